@@ -1,0 +1,12 @@
+"""`python -m amif_lib`: see amif_lib.cli."""
+
+from __future__ import annotations
+
+import sys
+
+from amif_lib.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

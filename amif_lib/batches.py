@@ -1,0 +1,201 @@
+"""From records to batches. Everything random is keyed by (seed, step, sample), never by process or worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from amif_lib.datasets import images
+from amif_lib.datasets.records import Question, Study
+from amif_lib.distributed import rank, world_size
+from amif_lib.errors import InputError
+from amif_lib.experiments import RunSpec
+from amif_lib.objectives.amif import PretrainingBatch
+from amif_lib.teachers import Embeddings
+
+
+class ImageCache:
+    """Decoded images at a little over training size, kept in memory up to a bound: small sets are decoded once."""
+
+    def __init__(self, size: int, bound_bytes: int = 2 << 30):
+        self.side = round(1.15 * size)
+        self.bound = bound_bytes // (3 * self.side**2)
+        self.kept: dict[Path, Image.Image] = {}
+
+    def __getitem__(self, path: Path) -> Image.Image:
+        if path in self.kept:
+            return self.kept[path]
+        image = images.load_rgb(path)
+        if max(image.size) > self.side:
+            image = image.resize((self.side, self.side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        if len(self.kept) < self.bound:
+            self.kept[path] = image
+        return image
+
+
+def global_batches(total: int, size: int, seed: int, epoch: int, folds: Sequence[int] | None = None, drop_last: bool = True) -> list[list[int]]:
+    """Indices of every global batch of an epoch, shuffled by (seed, epoch).
+
+    With `folds` a batch holds samples of one fold. Raises InputError where no full batch can be made.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    fold_of = np.zeros(total, dtype=int) if folds is None else np.asarray(folds)
+    batches = []
+    for fold in np.unique(fold_of):
+        order = rng.permutation(np.flatnonzero(fold_of == fold))
+        end = len(order) - len(order) % size if drop_last else len(order)
+        batches += [order[start:start + size].tolist() for start in range(0, end, size)]
+    if not batches:
+        raise InputError(f"train.batch_size: {size} exceeds the {total} samples there are (per fold of the teacher); lower it")
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def share(batch: Sequence[int]) -> tuple[list[int], list[float]]:
+    """This process's part of a global batch, and a weight per row: 0 on rows that only fill up an uneven split."""
+    each = -(-len(batch) // world_size())
+    own = list(batch[rank() * each:(rank() + 1) * each])
+    filler = each - len(own)
+    return own + [batch[0]] * filler, [1.0] * len(own) + [0.0] * filler
+
+
+class PretrainingData(Dataset):
+    """Studies as training samples: two views, tokens, teacher embeddings (section 3.1)."""
+
+    def __init__(self, studies: Sequence[Study], spec: RunSpec, tokenizer: Any, embeddings: Embeddings | None):
+        if not studies:
+            raise InputError("data.pretrain: no studies; name at least one pre-training set")
+        self.studies, self.spec, self.embeddings = list(studies), spec, embeddings
+        self.cache = ImageCache(spec.model.image_size)
+        self.tokens = tokenizer([s.text for s in studies], truncation=True, max_length=spec.data.text_length)["input_ids"]
+        self.pad, self.mask_token = tokenizer.pad_token_id, tokenizer.mask_token_id
+        self.special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+        strengths = ("strong", "light", "none")
+        self.view_number = {f"{view} {strength}": i for i, (view, strength) in enumerate(
+            (v, s) for v in sorted({p.view for study in studies for p in study.images}) for s in strengths)}
+        self.group = _numbers([s.group_id for s in studies])
+        self.text_key = _numbers([" ".join(s.text.lower().split()) for s in studies])
+        self.folds = None if embeddings is None else [embeddings.folds[s.study_id] for s in studies]
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        step, index = key
+        study, data = self.studies[index], self.spec.data
+        rng = np.random.default_rng((self.spec.seed, step, index))
+        several = len(study.images) > 1
+        chosen = sorted(rng.choice(len(study.images), 2, replace=False).tolist()) if several else [0, 0]
+        strength = data.augment_multi_view if several else data.augment_single_view
+        pictures = [study.images[k] for k in chosen]
+        size = self.spec.model.image_size
+        views = [images.augment(self.cache[p.path], size, strength, flip=data.flip, colour=data.colour, rng=rng) for p in pictures]
+        tokens = np.array(self.tokens[index])
+        dropped = (rng.random(len(tokens)) < self.spec.objective.token_drop) & ~np.isin(tokens, list(self.special))
+        out = {"views": torch.stack(views), "view": int(rng.integers(2)), "tokens": tokens, "copy": np.where(dropped, self.mask_token, tokens),
+               "view_label": [self.view_number[f"{p.view} {strength}"] for p in pictures],
+               "group": self.group[index], "text_key": self.text_key[index], "step": step}
+        if self.embeddings is not None:
+            e = self.embeddings
+            out["teacher_views"] = e.image_vectors[[e.images[p.image_id] for p in pictures]]  # (2, e)
+            out["teacher_text"] = e.text_vectors[e.studies[study.study_id]]
+        return out
+
+    def collate(self, samples: list[dict[str, Any]]) -> PretrainingBatch:
+        ids, mask = pad([s["tokens"] for s in samples], self.pad)
+        copy_ids, _ = pad([s["copy"] for s in samples], self.pad)
+        teacher = {name: torch.stack([s[name] for s in samples]) if name in samples[0] else None for name in ("teacher_views", "teacher_text")}
+        numbers = {name: torch.tensor([s[name] for s in samples]) for name in ("view", "view_label", "group", "text_key")}
+        return PretrainingBatch(views=torch.stack([s["views"] for s in samples]), ids=ids, mask=mask, copy_ids=copy_ids,
+                                step=samples[0]["step"], **numbers, **teacher)
+
+
+@dataclass
+class QuestionBatch:
+    """B questions with their answers; `weight` is 0 on rows that only fill up an uneven split over processes."""
+
+    images: Tensor  # (B, 3, H, W), or (1, 3, H, W) where all are blank
+    ids: Tensor  # (B, t)
+    mask: Tensor  # (B, t)
+    answers: Tensor  # (B, L)
+    answer_mask: Tensor  # (B, L)
+    weight: Tensor  # (B,)
+    total: int  # questions in the global batch
+
+    def to(self, device: torch.device) -> QuestionBatch:
+        return QuestionBatch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
+
+class QuestionData(Dataset):
+    """Questions as fine-tuning or evaluation samples. `blank` replaces every image by the same grey one."""
+
+    def __init__(self, questions: Sequence[Question], spec: RunSpec, tokenizer: Any, blank: bool | None = None, augment: str = "none"):
+        self.questions, self.spec, self.augment = list(questions), spec, augment
+        self.blank = spec.data.blank_images if blank is None else blank
+        self.cache = ImageCache(spec.model.image_size)
+        self.pad = tokenizer.pad_token_id
+        self.tokens = tokenizer([q.question for q in questions], truncation=True, max_length=spec.data.question_length)["input_ids"]
+        self.answers = tokenizer([q.answer for q in questions], truncation=True, max_length=spec.data.answer_length)["input_ids"]
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, key: tuple[int, int, float, int]) -> dict[str, Any]:
+        step, index, weight, total = key
+        size, data = self.spec.model.image_size, self.spec.data
+        if self.blank:
+            image = None
+        elif self.augment == "none":
+            image = images.to_tensor(self.cache[self.questions[index].image_path], size)
+        else:
+            rng = np.random.default_rng((self.spec.seed, step, index))
+            image = images.augment(self.cache[self.questions[index].image_path], size, self.augment, flip=data.flip, colour=data.colour, rng=rng)
+        return {"image": image, "tokens": self.tokens[index], "answer": self.answers[index], "weight": weight, "total": total}
+
+    def collate(self, samples: list[dict[str, Any]]) -> QuestionBatch:
+        ids, mask = pad([s["tokens"] for s in samples], self.pad)
+        answers, answer_mask = pad([s["answer"] for s in samples], self.pad)
+        pictures = images.blank(self.spec.model.image_size)[None] if self.blank else torch.stack([s["image"] for s in samples])
+        return QuestionBatch(pictures, ids, mask, answers, answer_mask, torch.tensor([s["weight"] for s in samples]), samples[0]["total"])
+
+
+def loader(dataset: Any, keys: Sequence[Sequence[tuple]], workers: int) -> DataLoader:
+    """Batches in the given order of sample keys; `workers` processes decode and augment ahead (0: in this process)."""
+    return DataLoader(dataset, batch_sampler=_Listed(keys), collate_fn=dataset.collate, num_workers=workers, pin_memory=torch.cuda.is_available(),
+                      persistent_workers=False)
+
+
+class _Listed:
+    def __init__(self, batches: Sequence[Sequence[tuple]]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Sequence[tuple]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def pad(rows: Sequence[Any], value: int) -> tuple[Tensor, Tensor]:
+    """Token lists of different length -> ids and mask (B, longest)."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), value, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, :len(row)] = torch.as_tensor(row)
+        mask[i, :len(row)] = True
+    return ids, mask
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """Equal names -> equal integers."""
+    seen: dict[str, int] = {}
+    return [seen.setdefault(name, len(seen)) for name in names]
+

@@ -1,0 +1,184 @@
+"""The command line, `python -m amif_lib …`. Every make target is one of these commands, so make itself is a convenience.
+
+Options default to the environment variables that make passes on (SCALE, MACHINE, DATASETS, ROWS, SEEDS,
+PRETRAIN_SEEDS, DATA_ROOT). Each command imports what it needs when it runs, so that help is instant and the commands
+that need no torch run without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from amif_lib import paths
+from amif_lib.errors import InputError
+
+FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "HF_HOME")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Exit status 0; 1 where something ran and failed; 2 for input that cannot be used."""
+    options = _parser().parse_args(arguments)
+    for name in FOLDERS:  # relative to where the command was called; the jobs run elsewhere
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
+    try:
+        return options.run(options) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m amif_lib", description="AMiF Kit: an independent reproduction of AMiF for medical visual question answering. "
+        "Not for clinical use.", epilog="Settings come from options or from the environment (SCALE=small python -m amif_lib reproduce).")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        return sub
+
+    command("doctor", _doctor, "say what this machine can run and what is missing")
+    for name, text in (("reproduce", "run what is missing of a scale: data check, trainings, tables, report"),
+                       ("plan", "list the jobs of reproduce, and which are to do, without running any")):
+        sub = command(name, _reproduce if name == "reproduce" else _plan, text)
+        _add_scale(sub)
+        sub.add_argument("--machine", default=_environment("MACHINE", "laptop"), help="laptop, workstation or slurm (default: %(default)s)")
+        sub.add_argument("--tables", default="", help="names of tables, comma-separated (default: all of the scale)")
+        sub.add_argument("--datasets", default=_environment("DATASETS"), help="question sets, comma-separated (default: all of the scale)")
+        sub.add_argument("--rows", default=_environment("ROWS"), help="rows of the tables, comma-separated (default: all)")
+        sub.add_argument("--seeds", type=int, default=_environment("SEEDS", "1"), help="fine-tunings per cell (default: %(default)s)")
+        sub.add_argument("--pretrain-seeds", type=int, default=_environment("PRETRAIN_SEEDS", "1"),
+                         help="pre-trainings per cell, each with its fine-tunings (default: %(default)s)")
+    sub = command("run", _run, "train one run: stage 1, stage 2 or a fine-tuning")
+    sub.add_argument("spec", help="a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]")
+    sub.add_argument("--processes", type=int, help="default: $AMIF_PROCESSES, else one per GPU")
+    sub = command("table", _table, "make one table from stored runs, without training")
+    sub.add_argument("name", help="for example headline or table4")
+    _add_scale(sub)
+    _add_scale(command("report", _report, "make the report page from stored runs, without training"))
+    command("smoke-paper", _smoke, "one optimiser step of each training at the paper's full size, and one ranked answer, on a CPU")
+    sub = command("data-check", _data_check, "check the data sets that a scale needs against their manifests")
+    _add_scale(sub)
+    sub.add_argument("--datasets", default=_environment("DATASETS"), help="manifest names, comma-separated (default: all of the scale)")
+    command("settings", _settings, "list every setting with its default and alternatives")
+    command("lab", _lab, "open the notebooks in JupyterLab")
+    sub = command("clean", _clean, "remove caches, executed copies and workflow state; never data")
+    sub.add_argument("--runs", nargs="*", metavar="RUN_ID", help="these finished runs too, and those that start from them; "
+                     "without ids: all runs, tables and reports")
+    sub.add_argument("--dry-run", action="store_true", help="only say what would go")
+    return parser
+
+
+def _environment(name: str, default: str = "") -> str:
+    return os.environ.get(name) or default
+
+
+def _add_scale(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--scale", default=_environment("SCALE", "demo"), help="demo, small, base or paper (default: %(default)s)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+def _selection(options: argparse.Namespace):
+    from amif_lib.workflow.plan import Selection
+
+    return Selection(options.scale, _names(options.tables), _names(options.datasets), _names(options.rows), options.seeds,
+                     options.pretrain_seeds)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from amif_lib import doctor
+
+    return doctor.main()
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from amif_lib.workflow import engine
+
+    return engine.reproduce(_selection(options), options.machine)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from amif_lib.workflow import engine
+
+    return engine.show_plan(_selection(options), options.machine)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from amif_lib.launch import train
+
+    train(options.spec, options.processes)
+
+
+def _table(options: argparse.Namespace) -> None:
+    from amif_lib import tables
+
+    for path in tables.write(options.name, options.scale):
+        print(path.read_text(encoding="utf-8") if path.suffix == ".md" else paths.shown(path))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from amif_lib import run_notebook
+    from amif_lib.workflow.plan import NOTEBOOKS
+
+    if origin := _environment("FROM"):
+        raise InputError(f"FROM={origin}: a report from committed results is not part of this release; leave FROM unset")
+    notebook = NOTEBOOKS["report"] + ".ipynb"
+    folder = paths.scale_dir(options.scale)
+    status = run_notebook.main([str(paths.NOTEBOOKS / notebook), "--out", str(folder / "notebooks" / notebook), "-p", "scale", options.scale])
+    if status == 0:
+        print(f"Report: {paths.shown(folder / 'report.html')}")
+    return status
+
+
+def _smoke(options: argparse.Namespace) -> int | None:
+    from amif_lib import smoke
+
+    return smoke.main()
+
+
+def _data_check(options: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from amif_lib import experiments, manifests
+    from amif_lib.workflow.plan import runs_of
+
+    names = _names(options.datasets) or sorted({name for run in runs_of(options.scale) for name in experiments.data_sets(run)})
+    found = pd.concat([manifests.check(name) for name in names])
+    print(found.to_markdown(index=False))
+    bad = found[~found["status"].isin(("ok", "partial"))]
+    if len(bad):
+        print(f"\n{len(bad)} of {len(found)} checks failed; data_manifests/<set>.md says where each set comes from", file=sys.stderr)
+    return int(len(bad) > 0)
+
+
+def _settings(options: argparse.Namespace) -> None:
+    from amif_lib import settings
+
+    print(settings.page())
+
+
+def _lab(options: argparse.Namespace) -> int:
+    import subprocess
+
+    return subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={paths.ROOT}", "--LabApp.default_url=/lab/tree/notebooks"],
+                           cwd=paths.ROOT)
+
+
+def _clean(options: argparse.Namespace) -> None:
+    from amif_lib.workflow import clean
+
+    clean.clean(options.runs, options.dry_run)

@@ -1,0 +1,63 @@
+"""The two record types that every reader yields: a study for pre-training, a question for Med-VQA.
+
+Readers turn the official files into these and nothing downstream knows a data set's own layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StudyImage:
+    """One image of a study. `view` is `"frontal"`, `"lateral"`, a plane such as `"axial"`, or `""` where unknown."""
+
+    image_id: str
+    path: Path
+    view: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One pre-training sample: a text and the image or images it describes (paper section 3.1, `(I_i, W_i)`).
+
+    `group_id` names what must not be split or paired as a negative: the case, patient study or article.
+    """
+
+    study_id: str
+    images: tuple[StudyImage, ...]
+    text: str
+    split: str = "train"
+    group_id: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One Med-VQA question.
+
+    `answers` holds the accepted answers, normalised (`normalise_answer`), the first being the one to train on.
+    `closed_field` is the data set's own open/closed field where it has one (`answer_type`), `closed_yes_no` the paper's
+    definition: the answer is yes or no (Table 1 caption). A set without a field has `closed_field = closed_yes_no`.
+    """
+
+    question_id: str
+    image_id: str
+    image_path: Path
+    question: str
+    answers: tuple[str, ...]
+    split: str
+    closed_field: bool
+    closed_yes_no: bool
+    question_type: str = ""
+    language: str = "en"
+    extra: dict[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def answer(self) -> str:
+        return self.answers[0]
+
+
+def normalise_answer(text: object) -> str:
+    """`str(x).strip().lower()` with inner white space collapsed: the normalisation of every count the kit reports."""
+    return " ".join(str(text).split()).lower()

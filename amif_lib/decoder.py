@@ -1,0 +1,90 @@
+"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in its last layers, cross-attention.
+
+Its call looks like that of a Hugging Face decoder with cross-attention, so that the same ranking serves both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amif_lib.fusion import Attention, FeedForward
+
+
+@dataclass
+class DecoderOutput:
+    logits: Tensor  # (B, L, vocabulary); logits[:, t] predicts token t + 1
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, width: int, heads: int, dropout: float, cross: bool):
+        super().__init__()
+        self.self_attention = Attention(width, heads, dropout)
+        self.cross_attention = Attention(width, heads, dropout) if cross else None
+        self.feed_forward = FeedForward(width, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        x = self.self_attention(x, mask=mask, causal=True)  # (B, L, d)
+        if self.cross_attention is not None:
+            x = self.cross_attention(x, memory, memory_mask)  # (B, L, d)
+        return self.feed_forward(x)
+
+
+class AnswerDecoder(nn.Module):
+    """BERT blocks over answer tokens that attend to the knowledge-fused image-question tokens F'_i.
+
+    The output layer shares its weights with the word embeddings (as BERT's). 122,524,228 parameters at paper size.
+    """
+
+    repeats_memory = True  # accepts a memory whose batch divides the answers' batch
+
+    def __init__(self, vocab_size: int, width: int, layers: int, cross_layers: int, heads: int, positions: int, dropout: float):
+        super().__init__()
+        if cross_layers > layers:
+            raise ValueError(f"decoder_cross_layers {cross_layers} exceeds decoder_layers {layers}")
+        self.word_embeddings = nn.Embedding(vocab_size, width)
+        self.position_embeddings = nn.Embedding(positions, width)
+        self.token_type_embeddings = nn.Embedding(2, width)
+        self.embedding_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers))
+        self.head_transform = nn.Linear(width, width)
+        self.head_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
+        self.head_bias = nn.Parameter(torch.zeros(vocab_size))
+        self.dropout = dropout
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None,
+                encoder_attention_mask: Tensor | None = None) -> DecoderOutput:
+        """input_ids (B, L) and memory (B', S, d), B' dividing B -> logits (B, L, vocabulary)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.word_embeddings(input_ids) + self.position_embeddings(positions) + self.token_type_embeddings.weight[0]
+        x = F.dropout(self.embedding_norm(x), self.dropout, self.training)  # (B, L, d)
+        mask = None if attention_mask is None else attention_mask.bool()
+        memory_mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
+        for layer in self.layers:
+            x = layer(x, mask, encoder_hidden_states, memory_mask)  # (B, L, d)
+        x = self.head_norm(F.gelu(self.head_transform(x)))  # (B, L, d)
+        return DecoderOutput(F.linear(x, self.word_embeddings.weight, self.head_bias))  # (B, L, vocabulary)
+
+    def loss(self, answers: Tensor, answer_mask: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        """Conditional language-modelling loss per answer (B,): the sum over its tokens of -log p, [SEP] included once.
+
+        answers (B, L) begin with [CLS] and end with [SEP]; padding is masked out.
+        """
+        logits = self(answers[:, :-1], answer_mask[:, :-1], memory, memory_mask).logits  # (B, L-1, vocabulary)
+        nll = F.cross_entropy(logits.float().transpose(1, 2), answers[:, 1:], reduction="none")  # (B, L-1)
+        return (nll * answer_mask[:, 1:]).sum(1)
+
+    @torch.no_grad()
+    def generate(self, memory: Tensor, memory_mask: Tensor | None, start: int, end: int, max_length: int) -> Tensor:
+        """Greedy free generation: (B, <= max_length) token ids, [CLS] first, `end` repeated after the end."""
+        ids = torch.full((memory.shape[0], 1), start, device=memory.device)  # (B, 1)
+        done = torch.zeros(memory.shape[0], dtype=torch.bool, device=memory.device)
+        while ids.shape[1] < max_length and not bool(done.all()):
+            best = self(ids, None, memory, memory_mask).logits[:, -1].argmax(-1)  # (B,)
+            best = torch.where(done, end, best)
+            done |= best == end
+            ids = torch.cat([ids, best[:, None]], dim=1)  # (B, L) -> (B, L + 1)
+        return ids

@@ -1,0 +1,76 @@
+"""Image and text encoders, from `transformers`: a CLIP-style ViT and a BERT. Both return all tokens, [CLS] first."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
+
+from amif_lib import hub
+from amif_lib.experiments import ModelSpec
+
+
+class ImageEncoder(nn.Module):
+    """CLIP-style ViT (Radford et al., 2021). The final layer norm applies to every token, as CLIP's applies to [CLS]."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        whole = CLIPVisionModel(CLIPVisionConfig(
+            hidden_size=spec.width, intermediate_size=4 * spec.width, num_hidden_layers=spec.image_layers,
+            num_attention_heads=spec.image_heads, image_size=spec.image_size, patch_size=spec.patch_size, hidden_act="quick_gelu"))
+        self.vit = getattr(whole, "vision_model", whole)  # older transformers wrap it once more
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W), normalised -> tokens (B, 1 + patches, d)."""
+        return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)
+
+    def load(self, source: str) -> hub.LoadReport:
+        """Load a CLIP checkpoint (hub id or folder), its position embeddings interpolated to this resolution."""
+        state = hub.clip_vision_state(hub.read_state(hub.find(source)))
+        name = "embeddings.position_embedding.weight"
+        changed = []
+        if name in state:
+            fitted = interpolate_positions(state[name], self.vit.embeddings.position_embedding.weight.shape[0])
+            if fitted.shape != state[name].shape:
+                changed.append(f"{name} {state[name].shape[0]} -> {fitted.shape[0]}")
+            state[name] = fitted
+        return hub.load_into(self.vit, state, source, changed=changed)
+
+
+def initial_deviation(width: int) -> float:
+    """BERT's 0.02 at width 768, scaled as 1 / sqrt(width): with a fixed 0.02 a narrow network starts almost constant."""
+    return 0.02 * (768 / width) ** 0.5
+
+
+def interpolate_positions(table: Tensor, positions: int) -> Tensor:
+    """Bicubic interpolation of a ViT's position table (1 + n*n, d) to another square grid (1 + m*m, d)."""
+    if table.shape[0] == positions:
+        return table
+    old, new = round((table.shape[0] - 1) ** 0.5), round((positions - 1) ** 0.5)
+    grid = table[1:].T.reshape(1, -1, old, old)  # (n*n, d) -> (1, d, n, n)
+    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])  # (1, d, m, m) -> (1 + m*m, d)
+
+
+class TextEncoder(nn.Module):
+    """BERT encoder (Devlin et al., 2019) without a pooler; starts from a ClinicalBERT at paper scale."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.bert = BertModel(BertConfig(
+            vocab_size=spec.vocab_size, hidden_size=spec.width, intermediate_size=4 * spec.width, num_hidden_layers=spec.text_layers,
+            num_attention_heads=spec.text_heads, max_position_embeddings=spec.text_positions, hidden_dropout_prob=spec.dropout,
+            attention_probs_dropout_prob=spec.dropout, initializer_range=initial_deviation(spec.width)), add_pooling_layer=False)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids and mask (B, T) -> tokens (B, T, d)."""
+        return self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1)."""
+        return self.bert.embeddings(input_ids=ids)
+
+    def load(self, source: str) -> hub.LoadReport:
+        """Load a BERT or DistilBERT checkpoint (hub id or folder)."""
+        return hub.load_into(self.bert, hub.bert_state(hub.read_state(hub.find(source))), source)

@@ -1,0 +1,163 @@
+"""Figures from stored results: one style, vector and raster output, the plotted numbers beside the picture.
+
+No figure needs torch. What a figure shows is written as CSV next to it, so that it can be drawn again by other means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from amif_lib import paths
+from amif_lib.errors import InputError
+from amif_lib.layout import dataset_name
+from amif_lib.tables import is_baseline, is_synthetic, real_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from amif_lib.results import Run
+
+OURS, BASELINE, PAPER = "#0173b2", "#767676", "#d55e00"
+MARKERS = {"ours": "o", "baseline": "s", "paper": "D"}
+COLOURS = {"ours": OURS, "baseline": BASELINE, "paper": PAPER}
+# Equal input must give equal bytes, so no date is written.
+METADATA = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+
+
+def use_style() -> None:
+    """Set the look of all figures: seaborn's ticks with the kit's style sheet on top."""
+    sns.set_theme(style="ticks", palette="colorblind")
+    plt.style.use(paths.PACKAGE / "amif.mplstyle")
+
+
+def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, caption: str = "") -> list[Path]:
+    """Write `path` + `.pdf`, `.svg`, `.png`, the plotted numbers as `.csv`, and the caption as `.txt` where given.
+
+    Returns the paths. Equal figures give equal files.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    with mpl.rc_context({"svg.hashsalt": "amif", "svg.fonttype": "none", "pdf.fonttype": 42}):
+        for kind, metadata in METADATA.items():
+            written.append(path.with_name(f"{path.name}.{kind}"))
+            figure.savefig(written[-1], metadata=metadata)
+    if data is not None:
+        written.append(path.with_name(f"{path.name}.csv"))
+        data.to_csv(written[-1], index=False, lineterminator="\n")
+    if caption:
+        written.append(path.with_name(f"{path.name}.txt"))
+        written[-1].write_text(caption + "\n", encoding="utf-8")
+    return written
+
+
+def training_curves(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
+    """Total loss against step, one panel per stage, one line per run; each line is a running mean over 1/40 of the run.
+
+    Returns the figure and its data: `stage, run_id, label, step, loss, smoothed`.
+    """
+    if not runs:
+        raise InputError("training curves: no run given")
+    data = pd.concat([_loss(run) for run in runs], ignore_index=True)
+    stages = [stage for stage in ("stage1", "stage2", "finetune") if stage in set(data["stage"])]
+    titles = {"stage1": "Stage 1: global alignment", "stage2": "Stage 2: local alignment, hard negatives",
+              "finetune": "Fine-tuning"}
+    figure, axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.0), squeeze=False)
+    for axis, stage in zip(axes[0], stages, strict=True):
+        part = data[data["stage"] == stage]
+        labels = part.groupby("run_id")["label"].first()
+        for position, (run_id, line) in enumerate(part.groupby("run_id", sort=False)):
+            colour = f"C{position % 8}"
+            axis.plot(line["step"], line["loss"], color=colour, alpha=0.18, linewidth=0.8)
+            axis.plot(line["step"], line["smoothed"], color=colour, label=labels[run_id])
+        axis.set(title=titles[stage], xlabel="step", ylabel="loss" if axis is axes[0][0] else "")
+        axis.set_ylim(bottom=min(0, part["smoothed"].min()))
+        if len(labels) > 1:
+            axis.legend(loc="upper right", fontsize="x-small")
+    return figure, data
+
+
+def _loss(run: Run) -> pd.DataFrame:
+    history = run.history
+    if not {"step", "total"} <= set(history):
+        path = paths.shown(run.directory / "metrics.jsonl")
+        raise InputError(f"{path}: no step and total in it; start the run again")
+    smooth = history["total"].rolling(max(1, len(history) // 40), min_periods=1).mean()
+    label = run.spec.label.split(": ", 1)[-1] or run.run_id  # without `table4 row 6:`
+    return pd.DataFrame({"stage": run.spec.stage, "run_id": run.run_id, "label": label, "step": history["step"],
+                         "loss": history["total"], "smoothed": smooth})
+
+
+def accuracy_plot(cells: pd.DataFrame, dataset: str | None = None, protocol: str = "paper",
+                  with_paper: bool | None = None) -> tuple[Figure, pd.DataFrame]:
+    """Accuracy with 95% intervals: our rows, the baselines below them and the paper's number beside each row.
+
+    `cells` is what `tables.table` gives; `dataset` defaults to its first. One panel per split (overall, open, closed).
+    The paper's numbers are drawn for real data only, unless `with_paper` says otherwise: one axis with synthetic data
+    would suggest a comparison. Returns the figure and its data: `split, label, kind (ours|baseline|paper), accuracy,
+    ci_low, ci_high`.
+    """
+    dataset = dataset or str(cells["dataset"].iloc[0])
+    part = cells[(cells["dataset"] == dataset) & (cells["protocol"] == protocol)]
+    if part.empty:
+        raise InputError(f"accuracy plot: no cell of {dataset!r} under protocol {protocol!r}; choose from "
+                         f"{', '.join(sorted(set(cells['dataset'])))}")
+    data = _points(part, not is_synthetic(dataset) if with_paper is None else with_paper)
+    labels = list(dict.fromkeys(data["label"]))
+    splits = [split for split in ("overall", "open", "closed") if split in set(data["split"])]
+    questions = part.groupby("split")["n_questions"].first()
+    figure, axes = plt.subplots(1, len(splits), sharey=True, squeeze=False,
+                                figsize=(3.4 + 2.4 * len(splits), 0.9 + 0.36 * len(labels)))
+    gap = len(set(data.loc[data["kind"] == "ours", "label"]))  # baselines start below a gap
+    height = {label: -(position + (0.6 if position >= gap else 0)) for position, label in enumerate(labels)}
+    for axis, split in zip(axes[0], splits, strict=True):
+        _draw_points(axis, data[data["split"] == split], height)
+        axis.set(title=f"{split} (n = {questions[split]})", xlabel="accuracy, %", xlim=(-2, 102))
+        axis.set_xticks(range(0, 101, 25))
+        axis.set_yticks([height[label] for label in labels], labels)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.grid(axis="x", color="0.92", linewidth=0.8, zorder=0)
+    handles, names = _legend(data, dataset)
+    figure.legend(handles, names, loc="outside upper left", ncols=len(names), handletextpad=0.3, columnspacing=1.6)
+    return figure, data
+
+
+def _points(part: pd.DataFrame, with_paper: bool) -> pd.DataFrame:
+    ours = part.assign(kind=["baseline" if is_baseline(row) else "ours" for row in part["row"]], accuracy=part["ours"])
+    columns = ["split", "label", "kind", "accuracy", "ci_low", "ci_high"]
+    printed = part[part["paper"].notna()] if with_paper else part.iloc[:0]
+    paper = printed.assign(kind="paper", accuracy=printed["paper"], ci_low=np.nan, ci_high=np.nan)
+    return pd.concat([ours[columns], paper[columns]] if len(paper) else [ours[columns]], ignore_index=True)
+
+
+def _draw_points(axis: Axes, data: pd.DataFrame, height: dict[str, float]) -> None:
+    for kind, marker in MARKERS.items():
+        own = data[data["kind"] == kind]
+        y = own["label"].map(height)
+        if kind != "paper":
+            axis.hlines(y, own["ci_low"], own["ci_high"], color=COLOURS[kind], linewidth=1.6, zorder=2)
+        axis.scatter(own["accuracy"], y, marker=marker, s=34 if kind != "paper" else 30, zorder=3, linewidth=1.3,
+                     facecolor="white" if kind == "paper" else COLOURS[kind], edgecolor=COLOURS[kind])
+        for value, level in zip(own["accuracy"], y, strict=True):
+            axis.annotate(f"{value:.1f}", (value, level), xytext=(0, 5), textcoords="offset points", ha="center",
+                          va="bottom", fontsize=7, color=COLOURS[kind])
+    axis.set_ylim(min(height.values()) - 0.6, 0.6)
+
+
+def _legend(data: pd.DataFrame, dataset: str) -> tuple[list[object], list[str]]:
+    on = f" (on real {dataset_name(real_name(dataset))})" if is_synthetic(dataset) else ""
+    names = {"ours": "this kit, 95% interval", "baseline": "baseline, 95% interval", "paper": f"paper{on}"}
+    shown = [kind for kind in MARKERS if kind in set(data["kind"])]
+    handles = [plt.Line2D([], [], marker=MARKERS[kind], color=COLOURS[kind], linestyle="-" if kind != "paper" else "",
+                          markerfacecolor="white" if kind == "paper" else COLOURS[kind]) for kind in shown]
+    return handles, [names[kind] for kind in shown]

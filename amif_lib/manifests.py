@@ -1,0 +1,239 @@
+"""Data manifests: what a data set consists of, where it lies, and whether what lies there is it.
+
+A manifest (`data_manifests/<name>.yaml`) holds only what determines the data (files, checksums, counts, generator
+settings) and what decides its use (licence, redistribution); prose belongs into the data card beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from amif_lib import paths
+from amif_lib.errors import InputError
+from amif_lib.experiments import read_yaml
+
+Status = Literal["ok", "missing", "changed", "partial", "needs credential"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(Strict):
+    """One file of the set; `path` is relative to the set's folder."""
+
+    path: str
+    bytes: int = Field(gt=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    required: bool = True
+    role: Literal["annotations", "documentation"] = "annotations"
+
+
+class TreeEntry(Strict):
+    """A folder of files. `sha256` hashes the lines `<sha256>  <name>`, sorted by name bytewise; empty: not recorded."""
+
+    path: str
+    count: int = Field(gt=0)
+    bytes: int = Field(0, ge=0)
+    sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    required: bool = True
+    role: Literal["images", "reports"] = "images"
+
+
+class SplitEntry(Strict):
+    """Expected counts of a split: of studies for a pre-training set, of questions for a question set."""
+
+    name: Literal["train", "val", "test", "all"]
+    studies: int | None = None
+    questions: int | None = None
+    images: int | None = None
+    closed_field: int | None = Field(None, description="closed by the set's own field")
+    closed_yes_no: int | None = Field(None, description="closed by the paper's definition: the answer is yes or no")
+    distinct_answers: int | None = Field(None, description="after normalisation")
+
+
+class Redistribution(Strict):
+    """What of the set may appear in a figure, an executed notebook, a report or a repository."""
+
+    fixtures: bool = False
+    images: bool = False
+    texts: bool = False
+
+
+class Access(Strict):
+    level: Literal["open", "form", "credentialed", "generated"]
+    steps: tuple[str, ...] = ()
+
+
+class Licence(Strict):
+    text: str
+    evidence: str = ""
+
+
+class Generator(Strict):
+    """Settings of `phantom.generate`; they determine every file."""
+
+    kind: Literal["mimic_cxr", "vqa_rad"]
+    seed: int = Field(ge=0)
+    size: int = Field(gt=0)
+    counts: dict[str, int]
+    version: int = Field(1, description="raised whenever the generator draws or writes anything differently")
+
+
+class Manifest(Strict):
+    schema_version: Literal[1]
+    name: str
+    version: str
+    title: str
+    reader: Literal["mimic_cxr", "medpix2", "vqa_rad"]
+    role: Literal["pretraining", "questions", "protected"]
+    folder: str = Field(description="folder under $DATA_ROOT, or under the phantom's root for generated data")
+    layout: dict[str, str] = Field(description="the reader's paths, relative to the folder")
+    homepage: str = ""
+    licence: Licence
+    redistribution: Redistribution = Redistribution()
+    citation: str
+    access: Access
+    files: tuple[FileEntry, ...] = ()
+    trees: tuple[TreeEntry, ...] = ()
+    splits: tuple[SplitEntry, ...] = ()
+    generator: Generator | None = None
+
+
+def names() -> list[str]:
+    """All data sets that have a manifest."""
+    return sorted(path.stem for path in paths.MANIFESTS.glob("*.yaml"))
+
+
+@lru_cache
+def load(name: str) -> Manifest:
+    """The manifest of a data set.
+
+    Raises:
+        InputError: no such manifest, unknown key or wrong value; names the file and the field.
+    """
+    path = paths.MANIFESTS / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(names())}")
+    try:
+        manifest = Manifest.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        raise InputError(f"{paths.shown(path)}: {field}: {first['msg']}; mend the manifest") from None
+    if manifest.name != name:
+        raise InputError(f"{paths.shown(path)}: name: {manifest.name!r} must equal the file's name; mend the manifest")
+    return manifest
+
+
+def folder_of(manifest: Manifest) -> Path:
+    """Where the set's folder is expected, whether it is there or not."""
+    return (paths.phantom_root() if manifest.generator else paths.data_root()) / manifest.folder
+
+
+def location(name: str) -> Path:
+    """The set's folder; a generated set that is absent or of other settings is generated first.
+
+    Raises:
+        InputError: the folder is absent; says what to set or where to get the data.
+    """
+    manifest = load(name)
+    folder = folder_of(manifest)
+    if manifest.generator:
+        from amif_lib.datasets import phantom
+
+        made = manifest.generator
+        phantom.generate(folder, made.kind, made.seed, made.size, made.counts)
+    elif not folder.is_dir():
+        hint = "; access needs credentials" if manifest.access.level == "credentialed" else ""
+        raise InputError(f"data set {name}: no folder {folder}; set DATA_ROOT to the folder that holds {manifest.folder}/ "
+                         f"(how to get it: data_manifests/{name}.md{hint})")
+    return folder
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_digest(folder: Path, pattern: str = "*") -> tuple[int, int, str]:
+    """Number of regular files in a folder (not below it), their bytes, and the digest that `TreeEntry` describes."""
+    files = sorted((path for path in folder.glob(pattern) if path.is_file()), key=lambda path: path.name.encode())
+    lines = "".join(f"{sha256(path)}  {path.name}\n" for path in files)
+    return len(files), sum(path.stat().st_size for path in files), hashlib.sha256(lines.encode()).hexdigest()
+
+
+def check(name: str, *, decode: bool = True) -> pd.DataFrame:
+    """Compare a data set on disk with its manifest: one line per file, tree and count.
+
+    Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (an optional part or some
+    files of a tree are absent) or `needs credential`. Nothing is raised for data that is absent or wrong: the table says
+    it. `decode` decodes every image that a record names.
+    """
+    manifest = load(name)
+    rows: list[dict[str, str]] = []
+    for item, status, detail in _check(manifest, decode):
+        rows.append({"data_set": name, "item": item, "status": status, "detail": detail})
+    return pd.DataFrame(rows, columns=["data_set", "item", "status", "detail"])
+
+
+def _check(manifest: Manifest, decode: bool) -> Iterator[tuple[str, Status, str]]:
+    folder = folder_of(manifest)
+    if manifest.generator:
+        folder = location(manifest.name)
+        yield "generator", "ok", f"written by this code, seed {manifest.generator.seed}"
+    if not folder.is_dir():
+        if manifest.access.level == "credentialed":
+            yield "folder", "needs credential", f"not downloaded by this kit; see data_manifests/{manifest.name}.md"
+        else:
+            yield "folder", "missing", f"set DATA_ROOT to the folder that holds {manifest.folder}/"
+        return
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.is_file():
+            yield entry.path, "missing" if entry.required else "partial", "required" if entry.required else "optional"
+        elif path.stat().st_size != entry.bytes:
+            yield entry.path, "changed", f"{path.stat().st_size} bytes, expected {entry.bytes}"
+        else:
+            same = sha256(path) == entry.sha256
+            yield entry.path, "ok" if same else "changed", f"{entry.bytes} bytes, sha256 {'as' if same else 'not as'} recorded"
+    for tree in manifest.trees:
+        yield _check_tree(tree, folder / tree.path)
+    try:
+        yield from _check_counts(manifest, decode)
+    except InputError as error:
+        yield "records", "changed", str(error)
+
+
+def _check_tree(tree: TreeEntry, folder: Path) -> tuple[str, Status, str]:
+    if not folder.is_dir():
+        return tree.path, "missing" if tree.required else "partial", "no such folder"
+    count, size, digest = tree_digest(folder)
+    if count < tree.count:
+        return tree.path, "partial", f"{count} of {tree.count} files"
+    if count > tree.count or (tree.sha256 and digest != tree.sha256):
+        return tree.path, "changed", f"{count} files, expected {tree.count}; digest {digest[:12]}, expected {tree.sha256[:12]}"
+    return tree.path, "ok", f"{count} files, {size} bytes, digest as recorded"
+
+
+def _check_counts(manifest: Manifest, decode: bool) -> Iterator[tuple[str, Status, str]]:
+    from amif_lib import datasets
+    from amif_lib.datasets import images
+
+    found = datasets.counts(manifest.name)
+    for split in manifest.splits:
+        have: dict[str, Any] = found.get(split.name, {})
+        expected = {key: value for key, value in split.model_dump(exclude={"name"}).items() if value is not None}
+        for key, value in expected.items():
+            same = have.get(key, 0) == value
+            yield f"{split.name}: {key}", "ok" if same else "changed", f"{have.get(key, 0)}" + ("" if same else f", expected {value}")
+    if decode:
+        number = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
+        yield "images decode", "ok", f"{number} images"

@@ -1,0 +1,282 @@
+"""AMiF, top to bottom: the pre-training network (Fig. 2 a) and the Med-VQA network on top of it (Fig. 2 b, Fig. 3).
+
+Shapes: B samples, p image patches (+1 [CLS]), t text tokens, M knowledge tokens, d = width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amif_lib import hub, tokenizers
+from amif_lib.decoder import AnswerDecoder
+from amif_lib.encoders import ImageEncoder, TextEncoder, initial_deviation
+from amif_lib.errors import InputError
+from amif_lib.experiments import KnowledgeSpec, ModelSpec
+from amif_lib.fusion import CoAttention, GatedCrossAttention, PairType
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+
+
+class Projection(nn.Module):
+    """proj() of Eq. 1: to a shared space, with unit length, so that a dot product is a cosine."""
+
+    def __init__(self, width: int, dim: int, form: str):
+        super().__init__()
+        self.layers = nn.Linear(width, dim) if form == "linear" else nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.layers(x).float(), dim=-1)  # (..., d) -> (..., projection_dim), fp32
+
+
+class PairHead(nn.Module):
+    """LH of Eq. 12: is a pair of co-attended representations a hard negative (class 1) or a positive (class 0)?"""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.pooling = spec.pair_pooling
+        self.poolers = nn.ModuleList(nn.Sequential(nn.Linear(spec.width, spec.width), nn.Tanh()) for _ in range(2)) \
+            if spec.pair_pooler == "tanh" else None
+        self.linear = nn.Linear(2 * spec.width, 2)
+
+    def forward(self, a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None) -> Tensor:
+        """a (B, S, d), b (B, T, d) -> logits (B, 2)."""
+        pooled = [self._pool(a, a_mask), self._pool(b, b_mask)]  # 2 x (B, d)
+        if self.poolers is not None:
+            pooled = [pooler(x) for pooler, x in zip(self.poolers, pooled, strict=True)]
+        return self.linear(torch.cat(pooled, dim=-1))  # (B, 2d) -> (B, 2)
+
+    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.pooling == "cls":
+            return x[:, 0]  # (B, S, d) -> (B, d)
+        weights = torch.ones_like(x[..., :1]) if mask is None else mask[..., None].to(x.dtype)
+        return (x * weights).sum(1) / weights.sum(1)  # (B, S, d) -> (B, d)
+
+
+class AMiF(nn.Module):
+    """What pre-training trains: two encoders, two projections, co-attention, pair head."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__()
+        self.spec = spec
+        self.image_encoder = ImageEncoder(spec)
+        self.text_encoder = TextEncoder(spec)
+        self.image_projection = Projection(spec.width, spec.projection_dim, spec.projection)
+        self.text_projection = Projection(spec.width, spec.projection_dim, spec.projection)
+        self.log_temperature = nn.Parameter(torch.zeros(()), requires_grad=False)  # log(tau / tau_0); trained if asked
+        self.co_attention = CoAttention(spec.width, spec.fusion_layers, spec.fusion_heads, spec.dropout)
+        self.pair_head = PairHead(spec)
+        for module in (self.image_projection, self.text_projection, self.co_attention, self.pair_head):
+            initialise(module, spec.width)
+
+    def save(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json`."""
+        _save(self, {"architecture": "AMiF", "model": self.spec.model_dump()}, folder)
+
+    def load(self, folder: Path) -> hub.LoadReport:
+        """Load weights written by `save`; every tensor must match."""
+        return hub.load_into(self, hub.read_state(folder), str(folder))
+
+
+def initialise(module: nn.Module, width: int) -> None:
+    """BERT's initialisation, normal with zero biases: deviation 0.02 at width 768, larger for narrower networks."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=initial_deviation(width))
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
+
+
+class AMiFForVQA(nn.Module):
+    """AMiF with the gated knowledge fusion decoder: answers questions about an image.
+
+    `knowledge_ids` (M,) are the tokens of the answer vocabulary and `knowledge_answer` (M,) says which answer each token
+    belongs to; both travel with the weights. An empty vocabulary bypasses the gated module.
+    """
+
+    def __init__(self, spec: ModelSpec, knowledge: KnowledgeSpec, knowledge_ids: Tensor, knowledge_answer: Tensor,
+                 tokenizer: Any = None, question_length: int = 32, answer_length: int = 32):
+        super().__init__()
+        self.spec, self.knowledge, self.tokenizer = spec, knowledge, tokenizer
+        self.question_length, self.answer_length = question_length, answer_length
+        self.amif = AMiF(spec)
+        for unused in ("image_projection", "text_projection", "pair_head", "log_temperature"):
+            delattr(self.amif, unused)  # pre-training only
+        self.register_buffer("knowledge_ids", knowledge_ids)
+        self.register_buffer("knowledge_answer", knowledge_answer)
+        self.gated_cross_attention = GatedCrossAttention(spec.width, spec.fusion_heads, spec.dropout, spec.gate_input) \
+            if knowledge.source != "none" else None
+        self.decoder = AnswerDecoder(spec.vocab_size, spec.width, spec.decoder_layers, spec.decoder_cross_layers, spec.text_heads,
+                                     spec.text_positions, spec.dropout)
+        initialise(self.decoder, spec.width)
+        if self.gated_cross_attention is not None:
+            initialise(self.gated_cross_attention, spec.width)
+
+    # --- the road from image and question to F' ---
+
+    def encode(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W), question ids and mask (B, t) -> F'_i (B, p+1+t, d) and its mask (B, p+1+t)."""
+        return self.encode_with_maps(images, ids, mask)[:2]
+
+    def encode_with_maps(self, images: Tensor, ids: Tensor, mask: Tensor, return_weights: bool = False) \
+            -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """As `encode`, with named intermediates: fused image and text tokens, attention weights, gate."""
+        image = self.amif.image_encoder(images)  # V_i: (B, p+1, d); one blank image may serve a whole batch
+        image = image.expand(len(ids), -1, -1)
+        text = self.amif.text_encoder(ids, mask)  # R_i: (B, t, d)
+        image_fused, text_fused, attentions = self.amif.co_attention(image, text, None, mask, "image_text", return_weights)
+        joint = torch.cat([image_fused, text_fused], dim=1)  # F_i: (B, p+1+t, d)
+        joint_mask = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)  # (B, p+1+t)
+        maps: dict[str, Any] = {"image": image_fused, "text": text_fused, "attentions": attentions, "gate": None}
+        if self.gated_cross_attention is not None:
+            joint, maps["gate"] = self.gated_cross_attention(joint, self.knowledge_tokens(), use_gate=self.knowledge.gate)
+        return joint, joint_mask, maps
+
+    def knowledge_tokens(self) -> Tensor:
+        """F_p (1, M, d): the answer vocabulary, embedded by the text encoder's embeddings and encoded once per batch."""
+        embedded = self.amif.text_encoder.embed(self.knowledge_ids[None])  # (1, M) -> (1, M, d)
+        if self.knowledge.form == "pooled":  # one mean vector per answer
+            which = F.one_hot(self.knowledge_answer).to(embedded.dtype)  # (M, answers)
+            embedded = (which / which.sum(0)).T @ embedded  # (1, M, d) -> (1, answers, d)
+        return self.gated_cross_attention.encode_knowledge(embedded)
+
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
+        """Language-modelling loss of each answer (B,), summed over its tokens."""
+        memory, memory_mask = self.encode(images, ids, mask)
+        return self.decoder.loss(answers, answer_mask, memory, memory_mask)
+
+    # --- one image, one question: what a notebook calls ---
+
+    def answer(self, image: Image.Image | str | Path, question: str) -> str:
+        """Free generation: the answer the decoder writes by itself (greedy)."""
+        memory, memory_mask = self.encode(*self._inputs(image, question))
+        tokenizer = self.tokenizer
+        ids = self.decoder.generate(memory, memory_mask, tokenizer.cls_token_id, tokenizer.sep_token_id, self.answer_length)
+        return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+    def rank(self, image: Image.Image | str | Path, question: str, candidates: Sequence[str]) -> pd.DataFrame:
+        """Candidate answers by log-likelihood: columns answer, log_likelihood, probability (over these candidates)."""
+        import pandas as pd
+
+        from amif_lib.ranking import rank_answers
+
+        if not candidates:
+            raise InputError("rank: candidates is empty; give at least one answer")
+        with torch.inference_mode():
+            memory, memory_mask = self.encode(*self._inputs(image, question))
+            scores = rank_answers(self.decoder, memory, memory_mask, self.tokenize_answers(candidates))[0]  # (K,)
+        frame = pd.DataFrame({"answer": list(candidates), "log_likelihood": scores.tolist(), "probability": scores.softmax(0).tolist()})
+        return frame.sort_values("log_likelihood", ascending=False, ignore_index=True)
+
+    @torch.inference_mode()
+    def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
+        """Patch maps (n, n) for one word of the question: cross-attention, transport plan, and the image's mean gate.
+
+        Raises InputError when the word is not in the question.
+        """
+        from amif_lib.objectives import transport
+
+        images, ids, mask = self._inputs(image, question)
+        columns = self._word_positions(ids, word)
+        _, _, maps = self.encode_with_maps(images, ids, mask, return_weights=True)
+        side = self.spec.image_size // self.spec.patch_size
+        content = tokenizers.content_mask(ids, mask, (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id))
+        cost = transport.cosine_cost(maps["image"][:, 1:], maps["text"])  # (1, p, t)
+        plan = transport.ipot(cost, None, content)[0]  # (p, t)
+        attention = maps["attentions"][-1][1][0].mean(0)  # text attends to image: (h, t, p+1) -> (t, p+1)
+        out = {"attention": attention[columns, 1:].mean(0), "transport_plan": plan[:, columns].sum(1)}
+        if maps["gate"] is not None:
+            out["gate"] = maps["gate"][0, 1:side * side + 1].mean(-1)
+        return {name: values.float().reshape(side, side) for name, values in out.items()}
+
+    def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of each answer, [CLS] … [SEP], cut to the answer length."""
+        return self.tokenizer(list(answers), truncation=True, max_length=self.answer_length)["input_ids"]
+
+    def _inputs(self, image: Image.Image | str | Path, question: str) -> tuple[Tensor, Tensor, Tensor]:
+        from amif_lib.datasets import images
+
+        picture = images.load_rgb(Path(image)) if isinstance(image, str | Path) else image.convert("RGB")
+        ids, mask = tokenizers.encode(self.tokenizer, [question], self.question_length)
+        pixels = images.to_tensor(picture, self.spec.image_size)[None]  # (1, 3, H, W)
+        device = self.knowledge_ids.device
+        return pixels.to(device), ids.to(device), mask.to(device)
+
+    def _word_positions(self, ids: Tensor, word: str) -> list[int]:
+        pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+        tokens = ids[0].tolist()
+        for start in range(len(tokens)):
+            if pieces and tokens[start:start + len(pieces)] == pieces:
+                return list(range(start, start + len(pieces)))
+        raise InputError(f"explain: {word!r} is not a word of the question")
+
+    # --- files ---
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights (safetensors), `config.json` and the tokenizer to `folder`."""
+        content = {"architecture": "AMiFForVQA", "model": self.spec.model_dump(), "knowledge": self.knowledge.model_dump(),
+                   "question_length": self.question_length, "answer_length": self.answer_length}
+        _save(self, content, Path(folder))
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> AMiFForVQA:
+        """Load from a folder written by `save_pretrained`, or from a hub id. Returned in evaluation mode."""
+        folder = hub.find(str(source))
+        content = hub.config(folder)
+        if content.get("architecture") != "AMiFForVQA":
+            raise InputError(f"{folder / 'config.json'}: architecture is {content.get('architecture')!r}; give the model/ folder "
+                             "of a fine-tuning run")
+        state = hub.read_state(folder)
+        model = cls(ModelSpec(**content["model"]), KnowledgeSpec(**content["knowledge"]), torch.zeros_like(state["knowledge_ids"]),
+                    torch.zeros_like(state["knowledge_answer"]), tokenizers.load(folder), content["question_length"],
+                    content["answer_length"])
+        hub.load_into(model, state, str(source))
+        return model.eval()
+
+
+def _save(module: nn.Module, content: dict[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / "model.safetensors.part"
+    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, aside)
+    os.replace(aside, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def select_knowledge(texts: Sequence[str], tokenizer: Any, max_tokens: int) -> tuple[Tensor, Tensor, int]:
+    """The answer vocabulary as tokens: unique texts by frequency (ties by name), joined with [SEP], until `max_tokens`.
+
+    Returns token ids (M,), the index of each token's text (M,), and how many texts did not fit.
+    """
+    counts: dict[str, int] = {}
+    for text in texts:
+        counts[text] = counts.get(text, 0) + 1
+    ordered = sorted(counts, key=lambda text: (-counts[text], text))
+    ids: list[int] = []
+    owner: list[int] = []
+    kept = 0
+    for text in ordered:
+        pieces = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
+        if len(ids) + len(pieces) > max_tokens:
+            break
+        ids += pieces
+        owner += [kept] * len(pieces)
+        kept += 1
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(owner, dtype=torch.long), len(ordered) - kept
+
+
+def pair_stream_masks(pair_type: PairType, text_mask: Tensor, partner_mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Masks of both sides of a pair: image sides have no padding."""
+    return {"image_text": (None, partner_mask), "image_image": (None, None), "text_text": (text_mask, partner_mask)}[pair_type]

@@ -1,0 +1,134 @@
+r"""Collapse monitor: do the tokens still differ, and does the transport plan say anything?
+
+Eq. 9 on positive pairs alone is minimised by making all tokens alike, which costs nothing and empties the plan of
+meaning; only the pair classification opposes it. And where the cost varies little against :math:`\beta / n`, IPOT
+returns close to the independent plan :math:`\mathbf{a} \mathbf{b}^\top`, which is the same whatever the tokens say.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amif_lib.objectives import transport
+
+# Above this mean cosine between the tokens of one side, tokens count as collapsed.
+TOKEN_COSINE_LIMIT = 0.95
+# Below this total variation distance from the independent plan, a plan counts as independent of the tokens.
+PLAN_DISTANCE_LIMIT = 0.05
+
+
+@torch.no_grad()
+def collapse(
+    x_tokens: Tensor,
+    y_tokens: Tensor,
+    plan: Tensor,
+    row_mask: Tensor | None,
+    col_mask: Tensor | None,
+    cost: Tensor,
+    *,
+    row_mass: Tensor | None = None,
+    col_mass: Tensor | None = None,
+    exact_problems: int = 8,
+) -> dict[str, float]:
+    r"""Statistics of one batch of transport problems; `verdict` reads them.
+
+    Parameters
+    ----------
+    x_tokens : Tensor, shape (B, p, d)
+        Tokens of the row side (image).
+    y_tokens : Tensor, shape (B, t, d)
+        Tokens of the column side (text).
+    plan, cost : Tensor, shape (B, p, t)
+    row_mask, col_mask : Tensor, shape (B, p) and (B, t), or None
+        True (or non-zero) at a real token.
+    row_mass, col_mass : Tensor, optional
+        What the plan was made with, see `transport.masses`.
+    exact_problems : int
+        How many samples, from the first on, are solved exactly for `cost_gap_closed` (on the CPU, one by one); 0 leaves
+        it out.
+
+    Returns
+    -------
+    dict of float
+        - ``row_token_cosine``, ``col_token_cosine``: mean cosine between different real tokens of one side, over
+          samples with two tokens or more; 1 is full collapse;
+        - ``row_violation``, ``col_violation``: :math:`\|\mathbf{T}\mathbf{1} - \mathbf{a}\|_1` and
+          :math:`\|\mathbf{T}^\top\mathbf{1} - \mathbf{b}\|_1`, means over samples, as shares of the total mass 1;
+        - ``plan_distance``: :math:`\frac{1}{2} \|\mathbf{T} - \mathbf{a}\mathbf{b}^\top\|_1`, the total variation
+          distance from the independent plan, between 0 and 1, over samples with two tokens or more on both sides (with
+          fewer there is only one plan);
+        - ``cost_gap_closed``: (cost of the independent plan - cost of this one) / (cost of the independent plan - cost
+          of the optimal one), after rounding this plan to the marginals, summed over those samples before dividing; 1
+          is an optimal plan, 0 one that costs as much as the independent plan.
+
+        A statistic that no sample allows is NaN.
+    """
+    a, b = transport.masses(cost, row_mask, col_mask, row_mass, col_mass)  # (B, p), (B, t)
+    plan, cost = plan.float(), cost.float()
+    independent = a.unsqueeze(2) * b.unsqueeze(1)  # (B, p, 1), (B, 1, t) -> (B, p, t)
+    used = a.sum(dim=1) > 0  # (B,): both sides have tokens
+    free = ((a > 0).sum(dim=1) > 1) & ((b > 0).sum(dim=1) > 1)  # (B,): more than one plan is possible
+    return {
+        "row_token_cosine": _token_cosine(x_tokens, a > 0),
+        "col_token_cosine": _token_cosine(y_tokens, b > 0),
+        "row_violation": _mean((plan.sum(dim=2) - a).abs().sum(dim=1), used),  # (B, p, t) -> (B, p) -> (B,)
+        "col_violation": _mean((plan.sum(dim=1) - b).abs().sum(dim=1), used),  # (B, p, t) -> (B, t) -> (B,)
+        "plan_distance": _mean((plan - independent).abs().sum(dim=(1, 2)) / 2, free),
+        "cost_gap_closed": _gap_closed(plan, independent, cost, a, b, free.nonzero().squeeze(1)[:exact_problems]),
+    }
+
+
+def verdict(stats: dict[str, float]) -> str:
+    """One sentence on what `collapse` found, for a log or a notebook."""
+    row, col, distance = stats["row_token_cosine"], stats["col_token_cosine"], stats["plan_distance"]
+    if max(row, col) > TOKEN_COSINE_LIMIT:
+        return (f"the plan carries no information: tokens have collapsed (mean cosine between tokens {row:.3f} on the "
+                f"row side, {col:.3f} on the column side, limit {TOKEN_COSINE_LIMIT})")
+    if distance < PLAN_DISTANCE_LIMIT:
+        return (f"the plan carries no information: it is within {distance:.3f} (total variation, limit "
+                f"{PLAN_DISTANCE_LIMIT}) of the independent plan; costs vary too little for this beta and number of "
+                "iterations")
+    if any(math.isnan(value) for value in (row, col, distance)):
+        return "the plan cannot be judged: no sample has two tokens or more on both sides, or features are not numbers"
+    closed = stats["cost_gap_closed"]
+    share = "" if math.isnan(closed) else f" and closes {closed:.0%} of the cost gap between it and the optimal plan"
+    return (f"the plan depends on the tokens: it is {distance:.2f} (total variation) away from the independent "
+            f"plan{share}; mean cosine between tokens {row:.2f} and {col:.2f}, marginals missed by "
+            f"{stats['row_violation']:.1%} and {stats['col_violation']:.1%}")
+
+
+def _token_cosine(tokens: Tensor, real: Tensor) -> float:
+    """Mean cosine between different real tokens of a sample, over samples: (B, n, d), (B, n) -> number."""
+    unit = F.normalize(tokens.double(), dim=-1).masked_fill(~real.unsqueeze(2), 0.0)
+    count = real.sum(dim=1)  # (B,)
+    # |sum of unit vectors|^2 holds every ordered pair once and each token with itself.
+    pairs = unit.sum(dim=1).square().sum(dim=1) - unit.square().sum(dim=(1, 2))  # (B, n, d) -> (B,)
+    return _mean(pairs / (count * (count - 1)).clamp_min(1), count > 1)
+
+
+def _gap_closed(plan: Tensor, independent: Tensor, cost: Tensor, a: Tensor, b: Tensor, chosen: Tensor) -> float:
+    if not len(chosen):
+        return math.nan
+    plan, independent, cost, a, b = (tensor[chosen] for tensor in (plan, independent, cost, a, b))
+    cost = cost.masked_fill((a == 0).unsqueeze(2) | (b == 0).unsqueeze(1), 0.0)
+    if not bool(cost.isfinite().all()):
+        return math.nan
+    optimal = transport.exact(cost, a > 0, b > 0, a, b)
+    rounded = transport.round_to_feasible(plan, a, b)
+    of_independent, of_plan, of_optimal = (
+        float(transport.transport_cost(candidate, cost).double().sum()) for candidate in (independent, rounded, optimal)
+    )
+    gap = of_independent - of_optimal
+    # Below rounding there is no gap to close: every plan costs the same.
+    if gap <= 1e-6 * max(abs(of_independent), abs(of_optimal)):
+        return math.nan
+    return (of_independent - of_plan) / gap
+
+
+def _mean(values: Tensor, chosen: Tensor) -> float:
+    """Mean over the chosen samples; NaN where there is none."""
+    return values[chosen].double().mean().item() if bool(chosen.any()) else math.nan

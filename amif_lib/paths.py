@@ -1,0 +1,49 @@
+"""Every path of the kit, written in one place. Nothing else in the library spells out a directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent  # the clone: notebooks/, results/, data_manifests/ lie here
+SPECS = PACKAGE / "specs"
+WORKFLOW = PACKAGE / "workflow"
+NOTEBOOKS = ROOT / "notebooks"
+MANIFESTS = ROOT / "data_manifests"
+
+
+def results() -> Path:
+    """Where results go: `$AMIF_RESULTS`, or `results/` of the clone. Read at call time, so that a test can redirect it."""
+    return Path(os.environ.get("AMIF_RESULTS") or ROOT / "results").expanduser().resolve()
+
+
+def published() -> Path:
+    """The paper's numbers, one CSV per table. Always those of the clone: a redirected results folder has none."""
+    return ROOT / "results" / "paper"
+
+
+def data_root() -> Path:
+    """Where data sets lie: `$DATA_ROOT`, or `data/` of the clone (not committed)."""
+    return Path(os.environ.get("DATA_ROOT") or ROOT / "data").expanduser().resolve()
+
+
+def phantom_root() -> Path:
+    """Where demo data is written. It is the kit's own, so it never goes into a user's `$DATA_ROOT`."""
+    return Path(os.environ.get("AMIF_PHANTOM") or ROOT / "data" / "phantom").expanduser().resolve()
+
+
+def run_dir(run_id: str) -> Path:
+    """`results/runs/<run_id>/`, whose content DESIGN fixes."""
+    return results() / "runs" / run_id
+
+
+def scale_dir(scale: str) -> Path:
+    """`results/<scale>/`: tables, figures, report and executed notebooks that belong to a scale rather than a run."""
+    return results() / scale
+
+
+def shown(path: Path) -> str:
+    """The path as a person wants to read it: relative to the clone where it lies inside, else absolute."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,0 +1,343 @@
+"""One training loop for stage 1, stage 2 and fine-tuning, under Accelerate, on one process or many.
+
+`run_spec(spec)` trains a run and fills its directory; `python -m amif_lib.train --spec RUN.json` is the same as a program
+that `accelerate launch` or `torchrun` starts once per process. A run that was cut off continues from its last training state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amif_lib import experiments, hub, predict, progress, results, teachers, tokenizers
+from amif_lib.batches import PretrainingData, QuestionBatch, QuestionData, global_batches, loader, share
+from amif_lib.datasets import load_questions, load_studies
+from amif_lib.distributed import gather_objects, rank, world_size
+from amif_lib.errors import InputError
+from amif_lib.experiments import RunSpec
+from amif_lib.model import AMiF, AMiFForVQA, select_knowledge
+from amif_lib.objectives import monitor
+from amif_lib.objectives.amif import Pretraining
+
+log = logging.getLogger(__name__)
+
+
+class FineTuning(nn.Module):
+    """The Med-VQA network with its loss: conditional language modelling of the answer (section 3.4.2)."""
+
+    def __init__(self, model: AMiFForVQA):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: QuestionBatch) -> dict[str, Tensor]:
+        """Mean over the questions of the global batch; the factor undoes the mean that processes take of gradients."""
+        loss = self.model(batch.images, batch.ids, batch.mask, batch.answers, batch.answer_mask)  # (B,)
+        return {"total": (loss * batch.weight).sum() * world_size() / batch.total}
+
+
+@dataclass
+class Prepared:
+    """All that the loop needs: what to train, on what, and what to write about it."""
+
+    module: nn.Module
+    tokenizer: Any
+    data: PretrainingData | QuestionData
+    folds: Sequence[int] | None
+    notes: dict[str, Any]  # goes into metrics.json
+    questions: list | None = None
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Read data, tokenizer and starting weights of a run; every error a user can mend is raised here, before training."""
+    torch.manual_seed(spec.seed)
+    return prepare_questions(spec) if spec.stage == "finetune" else prepare_pretraining(spec)
+
+
+def prepare_pretraining(spec: RunSpec) -> Prepared:
+    studies = teachers.student_studies(spec)
+    notes: dict[str, Any] = {"studies": len(studies), "images": sum(len(s.images) for s in studies)}
+    embeddings = None
+    if spec.teacher is not None:
+        folder = teachers.ensure(spec, studies)
+        embeddings, notes["teacher"] = teachers.read(folder), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        notes["teacher"]["id"] = folder.name
+    elif spec.stage == "stage1" and spec.objective.labels == "soft":
+        raise InputError("objective.labels: 'soft' needs a teacher; give the run a `teacher` section or set labels: one_hot")
+    if spec.train.batch_size % world_size():
+        raise InputError(f"train.batch_size: {spec.train.batch_size} is not a multiple of {world_size()} processes; change one of them")
+    tokenizer = get_tokenizer(spec, [s.text for s in studies])
+    torch.manual_seed(spec.seed)
+    amif = AMiF(spec.model)
+    notes["weights"] = [str(report) for report in load_encoders(amif, spec)]
+    if spec.stage == "stage2" and spec.parent is None:
+        raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
+    special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    module = Pretraining(amif, spec.objective, spec.stage, spec.seed, special)
+    data = PretrainingData(studies, spec, tokenizer, embeddings)
+    return Prepared(module, tokenizer, data, data.folds, notes)
+
+
+def prepare_questions(spec: RunSpec) -> Prepared:
+    questions = load_questions(spec.data.questions, training_file=spec.data.training_file)
+    if spec.data.max_questions:
+        questions = [q for split in ("train", "test") for q in [q for q in questions if q.split == split][:spec.data.max_questions]]
+    training = [q for q in questions if q.split == "train"]
+    pretraining_texts = [] if spec.parent or spec.init.tokenizer != "trained" else [s.text for s in teachers.student_studies(spec)]
+    tokenizer = get_tokenizer(spec, pretraining_texts)
+    texts = {"none": [], "answers": [q.answer for q in training], "questions": [q.question.lower() for q in training]}[spec.knowledge.source]
+    if spec.knowledge.vocabulary == "train+test" and spec.knowledge.source == "answers":
+        texts = texts + [q.answer for q in questions if q.split == "test"]
+    limit = min(spec.knowledge.max_tokens, spec.model.text_positions)
+    ids, owner, dropped = select_knowledge(texts, tokenizer, limit)
+    torch.manual_seed(spec.seed)
+    model = AMiFForVQA(spec.model, spec.knowledge, ids, owner, tokenizer, spec.data.question_length, spec.data.answer_length)
+    reports = load_encoders(model.amif, spec)
+    if spec.init.decoder != "random":
+        def random_by_design(name: str) -> bool:  # BERT has no cross-attention, and not every checkpoint a word-prediction head
+            return "cross_attention" in name or name.startswith("head_")
+        state = hub.decoder_state(hub.read_state(hub.find(spec.init.decoder)))
+        reports.append(hub.load_into(model.decoder, state, spec.init.decoder, may_miss=random_by_design))
+    long = sum(len(tokenizer(q.answer)["input_ids"]) > spec.data.answer_length for q in training)
+    notes = {"training_questions": len(training), "test_questions": len(questions) - len(training), "knowledge_tokens": len(ids),
+             "knowledge_texts_left_out": dropped, "answers_cut": long, "weights": [str(r) for r in reports],
+             "parameters": sum(p.numel() for p in model.parameters())}
+    data = QuestionData(training, spec, tokenizer, augment=spec.data.augment_questions)
+    return Prepared(FineTuning(model), tokenizer, data, None, notes, questions)
+
+
+def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
+    """The parent's tokenizer, a checkpoint's, or one fitted on training texts (test questions and answers never seen)."""
+    if spec.parent is not None:
+        return tokenizers.load(spec.parent.directory / "model")
+    if spec.init.tokenizer != "trained":
+        tokenizer = tokenizers.load(spec.init.tokenizer)
+    else:
+        texts = list(pretraining_texts)
+        for name in spec.data.tokenizer_questions:
+            # the official training file, whichever the run trains on, so that all rows of a table share a vocabulary
+            texts += [text for q in load_questions(name) if q.split == "train" for text in (q.question, q.answer)]
+        folder = spec.directory / "model"
+        if rank() == 0:
+            tokenizers.train(texts, spec.model.vocab_size, folder)
+        gather_objects(None)  # wait until it is written
+        tokenizer = tokenizers.load(folder)
+    if len(tokenizer) > spec.model.vocab_size:
+        raise InputError(f"model.vocab_size: {spec.model.vocab_size} is smaller than the {len(tokenizer)} tokens of {spec.init.tokenizer}; raise it")
+    return tokenizer
+
+
+def load_encoders(amif: AMiF, spec: RunSpec) -> list[hub.LoadReport]:
+    """Starting weights: the parent run's, or what `init` names."""
+    if spec.parent is not None:
+        folder = spec.parent.directory / "model"
+        if not results.is_finished(spec.parent):
+            raise InputError(f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; run it first, e.g. `make reproduce "
+                             f"SCALE={spec.scale}`")
+        return [hub.load_into(amif, hub.read_state(folder), f"run {spec.parent.run_id}")]
+    reports = []
+    for encoder, source in ((amif.image_encoder, spec.init.image), (amif.text_encoder, spec.init.text)):
+        if source != "random":
+            reports.append(encoder.load(source))
+    return reports
+
+
+def epoch_keys(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[tuple[int, int, list[tuple]]]:
+    """(epoch, step, this process's sample keys) of every step from `first_step` on."""
+    size, step = spec.train.batch_size, 0
+    for epoch in range(spec.train.epochs):
+        for batch in global_batches(len(prepared.data), size, spec.seed, epoch, prepared.folds, drop_last=spec.stage != "finetune"):
+            if step >= first_step:
+                own, weights = share(batch)
+                keys = [(step, i) if spec.stage != "finetune" else (step, i, w, len(batch)) for i, w in zip(own, weights, strict=True)]
+                yield epoch, step, keys
+            step += 1
+
+
+def total_steps(prepared: Prepared, spec: RunSpec) -> int:
+    per_epoch = len(global_batches(len(prepared.data), spec.train.batch_size, spec.seed, 0, prepared.folds, drop_last=spec.stage != "finetune"))
+    steps = per_epoch * spec.train.epochs
+    return min(steps, spec.train.max_steps) if spec.train.max_steps else steps
+
+
+def make_optimizer(module: nn.Module, spec: RunSpec, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with warm-up; no decay on norms, biases and embeddings' positions; a factor on modules that start at random."""
+    t = spec.train
+    fresh = ("co_attention", "pair_head", "gated_cross_attention", "decoder", "projection")
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim > 1, any(part in name for part in fresh)), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "weight_decay": t.weight_decay if decays else 0.0, "lr": t.learning_rate * (t.fusion_multiplier if new else 1)}
+         for (decays, new), parameters in groups.items()], betas=t.betas)
+    warm = max(1, round(t.warmup * steps))
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        left = (steps - step) / max(1, steps - warm)
+        return {"linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left)), "constant": 1.0}[t.schedule]
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def run_spec(spec: RunSpec) -> Path:
+    """Train a run to its end (from its last state, if it was cut off) and return its directory. Finished runs are left alone."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    if results.is_finished(spec):
+        return spec.directory
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+    precision = {"auto": "bf16" if on_gpu else "no", "fp32": "no", "bf16": "bf16"}[spec.train.precision]
+    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu,
+                              kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=spec.stage != "finetune")])
+    started = time.time()
+    folder = spec.directory
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(spec)
+    steps = total_steps(prepared, spec)
+    optimizer, schedule = make_optimizer(prepared.module, spec, steps)
+    torch.manual_seed(spec.seed + 1000 * rank())  # dropout
+    first_step, spent = restore(folder / "state", prepared.module, optimizer, schedule)
+    module, optimizer = accelerator.prepare(prepared.module, optimizer)
+    module.train()
+    if accelerator.is_main_process:
+        write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        keep_lines(folder / "metrics.jsonl", first_step)
+    bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=accelerator.is_main_process)
+    history, saved = [], time.time()
+    plan = [item for item in epoch_keys(prepared, spec, first_step) if item[1] < steps]
+    workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu else 0
+    for (epoch, step, _), batch in zip(plan, loader(prepared.data, [keys for _, _, keys in plan], workers), strict=True):
+        out = module(batch.to(accelerator.device))
+        accelerator.backward(out["total"])
+        norm = accelerator.clip_grad_norm_(module.parameters(), spec.train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
+        schedule.step()
+        line |= {name: float(accelerator.reduce(value.detach().float(), "mean")) for name, value in out.items()}
+        if not math.isfinite(line["total"]):
+            raise InputError(f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate")
+        history.append(line)
+        if accelerator.is_main_process:
+            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        bar.step(1, loss=line["total"])
+        if time.time() - saved > 120 and step + 1 < steps:
+            store(folder / "state", accelerator.unwrap_model(module), optimizer, schedule, step + 1, spent + time.time() - started)
+            saved = time.time()
+    bar.close()
+    accelerator.wait_for_everyone()
+    finish(spec, prepared, accelerator.unwrap_model(module), read_lines(folder / "metrics.jsonl") or history, spent + time.time() - started, steps)
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    return folder
+
+
+def finish(spec: RunSpec, prepared: Prepared, module: nn.Module, history: list[dict[str, Any]], seconds: float, steps: int) -> None:
+    """Write weights, predictions, metrics and provenance; `metrics.json` comes last, since it says that the run is whole."""
+    folder, main = spec.directory, rank() == 0
+    metrics: dict[str, Any] = {"stage": spec.stage, "steps": steps, "samples": steps * spec.train.batch_size,
+                               "train_time_s": round(seconds, 1), **prepared.notes}
+    last = history[-max(1, len(history) // spec.train.epochs):]
+    metrics["last_epoch"] = {name: sum(line[name] for line in last) / len(last) for name in last[0] if name not in ("step", "epoch") and
+                             all(name in line for line in last)}
+    watched = [line for line in history if any(name.startswith("collapse/") for name in line)]
+    if watched:
+        metrics["collapse"] = {name.removeprefix("collapse/"): watched[-1][name] for name in watched[-1] if name.startswith("collapse/")}
+        metrics["collapse"]["verdict"] = monitor.verdict(metrics["collapse"])
+        if main:
+            log.info("transport: %s", metrics["collapse"]["verdict"])
+    evaluated = time.time()
+    if spec.stage == "finetune":
+        model = module.model
+        if main:
+            model.save_pretrained(folder / "model")
+        predict.predict(model, prepared.questions, spec, folder)
+        if not spec.data.blank_images:  # the same model, blanked at test time only
+            predict.predict(model, prepared.questions, spec, folder / "blank_test", blank=True)
+        metrics["evaluation_time_s"] = round(time.time() - evaluated, 1)
+    elif main:
+        module.amif.save(folder / "model")
+        prepared.tokenizer.save_pretrained(folder / "model")
+    if main:
+        write_json(folder / "provenance.json", results.provenance(world_size(), seconds + time.time() - evaluated))
+        write_json(folder / "metrics.json", metrics)
+        shutil.rmtree(folder / "state", ignore_errors=True)
+
+
+# --- training state ----------------------------------------------------------------------------------------------
+
+
+def store(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: int, seconds: float) -> None:
+    """Save what a cut-off run needs to go on; each process its own random state. Written aside, then renamed."""
+    randoms = gather_objects(torch.get_rng_state())
+    if rank() == 0:
+        aside = folder.with_suffix(".part")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step,
+                    "seconds": seconds, "random": randoms}, aside / "training_state.pt")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+
+
+def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
+    """Load a state written by `store`: the next step and the seconds spent; (0, 0) where there is none."""
+    path = folder / "training_state.pt"
+    if not path.is_file():
+        return 0, 0.0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if len(state["random"]) != world_size():
+        log.warning("continuing a run of %d processes with %d: dropout draws differ from an uninterrupted run", len(state["random"]), world_size())
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    torch.set_rng_state(state["random"][rank() % len(state["random"])])
+    log.info("continuing at step %d", state["step"])
+    return state["step"], state["seconds"]
+
+
+def keep_lines(path: Path, steps: int) -> None:
+    """Drop lines of steps that will be trained again."""
+    kept = [line for line in read_lines(path) if line["step"] < steps]
+    aside = path.with_suffix(".part")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m amif_lib.train", description="Train one run; start it once per process.")
+    parser.add_argument("--spec", required=True, help="run file, or <scale>/<table>/<row>/<stage>")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for spec in experiments.load_spec(arguments.spec):
+        run_spec(spec)
+
+
+if __name__ == "__main__":
+    main()

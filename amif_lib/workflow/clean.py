@@ -1,0 +1,62 @@
+"""`make clean`: remove what can be made again in seconds. Data sets are never touched, finished runs only when named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from amif_lib import paths
+from amif_lib.errors import InputError
+
+CACHES = ("__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache")
+KEPT = ("runs", "paper", "reference", "private")  # folders of results/ that are not a scale's
+
+
+def clean(runs: list[str] | None = None, dry_run: bool = False) -> list[Path]:
+    """Remove caches, workflow state, logs and executed table notebooks; returns what was removed.
+
+    `runs`: None leaves every run alone; ids remove these runs and every run that starts from one of them; an empty list
+    removes all runs with the tables and reports made from them. Raises InputError for an unknown id.
+    """
+    found = [path for name in CACHES for folder in ("amif_lib", "tests", "notebooks") for path in (paths.ROOT / folder).rglob(name)]
+    found += [paths.ROOT / name for name in CACHES]
+    scales = [path for path in sorted(paths.results().glob("*")) if path.is_dir() and path.name not in KEPT and path.name[0] != "."]
+    found += [paths.results() / ".snakemake"]
+    if runs is not None and not runs:
+        found += [paths.results() / "runs", *scales]
+    else:
+        found += [folder / name for folder in scales for name in ("logs", "specs", "notebooks", "preview.json", "workflow.json", "jobs.jsonl")]
+        found += _with_descendants(runs or [])
+    found = [path for path in found if path.exists()]
+    for path in found:
+        print(f"{'would remove' if dry_run else 'removed'} {paths.shown(path)}")
+        if not dry_run:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not found:
+        print("nothing to remove")
+    return found
+
+
+def _with_descendants(names: list[str]) -> list[Path]:
+    """Folders of these runs and of all runs whose specification holds one of them as parent or grandparent."""
+    folders = {path.name: path for path in (paths.results() / "runs").glob("*") if path.is_dir()}
+    if unknown := [name for name in names if name not in folders]:
+        raise InputError(f"RUNS: {', '.join(unknown)}: no such run under {paths.shown(paths.results() / 'runs')}")
+    chosen = set(names)
+    for name, folder in folders.items():
+        if chosen & set(_ancestors(folder)):
+            chosen.add(name)
+    return [folders[name] for name in sorted(chosen)]
+
+
+def _ancestors(folder: Path) -> list[str]:
+    """Ids of the runs and of the teacher that a stored run starts from."""
+    from amif_lib import experiments
+    from amif_lib.teachers import teacher_id
+
+    try:
+        spec = experiments.parse(json.loads((folder / "spec.json").read_text(encoding="utf-8")), str(folder))
+    except (OSError, ValueError):  # a teacher's folder, or a run that never got as far as its specification
+        return []
+    return [name for run in spec.lineage() for name in (run.run_id, teacher_id(run))]

@@ -1,0 +1,230 @@
+"""Protocols, stored predictions and baselines: hand-computed scores and the real VQA-RAD file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from amif_lib import baselines, evaluate
+from amif_lib.datasets.records import Question
+from amif_lib.errors import InputError
+from amif_lib.evaluate import PROTOCOLS, Protocol
+
+CANDIDATES = pd.DataFrame({
+    "answer": ["no", "yes", "left lower lobe", "ct", "mri"], "tokens": [2, 2, 4, 2, 2],
+    "in_train": [True, True, True, True, False], "in_val": [False, False, False, False, True],
+    "in_test": [True, True, True, False, True]})
+
+
+def frame() -> pd.DataFrame:
+    """Four questions on three images; the fourth (`mri`) cannot be answered with a training answer."""
+    return pd.DataFrame({
+        "question_id": ["q1", "q2", "q3", "q4"], "image_id": ["a", "a", "b", "c"],
+        "question": ["is it big", "where is it", "which side", "which modality"],
+        "gold": [["yes"], ["left lower lobe", "lll"], ["no"], ["mri"]], "split": "test",
+        "question_type": ["pres", "pos", "pres", "modality"],
+        "closed_field": [True, False, True, True], "closed_yes_no": [True, False, True, False],
+        "generated": ["yes", "LLL ", "yes", "m r i"],
+        "log_likelihoods": [
+            np.float32([-3.0, -1.0, -9.0, -9.0, -9.0]),  # yes
+            np.float32([-4.0, -5.0, -4.4, -9.0, -9.0]),  # no by sum (-4.0), left lower lobe by mean (-1.1 against -2.0)
+            np.float32([-1.0, -2.0, -9.0, -0.5, -9.0]),  # ct, which is no test answer; then no
+            np.float32([-5.0, -6.0, -9.0, -3.0, -2.0])]})  # mri; among training answers ct
+
+
+def correct(protocol: Protocol) -> list[bool]:
+    return evaluate.score(frame(), CANDIDATES, protocol)["correct"].tolist()
+
+
+def protocol(**changes: object) -> Protocol:
+    return Protocol(**{"name": "x", "version": 1, "candidates": "test", "closed": "yes_no", **changes})
+
+
+def test_candidate_lists_and_scores_by_hand():
+    assert correct(PROTOCOLS["paper"]) == [True, False, True, True]
+    assert correct(PROTOCOLS["strict"]) == [True, False, False, False]
+    assert correct(protocol(score="mean")) == [True, True, True, True]
+    assert correct(protocol(candidates="all")) == [True, False, False, True]
+    assert correct(protocol(candidates="train+val")) == [True, False, False, True]
+    assert correct(PROTOCOLS["generate"]) == [True, True, False, False]
+
+
+def test_strict_never_answers_with_an_answer_unseen_in_training():
+    chosen = evaluate.score(frame(), CANDIDATES, PROTOCOLS["strict"])["prediction"]
+    assert set(chosen) <= set(CANDIDATES.loc[CANDIDATES["in_train"], "answer"])
+
+
+def test_accuracy_by_both_definitions():
+    scored = evaluate.score(frame(), CANDIDATES, PROTOCOLS["paper"])
+    got = evaluate.accuracy_table(scored).set_index(["closed", "split"])
+    assert got.loc[("yes_no", "open"), ["correct", "n"]].tolist() == [1, 2]
+    assert got.loc[("yes_no", "closed"), ["correct", "n"]].tolist() == [2, 2]
+    assert got.loc[("answer_type", "open"), ["correct", "n"]].tolist() == [0, 1]
+    assert got.loc[("answer_type", "closed"), ["correct", "n"]].tolist() == [3, 3]
+    overall = got.loc[("answer_type", "overall")]
+    assert overall["accuracy"] == 75 and overall["ci_low"] == pytest.approx(30.06, abs=0.01)
+    assert overall["ci_high"] == pytest.approx(95.44, abs=0.01)
+
+
+def test_split_without_questions_has_no_accuracy():
+    scored = evaluate.score(frame(), CANDIDATES, PROTOCOLS["paper"])
+    got = evaluate.accuracy_table(scored[scored["closed_yes_no"]], ("yes_no",)).set_index("split")
+    assert got.loc["open", "n"] == 0 and np.isnan(got.loc["open", "accuracy"])
+
+
+def test_protocol_titles_and_strict_fields():
+    assert (PROTOCOLS["paper"].title, PROTOCOLS["strict"].title) == ("paper", "strict@1")
+    with pytest.raises(ValueError, match="candidates"):
+        protocol(candidates="tests")
+
+
+def test_text_only_predictions_cannot_be_ranked():
+    with pytest.raises(InputError, match="no log-likelihoods"):
+        evaluate.score(frame(), None, PROTOCOLS["paper"])
+
+
+# --- on disk ---
+
+
+def stored(folder: Path) -> Path:
+    evaluate.write_predictions(folder, frame(), CANDIDATES)
+    return folder
+
+
+def test_round_trip(tmp_path):
+    got, candidates = evaluate.read_predictions(stored(tmp_path / "a run"))
+    assert got["prediction"].tolist() == ["yes", "no", "no", "mri"]  # the paper's protocol
+    assert got["gold"].tolist() == frame()["gold"].tolist()
+    assert got["generated"].tolist() == ["yes", "lll", "yes", "m r i"]
+    assert all(np.array_equal(a, b) for a, b in zip(got["log_likelihoods"], frame()["log_likelihoods"], strict=True))
+    assert list(got.columns) == list(evaluate.COLUMNS)
+    pd.testing.assert_frame_equal(candidates, CANDIDATES)
+    assert [p.name for p in (tmp_path / "a run").iterdir() if p.name.startswith(".")] == []
+
+
+def test_no_validation_split(tmp_path):
+    evaluate.write_predictions(tmp_path, frame(), CANDIDATES.drop(columns="in_val"))
+    assert not evaluate.read_predictions(tmp_path)[1]["in_val"].any()
+
+
+@pytest.mark.parametrize("name", [evaluate.PREDICTIONS, evaluate.CANDIDATES])
+def test_deleted_or_damaged_file(tmp_path, name):
+    (stored(tmp_path) / name).write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match=f"{name}: not a readable Parquet file"):
+        evaluate.read_predictions(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: no such file"):
+        evaluate.read_predictions(tmp_path)
+
+
+def change(folder: Path, edit) -> None:
+    table = pd.read_parquet(folder / evaluate.PREDICTIONS)
+    edit(table).to_parquet(folder / evaluate.PREDICTIONS, index=False)
+
+
+def with_scores(table: pd.DataFrame, row: int, scores: list[float]) -> pd.DataFrame:
+    table.at[row, "log_likelihoods"] = scores
+    return table
+
+
+@pytest.mark.parametrize(("edit", "message"), [
+    (lambda t: pd.concat([t, t.iloc[[1]]]), "question q2 is predicted twice"),
+    (lambda t: t.drop(columns="closed_field"), "lack the column 'closed_field'"),
+    (lambda t: t.assign(prediction=["yes", "no", "no", "yes"]), "question q4: prediction 'yes' is not the likeliest"),
+    (lambda t: t.assign(question_id=["q1", "", "q3", "q4"]), "row 1: question_id ''"),
+    (lambda t: t.assign(gold=[["yes"], [], ["no"], ["mri"]]), "question q2 has no accepted answer"),
+    (lambda t: with_scores(t, 2, [0.0, 1.0]), "question q3 has 2 log-likelihoods for 5 candidates"),
+    (lambda t: with_scores(t, 2, [-1.0, -2.0, float("nan"), -0.5, -9.0]), "question q3 has a log-likelihood that is"),
+    (lambda t: t.iloc[:0], "no predictions")])
+def test_edited_predictions_are_refused(tmp_path, edit, message):
+    change(stored(tmp_path), edit)
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate.read_predictions(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("candidates", "message"), [
+    (CANDIDATES.assign(answer=["no", "yes", "yes", "ct", "mri"]), "'yes' occurs twice"),
+    (CANDIDATES.assign(answer=["No", "yes", "left lower lobe", "ct", "mri"]), "'No' is not normalised"),
+    (CANDIDATES.assign(in_test=False), "no candidate for protocol paper"),
+    (CANDIDATES.drop(columns="tokens"), "'tokens'")])
+def test_unusable_candidates_are_refused_before_anything_is_written(tmp_path, candidates, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.write_predictions(tmp_path / "run", frame(), candidates)
+    assert not (tmp_path / "run").exists()
+
+
+# --- baselines ---
+
+
+def question(number: str, image: str, text: str, answer: str, split: str) -> Question:
+    closed = answer in ("yes", "no")
+    return Question(number, image, Path(f"{image}.jpg"), text, (answer,), split, closed, closed)
+
+
+SMALL = [
+    question("1", "a", "Is the heart big?", "no", "train"), question("2", "a", "Where is the mass?", "left", "train"),
+    question("3", "b", "Is there a mass?", "yes", "train"), question("4", "b", "is there a mass", "no", "train"),
+    question("5", "a", "Is the heart large?", "yes", "test"), question("6", "a", "where's the mass", "left", "test"),
+    question("7", "b", "is there a mass", "yes", "test"), question("8", "z", "Which organ?", "lung", "test"),
+    question("9", "z", "Is it a lung?", "no", "test")]
+
+
+def answers(table: pd.DataFrame) -> list[str]:
+    assert table["question_id"].tolist() == ["5", "6", "7", "8", "9"]
+    return table["generated"].tolist()
+
+
+def test_baselines_by_hand():
+    assert answers(baselines.most_frequent_answer(SMALL)) == ["no"] * 5
+    # question 7 ties with 3 and 4 (equal word sets): the first in file order; images without training: the commonest
+    assert answers(baselines.nearest_question(SMALL)) == ["no", "left", "yes", "no", "no"]
+    assert answers(baselines.most_frequent_answer_by_form(SMALL)) == ["no", "left", "no", "left", "no"]
+    assert answers(baselines.vocabulary_ceiling(SMALL)) == ["yes", "left", "yes", "", "no"]
+
+
+def test_baselines_need_both_splits():
+    with pytest.raises(InputError, match="'train'"):
+        baselines.nearest_question([q for q in SMALL if q.split == "test"])
+
+
+def rounded(table: pd.DataFrame) -> dict[tuple[str, str], float]:
+    scored = evaluate.score(table, None, PROTOCOLS["generate"])
+    got = evaluate.accuracy_table(scored).set_index(["closed", "split"])
+    assert got.loc[("answer_type", "open"), "n"] == 179 and got.loc[("answer_type", "closed"), "n"] == 272
+    assert got.loc[("yes_no", "open"), "n"] == 200 and got.loc[("yes_no", "closed"), "n"] == 251
+    return {key: round(value, 2) for key, value in got["accuracy"].items()}
+
+
+@pytest.fixture(scope="module")
+def vqa_rad(shared_data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATA_ROOT", str(shared_data))
+        from amif_lib.datasets import load_questions
+
+        yield load_questions("vqa_rad", training_file="official1797")
+
+
+def test_nearest_question_on_the_real_file(vqa_rad):
+    got = rounded(baselines.nearest_question(vqa_rad))
+    assert got["answer_type", "open"] == 0.56
+    assert got["answer_type", "closed"] == 39.34
+    assert got["answer_type", "overall"] == 23.95
+
+
+def test_vocabulary_ceiling_on_the_real_file(vqa_rad):
+    got = rounded(baselines.vocabulary_ceiling(vqa_rad))
+    assert got["answer_type", "open"] == 39.11
+    assert got["answer_type", "closed"] == 97.79
+    assert got["answer_type", "overall"] == 74.50
+
+
+def test_most_frequent_answer_on_the_real_file(vqa_rad):
+    """`no` is the commonest answer of the training questions, and 133 of the 451 test answers."""
+    table = baselines.most_frequent_answer(vqa_rad)
+    assert set(table["generated"]) == {"no"}
+    got = rounded(table)
+    assert got["yes_no", "overall"] == round(100 * 133 / 451, 2) and got["yes_no", "open"] == 0

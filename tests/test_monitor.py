@@ -1,0 +1,150 @@
+"""The collapse monitor against hand-computed plans, loops over token pairs, and POT."""
+
+from __future__ import annotations
+
+import math
+
+import ot
+import pytest
+import torch
+from torch.nn import functional as F
+
+from amif_lib.objectives import monitor, transport
+
+
+def tokens(seed=0, samples=3, rows=6, cols=4, width=8):
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(samples, rows, width, generator=g), torch.randn(samples, cols, width, generator=g)
+    row_mask = torch.arange(rows) < torch.tensor([[rows], [rows - 2], [rows - 1]])
+    col_mask = torch.arange(cols) < torch.tensor([[cols - 1], [cols], [2]])
+    return x, y, row_mask, col_mask
+
+
+def statistics(x, y, row_mask=None, col_mask=None, plan=None, **settings):
+    cost = transport.cosine_cost(x, y)
+    plan = transport.ipot(cost, row_mask, col_mask, **settings) if plan is None else plan
+    return monitor.collapse(x, y, plan, row_mask, col_mask, cost)
+
+
+def test_token_cosine_equals_the_loop_over_pairs():
+    x, y, row_mask, col_mask = tokens()
+    stats = statistics(x, y, row_mask, col_mask)
+    for key, side, mask in (("row_token_cosine", x, row_mask), ("col_token_cosine", y, col_mask)):
+        means = []
+        for sample, real in zip(side, mask, strict=True):
+            kept = sample[real]
+            pairs = [float(F.cosine_similarity(kept[i], kept[j], dim=0))
+                     for i in range(len(kept)) for j in range(len(kept)) if i != j]
+            means.append(sum(pairs) / len(pairs))
+        assert stats[key] == pytest.approx(sum(means) / len(means), abs=1e-6)
+
+
+def test_violations_and_distance_by_hand():
+    plan = torch.tensor([[[0.5, 0.1], [0.1, 0.5]]])  # row and column sums .6, masses .5; total 1.2
+    x = y = torch.eye(2)[None]
+    stats = statistics(x, y, plan=plan)
+    assert stats["row_violation"] == pytest.approx(0.2) and stats["col_violation"] == pytest.approx(0.2)
+    assert stats["plan_distance"] == pytest.approx((2 * 0.25 + 2 * 0.15) / 2)
+    # Rounded to the marginals: all entries times .5/.6. Costs are 0 on and 1 off the diagonal, so the independent plan
+    # costs .5, the optimal one 0, this one 2/12.
+    assert stats["cost_gap_closed"] == pytest.approx((0.5 - 1 / 6) / 0.5)
+
+
+def test_matching_orthogonal_tokens_are_an_informative_optimal_plan():
+    n = 8
+    x = torch.eye(n)[None].repeat(2, 1, 1)
+    stats = statistics(x, x, beta=0.05)
+    assert stats["plan_distance"] == pytest.approx(1 - 1 / n, abs=1e-4)
+    assert stats["cost_gap_closed"] == pytest.approx(1.0, abs=1e-4)
+    assert stats["row_token_cosine"] == pytest.approx(0.0, abs=1e-6)
+    text = monitor.verdict(stats)
+    assert "depends on the tokens" in text and "100%" in text and "no information" not in text
+
+
+def test_equal_tokens_carry_no_information():
+    x, y, row_mask, col_mask = tokens()
+    same = torch.ones(8)
+    stats = statistics(same + 0 * x, same + 0 * y, row_mask, col_mask)
+    assert stats["row_token_cosine"] == pytest.approx(1.0) and stats["col_token_cosine"] == pytest.approx(1.0)
+    assert stats["plan_distance"] < 1e-6
+    assert math.isnan(stats["cost_gap_closed"])  # every plan costs the same
+    assert monitor.verdict(stats).startswith("the plan carries no information: tokens have collapsed")
+    one_side = statistics(same + 0.05 * x, y, row_mask, col_mask)  # one collapsed side is enough
+    assert one_side["row_token_cosine"] > 0.95 > one_side["col_token_cosine"]
+    assert "collapsed" in monitor.verdict(one_side)
+
+
+def test_a_plan_near_the_independent_one_carries_no_information():
+    x, y, row_mask, col_mask = tokens()
+    stats = statistics(x, y, row_mask, col_mask, beta=50.0, iterations=5)
+    assert max(stats["row_token_cosine"], stats["col_token_cosine"]) < 0.5 and stats["plan_distance"] < 0.05
+    text = monitor.verdict(stats)
+    assert "no information" in text and "independent plan" in text and "collapsed" not in text
+    a, b = transport.uniform_mass(row_mask), transport.uniform_mass(col_mask)
+    exactly = statistics(x, y, row_mask, col_mask, plan=a[:, :, None] * b[:, None])
+    assert exactly["plan_distance"] == pytest.approx(0.0, abs=1e-7)
+    assert exactly["cost_gap_closed"] == pytest.approx(0.0, abs=1e-5)
+    best = statistics(x, y, row_mask, col_mask, plan=transport.exact(transport.cosine_cost(x, y), row_mask, col_mask))
+    assert best["cost_gap_closed"] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("beta", "closed"), [(0.5, 0.34), (0.1, 0.91)])
+def test_share_of_the_gap_on_cone_shaped_tokens(beta, closed):
+    """Tokens around a common direction, as BERT's are: documented shares after 50 iterations, recomputed with POT."""
+    g = torch.Generator().manual_seed(0)
+    centre = 2 * torch.randn(4, 1, 768, generator=g)
+    x, y = centre + torch.randn(4, 324, 768, generator=g), centre + torch.randn(4, 40, 768, generator=g)
+    stats = statistics(x, y, beta=beta)
+    assert stats["cost_gap_closed"] == pytest.approx(closed, abs=0.03)
+    assert stats["row_token_cosine"] == pytest.approx(0.8, abs=0.02)  # 4 / (4 + 1)
+    cost = transport.cosine_cost(x, y)
+    a, b = torch.full((4, 324), 1 / 324), torch.full((4, 40), 1 / 40)
+    rounded = transport.round_to_feasible(transport.ipot(cost, beta=beta), a, b)
+    best = sum(ot.emd2(a[i].double().numpy(), b[i].double().numpy(), cost[i].double().numpy(), check_marginals=False)
+               for i in range(4))
+    mean = float(cost.double().mean(dim=(1, 2)).sum())
+    assert stats["cost_gap_closed"] == pytest.approx((mean - float((rounded * cost).sum())) / (mean - best), abs=2e-3)
+
+
+def test_padding_never_changes_the_statistics():
+    x, y, row_mask, col_mask = tokens()
+    stats = statistics(x, y, row_mask, col_mask)
+    wide_x, wide_y = F.pad(x, (0, 0, 0, 3), value=5.0), F.pad(y, (0, 0, 0, 2), value=-4.0)
+    padded = statistics(wide_x, wide_y, F.pad(row_mask, (0, 3)), F.pad(col_mask, (0, 2)))
+    assert padded == pytest.approx(stats, abs=1e-5)
+    assert all(isinstance(value, float) for value in stats.values())
+
+
+def test_samples_without_a_choice_do_not_count():
+    x, y, row_mask, col_mask = tokens()
+    full = statistics(x[:1], y[:1], row_mask[:1], col_mask[:1])
+    row_mask[1], col_mask[2, 1:] = False, False  # an empty side; a single column token
+    part = statistics(x, y, row_mask, col_mask)
+    assert part["plan_distance"] == pytest.approx(full["plan_distance"], abs=1e-6)
+    assert part["cost_gap_closed"] == pytest.approx(full["cost_gap_closed"], abs=1e-5)
+    assert part["col_token_cosine"] == pytest.approx(full["col_token_cosine"], abs=1e-6)
+    none = statistics(x[1:], y[1:], row_mask[1:], col_mask[1:])
+    assert math.isnan(none["plan_distance"]) and math.isnan(none["cost_gap_closed"])
+    assert "cannot be judged" in monitor.verdict(none)
+
+
+def test_features_that_are_not_numbers_are_not_called_informative():
+    x, y, row_mask, col_mask = tokens()
+    x[0, 0, 0] = float("nan")
+    stats = statistics(x, y, row_mask, col_mask, plan=transport.ipot(torch.rand(3, 6, 4), row_mask, col_mask))
+    assert "cannot be judged" in monitor.verdict(stats)
+
+
+def test_given_masses_and_exact_problems():
+    x, y, row_mask, col_mask = tokens()
+    cost, masses = transport.cosine_cost(x, y), {"row_mass": x.norm(dim=2), "col_mass": y.norm(dim=2)}
+    plan = transport.ipot(cost, row_mask, col_mask, iterations=300, **masses)
+    right = monitor.collapse(x, y, plan, row_mask, col_mask, cost, **masses)
+    assert right["row_violation"] < 1e-3 and right["col_violation"] < 1e-5
+    assert monitor.collapse(x, y, plan, row_mask, col_mask, cost)["col_violation"] > 0.05
+    first = monitor.collapse(x[:1], y[:1], plan[:1], row_mask[:1], col_mask[:1], cost[:1],
+                             row_mass=masses["row_mass"][:1], col_mass=masses["col_mass"][:1])
+    one = monitor.collapse(x, y, plan, row_mask, col_mask, cost, exact_problems=1, **masses)
+    assert one["cost_gap_closed"] == pytest.approx(first["cost_gap_closed"], abs=1e-6)
+    skipped = monitor.collapse(x, y, plan, row_mask, col_mask, cost, exact_problems=0, **masses)
+    assert math.isnan(skipped["cost_gap_closed"]) and "cost gap" not in monitor.verdict(skipped)

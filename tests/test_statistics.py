@@ -1,0 +1,170 @@
+"""Intervals and paired tests against closed forms, brute force and published figures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from amif_lib import statistics
+from amif_lib.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [(363, 451, 76.58, 83.88), (144, 200, 65.41, 77.76), (219, 251, 82.56, 90.82), (920, 1061, 84.54, 88.62),
+     (4417, 6761, 64.19, 66.46), (416, 500, 79.67, 86.22)])
+def test_wilson_of_the_headline_row(correct, n, low, high):
+    """The paper's headline accuracies on their question counts, and the formula itself."""
+    got = statistics.wilson(correct, n)
+    assert got == pytest.approx((low / 100, high / 100), abs=6e-5)
+    z, share = 1.959963984540054, correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    assert got == pytest.approx((centre - half, centre + half), abs=1e-12)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(1, 0), (3, 2), (-1, 4)])
+def test_wilson_refuses_impossible_counts(correct, n):
+    with pytest.raises(InputError, match="0 <= correct <= n"):
+        statistics.wilson(correct, n)
+
+
+def exact_binomial(wins: int, losses: int) -> float:
+    n, smaller = wins + losses, min(wins, losses)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(smaller + 1)) / 2**n)
+
+
+@pytest.mark.parametrize(
+    ("both", "wins", "losses", "neither"), [(10, 5, 0, 3), (2, 9, 4, 1), (0, 3, 3, 0), (4, 0, 0, 4)])
+def test_mcnemar_is_the_exact_binomial_test(both, wins, losses, neither):
+    first = np.repeat([1, 1, 0, 0], [both, wins, losses, neither])
+    second = np.repeat([1, 0, 1, 0], [both, wins, losses, neither])
+    got = statistics.mcnemar(first, second)
+    assert (got.wins, got.losses) == (wins, losses)
+    assert got.p == pytest.approx(exact_binomial(wins, losses), abs=1e-12)
+
+
+def test_five_questions_lead_cannot_be_significant():
+    """The paper leads LaPA by 5 of 451 questions; six without a reversal would be the least."""
+    assert exact_binomial(5, 0) == statistics.mcnemar([1] * 5, [0] * 5).p == 0.0625
+    assert statistics.mcnemar([1] * 6, [0] * 6).p < 0.05
+
+
+def test_holm_by_hand():
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert len(statistics.holm([])) == 0
+
+
+def test_combine_seeds():
+    assert statistics.combine_seeds([0.2, 0.4, 0.6]) == pytest.approx((0.4, 0.2))
+    mean, deviation = statistics.combine_seeds([0.5])
+    assert mean == 0.5 and math.isnan(deviation)
+    with pytest.raises(InputError):
+        statistics.combine_seeds([])
+
+
+def all_draws(sums, counts):
+    """Every equally likely draw of the images with replacement, enumerated."""
+    images = range(len(counts))
+    return np.array([sum(sums[i] for i in draw) / sum(counts[i] for i in draw)
+                     for draw in itertools.product(images, repeat=len(counts))])
+
+
+def test_bootstrap_matches_full_enumeration():
+    images = ["a", "b", "a", "c", "c", "c", "d"]
+    correct = [1, 0, 0, 1, 1, 0, 1]
+    got = statistics.bootstrap(correct, images, draws=40_000)
+    exact = all_draws([1, 0, 2, 1], [2, 1, 3, 1])
+    assert got.value == pytest.approx(4 / 7)
+    assert got.low == pytest.approx(np.percentile(exact, 2.5), abs=0.02)
+    assert got.high == pytest.approx(np.percentile(exact, 97.5), abs=0.02)
+
+
+def test_clustering_widens_the_interval_and_singletons_match_the_binomial():
+    generator = np.random.default_rng(0)
+    per_image = generator.random(120) < 0.6
+    correct = np.repeat(per_image, 4)  # four questions per image, all alike: 120 observations, not 480
+    clustered = statistics.bootstrap(correct, np.repeat(np.arange(120), 4))
+    single = statistics.bootstrap(correct, np.arange(480))
+    assert (clustered.high - clustered.low) == pytest.approx(2 * (single.high - single.low), rel=0.12)
+    share = correct.mean()
+    assert (single.high - single.low) == pytest.approx(2 * 1.96 * math.sqrt(share * (1 - share) / 480), rel=0.1)
+
+
+def test_bootstrap_is_seeded_and_ignores_the_order_of_questions():
+    generator = np.random.default_rng(1)
+    correct, images = generator.integers(0, 2, 60), generator.integers(0, 20, 60)
+    order = generator.permutation(60)
+    assert statistics.bootstrap(correct, images) == statistics.bootstrap(correct[order], images[order])
+
+
+def test_all_right_or_all_wrong_still_has_an_interval():
+    got = statistics.bootstrap(np.zeros(30), np.repeat(np.arange(10), 3))
+    assert (got.value, got.low) == (0, 0) and got.high == pytest.approx(statistics.wilson(0, 10)[1])
+    assert statistics.bootstrap(np.ones(4), [1, 1, 2, 3]).low == pytest.approx(statistics.wilson(3, 3)[0])
+
+
+def test_seeds_widen_the_interval():
+    images = np.arange(200)
+    base = np.random.default_rng(2).integers(0, 2, 200)
+    same = statistics.bootstrap(np.stack([base, base, base]), images)
+    one = statistics.bootstrap(base, images)
+    assert (same.low, same.high) == pytest.approx((one.low, one.high), abs=0.01)
+    apart = np.stack([base, np.maximum(base, images % 2 == 0), base * (images % 3 > 0)])
+    spread = statistics.bootstrap(apart, images)
+    assert spread.value == pytest.approx(apart.mean())
+    assert spread.high - spread.low > 1.3 * (one.high - one.low)
+
+
+def test_paired_difference_uses_the_pairing():
+    generator = np.random.default_rng(3)
+    images = np.repeat(np.arange(150), 3)
+    second = generator.integers(0, 2, 450)
+    first = second.copy()
+    first[np.flatnonzero(second == 0)[:18]] = 1  # 18 questions better, none worse
+    got = statistics.bootstrap_difference(first, second, images)
+    assert got.value == pytest.approx(18 / 450)
+    assert 0 < got.low < got.value < got.high and got.p < 0.01
+    back = statistics.bootstrap_difference(second, first, images)
+    assert (back.value, back.low, back.high) == pytest.approx((-got.value, -got.high, -got.low))
+    nothing = statistics.bootstrap_difference(second, second, images)
+    assert (nothing.value, nothing.low, nothing.high, nothing.p) == (0, 0, 0, 1)
+
+
+def test_paired_difference_with_unequal_seeds():
+    images = np.arange(90)
+    first = np.stack([images % 2, images % 3 > 0, images % 5 > 0])
+    second = (images % 2 == 0).astype(int)
+    got = statistics.bootstrap_difference(first, second, images)
+    assert got.value == pytest.approx(first.mean() - second.mean())
+
+
+def test_bootstrap_false_positive_rate_on_equal_systems():
+    """Two systems that differ by clustered chance alone: the p value rejects at about its nominal rate."""
+    generator = np.random.default_rng(4)
+    images = np.repeat(np.arange(60), 4)
+    rejected = 0
+    for _ in range(200):
+        lean = generator.random(60)[images]  # an image favours one system or the other
+        first, second = generator.random(240) < lean, generator.random(240) < generator.permutation(lean)
+        rejected += statistics.bootstrap_difference(first, second, images, draws=500).p < 0.05
+    assert rejected / 200 < 0.11
+
+
+def test_mean_of_data_sets():
+    small, large = (np.array([1, 0, 1, 1]), np.arange(4)), (np.arange(100) % 2, np.arange(100))
+    got = statistics.bootstrap_mean([small, large])
+    assert got.value == pytest.approx((0.75 + 0.5) / 2)
+    assert got.low < got.value < got.high
+    with pytest.raises(InputError):
+        statistics.bootstrap_mean([])
+
+
+def test_paired_tests_refuse_different_lengths():
+    with pytest.raises(InputError, match="same questions"):
+        statistics.mcnemar([1, 0], [1])
+    with pytest.raises(InputError, match="image ids"):
+        statistics.bootstrap([1, 0], ["a"])
