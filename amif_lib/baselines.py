@@ -39,7 +39,11 @@ def _commonest(answers: Sequence[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
 
-def _frame(test: Sequence[Question], answer: Callable[[Question], str]) -> pd.DataFrame:
+def _frame(
+    training: Sequence[Question], test: Sequence[Question], answer: Callable[[Question], str]
+) -> pd.DataFrame:
+    """Columns of stored predictions; `image_in_training`: whether a training question is on the same image."""
+    images = {q.image_id for q in training}
     chosen = [answer(question) for question in test]
     return pd.DataFrame(
         {
@@ -53,6 +57,7 @@ def _frame(test: Sequence[Question], answer: Callable[[Question], str]) -> pd.Da
             "closed_yes_no": [q.closed_yes_no for q in test],
             "generated": chosen,
             "prediction": chosen,
+            "image_in_training": [q.image_id in images for q in test],
         }
     )
 
@@ -61,7 +66,7 @@ def most_frequent_answer(questions: Sequence[Question]) -> pd.DataFrame:
     """The commonest training answer, for every test question."""
     training, test = _split(questions)
     answer = _commonest([q.answer for q in training])
-    return _frame(test, lambda question: answer)
+    return _frame(training, test, lambda question: answer)
 
 
 def most_frequent_answer_by_form(questions: Sequence[Question]) -> pd.DataFrame:
@@ -72,7 +77,7 @@ def most_frequent_answer_by_form(questions: Sequence[Question]) -> pd.DataFrame:
         groups[looks_yes_no(question.question)].append(question.answer)
     answers = {form: _commonest(found) for form, found in groups.items()}
     overall = _commonest([q.answer for q in training])
-    return _frame(test, lambda question: answers.get(looks_yes_no(question.question), overall))
+    return _frame(training, test, lambda question: answers.get(looks_yes_no(question.question), overall))
 
 
 def looks_yes_no(question: str) -> bool:
@@ -97,7 +102,7 @@ def nearest_question(questions: Sequence[Question]) -> pd.DataFrame:
         near = by_image.get(question.image_id)
         return max(near, key=lambda entry: _jaccard(words, entry[0]))[1] if near else fallback  # max keeps the first
 
-    return _frame(test, lookup)
+    return _frame(training, test, lookup)
 
 
 def _words(question: str) -> frozenset[str]:
@@ -113,7 +118,7 @@ def vocabulary_ceiling(questions: Sequence[Question]) -> pd.DataFrame:
     occurs in training, else nothing."""
     training, test = _split(questions)
     vocabulary = {answer for question in training for answer in question.answers}
-    return _frame(test, lambda question: next((a for a in question.answers if a in vocabulary), ""))
+    return _frame(training, test, lambda question: next((a for a in question.answers if a in vocabulary), ""))
 
 
 BASELINES: dict[str, tuple[str, Callable[[Sequence[Question]], pd.DataFrame]]] = {

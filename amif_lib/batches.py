@@ -26,9 +26,10 @@ class ImageCache:
     """Decoded images at a little over training size, kept in memory up to a bound: small sets are decoded once."""
 
     def __init__(self, size: int, bound_bytes: int = 2 << 30):
-        self.side = round(1.15 * size)
+        self.size, self.side = size, round(1.15 * size)
         self.bound = bound_bytes // (3 * self.side**2)
         self.kept: dict[Path, Image.Image] = {}
+        self.tensors: dict[Path, Tensor] = {}
 
     def __getitem__(self, path: Path) -> Image.Image:
         if path in self.kept:
@@ -39,6 +40,15 @@ class ImageCache:
         if len(self.kept) < self.bound:
             self.kept[path] = image
         return image
+
+    def tensor(self, path: Path) -> Tensor:
+        """The image as the model sees it without augmentation, (3, size, size), from the original and not from the kept copy."""
+        if path in self.tensors:
+            return self.tensors[path]
+        tensor = images.to_tensor(images.load_rgb(path), self.size)
+        if len(self.tensors) < self.bound // 4:  # four bytes a value
+            self.tensors[path] = tensor
+        return tensor
 
 
 def global_batches(total: int, size: int, seed: int, epoch: int, folds: Sequence[int] | None = None, drop_last: bool = True) -> list[list[int]]:
@@ -153,7 +163,7 @@ class QuestionData(Dataset):
         if self.blank:
             image = None
         elif self.augment == "none":
-            image = images.to_tensor(self.cache[self.questions[index].image_path], size)
+            image = self.cache.tensor(self.questions[index].image_path)
         else:
             rng = np.random.default_rng((self.spec.seed, step, index))
             image = images.augment(self.cache[self.questions[index].image_path], size, self.augment, flip=data.flip, colour=data.colour, rng=rng)

@@ -1,4 +1,4 @@
-"""The command line, `python -m amif_lib …`. Every make target is one of these commands, so make itself is a convenience.
+"""The command line, `python -m amif_lib …`. Every make target is one of these commands; make is a convenience.
 
 Options default to the environment variables that make passes on (SCALE, MACHINE, DATASETS, ROWS, SEEDS,
 PRETRAIN_SEEDS, DATA_ROOT). Each command imports what it needs when it runs, so that help is instant and the commands
@@ -39,8 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m amif_lib", description="AMiF Kit: an independent reproduction of AMiF for medical visual question answering. "
-        "Not for clinical use.", epilog="Settings come from options or from the environment (SCALE=small python -m amif_lib reproduce).")
+        prog="python -m amif_lib",
+        description="AMiF Kit: an independent reproduction of AMiF for medical visual question answering. "
+        "Not for clinical use.",
+        epilog="Settings come from options or from the environment (SCALE=small python -m amif_lib reproduce).",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
@@ -49,17 +52,35 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("doctor", _doctor, "say what this machine can run and what is missing")
-    for name, text in (("reproduce", "run what is missing of a scale: data check, trainings, tables, report"),
-                       ("plan", "list the jobs of reproduce, and which are to do, without running any")):
+    for name, text in (
+        ("reproduce", "run what is missing of a scale: data check, trainings, tables, report"),
+        ("plan", "list the jobs of reproduce, and which are to do, without running any"),
+    ):
         sub = command(name, _reproduce if name == "reproduce" else _plan, text)
         _add_scale(sub)
-        sub.add_argument("--machine", default=_environment("MACHINE", "laptop"), help="laptop, workstation or slurm (default: %(default)s)")
+        sub.add_argument(
+            "--machine",
+            default=_environment("MACHINE", "laptop"),
+            help="laptop, workstation or slurm (default: %(default)s)",
+        )
         sub.add_argument("--tables", default="", help="names of tables, comma-separated (default: all of the scale)")
-        sub.add_argument("--datasets", default=_environment("DATASETS"), help="question sets, comma-separated (default: all of the scale)")
-        sub.add_argument("--rows", default=_environment("ROWS"), help="rows of the tables, comma-separated (default: all)")
-        sub.add_argument("--seeds", type=int, default=_environment("SEEDS", "1"), help="fine-tunings per cell (default: %(default)s)")
-        sub.add_argument("--pretrain-seeds", type=int, default=_environment("PRETRAIN_SEEDS", "1"),
-                         help="pre-trainings per cell, each with its fine-tunings (default: %(default)s)")
+        sub.add_argument(
+            "--datasets",
+            default=_environment("DATASETS"),
+            help="question sets, comma-separated (default: all of the scale)",
+        )
+        sub.add_argument(
+            "--rows", default=_environment("ROWS"), help="rows of the tables, comma-separated (default: all)"
+        )
+        sub.add_argument(
+            "--seeds", type=int, default=_environment("SEEDS", "1"), help="fine-tunings per cell (default: %(default)s)"
+        )
+        sub.add_argument(
+            "--pretrain-seeds",
+            type=int,
+            default=_environment("PRETRAIN_SEEDS", "1"),
+            help="pre-trainings per cell, each with its fine-tunings (default: %(default)s)",
+        )
     sub = command("run", _run, "train one run: stage 1, stage 2 or a fine-tuning")
     sub.add_argument("spec", help="a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]")
     sub.add_argument("--processes", type=int, help="default: $AMIF_PROCESSES, else one per GPU")
@@ -67,15 +88,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="for example headline or table4")
     _add_scale(sub)
     _add_scale(command("report", _report, "make the report page from stored runs, without training"))
-    command("smoke-paper", _smoke, "one optimiser step of each training at the paper's full size, and one ranked answer, on a CPU")
+    command(
+        "smoke-paper",
+        _smoke,
+        "one optimiser step of each training at the paper's full size, and one ranked answer, on a CPU",
+    )
     sub = command("data-check", _data_check, "check the data sets that a scale needs against their manifests")
     _add_scale(sub)
-    sub.add_argument("--datasets", default=_environment("DATASETS"), help="manifest names, comma-separated (default: all of the scale)")
+    sub.add_argument(
+        "--datasets",
+        default=_environment("DATASETS"),
+        help="manifest names, comma-separated (default: all of the scale)",
+    )
     command("settings", _settings, "list every setting with its default and alternatives")
     command("lab", _lab, "open the notebooks in JupyterLab")
     sub = command("clean", _clean, "remove caches, executed copies and workflow state; never data")
-    sub.add_argument("--runs", nargs="*", metavar="RUN_ID", help="these finished runs too, and those that start from them; "
-                     "without ids: all runs, tables and reports")
+    sub.add_argument(
+        "--runs",
+        nargs="*",
+        metavar="RUN_ID",
+        help="these finished runs too, and those that start from them; without ids: all runs, tables and reports",
+    )
     sub.add_argument("--dry-run", action="store_true", help="only say what would go")
     return parser
 
@@ -85,7 +118,9 @@ def _environment(name: str, default: str = "") -> str:
 
 
 def _add_scale(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--scale", default=_environment("SCALE", "demo"), help="demo, small, base or paper (default: %(default)s)")
+    sub.add_argument(
+        "--scale", default=_environment("SCALE", "demo"), help="demo, small, base or paper (default: %(default)s)"
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -95,8 +130,14 @@ def _names(text: str) -> tuple[str, ...]:
 def _selection(options: argparse.Namespace):
     from amif_lib.workflow.plan import Selection
 
-    return Selection(options.scale, _names(options.tables), _names(options.datasets), _names(options.rows), options.seeds,
-                     options.pretrain_seeds)
+    return Selection(
+        options.scale,
+        _names(options.tables),
+        _names(options.datasets),
+        _names(options.rows),
+        options.seeds,
+        options.pretrain_seeds,
+    )
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -135,10 +176,14 @@ def _report(options: argparse.Namespace) -> int:
     from amif_lib.workflow.plan import NOTEBOOKS
 
     if origin := _environment("FROM"):
-        raise InputError(f"FROM={origin}: a report from committed results is not part of this release; leave FROM unset")
+        raise InputError(
+            f"FROM={origin}: a report from committed results is not part of this release; leave FROM unset"
+        )
     notebook = NOTEBOOKS["report"] + ".ipynb"
     folder = paths.scale_dir(options.scale)
-    status = run_notebook.main([str(paths.NOTEBOOKS / notebook), "--out", str(folder / "notebooks" / notebook), "-p", "scale", options.scale])
+    status = run_notebook.main(
+        [str(paths.NOTEBOOKS / notebook), "--out", str(folder / "notebooks" / notebook), "-p", "scale", options.scale]
+    )
     if status == 0:
         print(f"Report: {paths.shown(folder / 'report.html')}")
     return status
@@ -156,26 +201,39 @@ def _data_check(options: argparse.Namespace) -> int:
     from amif_lib import experiments, manifests
     from amif_lib.workflow.plan import runs_of
 
-    names = _names(options.datasets) or sorted({name for run in runs_of(options.scale) for name in experiments.data_sets(run)})
+    names = _names(options.datasets) or sorted(
+        {name for run in runs_of(options.scale) for name in experiments.data_sets(run)}
+    )
     found = pd.concat([manifests.check(name) for name in names])
     print(found.to_markdown(index=False))
     bad = found[~found["status"].isin(("ok", "partial"))]
     if len(bad):
-        print(f"\n{len(bad)} of {len(found)} checks failed; data_manifests/<set>.md says where each set comes from", file=sys.stderr)
+        print(
+            f"\n{len(bad)} of {len(found)} checks failed; data_manifests/<set>.md says where each set comes from",
+            file=sys.stderr,
+        )
     return int(len(bad) > 0)
 
 
 def _settings(options: argparse.Namespace) -> None:
     from amif_lib import settings
 
-    print(settings.page())
+    print(settings.page(), end="")
 
 
 def _lab(options: argparse.Namespace) -> int:
     import subprocess
 
-    return subprocess.call([sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={paths.ROOT}", "--LabApp.default_url=/lab/tree/notebooks"],
-                           cwd=paths.ROOT)
+    return subprocess.call(
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            f"--ServerApp.root_dir={paths.ROOT}",
+            "--LabApp.default_url=/lab/tree/notebooks",
+        ],
+        cwd=paths.ROOT,
+    )
 
 
 def _clean(options: argparse.Namespace) -> None:

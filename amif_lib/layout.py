@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from amif_lib import baselines, evaluate, results, statistics
+from amif_lib.table_rows import SCALE_NOTES
 
 if TYPE_CHECKING:
     from amif_lib.tables import Table
 
 NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg"}
 SPLITS = ("open", "closed", "overall")
+STRICT = evaluate.PROTOCOLS["strict"].title
 NOT_ABOUT_THE_ROW = ("row", "label", "dataset", "split", "value", "citation", "underlined")
 
 
@@ -33,7 +35,13 @@ def short_name(name: str) -> str:
     return f"Table {name.removeprefix('table')}" if name.startswith("table") else name.capitalize()
 
 
-def supported_cells(cells: pd.DataFrame, tested: pd.DataFrame) -> set[tuple[str, str, str]]:
+def caption(table: Table, dataset: str) -> str:
+    """The caption of a table's accuracy figure."""
+    return (f"{short_name(table.name)}, {dataset_name(dataset)}: accuracy under the protocol paper with 95% intervals "
+            f"from resampling images ({SCALE_NOTES[table.scale]}).")
+
+
+def supported_cells(tested: pd.DataFrame) -> set[tuple[str, str, str]]:
     """`(row, dataset, split)` to set in bold under the protocol `paper`.
 
     A row with a reference: better than the reference; a headline row without one: better than every baseline beside
@@ -49,10 +57,13 @@ def supported_cells(cells: pd.DataFrame, tested: pd.DataFrame) -> set[tuple[str,
     return bold
 
 
-def paper_layout(table: Table, cells: pd.DataFrame, tested: pd.DataFrame, strong: Callable[[str], str],
-                 protocol: str = "paper") -> pd.DataFrame:
-    """Rows as in the paper, baselines below; per question set and split one column of ours and one of the paper's."""
-    bold = supported_cells(cells, tested)
+def paper_layout(table: Table, strong: Callable[[str], str] = str, protocol: str = "paper") -> pd.DataFrame:
+    """Rows as in the paper, baselines below; per question set and split one column of ours and one of the paper's.
+
+    The overall accuracy under the protocol `strict` stands beside that under `paper`. `strong` marks the cells that
+    `supported_cells` names.
+    """
+    cells, bold = table.cells, supported_cells(table.tests)
     known = results.published(table.paper_table)
     about = [name for name in known if name not in NOT_ABOUT_THE_ROW]  # e.g. pretraining, knowledge, gate
     out: dict[str, dict[str, str]] = {}
@@ -61,22 +72,38 @@ def paper_layout(table: Table, cells: pd.DataFrame, tested: pd.DataFrame, strong
         described = known[known["row"] == line.paper_row].head(1)[about].to_dict("records")
         out[line.row] = {"#": line.row if line.kind == "row" else "", "row": line.label + marks,
                          **{name.replace("_", " "): text for entry in described for name, text in entry.items()}}
-    out = {row: out[row] for row in dict.fromkeys(cells["row"])}
+    out = {row: out[row] for row in dict.fromkeys(cells.loc[cells["protocol"] == protocol, "row"])}
     for dataset in dict.fromkeys(cells["dataset"]):
         real = dataset.removeprefix("phantom_")
         printed = set(known.loc[known["dataset"] == real.split(" ")[0], "split"]) or {"overall"}
         for split in (s for s in SPLITS if s in printed):
             part = cells[(cells["dataset"] == dataset) & (cells["split"] == split) & (cells["protocol"] == protocol)]
-            column = f"{dataset_name(dataset)} {split}"
-            has_paper = protocol == "paper" and part["paper"].notna().any()
+            ours, theirs = _columns(table, dataset, split)
             for cell in part.itertuples():
-                text = _accuracy(cell)
                 strong_here = protocol == "paper" and (cell.row, dataset, split) in bold
-                out[cell.row][column] = strong(text) if strong_here else text
-                if has_paper:
-                    printed_by_paper = "" if pd.isna(cell.paper) else f"{cell.paper:.2f}"
-                    out[cell.row][f"paper, {NAMES.get(real, real)} {split}"] = printed_by_paper
+                out[cell.row][ours] = strong(_accuracy(cell)) if strong_here else _accuracy(cell)
+                if protocol == "paper" and part["paper"].notna().any():
+                    out[cell.row][theirs] = "" if pd.isna(cell.paper) else f"{cell.paper:.2f}"
+            if protocol == "paper" and split == "overall":  # beside it, without any test answer seen
+                same = (cells["dataset"] == dataset) & (cells["split"] == split)
+                for cell in cells[same & (cells["protocol"] == STRICT)].itertuples():
+                    out[cell.row][f"{STRICT} {ours}"] = _accuracy(cell)
     return pd.DataFrame(list(out.values())).fillna("")
+
+
+def _columns(table: Table, dataset: str, split: str) -> tuple[str, str]:
+    """Titles of our and of the paper's column; a table of a single question set does not repeat its name."""
+    real = NAMES.get(dataset.removeprefix("phantom_"), dataset)
+    alone, synthetic = len(table.datasets) == 1, dataset.startswith("phantom_")
+    ours = split if alone else f"{dataset_name(dataset)} {split}"
+    return ours, f"paper (real {real}), {split}" if synthetic else f"paper, {split if alone else ours}"
+
+
+def question_sets(table: Table) -> str:
+    """The question sets in words, with their numbers of test questions."""
+    whole = table.cells[table.cells["split"] == "overall"].groupby("dataset", sort=False)["n_questions"].first()
+    listed = ", ".join(f"{dataset_name(name)} ({whole[name]} test questions)" for name in table.datasets)
+    return f"Question set{'s' if len(table.datasets) > 1 else ''}: {listed}."
 
 
 def _accuracy(cell: object) -> str:
@@ -84,9 +111,9 @@ def _accuracy(cell: object) -> str:
     return f"{cell.ours:.2f}{spread} [{cell.ci_low:.2f}, {cell.ci_high:.2f}]"
 
 
-def both_definitions(table: Table, cells: pd.DataFrame, dataset: str) -> pd.DataFrame:
+def both_definitions(table: Table, dataset: str) -> pd.DataFrame:
     """Every protocol, split and definition of closed for one question set."""
-    part = cells[cells["dataset"] == dataset]
+    part = table.cells[table.cells["dataset"] == dataset]
     out = []
     for (row, label), group in part.groupby(["row", "label"], sort=False):
         for protocol in dict.fromkeys(p.split("/")[0] for p in group["protocol"]):
@@ -104,9 +131,9 @@ def both_definitions(table: Table, cells: pd.DataFrame, dataset: str) -> pd.Data
     return pd.DataFrame(out).fillna("")
 
 
-def tests_layout(tested: pd.DataFrame) -> pd.DataFrame:
+def tests_layout(table: Table) -> pd.DataFrame:
     """The paired tests on all questions, protocol `paper` first."""
-    part = tested[tested["split"] == "overall"].sort_values("protocol", kind="stable")
+    part = table.tests[table.tests["split"] == "overall"].sort_values("protocol", kind="stable")
     return pd.DataFrame({
         "row": part["row"], "question set": part["dataset"].map(dataset_name), "protocol": part["protocol"],
         "against": [against if kind == "reference" else label for against, label, kind in
@@ -119,8 +146,6 @@ def tests_layout(tested: pd.DataFrame) -> pd.DataFrame:
 
 def notes(table: Table) -> list[str]:
     """What a reader must know to read the numbers, one paragraph each, plain text."""
-    from amif_lib.tables import SCALE_NOTES
-
     several = max(len(line.answers) for line in table.lines) > 1
     out = [f"Scale: {SCALE_NOTES[table.scale]}."]
     out += [f"Protocol {p.title}: {p.note}" for p in (evaluate.PROTOCOLS["paper"], evaluate.PROTOCOLS["strict"])]
@@ -133,6 +158,10 @@ def notes(table: Table) -> list[str]:
         stored = baselines.stored(table.scale, dataset, table.training_file(dataset))
         which = f"{dataset_name(dataset)} (training file {table.training_file(dataset)})"
         ceiling, by_form = (_in_words(stored[name]) for name in ("vocabulary_ceiling", "most_frequent_by_form"))
+        new = int((~stored["nearest_question"]["image_in_training"]).sum())
+        if new:
+            out.append(f"{which}: {new} of {len(stored['nearest_question'])} test questions are on an image without a "
+                       "training question; there the nearest-question baseline gives the most frequent answer.")
         out.append(f"{which}: no method that answers with training answers can pass {ceiling}")
         out.append(f"{which}: the most frequent answer, found separately for questions that start like a yes/no "
                    f"question, scores {by_form}")
@@ -145,7 +174,7 @@ def notes(table: Table) -> list[str]:
 
 def _in_words(frame: pd.DataFrame) -> str:
     scored = evaluate.score(frame, None, evaluate.PROTOCOLS["generate"])
-    found = evaluate.accuracy_table(scored).set_index(["closed", "split"])["accuracy"]
+    found = evaluate.accuracy_table(scored).set_index(["definition", "split"])["accuracy"]
     return (f"{found['answer_type', 'overall']:.2f} overall, {found['answer_type', 'open']:.2f} open and "
             f"{found['answer_type', 'closed']:.2f} closed by answer_type, {found['yes_no', 'open']:.2f} and "
             f"{found['yes_no', 'closed']:.2f} by yes/no.")
@@ -160,21 +189,21 @@ def code_note(table: Table) -> str:
             f"differences between rows may come from the code ({listed}). Run them again to compare.")
 
 
-def markdown(table: Table, cells: pd.DataFrame, tested: pd.DataFrame) -> str:
+def markdown(table: Table) -> str:
     """The whole table as one Markdown page."""
-    from amif_lib.tables import SCALE_NOTES
-
     parts = [f"# {heading(table)}", f"**{SCALE_NOTES[table.scale]}**"]
+    parts.append(question_sets(table))
     if len(table.digests) > 1:
         parts.append(f"**{code_note(table)}**")
-    parts += ["## Protocol paper", _grid(paper_layout(table, cells, tested, lambda text: f"**{text}**")),
-              "## Protocol strict@1", _grid(paper_layout(table, cells, tested, str, "strict@1"))]
+    parts += ["## Protocol paper", _grid(paper_layout(table, lambda text: f"**{text}**")),
+              f"## Protocol {STRICT}", _grid(paper_layout(table, protocol=STRICT))]
     for dataset in table.datasets:
         parts += [f"## Open and closed by both definitions: {dataset_name(dataset)}",
-                  _grid(both_definitions(table, cells, dataset))]
-    compared = _grid(tests_layout(tested)) if len(tested) else "None in this selection."
+                  _grid(both_definitions(table, dataset))]
+    compared = _grid(tests_layout(table)) if len(table.tests) else "None in this selection."
     parts += ["## Paired tests, all questions", compared]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes(table))]
+    cells = table.cells
     runs = cells[cells["run_ids"] != ""].drop_duplicates(["row", "dataset"])[["row", "dataset", "run_ids"]]
     parts += ["## Runs", _grid(runs)]
     return "\n\n".join(parts) + "\n"
@@ -191,12 +220,10 @@ def _tex(text: str) -> str:
     return text
 
 
-def latex(table: Table, cells: pd.DataFrame, tested: pd.DataFrame) -> str:
+def latex(table: Table) -> str:
     """The paper's layout for LaTeX (booktabs), protocol `paper`."""
-    from amif_lib.tables import SCALE_NOTES
-
     start, end = "\x01", "\x02"  # survive escaping
-    frame = paper_layout(table, cells, tested, lambda text: f"{start}{text}{end}")
+    frame = paper_layout(table, lambda text: f"{start}{text}{end}")
     lines = [" & ".join(map(_tex, frame.columns)) + r" \\", r"\midrule"]
     kinds = ["row" if number else "baseline" for number in frame["#"]]
     for position, values in enumerate(frame.itertuples(index=False)):
@@ -212,8 +239,11 @@ def latex(table: Table, cells: pd.DataFrame, tested: pd.DataFrame) -> str:
             "\\end{tabular}\n\\end{table}\n")
 
 
-def html(frame: pd.DataFrame) -> str:
-    """A laid-out frame as an HTML table inside a box that scrolls sideways; cells in \\x01...\\x02 are strong."""
+def html(frame: pd.DataFrame, kind: str = "numbers") -> str:
+    """A laid-out frame as an HTML table inside a box that scrolls sideways; cells in \\x01...\\x02 are strong.
+
+    `kind` is the box's class: `numbers` never breaks a cell into lines, `words` does.
+    """
     safe = frame.map(lambda value: _html.escape(str(value)).replace("\x01", "<strong>").replace("\x02", "</strong>"))
     safe.columns = [_html.escape(str(column)) for column in frame.columns]
-    return f'<div class="scroll">{safe.to_html(index=False, escape=False, border=0, na_rep="")}</div>'
+    return f'<div class="scroll {kind}">{safe.to_html(index=False, escape=False, border=0, na_rep="")}</div>'

@@ -7,10 +7,10 @@ settings) and what decides its use (licence, redistribution); prose belongs into
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -133,6 +133,38 @@ def load(name: str) -> Manifest:
     return manifest
 
 
+def overview(data_sets: Iterable[str]) -> pd.DataFrame:
+    """One line per data set: what it is, on what terms, and what of it may be shown."""
+    rows = []
+    for manifest in map(load, data_sets):
+        allowed = manifest.redistribution
+        shown = [kind for kind in ("images", "texts") if getattr(allowed, kind)]
+        rows.append(
+            {
+                "data_set": manifest.name,
+                "title": manifest.title,
+                "used_for": manifest.role,
+                "licence": manifest.licence.text,
+                "access": manifest.access.level,
+                "may_be_shown": " and ".join(shown) or "nothing",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def require(checked: pd.DataFrame) -> None:
+    """Raise an InputError for the first line of a `check` table that is not ok, before anything is trained on it."""
+    wrong = checked[checked["status"] != "ok"]
+    if len(wrong):
+        first = wrong.iloc[0]
+        more = f" ({len(wrong) - 1} more lines of the check are not ok)" if len(wrong) > 1 else ""
+        name = first["data_set"]
+        raise InputError(
+            f"data set {name}: {first['item']} is {first['status']}: {first['detail']}; complete or replace it, or, "
+            f"if you changed it on purpose, record it in data_manifests/{name}.yaml{more}"
+        )
+
+
 def folder_of(manifest: Manifest) -> Path:
     """Where the set's folder is expected, whether it is there or not."""
     return (paths.phantom_root() if manifest.generator else paths.data_root()) / manifest.folder
@@ -153,8 +185,10 @@ def location(name: str) -> Path:
         phantom.generate(folder, made.kind, made.seed, made.size, made.counts)
     elif not folder.is_dir():
         hint = "; access needs credentials" if manifest.access.level == "credentialed" else ""
-        raise InputError(f"data set {name}: no folder {folder}; set DATA_ROOT to the folder that holds {manifest.folder}/ "
-                         f"(how to get it: data_manifests/{name}.md{hint})")
+        raise InputError(
+            f"data set {name}: no folder {folder}; set DATA_ROOT to the folder that holds {manifest.folder}/ "
+            f"(how to get it: data_manifests/{name}.md{hint})"
+        )
     return folder
 
 
@@ -173,14 +207,12 @@ def tree_digest(folder: Path, pattern: str = "*") -> tuple[int, int, str]:
 def check(name: str, *, decode: bool = True) -> pd.DataFrame:
     """Compare a data set on disk with its manifest: one line per file, tree and count.
 
-    Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (an optional part or some
-    files of a tree are absent) or `needs credential`. Nothing is raised for data that is absent or wrong: the table says
-    it. `decode` decodes every image that a record names.
+    Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (some files of a
+    tree are absent) or `needs credential`. Nothing is raised for data that is absent or wrong: the
+    table says it. `decode` decodes every image that a record names.
     """
     manifest = load(name)
-    rows: list[dict[str, str]] = []
-    for item, status, detail in _check(manifest, decode):
-        rows.append({"data_set": name, "item": item, "status": status, "detail": detail})
+    rows = [(name, *row) for row in _check(manifest, decode)]
     return pd.DataFrame(rows, columns=["data_set", "item", "status", "detail"])
 
 
@@ -198,12 +230,16 @@ def _check(manifest: Manifest, decode: bool) -> Iterator[tuple[str, Status, str]
     for entry in manifest.files:
         path = folder / entry.path
         if not path.is_file():
-            yield entry.path, "missing" if entry.required else "partial", "required" if entry.required else "optional"
+            yield entry.path, "missing" if entry.required else "ok", "" if entry.required else "absent, optional"
         elif path.stat().st_size != entry.bytes:
             yield entry.path, "changed", f"{path.stat().st_size} bytes, expected {entry.bytes}"
         else:
             same = sha256(path) == entry.sha256
-            yield entry.path, "ok" if same else "changed", f"{entry.bytes} bytes, sha256 {'as' if same else 'not as'} recorded"
+            yield (
+                entry.path,
+                "ok" if same else "changed",
+                f"{entry.bytes} bytes, sha256 {'as' if same else 'not as'} recorded",
+            )
     for tree in manifest.trees:
         yield _check_tree(tree, folder / tree.path)
     try:
@@ -214,12 +250,20 @@ def _check(manifest: Manifest, decode: bool) -> Iterator[tuple[str, Status, str]
 
 def _check_tree(tree: TreeEntry, folder: Path) -> tuple[str, Status, str]:
     if not folder.is_dir():
-        return tree.path, "missing" if tree.required else "partial", "no such folder"
+        return (
+            tree.path,
+            "missing" if tree.required else "ok",
+            "no such folder" if tree.required else "absent, optional",
+        )
     count, size, digest = tree_digest(folder)
     if count < tree.count:
         return tree.path, "partial", f"{count} of {tree.count} files"
     if count > tree.count or (tree.sha256 and digest != tree.sha256):
-        return tree.path, "changed", f"{count} files, expected {tree.count}; digest {digest[:12]}, expected {tree.sha256[:12]}"
+        return (
+            tree.path,
+            "changed",
+            f"{count} files, expected {tree.count}; digest {digest[:12]}, expected {tree.sha256[:12]}",
+        )
     return tree.path, "ok", f"{count} files, {size} bytes, digest as recorded"
 
 
@@ -228,12 +272,15 @@ def _check_counts(manifest: Manifest, decode: bool) -> Iterator[tuple[str, Statu
     from amif_lib.datasets import images
 
     found = datasets.counts(manifest.name)
+    if not manifest.splits:
+        for key, value in found["all"].items():
+            yield f"all: {key}", "ok", f"{value}, nothing recorded to compare with"
     for split in manifest.splits:
-        have: dict[str, Any] = found.get(split.name, {})
-        expected = {key: value for key, value in split.model_dump(exclude={"name"}).items() if value is not None}
-        for key, value in expected.items():
+        have: dict[str, int] = found.get(split.name, {})
+        for key, value in split.model_dump(exclude={"name"}, exclude_none=True).items():
             same = have.get(key, 0) == value
-            yield f"{split.name}: {key}", "ok" if same else "changed", f"{have.get(key, 0)}" + ("" if same else f", expected {value}")
+            detail = f"{have.get(key, 0)}" + ("" if same else f", expected {value}")
+            yield f"{split.name}: {key}", "ok" if same else "changed", detail
     if decode:
         number = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
         yield "images decode", "ok", f"{number} images"

@@ -91,7 +91,8 @@ def _score(decoder: Callable[..., Any], memory: Tensor, memory_mask: Tensor, par
     ids = ids.to(memory.device).repeat(batch, 1)  # (B*C, T): all candidates of question 1, then of question 2
     mask = mask.to(memory.device).repeat(batch, 1)  # (B*C, T)
     if not getattr(decoder, "repeats_memory", False):  # ours projects keys and values once and repeats those
-        memory, memory_mask = memory.repeat_interleave(count, dim=0), memory_mask.repeat_interleave(count, dim=0)  # (B*C, S, d)
+        memory = memory.repeat_interleave(count, dim=0)  # (B*C, S, d)
+        memory_mask = memory_mask.repeat_interleave(count, dim=0)  # (B*C, S)
     logits = decoder(
         input_ids=ids[:, :-1],  # the last token is only predicted, never read
         attention_mask=mask[:, :-1],

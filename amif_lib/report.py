@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from amif_lib import evaluate, experiments, figures, layout, paths, results, tables
 from amif_lib.experiments import RunSpec
@@ -20,7 +21,7 @@ TEMPLATE = paths.PACKAGE / "report.html.j2"
 STAGES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
 VERDICTS = {
     True: "Replication verdicts are given: real data, full test sets.",
-    False: "Whether a claim of the paper holds is not tested at this scale; its numbers are printed for orientation.",
+    False: "Whether a claim of the paper holds is not tested at this scale; the paper's numbers are for orientation.",
 }
 
 
@@ -43,7 +44,7 @@ def write(scale: str) -> Path:
         "tables": [_section(table) for table in whole if table.name != "headline"],
         "figures": _figures(whole, runs, folder), "protocols": [evaluate.PROTOCOLS[name] for name in tables.PROTOCOLS],
         "teacher": _statistics(runs, "teacher"), "collapse": _statistics(runs, "collapse"),
-        "settings": _html(settings_that_differ(scale)), "runs": _run_table(runs),
+        "settings": _html(settings_that_differ(scale), "words"), "runs": _run_table(runs),
         "provenance": _provenance(runs), "cost": _html(cost(runs)),
     }
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True) \
@@ -83,20 +84,20 @@ def _all_runs(whole: list[tables.Table]) -> list[Run]:
 # --- tables and figures ---
 
 
-def _html(frame: pd.DataFrame) -> Markup:
+def _html(frame: pd.DataFrame, kind: str = "numbers") -> Markup:
     """The frame as HTML, every cell escaped."""
-    return Markup(layout.html(frame)) if len(frame) else Markup('<p class="soft">None.</p>')
+    return Markup(layout.html(frame, kind)) if len(frame) else Markup('<p class="soft">None.</p>')
 
 
 def _section(table: tables.Table) -> dict[str, Any]:
-    cells, tested = table.cells(), table.tests()
     written = [f"tables/{table.name}{ending}" for ending in tables.FILES]
     return {
         "name": table.name, "short": layout.short_name(table.name), "title": layout.heading(table),
-        "paper": _html(layout.paper_layout(table, cells, tested, lambda text: f"\x01{text}\x02")),
-        "definitions": [(layout.dataset_name(dataset), _html(layout.both_definitions(table, cells, dataset)))
+        "question_sets": layout.question_sets(table),
+        "paper": _html(layout.paper_layout(table, lambda text: f"\x01{text}\x02")),
+        "definitions": [(layout.dataset_name(dataset), _html(layout.both_definitions(table, dataset)))
                         for dataset in table.datasets],
-        "tests": _html(layout.tests_layout(tested)), "notes": layout.notes(table),
+        "tests": _html(layout.tests_layout(table)), "notes": layout.notes(table),
         "files": [path for path in written if (paths.scale_dir(table.scale) / path).is_file()],
     }
 
@@ -106,12 +107,10 @@ def _figures(whole: list[tables.Table], runs: list[Run], folder: Path) -> list[d
     figures.use_style()
     for table in whole:
         for dataset in table.datasets:
-            note = "synthetic demo data" if tables.is_synthetic(dataset) else tables.SCALE_NOTES[table.scale]
-            _draw(folder, f"accuracy_{table.name}_{dataset}", figures.accuracy_plot(table.cells(), dataset),
-                  f"{layout.short_name(table.name)}, {layout.dataset_name(dataset)}: accuracy under the protocol paper "
-                  f"with 95% intervals from resampling images ({note}).")
+            _draw(folder, f"accuracy_{table.name}_{dataset}", figures.accuracy_plot(table.cells, dataset),
+                  figures.accuracy_data(table.cells, dataset), layout.caption(table, dataset))
     if runs:
-        _draw(folder, "training_curves", figures.training_curves(runs),
+        _draw(folder, "training_curves", figures.training_curves(runs), figures.training_data(runs),
               "Training loss against optimiser step; pale: every step, strong: running mean.")
     out = []
     for picture in sorted((folder / "figures").glob("*.png")):
@@ -122,9 +121,9 @@ def _figures(whole: list[tables.Table], runs: list[Run], folder: Path) -> list[d
     return out
 
 
-def _draw(folder: Path, name: str, drawn: tuple[Any, pd.DataFrame], caption: str) -> None:
-    figures.save(drawn[0], folder / "figures" / name, drawn[1], caption)
-    plt.close(drawn[0])
+def _draw(folder: Path, name: str, figure: Figure, data: pd.DataFrame, caption: str) -> None:
+    figures.save(figure, folder / "figures" / name, data, caption)
+    plt.close(figure)
 
 
 # --- what the runs say of themselves ---
@@ -139,8 +138,9 @@ def _statistics(runs: list[Run], key: str) -> Markup | None:
             plain = {name.replace("_", " "): _number(value) for name, value in entry.items()
                      if isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""}
             rows.append({"run": run.run_id, "stage": STAGES[run.spec.stage], **plain})
-    rows = list({tuple(list(row.items())[1 if key == "teacher" else 0:]): row for row in rows}.values())
-    return _html(pd.DataFrame(rows).fillna("")) if rows else None
+    if key == "teacher":  # both stages have the same one
+        rows = list({tuple(list(row.items())[2:]): row for row in reversed(rows)}.values())[::-1]
+    return _html(pd.DataFrame(rows).fillna("")) if rows else None  # one table, whatever keys a run has
 
 
 def _number(value: object) -> str:
@@ -160,14 +160,16 @@ def _settings(run: RunSpec) -> dict[tuple[str, str], Any]:
     for spec in run.lineage():
         content = spec.model_dump(mode="json", exclude={"parent", "label", "scale", "stage", "seed"})
         read = {"stage1": ("model", "init", "data", "teacher", "objective", "train"), "stage2": ("objective", "train"),
-                "finetune": ("data", "knowledge", "train")}[spec.stage]  # the rest is the same as in stage 1
-        read_here = _flat({key: content[key] for key in read})
-        out |= {(spec.stage, name): value for name, value in read_here.items()}
+                "finetune": ("data", "knowledge", "train")}[spec.stage]  # the rest is as in stage 1
+        if content["teacher"] and content["teacher"]["source"] != "trained":
+            content["teacher"] = {"source": content["teacher"]["source"]}  # its sizes are its own
+        for name, value in _flat({key: content[key] for key in read if content[key] is not None}).items():
+            out["all" if name.startswith(("model.", "init.")) else spec.stage, name] = value
     return out
 
 
 def settings_that_differ(scale: str) -> pd.DataFrame:
-    """Settings of the full model at a scale beside those of SCALE=paper: `setting, stage, paper`, then one per start."""
+    """The full model's settings that differ from SCALE=paper: `setting, stage, SCALE=paper`, then one per start."""
     paper_sets = experiments.scale_settings("paper")["question_sets"]
     paper = _settings(experiments.build_run("paper", {}, next(iter(paper_sets))))
     ours = {row.label: _settings(row.runs[0]) for row in tables.Selection().rows("headline", scale)}
@@ -176,7 +178,7 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
         values = [_plain(found.get((stage, name))) for found in ours.values()]
         theirs = _plain(paper.get((stage, name)))
         if any(value != theirs for value in values):
-            rows.setdefault((name, theirs, *values), []).append(STAGES[stage])
+            rows.setdefault((name, theirs, *values), []).append(STAGES.get(stage, "all stages"))
     return pd.DataFrame([[name, ", ".join(stages), *values] for (name, *values), stages in rows.items()],
                         columns=["setting", "stage", "SCALE=paper", *ours])
 
@@ -207,7 +209,7 @@ def _provenance(runs: list[Run]) -> Markup:
             if name not in ("wall_time_s", "finished"):
                 counts[name, _plain(value)] = counts.get((name, _plain(value)), 0) + 1
     rows = [{"provenance": name, "value": value, "runs": n} for (name, value), n in sorted(counts.items()) if value]
-    return _html(pd.DataFrame(rows))
+    return _html(pd.DataFrame(rows), "words")
 
 
 def cost(runs: list[Run]) -> pd.DataFrame:

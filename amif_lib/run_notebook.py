@@ -37,7 +37,9 @@ def read_notebook(notebook: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{paths.shown(notebook)}: no such notebook") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{paths.shown(notebook)}: not a notebook (JSON with cells); restore it with git checkout") from None
+        raise InputError(
+            f"{paths.shown(notebook)}: not a notebook (JSON with cells); restore it with git checkout"
+        ) from None
     return content
 
 
@@ -51,10 +53,12 @@ def code_digest(notebook: Path) -> str:
 def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
     """The given texts as values of the types that the notebook's `parameters` cell declares.
 
-    Raises InputError for a name that the cell does not declare and for a text that is not of the declared type.
+    Raises InputError for a notebook that cannot be read, a name that the cell does not declare, and a text that is not
+    of the declared type.
     """
     import papermill
 
+    read_notebook(notebook)
     declared = papermill.inspect_notebook(str(notebook))
     out: dict[str, Any] = {}
     for name, text in given.items():
@@ -90,7 +94,9 @@ def _private_kernel() -> Iterator[dict[str, Any]]:
     spec = folder / "kernels" / "python3"
     spec.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (spec / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}), "utf-8")
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}), "utf-8"
+    )
     search = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     changed = {
         "JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")])),  # searched first
@@ -131,9 +137,19 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
     out.parent.mkdir(parents=True, exist_ok=True)
     with _private_kernel() as manager:
         papermill.execute_notebook(
-            str(notebook), str(out), parameters=values, kernel_name="python3", language="python", cwd=str(paths.ROOT),
-            stdout_file=sys.stdout, stderr_file=sys.stdout, progress_bar=False, autosave_cell_every=30, start_timeout=180,
-            config=Config({"KernelManager": manager}))
+            str(notebook),
+            str(out),
+            parameters=values,
+            kernel_name="python3",
+            language="python",
+            cwd=str(paths.ROOT),
+            stdout_file=sys.stdout,
+            stderr_file=sys.stdout,
+            progress_bar=False,
+            autosave_cell_every=30,
+            start_timeout=180,
+            config=Config({"KernelManager": manager}),
+        )
 
 
 def explain(error: BaseException, lines: int = 15) -> str:
@@ -155,8 +171,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amif_lib.run_notebook", description="Execute a notebook.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="where the executed copy goes")
-    parser.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
-                        help="a parameter that the notebook declares; may be repeated")
+    parser.add_argument(
+        "-p",
+        dest="given",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="a parameter that the notebook declares; may be repeated",
+    )
     options = parser.parse_args(arguments)
     try:
         if options.out.resolve() == options.notebook.resolve():
@@ -166,7 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:  # papermill, nbclient and the kernel raise many kinds; each is reported, none hidden
-        print(f"error: {paths.shown(options.notebook)}: {explain(error)}\nexecuted copy: {options.out}", file=sys.stderr)
+        print(
+            f"error: {paths.shown(options.notebook)}: {explain(error)}\nexecuted copy: {options.out}", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from amif_lib import experiments, paths
+from amif_lib import experiments
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "model": experiments.ModelSpec, "init": experiments.InitSpec, "data": experiments.DataSpec, "teacher": experiments.TeacherSpec,
@@ -59,6 +59,3 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
         return typing.get_args(annotation)
     return (True, False) if annotation is bool else ()
 
-
-def write() -> None:
-    (paths.SPECS / "SETTINGS.md").write_text(page(), encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,23 @@ import pandas as pd
 from amif_lib import baselines, evaluate, experiments, paths, results, statistics
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
+from amif_lib.table_rows import (
+    MODEL_BASELINES,
+    PAPER_SETS,
+    PROTOCOLS,
+    SCALE_NOTES,
+    SHOWN_BASELINES,
+    Line,
+    Selection,
+    is_baseline,
+    is_synthetic,
+    real_name,
+    required_runs,
+    saw_test_answers,
+)
+
+__all__ = ["COLUMNS", "FILES", "NOT_TESTED", "PAPER_SETS", "PROTOCOLS", "SCALE_NOTES", "TEST_COLUMNS", "Selection",
+           "Table", "is_baseline", "is_synthetic", "required_runs", "store", "table", "tests", "write"]
 
 COLUMNS = ["table", "row", "label", "dataset", "split", "protocol", "ours", "ours_sd", "n_seeds", "n_questions",
            "ci_low", "ci_high", "paper", "delta", "run_ids", "scale"]
@@ -25,107 +42,7 @@ TEST_COLUMNS = ["table", "row", "label", "dataset", "split", "protocol", "agains
                 "difference", "ci_low", "ci_high", "wins", "losses", "mcnemar_p", "bootstrap_p", "p_holm", "supported",
                 "replication", "n_seeds", "n_questions", "scale"]
 FILES = (".csv", "_tests.csv", ".md", ".tex")
-PROTOCOLS = ("paper", "strict")
-PAPER_SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")  # the four sets of the paper's Avg column
-LEAKING_FILES = ("published3064",)  # training files that hold test answers: `strict` cannot be claimed for them
-SHOWN_BASELINES = ("most_frequent", "nearest_question")
-MODEL_BASELINES = ("question_only", "blank_at_test")
 NOT_TESTED = "not tested at this scale"
-SCALE_NOTES = {
-    "demo": "synthetic demo data; not comparable with the paper",
-    "small": "a small model on real VQA-RAD, trained on a laptop without the paper's weights and data; not comparable "
-             "with the paper",
-    "base": "real data, open pre-training sets only; the paper also pre-trains on MIMIC-CXR",
-    "paper": "real data at the paper's size",
-}
-
-
-def real_name(dataset: str) -> str:
-    """The real data set that a demo set stands for: `phantom_vqa_rad` -> `vqa_rad`."""
-    return dataset.removeprefix("phantom_")
-
-
-def is_synthetic(dataset: str) -> bool:
-    return dataset.startswith("phantom_")
-
-
-def is_baseline(row: str) -> bool:
-    """Whether a value of the column `row` names a baseline; `question_only:demo` belongs to headline row `demo`."""
-    return row.split(":")[0] in (*SHOWN_BASELINES, *MODEL_BASELINES)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which part of a table: question sets and rows (none given: all), fine-tuning and pre-training seeds."""
-
-    question_sets: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    seeds: int = 1
-    pretrain_seeds: int = 1
-
-    @classmethod
-    def planned(cls, name: str, scale: str) -> Selection:
-        """What the scale's last plan asked for (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`), or all with one seed."""
-        path = paths.scale_dir(scale) / "plan.json"
-        asked = experiments.read_yaml(path)["selection"] if path.is_file() else {}
-        own = [str(entry["row"]) for entry in experiments.table_settings(name)["rows"]]
-        return cls(tuple(asked.get("question_sets", ())), tuple(row for row in asked.get("rows", ()) if row in own),
-                   asked.get("seeds", 1), asked.get("pretrain_seeds", 1))
-
-    def rows(self, name: str, scale: str) -> list[experiments.Row]:
-        return experiments.rows(name, scale, self.question_sets, self.seeds, self.pretrain_seeds, self.only)
-
-    def headlines(self, name: str, scale: str) -> list[experiments.Row]:
-        """The full model, one row per named start: what baselines are made for."""
-        return replace(self, only=self.only if name == "headline" else ()).rows("headline", scale)
-
-    def blank_runs(self, name: str, scale: str) -> dict[str, list[RunSpec]]:
-        """Question-only baselines by headline row: the full model trained on blank images, once per question set."""
-        once = replace(self, seeds=1, pretrain_seeds=1)
-        return {row.row: [experiments.blank_image_run(run) for run in row.runs] for row in once.headlines(name, scale)}
-
-
-def required_runs(name: str, scale: str, selection: Selection | None = None) -> list[RunSpec]:
-    """Every fine-tuning that a table reads, each once: its rows and the question-only baselines beside them."""
-    selection = selection or Selection.planned(name, scale)
-    needed = [run for row in selection.rows(name, scale) for run in row.runs]
-    needed += [run for runs in selection.blank_runs(name, scale).values() for run in runs]
-    return list({run.run_id: run for run in needed}.values())
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of a table on one question set: the answers of all its seeds."""
-
-    row: str
-    label: str
-    dataset: str
-    kind: str  # "row" or "baseline"
-    answers: tuple[tuple[pd.DataFrame, pd.DataFrame | None], ...]  # per seed: predictions, candidates
-    run_ids: tuple[str, ...] = ()
-    reference: str = ""
-    paper_row: str = ""
-    headline: str = ""  # the headline row that these runs are, or that this baseline belongs to
-    leaks: bool = False  # test answers were seen in training
-
-    @property
-    def seeds(self) -> list[int]:
-        return list(range(len(self.answers)))
-
-    @property
-    def protocols(self) -> list[evaluate.Protocol]:
-        return [evaluate.PROTOCOLS[name] for name in PROTOCOLS if not (name == "strict" and self.leaks)]
-
-    def score(self, protocol: evaluate.Protocol) -> pd.DataFrame:
-        """Correctness for all seeds: one row per question, ordered by id, one column per seed: 0, 1, ..."""
-        scored = []
-        for frame, candidates in self.answers:
-            used = protocol if candidates is not None else protocol.model_copy(update={"candidates": "generate"})
-            scored.append(evaluate.score(frame, candidates, used).set_index("question_id").sort_index())
-        out = scored[0][["image_id", *evaluate.DEFINITIONS.values()]].copy()
-        for seed, one in enumerate(scored):
-            out[seed] = one["correct"]
-        return out
 
 
 class Table:
@@ -179,10 +96,9 @@ class Table:
         for row in self.rows:
             specs = [run for run in row.runs if run.data.questions == dataset]
             runs = [self._run(spec) for spec in specs]
-            leaks = any(s.data.training_file in LEAKING_FILES or s.knowledge.vocabulary != "train" for s in specs)
             lines.append(Line(row.row, row.label, dataset, "row", tuple((r.predictions, r.candidates) for r in runs),
                               tuple(r.run_id for r in runs), row.reference, row.paper_row,
-                              headline_of.get(runs[0].run_id, ""), leaks))
+                              headline_of.get(runs[0].run_id, ""), any(map(saw_test_answers, specs))))
         stored = baselines.stored(self.scale, dataset, self.training_file(dataset))
         lines += [Line(name, baselines.BASELINES[name][0], dataset, "baseline", ((stored[name], None),))
                   for name in SHOWN_BASELINES]
@@ -191,12 +107,13 @@ class Table:
             for run in (self._run(spec) for spec in self.blank[head.row] if spec.data.questions == dataset):
                 name, label = f"{MODEL_BASELINES[0]}:{head.row}", f"question only (trained on blank images){suffix}"
                 lines.append(Line(name, label, dataset, "baseline", ((run.predictions, run.candidates),),
-                                  (run.run_id,), headline=head.row))
+                                  (run.run_id,), headline=head.row, leaks=saw_test_answers(run.spec)))
             shown = next((line for line in lines if line.kind == "row" and line.headline == head.row), None)
             if shown:  # the same weights, blank images at test time only
                 answers = tuple(self.runs[run_id].blank_test for run_id in shown.run_ids)
                 name, label = f"{MODEL_BASELINES[1]}:{head.row}", f"blank images at test time only{suffix}"
-                lines.append(Line(name, label, dataset, "baseline", answers, shown.run_ids, headline=head.row))
+                lines.append(Line(name, label, dataset, "baseline", answers, shown.run_ids, headline=head.row,
+                                  leaks=shown.leaks))
         return lines
 
     def _refuse_different_questions(self) -> None:
@@ -220,6 +137,7 @@ class Table:
             self._scored[key] = line.score(protocol)
         return self._scored[key]
 
+    @cached_property
     def cells(self) -> pd.DataFrame:
         """One line per cell, columns `COLUMNS`, accuracies in percent (see `table`)."""
         rows = [cell for line in self.lines for cell in self._cells(line)]
@@ -292,6 +210,7 @@ class Table:
                     if line.headline and other.kind == "baseline" and other.headline in ("", line.headline)]
         return out
 
+    @cached_property
     def tests(self) -> pd.DataFrame:
         """Paired tests, one line per comparison, split and protocol; columns `TEST_COLUMNS` (see `tests`)."""
         rows = []
@@ -343,7 +262,7 @@ def table(name: str, scale: str, selection: Selection | None = None) -> pd.DataF
     such as `paper/answer_type` is the same scoring split by the other definition of closed. Baselines carry their
     names in `row`. Without a `selection`, that of the scale's last plan is used. Raises InputError as `Table` does.
     """
-    return Table(name, scale, selection).cells()
+    return Table(name, scale, selection).cells
 
 
 def tests(name: str, scale: str, selection: Selection | None = None) -> pd.DataFrame:
@@ -354,7 +273,7 @@ def tests(name: str, scale: str, selection: Selection | None = None) -> pd.DataF
     over the comparisons of one kind and protocol; `supported` is `p_holm < .05`. `replication` is a verdict at base
     and paper scale only.
     """
-    return Table(name, scale, selection).tests()
+    return Table(name, scale, selection).tests
 
 
 def write(name: str, scale: str, selection: Selection | None = None) -> list[Path]:
@@ -369,10 +288,9 @@ def store(whole: Table, always: bool = False) -> list[Path]:
     """
     from amif_lib.layout import latex, markdown
 
-    cells, tested = whole.cells(), whole.tests()
-    texts = (cells.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-             tested.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-             markdown(whole, cells, tested), latex(whole, cells, tested))
+    texts = (whole.cells.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
+             whole.tests.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+             markdown(whole), latex(whole))
     folder = paths.scale_dir(whole.scale) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{whole.name}{ending}" for ending in FILES]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from tokenizers import normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerBase
 
@@ -16,14 +18,21 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def train(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
-    """Fit lower-case WordPiece (Wu et al., 2016) on `texts`, write it to `folder`, return it. Deterministic."""
-    from tokenizers import BertWordPieceTokenizer
+    """Fit a lower-case WordPiece vocabulary on `texts`, write it to `folder`, return the tokenizer.
 
-    model = BertWordPieceTokenizer(lowercase=True)
-    model.train_from_iterator(sorted(set(texts)), vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL, show_progress=False)
+    Every character, alone and as a continuation, then the most frequent words (ties by name) until `vocab_size`. A rare word
+    is spelt out. Merge-based training is not used: the `tokenizers` library's gives another vocabulary at every call.
+    """
+    split, fold = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer(lowercase=True)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(word for word, _ in split.pre_tokenize_str(fold.normalize_str(text)))
+    letters = sorted({letter for word in counts for letter in word})
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    words = sorted((word for word in counts if len(word) > 1 and counts[word] > 1), key=lambda word: (-counts[word], word))
+    pieces += words[:max(0, vocab_size - len(pieces))]
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = sorted(model.get_vocab().items(), key=lambda item: item[1])
-    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in vocabulary), encoding="utf-8")
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -61,6 +61,8 @@ class Prepared:
 
 def prepare(spec: RunSpec) -> Prepared:
     """Read data, tokenizer and starting weights of a run; every error a user can mend is raised here, before training."""
+    if spec.parent is not None and not results.is_finished(spec.parent):
+        raise InputError(f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; run it first, e.g. `make reproduce SCALE={spec.scale}`")
     torch.manual_seed(spec.seed)
     return prepare_questions(spec) if spec.stage == "finetune" else prepare_pretraining(spec)
 
@@ -141,11 +143,7 @@ def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
 def load_encoders(amif: AMiF, spec: RunSpec) -> list[hub.LoadReport]:
     """Starting weights: the parent run's, or what `init` names."""
     if spec.parent is not None:
-        folder = spec.parent.directory / "model"
-        if not results.is_finished(spec.parent):
-            raise InputError(f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; run it first, e.g. `make reproduce "
-                             f"SCALE={spec.scale}`")
-        return [hub.load_into(amif, hub.read_state(folder), f"run {spec.parent.run_id}")]
+        return [hub.load_into(amif, hub.read_state(spec.parent.directory / "model"), f"run {spec.parent.run_id}")]
     reports = []
     for encoder, source in ((amif.image_encoder, spec.init.image), (amif.text_encoder, spec.init.text)):
         if source != "random":
@@ -181,7 +179,7 @@ def make_optimizer(module: nn.Module, spec: RunSpec, steps: int) -> tuple[torch.
             groups.setdefault((parameter.ndim > 1, any(part in name for part in fresh)), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "weight_decay": t.weight_decay if decays else 0.0, "lr": t.learning_rate * (t.fusion_multiplier if new else 1)}
-         for (decays, new), parameters in groups.items()], betas=t.betas)
+         for (decays, new), parameters in groups.items()], betas=t.betas, fused=True)
     warm = max(1, round(t.warmup * steps))
 
     def factor(step: int) -> float:

@@ -59,7 +59,7 @@ def test_strict_never_answers_with_an_answer_unseen_in_training():
 
 def test_accuracy_by_both_definitions():
     scored = evaluate.score(frame(), CANDIDATES, PROTOCOLS["paper"])
-    got = evaluate.accuracy_table(scored).set_index(["closed", "split"])
+    got = evaluate.accuracy_table(scored).set_index(["definition", "split"])
     assert got.loc[("yes_no", "open"), ["correct", "n"]].tolist() == [1, 2]
     assert got.loc[("yes_no", "closed"), ["correct", "n"]].tolist() == [2, 2]
     assert got.loc[("answer_type", "open"), ["correct", "n"]].tolist() == [0, 1]
@@ -182,6 +182,7 @@ def test_baselines_by_hand():
     assert answers(baselines.most_frequent_answer(SMALL)) == ["no"] * 5
     # question 7 ties with 3 and 4 (equal word sets): the first in file order; images without training: the commonest
     assert answers(baselines.nearest_question(SMALL)) == ["no", "left", "yes", "no", "no"]
+    assert baselines.nearest_question(SMALL)["image_in_training"].tolist() == [True, True, True, False, False]
     assert answers(baselines.most_frequent_answer_by_form(SMALL)) == ["no", "left", "no", "left", "no"]
     assert answers(baselines.vocabulary_ceiling(SMALL)) == ["yes", "left", "yes", "", "no"]
 
@@ -193,7 +194,7 @@ def test_baselines_need_both_splits():
 
 def rounded(table: pd.DataFrame) -> dict[tuple[str, str], float]:
     scored = evaluate.score(table, None, PROTOCOLS["generate"])
-    got = evaluate.accuracy_table(scored).set_index(["closed", "split"])
+    got = evaluate.accuracy_table(scored).set_index(["definition", "split"])
     assert got.loc[("answer_type", "open"), "n"] == 179 and got.loc[("answer_type", "closed"), "n"] == 272
     assert got.loc[("yes_no", "open"), "n"] == 200 and got.loc[("yes_no", "closed"), "n"] == 251
     return {key: round(value, 2) for key, value in got["accuracy"].items()}
@@ -210,6 +211,8 @@ def vqa_rad(shared_data):
 
 def test_nearest_question_on_the_real_file(vqa_rad):
     got = rounded(baselines.nearest_question(vqa_rad))
+    new = baselines.nearest_question(vqa_rad).query("not image_in_training")
+    assert new["image_id"].tolist() == ["synpic23571"] * 5  # the only test image that is not in training
     assert got["answer_type", "open"] == 0.56
     assert got["answer_type", "closed"] == 39.34
     assert got["answer_type", "overall"] == 23.95

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from decimal import ROUND_HALF_UP, Decimal
 
-import fabricated
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated import write_run, write_table, wrong_at
 
-from amif_lib import experiments, paths, results, statistics, tables
+from amif_lib import evaluate, experiments, paths, results, statistics, table_rows, tables
 from amif_lib.errors import InputError
 from amif_lib.tables import Selection
+from tests import fabricated
+from tests.fabricated import write_run, write_table, wrong_at
 
 WRONG = {"1": (0, 1, 3, 5, 6, 8), "3": (0, 1, 5, 8), "5": (0, 5), "6": (5,)}
 
@@ -116,6 +116,21 @@ def test_paired_tests_by_hand(demo):
     assert set(got["replication"]) == {"not tested at this scale"}
 
 
+def test_a_row_without_anything_to_compare_with(demo):
+    whole = tables.Table("table4", "demo", Selection(only=("1",)))
+    assert whole.tests.empty and list(whole.tests.columns) == tables.TEST_COLUMNS
+    assert "None in this selection" in tables.store(whole)[2].read_text(encoding="utf-8")
+
+
+def test_rows_that_saw_test_answers_are_marked_and_never_strict(monkeypatch, demo):
+    monkeypatch.setattr(table_rows, "LEAKING_FILES", ("default",))
+    whole = tables.Table("table4", "demo")
+    strict = whole.cells[whole.cells["protocol"].str.startswith("strict")]
+    assert set(strict["row"]) == {"most_frequent", "nearest_question"}
+    assert set(whole.tests["protocol"]) == {"paper"}
+    assert tables.store(whole)[2].read_text(encoding="utf-8").count("gate†") == 1
+
+
 def test_seeds(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
     selection = Selection(seeds=2)
@@ -174,15 +189,15 @@ def test_headline_row_and_its_table4_row_are_one_run():
 def test_missing_question_and_unknown_question_are_refused(demo):
     run = Selection().rows("table4", "demo")[0].runs[0]
     frame = fabricated.predictions(wrong_at())
-    tables.evaluate.write_predictions(run.directory, frame.iloc[:-1], fabricated.candidates())
+    evaluate.write_predictions(run.directory, frame.iloc[:-1], fabricated.candidates())
     with pytest.raises(InputError, match=r"row 1 .*lacks question test-11"):
         tables.table("table4", "demo")
     frame.loc[11, "question_id"] = "other"
-    tables.evaluate.write_predictions(run.directory, frame, fabricated.candidates())
+    evaluate.write_predictions(run.directory, frame, fabricated.candidates())
     with pytest.raises(InputError, match=r"row 1 .*lacks question test-11"):
         tables.table("table4", "demo")
     more = pd.concat([fabricated.predictions(wrong_at()), frame.iloc[[11]]], ignore_index=True)
-    tables.evaluate.write_predictions(run.directory, more, fabricated.candidates())
+    evaluate.write_predictions(run.directory, more, fabricated.candidates())
     with pytest.raises(InputError, match=r"row 1 .*has the unknown question other"):
         tables.table("table4", "demo")
 
@@ -220,12 +235,12 @@ def test_bold_needs_support(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
     write_table("table4", "demo", WRONG)
     whole = tables.Table("table4", "demo")
-    cells, tested = whole.cells(), whole.tests()
-    assert supported_cells(cells, tested) == set()
+    tested = whole.tests
+    assert supported_cells(tested) == set()
     sure = tested.assign(supported=(tested["row"] == "5") & (tested["kind"] == "reference"))
-    assert {row for row, *_ in supported_cells(cells, sure)} == {"5"}
+    assert {row for row, *_ in supported_cells(sure)} == {"5"}
     worse = sure.assign(difference=-1.0)
-    assert supported_cells(cells, worse) == set()
+    assert supported_cells(worse) == set()
 
 
 # --- the published numbers ---

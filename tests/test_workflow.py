@@ -1,4 +1,4 @@
-"""The workflow on a copy of the kit whose trainings only write files: order, resuming, what starts again and what never does."""
+"""The workflow on a copy of the kit whose trainings only write files: order, resuming, what starts again."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ pytest.importorskip("snakemake")
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ("--rows", "1,6")  # of Table 4: without pre-training, and the full model
 
-# Executes a notebook's code cells in one plain interpreter: the workflow under test is the same, a kernel's start is spared.
-RUNNER = '''
+# Executes a notebook's code cells in a plain interpreter: the workflow is the same, a kernel's start is spared.
+RUNNER = """
 def main(arguments=None):
     import argparse, shutil
     parser = argparse.ArgumentParser()
@@ -44,8 +44,8 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     sys.exit(main())
-'''
-TRAIN = '''
+"""
+TRAIN = """
 import json, os, time
 from amif_lib import paths
 from amif_lib.experiments import load_spec
@@ -62,8 +62,8 @@ if not done(run):
     for name in files:
         content = {"code_digest": "earlier"} if name == "provenance.json" else run.model_dump(mode="json")
         (run.directory / name).write_text(json.dumps(content))
-'''
-PRODUCT = '''
+"""
+PRODUCT = """
 from amif_lib import paths
 folder = paths.results() / "demo"
 with (paths.results() / "trace.txt").open("a") as trace:
@@ -72,8 +72,8 @@ path = folder / "%(path)s"
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text("made")
 path.with_suffix(".md").write_text("| a table |")
-'''
-TEACHER = '''
+"""
+TEACHER = """
 def ensure(spec, studies=None):
     folder = paths.run_dir(teacher_id(spec))
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,13 +84,21 @@ def ensure(spec, studies=None):
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 def write_notebook(path: Path, parameters: str, code: str, prose: str = "# Title") -> None:
-    cells = [{"cell_type": "markdown", "metadata": {}, "source": prose},
-             {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": parameters, "outputs": [], "execution_count": None},
-             {"cell_type": "code", "metadata": {}, "source": code, "outputs": [], "execution_count": None}]
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": prose},
+        {
+            "cell_type": "code",
+            "metadata": {"tags": ["parameters"]},
+            "source": parameters,
+            "outputs": [],
+            "execution_count": None,
+        },
+        {"cell_type": "code", "metadata": {}, "source": code, "outputs": [], "execution_count": None},
+    ]
     path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
 
 
@@ -111,14 +119,30 @@ class Clone:
         self.notebooks.mkdir()
         for name in ("03_stage1_global_alignment", "04_stage2_local_alignment_and_mining", "05_finetune_vqa"):
             write_notebook(self.notebooks / f"{name}.ipynb", 'spec = ""', TRAIN)
-        for name, parameter, path in (("01_data_and_manifests", "scale", "data/check.csv"), ("14_table4", "spec", "tables/table4.csv"),
-                                      ("90_reproduction_report", "scale", "report.html")):
-            write_notebook(self.notebooks / f"{name}.ipynb", f'{parameter} = ""', PRODUCT % {"what": Path(path).stem, "path": path})
+        for name, parameter, path in (
+            ("01_data_and_manifests", "scale", "data/check.csv"),
+            ("14_table4", "spec", "tables/table4.csv"),
+            ("90_reproduction_report", "scale", "report.html"),
+        ):
+            write_notebook(
+                self.notebooks / f"{name}.ipynb", f'{parameter} = ""', PRODUCT % {"what": Path(path).stem, "path": path}
+            )
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
-        settings = {key: value for key, value in os.environ.items() if key not in ("AMIF_RESULTS", "DATA_ROOT", "SCALE", "AMIF_PROCESSES")}
-        return subprocess.Popen([sys.executable, "-m", "amif_lib", *arguments], cwd=self.root, text=True, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**settings, **environment})
+        settings = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("AMIF_RESULTS", "DATA_ROOT", "SCALE", "AMIF_PROCESSES")
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "amif_lib", *arguments],
+            cwd=self.root,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**settings, **environment},
+        )
 
     def call(self, *arguments: str, status: int = 0, **environment: str) -> str:
         process = self.start(*arguments, **environment)
@@ -154,11 +178,25 @@ def test_everything_is_made_once_and_in_order(finished) -> None:
     clone, out, trace = finished
     jobs = json.loads((clone.root / "results" / "demo" / "plan.json").read_text())["jobs"]
     kinds = [line.split()[1] if len(line.split()) > 1 else line for line in trace]
-    expected = {"check": 1, "teacher": 1, "stage1": 1, "stage2": 1, "table4": 1, "report": 1, "finetune": 3}  # rows 1 and 6, one baseline
+    expected = {
+        "check": 1,
+        "teacher": 1,
+        "stage1": 1,
+        "stage2": 1,
+        "table4": 1,
+        "report": 1,
+        "finetune": 3,
+    }  # rows 1 and 6, one baseline
     assert {kind: kinds.count(kind) for kind in kinds} == expected
     assert len(jobs) == sum(expected.values())
     assert not any("TOO EARLY" in line or line.startswith("keep") for line in trace)
-    assert kinds.index("teacher") < kinds.index("stage1") < kinds.index("stage2") < kinds.index("table4") < kinds.index("report")
+    assert (
+        kinds.index("teacher")
+        < kinds.index("stage1")
+        < kinds.index("stage2")
+        < kinds.index("table4")
+        < kinds.index("report")
+    )
     assert "| a table |" in out and "report.html" in out and out.count("started") == out.count("done in") == len(jobs)
     assert all((clone.root / "results" / job["output"]).is_file() for job in jobs)
 
@@ -195,12 +233,32 @@ def test_changed_code_executes_notebooks_again_but_never_drops_a_finished_run(fi
 
 def test_a_deleted_run_is_trained_again_and_only_that_run(finished) -> None:
     clone, _, _ = finished
-    run = next(job for job in json.loads((clone.root / "results/demo/plan.json").read_text())["jobs"] if job["rule"] == "finetune")
+    run = next(
+        job
+        for job in json.loads((clone.root / "results/demo/plan.json").read_text())["jobs"]
+        if job["rule"] == "finetune"
+    )
     shutil.rmtree(clone.root / "results" / "runs" / run["name"])
     clone.call("reproduce", *ROWS)
     trace = clone.trace()
     assert [line for line in trace if "train" in line] == [f"train finetune {run['name']} ready"]
     assert not any(line.startswith("keep") for line in trace) and "table4" in trace
+
+
+def test_data_in_another_place_are_checked_again_and_what_is_missing_is_still_made(finished, tmp_path) -> None:
+    clone, _, _ = finished
+    run = next(
+        job
+        for job in json.loads((clone.root / "results/demo/plan.json").read_text())["jobs"]
+        if job["rule"] == "finetune"
+    )
+    shutil.rmtree(clone.root / "results" / "runs" / run["name"])
+    clone.call("reproduce", *ROWS, AMIF_PHANTOM=str(tmp_path))
+    trace = clone.trace()
+    assert trace.count("check") == 1 and "table4" in trace
+    assert [line for line in trace if line.startswith(("train", "keep"))] == [f"train finetune {run['name']} ready"]
+    clone.call("reproduce", *ROWS)
+    assert clone.trace() == ["check"]
 
 
 def test_a_failing_notebook_keeps_the_run_and_is_reported_with_its_log(finished) -> None:
@@ -221,7 +279,7 @@ def test_a_failing_notebook_keeps_the_run_and_is_reported_with_its_log(finished)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_call_is_carried_on_by_the_next(tmp_path: Path, how: signal.Signals) -> None:
     clone = Clone(tmp_path / "a clone")
-    process = clone.start("reproduce", "--rows", "1", TEST_SLEEP="3")
+    process = clone.start("reproduce", "--rows", "1", TEST_SLEEP="1")
     for line in process.stdout:
         if "fine-tune" in line and "started" in line:
             break
@@ -243,12 +301,22 @@ def test_a_live_call_is_not_disturbed(tmp_path: Path) -> None:
     out, _ = first.communicate(timeout=120)
     later, _ = second.communicate(timeout=120)
     assert first.returncode == 0, out
-    assert ("nothing to do" in later and second.returncode == 0) or ("at work on it now" in later and second.returncode == 2), later
+    assert ("nothing to do" in later and second.returncode == 0) or (
+        "at work on it now" in later and second.returncode == 2
+    ), later
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (("--scale", "huge"), "SCALE=huge"), (("--rows", "99"), "ROWS: 99"), (("--machine", "cray"), "MACHINE=cray"),
-    (("--datasets", "slake"), "DATASETS: 'slake'"), (("--seeds", "0"), "SEEDS=0"), (("--tables", "table9"), "table 'table9'")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--scale", "huge"), "SCALE=huge"),
+        (("--rows", "99"), "ROWS: 99"),
+        (("--machine", "cray"), "MACHINE=cray"),
+        (("--datasets", "slake"), "DATASETS: 'slake'"),
+        (("--seeds", "0"), "SEEDS=0"),
+        (("--tables", "table9"), "table 'table9'"),
+    ],
+)
 def test_bad_choices_are_one_line_errors(arguments, words, finished, monkeypatch, capsys) -> None:
     from amif_lib.cli import main
 
@@ -272,12 +340,14 @@ def test_each_table_of_a_scale_has_its_runs_and_baselines_in_the_plan(monkeypatc
         made = plan.make_plan(plan.Selection(scale))
         outputs = [job.output for job in made.jobs]
         assert len(outputs) == len(set(outputs))
-        for number, job in enumerate(made.jobs):
-            assert set(job.needs) <= set(outputs[:number]), job  # what a job needs comes before it
+        for number, each in enumerate(made.jobs):
+            assert set(each.needs) <= set(outputs[:number]), each  # what a job needs comes before it
         blank = [run for run in made.runs.values() if run.data.blank_images]
         assert len(blank) == starts
         for run in blank:  # a baseline differs from a run of the plan in the images alone
-            assert run.model_copy(update={"data": run.data.model_copy(update={"blank_images": False})}).run_id in made.runs
+            assert (
+                run.model_copy(update={"data": run.data.model_copy(update={"blank_images": False})}).run_id in made.runs
+            )
         for table in made.jobs:
             if table.rule == "table":
                 runs = {run.run_id for row in experiments.rows(table.name, scale) for run in row.runs}
@@ -296,11 +366,12 @@ def test_equal_runs_of_two_tables_are_one_job(monkeypatch) -> None:
 def test_trainings_share_the_machine(monkeypatch) -> None:
     monkeypatch.delenv("AMIF_PROCESSES", raising=False)
     monkeypatch.setattr(engine, "_cores", lambda: 2)
+    monkeypatch.setattr(engine, "_gpus", lambda: 0)
     assert engine.settings("laptop", "demo")["threads"] == 1  # two side by side
     monkeypatch.setattr(engine, "_cores", lambda: 16)
     monkeypatch.setattr(engine, "_gpus", lambda: 4)
-    assert engine.settings("workstation", "paper") | {"mem_mb": 0} == {
-        "scale": "paper", "threads": 4, "gpus": 4, "gpus_per_job": 1, "mem_mb": 0}
+    use = engine.settings("workstation", "paper")
+    assert (use["threads"], use["gpus"], use["gpus_per_job"]) == (4, 4, 1)
     monkeypatch.setenv("AMIF_PROCESSES", "2")
     assert engine.settings("workstation", "paper")["threads"] == 8
     monkeypatch.setenv("AMIF_PROCESSES", "8")

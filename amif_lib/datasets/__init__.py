@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+
+import pandas as pd
 
 from amif_lib import manifests
 from amif_lib.datasets.records import Question, Study
 from amif_lib.errors import InputError
 
-__all__ = ["counts", "image_paths", "load_questions", "load_studies"]
+__all__ = ["count_table", "counts", "image_paths", "load_questions", "load_studies"]
 
 log = logging.getLogger(__name__)
 
 
-def load_studies(name: str, *, decontaminate_against: tuple[str, ...] = (),
-                 report_sections: str = "findings+impression") -> list[Study]:
+def load_studies(
+    name: str, *, decontaminate_against: tuple[str, ...] = (), report_sections: str = "findings+impression"
+) -> list[Study]:
     """The pre-training studies of a data set; a phantom set is generated first where it is absent.
 
     That is the official train split of MIMIC-CXR; of MedPix-2.0, which serves for pre-training only, all splits.
 
     Args:
         name: manifest name of a pre-training set.
-        decontaminate_against: manifest names of sets whose images must not be pre-trained on. A whole case (study,
-            article) is dropped when one of its images shares a MedPix image id with a protected image, or is within 4 bits of
-            it by difference hash and by perceptual hash (`decontaminate`); every hit is logged.
+        decontaminate_against: manifest names of sets whose images must not be pre-trained on. A whole case
+            (study, article) is dropped when one of its images shares a MedPix image id with a protected image, or is
+            within 4 bits of it by difference hash and by perceptual hash (`decontaminate`); the counts are logged.
         report_sections: `findings+impression`, `findings` or `impression`, where the set has sections.
 
     Raises:
@@ -41,7 +45,9 @@ def load_studies(name: str, *, decontaminate_against: tuple[str, ...] = (),
 def _read_studies(name: str, report_sections: str = "findings+impression") -> list[Study]:
     manifest = manifests.load(name)
     if manifest.role != "pretraining":
-        raise InputError(f"data set {name!r} is not for pre-training but for {manifest.role}; correct the spec's data.pretrain")
+        raise InputError(
+            f"data set {name!r} is not for pre-training but for {manifest.role}; correct the spec's data.pretrain"
+        )
     folder = manifests.location(name)
     if manifest.reader == "mimic_cxr":
         from amif_lib.datasets import mimic_cxr
@@ -57,7 +63,8 @@ def load_questions(name: str, training_file: str = "default") -> list[Question]:
 
     Args:
         name: manifest name of a question set.
-        training_file: which training questions; VQA-RAD: `official1797` (also `default`).
+        training_file: which training questions; VQA-RAD: `official1797` (also `default`), `published3064` (leaks test
+            answers) or `clean2772`.
 
     Raises:
         InputError: unknown set or training file, folder absent, malformed record, question without an image; names the
@@ -65,7 +72,9 @@ def load_questions(name: str, training_file: str = "default") -> list[Question]:
     """
     manifest = manifests.load(name)
     if manifest.role != "questions":
-        raise InputError(f"data set {name!r} holds no questions but is for {manifest.role}; correct the spec's data.questions")
+        raise InputError(
+            f"data set {name!r} holds no questions but is for {manifest.role}; correct the spec's data.questions"
+        )
     from amif_lib.datasets import vqa_rad
 
     return vqa_rad.read(manifests.location(name), manifest.layout, training_file)
@@ -99,3 +108,10 @@ def counts(name: str) -> dict[str, dict[str, int]]:
         if part:
             out[split] = {"studies": len(part), "images": sum(len(study.images) for study in part)}
     return out
+
+
+def count_table(names: Iterable[str]) -> pd.DataFrame:
+    """`counts` of several sets, one line per set and split; a set has counts of studies or of questions."""
+    rows = [{"data_set": name, "split": split, **found} for name in names for split, found in counts(name).items()]
+    order = ["data_set", "split", "studies", "questions", "images", "closed_field", "closed_yes_no", "distinct_answers"]
+    return pd.DataFrame(rows).reindex(columns=order).astype(dict.fromkeys(order[2:], "Int64"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +42,14 @@ def load_rgb(path: Path) -> Image.Image:
         raise InputError(f"{paths.shown(path)}: truncated or not an image ({reason}); fetch it again") from None
 
 
+def read_bytes(path: Path) -> bytes:
+    """An image file's content; a missing one is an InputError that names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{paths.shown(path)}: cannot be read ({error.strerror}); fetch the image again") from None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16-bit grey: a plain conversion would clip it
         pixels = np.asarray(image).astype(np.float32)
@@ -63,6 +71,15 @@ def verify(files: Iterable[Path], description: str = "decoding images") -> int:
     return len(unique)
 
 
+def contact_sheet(files: Sequence[Path], columns: int = 6, size: int = 128) -> Image.Image:
+    """Small copies of the images side by side, aspect ratio kept, for looking at a data set."""
+    sheet = Image.new("RGB", (columns * size, -(-len(files) // columns) * size))
+    for place, path in enumerate(files):
+        row, column = divmod(place, columns)
+        sheet.paste(ImageOps.pad(load_rgb(path), (size, size)), (column * size, row * size))
+    return sheet
+
+
 def to_tensor(image: Image.Image, size: int) -> torch.Tensor:
     """Resize to a square (bicubic, antialiased, aspect ratio not kept) and normalise: float32 `(3, size, size)`."""
     if image.size != (size, size):
@@ -82,8 +99,9 @@ def blank(size: int) -> torch.Tensor:
     return _normalise(Image.new("RGB", (size, size), GREY))
 
 
-def augment(image: Image.Image, size: int, strength: Strength, *, flip: bool, colour: bool,
-            rng: np.random.Generator) -> torch.Tensor:  # fmt: skip
+def augment(
+    image: Image.Image, size: int, strength: Strength, *, flip: bool, colour: bool, rng: np.random.Generator
+) -> torch.Tensor:
     """One random view of an image: float32 `(3, size, size)`.
 
     `strong` follows SimCLR: a crop of 20-100 % of the area, brightness and contrast, blur. `light`: a crop of 80-100 %,

@@ -41,7 +41,9 @@ def _records(path: Path) -> list[dict[str, Any]]:
                 name = record.get("image_id", "?")
                 raise InputError(f"{where}: record {name} has no {key}; mend or remove the line")
         if record["split"] not in SPLITS:
-            raise InputError(f"{where}: record {record['image_id']} has split {record['split']!r}; use {', '.join(SPLITS)}")
+            raise InputError(
+                f"{where}: record {record['image_id']} has split {record['split']!r}; use {', '.join(SPLITS)}"
+            )
         records.append(record)
     if not records:
         raise InputError(f"{paths.shown(path)}: no records; fetch the file again")
@@ -52,8 +54,8 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     """One study per case and distinct caption; the images of a case that share a caption are its views.
 
     The text is the caption, followed by the case's findings where there are any and they do not just repeat it (the
-    tokenizer cuts what is too long). All three official splits are returned, `split` telling them apart: the set is used
-    for pre-training only and none of its splits is a test set here.
+    tokenizer cuts what is too long). All three official splits are returned, `split` telling them apart: the set is
+    used for pre-training only and none of its splits is a test set here.
 
     Args:
         root: folder that holds the set.
@@ -67,8 +69,10 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     present = {path.relative_to(root).as_posix() for path in (root / layout["images"]).glob("*")}
     for record in _records(source):
         if record["file"] not in present:
-            raise InputError(f"{paths.shown(root / record['file'])}: image of record {record['image_id']} is missing; fetch it or "
-                             f"remove the record from {source.name}")  # fmt: skip
+            raise InputError(
+                f"{paths.shown(root / record['file'])}: image of record {record['image_id']} is missing; fetch it or "
+                f"remove the record from {source.name}"
+            )
         groups.setdefault((record["case_id"], " ".join(record["caption"].split())), []).append(record)
     studies, numbers = [], {}
     for (case, caption), records in groups.items():

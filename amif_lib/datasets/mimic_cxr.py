@@ -24,16 +24,35 @@ log = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "validate": "val", "test": "test"}
 LATERAL = {"LATERAL", "LL", "XTABLE LATERAL", "SWIMMERS", "left lateral", "lateral"}
-FRONTAL = {"AP", "PA", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD", "LPO", "RPO", "LAO", "RAO", "antero-posterior",
-           "postero-anterior"}  # fmt: skip
+FRONTAL = {
+    "AP",
+    "PA",
+    "AP AXIAL",
+    "AP LLD",
+    "AP RLD",
+    "PA LLD",
+    "PA RLD",
+    "LPO",
+    "RPO",
+    "LAO",
+    "RAO",
+    "antero-posterior",
+    "postero-anterior",
+}
 
 # A header stands at the start of a line and ends in a colon. Any header in capitals ends the section before it; the
 # sections that are read are recognised in mixed case too.
 SECTIONS = {
-    "findings": "findings", "finding": "findings", "findings and impression": "findings", "findings/impression": "findings",
-    "impression": "impression", "impressions": "impression", "impression and recommendation": "impression",
-    "conclusion": "impression", "conclusions": "impression",
-}  # fmt: skip
+    "findings": "findings",
+    "finding": "findings",
+    "findings and impression": "findings",
+    "findings/impression": "findings",
+    "impression": "impression",
+    "impressions": "impression",
+    "impression and recommendation": "impression",
+    "conclusion": "impression",
+    "conclusions": "impression",
+}
 HEADER = re.compile(r"^[ \t]*([A-Za-z][A-Za-z /,()&'_-]{1,60}?)[ \t]*:", re.MULTILINE)
 TITLE = re.compile(r"^\s*(FINAL|WET READ|PRELIMINARY) (REPORT|ADDENDUM)[ \t]*$", re.MULTILINE)
 DEIDENTIFIED = re.compile(r"_{2,}")
@@ -46,9 +65,8 @@ def sections(report: str) -> dict[str, str]:
     "FINDINGS AND IMPRESSION" counts as findings. A report without any recognised header has the single key `text`, its
     whole text without the title line.
     """
-    report = TITLE.sub("", report)
-    headers = [match for match in HEADER.finditer(report)
-               if match[1].isupper() or match[1].strip().lower() in SECTIONS]  # fmt: skip
+    report = TITLE.sub("", report.replace("\r\n", "\n"))
+    headers = [match for match in HEADER.finditer(report) if match[1].isupper() or match[1].strip().lower() in SECTIONS]
     if not headers:
         text = _clean(report)
         return {"text": text} if text else {}
@@ -99,8 +117,13 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
-def read(root: Path, layout: Mapping[str, str], *, report_sections: str = "findings+impression",
-         splits: tuple[str, ...] = ("train",)) -> list[Study]:  # fmt: skip
+def read(
+    root: Path,
+    layout: Mapping[str, str],
+    *,
+    report_sections: str = "findings+impression",
+    splits: tuple[str, ...] = ("train",),
+) -> list[Study]:
     """The studies of the given splits, images sorted by DICOM id; a study without any report text is left out.
 
     Args:
@@ -117,8 +140,10 @@ def read(root: Path, layout: Mapping[str, str], *, report_sections: str = "findi
     table = metadata.merge(split[["dicom_id", "split"]], on="dicom_id", how="left", validate="one_to_one")
     unknown = table[~table["split"].isin(SPLITS)]
     if len(unknown):
-        raise InputError(f"{paths.shown(images / layout['split'])}: image {unknown['dicom_id'].iloc[0]} has no split among "
-                         f"{', '.join(SPLITS)}; is it the official file?")  # fmt: skip
+        raise InputError(
+            f"{paths.shown(images / layout['split'])}: image {unknown['dicom_id'].iloc[0]} has no split among "
+            f"{', '.join(SPLITS)}; is it the official file?"
+        )
     table = table.assign(split=table["split"].map(SPLITS))
     table = table[table["split"].isin(splits)].sort_values(["subject_id", "study_id", "dicom_id"], kind="stable")
     codes = table.get("ViewCodeSequence_CodeMeaning", pd.Series("", index=table.index))
@@ -131,8 +156,9 @@ def read(root: Path, layout: Mapping[str, str], *, report_sections: str = "findi
         try:
             text = report_text(report.read_text(encoding="utf-8", errors="replace"), report_sections)
         except FileNotFoundError:
-            raise InputError(f"{paths.shown(report)}: the report of study {study} is missing; unpack "
-                             "mimic-cxr-reports.zip there") from None  # fmt: skip
+            raise InputError(
+                f"{paths.shown(report)}: the report of study {study} is missing; unpack mimic-cxr-reports.zip there"
+            ) from None
         if not text:
             empty += 1
             continue
@@ -140,10 +166,14 @@ def read(root: Path, layout: Mapping[str, str], *, report_sections: str = "findi
         present = {path.name for path in where.glob("*.jpg")}
         for dicom in rows["dicom_id"]:
             if f"{dicom}.jpg" not in present:
-                raise InputError(f"{paths.shown(where / f'{dicom}.jpg')}: image of study {study} is missing; fetch it or drop "
-                                 f"its line from {layout['metadata']}")  # fmt: skip
-        views = tuple(StudyImage(dicom, where / f"{dicom}.jpg", view)
-                      for dicom, view in zip(rows["dicom_id"], rows["view"], strict=True))  # fmt: skip
+                raise InputError(
+                    f"{paths.shown(where / f'{dicom}.jpg')}: image of study {study} is missing; fetch it or drop "
+                    f"its line from {layout['metadata']}"
+                )
+        views = tuple(
+            StudyImage(dicom, where / f"{dicom}.jpg", view)
+            for dicom, view in zip(rows["dicom_id"], rows["view"], strict=True)
+        )
         studies.append(Study(str(study), views, text, rows["split"].iloc[0], str(subject)))
     if empty:
         log.info("%s: %d studies without report text left out", root.name, empty)

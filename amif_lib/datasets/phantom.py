@@ -1,9 +1,9 @@
 """Phantom: synthetic radiology studies, drawn from latent cases and written in the real data sets' own layouts.
 
-All of it is synthetic and none of it is medicine. A case has a modality, a patient's proportions and findings with side,
-site, size and severity; the pictures, reports, questions and region masks all follow from it. Everything is determined
-by the seed. Readers see only what the real set ships; the latents (`latents.json`) and region masks (`masks/`,
-`masks.json`) lie beside it and no reader opens them.
+All of it is synthetic and none of it is medicine. A case has a modality, a patient's proportions and findings with
+side, site, size and severity; pictures, reports, questions and region masks all follow from it, and all of it from the
+seed. Readers see only what the real set ships; the latents (`latents.json`) and region masks (`masks/`, `masks.json`,
+`question_regions.json`) lie beside it and no reader opens them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -23,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from amif_lib.datasets import phantom_canvas, phantom_drawing, phantom_head, phantom_text
+from amif_lib.datasets import phantom_canvas, phantom_drawing, phantom_head, phantom_questions, phantom_reports
 from amif_lib.datasets.phantom_canvas import FINDINGS, KINDS_OF, LABELS, visible
 from amif_lib.errors import InputError
 
 STUDIES = tuple(KINDS_OF)
 SHARES = {  # how often a study type is drawn: pre-training, questions
     "mimic_cxr": (0.46, 0.1, 0.16, 0.08, 0.2),
-    "vqa_rad": (0.38, 0.12, 0.18, 0.1, 0.22),
+    "vqa_rad": (0.34, 0.1, 0.22, 0.1, 0.24),
 }
 NORMAL = 0.35  # share of studies without a finding
-SUBTLE = 0.2  # share of findings that are small and faint
+SUBTLE = 0.15  # share of findings that are small and faint
 ZONES = {"upper zone": -0.42, "mid zone": -0.04, "lower zone": 0.26}
 LOBES = {"frontal lobe": -0.5, "parietal lobe": 0.08, "occipital lobe": 0.56}
 
@@ -60,25 +59,35 @@ def draw_case(index: int, kind: str, rng: np.random.Generator) -> Case:
     views = ("axial",)
     if study == "xr_chest":
         both = kind == "mimic_cxr" and rng.random() < 0.8
-        views = ("frontal", "lateral") if both else ("frontal" if kind == "mimic_cxr" or rng.random() < 0.66 else "lateral",)
+        views = (
+            ("frontal", "lateral")
+            if both
+            else ("frontal" if kind == "mimic_cxr" or rng.random() < 0.66 else "lateral",)
+        )
     elif study == "mr_brain":
         number = 1 if kind == "vqa_rad" else int(rng.choice([1, 2, 3], p=[0.15, 0.35, 0.5]))
         views = tuple(sorted(rng.permutation(["axial", "coronal", "sagittal"])[:number].tolist()))
     anatomy = {
-        "width": float(np.clip(rng.normal(1, 0.04), 0.9, 1.06)), "heart": float(rng.uniform(0.26, 0.31)),
-        "inspiration": float(rng.uniform(-0.05, 0.05)), "rib_phase": float(rng.random()),
-        "fat": float(rng.uniform(0.06, 0.16)), "liver": float(rng.uniform(0.37, 0.43)),
-        "kidney": float(rng.uniform(0.115, 0.14)), "t2": float(rng.random()),
-    }  # fmt: skip
+        "width": float(np.clip(rng.normal(1, 0.04), 0.9, 1.06)),
+        "heart": float(rng.uniform(0.26, 0.31)),
+        "inspiration": float(rng.uniform(-0.05, 0.05)),
+        "rib_phase": float(rng.random()),
+        "fat": float(rng.uniform(0.06, 0.16)),
+        "liver": float(rng.uniform(0.37, 0.43)),
+        "kidney": float(rng.uniform(0.115, 0.14)),
+        "t2": float(rng.random()),
+    }
     findings: list[dict[str, Any]] = []
     if rng.random() >= NORMAL:
-        number = int(rng.choice([1, 2, 3], p=[0.62, 0.33, 0.05]))
+        number = int(rng.choice([1, 2, 3], p=[0.74, 0.23, 0.03]))
         for name in rng.permutation(KINDS_OF[study])[:number]:
             findings += _draw_finding(str(name), study, findings, rng)
     return Case(index, study, views, anatomy, findings)
 
 
-def _draw_finding(kind: str, study: str, others: list[dict[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+def _draw_finding(
+    kind: str, study: str, others: list[dict[str, Any]], rng: np.random.Generator
+) -> list[dict[str, Any]]:
     """The latents of one finding: one entry, or several where it is multiple or brings another finding with it."""
     side = str(rng.choice(["left", "right"]))
     taken = [f["side"] for f in others if f["side"] and "pneumothorax" in (kind, f["kind"])]
@@ -96,14 +105,22 @@ def _draw_finding(kind: str, study: str, others: list[dict[str, Any]], rng: np.r
         return {"kind": kind, "side": side, "site": "", "severity": severity, "contrast": 0.0, **values}
 
     if kind in ("nodule", "consolidation"):
-        number = int(rng.choice([1, 2, 3], p=[0.6, 0.22, 0.18])) if kind == "nodule" else 1
+        number = int(rng.choice([1, 2, 3], p=[0.42, 0.32, 0.26])) if kind == "nodule" else 1
         zones = [str(z) for z in rng.permutation(list(ZONES))[:number]]
         size = (0.1, 0.16, (0.05, 0.08)) if kind == "nodule" else (0.2, 0.3, (0.13, 0.17))
         depths = rng.permutation([-0.24, 0.0, 0.24])
-        return [entry(site=zone if number == 1 and study == "xr_chest" else "", x=between(0.3, 0.5),
-                      y=ZONES[zone] + between(-0.06, 0.06), z=float(depths[i]) + between(-0.04, 0.04), size=between(*size),
-                      contrast=between(0.3, 0.45, (0.15, 0.25)), large=0.13 if kind == "nodule" else 0.26)
-                for i, zone in enumerate(zones)]  # fmt: skip
+        return [
+            entry(
+                site=zone if number == 1 and study == "xr_chest" else "",
+                x=between(0.3, 0.5),
+                y=ZONES[zone] + between(-0.06, 0.06),
+                z=float(depths[i]) + between(-0.04, 0.04),
+                size=between(*size),
+                contrast=between(0.3, 0.45, (0.15, 0.25)),
+                large=0.13 if kind == "nodule" else 0.26,
+            )
+            for i, zone in enumerate(zones)
+        ]
     if kind == "pleural effusion":
         return [entry(size=between(0.28, 0.75, (0.14, 0.22)), large=0.52)]
     if kind == "pneumothorax":
@@ -111,22 +128,36 @@ def _draw_finding(kind: str, study: str, others: list[dict[str, Any]], rng: np.r
     if kind == "cardiomegaly":
         return [entry(side="", size=between(0.14, 0.22, (0.07, 0.1)), large=0.19)]
     if kind == "liver lesion":
-        number = int(rng.choice([1, 2, 3], p=[0.45, 0.3, 0.25]))
+        number = int(rng.choice([1, 2, 3], p=[0.4, 0.32, 0.28]))
         spots = rng.permutation([(-0.56, -0.14), (-0.34, -0.26), (-0.36, 0.08), (-0.55, 0.13)])[:number]
-        return [entry(side="", x=float(x) + between(-0.03, 0.03), y=float(y) + between(-0.03, 0.03),
-                      size=between(0.09, 0.14, (0.05, 0.07)), contrast=between(0.24, 0.34, (0.1, 0.16)), large=0.12)
-                for x, y in spots]  # fmt: skip
+        return [
+            entry(
+                side="",
+                x=float(x) + between(-0.03, 0.03),
+                y=float(y) + between(-0.03, 0.03),
+                size=between(0.09, 0.14, (0.05, 0.07)),
+                contrast=between(0.24, 0.34, (0.1, 0.16)),
+                large=0.12,
+            )
+            for x, y in spots
+        ]
     if kind == "kidney stone":
         return [entry(y=between(-0.06, 0.06), size=between(0.055, 0.075, (0.03, 0.04)), contrast=0.5, large=0.07)]
     if kind == "renal mass":
-        return [entry(y=between(-0.06, 0.06), size=between(0.14, 0.2, (0.08, 0.11)), large=0.17)]
+        return [entry(y=between(-0.06, 0.06), size=between(0.15, 0.21, (0.09, 0.12)), large=0.18)]
     if kind == "ascites":
         return [entry(side="", size=1.0, large=2.0)]
     if kind == "hydrocephalus":
         return [entry(side="", size=between(0.7, 1.1, (0.4, 0.5)), large=0.95)]
     lobe = str(rng.choice(list(LOBES)))  # infarct, mass, hemorrhage
-    lesion = entry(site=lobe, x=between(0.24, 0.36), y=LOBES[lobe] + between(-0.06, 0.06), z=between(-0.3, 0.06),
-                   size=between(0.17, 0.26, (0.09, 0.12)), large=0.22)  # fmt: skip
+    lesion = entry(
+        site=lobe,
+        x=between(0.24, 0.36),
+        y=LOBES[lobe] + between(-0.06, 0.06),
+        z=between(-0.3, 0.06),
+        size=between(0.17, 0.26, (0.09, 0.12)),
+        large=0.22,
+    )
     shifts = kind != "infarct" and not subtle and rng.random() < 0.5
     if shifts and not any(f["kind"] == "midline shift" for f in others):
         return [lesion, {**entry(size=between(0.1, 0.17), large=0.14), "kind": "midline shift"}]
@@ -161,10 +192,10 @@ def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, i
         (aside / "generator.json").write_text(stamp, encoding="utf-8")
         if root.exists() and not is_current(root, kind, seed, size, counts):
             old = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}")
-            os.replace(root, old)
+            root.replace(old)
             shutil.rmtree(old)
         try:
-            os.replace(aside, root)
+            aside.replace(root)
         except OSError:  # an other process was faster
             if not is_current(root, kind, seed, size, counts):
                 raise
@@ -181,14 +212,16 @@ def is_current(root: Path, kind: str, seed: int, size: int, counts: Mapping[str,
 
 
 def _stamp(kind: str, seed: int, size: int, counts: Mapping[str, int]) -> dict[str, Any]:
-    modules = (phantom_canvas, phantom_drawing, phantom_head, phantom_text)
+    modules = (phantom_canvas, phantom_drawing, phantom_head, phantom_questions, phantom_reports)
     sources = [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
     code = hashlib.sha256(b"".join(path.read_bytes().replace(b"\r\n", b"\n") for path in sources)).hexdigest()[:12]
     return {"kind": kind, "seed": seed, "size": size, "counts": dict(counts), "code": code}
 
 
 def _rng(seed: int, index: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng([seed, index, purpose])  # one stream per case and purpose: a count never shifts another
+    return np.random.default_rng(
+        [seed, index, purpose]
+    )  # one stream per case and purpose: a count never shifts another
 
 
 def _draw(case: Case, view: str, size: int, rng: np.random.Generator) -> tuple[bytes, bytes, dict[str, int]]:
@@ -205,8 +238,10 @@ def _draw(case: Case, view: str, size: int, rng: np.random.Generator) -> tuple[b
 
 def _write_beside(root: Path, cases: list[Case], masks: dict[str, dict[str, Any]]) -> None:
     """Latents and regions: ground truth for scoring maps, outside what the readers open."""
-    latents = [{"index": c.index, "study": c.study, "views": c.views, "anatomy": c.anatomy, "findings": c.findings}
-               for c in cases]  # fmt: skip
+    latents = [
+        {"index": c.index, "study": c.study, "views": c.views, "anatomy": c.anatomy, "findings": c.findings}
+        for c in cases
+    ]
     (root / "latents.json").write_text(json.dumps(latents), encoding="utf-8")
     content = {"labels": LABELS, "findings": list(FINDINGS), "images": masks}
     (root / "masks.json").write_text(json.dumps(content), encoding="utf-8")
@@ -222,7 +257,7 @@ def _write_mimic_cxr(root: Path, seed: int, size: int, counts: dict[str, int]) -
         patient = f"p{str(subject)[:2]}/p{subject}"
         report = root / "mimic-cxr-reports" / "files" / patient / f"s{study}.txt"
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(phantom_text.report(case, _rng(seed, index, 1)), encoding="utf-8")
+        report.write_text(phantom_reports.report(case, _rng(seed, index, 1)), encoding="utf-8")
         folder = root / "mimic-cxr-jpg" / "files" / patient / f"s{study}"
         folder.mkdir(parents=True)
         for number, view in enumerate(case.views):
@@ -231,13 +266,40 @@ def _write_mimic_cxr(root: Path, seed: int, size: int, counts: dict[str, int]) -
             (folder / f"{dicom}.jpg").write_bytes(picture)
             (root / "masks" / f"{dicom}.png").write_bytes(labels)
             masks[dicom] = {"view": view, "areas": areas}
-            position, code = {"frontal": ("PA", "postero-anterior"), "lateral": ("LATERAL", "lateral")}.get(view, ("", view))
-            metadata.append([dicom, subject, study, phantom_text.procedure(case), position, size, size, 21800101 + index,
-                             f"{index % 240000:06d}.0", phantom_text.procedure(case), code, ""])  # fmt: skip
+            position, code = {"frontal": ("PA", "postero-anterior"), "lateral": ("LATERAL", "lateral")}.get(
+                view, ("", view)
+            )
+            metadata.append(
+                [
+                    dicom,
+                    subject,
+                    study,
+                    phantom_reports.procedure(case),
+                    position,
+                    size,
+                    size,
+                    21800101 + index,
+                    f"{index % 240000:06d}.0",
+                    phantom_reports.procedure(case),
+                    code,
+                    "",
+                ]
+            )
             splits.append([dicom, study, subject, "train"])
-    columns = ("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows", "Columns",
-               "StudyDate", "StudyTime", "ProcedureCodeSequence_CodeMeaning", "ViewCodeSequence_CodeMeaning",
-               "PatientOrientationCodeSequence_CodeMeaning")  # fmt: skip
+    columns = (
+        "dicom_id",
+        "subject_id",
+        "study_id",
+        "PerformedProcedureStepDescription",
+        "ViewPosition",
+        "Rows",
+        "Columns",
+        "StudyDate",
+        "StudyTime",
+        "ProcedureCodeSequence_CodeMeaning",
+        "ViewCodeSequence_CodeMeaning",
+        "PatientOrientationCodeSequence_CodeMeaning",
+    )
     tables = {"metadata": (columns, metadata), "split": (("dicom_id", "study_id", "subject_id", "split"), splits)}
     for name, (header, lines) in tables.items():
         text = io.StringIO(newline="")
@@ -266,7 +328,9 @@ def _write_vqa_rad(root: Path, seed: int, size: int, counts: dict[str, int]) -> 
         start += len(part)
         cases += [case for _, case in part]
         rng = np.random.default_rng([seed, 0 if split == "train" else 1, 9])
-        for record, labels_asked in phantom_text.questions(part, counts[f"{split}_questions"], split, len(records), rng):
+        for record, labels_asked in phantom_questions.questions(
+            part, counts[f"{split}_questions"], split, len(records), rng
+        ):
             records.append(record)
             regions[str(record["qid"])] = labels_asked
     text = json.dumps(records, indent=3, ensure_ascii=False)

@@ -15,9 +15,21 @@ from PIL import Image
 # Label ids of the masks. Organs come first; a finding is marked over the organ that it lies in.
 ORGANS = ("lungs", "heart", "liver", "spleen", "kidneys", "brain", "ventricles")
 FINDINGS = (
-    "nodule", "consolidation", "pleural effusion", "pneumothorax", "cardiomegaly", "liver lesion", "kidney stone",
-    "renal mass", "ascites", "infarct", "mass", "hemorrhage", "midline shift", "hydrocephalus",
-)  # fmt: skip
+    "nodule",
+    "consolidation",
+    "pleural effusion",
+    "pneumothorax",
+    "cardiomegaly",
+    "liver lesion",
+    "kidney stone",
+    "renal mass",
+    "ascites",
+    "infarct",
+    "mass",
+    "hemorrhage",
+    "midline shift",
+    "hydrocephalus",
+)
 LABELS = {name: number for number, name in enumerate((*ORGANS, *FINDINGS), start=1)}
 KINDS_OF = {  # the findings that each study may show
     "xr_chest": ("nodule", "consolidation", "pleural effusion", "pneumothorax", "cardiomegaly"),
@@ -56,8 +68,12 @@ class Canvas:
         angle, scale = rng.normal(0, 0.035), 1 + rng.normal(0, 0.035)
         shift = rng.normal(0, 0.03, 2)
         phase = rng.uniform(0, 2 * np.pi, 2)
-        self.u = np.float32(scale) * (x * np.cos(angle) + y * np.sin(angle) + shift[0]) + 0.02 * np.sin(3 * y + phase[0])
-        self.v = np.float32(scale) * (y * np.cos(angle) - x * np.sin(angle) + shift[1]) + 0.02 * np.sin(3 * x + phase[1])
+        self.u = np.float32(scale) * (x * np.cos(angle) + y * np.sin(angle) + shift[0]) + 0.02 * np.sin(
+            3 * y + phase[0]
+        )
+        self.v = np.float32(scale) * (y * np.cos(angle) - x * np.sin(angle) + shift[1]) + 0.02 * np.sin(
+            3 * x + phase[1]
+        )
         self.u, self.v = self.u.astype(np.float32), self.v.astype(np.float32)
         self.edge = 3.0 / size  # an edge is blurred over about 1.5 pixels
         self.image = np.zeros((size, size), np.float32)
@@ -65,9 +81,18 @@ class Canvas:
 
     # shapes: coverage in [0, 1]
 
-    def ellipse(self, cx: float, cy: float, rx: float, ry: float, angle: float = 0.0, edge: float = 0.0,
-                u: Field | None = None, power: float = 2.0) -> Field:  # fmt: skip
-        """Coverage of an ellipse (a rounder box with `power` above 2), rotated by `angle` radians, edge in `u` units."""
+    def ellipse(
+        self,
+        cx: float,
+        cy: float,
+        rx: float,
+        ry: float,
+        angle: float = 0.0,
+        edge: float = 0.0,
+        u: Field | None = None,
+        power: float = 2.0,
+    ) -> Field:
+        """Coverage of an ellipse (a rounder box with `power` above 2), turned by `angle` radians."""
         du, dv = (self.u if u is None else u) - cx, self.v - cy
         if angle:
             du, dv = du * np.cos(angle) + dv * np.sin(angle), dv * np.cos(angle) - du * np.sin(angle)

@@ -13,8 +13,9 @@ from amif_lib.datasets.phantom_canvas import Canvas, Field, Values, of_kind, opa
 from amif_lib.datasets.phantom_head import draw_head
 
 
-def draw(study: str, view: str, anatomy: Values, findings: list[dict], size: int,
-         rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:  # fmt: skip
+def draw(
+    study: str, view: str, anatomy: Values, findings: list[dict], size: int, rng: np.random.Generator
+) -> tuple[Image.Image, Image.Image]:
     """One image of a case, `(size, size)` 8-bit grey, and its label map of the same size (ids: `LABELS`).
 
     Args:
@@ -68,13 +69,22 @@ def _frontal(c: Canvas, a: Values, findings: list[dict]) -> None:
         s = sign(side)
         c.add(c.ellipse(s * 0.25, -0.02, 0.1, 0.17, edge=0.12), 0.16)
         for angle in c.rng.uniform(-1.2, 1.2, 4):
-            c.add(c.segment(s * 0.25, 0.0, s * (0.25 + 0.32 * np.cos(angle)), 0.35 * np.sin(angle), 0.014)
-                  * lungs[side], 0.07)  # fmt: skip
+            c.add(
+                c.segment(s * 0.25, 0.0, s * (0.25 + 0.32 * np.cos(angle)), 0.35 * np.sin(angle), 0.014) * lungs[side],
+                0.07,
+            )
     c.paint(c.band(u - 0.01, 0.13, 0.08) * torso, 0.6)  # mediastinum
     c.paint(c.ellipse(0.15, -0.32, 0.1, 0.12, edge=0.06), 0.62)  # aortic knob
     big = of_kind(findings, "cardiomegaly")
     width = a["heart"] + (big[0]["size"] if big else 0.0)
-    heart = c.ellipse(0.1 + 0.3 * (width - 0.29), 0.3, width, 0.27 + 0.25 * (width - 0.29), 0.25, edge=0.07)
+    grown = width - 0.29
+    heart = np.maximum.reduce(
+        [  # left ventricle with its apex, right atrium, great vessels
+            c.ellipse(0.14 + 0.35 * grown, 0.34, width, 0.2 + 0.25 * grown, 0.42, edge=0.06),
+            c.ellipse(0.02, 0.26, 0.2 + 0.5 * grown, 0.3, edge=0.06),
+            c.ellipse(0.09, 0.0, 0.14, 0.26, 0.2, edge=0.08),
+        ]
+    ) * (1 - c.below(0.64, 0.06))
     c.paint(heart, 0.66)
     c.mark(heart, "cardiomegaly" if big else "heart")
     vertebra = c.band((v / 0.13 + a["rib_phase"]) % 1 - 0.5, 0.36, 0.15)
@@ -86,8 +96,13 @@ def _frontal(c: Canvas, a: Values, findings: list[dict]) -> None:
     for f in of_kind(findings, "pneumothorax"):
         side = f["side"]
         s, amount = sign(side), f["size"]
-        shrunk = c.ellipse(s * (0.42 - 0.55 * amount) * a["width"], 0.06 + 0.35 * amount, 0.36 - 0.28 * amount,
-                           0.7 - 0.62 * amount, power=2.2)  # fmt: skip
+        shrunk = c.ellipse(
+            s * (0.42 - 0.55 * amount) * a["width"],
+            0.06 + 0.35 * amount,
+            0.36 - 0.28 * amount,
+            0.7 - 0.62 * amount,
+            power=2.2,
+        )
         free = lungs[side] * (1 - shrunk) * (1 - heart) * (absolute > 0.14)
         c.paint(free, 0.03)
         c.add(shrunk * lungs[side] * (1 - heart), 0.1)
@@ -132,7 +147,8 @@ def _lateral(c: Canvas, a: Values, findings: list[dict]) -> None:
     c.add(c.band(np.hypot(u - 0.12, v + 0.24) - 0.2, 0.05, 0.05) * (v < -0.2), 0.1)  # aortic arch
     big = of_kind(findings, "cardiomegaly")
     width = a["heart"] - 0.03 + (big[0]["size"] if big else 0.0)
-    heart = c.ellipse(-0.32 + 0.55 * (width - 0.26), 0.3, width, 0.25 + 0.3 * (width - 0.26), -0.3, edge=0.07) * cage
+    grown = width - 0.26
+    heart = c.ellipse(-0.27 + 0.5 * grown, 0.26, width + 0.06, 0.22 + 0.6 * grown, 0.55, edge=0.07) * cage
     c.paint(heart, 0.62)
     c.mark(heart, "cardiomegaly" if big else "heart")
     for f in of_kind(findings, "consolidation"):
@@ -183,8 +199,9 @@ def _ct_chest(c: Canvas, a: Values, findings: list[dict]) -> None:
     for side, lung in lungs.items():
         c.paint(lung, 0.1)
         c.mark(lung, "lungs")
-        for x, y, r in zip(c.rng.uniform(0.2, 0.6, 12), c.rng.uniform(-0.35, 0.4, 12), c.rng.uniform(0.008, 0.022, 12),
-                           strict=True):  # vessels  # fmt: skip
+        for x, y, r in zip(
+            c.rng.uniform(0.2, 0.6, 12), c.rng.uniform(-0.35, 0.4, 12), c.rng.uniform(0.008, 0.022, 12), strict=True
+        ):  # vessels
             c.add(c.ellipse(sign(side) * x, y, r, r) * lung, 0.35)
     c.paint(c.band(u, 0.1, 0.06) * (np.abs(v) < 0.5), 0.5)
     big = of_kind(findings, "cardiomegaly")
@@ -221,14 +238,16 @@ def _ct_chest(c: Canvas, a: Values, findings: list[dict]) -> None:
 def _ct_abdomen(c: Canvas, a: Values, findings: list[dict]) -> None:
     _, inside = _trunk(c, a, 0.72)
     cavity = c.ellipse(0, -0.06, 0.74 * a["width"], 0.52, power=2.4) * inside
-    c.paint(cavity, 0.3)
-    fluid = 0.06 if of_kind(findings, "ascites") else 0.0
+    c.paint(cavity, 0.26)
+    fluid = 0.1 if of_kind(findings, "ascites") else 0.0
     if fluid:  # ascites replaces the fat around the organs and lifts them off the wall
-        c.paint(cavity, 0.43)
+        c.paint(cavity, 0.44)
         c.mark(cavity, "ascites")
     grain = 0.02 * c.texture(24)
-    liver = np.maximum(c.ellipse(-0.37 + fluid, -0.08, a["liver"] - fluid, 0.4 - fluid, 0.15, power=2.3),
-                       c.ellipse(-0.08, -0.26, 0.3, 0.16, -0.15))  # fmt: skip
+    liver = np.maximum(
+        c.ellipse(-0.37 + fluid, -0.08, a["liver"] - fluid, 0.4 - fluid, 0.15, power=2.3),
+        c.ellipse(-0.08, -0.26, 0.3, 0.16, -0.15),
+    )
     c.paint(liver, 0.6 + grain)
     c.mark(liver, "liver")
     stomach = c.ellipse(0.28, -0.3, 0.24, 0.17, 0.3)
@@ -253,7 +272,7 @@ def _ct_abdomen(c: Canvas, a: Values, findings: list[dict]) -> None:
     for f in of_kind(findings, "renal mass"):
         s = sign(f["side"])
         lump = c.ellipse(s * (0.38 + 0.6 * f["size"]), 0.29 + f["y"], f["size"], f["size"], edge=0.04)
-        c.paint(lump, 0.56 + 0.08 * c.texture(14))
+        c.paint(lump, 0.47 + 0.06 * c.texture(14))
         c.mark(lump, "renal mass")
     for f in of_kind(findings, "kidney stone"):
         stone = c.ellipse(sign(f["side"]) * 0.37, 0.29 + f["y"], f["size"], f["size"])

@@ -29,13 +29,23 @@ def draw_head(c: Canvas, study: str, view: str, anatomy: Values, findings: list[
     for kind, appearance in LESIONS.items():
         for f in of_kind(findings, kind):
             s = sign(f["side"])
-            x, y = {"axial": (s * f["x"], f["y"]), "coronal": (s * f["x"], f["z"] - 0.12),
-                    "sagittal": (f["y"] * 0.85, f["z"] - 0.16)}[view]  # fmt: skip
+            x, y = {
+                "axial": (s * f["x"], f["y"]),
+                "coronal": (s * f["x"], f["z"] - 0.12),
+                "sagittal": (f["y"] * 0.85, f["z"] - 0.16),
+            }[view]
             _lesion(c, brain, kind, x, y, f["size"], appearance[sequence])
 
 
-def _lesion(c: Canvas, brain: Field, kind: str, x: float, y: float, radius: float,
-            values: tuple[float, float | None, float | None]) -> None:  # fmt: skip
+def _lesion(
+    c: Canvas,
+    brain: Field,
+    kind: str,
+    x: float,
+    y: float,
+    radius: float,
+    values: tuple[float, float | None, float | None],
+) -> None:
     core, rim, oedema = values
     if oedema is not None:
         c.paint(c.ellipse(x, y, 1.55 * radius, 1.4 * radius, edge=0.6 * radius) * brain, oedema)
@@ -91,8 +101,10 @@ def _axial(c: Canvas, t: dict[str, float], a: Values, findings: list[dict]) -> F
     for s in (-1, 1):
         c.paint(c.ellipse(s * 0.24, 0.02, 0.09, 0.19, s * 0.35, u=u) * brain, t["grey"])  # basal ganglia, thalamus
     for s in (-1, 1):
-        horns = np.maximum(c.ellipse(s * 0.1 * k**0.5, -0.2, 0.055 * k, 0.17 * k**0.5, -s * 0.4, u=u),
-                           c.ellipse(s * 0.15 * k**0.5, 0.22, 0.055 * k, 0.18 * k**0.5, -s * -0.45, u=u))  # fmt: skip
+        horns = np.maximum(
+            c.ellipse(s * 0.1 * k**0.5, -0.2, 0.055 * k, 0.17 * k**0.5, -s * 0.4, u=u),
+            c.ellipse(s * 0.15 * k**0.5, 0.22, 0.055 * k, 0.18 * k**0.5, -s * -0.45, u=u),
+        )
         c.paint(horns * brain, t["fluid"])
         c.mark(horns * brain, "hydrocephalus" if k > 1 else "ventricles")
     third = c.ellipse(0, 0.02, 0.02 * k, 0.09, u=u)

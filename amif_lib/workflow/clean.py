@@ -1,4 +1,4 @@
-"""`make clean`: remove what can be made again in seconds. Data sets are never touched, finished runs only when named."""
+"""`make clean`: remove what can be made again in seconds. Data are never touched, finished runs only when named."""
 
 from __future__ import annotations
 
@@ -19,14 +19,35 @@ def clean(runs: list[str] | None = None, dry_run: bool = False) -> list[Path]:
     `runs`: None leaves every run alone; ids remove these runs and every run that starts from one of them; an empty list
     removes all runs with the tables and reports made from them. Raises InputError for an unknown id.
     """
-    found = [path for name in CACHES for folder in ("amif_lib", "tests", "notebooks") for path in (paths.ROOT / folder).rglob(name)]
+    found = [
+        path
+        for name in CACHES
+        for folder in ("amif_lib", "tests", "notebooks")
+        for path in (paths.ROOT / folder).rglob(name)
+    ]
     found += [paths.ROOT / name for name in CACHES]
-    scales = [path for path in sorted(paths.results().glob("*")) if path.is_dir() and path.name not in KEPT and path.name[0] != "."]
+    scales = [
+        path
+        for path in sorted(paths.results().glob("*"))
+        if path.is_dir() and path.name not in KEPT and path.name[0] != "."
+    ]
     found += [paths.results() / ".snakemake"]
     if runs is not None and not runs:
         found += [paths.results() / "runs", *scales]
     else:
-        found += [folder / name for folder in scales for name in ("logs", "specs", "notebooks", "preview.json", "workflow.json", "jobs.jsonl")]
+        found += [
+            folder / name
+            for folder in scales
+            for name in (
+                "logs",
+                "specs",
+                "notebooks",
+                "preview.json",
+                "preview.config.json",
+                "plan.config.json",
+                "jobs.jsonl",
+            )
+        ]
         found += _with_descendants(runs or [])
     found = [path for path in found if path.exists()]
     for path in found:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import psutil
 
 from amif_lib import paths
 from amif_lib.errors import InputError
-from amif_lib.launch import exclusive, name_holder
+from amif_lib.launch import asked_processes, exclusive, name_holder
 from amif_lib.workflow.job import TITLES, duration, tail
 from amif_lib.workflow.plan import TRAININGS, Job, Plan, Selection, make_plan
 
@@ -28,12 +30,16 @@ PATIENCE = 30  # seconds to wait for an interrupted call that is still going dow
 def reproduce(selection: Selection, machine: str = "laptop") -> int:
     """Run what is missing of the selection and print its tables. Exit status 0, or 1 where a job failed."""
     plan = make_plan(selection)
-    file = plan.write()
+    use = settings(machine, selection.scale)
     with _only_one(plan) as lock:
         started = time.time()
-        command = _command(plan, file, machine) + (["--nolock"] if lock is not None else [])
-        status = _run(command, plan.folder / "logs" / "workflow.log", lock, quiet=machine != "slurm")
-    entries = _journal(plan, started)
+        command = _command(plan.write(), machine, use) + (["--nolock"] if lock is not None else [])
+        again, entries, status = True, [], 0
+        while again and not status:
+            status = _run(command, plan.folder / "logs" / "workflow.log", lock, quiet=machine != "slurm")
+            # Snakemake overlooks jobs behind an ancient() input that is made anew in the same pass: look once more
+            before, entries = len(entries), _journal(plan, started)
+            again = any(entry["rule"] == "data" for entry in entries[before:])
     if status:
         _report_failures(plan, entries)
         return 1
@@ -44,53 +50,67 @@ def reproduce(selection: Selection, machine: str = "laptop") -> int:
 def show_plan(selection: Selection, machine: str = "laptop") -> int:
     """Print every job with whether it would run, without running anything."""
     plan = make_plan(selection)
-    file = plan.write("preview.json")
-    wanted = _pending(_command(plan, file, machine))
+    use = settings(machine, selection.scale)
+    wanted = _pending(_command(plan.write("preview.json"), machine, use))
+    wanted |= {job.output for job in plan.jobs if not (paths.results() / job.output).is_file()}
     width = max(len(job.name) for job in plan.jobs)
     for job in plan.jobs:
         state = "to do" if job.output in wanted else "done"
         print(f"{state:<6} {TITLES[job.rule]:<9}  {job.name:<{width}}  {job.label}".rstrip())
     trainings = [job for job in plan.jobs if job.rule in TRAININGS]
-    print(f"\nSCALE={selection.scale}: {len(plan.jobs)} jobs, {len(wanted)} to do; "
-          f"{len(trainings)} of them trainings, {sum(job.output in wanted for job in trainings)} to do.")
+    print(
+        f"\nSCALE={selection.scale}: {len(plan.jobs)} jobs, {sum(job.output in wanted for job in plan.jobs)} to do; "
+        f"{len(trainings)} of them trainings, {sum(job.output in wanted for job in trainings)} to do."
+    )
     return 0
 
 
 def settings(machine: str, scale: str) -> dict[str, Any]:
-    """How the jobs share a machine: threads, GPUs and memory of one training, and how many GPUs there are.
+    """How the jobs share a machine: threads, GPUs and memory of one training, and what there is in all.
 
-    Without a GPU two trainings run side by side; a single one gains little from more cores at these sizes.
+    Without a GPU two trainings run side by side; at these sizes one alone gains little from more cores. Raises
+    InputError for an unknown machine or one that cannot be used.
     """
     if machine not in MACHINES:
         raise InputError(f"MACHINE={machine}: unknown; choose one of {', '.join(MACHINES)}")
-    per_job = int(os.environ.get("AMIF_PROCESSES") or 1)
-    memory = MEMORY.get(scale, MEMORY["demo"])
-    if machine == "slurm":  # the cluster has what its nodes have
-        return {"scale": scale, "threads": 8, "gpus": 0, "gpus_per_job": per_job, "mem_mb": memory}
-    devices = _gpus() if machine == "workstation" else 0
-    if devices and per_job > devices:
-        raise InputError(f"AMIF_PROCESSES={per_job}: {devices} GPUs visible; lower it")
-    side_by_side = devices // per_job if devices else 2
-    return {"scale": scale, "threads": max(1, _cores() // side_by_side), "gpus": devices, "gpus_per_job": per_job if devices else 0,
-            "mem_mb": min(memory, _memory())}
+    if importlib.util.find_spec("snakemake") is None:
+        raise InputError("Snakemake is not installed; run make env")
+    processes, memory = asked_processes() or 1, MEMORY.get(scale, MEMORY["demo"])
+    if machine == "slurm":  # what there is in all is for the cluster to know
+        if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+            plugin = "snakemake-executor-plugin-slurm>=2.7"
+            raise InputError(f'MACHINE=slurm: its plugin is not installed; .venv/bin/pip install "{plugin}"')
+        per_job = processes if scale in ("base", "paper") else 0
+        return {"scale": scale, "threads": 8, "gpus": 0, "gpus_per_job": per_job, "mem_mb": memory, "memory": 0}
+    devices, free = _gpus(), int(psutil.virtual_memory().available / 1e6 * 0.9)
+    if devices and processes > devices:
+        raise InputError(f"AMIF_PROCESSES={processes}: {devices} GPUs visible; lower it")
+    per_job = processes if devices else 0
+    threads = max(1, _cores() // (devices // per_job if devices else 2))
+    shares = {"threads": threads, "gpus": devices, "gpus_per_job": per_job, "mem_mb": min(memory, free)}
+    return {"scale": scale, "memory": free, **shares}
 
 
-def _command(plan: Plan, file: Path, machine: str) -> list[str]:
-    content = settings(machine, plan.selection.scale)
-    config = file.with_name("workflow.json")
-    config.write_text(json.dumps({"plan": str(file), **content}, indent=1) + "\n", encoding="utf-8")
-    limits = [f"mem_mb={_memory()}"] + ([f"gpu={content['gpus']}"] if content["gpus"] else [])
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(paths.WORKFLOW / "Snakefile"), "--directory", str(paths.results()),
-            "--workflow-profile", str(paths.WORKFLOW / "profiles" / machine), "--configfile", str(config),
-            *(["--resources", *limits] if machine != "slurm" else [])]
+def _command(plan: Path, machine: str, use: dict[str, Any]) -> list[str]:
+    config = plan.with_suffix(".config.json")
+    config.write_text(json.dumps({"plan": str(plan), **use}, indent=1) + "\n", encoding="utf-8")
+    places = ["--snakefile", paths.WORKFLOW / "Snakefile", "--directory", paths.results(), "--configfile", config]
+    places += ["--workflow-profile", paths.WORKFLOW / "profiles" / machine]
+    limits = [f"mem_mb={use['memory']}", f"gpu={use['gpus']}"] if use["memory"] else []
+    return [sys.executable, "-m", "snakemake", *map(str, places), *(["--resources", *limits] if limits else [])]
 
 
 def _run(command: list[str], log: Path, lock: int | None, quiet: bool) -> int:
     """Run Snakemake; its own words go to a log, the jobs' lines to the terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as words:
-        child = subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL, stderr=words if quiet else None,
-                                 pass_fds=() if lock is None else (lock,))
+        child = subprocess.Popen(
+            command,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stderr=words if quiet else None,
+            pass_fds=() if lock is None else (lock,),
+        )
         if lock is not None:  # it outlives this process if this one is killed outright
             name_holder(lock, child.pid)
         with _forward_termination():
@@ -103,8 +123,14 @@ def _run(command: list[str], log: Path, lock: int | None, quiet: bool) -> int:
 
 def _pending(command: list[str]) -> set[str]:
     """Outputs that Snakemake would make now."""
-    done = subprocess.run([*command, "--nolock", "--summary"], env=_environment(), stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, encoding="utf-8")
+    done = subprocess.run(
+        [*command, "--nolock", "--summary"],
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     if done.returncode:
         raise RuntimeError(f"Snakemake cannot read the plan:\n{done.stderr[-2000:]}")
     lines = [line.split("\t") for line in done.stdout.splitlines()]
@@ -129,18 +155,21 @@ def _only_one(plan: Plan):
                 return
         except BlockingIOError as error:
             if time.monotonic() > give_up:
-                raise InputError(f"{error}, which is at work on it now; let it finish or end it, then call again") from None
+                raise InputError(
+                    f"{error}, which is at work on it now; let it finish or end it, then call again"
+                ) from None
             time.sleep(1)
 
 
 @contextlib.contextmanager
 def _forward_termination():
-    """Turn SIGTERM (kill, timeout, a batch system) and SIGHUP (a closed terminal) into an exception: the jobs go along."""
+    """Turn SIGTERM (kill, timeout, a batch system) and SIGHUP (a closed terminal) into an exception."""
 
     def leave(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = {name: signal.signal(name, leave) for name in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [name for name in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(name) is not signal.SIG_IGN]  # nohup
+    before = {name: signal.signal(name, leave) for name in heeded}
     try:
         yield
     finally:
@@ -176,28 +205,37 @@ def _report_failures(plan: Plan, entries: list[dict[str, Any]]) -> None:
     failed = {(entry["rule"], entry["name"]): entry for entry in entries if entry["status"]}
     failed = {key: entry for key, entry in failed.items() if key not in succeeded}
     for entry in failed.values():
-        print(f"\n{TITLES[entry['rule']]} {entry['name']} failed ({entry['label'] or entry['rule']}). {paths.shown(Path(entry['log']))} ends:")
-        print("\n".join("    " + line for line in tail(Path(entry["log"]), 15)))
+        print(
+            f"\n{TITLES[entry['rule']]} {entry['name']} failed{entry['label'] and ' (' + entry['label'] + ')'}.", end=""
+        )
+        _show_end(Path(entry["log"]))
     if not failed:
-        log = plan.folder / "logs" / "workflow.log"
-        print(f"\nthe workflow stopped. {paths.shown(log)} ends:")
-        print("\n".join("    " + line for line in tail(log, 15)))
+        print("\nthe workflow stopped.", end="")
+        _show_end(plan.folder / "logs" / "workflow.log")
     waiting = [job for job in plan.jobs if not (paths.results() / job.output).is_file()]
-    print(f"\n{len(waiting)} of {len(plan.jobs)} jobs are left. Mend the cause, then call the same command: "
-          "what is finished is kept, what was cut off resumes.", flush=True)
+    print(
+        f"\n{len(waiting)} of {len(plan.jobs)} jobs are left. Mend the cause, then call the same command: "
+        "what is finished is kept, what was cut off resumes.",
+        flush=True,
+    )
+
+
+def _show_end(log: Path) -> None:
+    print(f" {paths.shown(log)} ends:\n" + "\n".join("    " + line for line in tail(log, 15)))
 
 
 def _report(plan: Plan, entries: list[dict[str, Any]], seconds: float) -> None:
     for job in plan.jobs:
         text = (paths.results() / job.output).with_suffix(".md")
         if job.rule == "table" and text.is_file():
-            print(f"\n{text.read_text(encoding='utf-8').rstrip()}")
+            print("\n" + text.read_text(encoding="utf-8").partition("\n## Paired tests")[0].rstrip())
+            print(f"\nTests, notes and runs: {paths.shown(text)}")
     if entries:
         parts: dict[str, float] = {}
         for entry in entries:
             parts[entry["rule"]] = parts.get(entry["rule"], 0) + entry["seconds"]
         spent = ", ".join(f"{TITLES[rule]} {duration(total)}" for rule, total in parts.items())
-        print(f"\nSCALE={plan.selection.scale}: {len(entries)} jobs in {duration(seconds)} ({spent}).")
+        print(f"\nSCALE={plan.selection.scale}: jobs run: {len(entries)}, in {duration(seconds)} ({spent}).")
     else:
         print(f"\nSCALE={plan.selection.scale}: nothing to do, all {len(plan.jobs)} jobs are done.")
     _warn_of_other_code(plan)
@@ -210,10 +248,11 @@ def _warn_of_other_code(plan: Plan) -> None:
     from amif_lib import results
 
     stored = [results.load_run(run) for run in plan.runs.values() if results.is_finished(run)]
-    old = sorted(name for code, names in results.digests(stored).items() if code != results.code_digest() for name in names)
+    present = results.code_digest()
+    old = sorted(name for code, names in results.digests(stored).items() if code != present for name in names)
     if old:
-        print(f"note: {len(old)} of {len(plan.runs)} runs were made by other code than the present: {' '.join(old)}\n"
-              f"      train them again with: python -m amif_lib clean --runs {' '.join(old[:3])}{' ...' if len(old) > 3 else ''}")
+        print(f"note: {len(old)} of {len(plan.runs)} runs were made by other code than the present: {' '.join(old)}")
+        print("      they are kept; python -m amif_lib clean --runs RUN_ID... makes room to train them again")
 
 
 def _cores() -> int:
@@ -221,13 +260,9 @@ def _cores() -> int:
 
 
 def _gpus() -> int:
-    try:
-        import torch
-    except ImportError:
-        raise InputError("MACHINE=workstation: torch is not installed; run make env") from None
+    """GPUs that torch can use; it is asked only where a driver is installed, since importing it takes seconds."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or shutil.which("nvidia-smi")):
+        return 0
+    import torch
+
     return torch.cuda.device_count()
-
-
-def _memory() -> int:
-    """MB of main memory that can be used now."""
-    return int(psutil.virtual_memory().available / 1e6 * 0.9)

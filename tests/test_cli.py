@@ -1,0 +1,243 @@
+"""The command line: instant help, one-line errors, and commands that need no torch running without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from amif_lib import cli, doctor, experiments, paths
+from amif_lib.errors import InputError
+from amif_lib.workflow import clean
+
+ROOT = Path(__file__).resolve().parents[1]
+# Makes this interpreter one of a light install: neither modules nor package records of the heavy packages are found.
+WITHOUT = """
+import importlib.metadata as metadata, sys
+from importlib.machinery import PathFinder
+HEAVY = {"torch", "torchvision", "transformers", "accelerate", "open_clip", "open_clip_torch", "papermill", "snakemake",
+         "huggingface_hub"}
+class Light(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in HEAVY else PathFinder.find_spec(name, path, target)
+sys.meta_path = [Light if finder is PathFinder else finder for finder in sys.meta_path]
+found = metadata.version
+def version(name):
+    if name in HEAVY:
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.version = version
+from amif_lib.cli import main
+sys.exit(main())
+"""
+
+
+def call(*arguments: str, light: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-c", WITHOUT] if light else [sys.executable, "-m", "amif_lib"]
+    return subprocess.run(
+        [*start, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+def commands() -> list[str]:
+    text = call("--help").stdout
+    return re.findall(r"^    ([a-z-]+)(?: |$)", text, flags=re.M)
+
+
+def test_help_lists_every_command_at_once_and_without_torch() -> None:
+    started = time.monotonic()
+    done = call("--help", light=True)
+    assert time.monotonic() - started < 2 and done.returncode == 0
+    assert {
+        "doctor",
+        "reproduce",
+        "plan",
+        "run",
+        "table",
+        "report",
+        "smoke-paper",
+        "data-check",
+        "settings",
+        "lab",
+        "clean",
+    } == set(commands())
+    assert "Not for clinical use" in done.stdout
+
+
+def test_every_make_target_that_works_is_a_command() -> None:
+    used = set(re.findall(r"\$\(RUN\) ([a-z-]+)", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    assert used <= set(commands()) and len(used) > 8
+
+
+def test_what_the_readme_says_can_be_called() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.M))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert len(targets) > 8 and all(re.search(rf"^{name}:.*## ", makefile, re.M) for name in targets), targets
+    named = set(re.findall(r"python -m amif_lib ([a-z][a-z-]+)", text))
+    assert named and named <= set(commands())
+    assert all(
+        (ROOT / link).exists() for link in re.findall(r"`((?:amif_lib|data_manifests|notebooks)/[\w./]+)`", text)
+    )
+
+
+@pytest.mark.parametrize("command", ["settings", "plan", "doctor", "data-check"])
+def test_commands_without_training_need_no_torch(command: str, tmp_path: Path) -> None:
+    """A light install may lack data or a notebook engine; what it must not do is fail on an import."""
+    done = call(
+        command,
+        *(["--datasets", "vqa_rad"] if command == "data-check" else []),
+        light=True,
+        DATA_ROOT=str(tmp_path),
+        AMIF_RESULTS=str(tmp_path / "results"),
+    )
+    assert "Traceback" not in done.stderr and "ModuleNotFoundError" not in done.stderr, done.stderr
+    assert done.returncode in (0, 1, 2) and done.stdout + done.stderr
+
+
+def test_input_errors_are_one_line_and_status_2(monkeypatch, capsys) -> None:
+    for arguments in (
+        ["table", "table9"],
+        ["run", "demo/table4/99"],
+        ["run", "nothing.yaml"],
+        ["data-check", "--datasets", "nothing"],
+        ["clean", "--runs", "000000000000"],
+        ["reproduce", "--scale", "huge"],
+    ):
+        assert cli.main(arguments) == 2, arguments
+        said = capsys.readouterr()
+        assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "Traceback" not in said.err
+    monkeypatch.setenv("FROM", "reference")
+    assert cli.main(["report"]) == 2 and "FROM=reference" in capsys.readouterr().err
+
+
+def test_settings_come_from_the_environment_as_make_passes_them(monkeypatch) -> None:
+    for name, value in (
+        ("SCALE", "small"),
+        ("MACHINE", "slurm"),
+        ("SEEDS", "3"),
+        ("ROWS", "1, 6"),
+        ("DATASETS", ""),
+        ("PRETRAIN_SEEDS", ""),
+    ):
+        monkeypatch.setenv(name, value)
+    options = cli._parser().parse_args(["reproduce"])
+    chosen = cli._selection(options)
+    assert (chosen.scale, options.machine, chosen.seeds, chosen.pretrain_seeds) == ("small", "slurm", 3, 1)
+    assert chosen.rows == ("1", "6") and chosen.question_sets == ()
+    assert cli._selection(cli._parser().parse_args(["reproduce", "--scale", "demo", "--seeds", "2"])).seeds == 2
+
+
+def test_folders_given_relative_stay_the_same_place_for_jobs_elsewhere(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA_ROOT", "my data")
+    cli.main(["clean", "--dry-run"])
+    assert os.environ["DATA_ROOT"] == str(tmp_path / "my data")
+
+
+# --- clean ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[experiments.RunSpec]:
+    """A results folder with the runs behind row 6 of Table 4, a table, logs and things that must survive."""
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    runs = experiments.load_spec("demo/table4/6")[0].lineage() + experiments.load_spec("demo/table4/1")
+    for run in runs:
+        run.directory.mkdir(parents=True)
+        (run.directory / "spec.json").write_text(run.model_dump_json())
+        (run.directory / "metrics.json").write_text("{}")
+    for name in (
+        "results/demo/logs/a.log",
+        "results/demo/tables/table4.csv",
+        "results/paper/table1.csv",
+        "results/reference/demo/x.csv",
+        "data/phantom/x.png",
+        "amif_lib/__pycache__/x.pyc",
+        "results/.snakemake/x",
+        "results/demo/plan.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    return runs
+
+
+KEPT = ("results/paper/table1.csv", "results/reference/demo/x.csv", "data/phantom/x.png")
+
+
+def test_clean_leaves_runs_tables_data_and_committed_results(stored, tmp_path) -> None:
+    clean.clean(dry_run=True)
+    assert (tmp_path / "results/demo/logs/a.log").is_file()
+    clean.clean()
+    assert all((run.directory / "metrics.json").is_file() for run in stored)
+    assert all(
+        (tmp_path / name).is_file() for name in (*KEPT, "results/demo/tables/table4.csv", "results/demo/plan.json")
+    )
+    assert not any(
+        (tmp_path / name).exists() for name in ("results/demo/logs", "results/.snakemake", "amif_lib/__pycache__")
+    )
+
+
+def test_cleaning_a_run_takes_those_that_start_from_it(stored) -> None:
+    stage1, stage2, finetune, other = stored
+    clean.clean([stage2.run_id])
+    assert not stage2.directory.exists() and not finetune.directory.exists()
+    assert stage1.directory.exists() and other.directory.exists()
+
+
+def test_clean_runs_removes_all_runs_and_what_was_made_of_them(stored, tmp_path) -> None:
+    clean.clean([])
+    assert not (tmp_path / "results/runs").exists() and not (tmp_path / "results/demo").exists()
+    assert all((tmp_path / name).is_file() for name in KEPT)
+
+
+# --- doctor --------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_speaks_plainly_and_always_succeeds(tmp_path) -> None:
+    done = call("doctor", DATA_ROOT=str(tmp_path), HF_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for words in ("cores", "memory", "disk", "GPU", "torch", "Jupyter kernel", "vqa_rad", "SCALE=demo", "SCALE=paper"):
+        assert words in done.stdout
+    small = done.stdout.split("SCALE=small")[1].split("SCALE=")[0]
+    assert "not yet" in small and "data set vqa_rad missing: set DATA_ROOT" in small
+
+
+def test_doctor_weighs_the_machine(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(doctor, "needs_of", lambda scale: ([], []))
+    weak, strong = doctor.Machine(1, 1.0, 0.5, 0.5, ()), doctor.Machine(64, 512.0, 500.0, 4000.0, (("GPU", 80.0),))
+    for scale in doctor.NEEDS:
+        assert doctor.obstacles(scale, strong) == []
+        assert len(doctor.obstacles(scale, weak)) == (2 if scale in ("demo", "small") else 3)
+
+    def unknown(scale: str):
+        raise InputError("data set 'x' has no manifest")
+
+    monkeypatch.setattr(doctor, "needs_of", unknown)
+    assert doctor.obstacles("demo", strong) == ["data set 'x' has no manifest"]
+
+
+def test_doctor_finds_weights_where_they_are(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("torch")
+    assert doctor.weights(str(tmp_path))[0]
+    snapshot = tmp_path / "models--someone--model" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps({}))
+    (tmp_path / "models--someone--model" / "refs").mkdir()
+    (tmp_path / "models--someone--model" / "refs" / "main").write_text("abc")
+    import huggingface_hub
+
+    original = huggingface_hub.try_to_load_from_cache
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda name, file: original(name, file, cache_dir=tmp_path)
+    )
+    assert doctor.weights("someone/model") == (True, "found in the hub's cache")
+    assert doctor.weights("hf-hub:someone/other")[0] is False

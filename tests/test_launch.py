@@ -1,0 +1,162 @@
+"""Starting trainings: one run at a time, the right command for processes and GPUs, failures with their log."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+pytest.importorskip("torch")
+from amif_lib import experiments, launch, paths
+from amif_lib.errors import InputError
+
+HOLD = (
+    "import sys, time\nfrom pathlib import Path\nfrom amif_lib.launch import exclusive\n"
+    "with exclusive(Path(sys.argv[1]), 'it'):\n    print('held', flush=True)\n    time.sleep(float(sys.argv[2]))"
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> experiments.RunSpec:
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "some results"))
+    monkeypatch.delenv("AMIF_PROCESSES", raising=False)
+    return experiments.load_spec("demo/table4/1")[0]
+
+
+def holder(path: Path, seconds: float) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(paths.ROOT)},
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file locks of POSIX")
+def test_a_run_is_in_one_hand_at_a_time_and_a_dead_hand_lets_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / "run" / ".lock"
+    process = holder(lock, 2)
+    with pytest.raises(BlockingIOError, match=f"process {process.pid} on"), launch.exclusive(lock, "run x", wait=False):
+        pass
+    with launch.exclusive(lock, "run x"):  # waits for the other to end
+        assert process.wait(timeout=10) == 0
+    assert f"run x is in the hands of process {process.pid} on" in capsys.readouterr().out
+    process = holder(lock, 100)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with launch.exclusive(lock, "run x", wait=False):
+        assert lock.read_text().startswith(f"process {os.getpid()} on")
+
+
+def test_a_finished_run_is_returned_as_it_is(run, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(launch, "_finished", lambda spec: True)
+    monkeypatch.setitem(sys.modules, "amif_lib.train", None)  # importing it would fail
+    assert launch.train(run) == launch.train("demo/table4/1") == run.directory
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_bad_requests(run, monkeypatch) -> None:
+    with pytest.raises(InputError, match="names 4 runs, one is needed"):
+        launch.train("demo/table4")
+    with pytest.raises(InputError, match="processes=0"):
+        launch.train(run, 0)
+    monkeypatch.setenv("AMIF_PROCESSES", "two")
+    with pytest.raises(InputError, match="AMIF_PROCESSES='two'"):
+        launch.train(run)
+
+
+def test_processes_on_cores_share_the_threads(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(launch, "_gpus", lambda: 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    line, environment = launch.command(run, 2, tmp_path / "spec.json")
+    text = " ".join(line)
+    assert "torch.distributed.run --nproc_per_node 2" in text and text.endswith(
+        f"-m amif_lib.train --spec {tmp_path}/spec.json"
+    )
+    assert environment["ACCELERATE_USE_CPU"] == "true" and environment["OMP_NUM_THREADS"] == "3"
+    port = int(line[line.index("--master_port") + 1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))  # nothing listens there
+
+
+def test_gpus_go_through_accelerate_and_the_users_own_configuration(run, monkeypatch, tmp_path) -> None:
+    from accelerate.commands.config import config_args
+
+    monkeypatch.setattr(launch, "_gpus", lambda: 4)
+    config = tmp_path / "default_config.yaml"
+    monkeypatch.setattr(config_args, "default_config_file", str(config))
+    plain = " ".join(launch.command(run, 4, tmp_path / "spec.json")[0])
+    assert "accelerate.commands.launch --num_processes 4 --main_process_port" in plain and "--multi_gpu" in plain
+    config.write_text(yaml.safe_dump({"num_machines": 1, "mixed_precision": "bf16"}))
+    own = " ".join(launch.command(run, 4, tmp_path / "spec.json")[0])
+    assert "--num_processes 4" in own and "--mixed_precision" not in own
+    config.write_text(yaml.safe_dump({"num_machines": 2, "num_processes": 16}))
+    cluster = launch.command(run, 4, tmp_path / "spec.json")[0]
+    assert "--num_processes" not in cluster and "--main_process_port" not in cluster
+    with pytest.raises(InputError, match="8 processes asked for, 4 GPUs visible"):
+        launch.command(run, 8, tmp_path / "spec.json")
+
+
+def script(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Let this stand for the training that the subprocess would run."""
+    monkeypatch.setattr(
+        launch,
+        "command",
+        lambda run, processes, spec_file: (
+            [sys.executable, "-c", text, str(spec_file)],
+            {**os.environ, "PYTHONUNBUFFERED": "1"},
+        ),
+    )
+
+
+def test_a_subprocess_reads_the_written_specification_and_streams_its_lines(run, monkeypatch, capsys) -> None:
+    script(
+        monkeypatch,
+        "import sys, pathlib; print('spec', pathlib.Path(sys.argv[1]).name); print('step 1'); print('step 2')",
+    )
+    assert launch.train(run, 2) == run.directory
+    assert "spec spec.json\nstep 1\nstep 2\n" in capsys.readouterr().out
+    assert (run.directory / "train.log").read_text().endswith("step 2\n")
+    assert experiments.load_spec(str(run.directory / "spec.json"))[0].run_id == run.run_id
+
+
+def test_a_failing_subprocess_raises_with_the_end_of_its_log(run, monkeypatch) -> None:
+    script(monkeypatch, "print('step 1'); raise SystemExit('CUDA out of memory')")
+    with pytest.raises(RuntimeError, match=r"(?s)exit status 1.*train\.log.*step 1.*CUDA out of memory"):
+        launch.train(run, 2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="process groups of POSIX")
+def test_an_interrupted_cell_takes_the_training_and_its_workers_along(run, monkeypatch) -> None:
+    script(
+        monkeypatch,
+        "import subprocess, sys, time\n"
+        "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
+        "print(worker.pid, flush=True); time.sleep(100)",
+    )
+    seen = []
+
+    def interrupt(*values: str, **options: object) -> None:
+        seen.append(int(values[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.print", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        launch.train(run, 2)
+    monkeypatch.undo()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(seen[0]) and psutil.Process(seen[0]).status() != "zombie" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(seen[0]) or psutil.Process(seen[0]).status() == "zombie"

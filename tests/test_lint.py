@@ -1,0 +1,132 @@
+"""Linting, the size of the library, and what must not stand in a committed file."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_LINES = 350  # of one file of the library
+TEXT = {
+    ".py",
+    ".ipynb",
+    ".md",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".lock",
+    ".cff",
+    ".csv",
+    ".json",
+    ".mplstyle",
+    ".tex",
+    ".txt",
+    ".sh",
+    "",
+}
+# Written in parts, so that this file does not find itself.
+REGISTRIES = (
+    "pypi" + ".org",
+    "python" + "hosted",
+    "--index" + "-url",
+    "--find" + "-links",
+    "anaconda" + ".org",
+    "--extra" + "-index",
+)
+MACHINE = ("/" + "work/", "/" + "root/", "/opt/" + "wheels", "/home/" + "runner")
+UNSAFE = ("pickle" + ".load", "trust_remote_code" + "=True", "os." + "system(", "yaml." + "load(", "eval" + "(input")
+
+
+def files() -> list[Path]:
+    """Tracked and new files of the repository; every file where this is not a git checkout."""
+    if shutil.which("git"):
+        listed = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            capture_output=True,
+            text=True,
+        )
+        if listed.returncode == 0 and listed.stdout:
+            return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    skipped = {".venv", ".git", "__pycache__", "data", ".snakemake", ".ruff_cache", ".pytest_cache"}
+    return [path for path in ROOT.rglob("*") if path.is_file() and not skipped & set(path.relative_to(ROOT).parts)]
+
+
+def library() -> list[Path]:
+    return [path for path in files() if path.suffix == ".py" and path.is_relative_to(ROOT / "amif_lib")]
+
+
+def test_ruff_finds_nothing() -> None:
+    pytest.importorskip("ruff")
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "."],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_library_stays_thin(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in library()
+    }
+    with capsys.disabled():
+        print(f"\namif_lib: {sum(lines.values())} lines in {len(lines)} files, the longest {max(lines.values())}")
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES}
+
+
+def test_no_registry_and_no_path_of_a_machine() -> None:
+    found = []
+    for path in files():
+        if path.suffix in TEXT and path.stat().st_size < 20e6:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found += [f"{path.relative_to(ROOT)}: {word}" for word in (*REGISTRIES, *MACHINE) if word in text]
+    assert found == []
+
+
+def test_no_unsafe_loading_in_the_library() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {word}"
+        for path in library()
+        for word in UNSAFE
+        if word in path.read_text(encoding="utf-8")
+    ]
+    found += [
+        f"{path.relative_to(ROOT)}: torch.load"
+        for path in library()
+        for call in re.findall(r"torch\.load\([^)]*\)", path.read_text(encoding="utf-8"))
+        if "weights_only=True" not in call
+    ]
+    assert found == []
+
+
+def test_every_module_and_public_function_says_what_it_is() -> None:
+    missing = []
+    for path in library():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if tree.body and not ast.get_docstring(tree):
+            missing.append(f"{path.relative_to(ROOT)}: module")
+        assert (
+            not tree.body
+            or any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+            or len(tree.body) == 1
+        ), f"{path.relative_to(ROOT)}: from __future__ import annotations"
+    assert missing == []
+
+
+def test_large_and_private_files_are_not_committed() -> None:
+    large = [path.relative_to(ROOT).as_posix() for path in files() if path.stat().st_size > 2_000_000]
+    assert large == []
+    kept = sum(path.stat().st_size for path in files() if path.is_relative_to(ROOT / "results" / "reference"))
+    assert kept < 20_000_000
+    assert not [
+        path
+        for path in files()
+        if path.is_relative_to(ROOT / "data") or path.is_relative_to(ROOT / "results" / "private")
+    ]

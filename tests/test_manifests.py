@@ -1,0 +1,197 @@
+"""Manifests: strict parsing, checksums against an own computation, and the status of data that is absent or changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from amif_lib import datasets, experiments, manifests, paths
+from amif_lib.errors import InputError
+
+CLONE = Path(__file__).parents[1]
+KNOWN = ["medpix2", "mimic_cxr", "phantom_mimic_cxr", "phantom_teacher", "phantom_vqa_rad", "vqa_rad"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache() -> None:
+    manifests.load.cache_clear()
+    yield
+    manifests.load.cache_clear()
+
+
+def test_every_manifest_loads_and_has_a_card() -> None:
+    assert set(KNOWN) <= set(manifests.names())
+    for name in manifests.names():
+        manifest = manifests.load(name)
+        card = (paths.MANIFESTS / f"{name}.md").read_text(encoding="utf-8")
+        assert manifest.title in card and manifest.licence.text.split(":")[0].split(",")[0] in card
+        assert bool(manifest.generator) == (manifest.access.level == "generated")
+        if manifest.access.level not in ("generated",):
+            assert manifest.access.steps and manifest.homepage
+
+
+def test_only_free_sets_may_be_shown() -> None:
+    """Images and texts of sets without a free licence stay out of figures and executed notebooks."""
+    for name in manifests.names():
+        manifest = manifests.load(name)
+        free = bool(re.match(r"(MIT|CC0|CC-BY|CC BY)", manifest.licence.text))
+        assert free or not (
+            manifest.redistribution.images or manifest.redistribution.texts or manifest.redistribution.fixtures
+        )
+
+
+def test_specs_name_only_known_sets() -> None:
+    for scale in ("demo", "small", "paper"):
+        for table in experiments.tables_of(scale):
+            for row in experiments.rows(table, scale):
+                for tip in row.runs:
+                    for run in tip.lineage():
+                        assert set(experiments.data_sets(run)) <= set(manifests.names())
+
+
+@pytest.fixture
+def own_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small question set with its manifest, in folders of its own."""
+    folder = tmp_path / "data root" / "tiny"
+    images = folder / "VQA_RAD Image Folder"
+    images.mkdir(parents=True)
+    for i, name in enumerate(("b.jpg", "a.jpg", "Z.jpg")):
+        Image.new("L", (9, 9), 40 * i).save(images / name)
+    record = {"phrase_type": "freeform", "question": "Is it?", "answer_type": "CLOSED"}
+    content = [{**record, "qid": i, "image_name": name, "answer": answer, "phrase_type": kind}
+               for i, (name, answer, kind) in enumerate((("a.jpg", "Yes", "freeform"), ("b.jpg", "ct", "para"),
+                                                          ("Z.jpg", "no", "test_freeform")))]  # fmt: skip
+    annotations = folder / "VQA_RAD Dataset Public.json"
+    annotations.write_text(json.dumps(content), encoding="utf-8")
+    manifest = yaml.safe_load((CLONE / "data_manifests" / "vqa_rad.yaml").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(annotations.read_bytes()).hexdigest()
+    names = sorted((path.name for path in images.iterdir()), key=str.encode)
+    lines = "".join(f"{hashlib.sha256((images / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    assert names == ["Z.jpg", "a.jpg", "b.jpg"]  # bytewise: capitals first
+    size = sum((images / name).stat().st_size for name in names)
+    manifest.update(
+        name="tiny", folder="tiny",
+        files=[{"path": annotations.name, "bytes": annotations.stat().st_size, "sha256": digest},
+               {"path": "Readme.docx", "bytes": 3, "sha256": "0" * 64, "required": False, "role": "documentation"}],
+        trees=[{"path": images.name, "count": 3, "bytes": size, "sha256": hashlib.sha256(lines.encode()).hexdigest()}],
+        splits=[{"name": "train", "questions": 2, "images": 2, "closed_field": 2, "closed_yes_no": 1},
+                {"name": "test", "questions": 1, "images": 1, "distinct_answers": 1}],
+    )  # fmt: skip
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "tiny.yaml").write_text(yaml.safe_dump(manifest), encoding="utf-8")
+    monkeypatch.setattr(paths, "MANIFESTS", tmp_path / "manifests")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data root"))
+    return folder
+
+
+def status(name: str = "tiny") -> dict[str, str]:
+    table = manifests.check(name)
+    assert set(table["data_set"]) == {name} and not table["detail"].str.contains("\n").any()
+    return dict(zip(table["item"], table["status"], strict=True))
+
+
+def test_complete_set_is_ok(own_set: Path) -> None:
+    found = status()  # its optional Readme.docx is absent
+    assert set(found.values()) == {"ok"} and len(found) == 3 + 4 + 3 + 1
+    assert manifests.location("tiny") == own_set
+    manifests.require(manifests.check("tiny"))
+
+
+def test_digest_is_what_sha256sum_and_sort_give(own_set: Path) -> None:
+    if not shutil.which("sha256sum"):
+        pytest.skip("no sha256sum on this machine")
+    script = "LC_ALL=C; export LC_ALL; sha256sum * | sort -k 2 | sha256sum"
+    shell = subprocess.run(
+        script, shell=True, cwd=own_set / "VQA_RAD Image Folder", capture_output=True, text=True, check=True
+    )
+    assert manifests.tree_digest(own_set / "VQA_RAD Image Folder")[2] == shell.stdout.split()[0]
+
+
+def test_changes_are_found(own_set: Path) -> None:
+    images, annotations = own_set / "VQA_RAD Image Folder", own_set / "VQA_RAD Dataset Public.json"
+    good = annotations.read_text(encoding="utf-8")
+    annotations.write_text(good.replace("Is it?", "Is ot?"), encoding="utf-8")  # same length
+    assert status()[annotations.name] == "changed"
+    annotations.write_text(good.replace('"Yes"', '"ct"'), encoding="utf-8")
+    found = status()
+    assert (found[annotations.name], found["train: closed_yes_no"], found["train: questions"]) == (
+        "changed",
+        "changed",
+        "ok",
+    )
+    annotations.write_text(good, encoding="utf-8")
+    Image.new("L", (9, 9), 200).save(images / "a.jpg")
+    assert status()[images.name] == "changed"
+    cut = (images / "b.jpg").read_bytes()
+    (images / "b.jpg").write_bytes(cut[: len(cut) // 2])
+    table = manifests.check("tiny")
+    assert table.loc[table["detail"].str.contains("b.jpg"), "status"].tolist() == ["changed"]
+    with pytest.raises(InputError, match=r"tiny: VQA_RAD Image Folder is changed.*tiny.yaml .1 more line"):
+        manifests.require(table)
+    (images / "b.jpg").unlink()
+    found = status()
+    assert (found[images.name], found["records"]) == ("partial", "changed")
+    annotations.unlink()
+    assert status()[annotations.name] == "missing"
+    shutil.rmtree(own_set)
+    assert status() == {"folder": "missing"}
+    with pytest.raises(InputError, match=r"tiny.*set DATA_ROOT to the folder that holds tiny/"):
+        manifests.location("tiny")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, "colour: Extra inputs"),
+        ({"reader": "dicom"}, "reader: Input should be"),
+        ({"files": [{"path": "a", "bytes": 1, "sha256": "xyz"}]}, "files.0.sha256"),
+        ({"name": "other"}, "name: 'other' must equal"),
+        ({"redistribution": {"pictures": True}}, "redistribution.pictures"),
+        ({"licence": None}, "licence: "),
+    ],
+)
+def test_bad_manifest_names_the_field(own_set: Path, changes: dict, message: str) -> None:
+    path = paths.MANIFESTS / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        manifests.load("tiny")
+    assert "tiny.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_set_and_broken_yaml(own_set: Path) -> None:
+    with pytest.raises(InputError, match=r"'vqa_rat' has no manifest.*known: tiny"):
+        manifests.load("vqa_rat")
+    (paths.MANIFESTS / "tiny.yaml").write_text("name: [", encoding="utf-8")
+    with pytest.raises(InputError, match=r"tiny.yaml: not valid YAML"):
+        manifests.load("tiny")
+
+
+def test_credentialed_set_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    assert status("mimic_cxr") == {"folder": "needs credential"}
+
+
+def test_real_sets_are_as_recorded(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    for name in ("vqa_rad", "medpix2"):
+        table = manifests.check(name, decode=False)
+        assert set(table["status"]) == {"ok"}, table[table["status"] != "ok"]
+
+
+def test_generated_set_is_ok_and_has_its_recorded_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo question set as the manifest describes it (about 5 s): its counts, and at least 300 test questions."""
+    monkeypatch.setenv("AMIF_PHANTOM", str(tmp_path / "a phantom"))
+    assert set(status("phantom_vqa_rad").values()) == {"ok"}
+    counts = datasets.counts("phantom_vqa_rad")
+    assert (
+        counts["test"]["questions"] >= 300
+        and counts["train"]["images"] + counts["test"]["images"] == counts["all"]["images"]
+    )

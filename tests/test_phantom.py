@@ -1,0 +1,251 @@
+"""The phantom: determined by its seed, true to its latents, balanced, and no way round the images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amif_lib import manifests
+from amif_lib.datasets import mimic_cxr, phantom, vqa_rad
+from amif_lib.datasets.phantom_canvas import KINDS_OF, LABELS
+from amif_lib.datasets.records import Question, Study
+from amif_lib.errors import InputError
+
+COUNTS = {"train_images": 160, "test_images": 60, "train_questions": 700, "test_questions": 240}
+MIMIC_LAYOUT = manifests.load("phantom_mimic_cxr").layout
+VQA_LAYOUT = manifests.load("phantom_vqa_rad").layout
+
+
+@pytest.fixture(scope="module")
+def vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("phantom") / "vqa set"
+    phantom.generate(root, "vqa_rad", 5, 80, COUNTS)
+    return root
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("phantom") / "studies"
+    phantom.generate(root, "mimic_cxr", 5, 80, {"studies": 120})
+    return root
+
+
+def latents(root: Path) -> list[dict]:
+    return json.loads((root / "latents.json").read_text(encoding="utf-8"))
+
+
+def records(root: Path) -> list[dict]:
+    return json.loads((root / VQA_LAYOUT["annotations"]).read_text(encoding="utf-8"))
+
+
+def by_image(root: Path) -> dict[str, dict]:
+    """Latents by image name, for single-image cases."""
+    names = json.loads((root / "masks.json").read_text(encoding="utf-8"))["images"]
+    return dict(zip(names, latents(root), strict=True))
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_same_seed_same_bytes_and_other_seed_other_patients(tmp_path: Path) -> None:
+    small = {"train_images": 12, "test_images": 6, "train_questions": 40, "test_questions": 20}
+    for name, kind, counts in (("a", "vqa_rad", small), ("b", "mimic_cxr", {"studies": 8})):
+        phantom.generate(tmp_path / name / "1", kind, 3, 64, counts)
+        phantom.generate(tmp_path / name / "2", kind, 3, 64, counts)
+        phantom.generate(tmp_path / name / "3", kind, 4, 64, counts)
+        first, second, third = (files(tmp_path / name / number) for number in "123")
+        assert first == second
+        pictures = [{content for path, content in found.items() if path.endswith(".jpg")} for found in (first, third)]
+        assert pictures[0] and not pictures[0] & pictures[1]
+        assert not {path for path in first if path.endswith(".jpg")} & set(third)
+
+
+def test_more_studies_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
+    phantom.generate(tmp_path / "few", "mimic_cxr", 3, 64, {"studies": 4})
+    phantom.generate(tmp_path / "many", "mimic_cxr", 3, 64, {"studies": 9})
+    few, many = files(tmp_path / "few"), files(tmp_path / "many")
+    pictures = [path for path in few if path.endswith((".jpg", ".txt", ".png"))]
+    assert len(pictures) > 8
+    assert all(few[path] == many[path] for path in pictures)
+
+
+def test_generated_once_and_again_when_settings_change(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    phantom.generate(root, "mimic_cxr", 3, 64, {"studies": 2})
+    (root / "left_by_user.txt").write_text("x", encoding="utf-8")
+    phantom.generate(root, "mimic_cxr", 3, 64, {"studies": 2})
+    assert (root / "left_by_user.txt").exists()
+    phantom.generate(root, "mimic_cxr", 3, 64, {"studies": 3})
+    assert not (root / "left_by_user.txt").exists()
+    assert len(mimic_cxr.read(root, MIMIC_LAYOUT)) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]  # nothing left aside
+    with pytest.raises(InputError, match="mimic_cxr, vqa_rad"):
+        phantom.generate(root, "slake", 3, 64, {})
+
+
+def test_images_are_grey_squares(vqa: Path) -> None:
+    for path in list((vqa / VQA_LAYOUT["images"]).glob("*.jpg"))[:20]:
+        with Image.open(path) as image:
+            assert (image.mode, image.size) == ("L", (80, 80))
+            assert np.asarray(image).std() > 25  # something is drawn
+
+
+def test_readers_do_not_need_the_latents(studies: Path, vqa: Path, tmp_path: Path) -> None:
+    for root, read, layout in ((studies, mimic_cxr.read, MIMIC_LAYOUT), (vqa, vqa_rad.read, VQA_LAYOUT)):
+        bare = tmp_path / root.name
+        shutil.copytree(root, bare)
+        shutil.rmtree(bare / "masks")
+        for name in ("latents.json", "masks.json", "question_regions.json", "generator.json"):
+            (bare / name).unlink(missing_ok=True)
+        assert _plain(read(root, layout), root) == _plain(read(bare, layout), bare)
+
+
+def _plain(read: list[Study] | list[Question], root: Path) -> list[str]:
+    return [str(record).replace(str(root), "ROOT") for record in read]
+
+
+def test_split_shares_no_image_and_no_patient(vqa: Path) -> None:
+    questions = vqa_rad.read(vqa, VQA_LAYOUT)
+    train, test = ({q.image_id for q in questions if q.split == split} for split in ("train", "test"))
+    assert train and test and not train & test
+    pictures = [{(vqa / VQA_LAYOUT["images"] / f"{name}.jpg").read_bytes() for name in part} for part in (train, test)]
+    assert not pictures[0] & pictures[1]
+
+
+def test_yes_and_no_are_balanced_within_every_kind_of_question(vqa: Path) -> None:
+    counts: dict[tuple, Counter] = defaultdict(Counter)
+    for question in vqa_rad.read(vqa, VQA_LAYOUT):
+        if question.closed_yes_no:
+            counts[question.split, question.question_type][question.answer] += 1
+    assert {kind for _, kind in counts} >= {"PRES", "POS", "ABN", "MODALITY", "PLANE", "ORGAN"}
+    for key, found in counts.items():
+        assert found["yes"] == found["no"], key
+
+
+def test_question_alone_is_worth_less_than_half(vqa: Path) -> None:
+    """The best a model without images can learn from training: the commonest answer to the same question text."""
+    questions = vqa_rad.read(vqa, VQA_LAYOUT)
+    answers: dict[str, Counter] = defaultdict(Counter)
+    for q in questions:
+        if q.split == "train":
+            answers[q.question][q.answer] += 1
+    test = [q for q in questions if q.split == "test"]
+    right = [q.question in answers and answers[q.question].most_common(1)[0][0] == q.answer for q in test]
+    assert 0.2 < np.mean(right) <= 0.5
+
+
+def test_open_answers_are_spread(vqa: Path) -> None:
+    found = Counter(q.answer for q in vqa_rad.read(vqa, VQA_LAYOUT) if not q.closed_field)
+    assert len(found) > 25
+    assert found.most_common(1)[0][1] < 0.15 * found.total()
+
+
+def test_answers_agree_with_the_latents(vqa: Path) -> None:
+    """Presence, side and number, recomputed from the latents by parsing the question."""
+    cases, checked = by_image(vqa), Counter()
+    names = sorted({kind for kinds in KINDS_OF.values() for kind in kinds} | {"midline shift"}, key=len, reverse=True)
+    for record in records(vqa):
+        case, question = cases[record["image_name"]], record["question"]
+        asked = next((name for name in names if name in question), None)
+        entries = [f for f in case["findings"] if f["kind"] == asked]
+        if record["question_type"] == "PRES":
+            assert record["answer"] == ("Yes" if entries else "No"), question
+        elif record["question_type"] == "COUNT":
+            assert record["answer"] == len(entries) and isinstance(record["answer"], int)
+        elif record["question_type"] == "POS" and record["answer"] in ("left", "right"):
+            assert record["answer"] == entries[0]["side"]
+        elif record["question_type"] == "POS" and record["answer"] in ("Yes", "No"):
+            assert (record["answer"] == "Yes") == (f"on the {entries[0]['side']}" in question)
+        elif record["question_type"] == "ABN" and record["answer"] in ("Yes", "No"):
+            assert (record["answer"] == "Yes") == (bool(case["findings"]) == ("abnormality" in question)), question
+        elif record["question_type"] == "PLANE" and record["answer_type"] == "OPEN":
+            assert record["answer"] == case["views"][0]
+        else:
+            continue
+        checked[record["question_type"]] += 1
+    assert min(checked[kind] for kind in ("PRES", "COUNT", "POS", "ABN", "PLANE")) > 10
+
+
+def test_records_have_the_real_sets_keys_and_quirks(vqa: Path, shared_data: Path) -> None:
+    real = json.loads((shared_data / "vqa_rad" / VQA_LAYOUT["annotations"]).read_text(encoding="utf-8"))
+    made = records(vqa)
+    assert {tuple(record) for record in made} == {tuple(real[0])}
+    assert isinstance(made[0]["qid"], str) and isinstance(made[1]["qid"], int)
+    for key in ("phrase_type", "image_organ", "evaluation", "answer_type"):
+        assert {r[key] for r in made} <= {r[key] for r in real}
+    assert {r["question_type"] for r in made} <= {r["question_type"] for r in real}
+
+
+def test_regions_lie_where_the_latents_say(vqa: Path) -> None:
+    """Radiological convention: the patient's left is on the image's right. Regions are marked and can be told apart."""
+    ids, seen = LABELS, Counter()
+    for name, case in by_image(vqa).items():
+        with Image.open(vqa / "masks" / f"{Path(name).stem}.png") as picture:
+            mask = np.asarray(picture)
+        with Image.open(vqa / VQA_LAYOUT["images"] / name) as picture:
+            pixels = np.asarray(picture, float)
+        assert mask.shape == pixels.shape and set(np.unique(mask)) <= {0, *ids.values()}
+        for finding in case["findings"]:
+            region = mask == ids[finding["kind"]]
+            if case["views"][0] in ("lateral", "sagittal") or not finding["side"] or finding["kind"] == "midline shift":
+                continue
+            if region.sum() < 8:  # covered by an other finding
+                continue
+            column = np.nonzero(region)[1].mean()
+            assert (column > 40) == (finding["side"] == "left"), (name, finding)
+            seen[finding["kind"]] += 1
+            if finding["kind"] == "nodule" and len(case["findings"]) == 1 and finding["severity"] != "small":
+                lung = mask == ids["lungs"]
+                assert pixels[region].mean() > pixels[lung].mean() + 20
+    assert len(seen) >= 8
+
+
+def test_questions_name_the_region_they_ask_about(vqa: Path) -> None:
+    regions = json.loads((vqa / "question_regions.json").read_text(encoding="utf-8"))
+    for record in records(vqa):
+        about = regions[str(record["qid"])]
+        assert len(about) == (record["question_type"] in ("PRES", "POS", "COUNT") or (
+            record["question_type"] == "ABN" and record["answer_type"] == "OPEN"))  # fmt: skip
+
+
+def test_reports_state_what_is_there_and_deny_only_what_is_not(studies: Path) -> None:
+    read = mimic_cxr.read(studies, MIMIC_LAYOUT)
+    assert len(read) == 120
+    denied = {
+        "pneumothorax": ("no pneumothorax", "or pneumothorax", "evidence of pneumothorax"),
+        "pleural effusion": ("no pleural effusion", "angles are sharp"),
+        "cardiomegaly": ("heart size is normal", "heart is normal", "normal limits"),
+        "hemorrhage": ("no hemorrhage", "no evidence of intracranial"),
+        "ascites": ("no ascites", "no free fluid"),
+    }
+    stated = {"pneumothorax": "pneumothorax", "pleural effusion": "effusion", "ascites": "ascites", "mass": "mass"}
+    hits = Counter()
+    for study, case in zip(read, latents(studies), strict=True):
+        text, kinds = study.text.lower(), {f["kind"] for f in case["findings"]}
+        for kind, phrases in denied.items():
+            if any(phrase in text for phrase in phrases):
+                assert kind not in kinds, text
+                hits[kind] += 1
+        for kind, word in stated.items():
+            if kind in kinds:
+                assert word in text, text
+                hits[word] += 1
+        assert "_" not in text and "indication" not in text
+        assert len(study.images) == len(case["views"])
+    assert all(hits[kind] for kind in denied) and hits["effusion"]
+    assert len({study.text for study in read}) > 100  # reports repeat rarely as a whole, in sentences often
+
+
+def test_chest_studies_have_two_views_and_some_reports_lack_sections(studies: Path) -> None:
+    read = mimic_cxr.read(studies, MIMIC_LAYOUT)
+    views = Counter(tuple(sorted(image.view for image in study.images)) for study in read)
+    assert views["frontal", "lateral"] > 20 and views["axial",] > 10 and views["axial", "coronal", "sagittal"] > 3
+    kinds = Counter(tuple(mimic_cxr.sections(path.read_text(encoding="utf-8"))) for path in studies.rglob("s*.txt"))
+    assert kinds["findings", "impression"] > 80 and kinds["text",] and kinds["impression",] and kinds["findings",]

@@ -1,0 +1,44 @@
+"""One global batch, however many processes: losses, gradients and mined negatives of P processes equal those of one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from amif_lib.launch import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def gradients(processes: int, out: Path) -> dict[str, torch.Tensor]:
+    arguments = ["-m", "tests.two_process_worker", str(out), str(processes)]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gradients")
+    return [gradients(processes, folder / f"{processes}.safetensors") for processes in (1, 2)]
+
+
+@pytest.mark.parametrize("case", ["stage1", "stage2", "student", "finetune"])
+def test_two_processes_give_the_losses_gradients_and_negatives_of_one(case, both):
+    one, two = ({name: value for name, value in found.items() if name.startswith(f"{case}/")} for found in both)
+    assert one.keys() == two.keys() and f"{case}/total" in one
+    largest = max(float(value.abs().max()) for name, value in one.items() if "negatives/" not in name)
+    for name, value in one.items():
+        if "negatives/" in name:
+            assert value.tolist() == two[name].tolist(), name
+        else:
+            torch.testing.assert_close(two[name], value, atol=1e-5 * largest, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")

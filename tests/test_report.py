@@ -1,0 +1,258 @@
+"""Stored runs, figures and the report page, from made-up runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests import fabricated
+from tests.fabricated import write_run, write_table, wrong_at
+
+matplotlib.use("Agg")
+
+from amif_lib import figures, load_run, paths, report, results, tables
+from amif_lib.errors import InputError
+
+WRONG = {"1": (0, 1, 3, 5, 6, 8), "3": (0, 1, 5, 8), "5": (0, 5), "6": (5,)}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("a folder with spaces")
+        fabricated.install(patch, folder)
+        write_table("table4", "demo", WRONG)
+        yield folder
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str, attribute: str) -> list[str]:
+        return [attributes[attribute] for name, attributes in self.tags if name == tag and attribute in attributes]
+
+
+@pytest.fixture(scope="module")
+def page(demo):
+    path = report.write("demo")
+    assert path == paths.scale_dir("demo") / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_page_says_its_scale_first(page):
+    assert page.text.index("synthetic demo data; not comparable with the paper") < page.text.index("Table 4")
+    assert "not by the paper's authors" in page.text and "not for clinical use" in page.text
+
+
+def test_page_needs_nothing_else(page):
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe"}
+    sources = page.all("img", "src")
+    assert len(sources) == 2 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert all(base64.b64decode(s.split(",", 1)[1]).startswith(b"\x89PNG") for s in sources)
+    assert all(page.all("img", "alt"))
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+
+
+def test_every_link_resolves(page):
+    links = page.all("a", "href")
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {link[1:] for link in links if link.startswith("#")} <= ids
+    outside = [link for link in links if not link.startswith("#")]
+    assert all((paths.scale_dir("demo") / link).exists() for link in outside)
+    runs = {Path(link).name for link in outside if link.startswith("../runs/")}
+    assert runs == {run.name for run in (paths.results() / "runs").iterdir()}  # pre-training runs too
+
+
+def test_page_holds_the_numbers(page):
+    for text in ("91.67 [", "80.49", "question only (trained on blank images)", "nearest question on the same image",
+                 "strict@1", "mean q ii", "0.31", "the plan says something", "model.width", "768", "code1", "0:01:30",
+                 "not tested at this scale"):
+        assert text in page.text, text
+    assert "MIXED CODE" not in page.text
+
+
+def test_tables_written_by_the_report_keep_their_time_stamp_when_nothing_changed(monkeypatch, demo, page):
+    monkeypatch.setattr(report, "_figures", lambda *arguments: [])
+    path = paths.scale_dir("demo") / "tables" / "table4.csv"
+    before = path.stat().st_mtime_ns
+    report.write("demo")
+    assert path.stat().st_mtime_ns == before
+    path.write_text("edited by hand", encoding="utf-8")
+    report.write("demo")
+    assert pd.read_csv(path)["ours"].notna().all()
+
+
+def test_page_escapes_what_it_is_given(monkeypatch, demo):
+    rows = tables.Selection.rows
+
+    def with_markup(self, name, scale):
+        return [row.model_copy(update={"label": "<script>alert(1)</script>"}) for row in rows(self, name, scale)]
+
+    monkeypatch.setattr(tables.Selection, "rows", with_markup)
+    monkeypatch.setattr(report, "_figures", lambda *arguments: [])
+    text = report.write("demo").read_text(encoding="utf-8")
+    assert "<script>" not in text and "&lt;script&gt;" in text
+
+
+def test_planned_tables(demo, page):
+    plan = paths.scale_dir("demo") / "plan.json"
+    assert report.planned_tables("demo") == ["table4"]
+    plan.write_text(json.dumps({"selection": {}, "jobs": [{"rule": "table", "name": "headline"}, {"rule": "data"}]}))
+    try:
+        assert report.planned_tables("demo") == ["headline"]
+    finally:
+        plan.unlink()
+
+
+def test_report_with_a_missing_run_is_refused(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path)
+    with pytest.raises(InputError, match="make reproduce SCALE=demo"):
+        report.write("demo")
+    assert not (paths.scale_dir("demo") / "report.html").exists()
+
+
+def test_settings_that_differ():
+    got = report.settings_that_differ("small").set_index(["setting", "stage"])
+    assert got.loc[("model.image_size", "all stages")].tolist()[:2] == ["288", "128"]
+    assert got.loc[("train.epochs", "fine-tuning"), "SCALE=paper"] == "60"
+    assert list(got.columns) == ["SCALE=paper", "AMiF, init=random", "AMiF, init=minilm"]
+    assert report.settings_that_differ("paper").empty
+
+
+def test_cost_is_the_sum_of_wall_times(demo):
+    runs = [load_run(run) for run in tables.required_runs("table4", "demo")]
+    got = report.cost(runs).set_index("stage")
+    assert got.loc["fine-tuning"].tolist() == [5, "0:07:30", "0:01:30"]  # five runs of 90 s
+
+
+# --- figures ---
+
+
+def test_figure_files_are_equal_for_equal_input(demo, tmp_path):
+    figures.use_style()
+    cells = tables.table("table4", "demo")
+    first, second = ([p.read_bytes() for p in figures.save(figures.accuracy_plot(cells), tmp_path / name / "accuracy",
+                                                           figures.accuracy_data(cells), "A caption.")]
+                     for name in ("one", "two"))
+    assert first == second and len(first) == 5
+    assert Image.open(tmp_path / "one" / "accuracy.png").width > 1000
+    assert b"<text" in (tmp_path / "one" / "accuracy.svg").read_bytes()  # text stays text
+    assert (tmp_path / "one" / "accuracy.txt").read_text() == "A caption.\n"
+
+
+def test_accuracy_data(demo):
+    cells = tables.table("table4", "demo")
+    got = figures.accuracy_data(cells)
+    assert set(got["kind"]) == {"ours", "baseline"}  # no paper beside synthetic data
+    assert set(got.loc[got["kind"] == "baseline", "label"]) == set(
+        cells.loc[cells["row"].map(tables.is_baseline), "label"])
+    shown = figures.accuracy_data(cells, with_paper=True)
+    assert 80.49 in set(shown.loc[shown["kind"] == "paper", "accuracy"])
+    with pytest.raises(InputError, match="phantom_vqa_rad"):
+        figures.accuracy_plot(cells, "slake")
+
+
+def test_training_data(demo):
+    runs = [load_run(run) for run in tables.Selection().rows("table4", "demo")[3].runs[0].lineage()]
+    got = figures.training_data(runs)
+    assert set(got["stage"]) == {"stage1", "stage2", "finetune"} and len(got) == 30
+    assert got["loss"].tolist()[:3] == [2.0, 1.0, 2 / 3]
+    assert len(figures.training_curves(runs).axes) == 3
+    with pytest.raises(InputError):
+        figures.training_curves([])
+
+
+# --- stored runs ---
+
+
+def test_load_run(demo):
+    spec = tables.Selection().rows("table4", "demo")[3].runs[0]
+    for given in (spec, spec.run_id, spec.directory, str(spec.directory)):
+        assert load_run(given).run_id == spec.run_id
+    run = load_run(spec)
+    assert run.spec == spec and run.metrics["train_time_s"] == 30 and len(run.history) == 10
+    assert len(run.predictions) == 12 and len(run.candidates) == 7 and run.has_blank_test
+    assert len(run.blank_test[0]) == 12
+    with pytest.raises(InputError, match="not a run folder"):
+        load_run("0123456789ab")
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("metrics.json", "{", r"metrics\.json: not valid JSON, line 1"), ("metrics.json", "[]", "expected a JSON object"),
+    ("metrics.json", None, r"metrics\.json: missing"), ("metrics.jsonl", '{"step": 0}\n{"st', "line 2 is not JSON")])
+def test_damaged_run(monkeypatch, tmp_path, name, text, message):
+    fabricated.install(monkeypatch, tmp_path)
+    spec = tables.Selection().rows("table4", "demo")[0].runs[0]
+    path = write_run(spec, wrong_at()) / name
+    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        load_run(spec).metrics if name == "metrics.json" else load_run(spec).history
+
+
+def test_unknown_key_in_a_stored_spec(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path)
+    spec = tables.Selection().rows("table4", "demo")[0].runs[0]
+    path = write_run(spec, wrong_at()) / "spec.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sedd": 1}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"spec\.json: sedd: unknown key"):
+        _ = load_run(spec.directory).spec
+
+
+def test_code_digest_follows_the_listed_modules_only(tmp_path):
+    for name, text in (("ranking.py", "a = 1\n"), ("figures.py", "b = 1\n"), ("objectives/x.py", "c = 1\n")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    before = results.code_digest(tmp_path)
+    (tmp_path / "figures.py").write_text("b = 2\n", encoding="utf-8")
+    (tmp_path / "ranking.py").write_bytes(b"a = 1\r\n")
+    assert results.code_digest(tmp_path) == before
+    (tmp_path / "objectives" / "x.py").write_text("c = 2\n", encoding="utf-8")
+    assert results.code_digest(tmp_path) != before
+    missing = [p for p in results.RESULT_MODULES if not list(paths.PACKAGE.glob(p))]
+    assert not missing, f"listed, but not there: {missing}"
+
+
+def test_provenance_names_no_machine():
+    text = json.dumps(results.provenance(processes=2, seconds=12.34))
+    assert json.loads(text)["wall_time_s"] == 12.3 and json.loads(text)["code_digest"] == results.code_digest()
+    import getpass
+    import platform
+
+    assert str(paths.ROOT) not in text and platform.node() not in text
+    assert getpass.getuser() not in json.loads(text)["hardware"].values()
+
+
+def test_nothing_of_this_imports_torch():
+    code = ("import sys; from amif_lib import baselines, evaluate, figures, layout, report, results, tables; "
+            "assert not {'torch', 'transformers'} & set(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,192 @@
+"""Executing notebooks: strict parameters, the right kernel, kernels side by side, failures told in full."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from amif_lib import paths, run_notebook
+from amif_lib.errors import InputError
+
+pytest.importorskip("papermill")
+
+
+def notebook(path: Path, *cells: str, parameters: str = 'spec = "x"', prose: str = "# Title") -> Path:
+    code = [
+        {
+            "cell_type": "code",
+            "metadata": {"tags": ["parameters"]} if number == 0 else {},
+            "source": source,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for number, source in enumerate((parameters, *cells))
+    ]
+    content = {
+        "cells": [{"cell_type": "markdown", "metadata": {}, "source": prose}, *code],
+        "nbformat": 4,
+        "nbformat_minor": 4,
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {**os.environ, "PYTHONPATH": str(paths.ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "amif_lib.run_notebook", *arguments],
+        capture_output=True,
+        text=True,
+        env=settings,
+        timeout=120,
+    )
+
+
+def test_parameters_kernel_folder_and_output(tmp_path: Path) -> None:
+    """The cells see the given values, this interpreter, the repository root; a foreign `python3` kernel is not used."""
+    foreign = tmp_path / "share" / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text(
+        json.dumps(
+            {"argv": ["/nowhere/python", "-f", "{connection_file}"], "display_name": "other", "language": "python"}
+        )
+    )
+    source = notebook(
+        tmp_path / "a note.ipynb",
+        "import json, os, sys\nprint(json.dumps([spec, count, rate, flag, sys.executable, os.getcwd(), "
+        "os.environ['AMIF_HEADLESS']]), flush=True)",
+        parameters='spec = "x"\ncount = 3\nrate = 0.5\nflag = False',
+    )
+    out = tmp_path / "made" / "out.ipynb"
+    done = call(
+        str(source),
+        "--out",
+        str(out),
+        "-p",
+        "spec",
+        "a b",
+        "-p",
+        "count",
+        "7",
+        "-p",
+        "rate",
+        "1",
+        "-p",
+        "flag",
+        "true",
+        JUPYTER_DATA_DIR=str(tmp_path / "share" / "jupyter"),
+        JUPYTER_PATH=str(tmp_path / "share" / "jupyter"),
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(re.search(r"^\[.*\]$", done.stdout, flags=re.M).group())
+    assert seen[:4] == ["a b", 7, 1.0, True] and [type(value) for value in seen[:4]] == [str, int, float, bool]
+    assert seen[4:] == [sys.executable, str(paths.ROOT), "1"]
+    assert any(cell.get("outputs") for cell in json.loads(out.read_text())["cells"])
+    assert not any(cell.get("outputs") for cell in json.loads(source.read_text())["cells"])
+
+
+def test_unknown_and_mistyped_parameters_are_errors_before_any_kernel_starts(tmp_path: Path) -> None:
+    source = notebook(tmp_path / "n.ipynb", parameters='spec = "x"\ncount: int = 3')
+    with pytest.raises(InputError, match=r"no parameter 'sepc'; its parameters cell declares: spec, count"):
+        run_notebook.parameters(source, {"sepc": "y"})
+    with pytest.raises(InputError, match=r"count='many': give a value of type int"):
+        run_notebook.parameters(source, {"count": "many"})
+    with pytest.raises(InputError, match=r"count='1\.5'"):
+        run_notebook.parameters(source, {"count": "1.5"})
+    assert run_notebook.main([str(source), "--out", str(tmp_path / "o.ipynb"), "-p", "sepc", "y"]) == 2
+    assert run_notebook.main([str(source), "--out", str(source)]) == 2  # would overwrite the notebook
+    assert run_notebook.main([str(tmp_path / "none.ipynb"), "--out", str(tmp_path / "o.ipynb")]) == 2
+    (tmp_path / "cut.ipynb").write_text(source.read_text()[:80])
+    assert run_notebook.main([str(tmp_path / "cut.ipynb"), "--out", str(tmp_path / "o.ipynb")]) == 2
+    assert not (tmp_path / "o.ipynb").exists()
+
+
+def test_a_failing_cell_is_told_in_full_and_its_notebook_kept(tmp_path: Path) -> None:
+    source = notebook(
+        tmp_path / "n.ipynb",
+        "print('before')",
+        "def deep():\n    raise ValueError('the reason')\ndeep()",
+        "print('never')",
+    )
+    out = tmp_path / "out.ipynb"
+    done = call(str(source), "--out", str(out))
+    assert (
+        done.returncode == 1
+        and "ValueError: the reason" in done.stderr
+        and "deep()" in done.stderr
+        and str(out) in done.stderr
+    )
+    assert "before" in done.stdout and "never" not in done.stdout and "\x1b[" not in done.stderr
+    assert "the reason" in out.read_text()
+
+
+def test_a_kernel_that_dies_is_not_taken_for_success(tmp_path: Path) -> None:
+    done = call(str(notebook(tmp_path / "n.ipynb", "import os\nos._exit(9)")), "--out", str(tmp_path / "out.ipynb"))
+    assert done.returncode == 1 and "kernel ended" in done.stderr
+
+
+def test_digest_sees_code_alone(tmp_path: Path) -> None:
+    one = notebook(tmp_path / "1.ipynb", "a = 1")
+    digest = run_notebook.code_digest(one)
+    assert run_notebook.code_digest(notebook(tmp_path / "2.ipynb", "a = 1", prose="# Another title")) == digest
+    assert run_notebook.code_digest(notebook(tmp_path / "3.ipynb", "a = 2")) != digest
+    assert run_notebook.code_digest(notebook(tmp_path / "4.ipynb", "", "a = 1")) != digest
+
+
+def test_kernels_side_by_side_have_sockets_of_their_own(tmp_path: Path) -> None:
+    """Four at once in one folder, over Unix sockets; all leave nothing behind."""
+    source = notebook(
+        tmp_path / "n.ipynb",
+        "import json\nfrom ipykernel.connect import get_connection_info\n"
+        "information = get_connection_info(unpack=True)\nprint(information['transport'], information['ip'])",
+    )
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda name: call(str(source), "--out", str(tmp_path / f"{name}.ipynb")), "abcd"))
+    assert [each.returncode for each in done] == [0] * 4, [each.stderr for each in done]
+    sockets = {each.stdout.strip() for each in done}
+    assert len(sockets) == 4
+    if os.name == "posix":
+        assert all(line.startswith("ipc ") for line in sockets)
+        assert not any(Path(line.split(maxsplit=1)[1]).parent.exists() for line in sockets)
+
+
+def test_long_temporary_folders_fall_back_to_tcp(tmp_path: Path) -> None:
+    assert run_notebook._transport(tmp_path / ("d" * 120))["transport"] == "tcp"
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    done = call(
+        str(notebook(tmp_path / "n.ipynb", "print('fine')")), "--out", str(tmp_path / "out.ipynb"), TMPDIR=str(deep)
+    )
+    assert done.returncode == 0 and "fine" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_terminated_runner_takes_its_kernel_along(tmp_path: Path) -> None:
+    source = notebook(
+        tmp_path / "n.ipynb", "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(100)"
+    )
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "amif_lib.run_notebook", str(source), "--out", str(tmp_path / "out.ipynb")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(paths.ROOT)},
+    )
+    kernel = int(next(line for line in runner.stdout if line.startswith("kernel")).split()[1])
+    runner.send_signal(signal.SIGTERM)
+    runner.wait(timeout=30)
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(kernel) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not psutil.pid_exists(kernel)

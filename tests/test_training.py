@@ -1,0 +1,263 @@
+"""The training loop: overfitting, resuming, refusing bad input before training, teachers, settings page."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from amif_lib import evaluate, experiments, paths, results, settings, teachers, train
+from amif_lib.batches import QuestionBatch, global_batches, share
+from amif_lib.errors import InputError
+from amif_lib.experiments import KnowledgeSpec, ModelSpec
+from amif_lib.model import AMiFForVQA
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AMIF_RESULTS", str(tmp_path_factory.mktemp("results")))
+    patch.setenv("AMIF_HEADLESS", "1")
+    yield paths.results()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """A tiny run with both stages behind it, trained once for this file."""
+    run = tiny.run()
+    for spec in run.lineage():
+        train.run_spec(spec)
+    return run
+
+
+def test_a_run_leaves_what_its_readers_need(finished):
+    for spec in finished.lineage():
+        assert results.is_finished(spec)
+        run = results.load_run(spec)
+        assert run.spec == spec and len(run.history) == run.metrics["steps"]
+        assert run.provenance["code_digest"] == results.code_digest()
+        assert not (spec.directory / "state").exists()
+    frame, candidates = evaluate.read_predictions(finished.directory)
+    assert len(frame) == 24 and frame.question_id.is_unique
+    assert all(len(row) == len(candidates) for row in frame.log_likelihoods)
+    assert (finished.directory / "blank_test" / "predictions.parquet").is_file()
+    model = results.load_run(finished).model()
+    assert sum(p.numel() for p in model.parameters()) == results.load_run(finished).metrics["parameters"]
+
+
+def test_stored_log_likelihoods_are_those_of_the_saved_model(finished):
+    from amif_lib.datasets import load_questions
+
+    model = results.load_run(finished).model()
+    frame, candidates = evaluate.read_predictions(finished.directory)
+    row = frame.iloc[3]
+    question = next(q for q in load_questions("phantom_vqa_rad") if q.question_id == row.question_id)
+    ranked = model.rank(question.image_path, question.question, candidates.answer.tolist()).set_index("answer").log_likelihood
+    for answer, stored in zip(candidates.answer, row.log_likelihoods, strict=True):
+        assert ranked[answer] == pytest.approx(float(stored), abs=1e-4)
+
+
+def test_blank_images_at_test_time_change_the_answers_to_different_images_only_through_the_question(finished):
+    frame, _ = evaluate.read_predictions(finished.directory / "blank_test")
+    for _, same in frame.groupby("question"):
+        first = same.log_likelihoods.iloc[0]
+        assert all(abs(a - b) < 1e-3 for row in same.log_likelihoods for a, b in zip(first, row, strict=True))
+
+
+@pytest.mark.parametrize("stage", ["stage1", "finetune"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
+    whole = next(spec for spec in finished.lineage() if spec.stage == stage)
+    expected = results.load_run(whole).history
+    keep = whole.directory.with_name(f"kept-{stage}")
+    whole.directory.rename(keep)
+    clock = iter(range(0, 10_000_000, 1000))  # a training state after every step
+    monkeypatch.setattr(train.time, "time", lambda: next(clock))
+    stored = train.store
+
+    def store_then_stop(*arguments):
+        stored(*arguments)
+        if arguments[4] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "store", store_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.run_spec(whole)
+    assert not results.is_finished(whole) and (whole.directory / "state").is_dir()
+    monkeypatch.setattr(train, "store", stored)
+    train.run_spec(whole)
+    again = results.load_run(whole).history
+    assert again.step.tolist() == expected.step.tolist()
+    for column in ("total", "gradient_norm", "learning_rate"):
+        assert again[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-4)
+
+
+def test_thirty_steps_overfit_eight_answers():
+    torch.manual_seed(0)
+    module = train.FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15)))
+    ids, answers = torch.randint(5, 400, (8, 6)), torch.randint(5, 400, (8, 4))
+    mask = torch.ones(8, 6).bool()
+    batch = QuestionBatch(torch.randn(8, 3, 32, 32), ids, mask, answers, mask[:, :4], torch.ones(8), 8)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = module(batch)["total"]
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 10 and losses[-1] < 0.2, losses[::5]
+
+
+def test_every_sample_is_in_exactly_one_batch_of_an_epoch_and_folds_do_not_mix():
+    folds = [0, 1] * 20
+    batches = global_batches(40, 6, seed=1, epoch=3, folds=folds)
+    seen = [i for batch in batches for i in batch]
+    assert len(seen) == len(set(seen)) == 36  # 20 of each fold, 18 used
+    assert all(len({folds[i] for i in batch}) == 1 for batch in batches)
+    assert batches == global_batches(40, 6, seed=1, epoch=3, folds=folds) != global_batches(40, 6, seed=1, epoch=4, folds=folds)
+    assert sorted(i for batch in global_batches(41, 6, 0, 0, drop_last=False) for i in batch) == list(range(41))
+    with pytest.raises(InputError, match="batch_size: 64 exceeds"):
+        global_batches(40, 64, 0, 0)
+
+
+def test_share_of_one_process_is_the_batch_itself():
+    assert share([4, 5, 6]) == ([4, 5, 6], [1.0, 1.0, 1.0])
+
+
+# --- identity ----------------------------------------------------------------------------------------------------------
+
+
+def test_run_id_follows_what_determines_the_result_and_nothing_else():
+    run = tiny.run()
+    assert run.model_copy(update={"label": "another name"}).run_id == run.run_id
+    for change in ({"finetune": {"epochs": 3}}, {"stage1": {"epochs": 3}}, {"knowledge": {"gate": False}}, {"seed": 1},
+                   {"data": {"blank_images": True}}, {"data": {"training_file": "other"}}):
+        assert tiny.run(**change).run_id != run.run_id, change
+    assert tiny.run(knowledge={"gate": False}).parent.run_id == run.parent.run_id  # pre-training is shared by Table 4's rows
+    assert tiny.run(data={"training_file": "other"}).parent.run_id == run.parent.run_id
+
+
+def test_rows_of_table_4_share_their_pre_training():
+    rows = experiments.rows("table4", "demo")
+    assert [row.row for row in rows] == ["1", "3", "5", "6"]
+    parents = {row.row: {run.parent.run_id if run.parent else None for run in row.runs} for row in rows}
+    assert parents["1"] == {None} and parents["3"] == parents["5"] == parents["6"] != {None}
+    assert len({run.run_id for row in rows for run in row.runs}) == 4
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"modle": {}}, "modle: unknown key; known: stage, scale"),
+    ({"model": {"widht": 3}}, "model.widht: unknown key; known: width"),
+    ({"model": {"width": "wide"}}, "model.width: Input should be a valid integer"),
+    ({"model": {"width": 96.5}}, "model.width"),
+    ({"objective": {"labels": "hard"}}, "objective.labels: Input should be 'soft' or 'one_hot'"),
+    ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than 0"),
+    ({"stage": "stage3"}, "stage: Input should be 'stage1', 'stage2' or 'finetune'"),
+])
+def test_a_wrong_specification_is_one_line_that_names_the_field(change, message):
+    with pytest.raises(InputError) as caught:
+        experiments.parse(experiments.merge({"stage": "finetune", "scale": "demo"}, change), "run.yaml")
+    assert message in str(caught.value) and str(caught.value).startswith("run.yaml: ") and "\n" not in str(caught.value)
+
+
+def test_a_run_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"stage": "stage1",', encoding="utf-8")
+    with pytest.raises(InputError, match=r"run.json: not valid YAML or JSON"):
+        experiments.load_spec(str(tmp_path / "run.json"))
+    with pytest.raises(InputError, match="no such file"):
+        experiments.load_spec(str(tmp_path / "absent.yaml"))
+    for name, message in {"demo": "give a .yaml", "huge/table4": "unknown; choose one of", "demo/table9": "no specification",
+                          "demo/table4/7": "no row '7'", "demo/table4/1/stage1": "has no stage1 run"}.items():
+        with pytest.raises(InputError, match=message):
+            experiments.load_spec(name)
+
+
+# --- bad input, before any training --------------------------------------------------------------------------------------
+
+
+def refuses(run, message, folder):
+    with pytest.raises(InputError, match=message):
+        train.run_spec(run)
+    assert not (run.directory / "metrics.jsonl").exists()
+
+
+def test_missing_parent_unknown_set_and_unsuitable_sizes_stop_before_training(folder):
+    refuses(tiny.run(seed=77, stage2={"epochs": 5}), "parent run .* is not finished", folder)
+    with pytest.raises(InputError, match="has no manifest"):
+        train.run_spec(tiny.run(data={"pretrain": ["nowhere"]}).lineage()[0])
+    refuses(tiny.run(stage1={"batch_size": 200}).lineage()[0], "batch_size: 200 exceeds", folder)
+    without = tiny.run().lineage()[0].model_copy(update={"teacher": None, "seed": 3})
+    refuses(without, "needs a teacher", folder)
+    same = tiny.run().lineage()[0]
+    same = same.model_copy(update={"teacher": same.teacher.model_copy(update={"data": ("phantom_mimic_cxr",)})})
+    refuses(same, "also the student's", folder)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(finished):
+    small = ModelSpec(**(tiny.MODEL | {"vocab_size": 40}))
+    init = finished.init.model_copy(update={"tokenizer": str(finished.directory / "model")})
+    run = finished.model_copy(update={"model": small, "parent": None, "init": init})
+    with pytest.raises(InputError, match="vocab_size: 40 is smaller"):
+        train.prepare(run)
+
+
+# --- teachers ------------------------------------------------------------------------------------------------------------
+
+
+def test_teacher_embeddings_are_those_of_the_stored_open_clip_model(finished):
+    """Reload the folder by open_clip alone and embed one study again."""
+    import open_clip
+
+    from amif_lib.datasets import images
+
+    stage1 = finished.lineage()[0]
+    directory = paths.run_dir(teachers.teacher_id(stage1))
+    stored = teachers.read(directory)
+    study = teachers.student_studies(stage1)[5]
+    name = f"local-dir:{directory / 'fold0'}"
+    model, preprocess = open_clip.create_model_from_pretrained(name)
+    model.eval()
+    with torch.inference_mode():
+        image = torch.nn.functional.normalize(model.encode_image(preprocess(images.load_rgb(study.images[0].path))[None]), dim=-1)
+        text = torch.nn.functional.normalize(model.encode_text(open_clip.get_tokenizer(name)([study.text])), dim=-1)
+    torch.testing.assert_close(stored.image_vectors[stored.images[study.images[0].image_id]], image[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(stored.text_vectors[stored.studies[study.study_id]], text[0], atol=1e-5, rtol=1e-4)
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    assert 0 < metrics["mean_q_ii"] < 1 and 1 <= metrics["effective_neighbours"] <= 8 and 0 <= metrics["held_out_retrieval_at_1"] <= 1
+
+
+def test_cross_fitting_never_trains_on_a_case_that_it_embeds(monkeypatch, folder):
+    run = tiny.run(data={"max_studies": 60}).lineage()[0]
+    run = run.model_copy(update={"teacher": run.teacher.model_copy(update={"cross_fit": 2, "batch_size": 16})})
+    trained = {}
+    plain = teachers.train_open_clip
+
+    def recorded(studies, spec, where):
+        trained[int(where.name.removeprefix("fold"))] = {s.group_id for s in studies}
+        return plain(studies, spec, where)
+
+    monkeypatch.setattr(teachers, "train_open_clip", recorded)
+    stored = teachers.read(teachers.ensure(run))
+    studies = teachers.student_studies(run)
+    assert {stored.folds[s.study_id] for s in studies} == {0, 1}
+    for study in studies:
+        assert study.group_id not in trained[stored.folds[study.study_id]]
+
+
+def test_an_unreachable_teacher_says_what_to_do():
+    with pytest.raises(InputError, match=r"cannot be loaded .* local-dir:FOLDER"):
+        teachers.load_open_clip("hf-hub:nobody/no-such-teacher")
+
+
+# --- settings page --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_page_is_current_and_explains_every_field():
+    assert (paths.SPECS / "SETTINGS.md").read_text(encoding="utf-8") == settings.page(), "run `python -m amif_lib settings > amif_lib/specs/SETTINGS.md`"
+    for model in (experiments.ObjectiveSpec, experiments.KnowledgeSpec, experiments.TeacherSpec):
+        for name in model.model_fields:
+            assert f"`{name}`" in settings.page()

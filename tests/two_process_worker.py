@@ -1,0 +1,88 @@
+"""Started once per process: gradients of one global batch for every training, written by the first process. Not a test."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from amif_lib.batches import QuestionBatch, share
+from amif_lib.distributed import gather_objects, own_rows, rank, world_size
+from amif_lib.experiments import KnowledgeSpec, ModelSpec
+from amif_lib.model import AMiFForVQA
+from amif_lib.train import FineTuning
+from tests import tiny
+
+SAMPLES = 8
+OBJECTIVES = {"stage1": {}, "stage2": {"weight_global": 0.5, "local_contrast": "positives_minus_negatives"},
+              "student": {"labels": "one_hot", "negative_distribution": "student", "negative_directions": "both"}}
+
+
+def pretraining_case(name: str) -> tuple[torch.nn.Module, object]:
+    module = tiny.pretraining("stage1" if name == "stage1" else "stage2", **OBJECTIVES[name])
+    whole = tiny.batch(SAMPLES, teacher=name != "student", step=10)
+    rows = own_rows(SAMPLES)
+    part = {key: value[rows] if isinstance(value, torch.Tensor) else value for key, value in vars(whole).items()}
+    longest = int(part["mask"].sum(1).max())  # each process pads to its own longest text
+    for key in ("ids", "mask", "copy_ids"):
+        part[key] = part[key][:, :longest]
+    return module, replace(whole, **part)
+
+
+def finetuning_case() -> tuple[torch.nn.Module, object]:
+    torch.manual_seed(0)
+    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15)))
+    g = torch.Generator().manual_seed(0)
+    total = 7  # does not divide: the last process gets a filler row of weight 0
+    ids, answers = torch.randint(5, 400, (total, 6), generator=g), torch.randint(5, 400, (total, 4), generator=g)
+    pictures = torch.randn(total, 3, 32, 32, generator=g)
+    own, weights = share(list(range(total)))
+    ones = torch.ones(len(own), 6).bool()
+    return module, QuestionBatch(pictures[own], ids[own], ones, answers[own], ones[:, :4], torch.tensor(weights), total)
+
+
+def gradients(case: str) -> dict[str, torch.Tensor]:
+    """Gradients, total loss and mined negatives of one global batch, the same on every process."""
+    module, batch = finetuning_case() if case == "finetune" else pretraining_case(case)
+    drawn = {}
+    if case in ("stage2", "student"):
+        plain = module.mine
+
+        def recorded(*arguments):
+            found = plain(*arguments)
+            drawn.update({kind: negatives.index.tolist() for kind, negatives in found.items()})
+            return found
+
+        module.mine = recorded
+    wrapped = DistributedDataParallel(module, find_unused_parameters=True) if world_size() > 1 else module
+    found = wrapped(batch)
+    found["total"].backward()
+    total = found["total"].detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+        total /= world_size()
+    out = {f"{case}/{name}": p.grad for name, p in module.named_parameters() if p.grad is not None} | {f"{case}/total": total}
+    parts = gather_objects(drawn)
+    for kind in parts[0]:
+        out[f"{case}/negatives/{kind}"] = torch.tensor([index for part in parts for index in part[kind]])
+    return out
+
+
+def main(out: Path, processes: int) -> None:
+    torch.set_num_threads(1)
+    if processes > 1:
+        dist.init_process_group("gloo")
+    tensors = {name: value for case in ("finetune", *OBJECTIVES) for name, value in gradients(case).items()}
+    if rank() == 0:
+        save_file(tensors, out)
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
