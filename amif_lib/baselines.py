@@ -39,9 +39,7 @@ def _commonest(answers: Sequence[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
 
-def _frame(
-    training: Sequence[Question], test: Sequence[Question], answer: Callable[[Question], str]
-) -> pd.DataFrame:
+def _frame(training: Sequence[Question], test: Sequence[Question], answer: Callable[[Question], str]) -> pd.DataFrame:
     """Columns of stored predictions; `image_in_training`: whether a training question is on the same image."""
     images = {q.image_id for q in training}
     chosen = [answer(question) for question in test]

@@ -51,7 +51,9 @@ class ImageCache:
         return tensor
 
 
-def global_batches(total: int, size: int, seed: int, epoch: int, folds: Sequence[int] | None = None, drop_last: bool = True) -> list[list[int]]:
+def global_batches(
+    total: int, size: int, seed: int, epoch: int, folds: Sequence[int] | None = None, drop_last: bool = True
+) -> list[list[int]]:
     """Indices of every global batch of an epoch, shuffled by (seed, epoch).
 
     With `folds` a batch holds samples of one fold. Raises InputError where no full batch can be made.
@@ -62,16 +64,18 @@ def global_batches(total: int, size: int, seed: int, epoch: int, folds: Sequence
     for fold in np.unique(fold_of):
         order = rng.permutation(np.flatnonzero(fold_of == fold))
         end = len(order) - len(order) % size if drop_last else len(order)
-        batches += [order[start:start + size].tolist() for start in range(0, end, size)]
+        batches += [order[start : start + size].tolist() for start in range(0, end, size)]
     if not batches:
-        raise InputError(f"train.batch_size: {size} exceeds the {total} samples there are (per fold of the teacher); lower it")
+        raise InputError(
+            f"train.batch_size: {size} exceeds the {total} samples there are (per fold of the teacher); lower it"
+        )
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def share(batch: Sequence[int]) -> tuple[list[int], list[float]]:
     """This process's part of a global batch, and a weight per row: 0 on rows that only fill up an uneven split."""
     each = -(-len(batch) // world_size())
-    own = list(batch[rank() * each:(rank() + 1) * each])
+    own = list(batch[rank() * each : (rank() + 1) * each])
     filler = each - len(own)
     return own + [batch[0]] * filler, [1.0] * len(own) + [0.0] * filler
 
@@ -84,12 +88,18 @@ class PretrainingData(Dataset):
             raise InputError("data.pretrain: no studies; name at least one pre-training set")
         self.studies, self.spec, self.embeddings = list(studies), spec, embeddings
         self.cache = ImageCache(spec.model.image_size)
-        self.tokens = tokenizer([s.text for s in studies], truncation=True, max_length=spec.data.text_length)["input_ids"]
+        self.tokens = tokenizer([s.text for s in studies], truncation=True, max_length=spec.data.text_length)[
+            "input_ids"
+        ]
         self.pad, self.mask_token = tokenizer.pad_token_id, tokenizer.mask_token_id
         self.special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
         strengths = ("strong", "light", "none")
-        self.view_number = {f"{view} {strength}": i for i, (view, strength) in enumerate(
-            (v, s) for v in sorted({p.view for study in studies for p in study.images}) for s in strengths)}
+        self.view_number = {
+            f"{view} {strength}": i
+            for i, (view, strength) in enumerate(
+                (v, s) for v in sorted({p.view for study in studies for p in study.images}) for s in strengths
+            )
+        }
         self.group = _numbers([s.group_id for s in studies])
         self.text_key = _numbers([" ".join(s.text.lower().split()) for s in studies])
         self.folds = None if embeddings is None else [embeddings.folds[s.study_id] for s in studies]
@@ -106,12 +116,22 @@ class PretrainingData(Dataset):
         strength = data.augment_multi_view if several else data.augment_single_view
         pictures = [study.images[k] for k in chosen]
         size = self.spec.model.image_size
-        views = [images.augment(self.cache[p.path], size, strength, flip=data.flip, colour=data.colour, rng=rng) for p in pictures]
+        views = [
+            images.augment(self.cache[p.path], size, strength, flip=data.flip, colour=data.colour, rng=rng)
+            for p in pictures
+        ]
         tokens = np.array(self.tokens[index])
         dropped = (rng.random(len(tokens)) < self.spec.objective.token_drop) & ~np.isin(tokens, list(self.special))
-        out = {"views": torch.stack(views), "view": int(rng.integers(2)), "tokens": tokens, "copy": np.where(dropped, self.mask_token, tokens),
-               "view_label": [self.view_number[f"{p.view} {strength}"] for p in pictures],
-               "group": self.group[index], "text_key": self.text_key[index], "step": step}
+        out = {
+            "views": torch.stack(views),
+            "view": int(rng.integers(2)),
+            "tokens": tokens,
+            "copy": np.where(dropped, self.mask_token, tokens),
+            "view_label": [self.view_number[f"{p.view} {strength}"] for p in pictures],
+            "group": self.group[index],
+            "text_key": self.text_key[index],
+            "step": step,
+        }
         if self.embeddings is not None:
             e = self.embeddings
             out["teacher_views"] = e.image_vectors[[e.images[p.image_id] for p in pictures]]  # (2, e)
@@ -121,10 +141,22 @@ class PretrainingData(Dataset):
     def collate(self, samples: list[dict[str, Any]]) -> PretrainingBatch:
         ids, mask = pad([s["tokens"] for s in samples], self.pad)
         copy_ids, _ = pad([s["copy"] for s in samples], self.pad)
-        teacher = {name: torch.stack([s[name] for s in samples]) if name in samples[0] else None for name in ("teacher_views", "teacher_text")}
-        numbers = {name: torch.tensor([s[name] for s in samples]) for name in ("view", "view_label", "group", "text_key")}
-        return PretrainingBatch(views=torch.stack([s["views"] for s in samples]), ids=ids, mask=mask, copy_ids=copy_ids,
-                                step=samples[0]["step"], **numbers, **teacher)
+        teacher = {
+            name: torch.stack([s[name] for s in samples]) if name in samples[0] else None
+            for name in ("teacher_views", "teacher_text")
+        }
+        numbers = {
+            name: torch.tensor([s[name] for s in samples]) for name in ("view", "view_label", "group", "text_key")
+        }
+        return PretrainingBatch(
+            views=torch.stack([s["views"] for s in samples]),
+            ids=ids,
+            mask=mask,
+            copy_ids=copy_ids,
+            step=samples[0]["step"],
+            **numbers,
+            **teacher,
+        )
 
 
 @dataclass
@@ -140,19 +172,32 @@ class QuestionBatch:
     total: int  # questions in the global batch
 
     def to(self, device: torch.device) -> QuestionBatch:
-        return QuestionBatch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+        return QuestionBatch(
+            **{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        )
 
 
 class QuestionData(Dataset):
     """Questions as fine-tuning or evaluation samples. `blank` replaces every image by the same grey one."""
 
-    def __init__(self, questions: Sequence[Question], spec: RunSpec, tokenizer: Any, blank: bool | None = None, augment: str = "none"):
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        spec: RunSpec,
+        tokenizer: Any,
+        blank: bool | None = None,
+        augment: str = "none",
+    ):
         self.questions, self.spec, self.augment = list(questions), spec, augment
         self.blank = spec.data.blank_images if blank is None else blank
         self.cache = ImageCache(spec.model.image_size)
         self.pad = tokenizer.pad_token_id
-        self.tokens = tokenizer([q.question for q in questions], truncation=True, max_length=spec.data.question_length)["input_ids"]
-        self.answers = tokenizer([q.answer for q in questions], truncation=True, max_length=spec.data.answer_length)["input_ids"]
+        self.tokens = tokenizer([q.question for q in questions], truncation=True, max_length=spec.data.question_length)[
+            "input_ids"
+        ]
+        self.answers = tokenizer([q.answer for q in questions], truncation=True, max_length=spec.data.answer_length)[
+            "input_ids"
+        ]
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -166,20 +211,43 @@ class QuestionData(Dataset):
             image = self.cache.tensor(self.questions[index].image_path)
         else:
             rng = np.random.default_rng((self.spec.seed, step, index))
-            image = images.augment(self.cache[self.questions[index].image_path], size, self.augment, flip=data.flip, colour=data.colour, rng=rng)
-        return {"image": image, "tokens": self.tokens[index], "answer": self.answers[index], "weight": weight, "total": total}
+            image = images.augment(
+                self.cache[self.questions[index].image_path],
+                size,
+                self.augment,
+                flip=data.flip,
+                colour=data.colour,
+                rng=rng,
+            )
+        return {
+            "image": image,
+            "tokens": self.tokens[index],
+            "answer": self.answers[index],
+            "weight": weight,
+            "total": total,
+        }
 
     def collate(self, samples: list[dict[str, Any]]) -> QuestionBatch:
         ids, mask = pad([s["tokens"] for s in samples], self.pad)
         answers, answer_mask = pad([s["answer"] for s in samples], self.pad)
-        pictures = images.blank(self.spec.model.image_size)[None] if self.blank else torch.stack([s["image"] for s in samples])
-        return QuestionBatch(pictures, ids, mask, answers, answer_mask, torch.tensor([s["weight"] for s in samples]), samples[0]["total"])
+        pictures = (
+            images.blank(self.spec.model.image_size)[None] if self.blank else torch.stack([s["image"] for s in samples])
+        )
+        return QuestionBatch(
+            pictures, ids, mask, answers, answer_mask, torch.tensor([s["weight"] for s in samples]), samples[0]["total"]
+        )
 
 
 def loader(dataset: Any, keys: Sequence[Sequence[tuple]], workers: int) -> DataLoader:
     """Batches in the given order of sample keys; `workers` processes decode and augment ahead (0: in this process)."""
-    return DataLoader(dataset, batch_sampler=_Listed(keys), collate_fn=dataset.collate, num_workers=workers, pin_memory=torch.cuda.is_available(),
-                      persistent_workers=False)
+    return DataLoader(
+        dataset,
+        batch_sampler=_Listed(keys),
+        collate_fn=dataset.collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=False,
+    )
 
 
 class _Listed:
@@ -199,8 +267,8 @@ def pad(rows: Sequence[Any], value: int) -> tuple[Tensor, Tensor]:
     ids = torch.full((len(rows), longest), value, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
     for i, row in enumerate(rows):
-        ids[i, :len(row)] = torch.as_tensor(row)
-        mask[i, :len(row)] = True
+        ids[i, : len(row)] = torch.as_tensor(row)
+        mask[i, : len(row)] = True
     return ids, mask
 
 
@@ -208,4 +276,3 @@ def _numbers(names: Sequence[str]) -> list[int]:
     """Equal names -> equal integers."""
     seen: dict[str, int] = {}
     return [seen.setdefault(name, len(seen)) for name in names]
-

@@ -41,7 +41,9 @@ class AnswerDecoder(nn.Module):
 
     repeats_memory = True  # accepts a memory whose batch divides the answers' batch
 
-    def __init__(self, vocab_size: int, width: int, layers: int, cross_layers: int, heads: int, positions: int, dropout: float):
+    def __init__(
+        self, vocab_size: int, width: int, layers: int, cross_layers: int, heads: int, positions: int, dropout: float
+    ):
         super().__init__()
         if cross_layers > layers:
             raise ValueError(f"decoder_cross_layers {cross_layers} exceeds decoder_layers {layers}")
@@ -49,14 +51,21 @@ class AnswerDecoder(nn.Module):
         self.position_embeddings = nn.Embedding(positions, width)
         self.token_type_embeddings = nn.Embedding(2, width)
         self.embedding_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers)
+        )
         self.head_transform = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         self.dropout = dropout
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None,
-                encoder_attention_mask: Tensor | None = None) -> DecoderOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+    ) -> DecoderOutput:
         """input_ids (B, L) and memory (B', S, d), B' dividing B -> logits (B, L, vocabulary)."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.word_embeddings(input_ids) + self.position_embeddings(positions) + self.token_type_embeddings.weight[0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerBase
 
-from amif_lib import hub
+from amif_lib import hub, tokenizers
 from amif_lib.experiments import ModelSpec
 
 
@@ -16,9 +16,17 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        whole = CLIPVisionModel(CLIPVisionConfig(
-            hidden_size=spec.width, intermediate_size=4 * spec.width, num_hidden_layers=spec.image_layers,
-            num_attention_heads=spec.image_heads, image_size=spec.image_size, patch_size=spec.patch_size, hidden_act="quick_gelu"))
+        whole = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=spec.width,
+                intermediate_size=4 * spec.width,
+                num_hidden_layers=spec.image_layers,
+                num_attention_heads=spec.image_heads,
+                image_size=spec.image_size,
+                patch_size=spec.patch_size,
+                hidden_act="quick_gelu",
+            )
+        )
         self.vit = getattr(whole, "vision_model", whole)  # older transformers wrap it once more
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,10 +66,20 @@ class TextEncoder(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.bert = BertModel(BertConfig(
-            vocab_size=spec.vocab_size, hidden_size=spec.width, intermediate_size=4 * spec.width, num_hidden_layers=spec.text_layers,
-            num_attention_heads=spec.text_heads, max_position_embeddings=spec.text_positions, hidden_dropout_prob=spec.dropout,
-            attention_probs_dropout_prob=spec.dropout, initializer_range=initial_deviation(spec.width)), add_pooling_layer=False)
+        self.bert = BertModel(
+            BertConfig(
+                vocab_size=spec.vocab_size,
+                hidden_size=spec.width,
+                intermediate_size=4 * spec.width,
+                num_hidden_layers=spec.text_layers,
+                num_attention_heads=spec.text_heads,
+                max_position_embeddings=spec.text_positions,
+                hidden_dropout_prob=spec.dropout,
+                attention_probs_dropout_prob=spec.dropout,
+                initializer_range=initial_deviation(spec.width),
+            ),
+            add_pooling_layer=False,
+        )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids and mask (B, T) -> tokens (B, T, d)."""
@@ -71,6 +89,12 @@ class TextEncoder(nn.Module):
         """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1)."""
         return self.bert.embeddings(input_ids=ids)
 
-    def load(self, source: str) -> hub.LoadReport:
-        """Load a BERT or DistilBERT checkpoint (hub id or folder)."""
-        return hub.load_into(self.bert, hub.bert_state(hub.read_state(hub.find(source))), source)
+    def load(self, source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> hub.LoadReport:
+        """Load a BERT or DistilBERT checkpoint (hub id or folder), its word rows in the order of `tokenizer` if that is a cut one."""
+        state = hub.bert_state(hub.read_state(hub.find(source)))
+        changed = (
+            tokenizers.fit_rows(state, source, tokenizer, self.bert.embeddings.word_embeddings.weight)
+            if tokenizer
+            else []
+        )
+        return hub.load_into(self.bert, state, source, changed=changed)

@@ -21,8 +21,19 @@ from amif_lib.errors import InputError
 from amif_lib.statistics import wilson
 
 PREDICTIONS, CANDIDATES = "predictions.parquet", "candidates.parquet"
-COLUMNS = {"question_id": str, "image_id": str, "question": str, "gold": list, "split": str, "question_type": str,
-           "closed_field": bool, "closed_yes_no": bool, "generated": str, "prediction": str, "log_likelihoods": list}
+COLUMNS = {
+    "question_id": str,
+    "image_id": str,
+    "question": str,
+    "gold": list,
+    "split": str,
+    "question_type": str,
+    "closed_field": bool,
+    "closed_yes_no": bool,
+    "generated": str,
+    "prediction": str,
+    "log_likelihoods": list,
+}
 CANDIDATE_COLUMNS = {"answer": str, "tokens": int, "in_train": bool, "in_val": bool, "in_test": bool}
 DEFINITIONS = {"yes_no": "closed_yes_no", "answer_type": "closed_field"}
 
@@ -45,22 +56,50 @@ class Protocol(BaseModel):
         return self.name if self.name == "paper" else f"{self.name}@{self.version}"
 
 
-PROTOCOLS = {p.name: p for p in (
-    Protocol(name="paper", version=1, candidates="test", closed="yes_no",
-             note="The test answers are the candidates and the lowest language modelling loss wins (supplement section "
-                  "6); closed = the answer is yes or no (Table 1)."),
-    Protocol(name="strict", version=1, candidates="train", closed="yes_no",
-             note="No test answer is seen anywhere: only answers of the training questions are candidates. Both "
-                  "definitions of closed are reported."),
-    Protocol(name="albef", version=1, candidates="train+val", closed="answer_type",
-             note="Approximate. ALBEF counts the first token twice and ranks only the 128 candidates whose first token "
-                  "is likeliest; neither can be told from stored sums. M2I2 and MUMC add the test answers on VQA-RAD."),
-    Protocol(name="blip", version=1, candidates="train+val", closed="answer_type",
-             note="Approximate. BLIP smooths labels by 0.1 while it ranks and filters by the first token; neither can "
-                  "be told from stored sums."),
-    Protocol(name="generate", version=1, candidates="generate", closed="yes_no",
-             note="The freely generated answer, no candidate list."),
-)}
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol(
+            name="paper",
+            version=1,
+            candidates="test",
+            closed="yes_no",
+            note="The test answers are the candidates and the lowest language modelling loss wins (supplement section "
+            "6); closed = the answer is yes or no (Table 1).",
+        ),
+        Protocol(
+            name="strict",
+            version=1,
+            candidates="train",
+            closed="yes_no",
+            note="No test answer is seen anywhere: only answers of the training questions are candidates. Both "
+            "definitions of closed are reported.",
+        ),
+        Protocol(
+            name="albef",
+            version=1,
+            candidates="train+val",
+            closed="answer_type",
+            note="Approximate. ALBEF counts the first token twice and ranks only the 128 candidates whose first token "
+            "is likeliest; neither can be told from stored sums. M2I2 and MUMC add the test answers on VQA-RAD.",
+        ),
+        Protocol(
+            name="blip",
+            version=1,
+            candidates="train+val",
+            closed="answer_type",
+            note="Approximate. BLIP smooths labels by 0.1 while it ranks and filters by the first token; neither can "
+            "be told from stored sums.",
+        ),
+        Protocol(
+            name="generate",
+            version=1,
+            candidates="generate",
+            closed="yes_no",
+            note="The freely generated answer, no candidate list.",
+        ),
+    )
+}
 
 
 # --- on disk -----------------------------------------------------------------------------------------------------
@@ -111,8 +150,9 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
             out.append(pd.read_parquet(path))
         except (OSError, ValueError) as error:
             detail = " ".join(str(error).split())[:120]
-            raise InputError(f"{paths.shown(path)}: not a readable Parquet file ({detail}); delete it and run the "
-                             "fine-tuning again") from None
+            raise InputError(
+                f"{paths.shown(path)}: not a readable Parquet file ({detail}); delete it and run the fine-tuning again"
+            ) from None
     frame, candidates = out
     _check_candidates(candidates, paths.shown(folder / CANDIDATES))
     scores = _check_frame(frame, candidates, paths.shown(folder / PREDICTIONS))
@@ -121,9 +161,11 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
     edited = np.flatnonzero(expected != frame["prediction"].to_numpy())
     if len(edited):
         row = frame.iloc[edited[0]]
-        raise InputError(f"{paths.shown(folder / PREDICTIONS)}: question {row.question_id}: prediction "
-                         f"{row.prediction!r} is not the likeliest test answer {expected[edited[0]]!r}; the file was "
-                         "edited, restore it")
+        raise InputError(
+            f"{paths.shown(folder / PREDICTIONS)}: question {row.question_id}: prediction "
+            f"{row.prediction!r} is not the likeliest test answer {expected[edited[0]]!r}; the file was "
+            "edited, restore it"
+        )
     return frame, candidates
 
 
@@ -158,8 +200,10 @@ def _check_frame(frame: pd.DataFrame, candidates: pd.DataFrame, where: str) -> n
         if not len(gold) or not all(isinstance(answer, str) and answer for answer in gold):
             raise InputError(f"{where}: question {question} has no accepted answer, or an empty one")
         if len(scores) != len(candidates):
-            raise InputError(f"{where}: question {question} has {len(scores)} log-likelihoods for {len(candidates)} "
-                             "candidates; run the fine-tuning again")
+            raise InputError(
+                f"{where}: question {question} has {len(scores)} log-likelihoods for {len(candidates)} "
+                "candidates; run the fine-tuning again"
+            )
     for name in DEFINITIONS.values():
         if frame[name].isna().any():
             question = frame["question_id"][frame[name].isna()].iloc[0]
@@ -176,13 +220,17 @@ def _check_frame(frame: pd.DataFrame, candidates: pd.DataFrame, where: str) -> n
 
 def _choose(scores: np.ndarray, candidates: pd.DataFrame, protocol: Protocol, where: str) -> np.ndarray:
     """The best candidate of each question -> (n,) texts. Ties go to the candidate that is listed first."""
-    member = {"test": candidates["in_test"], "train": candidates["in_train"],
-              "train+val": candidates["in_train"] | candidates["in_val"],
-              "all": candidates["in_train"] | candidates["in_val"] | candidates["in_test"]}[protocol.candidates]
+    member = {
+        "test": candidates["in_test"],
+        "train": candidates["in_train"],
+        "train+val": candidates["in_train"] | candidates["in_val"],
+        "all": candidates["in_train"] | candidates["in_val"] | candidates["in_test"],
+    }[protocol.candidates]
     member = member.to_numpy(dtype=bool)
     if not member.any():
-        raise InputError(f"{where}: no candidate for protocol {protocol.title} ({protocol.candidates} answers); "
-                         "the run stored none")
+        raise InputError(
+            f"{where}: no candidate for protocol {protocol.title} ({protocol.candidates} answers); the run stored none"
+        )
     if protocol.score == "mean":
         scores = scores / candidates["tokens"].to_numpy(dtype=np.float32)  # (n, K)
     best = scores[:, member].argmax(1)  # (n,)
@@ -199,15 +247,19 @@ def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protoc
     if protocol.candidates == "generate":
         chosen = frame["generated"].to_numpy(dtype=object)
     elif candidates is None:
-        raise InputError(f"protocol {protocol.title} ranks candidates, but these predictions have no log-likelihoods; "
-                         "score them under the protocol generate")
+        raise InputError(
+            f"protocol {protocol.title} ranks candidates, but these predictions have no log-likelihoods; "
+            "score them under the protocol generate"
+        )
     else:
         stacked = np.stack([np.asarray(row, dtype=np.float32) for row in frame["log_likelihoods"]])  # (n, K)
         chosen = _choose(stacked, candidates, protocol, "predictions")
     out = frame[["question_id", "image_id", "question_type", *DEFINITIONS.values()]].reset_index(drop=True)
     out["prediction"] = chosen
-    out["correct"] = [normalise_answer(text) in {normalise_answer(answer) for answer in gold}
-                      for text, gold in zip(chosen, frame["gold"], strict=True)]
+    out["correct"] = [
+        normalise_answer(text) in {normalise_answer(answer) for answer in gold}
+        for text, gold in zip(chosen, frame["gold"], strict=True)
+    ]
     return out
 
 
@@ -232,6 +284,15 @@ def accuracy_table(scored: pd.DataFrame, definitions: tuple[str, ...] = tuple(DE
             part = scored["correct"][select(scored, split, definition)]
             correct, n = int(part.sum()), len(part)
             low, high = wilson(correct, n) if n else (np.nan, np.nan)
-            rows.append({"split": split, "definition": definition, "correct": correct, "n": n,
-                         "accuracy": 100 * correct / n if n else np.nan, "ci_low": 100 * low, "ci_high": 100 * high})
+            rows.append(
+                {
+                    "split": split,
+                    "definition": definition,
+                    "correct": correct,
+                    "n": n,
+                    "accuracy": 100 * correct / n if n else np.nan,
+                    "ci_low": 100 * low,
+                    "ci_high": 100 * high,
+                }
+            )
     return pd.DataFrame(rows)

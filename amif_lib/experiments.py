@@ -33,8 +33,12 @@ class ModelSpec(Strict):
     width: int = Field(768, gt=0, description="token embedding dimension d")
     image_size: int = Field(288, gt=0, description="side of the square input image, pixels")
     patch_size: int = Field(16, gt=0)
-    image_layers: int = Field(12, gt=0, description="ViT blocks: 12, with the final layer norm applied to all tokens "
-                              "(alternative 11, METER's and M3AE's cut)")
+    image_layers: int = Field(
+        12,
+        gt=0,
+        description="ViT blocks: 12, with the final layer norm applied to all tokens "
+        "(alternative 11, METER's and M3AE's cut)",
+    )
     image_heads: int = Field(12, gt=0)
     text_layers: int = Field(12, gt=0)
     text_heads: int = Field(12, gt=0)
@@ -42,16 +46,23 @@ class ModelSpec(Strict):
     vocab_size: int = Field(28_996, gt=0, description="largest vocabulary; a tokenizer trained by the kit may use less")
     fusion_layers: int = Field(6, ge=0, description="L, layers of the modality co-attention")
     fusion_heads: int = Field(12, gt=0)
-    projection: Literal["linear", "mlp"] = Field("linear", description="proj() of Eq. 1, one per modality, shared by "
-                                                 "all alignments")
+    projection: Literal["linear", "mlp"] = Field(
+        "linear", description="proj() of Eq. 1, one per modality, shared by all alignments"
+    )
     projection_dim: int = Field(256, gt=0)
-    pair_pooling: Literal["cls", "mean"] = Field("cls", description="what Eq. 12 concatenates: [CLS] of both sides, or "
-                                                 "the mean over tokens")
-    pair_pooler: Literal["none", "tanh"] = Field("none", description="a tanh pooler before the pair head (M3AE has one)")
-    gate_input: Literal["fused", "both"] = Field("fused", description="Projection() of Eq. 15 sees F_{p,i} only, or "
-                                                 "[F_{p,i}; F_i]")
+    pair_pooling: Literal["cls", "mean"] = Field(
+        "cls", description="what Eq. 12 concatenates: [CLS] of both sides, or the mean over tokens"
+    )
+    pair_pooler: Literal["none", "tanh"] = Field(
+        "none", description="a tanh pooler before the pair head (M3AE has one)"
+    )
+    gate_input: Literal["fused", "both"] = Field(
+        "fused", description="Projection() of Eq. 15 sees F_{p,i} only, or [F_{p,i}; F_i]"
+    )
     decoder_layers: int = Field(12, gt=0)
-    decoder_cross_layers: int = Field(6, gt=0, description="how many of the decoder's layers cross-attend: the last ones")
+    decoder_cross_layers: int = Field(
+        6, gt=0, description="how many of the decoder's layers cross-attend: the last ones"
+    )
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
@@ -59,45 +70,69 @@ class InitSpec(Strict):
     """Where weights start: `random`, a hub id, or a local folder in the same (Hugging Face) format."""
 
     image: str = Field("openai/clip-vit-base-patch16", description="CLIP ViT-B/16 (paper)")
-    text: str = Field("emilyalsentzer/Bio_ClinicalBERT", description="'ClinicalBERT': Bio_ClinicalBERT, or "
-                      "medicalai/ClinicalBERT (a DistilBERT, converted)")
+    text: str = Field(
+        "emilyalsentzer/Bio_ClinicalBERT",
+        description="'ClinicalBERT': Bio_ClinicalBERT, or medicalai/ClinicalBERT (a DistilBERT, converted)",
+    )
     decoder: str = Field("emilyalsentzer/Bio_ClinicalBERT", description="as the text encoder; cross-attention random")
-    tokenizer: str = Field("emilyalsentzer/Bio_ClinicalBERT", description="'trained' fits WordPiece on the run's own "
-                           "training texts (never on test text)")
+    tokenizer: str = Field(
+        "emilyalsentzer/Bio_ClinicalBERT",
+        description="'trained' fits WordPiece on the run's own training texts (never on test text)",
+    )
+    vocabulary: Literal["whole", "seen"] = Field(
+        "whole",
+        description="a checkpoint's vocabulary as it is, or only its single characters and "
+        "the pieces that the training texts use: a smaller output layer",
+    )
 
 
 class DataSpec(Strict):
-    pretrain: tuple[str, ...] = Field((), description="manifest names of the pre-training sets, concatenated and shuffled")
+    pretrain: tuple[str, ...] = Field(
+        (), description="manifest names of the pre-training sets, concatenated and shuffled"
+    )
     questions: str = Field("", description="manifest name of the question set")
-    tokenizer_questions: tuple[str, ...] = Field((), description="question sets whose training texts a trained tokenizer sees")
+    tokenizer_questions: tuple[str, ...] = Field(
+        (), description="question sets whose training texts a trained tokenizer sees"
+    )
     training_file: str = Field("default", description="which training questions, e.g. VQA-RAD's official1797")
-    decontaminate_against: tuple[str, ...] = Field((), description="sets whose images must not be pre-trained on; the "
-                                                   "whole case, study or article is dropped")
+    decontaminate_against: tuple[str, ...] = Field(
+        (), description="sets whose images must not be pre-trained on; the whole case, study or article is dropped"
+    )
     text_length: int = Field(128, gt=4, description="tokens of a report, with [CLS] and [SEP]")
     question_length: int = Field(32, gt=4)
-    answer_length: int = Field(32, gt=2, description="tokens of an answer, with [CLS] and [SEP]; longer ones are cut and counted")
+    answer_length: int = Field(
+        32, gt=2, description="tokens of an answer, with [CLS] and [SEP]; longer ones are cut and counted"
+    )
     report_sections: Literal["findings+impression", "findings", "impression"] = "findings+impression"
-    augment_single_view: Literal["strong", "light", "none"] = Field("strong", description="SimCLR-style views where a "
-                                                                    "study has one image (paper section 4.1)")
+    augment_single_view: Literal["strong", "light", "none"] = Field(
+        "strong", description="SimCLR-style views where a study has one image (paper section 4.1)"
+    )
     augment_multi_view: Literal["strong", "light", "none"] = Field("light", description="a study with several images")
     augment_questions: Literal["strong", "light", "none"] = Field("none", description="fine-tuning images")
     flip: bool = Field(False, description="left-right flips: off, they swap the side that a report names")
     colour: bool = Field(False, description="colour jitter and grey-scale beyond brightness and contrast: off")
     max_studies: int = Field(0, ge=0, description="use only the first so many studies (0: all); smoke runs and tests")
-    max_questions: int = Field(0, ge=0, description="use only the first so many questions of each split (0: all); smoke runs and "
-                               "tests")
+    max_questions: int = Field(
+        0, ge=0, description="use only the first so many questions of each split (0: all); smoke runs and tests"
+    )
     blank_images: bool = Field(False, description="every image replaced by a grey one: the question-only baseline")
 
 
 class TeacherSpec(Strict):
     """The frozen CLIP-style model whose similarities are the soft labels (section 3.2.1)."""
 
-    source: str = Field("hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-                        description="an open_clip name, hub id or `local-dir:` folder; 'trained' is a small open_clip model that "
-                        "the kit trains itself")
+    source: str = Field(
+        "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+        description="an open_clip name, hub id or `local-dir:` folder; 'trained' is a small open_clip model that "
+        "the kit trains itself",
+    )
     data: tuple[str, ...] = Field((), description="trained teacher: manifest names it is trained on")
-    cross_fit: int = Field(0, ge=0, description="trained teacher: 0 trains one model on `data` (which must differ from "
-                           "the student's), k >= 2 cross-fits k folds by case on the student's own data")
+    cross_fit: int = Field(
+        0,
+        ge=0,
+        description="trained teacher: 0 trains one model on `data` (which must differ from "
+        "the student's), k >= 2 cross-fits k folds by case on the student's own data",
+    )
     image_size: int = Field(64, gt=0)
     patch_size: int = Field(8, gt=0)
     width: int = Field(128, gt=0)
@@ -115,54 +150,80 @@ class ObjectiveSpec(Strict):
 
     # Stage 1: which alignments (Table 2's columns)
     global_inter: bool = Field(True, description="image-text alignment, Eq. 6")
-    global_intra: Literal["none", "text", "both"] = Field("both", description="Eq. 7: none, text-text only (Table 2's *), or "
-                                                          "multi-view and text-text")
+    global_intra: Literal["none", "text", "both"] = Field(
+        "both", description="Eq. 7: none, text-text only (Table 2's *), or multi-view and text-text"
+    )
     labels: Literal["soft", "one_hot"] = Field("soft", description="soft labels H (Eq. 5) or plain InfoNCE")
     temperature: float = Field(0.07, gt=0, description="tau_1 = tau_2 = tau_3 of the student")
     learn_temperature: bool = False
-    teacher_temperature: float = Field(0.07, gt=0, description="'following the same routines': the same tau; BiomedCLIP's "
-                                       "own is about .0117")
+    teacher_temperature: float = Field(
+        0.07, gt=0, description="'following the same routines': the same tau; BiomedCLIP's own is about .0117"
+    )
     positive_weight: float = Field(0.01, ge=0, description="lambda of Eq. 5")
     renormalise_labels: bool = Field(False, description="Eq. 5 sums to 1 + lambda; True divides by it")
-    text_text_diagonal: Literal["keep", "mask"] = Field("keep", description="Eq. 4 has s_ii = 1 always; 'mask' removes the "
-                                                        "diagonal from P and Q")
-    inter_view: Literal["random", "both"] = Field("random", description="which view v_i enters Eq. 1: one drawn per step, "
-                                                  "or the mean loss of both")
+    text_text_diagonal: Literal["keep", "mask"] = Field(
+        "keep", description="Eq. 4 has s_ii = 1 always; 'mask' removes the diagonal from P and Q"
+    )
+    inter_view: Literal["random", "both"] = Field(
+        "random", description="which view v_i enters Eq. 1: one drawn per step, or the mean loss of both"
+    )
     # Stage 2
     weight_local: float = Field(1.0, ge=0, description="weight of L_local (Table 3)")
     weight_hard_negatives: float = Field(1.0, ge=0, description="weight of L_HN (Table 3)")
     weight_global: float = Field(0.0, ge=0, description="stage 2 keeps L_global with this weight")
-    stage2_trains: Literal["all", "fusion"] = Field("all", description="all parameters, or co-attention and pair head only")
-    cost: Literal["cosine", "dot"] = Field("cosine", description="Eq. 10 on normalised tokens (UNITER) or raw dot products, "
-                                           "which have no lower bound")
-    transport_tokens: Literal["content", "all"] = Field("content", description="drop image [CLS], text [CLS] and [SEP] from "
-                                                        "transport (ViLT), or keep all")
-    transport_on: Literal["fused", "unimodal"] = Field("fused", description="co-attended tokens (Eq. 9) or the encoders' own")
-    marginals: Literal["uniform", "norm"] = Field("uniform", description="token masses: uniform over real tokens, or "
-                                                  "proportional to the token's norm")
-    transport_solver: Literal["ipot", "exact"] = Field("ipot", description="IPOT (paper), or POT's network simplex on CPU")
+    stage2_trains: Literal["all", "fusion"] = Field(
+        "all", description="all parameters, or co-attention and pair head only"
+    )
+    cost: Literal["cosine", "dot"] = Field(
+        "cosine", description="Eq. 10 on normalised tokens (UNITER) or raw dot products, which have no lower bound"
+    )
+    transport_tokens: Literal["content", "all"] = Field(
+        "content", description="drop image [CLS], text [CLS] and [SEP] from transport (ViLT), or keep all"
+    )
+    transport_on: Literal["fused", "unimodal"] = Field(
+        "fused", description="co-attended tokens (Eq. 9) or the encoders' own"
+    )
+    marginals: Literal["uniform", "norm"] = Field(
+        "uniform", description="token masses: uniform over real tokens, or proportional to the token's norm"
+    )
+    transport_solver: Literal["ipot", "exact"] = Field(
+        "ipot", description="IPOT (paper), or POT's network simplex on CPU"
+    )
     transport_beta: float = Field(0.5, gt=0)
     transport_iterations: int = Field(50, gt=0)
     plan_gradient: Literal["detached", "unrolled"] = "detached"
     local_contrast: Literal["positives", "positives_minus_negatives"] = Field(
-        "positives", description="Eq. 9 on positives only, or minus the mined negative's cost (UNITER's ITM form)")
+        "positives", description="Eq. 9 on positives only, or minus the mined negative's cost (UNITER's ITM form)"
+    )
     negative_distribution: Literal["soft_labels", "student", "top_k"] = Field(
-        "soft_labels", description="hard negatives drawn from H off the diagonal; from the student's P (ALBEF); or "
+        "soft_labels",
+        description="hard negatives drawn from H off the diagonal; from the student's P (ALBEF); or "
         "uniformly from the 5 highest of H. One-hot labels have no mass off the diagonal: then the teacher's Q, without "
-        "a teacher the student's P")
-    negative_temperature: float = Field(1.0, gt=0, description="sampling exponent 1/T on the negative distribution; below 1 "
-                                        "sharpens")
+        "a teacher the student's P",
+    )
+    negative_temperature: float = Field(
+        1.0, gt=0, description="sampling exponent 1/T on the negative distribution; below 1 sharpens"
+    )
     exclude_duplicates: bool = Field(True, description="never mine a negative of the same group or with identical text")
-    same_view_negatives: bool = Field(True, description="a mined image partner has the view label (view and augmentation) of the "
-                                      "positive's partner, so that the pair is not told by view type")
-    negative_directions: Literal["one", "both"] = Field("one", description="(V_i, R_m) only (Eq. 11), or (V_m, R_i) too")
+    same_view_negatives: bool = Field(
+        True,
+        description="a mined image partner has the view label (view and augmentation) of the "
+        "positive's partner, so that the pair is not told by view type",
+    )
+    negative_directions: Literal["one", "both"] = Field(
+        "one", description="(V_i, R_m) only (Eq. 11), or (V_m, R_i) too"
+    )
     pair_types: tuple[Literal["image_text", "image_image", "text_text"], ...] = Field(
-        ("image_text", "image_image", "text_text"), description="S_HN of Eq. 11")
+        ("image_text", "image_image", "text_text"), description="S_HN of Eq. 11"
+    )
     pair_positives: Literal["per_type", "image_text", "none"] = Field(
-        "per_type", description="Eq. 13 sums over negatives only, which a constant solves; 'image_text' only lets the head "
-        "answer by pair type")
-    text_positive: Literal["copy", "identical"] = Field("copy", description="the (R,R) positive: a second copy with tokens "
-                                                        "dropped, or the same tokens")
+        "per_type",
+        description="Eq. 13 sums over negatives only, which a constant solves; 'image_text' only lets the head "
+        "answer by pair type",
+    )
+    text_positive: Literal["copy", "identical"] = Field(
+        "copy", description="the (R,R) positive: a second copy with tokens dropped, or the same tokens"
+    )
     token_drop: float = Field(0.15, ge=0, lt=1, description="share of report tokens masked out in a text copy")
 
     @model_validator(mode="after")
@@ -175,13 +236,17 @@ class ObjectiveSpec(Strict):
 class KnowledgeSpec(Strict):
     """Prior knowledge of the gated cross-attention module (section 3.4.1; Table 4's rows)."""
 
-    source: Literal["none", "answers", "questions"] = Field("answers", description="none bypasses the module altogether")
+    source: Literal["none", "answers", "questions"] = Field(
+        "answers", description="none bypasses the module altogether"
+    )
     gate: bool = Field(True, description="False: F' is made of F_{p,i} alone (Eq. 16 with G = 1)")
     vocabulary: Literal["train", "train+test"] = Field("train", description="test answers as knowledge leak")
-    form: Literal["tokens", "pooled"] = Field("tokens", description="answers joined with [SEP] as one token sequence, or one "
-                                              "mean vector per answer")
-    max_tokens: int = Field(512, gt=0, description="unique answers by frequency until this many tokens; the rest is "
-                            "dropped and counted")
+    form: Literal["tokens", "pooled"] = Field(
+        "tokens", description="answers joined with [SEP] as one token sequence, or one mean vector per answer"
+    )
+    max_tokens: int = Field(
+        512, gt=0, description="unique answers by frequency until this many tokens; the rest is dropped and counted"
+    )
 
 
 class TrainSpec(Strict):
@@ -194,8 +259,9 @@ class TrainSpec(Strict):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of steps")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 where a GPU has it; losses and transport "
-                                                       "always fp32")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 where a GPU has it; losses and transport always fp32"
+    )
     max_steps: int = Field(0, ge=0, description="stop early (0: never); smoke runs and tests")
 
 
@@ -238,18 +304,45 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
         content.pop(name)
     if spec.stage == "finetune":
         content.pop("objective"), content.pop("teacher")
-        pretraining = ("pretrain", "report_sections", "decontaminate_against", "text_length", "augment_single_view", "augment_multi_view",
-                       "max_studies")
-        if spec.parent or spec.init.tokenizer != "trained":  # a trained tokenizer reads the pre-training texts
+        pretraining = (
+            "pretrain",
+            "report_sections",
+            "decontaminate_against",
+            "text_length",
+            "augment_single_view",
+            "augment_multi_view",
+            "max_studies",
+        )
+        if spec.parent or (
+            spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole"
+        ):  # else the tokenizer reads the texts
             for name in pretraining:
                 content["data"].pop(name)
     else:
         content.pop("knowledge")
-        for name in ("questions", "training_file", "question_length", "answer_length", "augment_questions", "blank_images", "max_questions"):
+        for name in (
+            "questions",
+            "training_file",
+            "question_length",
+            "answer_length",
+            "augment_questions",
+            "blank_images",
+            "max_questions",
+        ):
             content["data"].pop(name)
     if spec.stage == "stage1":
-        kept = {"global_inter", "global_intra", "labels", "temperature", "learn_temperature", "teacher_temperature",
-                "positive_weight", "renormalise_labels", "text_text_diagonal", "inter_view"}
+        kept = {
+            "global_inter",
+            "global_intra",
+            "labels",
+            "temperature",
+            "learn_temperature",
+            "teacher_temperature",
+            "positive_weight",
+            "renormalise_labels",
+            "text_text_diagonal",
+            "inter_view",
+        }
         content["objective"] = {key: value for key, value in content["objective"].items() if key in kept}
     if spec.stage != "finetune":
         content["init"].pop("decoder")
@@ -262,14 +355,19 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
 
 def data_sets(spec: RunSpec) -> list[str]:
     """Names of the manifests whose data a run reads."""
-    own = spec.data.tokenizer_questions if spec.init.tokenizer == "trained" else ()
+    reads_texts = spec.init.tokenizer == "trained" or spec.init.vocabulary == "seen"
+    own = spec.data.tokenizer_questions if reads_texts else ()
     if spec.stage == "finetune":
         names = {spec.data.questions, *own}
-        if spec.init.tokenizer == "trained" and spec.parent is None:
+        if reads_texts and spec.parent is None:
             names |= {*spec.data.pretrain, *spec.data.decontaminate_against}
     else:
-        names = {*spec.data.pretrain, *spec.data.decontaminate_against, *own,
-                 *(spec.teacher.data if spec.teacher else ())}
+        names = {
+            *spec.data.pretrain,
+            *spec.data.decontaminate_against,
+            *own,
+            *(spec.teacher.data if spec.teacher else ()),
+        }
     return sorted(names - {""})
 
 
@@ -304,7 +402,11 @@ def parse(content: dict[str, Any], where: str) -> RunSpec:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        hint = f"unknown key; known: {', '.join(_known_keys(first['loc']))}" if first["type"] == "extra_forbidden" else first["msg"]
+        hint = (
+            f"unknown key; known: {', '.join(_known_keys(first['loc']))}"
+            if first["type"] == "extra_forbidden"
+            else first["msg"]
+        )
         raise InputError(f"{where}: {field}: {hint}") from None
 
 
@@ -368,7 +470,9 @@ def table_settings(table: str) -> dict[str, Any]:
     return read_yaml(path)
 
 
-def build_run(scale: str, settings: dict[str, Any], question_set: str, seed: int = 0, pretrain_seed: int = 0) -> RunSpec:
+def build_run(
+    scale: str, settings: dict[str, Any], question_set: str, seed: int = 0, pretrain_seed: int = 0
+) -> RunSpec:
     """One fine-tuning with its whole lineage, from a scale's settings and a row's changes.
 
     `settings` may hold `start` (a named initialisation of the scale), `pretraining` (`both`, `stage1` or `none`) and the
@@ -390,24 +494,43 @@ def build_run(scale: str, settings: dict[str, Any], question_set: str, seed: int
     base = merge(base, changes)
     stages = {name: base.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
     if question_set not in sets:
-        raise InputError(f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(sets)}")
+        raise InputError(
+            f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(sets)}"
+        )
 
     common = {key: base[key] for key in ("model", "init", "data", "objective", "knowledge") if key in base}
     parent: dict[str, Any] | None = None
     for stage in {"both": ("stage1", "stage2"), "stage1": ("stage1",), "none": ()}[pretraining]:
         needs_teacher = True if stage == "stage2" else common.get("objective", {}).get("labels", "soft") == "soft"
-        parent = merge(common, {"stage": stage, "scale": scale, "seed": pretrain_seed, "train": stages[stage],
-                                "teacher": base.get("teacher") if needs_teacher else None, "parent": parent})
+        parent = merge(
+            common,
+            {
+                "stage": stage,
+                "scale": scale,
+                "seed": pretrain_seed,
+                "train": stages[stage],
+                "teacher": base.get("teacher") if needs_teacher else None,
+                "parent": parent,
+            },
+        )
     own = merge(common, {"data": merge({"questions": question_set}, sets[question_set] or {})})
     own = merge(own, changes)  # a row may change the training file of its question set
     for name in ("stage1", "stage2", "finetune"):
         own.pop(name, None)
-    return parse(merge(own, {"stage": "finetune", "scale": scale, "seed": seed, "train": stages["finetune"],
-                             "parent": parent}), f"specs, scale {scale}, {question_set}")
+    return parse(
+        merge(own, {"stage": "finetune", "scale": scale, "seed": seed, "train": stages["finetune"], "parent": parent}),
+        f"specs, scale {scale}, {question_set}",
+    )
 
 
-def rows(table: str, scale: str, question_sets: tuple[str, ...] = (), seeds: int = 1, pretrain_seeds: int = 1,
-         only: tuple[str, ...] = ()) -> list[Row]:
+def rows(
+    table: str,
+    scale: str,
+    question_sets: tuple[str, ...] = (),
+    seeds: int = 1,
+    pretrain_seeds: int = 1,
+    only: tuple[str, ...] = (),
+) -> list[Row]:
     """The rows of a table as runs at a scale, in the paper's order.
 
     `question_sets` and `only` select (default: all that the scale names); an unknown one is an error.
@@ -416,11 +539,12 @@ def rows(table: str, scale: str, question_sets: tuple[str, ...] = (), seeds: int
     names = tuple(scale_settings(scale)["question_sets"])
     for asked in question_sets:
         if asked not in names:
-            raise InputError(f"DATASETS: {asked!r} is not a question set of scale {scale}; choose from {', '.join(names)}")
+            raise InputError(
+                f"DATASETS: {asked!r} is not a question set of scale {scale}; choose from {', '.join(names)}"
+            )
     if min(seeds, pretrain_seeds) < 1:
         raise InputError(f"SEEDS={seeds} PRETRAIN_SEEDS={pretrain_seeds}: at least 1 each")
-    listed = {str(entry["row"]): entry for entry in content["rows"]
-              if scale in entry.get("scales", (scale,))}
+    listed = {str(entry["row"]): entry for entry in content["rows"] if scale in entry.get("scales", (scale,))}
     for asked in only:
         if asked not in listed:
             raise InputError(f"ROWS: {table} has no row {asked!r}; choose from {', '.join(listed)}")
@@ -428,11 +552,24 @@ def rows(table: str, scale: str, question_sets: tuple[str, ...] = (), seeds: int
     for key, entry in listed.items():
         if only and key not in only:
             continue
-        runs = tuple(build_run(scale, entry.get("settings", {}), name, seed=seed, pretrain_seed=pretrain_seed)
-                     for name in (question_sets or names) for pretrain_seed in range(pretrain_seeds) for seed in range(seeds))
+        runs = tuple(
+            build_run(scale, entry.get("settings", {}), name, seed=seed, pretrain_seed=pretrain_seed)
+            for name in (question_sets or names)
+            for pretrain_seed in range(pretrain_seeds)
+            for seed in range(seeds)
+        )
         runs = tuple(run.model_copy(update={"label": f"{table} row {key}: {entry['label']}"}) for run in runs)
-        out.append(Row(table=table, row=key, label=entry["label"], settings=entry.get("settings", {}),
-                       paper_row=str(entry.get("paper_row", "")), reference=str(entry.get("reference", "")), runs=runs))
+        out.append(
+            Row(
+                table=table,
+                row=key,
+                label=entry["label"],
+                settings=entry.get("settings", {}),
+                paper_row=str(entry.get("paper_row", "")),
+                reference=str(entry.get("reference", "")),
+                runs=runs,
+            )
+        )
     return out
 
 

@@ -77,15 +77,26 @@ def _loss(run: Run) -> pd.DataFrame:
         raise InputError(f"{path}: no step and total in it; start the run again")
     smooth = history["total"].rolling(max(1, len(history) // 40), min_periods=1).mean()
     label = run.spec.label.split(": ", 1)[-1] or f"run {run.run_id}"  # without `table4 row 6:`
-    return pd.DataFrame({"stage": run.spec.stage, "run_id": run.run_id, "label": label, "step": history["step"],
-                         "loss": history["total"], "smoothed": smooth})
+    return pd.DataFrame(
+        {
+            "stage": run.spec.stage,
+            "run_id": run.run_id,
+            "label": label,
+            "step": history["step"],
+            "loss": history["total"],
+            "smoothed": smooth,
+        }
+    )
 
 
 def training_curves(runs: Sequence[Run]) -> Figure:
     """Total loss against step, one panel per stage, one line per run: pale every step, strong the running mean."""
     data = training_data(runs)
-    titles = {"stage1": "Stage 1: global alignment", "stage2": "Stage 2: local alignment, hard negatives",
-              "finetune": "Fine-tuning"}
+    titles = {
+        "stage1": "Stage 1: global alignment",
+        "stage2": "Stage 2: local alignment, hard negatives",
+        "finetune": "Fine-tuning",
+    }
     stages = [stage for stage in titles if stage in set(data["stage"])]
     figure, axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.0), squeeze=False)
     for axis, stage in zip(axes[0], stages, strict=True):
@@ -101,14 +112,17 @@ def training_curves(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def accuracy_data(cells: pd.DataFrame, dataset: str | None = None, protocol: str = "paper",
-                  with_paper: bool | None = None) -> pd.DataFrame:
+def accuracy_data(
+    cells: pd.DataFrame, dataset: str | None = None, protocol: str = "paper", with_paper: bool | None = None
+) -> pd.DataFrame:
     """What `accuracy_plot` shows: `split, label, kind (ours|baseline|paper), accuracy, ci_low, ci_high`, in percent."""
     dataset = dataset or str(cells["dataset"].iloc[0])
     part = cells[(cells["dataset"] == dataset) & (cells["protocol"] == protocol)]
     if part.empty:
-        raise InputError(f"accuracy plot: no cell of {dataset!r} under protocol {protocol!r}; choose from "
-                         f"{', '.join(sorted(set(cells['dataset'])))}")
+        raise InputError(
+            f"accuracy plot: no cell of {dataset!r} under protocol {protocol!r}; choose from "
+            f"{', '.join(sorted(set(cells['dataset'])))}"
+        )
     ours = part.assign(kind=["baseline" if is_baseline(row) else "ours" for row in part["row"]], accuracy=part["ours"])
     columns = ["split", "label", "kind", "accuracy", "ci_low", "ci_high"]
     shown = not is_synthetic(dataset) if with_paper is None else with_paper
@@ -117,8 +131,9 @@ def accuracy_data(cells: pd.DataFrame, dataset: str | None = None, protocol: str
     return pd.concat([ours[columns], paper[columns]] if len(paper) else [ours[columns]], ignore_index=True)
 
 
-def accuracy_plot(cells: pd.DataFrame, dataset: str | None = None, protocol: str = "paper",
-                  with_paper: bool | None = None) -> Figure:
+def accuracy_plot(
+    cells: pd.DataFrame, dataset: str | None = None, protocol: str = "paper", with_paper: bool | None = None
+) -> Figure:
     """Accuracy with 95% intervals: our rows, the baselines below them and the paper's number beside each row.
 
     `cells` is what `tables.table` gives; `dataset` defaults to its first. One panel per split (overall, open, closed).
@@ -131,8 +146,9 @@ def accuracy_plot(cells: pd.DataFrame, dataset: str | None = None, protocol: str
     questions = part.groupby("split")["n_questions"].first()
     labels = list(dict.fromkeys(data["label"]))
     splits = [split for split in ("overall", "open", "closed") if split in set(data["split"])]
-    figure, axes = plt.subplots(1, len(splits), sharey=True, squeeze=False,
-                                figsize=(3.4 + 2.4 * len(splits), 0.9 + 0.36 * len(labels)))
+    figure, axes = plt.subplots(
+        1, len(splits), sharey=True, squeeze=False, figsize=(3.4 + 2.4 * len(splits), 0.9 + 0.36 * len(labels))
+    )
     gap = data.loc[data["kind"] == "ours", "label"].nunique()  # baselines start below a gap
     height = {label: -(position + (0.6 if position >= gap else 0)) for position, label in enumerate(labels)}
     for axis, split in zip(axes[0], splits, strict=True):
@@ -154,11 +170,27 @@ def _draw_points(axis: Axes, data: pd.DataFrame, height: dict[str, float]) -> No
         y = own["label"].map(height)
         if kind != "paper":
             axis.hlines(y, own["ci_low"], own["ci_high"], color=COLOURS[kind], linewidth=1.6, zorder=2)
-        axis.scatter(own["accuracy"], y, marker=marker, s=34 if kind != "paper" else 30, zorder=3, linewidth=1.3,
-                     facecolor="white" if kind == "paper" else COLOURS[kind], edgecolor=COLOURS[kind])
+        axis.scatter(
+            own["accuracy"],
+            y,
+            marker=marker,
+            s=34 if kind != "paper" else 30,
+            zorder=3,
+            linewidth=1.3,
+            facecolor="white" if kind == "paper" else COLOURS[kind],
+            edgecolor=COLOURS[kind],
+        )
         for value, level in zip(own["accuracy"], y, strict=True):
-            axis.annotate(f"{value:.1f}", (value, level), xytext=(0, 5), textcoords="offset points", ha="center",
-                          va="bottom", fontsize=7, color=COLOURS[kind])
+            axis.annotate(
+                f"{value:.1f}",
+                (value, level),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=7,
+                color=COLOURS[kind],
+            )
     axis.set_ylim(min(height.values()) - 0.6, 0.8)
 
 
@@ -166,6 +198,15 @@ def _legend(data: pd.DataFrame, dataset: str) -> tuple[list[object], list[str]]:
     on = f" (on real {dataset_name(real_name(dataset))})" if is_synthetic(dataset) else ""
     names = {"ours": "this kit, 95% interval", "baseline": "baseline, 95% interval", "paper": f"paper{on}"}
     shown = [kind for kind in MARKERS if kind in set(data["kind"])]
-    handles = [plt.Line2D([], [], marker=MARKERS[kind], color=COLOURS[kind], linestyle="-" if kind != "paper" else "",
-                          markerfacecolor="white" if kind == "paper" else COLOURS[kind]) for kind in shown]
+    handles = [
+        plt.Line2D(
+            [],
+            [],
+            marker=MARKERS[kind],
+            color=COLOURS[kind],
+            linestyle="-" if kind != "paper" else "",
+            markerfacecolor="white" if kind == "paper" else COLOURS[kind],
+        )
+        for kind in shown
+    ]
     return handles, [names[kind] for kind in shown]

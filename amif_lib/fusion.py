@@ -37,15 +37,24 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, S, d) -> (B, h, S, d/h)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False,
-                return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, S, d), context (B', T, d), mask (B', T) of the attended side -> (B, S, d) and, if asked, (B, h, S, T)."""
         attended = x if context is None else context
         q, k, v = self._split(self.query(x)), self._split(self.key(attended)), self._split(self.value(attended))
         allowed = None if mask is None else mask[:, None, None, :]  # (B', 1, 1, T)
         if k.shape[0] != q.shape[0]:  # one context serves several consecutive queries
             copies = q.shape[0] // k.shape[0]
-            k, v = (t.repeat_interleave(copies, dim=0) if t.shape[0] > 1 else t.expand(q.shape[0], -1, -1, -1) for t in (k, v))
+            k, v = (
+                t.repeat_interleave(copies, dim=0) if t.shape[0] > 1 else t.expand(q.shape[0], -1, -1, -1)
+                for t in (k, v)
+            )
             if allowed is not None:
                 allowed = allowed.repeat_interleave(copies, dim=0)
         if causal:
@@ -90,8 +99,9 @@ class CoAttentionLayer(nn.Module):
         self.cross_attention = Attention(width, heads, dropout)
         self.feed_forward = FeedForward(width, dropout)
 
-    def forward(self, x: Tensor, partner: Tensor, mask: Tensor | None, partner_mask: Tensor | None,
-                return_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, partner: Tensor, mask: Tensor | None, partner_mask: Tensor | None, return_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         x = self.self_attention(x, mask=mask)  # (B, S, d)
         weights = None
         if return_weights:
@@ -114,8 +124,15 @@ class CoAttention(nn.Module):
         self.text_stream = nn.ModuleList(CoAttentionLayer(width, heads, dropout) for _ in range(layers))
         self.pair_embedding = nn.Embedding(len(PAIR_TYPES), width)
 
-    def forward(self, a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None, pair_type: PairType = "image_text",
-                return_weights: bool = False) -> tuple[Tensor, Tensor, list[tuple[Tensor | None, Tensor | None]]]:
+    def forward(
+        self,
+        a: Tensor,
+        b: Tensor,
+        a_mask: Tensor | None,
+        b_mask: Tensor | None,
+        pair_type: PairType = "image_text",
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor | None, Tensor | None]]]:
         """a (B, S, d) and b (B, T, d) -> both co-attended, and per layer the cross-attention weights if asked."""
         kind = self.pair_embedding.weight[PAIR_TYPES.index(pair_type)]  # (d,)
         a, b = a + kind, b + kind
@@ -123,8 +140,10 @@ class CoAttention(nn.Module):
         b_stream = self.image_stream if pair_type == "image_image" else self.text_stream
         attentions = []
         for a_layer, b_layer in zip(a_stream, b_stream, strict=True):
-            (a, a_weights), (b, b_weights) = (a_layer(a, b, a_mask, b_mask, return_weights),
-                                              b_layer(b, a, b_mask, a_mask, return_weights))
+            (a, a_weights), (b, b_weights) = (
+                a_layer(a, b, a_mask, b_mask, return_weights),
+                b_layer(b, a, b_mask, a_mask, return_weights),
+            )
             attentions.append((a_weights, b_weights))
         return a, b, attentions
 
@@ -150,7 +169,9 @@ class GatedCrossAttention(nn.Module):
         """Eq. 16: `G * F_{p,i} + (1 - G) * F_i`, element by element."""
         return gate * fused + (1 - gate) * joint
 
-    def forward(self, joint: Tensor, knowledge: Tensor, mask: Tensor | None = None, use_gate: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, joint: Tensor, knowledge: Tensor, mask: Tensor | None = None, use_gate: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """joint F_i (B, S, d) and encoded knowledge F_p (1, M, d) -> F'_i (B, S, d) and the gate G (B, S, d)."""
         fused = self.cross_attention(joint, knowledge, mask)  # F_{p,i}, Eq. 14: (B, S, d)
         if use_gate:

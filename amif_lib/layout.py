@@ -37,8 +37,10 @@ def short_name(name: str) -> str:
 
 def caption(table: Table, dataset: str) -> str:
     """The caption of a table's accuracy figure."""
-    return (f"{short_name(table.name)}, {dataset_name(dataset)}: accuracy under the protocol paper with 95% intervals "
-            f"from resampling images ({SCALE_NOTES[table.scale]}).")
+    return (
+        f"{short_name(table.name)}, {dataset_name(dataset)}: accuracy under the protocol paper with 95% intervals "
+        f"from resampling images ({SCALE_NOTES[table.scale]})."
+    )
 
 
 def supported_cells(tested: pd.DataFrame) -> set[tuple[str, str, str]]:
@@ -70,8 +72,11 @@ def paper_layout(table: Table, strong: Callable[[str], str] = str, protocol: str
     for line in {line.row: line for line in reversed(table.lines)}.values():  # one per row, whatever its question sets
         marks = "†" if any(other.leaks for other in table.lines if other.row == line.row) else ""
         described = known[known["row"] == line.paper_row].head(1)[about].to_dict("records")
-        out[line.row] = {"#": line.row if line.kind == "row" else "", "row": line.label + marks,
-                         **{name.replace("_", " "): text for entry in described for name, text in entry.items()}}
+        out[line.row] = {
+            "#": line.row if line.kind == "row" else "",
+            "row": line.label + marks,
+            **{name.replace("_", " "): text for entry in described for name, text in entry.items()},
+        }
     out = {row: out[row] for row in dict.fromkeys(cells.loc[cells["protocol"] == protocol, "row"])}
     for dataset in dict.fromkeys(cells["dataset"]):
         real = dataset.removeprefix("phantom_")
@@ -117,8 +122,10 @@ def both_definitions(table: Table, dataset: str) -> pd.DataFrame:
     out = []
     for (row, label), group in part.groupby(["row", "label"], sort=False):
         for protocol in dict.fromkeys(p.split("/")[0] for p in group["protocol"]):
-            entry = {"row": f"{row}: {label}" if any(x.row == row and x.kind == "row" for x in table.lines) else label,
-                     "protocol": protocol}
+            entry = {
+                "row": f"{row}: {label}" if any(x.row == row and x.kind == "row" for x in table.lines) else label,
+                "protocol": protocol,
+            }
             for cell in group.itertuples():
                 name, _, definition = cell.protocol.partition("/")
                 if name != protocol:
@@ -134,14 +141,25 @@ def both_definitions(table: Table, dataset: str) -> pd.DataFrame:
 def tests_layout(table: Table) -> pd.DataFrame:
     """The paired tests on all questions, protocol `paper` first."""
     part = table.tests[table.tests["split"] == "overall"].sort_values("protocol", kind="stable")
-    return pd.DataFrame({
-        "row": part["row"], "question set": part["dataset"].map(dataset_name), "protocol": part["protocol"],
-        "against": [against if kind == "reference" else label for against, label, kind in
-                    zip(part["against"], part["against_label"], part["kind"], strict=True)],
-        "difference": [f"{d:+.2f} [{low:+.2f}, {high:+.2f}]" for d, low, high in
-                       zip(part["difference"], part["ci_low"], part["ci_high"], strict=True)],
-        "only this right / only that right": part["wins"] + " / " + part["losses"], "McNemar p": part["mcnemar_p"],
-        "p after Holm": part["p_holm"].map("{:.3g}".format), "replication": part["replication"]})
+    return pd.DataFrame(
+        {
+            "row": part["row"],
+            "question set": part["dataset"].map(dataset_name),
+            "protocol": part["protocol"],
+            "against": [
+                against if kind == "reference" else label
+                for against, label, kind in zip(part["against"], part["against_label"], part["kind"], strict=True)
+            ],
+            "difference": [
+                f"{d:+.2f} [{low:+.2f}, {high:+.2f}]"
+                for d, low, high in zip(part["difference"], part["ci_low"], part["ci_high"], strict=True)
+            ],
+            "only this right / only that right": part["wins"] + " / " + part["losses"],
+            "McNemar p": part["mcnemar_p"],
+            "p after Holm": part["p_holm"].map("{:.3g}".format),
+            "replication": part["replication"],
+        }
+    )
 
 
 def notes(table: Table) -> list[str]:
@@ -149,25 +167,37 @@ def notes(table: Table) -> list[str]:
     several = max(len(line.answers) for line in table.lines) > 1
     out = [f"Scale: {SCALE_NOTES[table.scale]}."]
     out += [f"Protocol {p.title}: {p.note}" for p in (evaluate.PROTOCOLS["paper"], evaluate.PROTOCOLS["strict"])]
-    out.append(f"Accuracy in percent with a 95% interval from resampling images {statistics.DRAWS:,} times"
-               + (", crossed with seeds; ± is the standard deviation over seeds." if several else
-                  "; one training seed, so it does not hold the spread between trainings."))
-    out.append("Bold: better than the row's reference (a headline row without one: than every baseline beside it), "
-               "exact McNemar and image-resampling test both p < .05 after Holm's correction within the table.")
+    out.append(
+        f"Accuracy in percent with a 95% interval from resampling images {statistics.DRAWS:,} times"
+        + (
+            ", crossed with seeds; ± is the standard deviation over seeds."
+            if several
+            else "; one training seed, so it does not hold the spread between trainings."
+        )
+    )
+    out.append(
+        "Bold: better than the row's reference (a headline row without one: than every baseline beside it), "
+        "exact McNemar and image-resampling test both p < .05 after Holm's correction within the table."
+    )
     for dataset in table.datasets:
         stored = baselines.stored(table.scale, dataset, table.training_file(dataset))
         which = f"{dataset_name(dataset)} (training file {table.training_file(dataset)})"
         ceiling, by_form = (_in_words(stored[name]) for name in ("vocabulary_ceiling", "most_frequent_by_form"))
         new = int((~stored["nearest_question"]["image_in_training"]).sum())
         if new:
-            out.append(f"{which}: {new} of {len(stored['nearest_question'])} test questions are on an image without a "
-                       "training question; there the nearest-question baseline gives the most frequent answer.")
+            out.append(
+                f"{which}: {new} of {len(stored['nearest_question'])} test questions are on an image without a "
+                "training question; there the nearest-question baseline gives the most frequent answer."
+            )
         out.append(f"{which}: no method that answers with training answers can pass {ceiling}")
-        out.append(f"{which}: the most frequent answer, found separately for questions that start like a yes/no "
-                   f"question, scores {by_form}")
+        out.append(
+            f"{which}: the most frequent answer, found separately for questions that start like a yes/no "
+            f"question, scores {by_form}"
+        )
     if any(line.leaks for line in table.lines):
-        out.append("† trained on a file, or with a knowledge vocabulary, that holds test answers; never shown under "
-                   "strict.")
+        out.append(
+            "† trained on a file, or with a knowledge vocabulary, that holds test answers; never shown under strict."
+        )
     out.append(code_note(table))
     return out
 
@@ -175,9 +205,11 @@ def notes(table: Table) -> list[str]:
 def _in_words(frame: pd.DataFrame) -> str:
     scored = evaluate.score(frame, None, evaluate.PROTOCOLS["generate"])
     found = evaluate.accuracy_table(scored).set_index(["definition", "split"])["accuracy"]
-    return (f"{found['answer_type', 'overall']:.2f} overall, {found['answer_type', 'open']:.2f} open and "
-            f"{found['answer_type', 'closed']:.2f} closed by answer_type, {found['yes_no', 'open']:.2f} and "
-            f"{found['yes_no', 'closed']:.2f} by yes/no.")
+    return (
+        f"{found['answer_type', 'overall']:.2f} overall, {found['answer_type', 'open']:.2f} open and "
+        f"{found['answer_type', 'closed']:.2f} closed by answer_type, {found['yes_no', 'open']:.2f} and "
+        f"{found['yes_no', 'closed']:.2f} by yes/no."
+    )
 
 
 def code_note(table: Table) -> str:
@@ -185,8 +217,10 @@ def code_note(table: Table) -> str:
     if len(table.digests) == 1:
         return f"All runs were made by one version of the code (digest {next(iter(table.digests))})."
     listed = "; ".join(f"{digest}: runs {', '.join(ids)}" for digest, ids in sorted(table.digests.items()))
-    return (f"MIXED CODE: the runs of this table were made by {len(table.digests)} versions of the code, so "
-            f"differences between rows may come from the code ({listed}). Run them again to compare.")
+    return (
+        f"MIXED CODE: the runs of this table were made by {len(table.digests)} versions of the code, so "
+        f"differences between rows may come from the code ({listed}). Run them again to compare."
+    )
 
 
 def markdown(table: Table) -> str:
@@ -195,11 +229,17 @@ def markdown(table: Table) -> str:
     parts.append(question_sets(table))
     if len(table.digests) > 1:
         parts.append(f"**{code_note(table)}**")
-    parts += ["## Protocol paper", _grid(paper_layout(table, lambda text: f"**{text}**")),
-              f"## Protocol {STRICT}", _grid(paper_layout(table, protocol=STRICT))]
+    parts += [
+        "## Protocol paper",
+        _grid(paper_layout(table, lambda text: f"**{text}**")),
+        f"## Protocol {STRICT}",
+        _grid(paper_layout(table, protocol=STRICT)),
+    ]
     for dataset in table.datasets:
-        parts += [f"## Open and closed by both definitions: {dataset_name(dataset)}",
-                  _grid(both_definitions(table, dataset))]
+        parts += [
+            f"## Open and closed by both definitions: {dataset_name(dataset)}",
+            _grid(both_definitions(table, dataset)),
+        ]
     compared = _grid(tests_layout(table)) if len(table.tests) else "None in this selection."
     parts += ["## Paired tests, all questions", compared]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes(table))]
@@ -214,8 +254,16 @@ def _grid(frame: pd.DataFrame) -> str:
 
 
 def _tex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("#", r"\#"), ("_", r"\_"),
-                           ("±", r"$\pm$"), ("†", r"$\dagger$"), ("→", r"$\to$")):
+    for plain, escaped in (
+        ("\\", r"\textbackslash{}"),
+        ("&", r"\&"),
+        ("%", r"\%"),
+        ("#", r"\#"),
+        ("_", r"\_"),
+        ("±", r"$\pm$"),
+        ("†", r"$\dagger$"),
+        ("→", r"$\to$"),
+    ):
         text = text.replace(plain, escaped)
     return text
 
@@ -232,11 +280,14 @@ def latex(table: Table) -> str:
         lines.append(" & ".join(map(_tex, values)).replace(start, r"\textbf{").replace(end, "}") + r" \\")
     body = "\n".join(lines)
     alignment = "".join("r" if column.split()[-1] in SPLITS else "l" for column in frame.columns)
-    caption = _tex(f"{heading(table)}: {SCALE_NOTES[table.scale]}. Accuracy in percent with a 95% interval. "
-                   f"{code_note(table)}")
-    return (f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
-            f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{body}\n\\bottomrule\n"
-            "\\end{tabular}\n\\end{table}\n")
+    caption = _tex(
+        f"{heading(table)}: {SCALE_NOTES[table.scale]}. Accuracy in percent with a 95% interval. {code_note(table)}"
+    )
+    return (
+        f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
+        f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{body}\n\\bottomrule\n"
+        "\\end{tabular}\n\\end{table}\n"
+    )
 
 
 def html(frame: pd.DataFrame, kind: str = "numbers") -> str:

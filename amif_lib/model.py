@@ -32,7 +32,11 @@ class Projection(nn.Module):
 
     def __init__(self, width: int, dim: int, form: str):
         super().__init__()
-        self.layers = nn.Linear(width, dim) if form == "linear" else nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim))
+        self.layers = (
+            nn.Linear(width, dim)
+            if form == "linear"
+            else nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.layers(x).float(), dim=-1)  # (..., d) -> (..., projection_dim), fp32
@@ -44,8 +48,11 @@ class PairHead(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.pooling = spec.pair_pooling
-        self.poolers = nn.ModuleList(nn.Sequential(nn.Linear(spec.width, spec.width), nn.Tanh()) for _ in range(2)) \
-            if spec.pair_pooler == "tanh" else None
+        self.poolers = (
+            nn.ModuleList(nn.Sequential(nn.Linear(spec.width, spec.width), nn.Tanh()) for _ in range(2))
+            if spec.pair_pooler == "tanh"
+            else None
+        )
         self.linear = nn.Linear(2 * spec.width, 2)
 
     def forward(self, a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None) -> Tensor:
@@ -103,8 +110,16 @@ class AMiFForVQA(nn.Module):
     belongs to; both travel with the weights. An empty vocabulary bypasses the gated module.
     """
 
-    def __init__(self, spec: ModelSpec, knowledge: KnowledgeSpec, knowledge_ids: Tensor, knowledge_answer: Tensor,
-                 tokenizer: Any = None, question_length: int = 32, answer_length: int = 32):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        knowledge: KnowledgeSpec,
+        knowledge_ids: Tensor,
+        knowledge_answer: Tensor,
+        tokenizer: Any = None,
+        question_length: int = 32,
+        answer_length: int = 32,
+    ):
         super().__init__()
         self.spec, self.knowledge, self.tokenizer = spec, knowledge, tokenizer
         self.question_length, self.answer_length = question_length, answer_length
@@ -113,10 +128,20 @@ class AMiFForVQA(nn.Module):
             delattr(self.amif, unused)  # pre-training only
         self.register_buffer("knowledge_ids", knowledge_ids)
         self.register_buffer("knowledge_answer", knowledge_answer)
-        self.gated_cross_attention = GatedCrossAttention(spec.width, spec.fusion_heads, spec.dropout, spec.gate_input) \
-            if knowledge.source != "none" else None
-        self.decoder = AnswerDecoder(spec.vocab_size, spec.width, spec.decoder_layers, spec.decoder_cross_layers, spec.text_heads,
-                                     spec.text_positions, spec.dropout)
+        self.gated_cross_attention = (
+            GatedCrossAttention(spec.width, spec.fusion_heads, spec.dropout, spec.gate_input)
+            if knowledge.source != "none"
+            else None
+        )
+        self.decoder = AnswerDecoder(
+            spec.vocab_size,
+            spec.width,
+            spec.decoder_layers,
+            spec.decoder_cross_layers,
+            spec.text_heads,
+            spec.text_positions,
+            spec.dropout,
+        )
         initialise(self.decoder, spec.width)
         if self.gated_cross_attention is not None:
             initialise(self.gated_cross_attention, spec.width)
@@ -127,18 +152,23 @@ class AMiFForVQA(nn.Module):
         """images (B, 3, H, W), question ids and mask (B, t) -> F'_i (B, p+1+t, d) and its mask (B, p+1+t)."""
         return self.encode_with_maps(images, ids, mask)[:2]
 
-    def encode_with_maps(self, images: Tensor, ids: Tensor, mask: Tensor, return_weights: bool = False) \
-            -> tuple[Tensor, Tensor, dict[str, Any]]:
+    def encode_with_maps(
+        self, images: Tensor, ids: Tensor, mask: Tensor, return_weights: bool = False
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """As `encode`, with named intermediates: fused image and text tokens, attention weights, gate."""
         image = self.amif.image_encoder(images)  # V_i: (B, p+1, d); one blank image may serve a whole batch
         image = image.expand(len(ids), -1, -1)
         text = self.amif.text_encoder(ids, mask)  # R_i: (B, t, d)
-        image_fused, text_fused, attentions = self.amif.co_attention(image, text, None, mask, "image_text", return_weights)
+        image_fused, text_fused, attentions = self.amif.co_attention(
+            image, text, None, mask, "image_text", return_weights
+        )
         joint = torch.cat([image_fused, text_fused], dim=1)  # F_i: (B, p+1+t, d)
         joint_mask = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)  # (B, p+1+t)
         maps: dict[str, Any] = {"image": image_fused, "text": text_fused, "attentions": attentions, "gate": None}
         if self.gated_cross_attention is not None:
-            joint, maps["gate"] = self.gated_cross_attention(joint, self.knowledge_tokens(), use_gate=self.knowledge.gate)
+            joint, maps["gate"] = self.gated_cross_attention(
+                joint, self.knowledge_tokens(), use_gate=self.knowledge.gate
+            )
         return joint, joint_mask, maps
 
     def knowledge_tokens(self) -> Tensor:
@@ -160,7 +190,9 @@ class AMiFForVQA(nn.Module):
         """Free generation: the answer the decoder writes by itself (greedy)."""
         memory, memory_mask = self.encode(*self._inputs(image, question))
         tokenizer = self.tokenizer
-        ids = self.decoder.generate(memory, memory_mask, tokenizer.cls_token_id, tokenizer.sep_token_id, self.answer_length)
+        ids = self.decoder.generate(
+            memory, memory_mask, tokenizer.cls_token_id, tokenizer.sep_token_id, self.answer_length
+        )
         return tokenizer.decode(ids[0], skip_special_tokens=True)
 
     def rank(self, image: Image.Image | str | Path, question: str, candidates: Sequence[str]) -> pd.DataFrame:
@@ -174,7 +206,9 @@ class AMiFForVQA(nn.Module):
         with torch.inference_mode():
             memory, memory_mask = self.encode(*self._inputs(image, question))
             scores = rank_answers(self.decoder, memory, memory_mask, self.tokenize_answers(candidates))[0]  # (K,)
-        frame = pd.DataFrame({"answer": list(candidates), "log_likelihood": scores.tolist(), "probability": scores.softmax(0).tolist()})
+        frame = pd.DataFrame(
+            {"answer": list(candidates), "log_likelihood": scores.tolist(), "probability": scores.softmax(0).tolist()}
+        )
         return frame.sort_values("log_likelihood", ascending=False, ignore_index=True)
 
     @torch.inference_mode()
@@ -195,7 +229,7 @@ class AMiFForVQA(nn.Module):
         attention = maps["attentions"][-1][1][0].mean(0)  # text attends to image: (h, t, p+1) -> (t, p+1)
         out = {"attention": attention[columns, 1:].mean(0), "transport_plan": plan[:, columns].sum(1)}
         if maps["gate"] is not None:
-            out["gate"] = maps["gate"][0, 1:side * side + 1].mean(-1)
+            out["gate"] = maps["gate"][0, 1 : side * side + 1].mean(-1)
         return {name: values.float().reshape(side, side) for name, values in out.items()}
 
     def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
@@ -215,7 +249,7 @@ class AMiFForVQA(nn.Module):
         pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
         tokens = ids[0].tolist()
         for start in range(len(tokens)):
-            if pieces and tokens[start:start + len(pieces)] == pieces:
+            if pieces and tokens[start : start + len(pieces)] == pieces:
                 return list(range(start, start + len(pieces)))
         raise InputError(f"explain: {word!r} is not a word of the question")
 
@@ -223,8 +257,13 @@ class AMiFForVQA(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), `config.json` and the tokenizer to `folder`."""
-        content = {"architecture": "AMiFForVQA", "model": self.spec.model_dump(), "knowledge": self.knowledge.model_dump(),
-                   "question_length": self.question_length, "answer_length": self.answer_length}
+        content = {
+            "architecture": "AMiFForVQA",
+            "model": self.spec.model_dump(),
+            "knowledge": self.knowledge.model_dump(),
+            "question_length": self.question_length,
+            "answer_length": self.answer_length,
+        }
         _save(self, content, Path(folder))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -235,12 +274,20 @@ class AMiFForVQA(nn.Module):
         folder = hub.find(str(source))
         content = hub.config(folder)
         if content.get("architecture") != "AMiFForVQA":
-            raise InputError(f"{folder / 'config.json'}: architecture is {content.get('architecture')!r}; give the model/ folder "
-                             "of a fine-tuning run")
+            raise InputError(
+                f"{folder / 'config.json'}: architecture is {content.get('architecture')!r}; give the model/ folder "
+                "of a fine-tuning run"
+            )
         state = hub.read_state(folder)
-        model = cls(ModelSpec(**content["model"]), KnowledgeSpec(**content["knowledge"]), torch.zeros_like(state["knowledge_ids"]),
-                    torch.zeros_like(state["knowledge_answer"]), tokenizers.load(folder), content["question_length"],
-                    content["answer_length"])
+        model = cls(
+            ModelSpec(**content["model"]),
+            KnowledgeSpec(**content["knowledge"]),
+            torch.zeros_like(state["knowledge_ids"]),
+            torch.zeros_like(state["knowledge_answer"]),
+            tokenizers.load(folder),
+            content["question_length"],
+            content["answer_length"],
+        )
         hub.load_into(model, state, str(source))
         return model.eval()
 
@@ -277,6 +324,10 @@ def select_knowledge(texts: Sequence[str], tokenizer: Any, max_tokens: int) -> t
     return torch.tensor(ids, dtype=torch.long), torch.tensor(owner, dtype=torch.long), len(ordered) - kept
 
 
-def pair_stream_masks(pair_type: PairType, text_mask: Tensor, partner_mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def pair_stream_masks(
+    pair_type: PairType, text_mask: Tensor, partner_mask: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """Masks of both sides of a pair: image sides have no padding."""
-    return {"image_text": (None, partner_mask), "image_image": (None, None), "text_text": (text_mask, partner_mask)}[pair_type]
+    return {"image_text": (None, partner_mask), "image_image": (None, None), "text_text": (text_mask, partner_mask)}[
+        pair_type
+    ]

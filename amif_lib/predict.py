@@ -24,7 +24,14 @@ def candidate_answers(questions: Sequence[Question]) -> list[str]:
 
 
 @torch.inference_mode()
-def predict(model: AMiFForVQA, questions: Sequence[Question], spec: RunSpec, folder: Path, blank: bool | None = None, batch_size: int = 16) -> None:
+def predict(
+    model: AMiFForVQA,
+    questions: Sequence[Question],
+    spec: RunSpec,
+    folder: Path,
+    blank: bool | None = None,
+    batch_size: int = 16,
+) -> None:
     """Answer the test questions among `questions` (whose training rows give the `train` candidates) and write the files.
 
     Each process answers its share; each question is counted once, whatever the number of processes.
@@ -36,28 +43,55 @@ def predict(model: AMiFForVQA, questions: Sequence[Question], spec: RunSpec, fol
     tokens = model.tokenize_answers(candidates)
     data = QuestionData(test, spec, model.tokenizer, blank=blank)
     own = list(range(rank(), len(test), world_size()))
-    keys = [[(0, index, 1.0, 1) for index in own[start:start + batch_size]] for start in range(0, len(own), batch_size)]
+    keys = [
+        [(0, index, 1.0, 1) for index in own[start : start + batch_size]] for start in range(0, len(own), batch_size)
+    ]
     bar = progress.bar(len(own), "answering" if blank is None else "answering on blank images", show=rank() == 0)
     found: list[dict[str, Any]] = []
     for key, batch in zip(keys, loader(data, keys, workers=0), strict=True):
         batch = batch.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda" and spec.train.precision == "auto"):
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=device.type == "cuda" and spec.train.precision == "auto"
+        ):
             memory, memory_mask = model.encode(batch.images, batch.ids, batch.mask)
         memory = memory.float()
         scores = rank_answers(model.decoder, memory, memory_mask, tokens).cpu()  # (B, K)
-        written = model.decoder.generate(memory, memory_mask, model.tokenizer.cls_token_id, model.tokenizer.sep_token_id, model.answer_length)
+        written = model.decoder.generate(
+            memory, memory_mask, model.tokenizer.cls_token_id, model.tokenizer.sep_token_id, model.answer_length
+        )
         texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
-        found += [{"index": k[1], "log_likelihoods": row.numpy(), "generated": normalise_answer(text)}
-                  for k, row, text in zip(key, scores, texts, strict=True)]
+        found += [
+            {"index": k[1], "log_likelihoods": row.numpy(), "generated": normalise_answer(text)}
+            for k, row, text in zip(key, scores, texts, strict=True)
+        ]
         bar.step(len(key))
     bar.close()
     everyone = sorted((row for part in gather_objects(found) for row in part), key=lambda row: row["index"])
     if rank() == 0:
         in_split = {split: {a for q in questions if q.split == split for a in q.answers} for split in ("train", "test")}
-        table = pd.DataFrame({"answer": candidates, "tokens": [len(ids) - 1 for ids in tokens],  # all after [CLS], [SEP] included
-                              "in_train": [a in in_split["train"] for a in candidates], "in_test": [a in in_split["test"] for a in candidates]})
-        frame = pd.DataFrame([{"question_id": q.question_id, "image_id": q.image_id, "question": q.question, "gold": list(q.answers),
-                               "split": q.split, "question_type": q.question_type, "closed_field": q.closed_field,
-                               "closed_yes_no": q.closed_yes_no, "generated": row["generated"], "log_likelihoods": row["log_likelihoods"]}
-                              for q, row in zip(test, everyone, strict=True)])
+        table = pd.DataFrame(
+            {
+                "answer": candidates,
+                "tokens": [len(ids) - 1 for ids in tokens],  # all after [CLS], [SEP] included
+                "in_train": [a in in_split["train"] for a in candidates],
+                "in_test": [a in in_split["test"] for a in candidates],
+            }
+        )
+        frame = pd.DataFrame(
+            [
+                {
+                    "question_id": q.question_id,
+                    "image_id": q.image_id,
+                    "question": q.question,
+                    "gold": list(q.answers),
+                    "split": q.split,
+                    "question_type": q.question_type,
+                    "closed_field": q.closed_field,
+                    "closed_yes_no": q.closed_yes_no,
+                    "generated": row["generated"],
+                    "log_likelihoods": row["log_likelihoods"],
+                }
+                for q, row in zip(test, everyone, strict=True)
+            ]
+        )
         evaluate.write_predictions(folder, frame, table)

@@ -22,8 +22,11 @@ class _Lines:
             spent = now - self.started
             left = spent / max(self.done, 1) * (self.total - self.done)
             shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-            print(f"{self.label}: {self.done}/{self.total} ({100 * self.done / max(self.total, 1):.0f}%) "
-                  f"{spent:.0f} s, {left:.0f} s left {shown}".rstrip(), flush=True)
+            print(
+                f"{self.label}: {self.done}/{self.total} ({100 * self.done / max(self.total, 1):.0f}%) "
+                f"{spent:.0f} s, {left:.0f} s left {shown}".rstrip(),
+                flush=True,
+            )
 
     def close(self) -> None:
         pass

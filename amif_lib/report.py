@@ -38,17 +38,26 @@ def write(scale: str) -> Path:
         tables.store(table)
     runs = _all_runs([*whole, *([head] if head else [])])
     content = {
-        "scale": scale, "scale_note": tables.SCALE_NOTES[scale], "verdict_note": VERDICTS[scale in ("base", "paper")],
+        "scale": scale,
+        "scale_note": tables.SCALE_NOTES[scale],
+        "verdict_note": VERDICTS[scale in ("base", "paper")],
         "code_notes": [layout.code_note(table) for table in whole if len(table.digests) > 1],
         "headline": _section(head) if head else None,
         "tables": [_section(table) for table in whole if table.name != "headline"],
-        "figures": _figures(whole, runs, folder), "protocols": [evaluate.PROTOCOLS[name] for name in tables.PROTOCOLS],
-        "teacher": _statistics(runs, "teacher"), "collapse": _statistics(runs, "collapse"),
-        "settings": _html(settings_that_differ(scale), "words"), "runs": _run_table(runs),
-        "provenance": _provenance(runs), "cost": _html(cost(runs)),
+        "figures": _figures(whole, runs, folder),
+        "protocols": [evaluate.PROTOCOLS[name] for name in tables.PROTOCOLS],
+        "teacher": _statistics(runs, "teacher"),
+        "collapse": _statistics(runs, "collapse"),
+        "settings": _html(settings_that_differ(scale), "words"),
+        "runs": _run_table(runs),
+        "provenance": _provenance(runs),
+        "cost": _html(cost(runs)),
     }
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True) \
-        .from_string(TEMPLATE.read_text(encoding="utf-8")).render(content)
+    page = (
+        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        .from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(content)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".report.{os.getpid()}"
     aside.write_text(page, encoding="utf-8")
@@ -92,12 +101,16 @@ def _html(frame: pd.DataFrame, kind: str = "numbers") -> Markup:
 def _section(table: tables.Table) -> dict[str, Any]:
     written = [f"tables/{table.name}{ending}" for ending in tables.FILES]
     return {
-        "name": table.name, "short": layout.short_name(table.name), "title": layout.heading(table),
+        "name": table.name,
+        "short": layout.short_name(table.name),
+        "title": layout.heading(table),
         "question_sets": layout.question_sets(table),
         "paper": _html(layout.paper_layout(table, lambda text: f"\x01{text}\x02")),
-        "definitions": [(layout.dataset_name(dataset), _html(layout.both_definitions(table, dataset)))
-                        for dataset in table.datasets],
-        "tests": _html(layout.tests_layout(table)), "notes": layout.notes(table),
+        "definitions": [
+            (layout.dataset_name(dataset), _html(layout.both_definitions(table, dataset))) for dataset in table.datasets
+        ],
+        "tests": _html(layout.tests_layout(table)),
+        "notes": layout.notes(table),
         "files": [path for path in written if (paths.scale_dir(table.scale) / path).is_file()],
     }
 
@@ -107,17 +120,31 @@ def _figures(whole: list[tables.Table], runs: list[Run], folder: Path) -> list[d
     figures.use_style()
     for table in whole:
         for dataset in table.datasets:
-            _draw(folder, f"accuracy_{table.name}_{dataset}", figures.accuracy_plot(table.cells, dataset),
-                  figures.accuracy_data(table.cells, dataset), layout.caption(table, dataset))
+            _draw(
+                folder,
+                f"accuracy_{table.name}_{dataset}",
+                figures.accuracy_plot(table.cells, dataset),
+                figures.accuracy_data(table.cells, dataset),
+                layout.caption(table, dataset),
+            )
     if runs:
-        _draw(folder, "training_curves", figures.training_curves(runs), figures.training_data(runs),
-              "Training loss against optimiser step; pale: every step, strong: running mean.")
+        _draw(
+            folder,
+            "training_curves",
+            figures.training_curves(runs),
+            figures.training_data(runs),
+            "Training loss against optimiser step; pale: every step, strong: running mean.",
+        )
     out = []
     for picture in sorted((folder / "figures").glob("*.png")):
         caption = picture.with_suffix(".txt")
-        out.append({"data": base64.b64encode(picture.read_bytes()).decode(),
-                    "caption": caption.read_text(encoding="utf-8").strip() if caption.is_file() else picture.stem,
-                    "csv": f"figures/{picture.stem}.csv" if picture.with_suffix(".csv").is_file() else ""})
+        out.append(
+            {
+                "data": base64.b64encode(picture.read_bytes()).decode(),
+                "caption": caption.read_text(encoding="utf-8").strip() if caption.is_file() else picture.stem,
+                "csv": f"figures/{picture.stem}.csv" if picture.with_suffix(".csv").is_file() else "",
+            }
+        )
     return out
 
 
@@ -135,8 +162,11 @@ def _statistics(runs: list[Run], key: str) -> Markup | None:
     for run in runs:
         entry = run.metrics.get(key)
         if isinstance(entry, dict):
-            plain = {name.replace("_", " "): _number(value) for name, value in entry.items()
-                     if isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""}
+            plain = {
+                name.replace("_", " "): _number(value)
+                for name, value in entry.items()
+                if isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
+            }
             rows.append({"run": run.run_id, "stage": STAGES[run.spec.stage], **plain})
     if key == "teacher":  # both stages have the same one
         rows = list({tuple(list(row.items())[2:]): row for row in reversed(rows)}.values())[::-1]
@@ -159,8 +189,11 @@ def _settings(run: RunSpec) -> dict[tuple[str, str], Any]:
     out = {}
     for spec in run.lineage():
         content = spec.model_dump(mode="json", exclude={"parent", "label", "scale", "stage", "seed"})
-        read = {"stage1": ("model", "init", "data", "teacher", "objective", "train"), "stage2": ("objective", "train"),
-                "finetune": ("data", "knowledge", "train")}[spec.stage]  # the rest is as in stage 1
+        read = {
+            "stage1": ("model", "init", "data", "teacher", "objective", "train"),
+            "stage2": ("objective", "train"),
+            "finetune": ("data", "knowledge", "train"),
+        }[spec.stage]  # the rest is as in stage 1
         if content["teacher"] and content["teacher"]["source"] != "trained":
             content["teacher"] = {"source": content["teacher"]["source"]}  # its sizes are its own
         for name, value in _flat({key: content[key] for key in read if content[key] is not None}).items():
@@ -179,8 +212,10 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
         theirs = _plain(paper.get((stage, name)))
         if any(value != theirs for value in values):
             rows.setdefault((name, theirs, *values), []).append(STAGES.get(stage, "all stages"))
-    return pd.DataFrame([[name, ", ".join(stages), *values] for (name, *values), stages in rows.items()],
-                        columns=["setting", "stage", "SCALE=paper", *ours])
+    return pd.DataFrame(
+        [[name, ", ".join(stages), *values] for (name, *values), stages in rows.items()],
+        columns=["setting", "stage", "SCALE=paper", *ours],
+    )
 
 
 def _plain(value: object) -> str:
@@ -193,10 +228,17 @@ def _run_table(runs: list[Run]) -> Markup:
     for run in runs:
         link = f"../runs/{run.run_id}"
         notebooks = sorted(path.name for path in run.directory.glob("*.ipynb"))
-        rows.append({"run": f"\x03{link}/\x04{run.run_id}\x05", "stage": STAGES[run.spec.stage], "what": run.spec.label,
-                     "data": run.spec.data.questions or ", ".join(run.spec.data.pretrain), "seed": run.spec.seed,
-                     "code": run.provenance.get("code_digest", "unknown"),
-                     "executed notebook": " ".join(f"\x03{link}/{name}\x04{name}\x05" for name in notebooks)})
+        rows.append(
+            {
+                "run": f"\x03{link}/\x04{run.run_id}\x05",
+                "stage": STAGES[run.spec.stage],
+                "what": run.spec.label,
+                "data": run.spec.data.questions or ", ".join(run.spec.data.pretrain),
+                "seed": run.spec.seed,
+                "code": run.provenance.get("code_digest", "unknown"),
+                "executed notebook": " ".join(f"\x03{link}/{name}\x04{name}\x05" for name in notebooks),
+            }
+        )
     page = layout.html(pd.DataFrame(rows)) if rows else ""
     return Markup(page.replace("\x03", '<a href="').replace("\x04", '">').replace("\x05", "</a>"))
 

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -181,6 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="a parameter that the notebook declares; may be repeated",
     )
     options = parser.parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
     try:
         if options.out.resolve() == options.notebook.resolve():
             raise InputError(f"--out {options.out}: the executed copy must not overwrite the notebook")
@@ -193,6 +195,8 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: {paths.shown(options.notebook)}: {explain(error)}\nexecuted copy: {options.out}", file=sys.stderr
         )
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

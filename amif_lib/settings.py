@@ -13,8 +13,13 @@ from pydantic import BaseModel
 from amif_lib import experiments
 
 SECTIONS: dict[str, type[BaseModel]] = {
-    "model": experiments.ModelSpec, "init": experiments.InitSpec, "data": experiments.DataSpec, "teacher": experiments.TeacherSpec,
-    "objective": experiments.ObjectiveSpec, "knowledge": experiments.KnowledgeSpec, "train": experiments.TrainSpec,
+    "model": experiments.ModelSpec,
+    "init": experiments.InitSpec,
+    "data": experiments.DataSpec,
+    "teacher": experiments.TeacherSpec,
+    "objective": experiments.ObjectiveSpec,
+    "knowledge": experiments.KnowledgeSpec,
+    "train": experiments.TrainSpec,
 }
 # Points of the paper's text that are settled by construction rather than by a setting.
 FIXED = {
@@ -38,11 +43,22 @@ FIXED = {
 
 def page() -> str:
     """The settings as Markdown."""
-    lines = ["# Every setting", "", "Generated from `amif_lib/experiments.py`. The default is the value a run has when its file says nothing. "
-             "Scales (`specs/scales/`) and table rows change some of them; a run's `spec.json` holds what it used.", ""]
+    lines = [
+        "# Every setting",
+        "",
+        "Generated from `amif_lib/experiments.py`. The default is the value a run has when its file says nothing. "
+        "Scales (`specs/scales/`) and table rows change some of them; a run's `spec.json` holds what it used.",
+        "",
+    ]
     for name, model in SECTIONS.items():
-        lines += [f"## {name}", "", " ".join((model.__doc__ or "").split()) or "Optimisation.", "", "| setting | default | alternatives | meaning |",
-                  "|---|---|---|---|"]
+        lines += [
+            f"## {name}",
+            "",
+            " ".join((model.__doc__ or "").split()) or "Optimisation.",
+            "",
+            "| setting | default | alternatives | meaning |",
+            "|---|---|---|---|",
+        ]
         for field, info in model.model_fields.items():
             choices = _choices(info.annotation)
             others = ", ".join(f"`{c}`" for c in choices if c != info.default)
@@ -58,4 +74,3 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) is typing.Literal:
         return typing.get_args(annotation)
     return (True, False) if annotation is bool else ()
-

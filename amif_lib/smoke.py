@@ -20,23 +20,41 @@ def write_clip(folder: Path) -> str:
     """A Hugging Face CLIP with ViT-B/16 vision tower (224 px, 197 positions) and random weights."""
     from transformers import CLIPConfig, CLIPModel
 
-    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64, "vocab_size": 100}
-    CLIPModel(CLIPConfig(vision_config={"hidden_size": 768, "patch_size": 16, "image_size": 224, "intermediate_size": 3072,
-                                        "num_hidden_layers": 12, "num_attention_heads": 12}, text_config=text)).save_pretrained(folder)
+    text = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 64,
+        "vocab_size": 100,
+    }
+    CLIPModel(
+        CLIPConfig(
+            vision_config={
+                "hidden_size": 768,
+                "patch_size": 16,
+                "image_size": 224,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+            },
+            text_config=text,
+        )
+    ).save_pretrained(folder)
     return str(folder)
 
 
-def write_bert(folder: Path, vocab_size: int = 28_996) -> str:
-    """A Hugging Face BertForMaskedLM of base size with a word-piece vocabulary of `vocab_size`, random weights."""
+def write_bert(folder: Path, vocab_size: int = 28_996, **config: int) -> str:
+    """A Hugging Face BertForMaskedLM, of base size unless `config` says otherwise, with `vocab_size` word pieces, random weights."""
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(c) for c in range(33, 127)]
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    pieces = pieces[:vocab_size]
     pieces += [f"[unused{i}]" for i in range(vocab_size - len(pieces))]
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
-    BertForMaskedLM(BertConfig(vocab_size=vocab_size)).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(vocab_size=vocab_size, **config)).save_pretrained(folder)
     return str(folder)
 
 
@@ -82,8 +100,10 @@ def main() -> None:
             print(f"{spec.stage}: one step at paper size, loss {loss:.3f}, {time.time() - started:.0f} s", flush=True)
         frame, candidates = evaluate.read_predictions(run.directory)
         metrics = json.loads((run.directory / "metrics.json").read_text(encoding="utf-8"))
-        print(f"answers ranked for {len(frame)} questions over {len(candidates)} candidates; fine-tuned network: "
-              f"{metrics['parameters']:,} parameters")
+        print(
+            f"answers ranked for {len(frame)} questions over {len(candidates)} candidates; fine-tuned network: "
+            f"{metrics['parameters']:,} parameters"
+        )
         for row in frame.itertuples():
             print(f"  {row.question}  ->  {row.prediction}  (untrained weights: the answer means nothing)")
     finally:

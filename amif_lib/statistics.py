@@ -120,8 +120,9 @@ def bootstrap(correct: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: i
     return Estimate(value, *_interval(_draws([(sums, counts)], draws, seed)[0]))
 
 
-def bootstrap_difference(first: ArrayLike, second: ArrayLike, images: ArrayLike, draws: int = DRAWS,
-                         seed: int = 0) -> Estimate:
+def bootstrap_difference(
+    first: ArrayLike, second: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0
+) -> Estimate:
     """Accuracy of `first` minus `second` on the same questions, images resampled jointly, seeds of each on their own.
 
     Shapes as in `bootstrap`; the two may have different numbers of seeds. `p` is twice the smaller share of draws on

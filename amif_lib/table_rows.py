@@ -17,7 +17,7 @@ MODEL_BASELINES = ("question_only", "blank_at_test")
 SCALE_NOTES = {
     "demo": "synthetic demo data; not comparable with the paper",
     "small": "a small model on real VQA-RAD, trained on a laptop without the paper's weights and data; not comparable "
-             "with the paper",
+    "with the paper",
     "base": "real data, open pre-training sets only; the paper also pre-trains on MIMIC-CXR",
     "paper": "real data at the paper's size",
 }
@@ -57,8 +57,12 @@ class Selection:
         path = paths.scale_dir(scale) / "plan.json"
         asked = experiments.read_yaml(path)["selection"] if path.is_file() else {}
         own = [str(entry["row"]) for entry in experiments.table_settings(name)["rows"]]
-        return cls(tuple(asked.get("question_sets", ())), tuple(row for row in asked.get("rows", ()) if row in own),
-                   asked.get("seeds", 1), asked.get("pretrain_seeds", 1))
+        return cls(
+            tuple(asked.get("question_sets", ())),
+            tuple(row for row in asked.get("rows", ()) if row in own),
+            asked.get("seeds", 1),
+            asked.get("pretrain_seeds", 1),
+        )
 
     def rows(self, name: str, scale: str) -> list[experiments.Row]:
         return experiments.rows(name, scale, self.question_sets, self.seeds, self.pretrain_seeds, self.only)

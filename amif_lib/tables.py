@@ -33,14 +33,67 @@ from amif_lib.table_rows import (
     saw_test_answers,
 )
 
-__all__ = ["COLUMNS", "FILES", "NOT_TESTED", "PAPER_SETS", "PROTOCOLS", "SCALE_NOTES", "TEST_COLUMNS", "Selection",
-           "Table", "is_baseline", "is_synthetic", "required_runs", "store", "table", "tests", "write"]
+__all__ = [
+    "COLUMNS",
+    "FILES",
+    "NOT_TESTED",
+    "PAPER_SETS",
+    "PROTOCOLS",
+    "SCALE_NOTES",
+    "TEST_COLUMNS",
+    "Selection",
+    "Table",
+    "is_baseline",
+    "is_synthetic",
+    "required_runs",
+    "store",
+    "table",
+    "tests",
+    "write",
+]
 
-COLUMNS = ["table", "row", "label", "dataset", "split", "protocol", "ours", "ours_sd", "n_seeds", "n_questions",
-           "ci_low", "ci_high", "paper", "delta", "run_ids", "scale"]
-TEST_COLUMNS = ["table", "row", "label", "dataset", "split", "protocol", "against", "against_label", "kind",
-                "difference", "ci_low", "ci_high", "wins", "losses", "mcnemar_p", "bootstrap_p", "p_holm", "supported",
-                "replication", "n_seeds", "n_questions", "scale"]
+COLUMNS = [
+    "table",
+    "row",
+    "label",
+    "dataset",
+    "split",
+    "protocol",
+    "ours",
+    "ours_sd",
+    "n_seeds",
+    "n_questions",
+    "ci_low",
+    "ci_high",
+    "paper",
+    "delta",
+    "run_ids",
+    "scale",
+]
+TEST_COLUMNS = [
+    "table",
+    "row",
+    "label",
+    "dataset",
+    "split",
+    "protocol",
+    "against",
+    "against_label",
+    "kind",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "wins",
+    "losses",
+    "mcnemar_p",
+    "bootstrap_p",
+    "p_holm",
+    "supported",
+    "replication",
+    "n_seeds",
+    "n_questions",
+    "scale",
+]
 FILES = (".csv", "_tests.csv", ".md", ".tex")
 NOT_TESTED = "not tested at this scale"
 
@@ -75,17 +128,21 @@ class Table:
     # --- collecting ---
 
     def _refuse_missing(self) -> None:
-        asked = [(f"row {row.row} ({run.data.questions}, seed {run.seed})", run)
-                 for row in self.rows for run in row.runs]
-        asked += [(f"question-only baseline ({run.data.questions})", run)
-                  for runs in self.blank.values() for run in runs]
+        asked = [
+            (f"row {row.row} ({run.data.questions}, seed {run.seed})", run) for row in self.rows for run in row.runs
+        ]
+        asked += [
+            (f"question-only baseline ({run.data.questions})", run) for runs in self.blank.values() for run in runs
+        ]
         lacking = {run.run_id for run in results.missing(run for _, run in asked)}
         names = [f"{name} = run {run.run_id}" for name, run in asked if run.run_id in lacking]
         if not names:
             return
         rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        raise InputError(f"{self.name} at scale {self.scale} lacks {', '.join(names[:4])}{rest}; run `make reproduce "
-                         f"SCALE={self.scale}`, or notebook 05_finetune_vqa with spec={self.scale}/{self.name}")
+        raise InputError(
+            f"{self.name} at scale {self.scale} lacks {', '.join(names[:4])}{rest}; run `make reproduce "
+            f"SCALE={self.scale}`, or notebook 05_finetune_vqa with spec={self.scale}/{self.name}"
+        )
 
     def _run(self, spec: RunSpec) -> results.Run:
         return self.runs.setdefault(spec.run_id, results.load_run(spec))
@@ -96,24 +153,48 @@ class Table:
         for row in self.rows:
             specs = [run for run in row.runs if run.data.questions == dataset]
             runs = [self._run(spec) for spec in specs]
-            lines.append(Line(row.row, row.label, dataset, "row", tuple((r.predictions, r.candidates) for r in runs),
-                              tuple(r.run_id for r in runs), row.reference, row.paper_row,
-                              headline_of.get(runs[0].run_id, ""), any(map(saw_test_answers, specs))))
+            lines.append(
+                Line(
+                    row.row,
+                    row.label,
+                    dataset,
+                    "row",
+                    tuple((r.predictions, r.candidates) for r in runs),
+                    tuple(r.run_id for r in runs),
+                    row.reference,
+                    row.paper_row,
+                    headline_of.get(runs[0].run_id, ""),
+                    any(map(saw_test_answers, specs)),
+                )
+            )
         stored = baselines.stored(self.scale, dataset, self.training_file(dataset))
-        lines += [Line(name, baselines.BASELINES[name][0], dataset, "baseline", ((stored[name], None),))
-                  for name in SHOWN_BASELINES]
+        lines += [
+            Line(name, baselines.BASELINES[name][0], dataset, "baseline", ((stored[name], None),))
+            for name in SHOWN_BASELINES
+        ]
         for head in self.headlines:
             suffix = f", {head.label.removeprefix('AMiF, ')}" if len(self.headlines) > 1 else ""
             for run in (self._run(spec) for spec in self.blank[head.row] if spec.data.questions == dataset):
                 name, label = f"{MODEL_BASELINES[0]}:{head.row}", f"question only (trained on blank images){suffix}"
-                lines.append(Line(name, label, dataset, "baseline", ((run.predictions, run.candidates),),
-                                  (run.run_id,), headline=head.row, leaks=saw_test_answers(run.spec)))
+                lines.append(
+                    Line(
+                        name,
+                        label,
+                        dataset,
+                        "baseline",
+                        ((run.predictions, run.candidates),),
+                        (run.run_id,),
+                        headline=head.row,
+                        leaks=saw_test_answers(run.spec),
+                    )
+                )
             shown = next((line for line in lines if line.kind == "row" and line.headline == head.row), None)
             if shown:  # the same weights, blank images at test time only
                 answers = tuple(self.runs[run_id].blank_test for run_id in shown.run_ids)
                 name, label = f"{MODEL_BASELINES[1]}:{head.row}", f"blank images at test time only{suffix}"
-                lines.append(Line(name, label, dataset, "baseline", answers, shown.run_ids, headline=head.row,
-                                  leaks=shown.leaks))
+                lines.append(
+                    Line(name, label, dataset, "baseline", answers, shown.run_ids, headline=head.row, leaks=shown.leaks)
+                )
         return lines
 
     def _refuse_different_questions(self) -> None:
@@ -125,8 +206,10 @@ class Table:
                     if got == expected:
                         continue
                     what, odd = ("lacks", expected - got) if expected - got else ("has the unknown", got - expected)
-                    raise InputError(f"{self.name}, row {line.row} (run {', '.join(line.run_ids)}): {what} question "
-                                     f"{min(odd)} of {dataset} ({len(odd)} in all); run its fine-tuning again")
+                    raise InputError(
+                        f"{self.name}, row {line.row} (run {', '.join(line.run_ids)}): {what} question "
+                        f"{min(odd)} of {dataset} ({len(odd)} in all); run its fine-tuning again"
+                    )
 
     # --- cells ---
 
@@ -161,16 +244,37 @@ class Table:
                     out.append(self._cell(line, line.dataset, split, shown, estimate, deviation, len(part)))
         return out
 
-    def _cell(self, line: Line, dataset: str, split: str, protocol: str, estimate: statistics.Estimate,
-              deviation: float, questions: int, run_ids: Sequence[str] | None = None) -> dict[str, object]:
+    def _cell(
+        self,
+        line: Line,
+        dataset: str,
+        split: str,
+        protocol: str,
+        estimate: statistics.Estimate,
+        deviation: float,
+        questions: int,
+        run_ids: Sequence[str] | None = None,
+    ) -> dict[str, object]:
         paper = self._published(line.paper_row, dataset, split) if protocol == "paper" else np.nan
         like_for_like = self.scale in ("base", "paper") and not any(map(is_synthetic, self.datasets))
-        return {"table": self.name, "row": line.row, "label": line.label, "dataset": dataset, "split": split,
-                "protocol": protocol, "ours": 100 * estimate.value, "ours_sd": 100 * deviation,
-                "n_seeds": len(line.answers), "n_questions": questions, "ci_low": 100 * estimate.low,
-                "ci_high": 100 * estimate.high, "paper": paper,
-                "delta": 100 * estimate.value - paper if like_for_like else np.nan,
-                "run_ids": " ".join(line.run_ids if run_ids is None else run_ids), "scale": self.scale}
+        return {
+            "table": self.name,
+            "row": line.row,
+            "label": line.label,
+            "dataset": dataset,
+            "split": split,
+            "protocol": protocol,
+            "ours": 100 * estimate.value,
+            "ours_sd": 100 * deviation,
+            "n_seeds": len(line.answers),
+            "n_questions": questions,
+            "ci_low": 100 * estimate.low,
+            "ci_high": 100 * estimate.high,
+            "paper": paper,
+            "delta": 100 * estimate.value - paper if like_for_like else np.nan,
+            "run_ids": " ".join(line.run_ids if run_ids is None else run_ids),
+            "scale": self.scale,
+        }
 
     def _published(self, paper_row: str, dataset: str, split: str) -> float:
         if not paper_row:
@@ -190,12 +294,23 @@ class Table:
                 continue
             for protocol in min((line.protocols for line in lines), key=len):  # strict only if no set leaks
                 scored = [self.correct(line, protocol) for line in lines]
-                parts = [(one[line.seeds].to_numpy().T, one["image_id"])
-                         for one, line in zip(scored, lines, strict=True)]
+                parts = [
+                    (one[line.seeds].to_numpy().T, one["image_id"]) for one, line in zip(scored, lines, strict=True)
+                ]
                 seeds = range(min(len(line.answers) for line in lines))
                 _, deviation = statistics.combine_seeds([np.mean([one[s].mean() for one in scored]) for s in seeds])
-                out.append(self._cell(lines[0], name, "overall", protocol.title, statistics.bootstrap_mean(parts),
-                                      deviation, sum(map(len, scored)), [i for line in lines for i in line.run_ids]))
+                out.append(
+                    self._cell(
+                        lines[0],
+                        name,
+                        "overall",
+                        protocol.title,
+                        statistics.bootstrap_mean(parts),
+                        deviation,
+                        sum(map(len, scored)),
+                        [i for line in lines for i in line.run_ids],
+                    )
+                )
         return out
 
     # --- paired tests ---
@@ -206,8 +321,11 @@ class Table:
         for line in (x for x in self.lines if x.kind == "row"):
             beside = [x for x in self.lines if x.dataset == line.dataset]
             out += [(line, other, "reference") for other in beside if line.reference and other.row == line.reference]
-            out += [(line, other, "baseline") for other in beside
-                    if line.headline and other.kind == "baseline" and other.headline in ("", line.headline)]
+            out += [
+                (line, other, "baseline")
+                for other in beside
+                if line.headline and other.kind == "baseline" and other.headline in ("", line.headline)
+            ]
         return out
 
     @cached_property
@@ -224,26 +342,50 @@ class Table:
         out = pd.DataFrame(rows, columns=[*TEST_COLUMNS, "p"])
         out["p_holm"] = out.groupby(["kind", "protocol"])["p"].transform(lambda p: statistics.holm(list(p)))
         out["supported"] = out["p_holm"] < 0.05
-        out["replication"] = [self._verdict(*entry) for entry in
-                              zip(out["supported"], out["difference"], out["dataset"], strict=True)]
+        out["replication"] = [
+            self._verdict(*entry) for entry in zip(out["supported"], out["difference"], out["dataset"], strict=True)
+        ]
         return out[TEST_COLUMNS]
 
-    def _test(self, line: Line, other: Line, kind: str, split: str, protocol: evaluate.Protocol, first: pd.DataFrame,
-              second: pd.DataFrame) -> dict[str, object]:
+    def _test(
+        self,
+        line: Line,
+        other: Line,
+        kind: str,
+        split: str,
+        protocol: evaluate.Protocol,
+        first: pd.DataFrame,
+        second: pd.DataFrame,
+    ) -> dict[str, object]:
         a, b = first[line.seeds].to_numpy().T, second[other.seeds].to_numpy().T  # (S, n), (S', n)
         if len(b) not in (1, len(a)):
-            raise InputError(f"{self.name}: row {line.row} has {len(a)} seeds, row {other.row} {len(b)}; use the same "
-                             "SEEDS for both")
+            raise InputError(
+                f"{self.name}: row {line.row} has {len(a)} seeds, row {other.row} {len(b)}; use the same SEEDS for both"
+            )
         each = [statistics.mcnemar(x, b[seed % len(b)]) for seed, x in enumerate(a)]
         gap = statistics.bootstrap_difference(a, b, first["image_id"])
-        return {"table": self.name, "row": line.row, "label": line.label, "dataset": line.dataset, "split": split,
-                "protocol": protocol.title, "against": other.row, "against_label": other.label, "kind": kind,
-                "difference": 100 * gap.value, "ci_low": 100 * gap.low, "ci_high": 100 * gap.high,
-                "wins": " ".join(str(test.wins) for test in each),
-                "losses": " ".join(str(test.losses) for test in each),
-                "mcnemar_p": " ".join(f"{test.p:.4g}" for test in each), "bootstrap_p": gap.p,
-                "p": max(gap.p, *(test.p for test in each)), "n_seeds": len(a), "n_questions": len(first),
-                "scale": self.scale}
+        return {
+            "table": self.name,
+            "row": line.row,
+            "label": line.label,
+            "dataset": line.dataset,
+            "split": split,
+            "protocol": protocol.title,
+            "against": other.row,
+            "against_label": other.label,
+            "kind": kind,
+            "difference": 100 * gap.value,
+            "ci_low": 100 * gap.low,
+            "ci_high": 100 * gap.high,
+            "wins": " ".join(str(test.wins) for test in each),
+            "losses": " ".join(str(test.losses) for test in each),
+            "mcnemar_p": " ".join(f"{test.p:.4g}" for test in each),
+            "bootstrap_p": gap.p,
+            "p": max(gap.p, *(test.p for test in each)),
+            "n_seeds": len(a),
+            "n_questions": len(first),
+            "scale": self.scale,
+        }
 
     def _verdict(self, supported: bool, difference: float, dataset: str) -> str:
         if self.scale not in ("base", "paper") or is_synthetic(dataset):
@@ -288,9 +430,12 @@ def store(whole: Table, always: bool = False) -> list[Path]:
     """
     from amif_lib.layout import latex, markdown
 
-    texts = (whole.cells.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-             whole.tests.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-             markdown(whole), latex(whole))
+    texts = (
+        whole.cells.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
+        whole.tests.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+        markdown(whole),
+        latex(whole),
+    )
     folder = paths.scale_dir(whole.scale) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{whole.name}{ending}" for ending in FILES]

@@ -27,7 +27,6 @@ from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec, TeacherSpec
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -49,10 +48,17 @@ def teacher_id(spec: RunSpec) -> str:
     if spec.teacher is None:
         return ""
     data = spec.data
-    content = {"teacher": spec.teacher.model_dump(mode="json"), "pretrain": data.pretrain, "sections": data.report_sections, "max_studies": data.max_studies,
-               "decontaminate_against": data.decontaminate_against,
-               "manifests": {name: experiments.manifest_digest(name)
-                             for name in sorted({*data.pretrain, *data.decontaminate_against, *spec.teacher.data})}}
+    content = {
+        "teacher": spec.teacher.model_dump(mode="json"),
+        "pretrain": data.pretrain,
+        "sections": data.report_sections,
+        "max_studies": data.max_studies,
+        "decontaminate_against": data.decontaminate_against,
+        "manifests": {
+            name: experiments.manifest_digest(name)
+            for name in sorted({*data.pretrain, *data.decontaminate_against, *spec.teacher.data})
+        },
+    }
     return experiments.digest(content)
 
 
@@ -75,23 +81,40 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     elif teacher.cross_fit:
         fold_of = assign_folds(studies, teacher.cross_fit)
         folds = {k: [i for i, s in enumerate(studies) if fold_of[s.group_id] == k] for k in range(teacher.cross_fit)}
-        models = {k: train_open_clip([s for s in studies if fold_of[s.group_id] != k], teacher, aside / f"fold{k}") for k in folds}
+        models = {
+            k: train_open_clip([s for s in studies if fold_of[s.group_id] != k], teacher, aside / f"fold{k}")
+            for k in folds
+        }
     else:
         if overlap := set(teacher.data) & set(spec.data.pretrain):
-            raise InputError(f"teacher.data: {', '.join(sorted(overlap))} is also the student's; a teacher fitted on the student's own "
-                             "pairs gives labels close to one-hot: name another set, or set teacher.cross_fit to 2 or more")
-        own = [study for name in teacher.data for study in load_studies(name, report_sections=spec.data.report_sections)]
+            raise InputError(
+                f"teacher.data: {', '.join(sorted(overlap))} is also the student's; a teacher fitted on the student's own "
+                "pairs gives labels close to one-hot: name another set, or set teacher.cross_fit to 2 or more"
+            )
+        own = [
+            study for name in teacher.data for study in load_studies(name, report_sections=spec.data.report_sections)
+        ]
         folds = {0: list(range(len(studies)))}
         models = {0: train_open_clip(own, teacher, aside / "fold0")}
     embeddings = embed(studies, folds, models)
     metrics = describe(embeddings, studies, folds, spec)
-    metrics |= {"source": teacher.source, "trained_on": list(teacher.data), "cross_fit": teacher.cross_fit, "studies": len(studies),
-                "wall_time_s": round(time.time() - started, 1)}
+    metrics |= {
+        "source": teacher.source,
+        "trained_on": list(teacher.data),
+        "cross_fit": teacher.cross_fit,
+        "studies": len(studies),
+        "wall_time_s": round(time.time() - started, 1),
+    }
     _write(aside, embeddings, metrics, spec)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
-    log.info("teacher %s: mean Q_ii %.3f, effective neighbours %.1f, held-out retrieval %.3f", folder.name, metrics["mean_q_ii"],
-             metrics["effective_neighbours"], metrics["held_out_retrieval_at_1"])
+    log.info(
+        "teacher %s: mean Q_ii %.3f, effective neighbours %.1f, held-out retrieval %.3f",
+        folder.name,
+        metrics["mean_q_ii"],
+        metrics["effective_neighbours"],
+        metrics["held_out_retrieval_at_1"],
+    )
     if metrics["warn"]:
         log.warning("teacher %s: %s", folder.name, metrics["warn"])
     return folder
@@ -101,9 +124,14 @@ def student_studies(spec: RunSpec) -> list[Study]:
     """The pre-training studies of a run, all sets concatenated, decontaminated."""
     from amif_lib.datasets import load_studies
 
-    studies = [study for name in spec.data.pretrain
-               for study in load_studies(name, decontaminate_against=spec.data.decontaminate_against, report_sections=spec.data.report_sections)]
-    return studies[:spec.data.max_studies or None]
+    studies = [
+        study
+        for name in spec.data.pretrain
+        for study in load_studies(
+            name, decontaminate_against=spec.data.decontaminate_against, report_sections=spec.data.report_sections
+        )
+    ]
+    return studies[: spec.data.max_studies or None]
 
 
 def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:
@@ -125,8 +153,10 @@ def load_open_clip(source: str) -> tuple[Any, Any, Any]:
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag)
         return model.eval(), preprocess, open_clip.get_tokenizer(name)
     except Exception as error:  # hub and file errors of many kinds
-        raise InputError(f"teacher {source!r} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); fetch it where "
-                         "there is a network, set HF_HOME to that cache, or give teacher.source: local-dir:FOLDER") from None
+        raise InputError(
+            f"teacher {source!r} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); fetch it where "
+            "there is a network, set HF_HOME to that cache, or give teacher.source: local-dir:FOLDER"
+        ) from None
 
 
 def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -> tuple[Any, Any, Any]:
@@ -142,16 +172,36 @@ def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -
 
     torch.manual_seed(spec.seed)
     tokenizer = tokenizers.train([study.text for study in studies], 4000, folder)
-    vision = {"image_size": spec.image_size, "patch_size": spec.patch_size, "width": spec.width, "layers": spec.layers, "head_width": 32}
-    text = {"context_length": spec.text_length, "vocab_size": len(tokenizer), "hf_tokenizer_name": "tokenizer of this folder",
-            "width": spec.width, "heads": max(spec.width // 32, 1), "layers": spec.layers, "pool_type": "eos",
-            "eos_id": tokenizer.sep_token_id, "pad_id": tokenizer.pad_token_id}
+    vision = {
+        "image_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "width": spec.width,
+        "layers": spec.layers,
+        "head_width": 32,
+    }
+    text = {
+        "context_length": spec.text_length,
+        "vocab_size": len(tokenizer),
+        "hf_tokenizer_name": "tokenizer of this folder",
+        "width": spec.width,
+        "heads": max(spec.width // 32, 1),
+        "layers": spec.layers,
+        "pool_type": "eos",
+        "eos_id": tokenizer.sep_token_id,
+        "pad_id": tokenizer.pad_token_id,
+    }
     model = open_clip.CLIP(embed_dim=spec.embed_dim, vision_cfg=vision, text_cfg=text)
-    ids = torch.tensor(tokenizer([s.text for s in studies], truncation=True, max_length=spec.text_length, padding="max_length")["input_ids"])
+    ids = torch.tensor(
+        tokenizer([s.text for s in studies], truncation=True, max_length=spec.text_length, padding="max_length")[
+            "input_ids"
+        ]
+    )
     cache = ImageCache(spec.image_size)
     steps = spec.epochs * (len(studies) // spec.batch_size)
     if steps == 0:
-        raise InputError(f"teacher.batch_size: {spec.batch_size} exceeds the {len(studies)} studies to train on; lower it")
+        raise InputError(
+            f"teacher.batch_size: {spec.batch_size} exceeds the {len(studies)} studies to train on; lower it"
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.learning_rate, total_steps=steps, pct_start=0.1)
     loss_function = open_clip.ClipLoss()
@@ -159,11 +209,21 @@ def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -
     for epoch in range(spec.epochs):
         order = np.random.default_rng((spec.seed, epoch)).permutation(len(studies))
         for start in range(0, len(order) - spec.batch_size + 1, spec.batch_size):
-            rows = order[start:start + spec.batch_size]
+            rows = order[start : start + spec.batch_size]
             rngs = [np.random.default_rng((spec.seed, epoch, int(row))) for row in rows]
-            batch = torch.stack([images.augment(cache[studies[row].images[rng.integers(len(studies[row].images))].path], spec.image_size,
-                                                "light", flip=False, colour=False, rng=rng)
-                                 for row, rng in zip(rows, rngs, strict=True)])  # (B, 3, H, W)
+            batch = torch.stack(
+                [
+                    images.augment(
+                        cache[studies[row].images[rng.integers(len(studies[row].images))].path],
+                        spec.image_size,
+                        "light",
+                        flip=False,
+                        colour=False,
+                        rng=rng,
+                    )
+                    for row, rng in zip(rows, rngs, strict=True)
+                ]
+            )  # (B, 3, H, W)
             features = model(batch, ids[rows])
             loss = loss_function(*features[:3])
             optimizer.zero_grad()
@@ -176,8 +236,10 @@ def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -
             bar.step(loss=float(loss))
     bar.close()
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": {"embed_dim": spec.embed_dim, "vision_cfg": vision, "text_cfg": text},
-              "preprocess_cfg": {"resize_mode": "squash", "interpolation": "bicubic"}}
+    config = {
+        "model_cfg": {"embed_dim": spec.embed_dim, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": {"resize_mode": "squash", "interpolation": "bicubic"},
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return load_open_clip(f"local-dir:{folder}")
 
@@ -198,22 +260,31 @@ def embed(studies: Sequence[Study], folds: dict[int, list[int]], models: dict[in
             model, preprocess, tokenizer = models[fold]
             model.to(device)
             for start in range(0, len(members), 64):
-                part = [studies[i] for i in members[start:start + 64]]
+                part = [studies[i] for i in members[start : start + 64]]
                 pictures = [picture for study in part for picture in study.images]
                 pixels = torch.stack([preprocess(images.load_rgb(picture.path)) for picture in pictures]).to(device)
                 vectors = F.normalize(model.encode_image(pixels).float(), dim=-1).cpu()  # (images, e)
                 found["images"] |= {picture.image_id: vector for picture, vector in zip(pictures, vectors, strict=True)}
-                texts = F.normalize(model.encode_text(tokenizer([study.text for study in part]).to(device)).float(), dim=-1).cpu()
+                texts = F.normalize(
+                    model.encode_text(tokenizer([study.text for study in part]).to(device)).float(), dim=-1
+                ).cpu()
                 found["studies"] |= {study.study_id: vector for study, vector in zip(part, texts, strict=True)}
                 bar.step(len(part))
             model.cpu()
     bar.close()
     fold_of = {studies[i].study_id: fold for fold, members in folds.items() for i in members}
-    return Embeddings({name: i for i, name in enumerate(found["images"])}, {name: i for i, name in enumerate(found["studies"])},
-                      torch.stack(list(found["images"].values())), torch.stack(list(found["studies"].values())), fold_of)
+    return Embeddings(
+        {name: i for i, name in enumerate(found["images"])},
+        {name: i for i, name in enumerate(found["studies"])},
+        torch.stack(list(found["images"].values())),
+        torch.stack(list(found["studies"].values())),
+        fold_of,
+    )
 
 
-def describe(embeddings: Embeddings, studies: Sequence[Study], folds: dict[int, list[int]], spec: RunSpec) -> dict[str, Any]:
+def describe(
+    embeddings: Embeddings, studies: Sequence[Study], folds: dict[int, list[int]], spec: RunSpec
+) -> dict[str, Any]:
     """How sharp and how good the labels are, on batches like stage 1's: mean Q_ii, effective neighbours, retrieval."""
     import numpy as np
     import torch
@@ -225,7 +296,7 @@ def describe(embeddings: Embeddings, studies: Sequence[Study], folds: dict[int, 
     for fold, members in folds.items():
         order = np.random.default_rng((0, fold)).permutation(members)
         for start in range(0, len(order) - size + 1, size):
-            batch = [studies[i] for i in order[start:start + size]]
+            batch = [studies[i] for i in order[start : start + size]]
             image = embeddings.image_vectors[[embeddings.images[s.images[0].image_id] for s in batch]]  # (N, e)
             text = embeddings.text_vectors[[embeddings.studies[s.study_id] for s in batch]]
             similarity = image @ text.T  # (N, N)
@@ -235,17 +306,27 @@ def describe(embeddings: Embeddings, studies: Sequence[Study], folds: dict[int, 
             found["retrieval"] = float((similarity.argmax(1) == positive).float().mean())
             rows.append(found)
     if not rows:
-        raise InputError(f"train.batch_size: {size} exceeds the studies of a fold ({min(map(len, folds.values()))}); lower it")
+        raise InputError(
+            f"train.batch_size: {size} exceeds the studies of a fold ({min(map(len, folds.values()))}); lower it"
+        )
     numbers = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if isinstance(rows[0][key], float)}
-    return {"mean_q_ii": numbers["mean_q_ii"], "effective_neighbours": numbers["effective_neighbours"],
-            "held_out_retrieval_at_1": numbers["retrieval"], "chance_retrieval_at_1": 1 / size, "batch_size": size,
-            "warn": next((row["warn"] for row in rows if row.get("warn")), "")}
+    return {
+        "mean_q_ii": numbers["mean_q_ii"],
+        "effective_neighbours": numbers["effective_neighbours"],
+        "held_out_retrieval_at_1": numbers["retrieval"],
+        "chance_retrieval_at_1": 1 / size,
+        "batch_size": size,
+        "warn": next((row["warn"] for row in rows if row.get("warn")), ""),
+    }
 
 
 def _write(folder: Path, embeddings: Embeddings, metrics: dict[str, Any], spec: RunSpec) -> None:
     from safetensors.torch import save_file
 
-    save_file({"images": embeddings.image_vectors.contiguous(), "texts": embeddings.text_vectors.contiguous()}, folder / "embeddings.safetensors")
+    save_file(
+        {"images": embeddings.image_vectors.contiguous(), "texts": embeddings.text_vectors.contiguous()},
+        folder / "embeddings.safetensors",
+    )
     index = {"images": list(embeddings.images), "studies": list(embeddings.studies), "folds": embeddings.folds}
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
     (folder / "spec.json").write_text(spec.teacher.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -258,12 +339,19 @@ def read(folder: Path) -> Embeddings:
 
     tensors = load_file(folder / "embeddings.safetensors")
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    return Embeddings({name: i for i, name in enumerate(index["images"])}, {name: i for i, name in enumerate(index["studies"])},
-                      tensors["images"], tensors["texts"], index["folds"])
+    return Embeddings(
+        {name: i for i, name in enumerate(index["images"])},
+        {name: i for i, name in enumerate(index["studies"])},
+        tensors["images"],
+        tensors["texts"],
+        index["folds"],
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m amif_lib.teachers", description="Fill the embedding cache of a run's teacher.")
+    parser = argparse.ArgumentParser(
+        prog="python -m amif_lib.teachers", description="Fill the embedding cache of a run's teacher."
+    )
     parser.add_argument("--spec", required=True, help="run file or <scale>/<table>/<row>/stage1")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

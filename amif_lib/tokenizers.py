@@ -29,13 +29,46 @@ def train(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedToke
         counts.update(word for word, _ in split.pre_tokenize_str(fold.normalize_str(text)))
     letters = sorted({letter for word in counts for letter in word})
     pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
-    words = sorted((word for word in counts if len(word) > 1 and counts[word] > 1), key=lambda word: (-counts[word], word))
-    pieces += words[:max(0, vocab_size - len(pieces))]
+    words = sorted(
+        (word for word in counts if len(word) > 1 and counts[word] > 1), key=lambda word: (-counts[word], word)
+    )
+    pieces += words[: max(0, vocab_size - len(pieces))]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def prune(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], folder: Path) -> PreTrainedTokenizerBase:
+    """A checkpoint's WordPiece vocabulary cut to single characters and the pieces that `texts` use, in its own order."""
+    vocabulary = tokenizer.get_vocab()
+    used = {piece for text in set(texts) for piece in tokenizer.tokenize(text)} | set(tokenizer.all_special_tokens)
+    kept = [
+        piece for piece in sorted(vocabulary, key=vocabulary.get) if piece in used or len(piece.removeprefix("##")) == 1
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in kept), encoding="utf-8")
+    pruned = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=getattr(tokenizer, "do_lower_case", True))
+    pruned.save_pretrained(folder)
+    return pruned
+
+
+def fit_rows(state: dict[str, Tensor], source: str, tokenizer: PreTrainedTokenizerBase, like: Tensor) -> list[str]:
+    """Reorder a checkpoint's word embeddings (and output bias) in place to the pieces of `tokenizer`; rows of `like` (V, d) fill up.
+
+    Returns what was changed, for the load report; nothing where the vocabularies agree.
+    """
+    names = [name for name in state if name.endswith(("word_embeddings.weight", "cls.predictions.bias", "head_bias"))]
+    if not names or state[names[0]].shape[0] == len(tokenizer):
+        return []
+    theirs, ours = load(source).get_vocab(), tokenizer.get_vocab()
+    rows = [theirs[piece] for piece in sorted(ours, key=ours.get)]
+    for name in names:
+        table = like.detach().clone() if state[name].ndim == 2 else torch.zeros(len(like))
+        table[: len(rows)] = state[name][rows]
+        state[name] = table
+    return [f"vocabulary {len(theirs)} -> {len(rows)} pieces"]
 
 
 def load(source: str | Path) -> PreTrainedTokenizerBase:
@@ -44,7 +77,9 @@ def load(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no tokenizer ({' '.join(str(error).split())[:120]}); it needs vocab.txt or tokenizer.json") from None
+        raise InputError(
+            f"{folder}: no tokenizer ({' '.join(str(error).split())[:120]}); it needs vocab.txt or tokenizer.json"
+        ) from None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from amif_lib import experiments, hub, predict, progress, results, teachers, tokenizers
 from amif_lib.batches import PretrainingData, QuestionBatch, QuestionData, global_batches, loader, share
-from amif_lib.datasets import load_questions, load_studies
+from amif_lib.datasets import load_questions
 from amif_lib.distributed import gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
@@ -62,7 +62,9 @@ class Prepared:
 def prepare(spec: RunSpec) -> Prepared:
     """Read data, tokenizer and starting weights of a run; every error a user can mend is raised here, before training."""
     if spec.parent is not None and not results.is_finished(spec.parent):
-        raise InputError(f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; run it first, e.g. `make reproduce SCALE={spec.scale}`")
+        raise InputError(
+            f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; run it first, e.g. `make reproduce SCALE={spec.scale}`"
+        )
     torch.manual_seed(spec.seed)
     return prepare_questions(spec) if spec.stage == "finetune" else prepare_pretraining(spec)
 
@@ -73,16 +75,23 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
     embeddings = None
     if spec.teacher is not None:
         folder = teachers.ensure(spec, studies)
-        embeddings, notes["teacher"] = teachers.read(folder), json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        embeddings, notes["teacher"] = (
+            teachers.read(folder),
+            json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+        )
         notes["teacher"]["id"] = folder.name
     elif spec.stage == "stage1" and spec.objective.labels == "soft":
-        raise InputError("objective.labels: 'soft' needs a teacher; give the run a `teacher` section or set labels: one_hot")
+        raise InputError(
+            "objective.labels: 'soft' needs a teacher; give the run a `teacher` section or set labels: one_hot"
+        )
     if spec.train.batch_size % world_size():
-        raise InputError(f"train.batch_size: {spec.train.batch_size} is not a multiple of {world_size()} processes; change one of them")
+        raise InputError(
+            f"train.batch_size: {spec.train.batch_size} is not a multiple of {world_size()} processes; change one of them"
+        )
     tokenizer = get_tokenizer(spec, [s.text for s in studies])
     torch.manual_seed(spec.seed)
     amif = AMiF(spec.model)
-    notes["weights"] = [str(report) for report in load_encoders(amif, spec)]
+    notes["weights"] = [str(report) for report in load_encoders(amif, spec, tokenizer)]
     if spec.stage == "stage2" and spec.parent is None:
         raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -94,27 +103,49 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
 def prepare_questions(spec: RunSpec) -> Prepared:
     questions = load_questions(spec.data.questions, training_file=spec.data.training_file)
     if spec.data.max_questions:
-        questions = [q for split in ("train", "test") for q in [q for q in questions if q.split == split][:spec.data.max_questions]]
+        questions = [
+            q
+            for split in ("train", "test")
+            for q in [q for q in questions if q.split == split][: spec.data.max_questions]
+        ]
     training = [q for q in questions if q.split == "train"]
-    pretraining_texts = [] if spec.parent or spec.init.tokenizer != "trained" else [s.text for s in teachers.student_studies(spec)]
+    reads_texts = spec.parent is None and (spec.init.tokenizer == "trained" or spec.init.vocabulary == "seen")
+    pretraining_texts = [s.text for s in teachers.student_studies(spec)] if reads_texts else []
     tokenizer = get_tokenizer(spec, pretraining_texts)
-    texts = {"none": [], "answers": [q.answer for q in training], "questions": [q.question.lower() for q in training]}[spec.knowledge.source]
+    texts = {"none": [], "answers": [q.answer for q in training], "questions": [q.question.lower() for q in training]}[
+        spec.knowledge.source
+    ]
     if spec.knowledge.vocabulary == "train+test" and spec.knowledge.source == "answers":
         texts = texts + [q.answer for q in questions if q.split == "test"]
     limit = min(spec.knowledge.max_tokens, spec.model.text_positions)
     ids, owner, dropped = select_knowledge(texts, tokenizer, limit)
     torch.manual_seed(spec.seed)
-    model = AMiFForVQA(spec.model, spec.knowledge, ids, owner, tokenizer, spec.data.question_length, spec.data.answer_length)
-    reports = load_encoders(model.amif, spec)
+    model = AMiFForVQA(
+        spec.model, spec.knowledge, ids, owner, tokenizer, spec.data.question_length, spec.data.answer_length
+    )
+    reports = load_encoders(model.amif, spec, tokenizer)
     if spec.init.decoder != "random":
-        def random_by_design(name: str) -> bool:  # BERT has no cross-attention, and not every checkpoint a word-prediction head
+
+        def random_by_design(
+            name: str,
+        ) -> bool:  # BERT has no cross-attention, and not every checkpoint a word-prediction head
             return "cross_attention" in name or name.startswith("head_")
+
         state = hub.decoder_state(hub.read_state(hub.find(spec.init.decoder)))
-        reports.append(hub.load_into(model.decoder, state, spec.init.decoder, may_miss=random_by_design))
+        changed = tokenizers.fit_rows(state, spec.init.decoder, tokenizer, model.decoder.word_embeddings.weight)
+        reports.append(
+            hub.load_into(model.decoder, state, spec.init.decoder, may_miss=random_by_design, changed=changed)
+        )
     long = sum(len(tokenizer(q.answer)["input_ids"]) > spec.data.answer_length for q in training)
-    notes = {"training_questions": len(training), "test_questions": len(questions) - len(training), "knowledge_tokens": len(ids),
-             "knowledge_texts_left_out": dropped, "answers_cut": long, "weights": [str(r) for r in reports],
-             "parameters": sum(p.numel() for p in model.parameters())}
+    notes = {
+        "training_questions": len(training),
+        "test_questions": len(questions) - len(training),
+        "knowledge_tokens": len(ids),
+        "knowledge_texts_left_out": dropped,
+        "answers_cut": long,
+        "weights": [str(r) for r in reports],
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
     data = QuestionData(training, spec, tokenizer, augment=spec.data.augment_questions)
     return Prepared(FineTuning(model), tokenizer, data, None, notes, questions)
 
@@ -123,7 +154,7 @@ def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
     """The parent's tokenizer, a checkpoint's, or one fitted on training texts (test questions and answers never seen)."""
     if spec.parent is not None:
         return tokenizers.load(spec.parent.directory / "model")
-    if spec.init.tokenizer != "trained":
+    if spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole":
         tokenizer = tokenizers.load(spec.init.tokenizer)
     else:
         texts = list(pretraining_texts)
@@ -131,23 +162,28 @@ def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
             # the official training file, whichever the run trains on, so that all rows of a table share a vocabulary
             texts += [text for q in load_questions(name) if q.split == "train" for text in (q.question, q.answer)]
         folder = spec.directory / "model"
-        if rank() == 0:
+        if rank() == 0 and spec.init.tokenizer == "trained":
             tokenizers.train(texts, spec.model.vocab_size, folder)
+        elif rank() == 0:
+            tokenizers.prune(tokenizers.load(spec.init.tokenizer), texts, folder)
         gather_objects(None)  # wait until it is written
         tokenizer = tokenizers.load(folder)
     if len(tokenizer) > spec.model.vocab_size:
-        raise InputError(f"model.vocab_size: {spec.model.vocab_size} is smaller than the {len(tokenizer)} tokens of {spec.init.tokenizer}; raise it")
+        raise InputError(
+            f"model.vocab_size: {spec.model.vocab_size} is smaller than the {len(tokenizer)} tokens of {spec.init.tokenizer}; raise it"
+        )
     return tokenizer
 
 
-def load_encoders(amif: AMiF, spec: RunSpec) -> list[hub.LoadReport]:
+def load_encoders(amif: AMiF, spec: RunSpec, tokenizer: Any) -> list[hub.LoadReport]:
     """Starting weights: the parent run's, or what `init` names."""
     if spec.parent is not None:
         return [hub.load_into(amif, hub.read_state(spec.parent.directory / "model"), f"run {spec.parent.run_id}")]
     reports = []
-    for encoder, source in ((amif.image_encoder, spec.init.image), (amif.text_encoder, spec.init.text)):
-        if source != "random":
-            reports.append(encoder.load(source))
+    if spec.init.image != "random":
+        reports.append(amif.image_encoder.load(spec.init.image))
+    if spec.init.text != "random":
+        reports.append(amif.text_encoder.load(spec.init.text, tokenizer))
     return reports
 
 
@@ -155,21 +191,32 @@ def epoch_keys(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[t
     """(epoch, step, this process's sample keys) of every step from `first_step` on."""
     size, step = spec.train.batch_size, 0
     for epoch in range(spec.train.epochs):
-        for batch in global_batches(len(prepared.data), size, spec.seed, epoch, prepared.folds, drop_last=spec.stage != "finetune"):
+        for batch in global_batches(
+            len(prepared.data), size, spec.seed, epoch, prepared.folds, drop_last=spec.stage != "finetune"
+        ):
             if step >= first_step:
                 own, weights = share(batch)
-                keys = [(step, i) if spec.stage != "finetune" else (step, i, w, len(batch)) for i, w in zip(own, weights, strict=True)]
+                keys = [
+                    (step, i) if spec.stage != "finetune" else (step, i, w, len(batch))
+                    for i, w in zip(own, weights, strict=True)
+                ]
                 yield epoch, step, keys
             step += 1
 
 
 def total_steps(prepared: Prepared, spec: RunSpec) -> int:
-    per_epoch = len(global_batches(len(prepared.data), spec.train.batch_size, spec.seed, 0, prepared.folds, drop_last=spec.stage != "finetune"))
+    per_epoch = len(
+        global_batches(
+            len(prepared.data), spec.train.batch_size, spec.seed, 0, prepared.folds, drop_last=spec.stage != "finetune"
+        )
+    )
     steps = per_epoch * spec.train.epochs
     return min(steps, spec.train.max_steps) if spec.train.max_steps else steps
 
 
-def make_optimizer(module: nn.Module, spec: RunSpec, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def make_optimizer(
+    module: nn.Module, spec: RunSpec, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with warm-up; no decay on norms, biases and embeddings' positions; a factor on modules that start at random."""
     t = spec.train
     fresh = ("co_attention", "pair_head", "gated_cross_attention", "decoder", "projection")
@@ -178,8 +225,17 @@ def make_optimizer(module: nn.Module, spec: RunSpec, steps: int) -> tuple[torch.
         if parameter.requires_grad:
             groups.setdefault((parameter.ndim > 1, any(part in name for part in fresh)), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        [{"params": parameters, "weight_decay": t.weight_decay if decays else 0.0, "lr": t.learning_rate * (t.fusion_multiplier if new else 1)}
-         for (decays, new), parameters in groups.items()], betas=t.betas, fused=True)
+        [
+            {
+                "params": parameters,
+                "weight_decay": t.weight_decay if decays else 0.0,
+                "lr": t.learning_rate * (t.fusion_multiplier if new else 1),
+            }
+            for (decays, new), parameters in groups.items()
+        ],
+        betas=t.betas,
+        fused=True,
+    )
     warm = max(1, round(t.warmup * steps))
 
     def factor(step: int) -> float:
@@ -200,9 +256,12 @@ def run_spec(spec: RunSpec) -> Path:
         return spec.directory
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
     precision = {"auto": "bf16" if on_gpu else "no", "fp32": "no", "bf16": "bf16"}[spec.train.precision]
-    accelerator = Accelerator(mixed_precision=precision, cpu=not on_gpu,
-                              kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=spec.stage != "finetune")])
-    started = time.time()
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=not on_gpu,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=spec.stage != "finetune")],
+    )
+    started, digest = time.time(), results.code_digest()  # of the code that trains, should files change meanwhile
     folder = spec.directory
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
@@ -219,7 +278,9 @@ def run_spec(spec: RunSpec) -> Path:
     history, saved = [], time.time()
     plan = [item for item in epoch_keys(prepared, spec, first_step) if item[1] < steps]
     workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu else 0
-    for (epoch, step, _), batch in zip(plan, loader(prepared.data, [keys for _, _, keys in plan], workers), strict=True):
+    for (epoch, step, _), batch in zip(
+        plan, loader(prepared.data, [keys for _, _, keys in plan], workers), strict=True
+    ):
         out = module(batch.to(accelerator.device))
         accelerator.backward(out["total"])
         norm = accelerator.clip_grad_norm_(module.parameters(), spec.train.clip_norm)
@@ -229,34 +290,69 @@ def run_spec(spec: RunSpec) -> Path:
         schedule.step()
         line |= {name: float(accelerator.reduce(value.detach().float(), "mean")) for name, value in out.items()}
         if not math.isfinite(line["total"]):
-            raise InputError(f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate")
+            raise InputError(
+                f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate"
+            )
         history.append(line)
         if accelerator.is_main_process:
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         bar.step(1, loss=line["total"])
         if time.time() - saved > 120 and step + 1 < steps:
-            store(folder / "state", accelerator.unwrap_model(module), optimizer, schedule, step + 1, spent + time.time() - started)
+            store(
+                folder / "state",
+                accelerator.unwrap_model(module),
+                optimizer,
+                schedule,
+                step + 1,
+                spent + time.time() - started,
+            )
             saved = time.time()
     bar.close()
     accelerator.wait_for_everyone()
-    finish(spec, prepared, accelerator.unwrap_model(module), read_lines(folder / "metrics.jsonl") or history, spent + time.time() - started, steps)
+    finish(
+        spec,
+        prepared,
+        accelerator.unwrap_model(module),
+        read_lines(folder / "metrics.jsonl") or history,
+        spent + time.time() - started,
+        steps,
+        digest,
+    )
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return folder
 
 
-def finish(spec: RunSpec, prepared: Prepared, module: nn.Module, history: list[dict[str, Any]], seconds: float, steps: int) -> None:
+def finish(
+    spec: RunSpec,
+    prepared: Prepared,
+    module: nn.Module,
+    history: list[dict[str, Any]],
+    seconds: float,
+    steps: int,
+    digest: str,
+) -> None:
     """Write weights, predictions, metrics and provenance; `metrics.json` comes last, since it says that the run is whole."""
     folder, main = spec.directory, rank() == 0
-    metrics: dict[str, Any] = {"stage": spec.stage, "steps": steps, "samples": steps * spec.train.batch_size,
-                               "train_time_s": round(seconds, 1), **prepared.notes}
-    last = history[-max(1, len(history) // spec.train.epochs):]
-    metrics["last_epoch"] = {name: sum(line[name] for line in last) / len(last) for name in last[0] if name not in ("step", "epoch") and
-                             all(name in line for line in last)}
+    metrics: dict[str, Any] = {
+        "stage": spec.stage,
+        "steps": steps,
+        "samples": steps * spec.train.batch_size,
+        "train_time_s": round(seconds, 1),
+        **prepared.notes,
+    }
+    last = history[-max(1, len(history) // spec.train.epochs) :]
+    metrics["last_epoch"] = {
+        name: sum(line[name] for line in last) / len(last)
+        for name in last[0]
+        if name not in ("step", "epoch") and all(name in line for line in last)
+    }
     watched = [line for line in history if any(name.startswith("collapse/") for name in line)]
     if watched:
-        metrics["collapse"] = {name.removeprefix("collapse/"): watched[-1][name] for name in watched[-1] if name.startswith("collapse/")}
+        metrics["collapse"] = {
+            name.removeprefix("collapse/"): watched[-1][name] for name in watched[-1] if name.startswith("collapse/")
+        }
         metrics["collapse"]["verdict"] = monitor.verdict(metrics["collapse"])
         if main:
             log.info("transport: %s", metrics["collapse"]["verdict"])
@@ -273,7 +369,10 @@ def finish(spec: RunSpec, prepared: Prepared, module: nn.Module, history: list[d
         module.amif.save(folder / "model")
         prepared.tokenizer.save_pretrained(folder / "model")
     if main:
-        write_json(folder / "provenance.json", results.provenance(world_size(), seconds + time.time() - evaluated))
+        write_json(
+            folder / "provenance.json",
+            results.provenance(world_size(), seconds + time.time() - evaluated) | {"code_digest": digest},
+        )
         write_json(folder / "metrics.json", metrics)
         shutil.rmtree(folder / "state", ignore_errors=True)
 
@@ -288,8 +387,17 @@ def store(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: 
         aside = folder.with_suffix(".part")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step,
-                    "seconds": seconds, "random": randoms}, aside / "training_state.pt")
+        torch.save(
+            {
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "step": step,
+                "seconds": seconds,
+                "random": randoms,
+            },
+            aside / "training_state.pt",
+        )
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
 
@@ -301,7 +409,11 @@ def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> t
         return 0, 0.0
     state = torch.load(path, map_location="cpu", weights_only=True)
     if len(state["random"]) != world_size():
-        log.warning("continuing a run of %d processes with %d: dropout draws differ from an uninterrupted run", len(state["random"]), world_size())
+        log.warning(
+            "continuing a run of %d processes with %d: dropout draws differ from an uninterrupted run",
+            len(state["random"]),
+            world_size(),
+        )
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
@@ -329,7 +441,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m amif_lib.train", description="Train one run; start it once per process.")
+    parser = argparse.ArgumentParser(
+        prog="python -m amif_lib.train", description="Train one run; start it once per process."
+    )
     parser.add_argument("--spec", required=True, help="run file, or <scale>/<table>/<row>/<stage>")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -15,27 +15,49 @@ from amif_lib.experiments import RunSpec
 # Twelve test questions on five images: 7 yes/no, 5 not; `which side` is closed by the data set's own field only.
 # (image, question, answer, closed by the field)
 TEST = [
-    ("i1", "is there a mass", "yes", True), ("i1", "where is the mass", "left lung", False),
-    ("i1", "which side is it on", "left", True), ("i2", "is there a mass", "no", True),
-    ("i2", "is the heart large", "yes", True), ("i2", "what modality is this", "mri", False),
-    ("i3", "is there a fracture", "no", True), ("i3", "which side is it on", "right", True),
-    ("i4", "is this an x ray", "no", True), ("i4", "what modality is this", "mri", False),
-    ("i5", "is there a mass", "yes", True), ("i5", "is the liver large", "no", True)]
+    ("i1", "is there a mass", "yes", True),
+    ("i1", "where is the mass", "left lung", False),
+    ("i1", "which side is it on", "left", True),
+    ("i2", "is there a mass", "no", True),
+    ("i2", "is the heart large", "yes", True),
+    ("i2", "what modality is this", "mri", False),
+    ("i3", "is there a fracture", "no", True),
+    ("i3", "which side is it on", "right", True),
+    ("i4", "is this an x ray", "no", True),
+    ("i4", "what modality is this", "mri", False),
+    ("i5", "is there a mass", "yes", True),
+    ("i5", "is the liver large", "no", True),
+]
 TRAIN = [
-    ("i1", "is there a nodule", "no", True), ("i2", "is the heart small", "no", True),
-    ("i2", "what modality is used", "ct", False), ("i3", "which side is it", "right", True),
-    ("i4", "is this a ct", "yes", True), ("i5", "where is the nodule", "left lung", False),
-    ("i5", "which side is the nodule on", "left", True)]
+    ("i1", "is there a nodule", "no", True),
+    ("i2", "is the heart small", "no", True),
+    ("i2", "what modality is used", "ct", False),
+    ("i3", "which side is it", "right", True),
+    ("i4", "is this a ct", "yes", True),
+    ("i5", "where is the nodule", "left lung", False),
+    ("i5", "which side is the nodule on", "left", True),
+]
 ANSWERS = ["ct", "left", "left lung", "mri", "no", "right", "yes"]
 GOLD = [answer for _, _, answer, _ in TEST]
 
 
 def questions(*arguments: object, **named: object) -> list[Question]:
     """What `load_questions` gives in these tests, whatever the set."""
-    return [Question(f"{split}-{n:02d}", image, Path(f"{image}.jpg"), text, (answer,), split, closed,
-                     answer in ("yes", "no"), "type")
-            for split, part in (("train", TRAIN), ("test", TEST))
-            for n, (image, text, answer, closed) in enumerate(part)]
+    return [
+        Question(
+            f"{split}-{n:02d}",
+            image,
+            Path(f"{image}.jpg"),
+            text,
+            (answer,),
+            split,
+            closed,
+            answer in ("yes", "no"),
+            "type",
+        )
+        for split, part in (("train", TRAIN), ("test", TEST))
+        for n, (image, text, answer, closed) in enumerate(part)
+    ]
 
 
 def install(monkeypatch, folder: Path) -> None:
@@ -54,17 +76,33 @@ def predictions(chosen: list[str]) -> pd.DataFrame:
         scores = np.full(len(ANSWERS), -20, dtype=np.float32)
         scores[ANSWERS.index(question.answer)] = -5
         scores[ANSWERS.index(answer)] = -1
-        rows.append({"question_id": question.question_id, "image_id": question.image_id, "question": question.question,
-                     "gold": list(question.answers), "split": "test", "question_type": question.question_type,
-                     "closed_field": question.closed_field, "closed_yes_no": question.closed_yes_no,
-                     "generated": answer, "log_likelihoods": scores})
+        rows.append(
+            {
+                "question_id": question.question_id,
+                "image_id": question.image_id,
+                "question": question.question,
+                "gold": list(question.answers),
+                "split": "test",
+                "question_type": question.question_type,
+                "closed_field": question.closed_field,
+                "closed_yes_no": question.closed_yes_no,
+                "generated": answer,
+                "log_likelihoods": scores,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def candidates() -> pd.DataFrame:
     train, test = ({answer for _, _, answer, _ in part} for part in (TRAIN, TEST))
-    return pd.DataFrame({"answer": ANSWERS, "tokens": [1 + len(a.split()) for a in ANSWERS],
-                         "in_train": [a in train for a in ANSWERS], "in_test": [a in test for a in ANSWERS]})
+    return pd.DataFrame(
+        {
+            "answer": ANSWERS,
+            "tokens": [1 + len(a.split()) for a in ANSWERS],
+            "in_train": [a in train for a in ANSWERS],
+            "in_test": [a in test for a in ANSWERS],
+        }
+    )
 
 
 def wrong_at(*positions: int) -> list[str]:
@@ -73,14 +111,21 @@ def wrong_at(*positions: int) -> list[str]:
     return [swapped[answer] if n in positions else answer for n, answer in enumerate(GOLD)]
 
 
-def write_run(spec: RunSpec, chosen: list[str] | None = None, digest: str = "code1", blank: list[str] | None = None,
-              metrics: dict | None = None) -> Path:
+def write_run(
+    spec: RunSpec,
+    chosen: list[str] | None = None,
+    digest: str = "code1",
+    blank: list[str] | None = None,
+    metrics: dict | None = None,
+) -> Path:
     """A finished run folder; `chosen` are the fine-tuning's answers, `blank` those with blank images at test time."""
     folder = spec.directory
     folder.mkdir(parents=True, exist_ok=True)
-    write = {"spec.json": spec.model_dump(mode="json"),
-             "metrics.json": {"stage": spec.stage, "steps": 10, "train_time_s": 30.0, **(metrics or {})},
-             "provenance.json": results.provenance(seconds=90.0) | {"code_digest": digest}}
+    write = {
+        "spec.json": spec.model_dump(mode="json"),
+        "metrics.json": {"stage": spec.stage, "steps": 10, "train_time_s": 30.0, **(metrics or {})},
+        "provenance.json": results.provenance(seconds=90.0) | {"code_digest": digest},
+    }
     for name, content in write.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
     lines = [{"step": step, "epoch": step // 5, "learning_rate": 1e-3, "total": 2.0 / (1 + step)} for step in range(10)]
@@ -92,17 +137,30 @@ def write_run(spec: RunSpec, chosen: list[str] | None = None, digest: str = "cod
     return folder
 
 
-def write_table(name: str, scale: str, wrong: dict[str, tuple[int, ...]], selection: tables.Selection | None = None,
-                digests: dict[str, str] | None = None) -> None:
+def write_table(
+    name: str,
+    scale: str,
+    wrong: dict[str, tuple[int, ...]],
+    selection: tables.Selection | None = None,
+    digests: dict[str, str] | None = None,
+) -> None:
     """Every run that a table needs: `wrong` holds, per row, the positions answered wrongly by each of its runs."""
     selection = selection or tables.Selection()
     for row in selection.rows(name, scale):
         for run in row.runs:
             write_run(run, wrong_at(*wrong[row.row]), (digests or {}).get(row.row, "code1"), blank=wrong_at(*range(8)))
             for stage in run.lineage()[:-1]:
-                write_run(stage, metrics={
-                    "teacher": {"mean_q_ii": 0.31, "effective_neighbours": 5.5, "held_out_retrieval_at_1": 0.42},
-                    "collapse": {"row_token_cosine": 0.4, "plan_distance": 0.3, "verdict": "the plan says something"}})
+                write_run(
+                    stage,
+                    metrics={
+                        "teacher": {"mean_q_ii": 0.31, "effective_neighbours": 5.5, "held_out_retrieval_at_1": 0.42},
+                        "collapse": {
+                            "row_token_cosine": 0.4,
+                            "plan_distance": 0.3,
+                            "verdict": "the plan says something",
+                        },
+                    },
+                )
     for runs in selection.blank_runs(name, scale).values():
         for run in runs:
             write_run(run, wrong_at(*range(9)))

@@ -18,8 +18,12 @@ def loop_labels(similarity, temperature, weight, positives, mask=None):
     for i, row in enumerate(similarity.tolist()):
         kept = [j for j in range(len(row)) if mask is None or not mask[i, j]]
         total = sum(math.exp(row[j] / temperature) for j in kept)
-        labels.append([(math.exp(s / temperature) / total + weight * (j == positives[i])) if j in kept else 0.0
-                       for j, s in enumerate(row)])
+        labels.append(
+            [
+                (math.exp(s / temperature) / total + weight * (j == positives[i])) if j in kept else 0.0
+                for j, s in enumerate(row)
+            ]
+        )
     return labels
 
 

@@ -13,26 +13,40 @@ from amif_lib.datasets.records import Question
 from amif_lib.errors import InputError
 from amif_lib.evaluate import PROTOCOLS, Protocol
 
-CANDIDATES = pd.DataFrame({
-    "answer": ["no", "yes", "left lower lobe", "ct", "mri"], "tokens": [2, 2, 4, 2, 2],
-    "in_train": [True, True, True, True, False], "in_val": [False, False, False, False, True],
-    "in_test": [True, True, True, False, True]})
+CANDIDATES = pd.DataFrame(
+    {
+        "answer": ["no", "yes", "left lower lobe", "ct", "mri"],
+        "tokens": [2, 2, 4, 2, 2],
+        "in_train": [True, True, True, True, False],
+        "in_val": [False, False, False, False, True],
+        "in_test": [True, True, True, False, True],
+    }
+)
 
 
 def frame() -> pd.DataFrame:
     """Four questions on three images; the fourth (`mri`) cannot be answered with a training answer."""
-    return pd.DataFrame({
-        "question_id": ["q1", "q2", "q3", "q4"], "image_id": ["a", "a", "b", "c"],
-        "question": ["is it big", "where is it", "which side", "which modality"],
-        "gold": [["yes"], ["left lower lobe", "lll"], ["no"], ["mri"]], "split": "test",
-        "question_type": ["pres", "pos", "pres", "modality"],
-        "closed_field": [True, False, True, True], "closed_yes_no": [True, False, True, False],
-        "generated": ["yes", "LLL ", "yes", "m r i"],
-        "log_likelihoods": [
-            np.float32([-3.0, -1.0, -9.0, -9.0, -9.0]),  # yes
-            np.float32([-4.0, -5.0, -4.4, -9.0, -9.0]),  # no by sum (-4.0), left lower lobe by mean (-1.1 against -2.0)
-            np.float32([-1.0, -2.0, -9.0, -0.5, -9.0]),  # ct, which is no test answer; then no
-            np.float32([-5.0, -6.0, -9.0, -3.0, -2.0])]})  # mri; among training answers ct
+    return pd.DataFrame(
+        {
+            "question_id": ["q1", "q2", "q3", "q4"],
+            "image_id": ["a", "a", "b", "c"],
+            "question": ["is it big", "where is it", "which side", "which modality"],
+            "gold": [["yes"], ["left lower lobe", "lll"], ["no"], ["mri"]],
+            "split": "test",
+            "question_type": ["pres", "pos", "pres", "modality"],
+            "closed_field": [True, False, True, True],
+            "closed_yes_no": [True, False, True, False],
+            "generated": ["yes", "LLL ", "yes", "m r i"],
+            "log_likelihoods": [
+                np.float32([-3.0, -1.0, -9.0, -9.0, -9.0]),  # yes
+                np.float32(
+                    [-4.0, -5.0, -4.4, -9.0, -9.0]
+                ),  # no by sum (-4.0), left lower lobe by mean (-1.1 against -2.0)
+                np.float32([-1.0, -2.0, -9.0, -0.5, -9.0]),  # ct, which is no test answer; then no
+                np.float32([-5.0, -6.0, -9.0, -3.0, -2.0]),
+            ],
+        }
+    )  # mri; among training answers ct
 
 
 def correct(protocol: Protocol) -> list[bool]:
@@ -130,15 +144,25 @@ def with_scores(table: pd.DataFrame, row: int, scores: list[float]) -> pd.DataFr
     return table
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (lambda t: pd.concat([t, t.iloc[[1]]]), "question q2 is predicted twice"),
-    (lambda t: t.drop(columns="closed_field"), "lack the column 'closed_field'"),
-    (lambda t: t.assign(prediction=["yes", "no", "no", "yes"]), "question q4: prediction 'yes' is not the likeliest"),
-    (lambda t: t.assign(question_id=["q1", "", "q3", "q4"]), "row 1: question_id ''"),
-    (lambda t: t.assign(gold=[["yes"], [], ["no"], ["mri"]]), "question q2 has no accepted answer"),
-    (lambda t: with_scores(t, 2, [0.0, 1.0]), "question q3 has 2 log-likelihoods for 5 candidates"),
-    (lambda t: with_scores(t, 2, [-1.0, -2.0, float("nan"), -0.5, -9.0]), "question q3 has a log-likelihood that is"),
-    (lambda t: t.iloc[:0], "no predictions")])
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: pd.concat([t, t.iloc[[1]]]), "question q2 is predicted twice"),
+        (lambda t: t.drop(columns="closed_field"), "lack the column 'closed_field'"),
+        (
+            lambda t: t.assign(prediction=["yes", "no", "no", "yes"]),
+            "question q4: prediction 'yes' is not the likeliest",
+        ),
+        (lambda t: t.assign(question_id=["q1", "", "q3", "q4"]), "row 1: question_id ''"),
+        (lambda t: t.assign(gold=[["yes"], [], ["no"], ["mri"]]), "question q2 has no accepted answer"),
+        (lambda t: with_scores(t, 2, [0.0, 1.0]), "question q3 has 2 log-likelihoods for 5 candidates"),
+        (
+            lambda t: with_scores(t, 2, [-1.0, -2.0, float("nan"), -0.5, -9.0]),
+            "question q3 has a log-likelihood that is",
+        ),
+        (lambda t: t.iloc[:0], "no predictions"),
+    ],
+)
 def test_edited_predictions_are_refused(tmp_path, edit, message):
     change(stored(tmp_path), edit)
     with pytest.raises(InputError, match=message) as caught:
@@ -146,11 +170,15 @@ def test_edited_predictions_are_refused(tmp_path, edit, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("candidates", "message"), [
-    (CANDIDATES.assign(answer=["no", "yes", "yes", "ct", "mri"]), "'yes' occurs twice"),
-    (CANDIDATES.assign(answer=["No", "yes", "left lower lobe", "ct", "mri"]), "'No' is not normalised"),
-    (CANDIDATES.assign(in_test=False), "no candidate for protocol paper"),
-    (CANDIDATES.drop(columns="tokens"), "'tokens'")])
+@pytest.mark.parametrize(
+    ("candidates", "message"),
+    [
+        (CANDIDATES.assign(answer=["no", "yes", "yes", "ct", "mri"]), "'yes' occurs twice"),
+        (CANDIDATES.assign(answer=["No", "yes", "left lower lobe", "ct", "mri"]), "'No' is not normalised"),
+        (CANDIDATES.assign(in_test=False), "no candidate for protocol paper"),
+        (CANDIDATES.drop(columns="tokens"), "'tokens'"),
+    ],
+)
 def test_unusable_candidates_are_refused_before_anything_is_written(tmp_path, candidates, message):
     with pytest.raises(InputError, match=message):
         evaluate.write_predictions(tmp_path / "run", frame(), candidates)
@@ -166,11 +194,16 @@ def question(number: str, image: str, text: str, answer: str, split: str) -> Que
 
 
 SMALL = [
-    question("1", "a", "Is the heart big?", "no", "train"), question("2", "a", "Where is the mass?", "left", "train"),
-    question("3", "b", "Is there a mass?", "yes", "train"), question("4", "b", "is there a mass", "no", "train"),
-    question("5", "a", "Is the heart large?", "yes", "test"), question("6", "a", "where's the mass", "left", "test"),
-    question("7", "b", "is there a mass", "yes", "test"), question("8", "z", "Which organ?", "lung", "test"),
-    question("9", "z", "Is it a lung?", "no", "test")]
+    question("1", "a", "Is the heart big?", "no", "train"),
+    question("2", "a", "Where is the mass?", "left", "train"),
+    question("3", "b", "Is there a mass?", "yes", "train"),
+    question("4", "b", "is there a mass", "no", "train"),
+    question("5", "a", "Is the heart large?", "yes", "test"),
+    question("6", "a", "where's the mass", "left", "test"),
+    question("7", "b", "is there a mass", "yes", "test"),
+    question("8", "z", "Which organ?", "lung", "test"),
+    question("9", "z", "Is it a lung?", "no", "test"),
+]
 
 
 def answers(table: pd.DataFrame) -> list[str]:

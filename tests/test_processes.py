@@ -18,10 +18,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def gradients(processes: int, out: Path) -> dict[str, torch.Tensor]:
     arguments = ["-m", "tests.two_process_worker", str(out), str(processes)]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(processes),
+        "--master_addr",
+        "127.0.0.1",
+        "--master_port",
+        str(free_port()),
+    ]
     command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out)
 
@@ -41,4 +52,6 @@ def test_two_processes_give_the_losses_gradients_and_negatives_of_one(case, both
         if "negatives/" in name:
             assert value.tolist() == two[name].tolist(), name
         else:
-            torch.testing.assert_close(two[name], value, atol=1e-5 * largest, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                two[name], value, atol=1e-5 * largest, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+            )

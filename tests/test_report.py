@@ -93,9 +93,21 @@ def test_every_link_resolves(page):
 
 
 def test_page_holds_the_numbers(page):
-    for text in ("91.67 [", "80.49", "question only (trained on blank images)", "nearest question on the same image",
-                 "strict@1", "mean q ii", "0.31", "the plan says something", "model.width", "768", "code1", "0:01:30",
-                 "not tested at this scale"):
+    for text in (
+        "91.67 [",
+        "80.49",
+        "question only (trained on blank images)",
+        "nearest question on the same image",
+        "strict@1",
+        "mean q ii",
+        "0.31",
+        "the plan says something",
+        "model.width",
+        "768",
+        "code1",
+        "0:01:30",
+        "not tested at this scale",
+    ):
         assert text in page.text, text
     assert "MIXED CODE" not in page.text
 
@@ -160,9 +172,15 @@ def test_cost_is_the_sum_of_wall_times(demo):
 def test_figure_files_are_equal_for_equal_input(demo, tmp_path):
     figures.use_style()
     cells = tables.table("table4", "demo")
-    first, second = ([p.read_bytes() for p in figures.save(figures.accuracy_plot(cells), tmp_path / name / "accuracy",
-                                                           figures.accuracy_data(cells), "A caption.")]
-                     for name in ("one", "two"))
+    first, second = (
+        [
+            p.read_bytes()
+            for p in figures.save(
+                figures.accuracy_plot(cells), tmp_path / name / "accuracy", figures.accuracy_data(cells), "A caption."
+            )
+        ]
+        for name in ("one", "two")
+    )
     assert first == second and len(first) == 5
     assert Image.open(tmp_path / "one" / "accuracy.png").width > 1000
     assert b"<text" in (tmp_path / "one" / "accuracy.svg").read_bytes()  # text stays text
@@ -174,7 +192,8 @@ def test_accuracy_data(demo):
     got = figures.accuracy_data(cells)
     assert set(got["kind"]) == {"ours", "baseline"}  # no paper beside synthetic data
     assert set(got.loc[got["kind"] == "baseline", "label"]) == set(
-        cells.loc[cells["row"].map(tables.is_baseline), "label"])
+        cells.loc[cells["row"].map(tables.is_baseline), "label"]
+    )
     shown = figures.accuracy_data(cells, with_paper=True)
     assert 80.49 in set(shown.loc[shown["kind"] == "paper", "accuracy"])
     with pytest.raises(InputError, match="phantom_vqa_rad"):
@@ -206,9 +225,15 @@ def test_load_run(demo):
         load_run("0123456789ab")
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("metrics.json", "{", r"metrics\.json: not valid JSON, line 1"), ("metrics.json", "[]", "expected a JSON object"),
-    ("metrics.json", None, r"metrics\.json: missing"), ("metrics.jsonl", '{"step": 0}\n{"st', "line 2 is not JSON")])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.json", "{", r"metrics\.json: not valid JSON, line 1"),
+        ("metrics.json", "[]", "expected a JSON object"),
+        ("metrics.json", None, r"metrics\.json: missing"),
+        ("metrics.jsonl", '{"step": 0}\n{"st', "line 2 is not JSON"),
+    ],
+)
 def test_damaged_run(monkeypatch, tmp_path, name, text, message):
     fabricated.install(monkeypatch, tmp_path)
     spec = tables.Selection().rows("table4", "demo")[0].runs[0]
@@ -252,7 +277,9 @@ def test_provenance_names_no_machine():
 
 
 def test_nothing_of_this_imports_torch():
-    code = ("import sys; from amif_lib import baselines, evaluate, figures, layout, report, results, tables; "
-            "assert not {'torch', 'transformers'} & set(sys.modules)")
+    code = (
+        "import sys; from amif_lib import baselines, evaluate, figures, layout, report, results, tables; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)
     assert done.returncode == 0, done.stderr

@@ -174,7 +174,8 @@ def test_long_temporary_folders_fall_back_to_tcp(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_terminated_runner_takes_its_kernel_along(tmp_path: Path) -> None:
     source = notebook(
-        tmp_path / "n.ipynb", "import os, time\nprint('kernel', os.getpid(), flush=True)\ntime.sleep(100)"
+        tmp_path / "n.ipynb",
+        "import os, time\nprint('kernel', os.getpid(), os.environ['JUPYTER_RUNTIME_DIR'], flush=True)\ntime.sleep(100)",
     )
     runner = subprocess.Popen(
         [sys.executable, "-m", "amif_lib.run_notebook", str(source), "--out", str(tmp_path / "out.ipynb")],
@@ -183,10 +184,12 @@ def test_a_terminated_runner_takes_its_kernel_along(tmp_path: Path) -> None:
         text=True,
         env={**os.environ, "PYTHONPATH": str(paths.ROOT)},
     )
-    kernel = int(next(line for line in runner.stdout if line.startswith("kernel")).split()[1])
+    _, number, folder = next(line for line in runner.stdout if line.startswith("kernel")).split(maxsplit=2)
+    kernel = int(number)
     runner.send_signal(signal.SIGTERM)
     runner.wait(timeout=30)
     deadline = time.monotonic() + 20
     while psutil.pid_exists(kernel) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not psutil.pid_exists(kernel)
+    assert not Path(folder.strip()).exists()  # its sockets went too

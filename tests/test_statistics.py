@@ -14,8 +14,15 @@ from amif_lib.errors import InputError
 
 @pytest.mark.parametrize(
     ("correct", "n", "low", "high"),
-    [(363, 451, 76.58, 83.88), (144, 200, 65.41, 77.76), (219, 251, 82.56, 90.82), (920, 1061, 84.54, 88.62),
-     (4417, 6761, 64.19, 66.46), (416, 500, 79.67, 86.22)])
+    [
+        (363, 451, 76.58, 83.88),
+        (144, 200, 65.41, 77.76),
+        (219, 251, 82.56, 90.82),
+        (920, 1061, 84.54, 88.62),
+        (4417, 6761, 64.19, 66.46),
+        (416, 500, 79.67, 86.22),
+    ],
+)
 def test_wilson_of_the_headline_row(correct, n, low, high):
     """The paper's headline accuracies on their question counts, and the formula itself."""
     got = statistics.wilson(correct, n)
@@ -38,7 +45,8 @@ def exact_binomial(wins: int, losses: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("both", "wins", "losses", "neither"), [(10, 5, 0, 3), (2, 9, 4, 1), (0, 3, 3, 0), (4, 0, 0, 4)])
+    ("both", "wins", "losses", "neither"), [(10, 5, 0, 3), (2, 9, 4, 1), (0, 3, 3, 0), (4, 0, 0, 4)]
+)
 def test_mcnemar_is_the_exact_binomial_test(both, wins, losses, neither):
     first = np.repeat([1, 1, 0, 0], [both, wins, losses, neither])
     second = np.repeat([1, 0, 1, 0], [both, wins, losses, neither])
@@ -69,8 +77,12 @@ def test_combine_seeds():
 def all_draws(sums, counts):
     """Every equally likely draw of the images with replacement, enumerated."""
     images = range(len(counts))
-    return np.array([sum(sums[i] for i in draw) / sum(counts[i] for i in draw)
-                     for draw in itertools.product(images, repeat=len(counts))])
+    return np.array(
+        [
+            sum(sums[i] for i in draw) / sum(counts[i] for i in draw)
+            for draw in itertools.product(images, repeat=len(counts))
+        ]
+    )
 
 
 def test_bootstrap_matches_full_enumeration():

@@ -102,8 +102,11 @@ def test_small_scale_prints_the_paper_but_no_difference_and_no_verdict(monkeypat
 def test_paired_tests_by_hand(demo):
     got = tables.tests("table4", "demo")
     assert list(got.columns) == tables.TEST_COLUMNS
-    pairs = {(row, against) for row, against, kind in zip(got["row"], got["against"], got["kind"], strict=True)
-             if kind == "reference"}
+    pairs = {
+        (row, against)
+        for row, against, kind in zip(got["row"], got["against"], got["kind"], strict=True)
+        if kind == "reference"
+    }
     assert pairs == {("3", "1"), ("5", "3"), ("6", "5")}
     assert set(got.loc[got["kind"] == "baseline", "row"]) == {"6"}  # the headline row alone
     one = got[(got["row"] == "3") & (got["split"] == "overall") & (got["protocol"] == "paper")].iloc[0]
@@ -157,8 +160,11 @@ def test_the_scale_plan_decides_what_a_table_holds(demo):
 def test_average_over_sets_is_marked_as_partial(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
     real = experiments.scale_settings
-    monkeypatch.setattr(experiments, "scale_settings", lambda scale: real(scale) | {
-        "question_sets": {"phantom_vqa_rad": {}, "phantom_slake": {}}})
+    monkeypatch.setattr(
+        experiments,
+        "scale_settings",
+        lambda scale: real(scale) | {"question_sets": {"phantom_vqa_rad": {}, "phantom_slake": {}}},
+    )
     write_table("table4", "demo", WRONG)
     for run in Selection(("phantom_slake",)).rows("table4", "demo")[-1].runs:
         write_run(run, wrong_at(5, 6, 7), blank=wrong_at(*range(8)))
@@ -176,8 +182,11 @@ def test_required_runs_are_what_a_missing_one_is_missed_from(demo):
     lost = needed[1]
     (lost.directory / "predictions.parquet").unlink()
     assert [run.run_id for run in results.missing(needed)] == [lost.run_id]
-    with pytest.raises(InputError, match=rf"row 3 \(phantom_vqa_rad, seed 0\) = run {lost.run_id}; run `make reproduce "
-                                         "SCALE=demo`"):
+    with pytest.raises(
+        InputError,
+        match=rf"row 3 \(phantom_vqa_rad, seed 0\) = run {lost.run_id}; run `make reproduce "
+        "SCALE=demo`",
+    ):
         tables.table("table4", "demo")
 
 
@@ -259,18 +268,27 @@ def test_published_averages(table, rows):
         mean = sum(values.values()) / 4
         if mean.quantize(Decimal("0.01"), ROUND_HALF_UP) != printed:
             odd[row] = (mean, printed)
-    expected = {"table4": {"4": (Decimal("77.6625"), Decimal("77.36"))},
-                "table2": {"2": (Decimal("75.2875"), Decimal("75.28"))}}
+    expected = {
+        "table4": {"4": (Decimal("77.6625"), Decimal("77.36"))},
+        "table2": {"2": (Decimal("75.2875"), Decimal("75.28"))},
+    }
     assert odd == expected.get(table, {})
 
 
 def test_rows_that_tables_share():
-    published = {name: results.published(name).pivot(index="row", columns="dataset", values="value")
-                 for name in ("table2", "table3", "table4", "table5")}
-    for first, second in ((("table2", "8"), ("table3", "1")), (("table2", "8"), ("table4", "6")),
-                          (("table4", "1"), ("table5", "1")), (("table4", "5"), ("table5", "6"))):
-        pd.testing.assert_series_equal(published[first[0]].loc[first[1]], published[second[0]].loc[second[1]],
-                                       check_names=False)
+    published = {
+        name: results.published(name).pivot(index="row", columns="dataset", values="value")
+        for name in ("table2", "table3", "table4", "table5")
+    }
+    for first, second in (
+        (("table2", "8"), ("table3", "1")),
+        (("table2", "8"), ("table4", "6")),
+        (("table4", "1"), ("table5", "1")),
+        (("table4", "5"), ("table5", "6")),
+    ):
+        pd.testing.assert_series_equal(
+            published[first[0]].loc[first[1]], published[second[0]].loc[second[1]], check_names=False
+        )
 
 
 def test_published_table1():
@@ -281,8 +299,9 @@ def test_published_table1():
     own = wide.loc["AMiF"]
     assert own["vqa_rad"].to_dict() == {"open": 72.00, "closed": 87.25, "overall": 80.49}
     # the unique integer solution of the headline row: 144/200, 219/251, 363/451
-    assert [round(100 * c / n, 2) for c, n in ((144, 200), (219, 251), (363, 451))] == list(own["vqa_rad"][
-        ["open", "closed", "overall"]])
+    assert [round(100 * c / n, 2) for c, n in ((144, 200), (219, 251), (363, 451))] == list(
+        own["vqa_rad"][["open", "closed", "overall"]]
+    )
     for dataset, rival in (("vqa_rad", "LaPA"), ("slake", "RAMM"), ("pathvqa", "MUMC"), ("vqa_med_2019", "RAMM")):
         others = wide[dataset, "overall"].drop("AMiF")
         assert others.idxmax() == rival and own[dataset, "overall"] > others.max()

@@ -55,7 +55,11 @@ def test_stored_log_likelihoods_are_those_of_the_saved_model(finished):
     frame, candidates = evaluate.read_predictions(finished.directory)
     row = frame.iloc[3]
     question = next(q for q in load_questions("phantom_vqa_rad") if q.question_id == row.question_id)
-    ranked = model.rank(question.image_path, question.question, candidates.answer.tolist()).set_index("answer").log_likelihood
+    ranked = (
+        model.rank(question.image_path, question.question, candidates.answer.tolist())
+        .set_index("answer")
+        .log_likelihood
+    )
     for answer, stored in zip(candidates.answer, row.log_likelihoods, strict=True):
         assert ranked[answer] == pytest.approx(float(stored), abs=1e-4)
 
@@ -96,7 +100,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkey
 
 def test_thirty_steps_overfit_eight_answers():
     torch.manual_seed(0)
-    module = train.FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15)))
+    module = train.FineTuning(
+        AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15))
+    )
     ids, answers = torch.randint(5, 400, (8, 6)), torch.randint(5, 400, (8, 4))
     mask = torch.ones(8, 6).bool()
     batch = QuestionBatch(torch.randn(8, 3, 32, 32), ids, mask, answers, mask[:, :4], torch.ones(8), 8)
@@ -118,7 +124,11 @@ def test_every_sample_is_in_exactly_one_batch_of_an_epoch_and_folds_do_not_mix()
     seen = [i for batch in batches for i in batch]
     assert len(seen) == len(set(seen)) == 36  # 20 of each fold, 18 used
     assert all(len({folds[i] for i in batch}) == 1 for batch in batches)
-    assert batches == global_batches(40, 6, seed=1, epoch=3, folds=folds) != global_batches(40, 6, seed=1, epoch=4, folds=folds)
+    assert (
+        batches
+        == global_batches(40, 6, seed=1, epoch=3, folds=folds)
+        != global_batches(40, 6, seed=1, epoch=4, folds=folds)
+    )
     assert sorted(i for batch in global_batches(41, 6, 0, 0, drop_last=False) for i in batch) == list(range(41))
     with pytest.raises(InputError, match="batch_size: 64 exceeds"):
         global_batches(40, 64, 0, 0)
@@ -134,10 +144,18 @@ def test_share_of_one_process_is_the_batch_itself():
 def test_run_id_follows_what_determines_the_result_and_nothing_else():
     run = tiny.run()
     assert run.model_copy(update={"label": "another name"}).run_id == run.run_id
-    for change in ({"finetune": {"epochs": 3}}, {"stage1": {"epochs": 3}}, {"knowledge": {"gate": False}}, {"seed": 1},
-                   {"data": {"blank_images": True}}, {"data": {"training_file": "other"}}):
+    for change in (
+        {"finetune": {"epochs": 3}},
+        {"stage1": {"epochs": 3}},
+        {"knowledge": {"gate": False}},
+        {"seed": 1},
+        {"data": {"blank_images": True}},
+        {"data": {"training_file": "other"}},
+    ):
         assert tiny.run(**change).run_id != run.run_id, change
-    assert tiny.run(knowledge={"gate": False}).parent.run_id == run.parent.run_id  # pre-training is shared by Table 4's rows
+    assert (
+        tiny.run(knowledge={"gate": False}).parent.run_id == run.parent.run_id
+    )  # pre-training is shared by Table 4's rows
     assert tiny.run(data={"training_file": "other"}).parent.run_id == run.parent.run_id
 
 
@@ -149,15 +167,18 @@ def test_rows_of_table_4_share_their_pre_training():
     assert len({run.run_id for row in rows for run in row.runs}) == 4
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"modle": {}}, "modle: unknown key; known: stage, scale"),
-    ({"model": {"widht": 3}}, "model.widht: unknown key; known: width"),
-    ({"model": {"width": "wide"}}, "model.width: Input should be a valid integer"),
-    ({"model": {"width": 96.5}}, "model.width"),
-    ({"objective": {"labels": "hard"}}, "objective.labels: Input should be 'soft' or 'one_hot'"),
-    ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than 0"),
-    ({"stage": "stage3"}, "stage: Input should be 'stage1', 'stage2' or 'finetune'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, "modle: unknown key; known: stage, scale"),
+        ({"model": {"widht": 3}}, "model.widht: unknown key; known: width"),
+        ({"model": {"width": "wide"}}, "model.width: Input should be a valid integer"),
+        ({"model": {"width": 96.5}}, "model.width"),
+        ({"objective": {"labels": "hard"}}, "objective.labels: Input should be 'soft' or 'one_hot'"),
+        ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than 0"),
+        ({"stage": "stage3"}, "stage: Input should be 'stage1', 'stage2' or 'finetune'"),
+    ],
+)
 def test_a_wrong_specification_is_one_line_that_names_the_field(change, message):
     with pytest.raises(InputError) as caught:
         experiments.parse(experiments.merge({"stage": "finetune", "scale": "demo"}, change), "run.yaml")
@@ -170,8 +191,13 @@ def test_a_run_file_that_cannot_be_read_is_named(tmp_path):
         experiments.load_spec(str(tmp_path / "run.json"))
     with pytest.raises(InputError, match="no such file"):
         experiments.load_spec(str(tmp_path / "absent.yaml"))
-    for name, message in {"demo": "give a .yaml", "huge/table4": "unknown; choose one of", "demo/table9": "no specification",
-                          "demo/table4/7": "no row '7'", "demo/table4/1/stage1": "has no stage1 run"}.items():
+    for name, message in {
+        "demo": "give a .yaml",
+        "huge/table4": "unknown; choose one of",
+        "demo/table9": "no specification",
+        "demo/table4/7": "no row '7'",
+        "demo/table4/1/stage1": "has no stage1 run",
+    }.items():
         with pytest.raises(InputError, match=message):
             experiments.load_spec(name)
 
@@ -222,12 +248,20 @@ def test_teacher_embeddings_are_those_of_the_stored_open_clip_model(finished):
     model, preprocess = open_clip.create_model_from_pretrained(name)
     model.eval()
     with torch.inference_mode():
-        image = torch.nn.functional.normalize(model.encode_image(preprocess(images.load_rgb(study.images[0].path))[None]), dim=-1)
+        image = torch.nn.functional.normalize(
+            model.encode_image(preprocess(images.load_rgb(study.images[0].path))[None]), dim=-1
+        )
         text = torch.nn.functional.normalize(model.encode_text(open_clip.get_tokenizer(name)([study.text])), dim=-1)
-    torch.testing.assert_close(stored.image_vectors[stored.images[study.images[0].image_id]], image[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        stored.image_vectors[stored.images[study.images[0].image_id]], image[0], atol=1e-5, rtol=1e-4
+    )
     torch.testing.assert_close(stored.text_vectors[stored.studies[study.study_id]], text[0], atol=1e-5, rtol=1e-4)
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    assert 0 < metrics["mean_q_ii"] < 1 and 1 <= metrics["effective_neighbours"] <= 8 and 0 <= metrics["held_out_retrieval_at_1"] <= 1
+    assert (
+        0 < metrics["mean_q_ii"] < 1
+        and 1 <= metrics["effective_neighbours"] <= 8
+        and 0 <= metrics["held_out_retrieval_at_1"] <= 1
+    )
 
 
 def test_cross_fitting_never_trains_on_a_case_that_it_embeds(monkeypatch, folder):
@@ -257,7 +291,9 @@ def test_an_unreachable_teacher_says_what_to_do():
 
 
 def test_settings_page_is_current_and_explains_every_field():
-    assert (paths.SPECS / "SETTINGS.md").read_text(encoding="utf-8") == settings.page(), "run `python -m amif_lib settings > amif_lib/specs/SETTINGS.md`"
+    assert (paths.SPECS / "SETTINGS.md").read_text(encoding="utf-8") == settings.page(), (
+        "run `python -m amif_lib settings > amif_lib/specs/SETTINGS.md`"
+    )
     for model in (experiments.ObjectiveSpec, experiments.KnowledgeSpec, experiments.TeacherSpec):
         for name in model.model_fields:
             assert f"`{name}`" in settings.page()

@@ -66,7 +66,7 @@ def ragged(seed=0, shapes=((5, 3), (7, 4), (1, 4), (7, 1))):
     cost = torch.rand(len(shapes), p, t, generator=g)
     row_mask = torch.arange(p) < torch.tensor([[s[0]] for s in shapes])
     col_mask = torch.arange(t) < torch.tensor([[s[1]] for s in shapes])
-    return cost, row_mask, col_mask, [cost[i, :s[0], :s[1]].double().numpy() for i, s in enumerate(shapes)]
+    return cost, row_mask, col_mask, [cost[i, : s[0], : s[1]].double().numpy() for i, s in enumerate(shapes)]
 
 
 # --- IPOT ---
@@ -138,7 +138,7 @@ def test_padding_and_neighbours_never_change_a_plan():
     wide = torch.full((len(blocks), 11, 9), float("nan"))
     wide[:, ::2, 3:] = float("inf")
     for i, block in enumerate(blocks):
-        wide[i, :block.shape[0], :block.shape[1]] = torch.tensor(block)
+        wide[i, : block.shape[0], : block.shape[1]] = torch.tensor(block)
     padded = transport.ipot(wide, F.pad(row_mask, (0, 4)), F.pad(col_mask, (0, 5)))
     torch.testing.assert_close(padded[:, :7, :4], batch, rtol=1e-6, atol=1e-9)
     assert padded[:, 7:].abs().max() == 0 and padded[:, :, 4:].abs().max() == 0
@@ -250,14 +250,18 @@ def test_given_masses_are_met_and_scaled():
     row_mass[0, 2] = 0.0  # a real token without mass
     a, b = (mass * mask for mass, mask in ((row_mass, row_mask), (col_mass, col_mask)))
     a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
-    for plan in (transport.ipot(cost, row_mask, col_mask, 0.5, 300, row_mass=row_mass, col_mass=5 * col_mass),
-                 transport.exact(cost, row_mask, col_mask, row_mass, 5 * col_mass)):
+    for plan in (
+        transport.ipot(cost, row_mask, col_mask, 0.5, 300, row_mass=row_mass, col_mass=5 * col_mass),
+        transport.exact(cost, row_mask, col_mask, row_mass, 5 * col_mass),
+    ):
         torch.testing.assert_close(plan.sum(2), a, rtol=0, atol=1e-4)
         torch.testing.assert_close(plan.sum(1), b, rtol=0, atol=1e-6)
     tokens = torch.randn(2, 7, 3, generator=g)
     norms = transport.norm_mass(tokens, row_mask)
-    expected = [[float(np.linalg.norm(v)) * bool(m) for v, m in zip(s.numpy(), mask, strict=True)]
-                for s, mask in zip(tokens, row_mask, strict=True)]
+    expected = [
+        [float(np.linalg.norm(v)) * bool(m) for v, m in zip(s.numpy(), mask, strict=True)]
+        for s, mask in zip(tokens, row_mask, strict=True)
+    ]
     torch.testing.assert_close(norms, torch.tensor([[v / sum(s) for v in s] for s in expected]))
 
 

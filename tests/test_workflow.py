@@ -120,7 +120,7 @@ class Clone:
         for name in ("03_stage1_global_alignment", "04_stage2_local_alignment_and_mining", "05_finetune_vqa"):
             write_notebook(self.notebooks / f"{name}.ipynb", 'spec = ""', TRAIN)
         for name, parameter, path in (
-            ("01_data_and_manifests", "scale", "data/check.csv"),
+            ("01_data_and_manifests", "spec", "data/check.csv"),
             ("14_table4", "spec", "tables/table4.csv"),
             ("90_reproduction_report", "scale", "report.html"),
         ):

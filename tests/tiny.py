@@ -9,9 +9,23 @@ from amif_lib.experiments import ModelSpec, ObjectiveSpec, RunSpec
 from amif_lib.model import AMiF
 from amif_lib.objectives.amif import Pretraining, PretrainingBatch
 
-MODEL = {"width": 32, "image_size": 32, "patch_size": 8, "image_layers": 2, "image_heads": 2, "text_layers": 2, "text_heads": 2,
-         "text_positions": 64, "vocab_size": 400, "fusion_layers": 1, "fusion_heads": 2, "projection_dim": 16, "decoder_layers": 2,
-         "decoder_cross_layers": 1, "dropout": 0.0}
+MODEL = {
+    "width": 32,
+    "image_size": 32,
+    "patch_size": 8,
+    "image_layers": 2,
+    "image_heads": 2,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_positions": 64,
+    "vocab_size": 400,
+    "fusion_layers": 1,
+    "fusion_heads": 2,
+    "projection_dim": 16,
+    "decoder_layers": 2,
+    "decoder_cross_layers": 1,
+    "dropout": 0.0,
+}
 SPECIAL = (2, 3)  # [CLS], [SEP]
 
 
@@ -19,12 +33,37 @@ def run(**changes) -> RunSpec:
     """A fine-tuning with both pre-training stages behind it, on a few phantom samples; `stage1=`, `stage2=`, `finetune=` change `train`."""
     train = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
     stages = {name: train | changes.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
-    teacher = {"source": "trained", "data": ["phantom_teacher"], "image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "embed_dim": 16,
-               "text_length": 32, "epochs": 1, "batch_size": 64}
-    data = {"pretrain": ["phantom_mimic_cxr"], "questions": "phantom_vqa_rad", "tokenizer_questions": ["phantom_vqa_rad"], "text_length": 32,
-            "question_length": 24, "answer_length": 12, "max_studies": 24, "max_questions": 24}
-    shared = experiments.merge({"scale": "demo", "model": MODEL, "data": data, "init": {"image": "random", "text": "random", "decoder": "random",
-                                                                                       "tokenizer": "trained"}}, changes)
+    teacher = {
+        "source": "trained",
+        "data": ["phantom_teacher"],
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 32,
+        "layers": 1,
+        "embed_dim": 16,
+        "text_length": 32,
+        "epochs": 1,
+        "batch_size": 64,
+    }
+    data = {
+        "pretrain": ["phantom_mimic_cxr"],
+        "questions": "phantom_vqa_rad",
+        "tokenizer_questions": ["phantom_vqa_rad"],
+        "text_length": 32,
+        "question_length": 24,
+        "answer_length": 12,
+        "max_studies": 24,
+        "max_questions": 24,
+    }
+    shared = experiments.merge(
+        {
+            "scale": "demo",
+            "model": MODEL,
+            "data": data,
+            "init": {"image": "random", "text": "random", "decoder": "random", "tokenizer": "trained"},
+        },
+        changes,
+    )
     stage1 = shared | {"stage": "stage1", "teacher": teacher, "train": stages["stage1"]}
     stage2 = stage1 | {"stage": "stage2", "parent": stage1, "train": stages["stage2"]}
     return experiments.parse(shared | {"stage": "finetune", "parent": stage2, "train": stages["finetune"]}, "tests")
@@ -45,7 +84,16 @@ def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, ste
     ids[torch.arange(n), lengths - 1] = SPECIAL[1]
     copy = torch.where(torch.rand(n, length, generator=g) < 0.2, 4, ids).masked_fill(~mask, 0)
     unit = torch.nn.functional.normalize
-    return PretrainingBatch(views=torch.randn(n, 2, 3, 32, 32, generator=g), view=torch.randint(0, 2, (n,), generator=g), ids=ids, mask=mask,
-                            copy_ids=copy, view_label=torch.zeros(n, 2, dtype=torch.long), group=torch.arange(n), text_key=torch.arange(n),
-                            teacher_views=unit(torch.randn(n, 2, 16, generator=g), dim=-1) if teacher else None,
-                            teacher_text=unit(torch.randn(n, 16, generator=g), dim=-1) if teacher else None, step=step)
+    return PretrainingBatch(
+        views=torch.randn(n, 2, 3, 32, 32, generator=g),
+        view=torch.randint(0, 2, (n,), generator=g),
+        ids=ids,
+        mask=mask,
+        copy_ids=copy,
+        view_label=torch.zeros(n, 2, dtype=torch.long),
+        group=torch.arange(n),
+        text_key=torch.arange(n),
+        teacher_views=unit(torch.randn(n, 2, 16, generator=g), dim=-1) if teacher else None,
+        teacher_text=unit(torch.randn(n, 16, generator=g), dim=-1) if teacher else None,
+        step=step,
+    )

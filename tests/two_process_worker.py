@@ -19,8 +19,11 @@ from amif_lib.train import FineTuning
 from tests import tiny
 
 SAMPLES = 8
-OBJECTIVES = {"stage1": {}, "stage2": {"weight_global": 0.5, "local_contrast": "positives_minus_negatives"},
-              "student": {"labels": "one_hot", "negative_distribution": "student", "negative_directions": "both"}}
+OBJECTIVES = {
+    "stage1": {},
+    "stage2": {"weight_global": 0.5, "local_contrast": "positives_minus_negatives"},
+    "student": {"labels": "one_hot", "negative_distribution": "student", "negative_directions": "both"},
+}
 
 
 def pretraining_case(name: str) -> tuple[torch.nn.Module, object]:
@@ -66,7 +69,9 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
     if world_size() > 1:
         dist.all_reduce(total)
         total /= world_size()
-    out = {f"{case}/{name}": p.grad for name, p in module.named_parameters() if p.grad is not None} | {f"{case}/total": total}
+    out = {f"{case}/{name}": p.grad for name, p in module.named_parameters() if p.grad is not None} | {
+        f"{case}/total": total
+    }
     parts = gather_objects(drawn)
     for kind in parts[0]:
         out[f"{case}/negatives/{kind}"] = torch.tensor([index for part in parts for index in part[kind]])

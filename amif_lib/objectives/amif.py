@@ -39,8 +39,12 @@ class PretrainingBatch:
     step: int
 
     def to(self, device: torch.device) -> PretrainingBatch:
-        return PretrainingBatch(**{name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                                   for name, value in vars(self).items()})
+        return PretrainingBatch(
+            **{
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in vars(self).items()
+            }
+        )
 
 
 @dataclass
@@ -66,10 +70,17 @@ class Pretraining(nn.Module):
         o = objective
         uses_global = stage == "stage1" or o.weight_global > 0
         encoders = stage == "stage1" or o.stage2_trains == "all"
-        fusion_used = stage == "stage2" and (o.weight_hard_negatives > 0 or (o.weight_local > 0 and o.transport_on == "fused"))
-        trained = {amif.image_encoder: encoders, amif.text_encoder: encoders,
-                   amif.image_projection: uses_global and (o.global_inter or o.global_intra == "both"), amif.text_projection: uses_global,
-                   amif.co_attention: fusion_used, amif.pair_head: stage == "stage2" and o.weight_hard_negatives > 0}
+        fusion_used = stage == "stage2" and (
+            o.weight_hard_negatives > 0 or (o.weight_local > 0 and o.transport_on == "fused")
+        )
+        trained = {
+            amif.image_encoder: encoders,
+            amif.text_encoder: encoders,
+            amif.image_projection: uses_global and (o.global_inter or o.global_intra == "both"),
+            amif.text_projection: uses_global,
+            amif.co_attention: fusion_used,
+            amif.pair_head: stage == "stage2" and o.weight_hard_negatives > 0,
+        }
         for module, trains in trained.items():
             module.requires_grad_(trains)
         amif.log_temperature.requires_grad_(o.learn_temperature and uses_global)
@@ -95,24 +106,43 @@ class Pretraining(nn.Module):
         stats: dict[str, Tensor] = {}
 
         if o.global_inter:
-            picks = [batch.view] if o.inter_view == "random" else [torch.zeros_like(batch.view), torch.ones_like(batch.view)]
+            picks = (
+                [batch.view]
+                if o.inter_view == "random"
+                else [torch.zeros_like(batch.view), torch.ones_like(batch.view)]
+            )
             parts = []
             for pick in picks:
                 chosen = _pick(views, pick)  # v_i: (B, e)
                 teacher = None if t_views is None else _pick(t_views, pick)
-                parts += [self._align("i2t", chosen, text, teacher, t_text, stats), self._align("t2i", text, chosen, t_text, teacher, stats)]
+                parts += [
+                    self._align("i2t", chosen, text, teacher, t_text, stats),
+                    self._align("t2i", text, chosen, t_text, teacher, stats),
+                ]
             losses["inter"] = torch.stack(parts).mean()  # Eq. 6: half of each direction
         if o.global_intra == "both":
             t_first, t_second = (None, None) if t_views is None else t_views.unbind(1)
-            losses["intra_image"] = (self._align("i1i2", views[:, 0], views[:, 1], t_first, t_second, stats)
-                                     + self._align("i2i1", views[:, 1], views[:, 0], t_second, t_first, stats)) / 2
+            losses["intra_image"] = (
+                self._align("i1i2", views[:, 0], views[:, 1], t_first, t_second, stats)
+                + self._align("i2i1", views[:, 1], views[:, 0], t_second, t_first, stats)
+            ) / 2
         if o.global_intra in ("text", "both"):
-            losses["intra_text"] = self._align("t2t", text, text, t_text, t_text, stats, mask_diagonal=o.text_text_diagonal == "mask")
+            losses["intra_text"] = self._align(
+                "t2t", text, text, t_text, t_text, stats, mask_diagonal=o.text_text_diagonal == "mask"
+            )
         losses["total"] = torch.stack(list(losses.values())).sum()  # Eq. 8
         return losses | stats
 
-    def _align(self, name: str, rows: Tensor, columns: Tensor, t_rows: Tensor | None, t_columns: Tensor | None,
-               stats: dict[str, Tensor], mask_diagonal: bool = False) -> Tensor:
+    def _align(
+        self,
+        name: str,
+        rows: Tensor,
+        columns: Tensor,
+        t_rows: Tensor | None,
+        t_columns: Tensor | None,
+        stats: dict[str, Tensor],
+        mask_diagonal: bool = False,
+    ) -> Tensor:
         """KL(H || P) of this process's rows against the columns of all processes (Eq. 2-7)."""
         o = self.objective
         columns = gather(columns)  # (N, e)
@@ -123,8 +153,14 @@ class Pretraining(nn.Module):
             targets = F.one_hot(positive, len(columns)).float()
         else:
             similarity = t_rows @ gather(t_columns).T  # (B, N)
-            targets = contrastive.soft_labels(similarity, o.teacher_temperature, o.positive_weight, positive,
-                                              renormalise=o.renormalise_labels, mask=mask)
+            targets = contrastive.soft_labels(
+                similarity,
+                o.teacher_temperature,
+                o.positive_weight,
+                positive,
+                renormalise=o.renormalise_labels,
+                mask=mask,
+            )
         with torch.no_grad():
             stats[f"retrieval_{name}"] = (logits.argmax(1) == positive).float().mean()
         return contrastive.soft_label_kl(logits, targets, mask=mask)
@@ -144,21 +180,33 @@ class Pretraining(nn.Module):
                 both, image = None, self.amif.image_encoder(_pick(batch.views, batch.view))
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
-        negatives = self.mine(batch, image, both, text) if o.weight_hard_negatives > 0 or self._contrasts_locally else {}
+        negatives = (
+            self.mine(batch, image, both, text) if o.weight_hard_negatives > 0 or self._contrasts_locally else {}
+        )
 
-        fused = self.amif.co_attention(image, text, None, batch.mask, "image_text")[:2] if self._needs_positive_pair else None
+        fused = (
+            self.amif.co_attention(image, text, None, batch.mask, "image_text")[:2]
+            if self._needs_positive_pair
+            else None
+        )
         fused_negative = negative_text_mask = None
-        if "image_text" in negatives and "image_text" in o.pair_types or self._contrasts_locally:
-            negative_text, negative_text_mask = self._take(text, negatives["image_text"].index, batch.mask)  # R_m: (B, t', d)
+        if ("image_text" in negatives and "image_text" in o.pair_types) or self._contrasts_locally:
+            negative_text, negative_text_mask = self._take(
+                text, negatives["image_text"].index, batch.mask
+            )  # R_m: (B, t', d)
             fused_negative = self.amif.co_attention(image, negative_text, None, negative_text_mask, "image_text")[:2]
 
         if o.weight_local > 0:
             losses["local"] = self.local_loss(batch, image, text, fused, stats)
             if self._contrasts_locally:
                 valid = negatives["image_text"].valid.float()  # (B,)
-                losses["local"] = losses["local"] - self._negative_cost(batch, fused_negative, negatives["image_text"], valid)
+                losses["local"] = losses["local"] - self._negative_cost(
+                    batch, fused_negative, negatives["image_text"], valid
+                )
         if o.weight_hard_negatives > 0:
-            losses["hard_negatives"] = self.pair_loss(batch, image, both, text, negatives, fused, fused_negative, negative_text_mask, stats)
+            losses["hard_negatives"] = self.pair_loss(
+                batch, image, both, text, negatives, fused, fused_negative, negative_text_mask, stats
+            )
         total = o.weight_local * losses.get("local", 0) + o.weight_hard_negatives * losses.get("hard_negatives", 0)
         if o.weight_global > 0:
             kept = self.global_losses(batch, both[0][:, 0], both[1][:, 0], text[:, 0])
@@ -178,7 +226,9 @@ class Pretraining(nn.Module):
         return pairs or (o.weight_local > 0 and o.transport_on == "fused")
 
     @torch.no_grad()
-    def mine(self, batch: PretrainingBatch, image: Tensor, both: list[Tensor] | None, text: Tensor) -> dict[PairType, hard_negatives.Negatives]:
+    def mine(
+        self, batch: PretrainingBatch, image: Tensor, both: list[Tensor] | None, text: Tensor
+    ) -> dict[PairType, hard_negatives.Negatives]:
         """Indices into the global batch of each row's hard negatives, per pair type (Eq. 11).
 
         All N rows are drawn on every process from the same numbers, keyed by (seed, step), so that the draw does not
@@ -188,8 +238,12 @@ class Pretraining(nn.Module):
         group, key = gather(batch.group), gather(batch.text_key)
         exclude = hard_negatives.duplicates(group, key) if o.exclude_duplicates else None  # (N, N)
         t_views, t_text = (None if t is None else gather(t) for t in (batch.teacher_views, batch.teacher_text))
-        wanted: list[PairType] = [kind for kind in ("image_text", "image_image", "text_text")
-                                  if (o.weight_hard_negatives > 0 and kind in o.pair_types) or (kind == "image_text" and self._contrasts_locally)]
+        wanted: list[PairType] = [
+            kind
+            for kind in ("image_text", "image_image", "text_text")
+            if (o.weight_hard_negatives > 0 and kind in o.pair_types)
+            or (kind == "image_text" and self._contrasts_locally)
+        ]
         pick = gather(batch.view)
         if o.negative_distribution == "student" or t_text is None:
             s_text = gather(self.amif.text_projection(text[:, 0]))  # (N, e)
@@ -202,7 +256,11 @@ class Pretraining(nn.Module):
                 sides["image_image"] = (s_views[:, 0], s_views[:, 1])
             temperature = o.temperature
         else:
-            sides = {"image_text": (_pick(t_views, pick), t_text), "image_image": (t_views[:, 0], t_views[:, 1]), "text_text": (t_text, t_text)}
+            sides = {
+                "image_text": (_pick(t_views, pick), t_text),
+                "image_image": (t_views[:, 0], t_views[:, 1]),
+                "text_text": (t_text, t_text),
+            }
             temperature = o.teacher_temperature
         out: dict[PairType, hard_negatives.Negatives] = {}
         rows = own_rows(len(group))
@@ -211,15 +269,23 @@ class Pretraining(nn.Module):
                 continue
             a, b = sides[kind]
             positive = torch.arange(len(group), device=a.device)
-            targets = contrastive.soft_labels(a @ b.T, temperature, 0.0, positive)  # Q; lambda sits on the diagonal, never drawn
+            targets = contrastive.soft_labels(
+                a @ b.T, temperature, 0.0, positive
+            )  # Q; lambda sits on the diagonal, never drawn
             barred = exclude
             if kind == "image_image" and o.same_view_negatives:
                 label = gather(batch.view_label)[:, 1]  # (N,)
                 other_view = label[:, None] != label[None, :]  # (N, N)
                 barred = other_view if exclude is None else exclude | other_view
             generator = torch.Generator().manual_seed(hash((self.seed, batch.step, number)) & 0x7FFFFFFF)
-            drawn = hard_negatives.sample(targets, positive, barred, generator, temperature=o.negative_temperature,
-                                          top_k=5 if o.negative_distribution == "top_k" else 0)
+            drawn = hard_negatives.sample(
+                targets,
+                positive,
+                barred,
+                generator,
+                temperature=o.negative_temperature,
+                top_k=5 if o.negative_distribution == "top_k" else 0,
+            )
             own_valid = drawn.valid[rows]
             out[kind] = hard_negatives.Negatives(drawn.index[rows], own_valid, int((~own_valid).sum()))
         return out
@@ -231,14 +297,20 @@ class Pretraining(nn.Module):
         taken = everyone[index]  # (B, t', d)
         return taken, None if mask is None else gather(pad_to_common_length(mask, value=0))[index]
 
-    def local_loss(self, batch: PretrainingBatch, image: Tensor, text: Tensor, fused: tuple[Tensor, Tensor] | None,
-                   stats: dict[str, Tensor]) -> Tensor:
+    def local_loss(
+        self,
+        batch: PretrainingBatch,
+        image: Tensor,
+        text: Tensor,
+        fused: tuple[Tensor, Tensor] | None,
+        stats: dict[str, Tensor],
+    ) -> Tensor:
         """Eq. 9: mean over samples of the transport cost between image and text tokens."""
         x, y = fused if self.objective.transport_on == "fused" else (image, text)
         cost, plan, row_mask, column_mask = self._transport(x, y, batch.ids, batch.mask)
         if batch.step % 10 == 0:
             with torch.no_grad():
-                found = monitor.collapse(x[:, -row_mask.shape[1]:], y, plan, row_mask, column_mask, cost)
+                found = monitor.collapse(x[:, -row_mask.shape[1] :], y, plan, row_mask, column_mask, cost)
             stats |= {f"collapse/{name}": torch.as_tensor(value) for name, value in found.items()}
         return transport.transport_cost(plan, cost).mean()
 
@@ -256,20 +328,38 @@ class Pretraining(nn.Module):
         if o.transport_solver == "exact":
             plan = transport.exact(cost, row_mask, column_mask, **masses)
         else:
-            plan = transport.ipot(cost, row_mask, column_mask, beta=o.transport_beta, iterations=o.transport_iterations,
-                                  differentiable=o.plan_gradient == "unrolled", **masses)
+            plan = transport.ipot(
+                cost,
+                row_mask,
+                column_mask,
+                beta=o.transport_beta,
+                iterations=o.transport_iterations,
+                differentiable=o.plan_gradient == "unrolled",
+                **masses,
+            )
         return cost, plan, row_mask, column_mask
 
-    def _negative_cost(self, batch: PretrainingBatch, fused: tuple[Tensor, Tensor], negatives: hard_negatives.Negatives, valid: Tensor) -> Tensor:
+    def _negative_cost(
+        self, batch: PretrainingBatch, fused: tuple[Tensor, Tensor], negatives: hard_negatives.Negatives, valid: Tensor
+    ) -> Tensor:
         index = negatives.index.clamp_min(0)
         ids = gather(pad_to_common_length(batch.ids))[index]
         mask = gather(pad_to_common_length(batch.mask))[index]
         cost, plan, _, _ = self._transport(*fused, ids, mask)
         return (transport.transport_cost(plan, cost) * valid).mean()
 
-    def pair_loss(self, batch: PretrainingBatch, image: Tensor, both: list[Tensor] | None, text: Tensor,
-                  negatives: dict[PairType, hard_negatives.Negatives], fused: tuple[Tensor, Tensor] | None,
-                  fused_negative: tuple[Tensor, Tensor] | None, negative_text_mask: Tensor | None, stats: dict[str, Tensor]) -> Tensor:
+    def pair_loss(
+        self,
+        batch: PretrainingBatch,
+        image: Tensor,
+        both: list[Tensor] | None,
+        text: Tensor,
+        negatives: dict[PairType, hard_negatives.Negatives],
+        fused: tuple[Tensor, Tensor] | None,
+        fused_negative: tuple[Tensor, Tensor] | None,
+        negative_text_mask: Tensor | None,
+        stats: dict[str, Tensor],
+    ) -> Tensor:
         """Eq. 13: cross-entropy of hard negatives (class 1) and positives (class 0), summed over pair types, mean over samples.
 
         The partner of a negative has the same view label (`mine`), and passes the same copy operation, as the positive's:
@@ -278,7 +368,14 @@ class Pretraining(nn.Module):
         o = self.objective
         losses, correct = [], []
 
-        def add(kind: PairType, negative: tuple | None, positive: tuple | None, valid: Tensor, masks: tuple, negative_masks: tuple) -> None:
+        def add(
+            kind: PairType,
+            negative: tuple | None,
+            positive: tuple | None,
+            valid: Tensor,
+            masks: tuple,
+            negative_masks: tuple,
+        ) -> None:
             for pair, label, pair_masks in ((negative, 1, negative_masks), (positive, 0, masks)):
                 if pair is None:
                     continue
@@ -291,16 +388,33 @@ class Pretraining(nn.Module):
         with_positive = {"per_type": o.pair_types, "image_text": ("image_text",), "none": ()}[o.pair_positives]
         if "image_text" in o.pair_types:
             valid = negatives["image_text"].valid.float()
-            add("image_text", fused_negative, fused if "image_text" in with_positive else None, valid, (None, batch.mask), (None, negative_text_mask))
+            add(
+                "image_text",
+                fused_negative,
+                fused if "image_text" in with_positive else None,
+                valid,
+                (None, batch.mask),
+                (None, negative_text_mask),
+            )
             if o.negative_directions == "both":  # (V_m, R_i): the image of the mined text's sample
                 other, _ = self._take(image, negatives["image_text"].index, None)
-                add("image_text", self.amif.co_attention(other, text, None, batch.mask, "image_text")[:2], None, valid, (None, batch.mask),
-                    (None, batch.mask))
+                add(
+                    "image_text",
+                    self.amif.co_attention(other, text, None, batch.mask, "image_text")[:2],
+                    None,
+                    valid,
+                    (None, batch.mask),
+                    (None, batch.mask),
+                )
         if "image_image" in o.pair_types:
             valid = negatives["image_image"].valid.float()
             partner, _ = self._take(both[1], negatives["image_image"].index, None)  # second view slot of sample n
             negative = self.amif.co_attention(both[0], partner, None, None, "image_image")[:2]
-            positive = self.amif.co_attention(both[0], both[1], None, None, "image_image")[:2] if "image_image" in with_positive else None
+            positive = (
+                self.amif.co_attention(both[0], both[1], None, None, "image_image")[:2]
+                if "image_image" in with_positive
+                else None
+            )
             add("image_image", negative, positive, valid, (None, None), (None, None))
         if "text_text" in o.pair_types:
             valid = negatives["text_text"].valid.float()
@@ -312,7 +426,9 @@ class Pretraining(nn.Module):
             masks = pair_stream_masks("text_text", batch.mask, batch.mask)
             negative_masks = pair_stream_masks("text_text", batch.mask, partner_mask)
             negative = self.amif.co_attention(text, partner, *negative_masks, "text_text")[:2]
-            positive = self.amif.co_attention(text, copied, *masks, "text_text")[:2] if "text_text" in with_positive else None
+            positive = (
+                self.amif.co_attention(text, copied, *masks, "text_text")[:2] if "text_text" in with_positive else None
+            )
             add("text_text", negative, positive, valid, masks, negative_masks)
         stats["pair_accuracy"] = torch.stack(correct).mean().detach()
         return torch.stack(losses).sum()
@@ -325,5 +441,8 @@ def _pick(pairs: Tensor, which: Tensor) -> Tensor:
 
 def _positives(rows: int, columns: int, device: torch.device) -> Tensor:
     """Column of each own row's positive in the global batch, (B,)."""
-    return torch.arange(columns, device=device)[own_rows(columns)] if columns != rows else torch.arange(rows, device=device)
-
+    return (
+        torch.arange(columns, device=device)[own_rows(columns)]
+        if columns != rows
+        else torch.arange(rows, device=device)
+    )

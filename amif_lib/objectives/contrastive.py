@@ -194,11 +194,15 @@ def teacher_statistics(targets: Tensor, positive_index: Tensor) -> dict[str, flo
     neighbours = (-torch.xlogy(q, q).sum(dim=-1)).exp().mean().item()  # (B, N) -> (B,) -> scalar
     warn = ""
     if on_positive > NEARLY_ONE_HOT:
-        warn = (f"mean Q_ii is {on_positive:.3f} (above {NEARLY_ONE_HOT}): the soft labels are close to one-hot; use a "
-                "teacher that was not trained on these pairs, or a higher teacher temperature")
+        warn = (
+            f"mean Q_ii is {on_positive:.3f} (above {NEARLY_ONE_HOT}): the soft labels are close to one-hot; use a "
+            "teacher that was not trained on these pairs, or a higher teacher temperature"
+        )
     elif on_positive < NEARLY_FLAT / columns:
-        warn = (f"mean Q_ii is {on_positive:.2g} (below {NEARLY_FLAT:g}/N = {NEARLY_FLAT / columns:.2g}): the teacher "
-                "hardly tells a pair from any other column; use a better teacher, or a lower teacher temperature")
+        warn = (
+            f"mean Q_ii is {on_positive:.2g} (below {NEARLY_FLAT:g}/N = {NEARLY_FLAT / columns:.2g}): the teacher "
+            "hardly tells a pair from any other column; use a better teacher, or a lower teacher temperature"
+        )
     return {"mean_q_ii": on_positive, "effective_neighbours": neighbours, "warn": warn}
 
 
@@ -210,7 +214,9 @@ def _normalise_rows(labels: Tensor) -> Tensor:
 
 def _check_rows(matrix: Tensor, positive_index: Tensor, mask: Tensor | None) -> None:
     if matrix.ndim != 2 or positive_index.shape != matrix.shape[:1]:
-        raise InputError(f"a (B, N) matrix and a (B,) positive_index are needed, got {tuple(matrix.shape)} and "
-                         f"{tuple(positive_index.shape)}")
+        raise InputError(
+            f"a (B, N) matrix and a (B,) positive_index are needed, got {tuple(matrix.shape)} and "
+            f"{tuple(positive_index.shape)}"
+        )
     if mask is not None and mask.shape != matrix.shape:
         raise InputError(f"mask {tuple(mask.shape)} must have the matrix' shape {tuple(matrix.shape)}")

@@ -144,8 +144,10 @@ def duplicates(
         rows = columns if rows is None else rows
         equal = rows.unsqueeze(1) == columns.unsqueeze(0)  # (B, 1), (1, N) -> (B, N)
         if same is not None and same.shape != equal.shape:
-            raise InputError(f"group ids compare as {tuple(same.shape)} and text ids as {tuple(equal.shape)}; pass "
-                             "both for the same rows and columns")
+            raise InputError(
+                f"group ids compare as {tuple(same.shape)} and text ids as {tuple(equal.shape)}; pass "
+                "both for the same rows and columns"
+            )
         same = equal if same is None else same | equal
     if same is None:
         raise InputError("group_ids and text_ids are both None; pass at least one")
@@ -161,8 +163,10 @@ def _check(
     uniform: Tensor | None,
 ) -> None:
     if targets.ndim != 2 or positive_index.shape != targets.shape[:1]:
-        raise InputError(f"targets (B, N) and positive_index (B,) are needed, got {tuple(targets.shape)} and "
-                         f"{tuple(positive_index.shape)}")
+        raise InputError(
+            f"targets (B, N) and positive_index (B,) are needed, got {tuple(targets.shape)} and "
+            f"{tuple(positive_index.shape)}"
+        )
     if exclude is not None and exclude.shape != targets.shape:
         raise InputError(f"exclude {tuple(exclude.shape)} must have the targets' shape {tuple(targets.shape)}")
     if uniform is not None and uniform.shape != positive_index.shape:

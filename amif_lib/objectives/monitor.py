@@ -86,19 +86,25 @@ def verdict(stats: dict[str, float]) -> str:
     """One sentence on what `collapse` found, for a log or a notebook."""
     row, col, distance = stats["row_token_cosine"], stats["col_token_cosine"], stats["plan_distance"]
     if max(row, col) > TOKEN_COSINE_LIMIT:
-        return (f"the plan carries no information: tokens have collapsed (mean cosine between tokens {row:.3f} on the "
-                f"row side, {col:.3f} on the column side, limit {TOKEN_COSINE_LIMIT})")
+        return (
+            f"the plan carries no information: tokens have collapsed (mean cosine between tokens {row:.3f} on the "
+            f"row side, {col:.3f} on the column side, limit {TOKEN_COSINE_LIMIT})"
+        )
     if distance < PLAN_DISTANCE_LIMIT:
-        return (f"the plan carries no information: it is within {distance:.3f} (total variation, limit "
-                f"{PLAN_DISTANCE_LIMIT}) of the independent plan; costs vary too little for this beta and number of "
-                "iterations")
+        return (
+            f"the plan carries no information: it is within {distance:.3f} (total variation, limit "
+            f"{PLAN_DISTANCE_LIMIT}) of the independent plan; costs vary too little for this beta and number of "
+            "iterations"
+        )
     if any(math.isnan(value) for value in (row, col, distance)):
         return "the plan cannot be judged: no sample has two tokens or more on both sides, or features are not numbers"
     closed = stats["cost_gap_closed"]
     share = "" if math.isnan(closed) else f" and closes {closed:.0%} of the cost gap between it and the optimal plan"
-    return (f"the plan depends on the tokens: it is {distance:.2f} (total variation) away from the independent "
-            f"plan{share}; mean cosine between tokens {row:.2f} and {col:.2f}, marginals missed by "
-            f"{stats['row_violation']:.1%} and {stats['col_violation']:.1%}")
+    return (
+        f"the plan depends on the tokens: it is {distance:.2f} (total variation) away from the independent "
+        f"plan{share}; mean cosine between tokens {row:.2f} and {col:.2f}, marginals missed by "
+        f"{stats['row_violation']:.1%} and {stats['col_violation']:.1%}"
+    )
 
 
 def _token_cosine(tokens: Tensor, real: Tensor) -> float:

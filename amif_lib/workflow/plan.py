@@ -38,7 +38,7 @@ class Job:
     name: str
     output: str
     needs: tuple[str, ...] = ()
-    spec: str = ""  # specification file of a training
+    spec: str = ""  # specification file of a training; for the data check `<scale>/<table>`
     label: str = ""
     code: str = ""  # digest of what makes the job's result, where a change of it makes the job run again
 
@@ -96,8 +96,9 @@ def make_plan(selection: Selection) -> Plan:
         for table, rows in chosen.items()
     }
 
+    check = f"{scale}/data/check.csv"
     data = _add(
-        plan, Job("data", scale, f"{scale}/data/check.csv", label="check the data sets", code=_notebook_code("data"))
+        plan, Job("data", scale, check, (), f"{scale}/{names[0]}", "check the data sets", _notebook_code("data"))
     )
     for run in (run for runs in needed.values() for run in runs):
         for step in run.lineage():
