@@ -18,7 +18,7 @@ from amif_lib.datasets.records import Question, Study
 from amif_lib.distributed import rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
-from amif_lib.objectives.amif import PretrainingBatch
+from amif_lib.objectives.global_alignment import PretrainingBatch
 from amif_lib.teachers import Embeddings
 
 

@@ -6,7 +6,6 @@ Shapes: B samples, p image patches (+1 [CLS]), t text tokens, M knowledge tokens
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,7 +297,7 @@ def _save(module: nn.Module, content: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / "model.safetensors.part"
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, aside)
-    os.replace(aside, folder / "model.safetensors")
+    aside.replace(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -36,6 +36,8 @@ RESULT_MODULES = (
     "hub.py",
     "tokenizers.py",
     "objectives/*.py",
+    "prepare.py",
+    "batches.py",
     "train.py",
     "distributed.py",
     "teachers.py",

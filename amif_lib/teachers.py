@@ -107,7 +107,7 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     }
     _write(aside, embeddings, metrics, spec)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    aside.replace(folder)
     log.info(
         "teacher %s: mean Q_ii %.3f, effective neighbours %.1f, held-out retrieval %.3f",
         folder.name,

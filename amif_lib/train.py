@@ -13,178 +13,22 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from amif_lib import experiments, hub, predict, progress, results, teachers, tokenizers
-from amif_lib.batches import PretrainingData, QuestionBatch, QuestionData, global_batches, loader, share
-from amif_lib.datasets import load_questions
+from amif_lib import experiments, predict, progress, results
+from amif_lib.batches import global_batches, loader, share
 from amif_lib.distributed import gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
-from amif_lib.model import AMiF, AMiFForVQA, select_knowledge
 from amif_lib.objectives import monitor
-from amif_lib.objectives.amif import Pretraining
+from amif_lib.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
-
-
-class FineTuning(nn.Module):
-    """The Med-VQA network with its loss: conditional language modelling of the answer (section 3.4.2)."""
-
-    def __init__(self, model: AMiFForVQA):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """Mean over the questions of the global batch; the factor undoes the mean that processes take of gradients."""
-        loss = self.model(batch.images, batch.ids, batch.mask, batch.answers, batch.answer_mask)  # (B,)
-        return {"total": (loss * batch.weight).sum() * world_size() / batch.total}
-
-
-@dataclass
-class Prepared:
-    """All that the loop needs: what to train, on what, and what to write about it."""
-
-    module: nn.Module
-    tokenizer: Any
-    data: PretrainingData | QuestionData
-    folds: Sequence[int] | None
-    notes: dict[str, Any]  # goes into metrics.json
-    questions: list | None = None
-
-
-def prepare(spec: RunSpec) -> Prepared:
-    """Read data, tokenizer and starting weights of a run; every error a user can mend is raised here, before training."""
-    if spec.parent is not None and not results.is_finished(spec.parent):
-        raise InputError(
-            f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; run it first, e.g. `make reproduce SCALE={spec.scale}`"
-        )
-    torch.manual_seed(spec.seed)
-    return prepare_questions(spec) if spec.stage == "finetune" else prepare_pretraining(spec)
-
-
-def prepare_pretraining(spec: RunSpec) -> Prepared:
-    studies = teachers.student_studies(spec)
-    notes: dict[str, Any] = {"studies": len(studies), "images": sum(len(s.images) for s in studies)}
-    embeddings = None
-    if spec.teacher is not None:
-        folder = teachers.ensure(spec, studies)
-        embeddings, notes["teacher"] = (
-            teachers.read(folder),
-            json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
-        )
-        notes["teacher"]["id"] = folder.name
-    elif spec.stage == "stage1" and spec.objective.labels == "soft":
-        raise InputError(
-            "objective.labels: 'soft' needs a teacher; give the run a `teacher` section or set labels: one_hot"
-        )
-    if spec.train.batch_size % world_size():
-        raise InputError(
-            f"train.batch_size: {spec.train.batch_size} is not a multiple of {world_size()} processes; change one of them"
-        )
-    tokenizer = get_tokenizer(spec, [s.text for s in studies])
-    torch.manual_seed(spec.seed)
-    amif = AMiF(spec.model)
-    notes["weights"] = [str(report) for report in load_encoders(amif, spec, tokenizer)]
-    if spec.stage == "stage2" and spec.parent is None:
-        raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
-    special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    module = Pretraining(amif, spec.objective, spec.stage, spec.seed, special)
-    data = PretrainingData(studies, spec, tokenizer, embeddings)
-    return Prepared(module, tokenizer, data, data.folds, notes)
-
-
-def prepare_questions(spec: RunSpec) -> Prepared:
-    questions = load_questions(spec.data.questions, training_file=spec.data.training_file)
-    if spec.data.max_questions:
-        questions = [
-            q
-            for split in ("train", "test")
-            for q in [q for q in questions if q.split == split][: spec.data.max_questions]
-        ]
-    training = [q for q in questions if q.split == "train"]
-    reads_texts = spec.parent is None and (spec.init.tokenizer == "trained" or spec.init.vocabulary == "seen")
-    pretraining_texts = [s.text for s in teachers.student_studies(spec)] if reads_texts else []
-    tokenizer = get_tokenizer(spec, pretraining_texts)
-    texts = {"none": [], "answers": [q.answer for q in training], "questions": [q.question.lower() for q in training]}[
-        spec.knowledge.source
-    ]
-    if spec.knowledge.vocabulary == "train+test" and spec.knowledge.source == "answers":
-        texts = texts + [q.answer for q in questions if q.split == "test"]
-    limit = min(spec.knowledge.max_tokens, spec.model.text_positions)
-    ids, owner, dropped = select_knowledge(texts, tokenizer, limit)
-    torch.manual_seed(spec.seed)
-    model = AMiFForVQA(
-        spec.model, spec.knowledge, ids, owner, tokenizer, spec.data.question_length, spec.data.answer_length
-    )
-    reports = load_encoders(model.amif, spec, tokenizer)
-    if spec.init.decoder != "random":
-
-        def random_by_design(
-            name: str,
-        ) -> bool:  # BERT has no cross-attention, and not every checkpoint a word-prediction head
-            return "cross_attention" in name or name.startswith("head_")
-
-        state = hub.decoder_state(hub.read_state(hub.find(spec.init.decoder)))
-        changed = tokenizers.fit_rows(state, spec.init.decoder, tokenizer, model.decoder.word_embeddings.weight)
-        reports.append(
-            hub.load_into(model.decoder, state, spec.init.decoder, may_miss=random_by_design, changed=changed)
-        )
-    long = sum(len(tokenizer(q.answer)["input_ids"]) > spec.data.answer_length for q in training)
-    notes = {
-        "training_questions": len(training),
-        "test_questions": len(questions) - len(training),
-        "knowledge_tokens": len(ids),
-        "knowledge_texts_left_out": dropped,
-        "answers_cut": long,
-        "weights": [str(r) for r in reports],
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
-    data = QuestionData(training, spec, tokenizer, augment=spec.data.augment_questions)
-    return Prepared(FineTuning(model), tokenizer, data, None, notes, questions)
-
-
-def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
-    """The parent's tokenizer, a checkpoint's, or one fitted on training texts (test questions and answers never seen)."""
-    if spec.parent is not None:
-        return tokenizers.load(spec.parent.directory / "model")
-    if spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole":
-        tokenizer = tokenizers.load(spec.init.tokenizer)
-    else:
-        texts = list(pretraining_texts)
-        for name in spec.data.tokenizer_questions:
-            # the official training file, whichever the run trains on, so that all rows of a table share a vocabulary
-            texts += [text for q in load_questions(name) if q.split == "train" for text in (q.question, q.answer)]
-        folder = spec.directory / "model"
-        if rank() == 0 and spec.init.tokenizer == "trained":
-            tokenizers.train(texts, spec.model.vocab_size, folder)
-        elif rank() == 0:
-            tokenizers.prune(tokenizers.load(spec.init.tokenizer), texts, folder)
-        gather_objects(None)  # wait until it is written
-        tokenizer = tokenizers.load(folder)
-    if len(tokenizer) > spec.model.vocab_size:
-        raise InputError(
-            f"model.vocab_size: {spec.model.vocab_size} is smaller than the {len(tokenizer)} tokens of {spec.init.tokenizer}; raise it"
-        )
-    return tokenizer
-
-
-def load_encoders(amif: AMiF, spec: RunSpec, tokenizer: Any) -> list[hub.LoadReport]:
-    """Starting weights: the parent run's, or what `init` names."""
-    if spec.parent is not None:
-        return [hub.load_into(amif, hub.read_state(spec.parent.directory / "model"), f"run {spec.parent.run_id}")]
-    reports = []
-    if spec.init.image != "random":
-        reports.append(amif.image_encoder.load(spec.init.image))
-    if spec.init.text != "random":
-        reports.append(amif.text_encoder.load(spec.init.text, tokenizer))
-    return reports
 
 
 def epoch_keys(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[tuple[int, int, list[tuple]]]:
@@ -399,7 +243,7 @@ def store(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: 
             aside / "training_state.pt",
         )
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(aside, folder)
+        aside.replace(folder)
 
 
 def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
@@ -427,7 +271,7 @@ def keep_lines(path: Path, steps: int) -> None:
     kept = [line for line in read_lines(path) if line["step"] < steps]
     aside = path.with_suffix(".part")
     aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -437,7 +281,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def main() -> None:

@@ -273,7 +273,7 @@ def _picture(folder):
 
 def test_from_pretrained_refuses_another_kind_of_folder(tmp_path):
     AMiF(TINY).save(tmp_path)
-    with pytest.raises(InputError, match="architecture is 'AMiF'"):
+    with pytest.raises(InputError, match=r"architecture is 'AMiF'"):
         AMiFForVQA.from_pretrained(tmp_path)
 
 
@@ -384,13 +384,13 @@ def test_checkpoint_with_fewer_layers_is_refused(tmp_path):
 
 
 def test_checkpoint_folder_without_weights_and_with_cut_weights(tmp_path):
-    with pytest.raises(InputError, match="no model.safetensors"):
+    with pytest.raises(InputError, match=r"no model.safetensors"):
         hub.read_state(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b'\x10\x00\x00\x00\x00\x00\x00\x00{"cut":')
     with pytest.raises(InputError, match="cannot be read"):
         hub.read_state(tmp_path)
     (tmp_path / "config.json").write_text('{"a": ', encoding="utf-8")
-    with pytest.raises(InputError, match="config.json: line 1: not valid JSON"):
+    with pytest.raises(InputError, match=r"config.json: line 1: not valid JSON"):
         hub.config(tmp_path)
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from amif_lib import evaluate, experiments, paths, results, settings, teachers, train
+from amif_lib import evaluate, experiments, paths, prepare, results, settings, teachers, train
 from amif_lib.batches import QuestionBatch, global_batches, share
 from amif_lib.errors import InputError
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
@@ -100,7 +100,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkey
 
 def test_thirty_steps_overfit_eight_answers():
     torch.manual_seed(0)
-    module = train.FineTuning(
+    module = prepare.FineTuning(
         AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15))
     )
     ids, answers = torch.randint(5, 400, (8, 6)), torch.randint(5, 400, (8, 4))
@@ -228,7 +228,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(finished):
     init = finished.init.model_copy(update={"tokenizer": str(finished.directory / "model")})
     run = finished.model_copy(update={"model": small, "parent": None, "init": init})
     with pytest.raises(InputError, match="vocab_size: 40 is smaller"):
-        train.prepare(run)
+        prepare.prepare(run)
 
 
 # --- teachers ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import torch
 from amif_lib import experiments
 from amif_lib.experiments import ModelSpec, ObjectiveSpec, RunSpec
 from amif_lib.model import AMiF
-from amif_lib.objectives.amif import Pretraining, PretrainingBatch
+from amif_lib.objectives.amif import Pretraining
+from amif_lib.objectives.global_alignment import PretrainingBatch
 
 MODEL = {
     "width": 32,
@@ -69,9 +70,9 @@ def run(**changes) -> RunSpec:
     return experiments.parse(shared | {"stage": "finetune", "parent": stage2, "train": stages["finetune"]}, "tests")
 
 
-def pretraining(stage: str, seed: int = 0, **objective) -> Pretraining:
+def pretraining(stage: str, seed: int = 0, model: dict | None = None, **objective) -> Pretraining:
     torch.manual_seed(seed)
-    return Pretraining(AMiF(ModelSpec(**MODEL)), ObjectiveSpec(**objective), stage, 0, SPECIAL)
+    return Pretraining(AMiF(ModelSpec(**(model or MODEL))), ObjectiveSpec(**objective), stage, 0, SPECIAL)
 
 
 def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, step: int = 0) -> PretrainingBatch:

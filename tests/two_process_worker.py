@@ -15,7 +15,7 @@ from amif_lib.batches import QuestionBatch, share
 from amif_lib.distributed import gather_objects, own_rows, rank, world_size
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
 from amif_lib.model import AMiFForVQA
-from amif_lib.train import FineTuning
+from amif_lib.prepare import FineTuning
 from tests import tiny
 
 SAMPLES = 8

@@ -1,72 +1,35 @@
 """What stage 1 and stage 2 of AMiF add up (sections 3.2 and 3.3).
 
-Both stages see one global batch of N samples, of which this process holds B = N / P rows: features are gathered over the
-processes with their gradients, every process compares its own rows with all N columns, and losses are means over rows.
+Stage 1 is `GlobalAlignment`. Stage 2 aligns co-attended patches and words by optimal transport (Eq. 9-10) and tells pairs
+from mined hard negatives (Eq. 11-13). Both see one global batch of N samples, of which this process holds B = N / P rows.
 
-Shapes: p patches, t text tokens, d width, e projection or teacher dimension.
+Shapes: p patches, t text tokens, d width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from amif_lib.distributed import gather, own_rows, pad_to_common_length
 from amif_lib.experiments import ObjectiveSpec
 from amif_lib.fusion import PairType
 from amif_lib.model import AMiF, pair_stream_masks
 from amif_lib.objectives import contrastive, hard_negatives, monitor, transport
+from amif_lib.objectives.global_alignment import GlobalAlignment, PretrainingBatch, pick
 from amif_lib.tokenizers import content_mask
 
 
-@dataclass
-class PretrainingBatch:
-    """B samples of the global batch. Augmentation and `view` are keyed by (seed, step, sample), never by process."""
-
-    views: Tensor  # (B, 2, 3, H, W): two images of the study, or two augmented copies of its only one
-    view: Tensor  # (B,): which of the two is V_i
-    ids: Tensor  # (B, t): report tokens
-    mask: Tensor  # (B, t)
-    copy_ids: Tensor  # (B, t): the same report with tokens masked out, the text side's positive
-    view_label: Tensor  # (B, 2): view name and kind of augmentation of each view, as a number
-    group: Tensor  # (B,): case or study; equal numbers are never negatives of each other
-    text_key: Tensor  # (B,): equal numbers mean identical text
-    teacher_views: Tensor | None  # (B, 2, e): unit-length teacher embeddings of the two views
-    teacher_text: Tensor | None  # (B, e)
-    step: int
-
-    def to(self, device: torch.device) -> PretrainingBatch:
-        return PretrainingBatch(
-            **{
-                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in vars(self).items()
-            }
-        )
-
-
-@dataclass
-class Alignment:
-    """One softmax over the global batch: student embeddings of rows and columns, and the teacher's of the same."""
-
-    name: str
-    rows: Tensor  # (B, e)
-    columns: Tensor  # (N, e)
-    teacher_rows: Tensor | None
-    teacher_columns: Tensor | None
-
-
-class Pretraining(nn.Module):
+class Pretraining(GlobalAlignment):
     """Stage 1 (global alignment) or stage 2 (local alignment and hard-negative mining) as one module.
 
     `forward` returns named, unweighted losses, `total`, and statistics; gradients reach only what the stage trains.
     """
 
     def __init__(self, amif: AMiF, objective: ObjectiveSpec, stage: str, seed: int, special_ids: tuple[int, int]):
-        super().__init__()
-        self.amif, self.objective, self.stage, self.seed, self.special_ids = amif, objective, stage, seed, special_ids
+        super().__init__(amif, objective)
+        self.stage, self.seed, self.special_ids = stage, seed, special_ids
         o = objective
         uses_global = stage == "stage1" or o.weight_global > 0
         encoders = stage == "stage1" or o.stage2_trains == "all"
@@ -88,83 +51,6 @@ class Pretraining(nn.Module):
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
         return self.stage1(batch) if self.stage == "stage1" else self.stage2(batch)
 
-    # --- stage 1: global-level alignment, Eq. 1-8 -----------------------------------------------------------------
-
-    def stage1(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        first = self.amif.image_encoder(batch.views[:, 0])[:, 0]  # V^(1) -> [CLS]: (B, d)
-        second = self.amif.image_encoder(batch.views[:, 1])[:, 0]  # (B, d)
-        text = self.amif.text_encoder(batch.ids, batch.mask)[:, 0]  # (B, d)
-        return self.global_losses(batch, first, second, text)
-
-    def global_losses(self, batch: PretrainingBatch, first: Tensor, second: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """Eq. 6-8 from [CLS] tokens (B, d): `inter`, `intra_image`, `intra_text`, their weighted sum `total`, statistics."""
-        o = self.objective
-        views = torch.stack([self.amif.image_projection(first), self.amif.image_projection(second)], dim=1)  # (B, 2, e)
-        text = self.amif.text_projection(text)  # (B, e)
-        t_views, t_text = batch.teacher_views, batch.teacher_text
-        losses: dict[str, Tensor] = {}
-        stats: dict[str, Tensor] = {}
-
-        if o.global_inter:
-            picks = (
-                [batch.view]
-                if o.inter_view == "random"
-                else [torch.zeros_like(batch.view), torch.ones_like(batch.view)]
-            )
-            parts = []
-            for pick in picks:
-                chosen = _pick(views, pick)  # v_i: (B, e)
-                teacher = None if t_views is None else _pick(t_views, pick)
-                parts += [
-                    self._align("i2t", chosen, text, teacher, t_text, stats),
-                    self._align("t2i", text, chosen, t_text, teacher, stats),
-                ]
-            losses["inter"] = torch.stack(parts).mean()  # Eq. 6: half of each direction
-        if o.global_intra == "both":
-            t_first, t_second = (None, None) if t_views is None else t_views.unbind(1)
-            losses["intra_image"] = (
-                self._align("i1i2", views[:, 0], views[:, 1], t_first, t_second, stats)
-                + self._align("i2i1", views[:, 1], views[:, 0], t_second, t_first, stats)
-            ) / 2
-        if o.global_intra in ("text", "both"):
-            losses["intra_text"] = self._align(
-                "t2t", text, text, t_text, t_text, stats, mask_diagonal=o.text_text_diagonal == "mask"
-            )
-        losses["total"] = torch.stack(list(losses.values())).sum()  # Eq. 8
-        return losses | stats
-
-    def _align(
-        self,
-        name: str,
-        rows: Tensor,
-        columns: Tensor,
-        t_rows: Tensor | None,
-        t_columns: Tensor | None,
-        stats: dict[str, Tensor],
-        mask_diagonal: bool = False,
-    ) -> Tensor:
-        """KL(H || P) of this process's rows against the columns of all processes (Eq. 2-7)."""
-        o = self.objective
-        columns = gather(columns)  # (N, e)
-        positive = _positives(len(rows), len(columns), rows.device)  # (B,)
-        mask = F.one_hot(positive, len(columns)).bool() if mask_diagonal else None  # (B, N)
-        logits = rows @ columns.T / (o.temperature * self.amif.log_temperature.exp())  # (B, N)
-        if o.labels == "one_hot":
-            targets = F.one_hot(positive, len(columns)).float()
-        else:
-            similarity = t_rows @ gather(t_columns).T  # (B, N)
-            targets = contrastive.soft_labels(
-                similarity,
-                o.teacher_temperature,
-                o.positive_weight,
-                positive,
-                renormalise=o.renormalise_labels,
-                mask=mask,
-            )
-        with torch.no_grad():
-            stats[f"retrieval_{name}"] = (logits.argmax(1) == positive).float().mean()
-        return contrastive.soft_label_kl(logits, targets, mask=mask)
-
     # --- stage 2: local-level alignment (Eq. 9-10) and hard-negative mining (Eq. 11-13) ------------------------------
 
     def stage2(self, batch: PretrainingBatch) -> dict[str, Tensor]:
@@ -175,9 +61,9 @@ class Pretraining(nn.Module):
             text = self.amif.text_encoder(batch.ids, batch.mask)  # R_i: (B, t, d)
             if needs_both:
                 both = [self.amif.image_encoder(batch.views[:, k]) for k in (0, 1)]  # V^(1), V^(2): (B, p+1, d)
-                image = _pick(torch.stack(both, 1), batch.view)  # V_i: (B, p+1, d)
+                image = pick(torch.stack(both, 1), batch.view)  # V_i: (B, p+1, d)
             else:
-                both, image = None, self.amif.image_encoder(_pick(batch.views, batch.view))
+                both, image = None, self.amif.image_encoder(pick(batch.views, batch.view))
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         negatives = (
@@ -244,20 +130,20 @@ class Pretraining(nn.Module):
             if (o.weight_hard_negatives > 0 and kind in o.pair_types)
             or (kind == "image_text" and self._contrasts_locally)
         ]
-        pick = gather(batch.view)
+        which = gather(batch.view)
         if o.negative_distribution == "student" or t_text is None:
             s_text = gather(self.amif.text_projection(text[:, 0]))  # (N, e)
             s_views = None
             if both is not None:
                 s_views = torch.stack([gather(self.amif.image_projection(x[:, 0])) for x in both], 1)  # (N, 2, e)
-            chosen = gather(self.amif.image_projection(image[:, 0])) if s_views is None else _pick(s_views, pick)
+            chosen = gather(self.amif.image_projection(image[:, 0])) if s_views is None else pick(s_views, which)
             sides = {"image_text": (chosen, s_text), "text_text": (s_text, s_text)}
             if s_views is not None:
                 sides["image_image"] = (s_views[:, 0], s_views[:, 1])
             temperature = o.temperature
         else:
             sides = {
-                "image_text": (_pick(t_views, pick), t_text),
+                "image_text": (pick(t_views, which), t_text),
                 "image_image": (t_views[:, 0], t_views[:, 1]),
                 "text_text": (t_text, t_text),
             }
@@ -432,17 +318,3 @@ class Pretraining(nn.Module):
             add("text_text", negative, positive, valid, masks, negative_masks)
         stats["pair_accuracy"] = torch.stack(correct).mean().detach()
         return torch.stack(losses).sum()
-
-
-def _pick(pairs: Tensor, which: Tensor) -> Tensor:
-    """One of two per row: (B, 2, ...) and (B,) -> (B, ...)."""
-    return pairs[torch.arange(len(pairs), device=pairs.device), which]
-
-
-def _positives(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Column of each own row's positive in the global batch, (B,)."""
-    return (
-        torch.arange(columns, device=device)[own_rows(columns)]
-        if columns != rows
-        else torch.arange(rows, device=device)
-    )
