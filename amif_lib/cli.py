@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         help="manifest names, comma-separated (default: all of the scale)",
     )
     command("settings", _settings, "list every setting with its default and alternatives")
+    _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
     sub = command("clean", _clean, "remove caches, executed copies and workflow state; never data")
     sub.add_argument(
@@ -219,6 +220,12 @@ def _settings(options: argparse.Namespace) -> None:
     from amif_lib import settings
 
     print(settings.page(), end="")
+
+
+def _reference(options: argparse.Namespace) -> None:
+    from amif_lib import paths, reference
+
+    print(paths.shown(reference.store(options.scale)))
 
 
 def _lab(options: argparse.Namespace) -> int:

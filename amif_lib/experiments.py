@@ -170,10 +170,11 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 def read_yaml(path: Path) -> Any:
     """A YAML or JSON file, with the file's name and the line in the error when it cannot be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)  # YAML reads JSON's 5e-05 as text
     except FileNotFoundError:
         raise InputError(f"{paths.shown(path)}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{paths.shown(path)}: not valid YAML or JSON: {detail}") from None
 

@@ -174,7 +174,7 @@ class Table:
         ]
         for head in self.headlines:
             suffix = f", {head.label.removeprefix('AMiF, ')}" if len(self.headlines) > 1 else ""
-            for run in (self._run(spec) for spec in self.blank[head.row] if spec.data.questions == dataset):
+            for run in (self._run(spec) for spec in self.blank.get(head.row, ()) if spec.data.questions == dataset):
                 name, label = f"{MODEL_BASELINES[0]}:{head.row}", f"question only (trained on blank images){suffix}"
                 lines.append(
                     Line(
@@ -324,7 +324,9 @@ class Table:
             out += [
                 (line, other, "baseline")
                 for other in beside
-                if line.headline and other.kind == "baseline" and other.headline in ("", line.headline)
+                if line.headline
+                and other.kind == "baseline"
+                and (other.headline in ("", line.headline) or other.row.startswith(MODEL_BASELINES[0]))
             ]
         return out
 

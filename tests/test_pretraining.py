@@ -196,7 +196,9 @@ def test_a_pair_head_fed_only_view_label_and_copy_flag_scores_chance(same_view, 
 
 
 def overfit(module, batch, learning_rate):
-    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.Adam(
+        [p for p in module.parameters() if p.requires_grad], lr=learning_rate, betas=(0.9, 0.98)
+    )
     losses = []
     for _ in range(30):
         found = module(batch)

@@ -159,6 +159,14 @@ def test_run_id_follows_what_determines_the_result_and_nothing_else():
     assert tiny.run(data={"training_file": "other"}).parent.run_id == run.parent.run_id
 
 
+def test_a_stored_specification_reads_back_equal_whatever_its_numbers(tmp_path):
+    """JSON writes 0.00005 as 5e-05, which YAML would read as text."""
+    run = tiny.run(stage1={"learning_rate": 5e-5}, finetune={"learning_rate": 1e-10})
+    (tmp_path / "spec.json").write_text(json.dumps(run.model_dump(mode="json")), encoding="utf-8")
+    assert "5e-05" in (tmp_path / "spec.json").read_text(encoding="utf-8")
+    assert experiments.load_spec(str(tmp_path / "spec.json")) == [run]
+
+
 def test_rows_of_table_4_share_their_pre_training():
     rows = experiments.rows("table4", "demo")
     assert [row.row for row in rows] == ["1", "3", "5", "6"]
