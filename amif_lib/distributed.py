@@ -74,3 +74,8 @@ def gather_objects(item: object) -> list:
     out: list = [None] * world_size()
     dist.all_gather_object(out, item)
     return out
+
+
+def agreed(choice: bool) -> bool:
+    """The first process's choice, on every process: clocks differ, and a collective must be entered by all or none."""
+    return bool(gather_objects(choice)[0])

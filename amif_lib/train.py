@@ -22,7 +22,7 @@ from torch import nn
 
 from amif_lib import experiments, predict, progress, results
 from amif_lib.batches import global_batches, loader, share
-from amif_lib.distributed import gather_objects, rank, world_size
+from amif_lib.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.objectives import monitor
@@ -142,7 +142,7 @@ def run_spec(spec: RunSpec) -> Path:
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         bar.step(1, loss=line["total"])
-        if time.time() - saved > 120 and step + 1 < steps:
+        if step + 1 < steps and agreed(time.time() - saved > 120):
             store(
                 folder / "state",
                 accelerator.unwrap_model(module),

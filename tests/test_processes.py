@@ -55,3 +55,8 @@ def test_two_processes_give_the_losses_gradients_and_negatives_of_one(case, both
             torch.testing.assert_close(
                 two[name], value, atol=1e-5 * largest, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_processes_agree_on_when_to_save(both):
+    """Clocks differ, and a process that saves alone waits for the others for ever."""
+    assert both[1]["agreed"].tolist() == [True, True]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from amif_lib.batches import QuestionBatch, share
-from amif_lib.distributed import gather_objects, own_rows, rank, world_size
+from amif_lib.distributed import agreed, gather_objects, own_rows, rank, world_size
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
 from amif_lib.model import AMiFForVQA
 from amif_lib.prepare import FineTuning
@@ -83,6 +83,8 @@ def main(out: Path, processes: int) -> None:
     if processes > 1:
         dist.init_process_group("gloo")
     tensors = {name: value for case in ("finetune", *OBJECTIVES) for name, value in gradients(case).items()}
+    # each process would choose otherwise; all must take the first one's choice
+    tensors["agreed"] = torch.tensor(gather_objects(agreed(rank() == 0)))
     if rank() == 0:
         save_file(tensors, out)
     if processes > 1:
