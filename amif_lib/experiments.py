@@ -333,15 +333,6 @@ def blank_image_run(run: RunSpec) -> RunSpec:
     return run.model_copy(update={"data": blank, "label": f"question-only baseline, {run.data.questions}"})
 
 
-def with_baselines(runs: list[RunSpec]) -> list[RunSpec]:
-    """Fine-tunings with the question-only baseline of each question set, which is that of the set's last listed run."""
-    tips = [run for run in runs if run.stage == "finetune" and not run.data.blank_images]
-    if len(tips) < 2:  # one run of the workflow: it names the baseline itself
-        return runs
-    last = {run.data.questions: run for run in tips}
-    return [*runs, *(blank_image_run(run) for run in last.values())]
-
-
 def load_spec(spec: str) -> list[RunSpec]:
     """What a notebook's `spec` parameter means: a run file, or `<scale>/<table>[/<row>[/<stage>]]`.
 
