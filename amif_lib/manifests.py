@@ -59,6 +59,42 @@ class SplitEntry(Strict):
     distinct_answers: int | None = Field(None, description="after normalisation")
 
 
+class Variant(Strict):
+    """Another choice of questions from the same files: a setting `data.training_file` of the set's reader."""
+
+    name: str
+    rule: str = Field(description="how it is made from the official files")
+    train: int | None = Field(None, description="expected training questions")
+    val: int | None = Field(None, description="expected validation questions")
+    test: int | None = Field(None, description="expected test questions")
+    leaks: bool = Field(False, description="holds answers to test questions")
+
+
+class Download(Strict):
+    """A file that `make data` fetches, and where it goes.
+
+    For `huggingface`, `url` is the repository id and `file` the path in it at `revision`; else `url` is the address.
+    """
+
+    kind: Literal["http", "huggingface", "zenodo", "osf", "github"]
+    url: str
+    file: str = ""
+    revision: str = ""
+    target: str = Field(description="path under the set's folder; an archive is unpacked beside it where `unpack` says")
+    bytes: int = Field(0, ge=0, description="0: size not known beforehand")
+    sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="empty: no checksum is known; the data check decides")
+    unpack: str = Field("", description="folder under the set's folder that the archive is unpacked into; empty: kept as it is")
+    official: bool = Field(True, description="the data set's own place, not a mirror")
+    exercised: bool = Field(False, description="whether this address was ever fetched by the kit's makers")
+
+
+class Evidence(Strict):
+    """What is known how: computed from the real files, or taken from documentation and never checked."""
+
+    verified: tuple[str, ...] = ()
+    documented: tuple[str, ...] = ()
+
+
 class Redistribution(Strict):
     """What of the set may appear in a figure, an executed notebook, a report or a repository."""
 
@@ -68,7 +104,7 @@ class Redistribution(Strict):
 
 
 class Access(Strict):
-    level: Literal["open", "form", "credentialed", "generated"]
+    level: Literal["open", "form", "credentialed", "per-article", "generated"]
     steps: tuple[str, ...] = ()
 
 
@@ -80,7 +116,7 @@ class Licence(Strict):
 class Generator(Strict):
     """Settings of `phantom.generate`; they determine every file."""
 
-    kind: Literal["mimic_cxr", "vqa_rad"]
+    kind: Literal["mimic_cxr", "roco", "medicat", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"]
     seed: int = Field(ge=0)
     size: int = Field(gt=0)
     counts: dict[str, int]
@@ -92,7 +128,7 @@ class Manifest(Strict):
     name: str
     version: str
     title: str
-    reader: Literal["mimic_cxr", "medpix2", "vqa_rad"]
+    reader: Literal["mimic_cxr", "roco", "medicat", "medpix2", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"]
     role: Literal["pretraining", "questions", "protected"]
     folder: str = Field(description="folder under $DATA_ROOT, or under the phantom's root for generated data")
     layout: dict[str, str] = Field(description="the reader's paths, relative to the folder")
@@ -103,7 +139,12 @@ class Manifest(Strict):
     access: Access
     files: tuple[FileEntry, ...] = ()
     trees: tuple[TreeEntry, ...] = ()
+    downloads: tuple[Download, ...] = ()
     splits: tuple[SplitEntry, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    quirks: tuple[str, ...] = Field((), description="what the reader evens out, one line each")
+    normalisation: str = Field("", description="how texts and answers are compared and counted")
+    evidence: Evidence = Evidence()
     generator: Generator | None = None
 
 

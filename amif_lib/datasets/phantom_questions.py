@@ -17,7 +17,7 @@ from amif_lib.datasets.phantom_canvas import KINDS_OF, LABELS, visible
 from amif_lib.datasets.phantom_reports import MODALITY, REGION
 
 if TYPE_CHECKING:
-    from amif_lib.datasets.phantom import Case
+    from amif_lib.datasets.phantom_cases import Case
 
 ORGAN_FIELD = {"chest": "CHEST", "abdomen": "ABD", "head": "HEAD"}
 # (question type, key): share of the set. Presence questions take what others leave.

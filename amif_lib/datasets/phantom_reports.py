@@ -14,7 +14,7 @@ import numpy as np
 from amif_lib.datasets.phantom_canvas import KINDS_OF
 
 if TYPE_CHECKING:
-    from amif_lib.datasets.phantom import Case
+    from amif_lib.datasets.phantom_cases import Case
 
 REGION = {"xr_chest": "chest", "ct_chest": "chest", "ct_abdomen": "abdomen", "ct_head": "head", "mr_brain": "head"}
 MODALITY = {"xr_chest": "x-ray", "ct_chest": "CT", "ct_abdomen": "CT", "ct_head": "CT", "mr_brain": "MRI"}
