@@ -42,6 +42,9 @@ smoke-paper: ready ## one optimiser step of each training at the paper's full si
 lab: ready ## open the notebooks in JupyterLab
 	@$(RUN) lab
 
+data: ready ## fetch the open data sets that SCALE needs; for the others print how to get them
+	@$(RUN) data
+
 data-check: ready ## check the data sets that SCALE needs against their manifests
 	@$(RUN) data-check
 
@@ -51,7 +54,7 @@ settings: ready ## every setting with its default and alternatives
 clean: ready ## remove caches and workflow state; finished runs too with RUNS=1; never data
 	@$(RUN) clean $(if $(RUNS),--runs)
 
-sweep audit figures data bench:
+sweep audit figures bench:
 	@echo "make $@: not part of this release" >&2; exit 2
 
 # The environment, for the Pythons that requirements.lock has packages for. .venv/.installed is written last and holds a checksum of what was installed and the folder's name, so

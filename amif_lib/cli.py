@@ -93,13 +93,19 @@ def _parser() -> argparse.ArgumentParser:
         _smoke,
         "one optimiser step of each training at the paper's full size, and one ranked answer, on a CPU",
     )
-    sub = command("data-check", _data_check, "check the data sets that a scale needs against their manifests")
-    _add_scale(sub)
-    sub.add_argument(
-        "--datasets",
-        default=_environment("DATASETS"),
-        help="manifest names, comma-separated (default: all of the scale)",
-    )
+    for name, run, text in (
+        ("data", _data, "fetch the open data sets that a scale needs, and say how to get the others"),
+        ("data-check", _data_check, "check the data sets that a scale needs against their manifests"),
+    ):
+        sub = command(name, run, text)
+        _add_scale(sub)
+        sub.add_argument(
+            "--datasets",
+            default=_environment("DATASETS"),
+            help="manifest names, comma-separated (default: all of the scale)",
+        )
+        if name == "data":
+            sub.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
@@ -196,24 +202,16 @@ def _smoke(options: argparse.Namespace) -> int | None:
     return smoke.main()
 
 
+def _data(options: argparse.Namespace) -> int:
+    from amif_lib import fetch
+
+    return fetch.main(options.scale, _names(options.datasets), options.dry_run)
+
+
 def _data_check(options: argparse.Namespace) -> int:
-    import pandas as pd
+    from amif_lib import data_page
 
-    from amif_lib import experiments, manifests
-    from amif_lib.workflow.plan import runs_of
-
-    names = _names(options.datasets) or sorted(
-        {name for run in runs_of(options.scale) for name in experiments.data_sets(run)}
-    )
-    found = pd.concat([manifests.check(name) for name in names])
-    print(found.to_markdown(index=False))
-    bad = found[~found["status"].isin(("ok", "partial"))]
-    if len(bad):
-        print(
-            f"\n{len(bad)} of {len(found)} checks failed; data_manifests/<set>.md says where each set comes from",
-            file=sys.stderr,
-        )
-    return int(len(bad) > 0)
+    return data_page.main(options.scale, _names(options.datasets))
 
 
 def _settings(options: argparse.Namespace) -> None:

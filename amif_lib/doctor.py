@@ -80,17 +80,29 @@ def kernel() -> str:
 
 
 def data(name: str) -> tuple[bool, str]:
-    """Whether a data set is on disk (or can be generated), and where, or how to get it."""
-    from amif_lib import manifests
+    """Whether a data set is on disk at a glance (or can be generated), and where, or how to get it."""
+    from amif_lib import data_check
 
-    manifest = manifests.load(name)
-    folder = manifests.folder_of(manifest)
-    if manifest.generator:
-        return True, f"generated when needed, in {paths.shown(folder)}"
-    if folder.is_dir():
-        return True, f"found in {paths.shown(folder)}"
-    source = f"data_manifests/{name}.md says how to get it"
-    return False, f"missing: set DATA_ROOT to the folder that holds {manifest.folder}/ ({source})"
+    state, where = data_check.presence(name)
+    if not where.startswith("generated"):
+        where = f"found {where}" if state == "found" else f"{state}: {where}"
+    return state == "found", where
+
+
+def data_of(names: list[str]) -> str:
+    """Which of a scale's sets are found, partly there or missing, and what `make data` would take for them, in one line."""
+    from amif_lib import data_check, fetch
+
+    states: dict[str, list[str]] = {}
+    for name in names:
+        states.setdefault(data_check.presence(name)[0], []).append(name)
+    said = "; ".join(f"{state}: {', '.join(found)}" for state, found in sorted(states.items()))
+    wanted = [plan for plan in map(fetch.plan, names) if plan.wanted]
+    if not wanted:
+        return said
+    size, disk = sum(plan.arriving for plan in wanted) / GB, sum(plan.disk for plan in wanted) / GB
+    more = " and files of unknown size" if any(plan.unknown for plan in wanted) else ""
+    return f"{said}; make data would fetch {size:.1f} GB{more} and take {disk:.1f} GB of disk"
 
 
 def weights(source: str) -> tuple[bool, str]:
@@ -163,17 +175,20 @@ def main() -> int:
     print(f"  Jupyter kernel    {kernel() or 'python3 is this environment'}")
 
     scales = [scale for scale in NEEDS if (paths.SPECS / "scales" / f"{scale}.yaml").is_file()]
-    sets, sources = set(), set()
+    by_scale, sources = {}, set()
     for scale in scales:
         try:
             names = needs_of(scale)
         except InputError:
             continue  # said below, with the scale
-        sets.update(names[0])
+        by_scale[scale] = names[0]
         sources.update(names[1])
     print(f"\nData (DATA_ROOT is {paths.shown(paths.data_root())})")
-    for name in sorted(sets):
+    for name in sorted({name for names in by_scale.values() for name in names}):
         print(f"  {name:<17} {data(name)[1]}")
+    print("By scale (make data, with that SCALE, fetches what is open and says how to get the rest)")
+    for scale, names in by_scale.items():
+        print(f"  {scale:<17} {data_of(names)}")
     print("\nPre-trained weights")
     for source in sorted(sources):
         print(f"  {source:<42} {weights(source)[1] if installed['torch'] else 'not looked for without torch'}")

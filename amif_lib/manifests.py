@@ -6,7 +6,9 @@ settings) and what decides its use (licence, redistribution); prose belongs into
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from amif_lib import paths
 from amif_lib.errors import InputError
 from amif_lib.experiments import read_yaml
 
-Status = Literal["ok", "missing", "changed", "partial", "needs credential"]
+SCHEMA_VERSION = 1  # of the manifests that this kit reads
 
 
 class Strict(BaseModel):
@@ -37,11 +39,16 @@ class FileEntry(Strict):
 
 
 class TreeEntry(Strict):
-    """A folder of files. `sha256` hashes the lines `<sha256>  <name>`, sorted by name bytewise; empty: not recorded."""
+    """A folder of files. `sha256` hashes the lines `<sha256>  <name>`, sorted by name bytewise; empty: not recorded.
+
+    `recursive`: files in folders below count too, and the name is the path relative to `path`, with slashes.
+    """
 
     path: str
     count: int = Field(gt=0)
-    bytes: int = Field(0, ge=0)
+    bytes: int = Field(0, ge=0, description="0: not recorded")
+    recursive: bool = False
+    pattern: str = Field("*", description="only files whose name matches count, as in `*.jpg`")
     sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     required: bool = True
     role: Literal["images", "reports"] = "images"
@@ -82,6 +89,7 @@ class Download(Strict):
     revision: str = ""
     target: str = Field(description="path under the set's folder; an archive is unpacked beside it where `unpack` says")
     bytes: int = Field(0, ge=0, description="0: size not known beforehand")
+    about_bytes: int = Field(0, ge=0, description="a rounded size, where `bytes` is not known: to plan with, never checked")
     sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="empty: no checksum is known; the data check decides")
     unpack: str = Field("", description="folder under the set's folder that the archive is unpacked into; empty: kept as it is")
     official: bool = Field(True, description="the data set's own place, not a mirror")
@@ -163,8 +171,15 @@ def load(name: str) -> Manifest:
     path = paths.MANIFESTS / f"{name}.yaml"
     if not path.is_file():
         raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(names())}")
+    content = read_yaml(path)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise InputError(
+            f"{paths.shown(path)}: schema_version: {version}: written for a newer kit; update the kit "
+            f"(this one reads version {SCHEMA_VERSION})"
+        )
     try:
-        manifest = Manifest.model_validate(read_yaml(path))
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
@@ -226,6 +241,8 @@ def location(name: str) -> Path:
         phantom.generate(folder, made.kind, made.seed, made.size, made.counts)
     elif not folder.is_dir():
         hint = "; access needs credentials" if manifest.access.level == "credentialed" else ""
+        if manifest.access.level == "open" and manifest.downloads:
+            hint = f"; make data DATASETS={name} fetches it"
         raise InputError(
             f"data set {name}: no folder {folder}; set DATA_ROOT to the folder that holds {manifest.folder}/ "
             f"(how to get it: data_manifests/{name}.md{hint})"
@@ -238,11 +255,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tree_digest(folder: Path, pattern: str = "*") -> tuple[int, int, str]:
-    """Number of regular files in a folder (not below it), their bytes, and the digest that `TreeEntry` describes."""
-    files = sorted((path for path in folder.glob(pattern) if path.is_file()), key=lambda path: path.name.encode())
-    lines = "".join(f"{sha256(path)}  {path.name}\n" for path in files)
-    return len(files), sum(path.stat().st_size for path in files), hashlib.sha256(lines.encode()).hexdigest()
+def tree_files(folder: Path | str, pattern: str = "*", recursive: bool = False) -> Iterator[str]:
+    """Names of the regular files in a folder that match, in no order; below it too (`a/b.jpg`) if `recursive`.
+
+    Links count as what they point to. Nothing is opened, so that some 100,000 files take seconds on a local disk.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                if fnmatch.fnmatchcase(entry.name, pattern):
+                    yield entry.name
+            elif recursive and entry.is_dir():
+                yield from (f"{entry.name}/{name}" for name in tree_files(entry.path, pattern, True))
+
+
+def tree_digest(folder: Path, pattern: str = "*", recursive: bool = False) -> tuple[int, int, str]:
+    """Number of the files that `tree_files` gives, their bytes, and the digest that `TreeEntry` describes."""
+    names = sorted(tree_files(folder, pattern, recursive), key=os.fsencode)
+    lines = "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
+    size = sum((folder / name).stat().st_size for name in names)
+    return len(names), size, hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
 def check(name: str, *, decode: bool = True) -> pd.DataFrame:
@@ -252,76 +284,6 @@ def check(name: str, *, decode: bool = True) -> pd.DataFrame:
     tree are absent) or `needs credential`. Nothing is raised for data that is absent or wrong: the
     table says it. `decode` decodes every image that a record names.
     """
-    manifest = load(name)
-    rows = [(name, *row) for row in _check(manifest, decode)]
-    return pd.DataFrame(rows, columns=["data_set", "item", "status", "detail"])
+    from amif_lib import data_check
 
-
-def _check(manifest: Manifest, decode: bool) -> Iterator[tuple[str, Status, str]]:
-    folder = folder_of(manifest)
-    if manifest.generator:
-        folder = location(manifest.name)
-        yield "generator", "ok", f"written by this code, seed {manifest.generator.seed}"
-    if not folder.is_dir():
-        if manifest.access.level == "credentialed":
-            yield "folder", "needs credential", f"not downloaded by this kit; see data_manifests/{manifest.name}.md"
-        else:
-            yield "folder", "missing", f"set DATA_ROOT to the folder that holds {manifest.folder}/"
-        return
-    for entry in manifest.files:
-        path = folder / entry.path
-        if not path.is_file():
-            yield entry.path, "missing" if entry.required else "ok", "" if entry.required else "absent, optional"
-        elif path.stat().st_size != entry.bytes:
-            yield entry.path, "changed", f"{path.stat().st_size} bytes, expected {entry.bytes}"
-        else:
-            same = sha256(path) == entry.sha256
-            yield (
-                entry.path,
-                "ok" if same else "changed",
-                f"{entry.bytes} bytes, sha256 {'as' if same else 'not as'} recorded",
-            )
-    for tree in manifest.trees:
-        yield _check_tree(tree, folder / tree.path)
-    try:
-        yield from _check_counts(manifest, decode)
-    except InputError as error:
-        yield "records", "changed", str(error)
-
-
-def _check_tree(tree: TreeEntry, folder: Path) -> tuple[str, Status, str]:
-    if not folder.is_dir():
-        return (
-            tree.path,
-            "missing" if tree.required else "ok",
-            "no such folder" if tree.required else "absent, optional",
-        )
-    count, size, digest = tree_digest(folder)
-    if count < tree.count:
-        return tree.path, "partial", f"{count} of {tree.count} files"
-    if count > tree.count or (tree.sha256 and digest != tree.sha256):
-        return (
-            tree.path,
-            "changed",
-            f"{count} files, expected {tree.count}; digest {digest[:12]}, expected {tree.sha256[:12]}",
-        )
-    return tree.path, "ok", f"{count} files, {size} bytes, digest as recorded"
-
-
-def _check_counts(manifest: Manifest, decode: bool) -> Iterator[tuple[str, Status, str]]:
-    from amif_lib import datasets
-    from amif_lib.datasets import images
-
-    found = datasets.counts(manifest.name)
-    if not manifest.splits:
-        for key, value in found["all"].items():
-            yield f"all: {key}", "ok", f"{value}, nothing recorded to compare with"
-    for split in manifest.splits:
-        have: dict[str, int] = found.get(split.name, {})
-        for key, value in split.model_dump(exclude={"name"}, exclude_none=True).items():
-            same = have.get(key, 0) == value
-            detail = f"{have.get(key, 0)}" + ("" if same else f", expected {value}")
-            yield f"{split.name}: {key}", "ok" if same else "changed", detail
-    if decode:
-        number = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
-        yield "images decode", "ok", f"{number} images"
+    return data_check.lines(name, decode=decode).drop(columns="kind")

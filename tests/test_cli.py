@@ -61,6 +61,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "table",
         "report",
         "smoke-paper",
+        "data",
         "data-check",
         "settings",
         "reference",
@@ -87,12 +88,13 @@ def test_what_the_readme_says_can_be_called() -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["settings", "plan", "doctor", "data-check"])
+@pytest.mark.parametrize("command", ["settings", "plan", "doctor", "data", "data-check"])
 def test_commands_without_training_need_no_torch(command: str, tmp_path: Path) -> None:
     """A light install may lack data or a notebook engine; what it must not do is fail on an import."""
     done = call(
         command,
-        *(["--datasets", "vqa_rad"] if command == "data-check" else []),
+        *(["--datasets", "vqa_rad"] if command in ("data", "data-check") else []),
+        *(["--dry-run"] if command == "data" else []),
         light=True,
         DATA_ROOT=str(tmp_path),
         AMIF_RESULTS=str(tmp_path / "results"),
@@ -107,6 +109,9 @@ def test_input_errors_are_one_line_and_status_2(monkeypatch, capsys) -> None:
         ["run", "demo/table4/99"],
         ["run", "nothing.yaml"],
         ["data-check", "--datasets", "nothing"],
+        ["data-check", "--scale", "huge", "--datasets", "vqa_rad"],
+        ["data", "--datasets", "nothing"],
+        ["data", "--scale", "huge"],
         ["clean", "--runs", "000000000000"],
         ["reproduce", "--scale", "huge"],
     ):
@@ -208,6 +213,7 @@ def test_doctor_speaks_plainly_and_always_succeeds(tmp_path) -> None:
         assert words in done.stdout
     small = done.stdout.split("SCALE=small")[1].split("SCALE=")[0]
     assert "not yet" in small and "data set vqa_rad missing: set DATA_ROOT" in small
+    assert re.search(r"^  paper +missing: mimic_cxr, vqa_rad", done.stdout, re.M)
 
 
 def test_doctor_weighs_the_machine(monkeypatch, tmp_path) -> None:

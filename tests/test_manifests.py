@@ -7,13 +7,15 @@ import json
 import re
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
-from amif_lib import datasets, experiments, manifests, paths
+from amif_lib import cli, data_check, data_page, datasets, doctor, experiments, manifests, paths
 from amif_lib.errors import InputError
 
 CLONE = Path(__file__).parents[1]
@@ -177,6 +179,136 @@ def test_unknown_set_and_broken_yaml(own_set: Path) -> None:
 def test_credentialed_set_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     assert status("mimic_cxr") == {"folder": "needs credential"}
+
+
+def rewrite(**changes) -> None:
+    path = paths.MANIFESTS / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    manifests.load.cache_clear()
+
+
+def test_a_manifest_of_a_newer_kit_says_so(own_set: Path) -> None:
+    rewrite(schema_version=2, a_new_field=1)
+    with pytest.raises(InputError, match=r"tiny\.yaml: schema_version: 2: written for a newer kit; update the kit"):
+        manifests.load("tiny")
+
+
+def test_trees_with_folders_below(own_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SLAKE's imgs/xmlabN/source.jpg: other files beside them do not count where a pattern says so."""
+    folder = own_set / "imgs"
+    for i, name in enumerate(("xmlab1", "xmlab10", "xmlab2")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "source.jpg").write_bytes(b"x" * i)
+        (folder / name / "mask.png").write_bytes(b"mask")
+    (own_set / "elsewhere").mkdir()
+    (folder / "xmlab2").rename(own_set / "elsewhere" / "xmlab2")
+    (folder / "xmlab2").symlink_to(own_set / "elsewhere" / "xmlab2")  # data on several disks
+    names = ["xmlab1/source.jpg", "xmlab10/source.jpg", "xmlab2/source.jpg"]  # bytewise: "/" before "0"
+    lines = "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    assert manifests.tree_digest(folder, "*.jpg", recursive=True) == (3, 3, digest)
+    assert manifests.tree_digest(folder)[0] == 0
+    tree = {"path": "imgs", "recursive": True, "pattern": "*.jpg", "count": 3}
+    rewrite(files=[], trees=[{**tree, "bytes": 3, "sha256": digest}])
+    assert status()["imgs"] == "ok"
+    for wrong in ({"sha256": "0" * 64}, {"bytes": 4}, {"count": 2}):
+        rewrite(trees=[{**tree, **wrong}])
+        assert status()["imgs"] == "changed", wrong
+    rewrite(trees=[{**tree, "count": 4}])
+    assert status()["imgs"] == "partial" and data_check.presence("tiny")[0] == "partly there"
+    rewrite(trees=[{**tree, "pattern": "*.dcm"}])
+    assert status()["imgs"] == "missing" and data_check.presence("tiny")[0] == "missing"
+
+    def refuse(path: Path) -> str:
+        raise AssertionError(f"{path} was read though no digest is recorded")
+
+    monkeypatch.setattr(manifests, "sha256", refuse)
+    rewrite(trees=[{**tree, "bytes": 3}])
+    assert status()["imgs"] == "ok" and data_check.presence("tiny")[0] == "found"
+    monkeypatch.setattr(data_check, "MANY", 1)
+    rewrite(trees=[{**tree, "count": 377_110}])
+    assert data_check.presence("tiny")[0] == "found"  # at a glance: not counted
+    assert status()["imgs"] == "partial"
+
+
+def test_a_glance_says_found_partly_there_or_missing(own_set: Path) -> None:
+    assert doctor.data("tiny") == (True, f"found in {own_set}")
+    (own_set / "VQA_RAD Image Folder" / "a.jpg").unlink()
+    present, said = doctor.data("tiny")
+    assert not present and said.startswith("partly there: 3 of 4 files") and "VQA_RAD Image Folder is not" in said
+    shutil.rmtree(own_set)
+    assert doctor.data("tiny")[1].startswith("missing: set DATA_ROOT to the folder that holds tiny/")
+    own_set.mkdir()
+    assert not doctor.data("tiny")[0]  # an empty folder is nothing
+
+
+def page(scale: str = "small") -> tuple[str, str]:
+    folder = paths.results() / scale / "data"
+    assert sorted(path.name for path in folder.iterdir()) == ["data_check.html", "data_check.md"]
+    return tuple((folder / f"data_check.{ending}").read_text(encoding="utf-8") for ending in ("html", "md"))
+
+
+def cells(markdown: str, first: str) -> list[list[str]]:
+    """The rows of the Markdown tables whose first cell is `first`."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+    return [row for row in rows if row[0] == first]
+
+
+def test_data_check_writes_a_page(own_set: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+    evidence = {"verified": ["counts of <questions>"], "documented": ["the licence"]}
+    source = {"kind": "http", "url": "https://example.org/a.zip", "target": "a.zip", "unpack": "."}
+    rewrite(evidence=evidence, downloads=[source], quirks=["tabs"])
+    report = pd.DataFrame({"what": ["test answers <unseen>"], "percent": ["25.5"]})
+    monkeypatch.setattr(datasets, "leaks", types.SimpleNamespace(report=lambda name: report), raising=False)
+    assert cli.main(["data-check", "--scale", "small", "--datasets", "tiny"]) == 0
+    assert "data_check.html" in capsys.readouterr().out
+    html, markdown = page()
+    assert cells(markdown, "tiny")[0][3:] == ["CC0-1.0", "open", str(own_set), "ok (11 checks)"]
+    assert cells(markdown, "VQA_RAD Image Folder")[0][1] == "ok"
+    assert cells(markdown, "split") == [
+        ["split", "questions", "images", "closed field", "closed yes no", "distinct answers"]
+    ]
+    assert cells(markdown, "train") == [["train", "2", "2", "2", "1", ""]]
+    assert cells(markdown, "test") == [["test", "1", "1", "", "", "1"]]
+    assert cells(markdown, "a.zip") == [["a.zip", source["url"], "unknown", "none", "the publisher's", "never"]]
+    assert cells(markdown, "test answers <unseen>") == [["test answers <unseen>", "25.5"]]
+    for words in (
+        "&lt;unseen&gt;",
+        "counts of &lt;questions&gt;",
+        "from documentation, not checked:",
+        "https://osf.io/89kps/",
+    ):
+        assert words in html
+    assert "11 of 11 checks ok" in html and "11 of 11 checks ok" in markdown and "--accent" in html
+    assert not re.search(r"<script|<link|<img|src=|@import|url\(", html)  # one file, no script
+    assert set(re.findall(r'href="(#|https?:)?', html)) == {"#", "https:"}
+
+    annotations = own_set / "VQA_RAD Dataset Public.json"
+    annotations.write_text(annotations.read_text(encoding="utf-8").replace('"Yes"', '"ct"'), encoding="utf-8")
+    assert cli.main(["data-check", "--scale", "small", "--datasets", "tiny"]) == 1
+    html, markdown = page()
+    assert cells(markdown, "train") == [["train", "2", "2", "2", "0 (expected 1)", ""]]
+    assert cells(markdown, "tiny")[0][-1] == "2 changed" and "9 of 11 checks ok" in html and 'class="warn"' in html
+
+
+def test_the_page_says_why_there_is_no_leakage_table(own_set: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+
+    def report(name: str) -> pd.DataFrame:
+        raise InputError(f"{name}: no training questions")
+
+    monkeypatch.setattr(datasets, "leaks", types.SimpleNamespace(report=report), raising=False)
+    data_page.write("small", data_check.lines("tiny"))
+    assert "tiny: no training questions" in page()[0]
+    shutil.rmtree(own_set)
+    data_page.write("small", data_check.lines("tiny"))
+    html, markdown = page()
+    assert "The questions could not be read" in html and cells(markdown, "tiny")[0][-1] == "missing"
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "a file"))
+    with pytest.raises(InputError, match=r"data_check\.html: cannot be written .*set AMIF_RESULTS"):
+        data_page.write("small", data_check.lines("tiny"))
 
 
 def test_real_sets_are_as_recorded(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,173 @@
+"""Whether what lies on disk is what a manifest describes: thoroughly by checksum and count, or at a glance."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from amif_lib import manifests, paths, progress
+from amif_lib.errors import InputError
+from amif_lib.manifests import FileEntry, Manifest, TreeEntry
+
+Status = Literal["ok", "missing", "changed", "partial", "needs credential"]
+Presence = Literal["found", "partly there", "missing"]
+MANY = 20_000  # a tree with folders below it and more files than this is not counted at a glance
+
+
+class Line(NamedTuple):
+    """One line of the check. `kind` says what was looked at; a count's item is `<split>: <what>`."""
+
+    kind: Literal["folder", "file", "tree", "count", "records", "images"]
+    item: str
+    status: Status
+    detail: str = ""
+
+
+def lines(name: str, *, decode: bool = True) -> pd.DataFrame:
+    """`manifests.check` with the column `kind` (see `Line`) beside its own."""
+    found = [(name, *line) for line in _lines(manifests.load(name), decode)]
+    return pd.DataFrame(found, columns=["data_set", *Line._fields])
+
+
+def _lines(manifest: Manifest, decode: bool) -> Iterator[Line]:
+    folder = manifests.folder_of(manifest)
+    if manifest.generator:
+        folder = manifests.location(manifest.name)
+        yield Line("folder", "generator", "ok", f"written by this code, seed {manifest.generator.seed}")
+    if not folder.is_dir():
+        level = manifest.access.level
+        if level == "credentialed":
+            see = f"not downloaded by this kit; see data_manifests/{manifest.name}.md"
+            yield Line("folder", "folder", "needs credential", see)
+        elif level == "open":
+            fetch = f", or fetch it: make data DATASETS={manifest.name}" if manifest.downloads else ""
+            yield Line(
+                "folder", "folder", "missing", f"set DATA_ROOT to the folder that holds {manifest.folder}/{fetch}"
+            )
+        else:  # a form, or one download per article
+            steps = " ".join(f"({i}) {step}" for i, step in enumerate(manifest.access.steps, 1))
+            see = f"not downloaded by this kit; {manifest.folder}/ under DATA_ROOT holds it. Steps: {steps}"
+            yield Line("folder", "folder", "missing", " ".join(see.split()))
+        return
+    for entry in (*manifest.files, *manifest.trees):
+        look = _file if isinstance(entry, FileEntry) else _tree
+        try:
+            yield look(entry, folder / entry.path)
+        except OSError as error:
+            kind = "file" if isinstance(entry, FileEntry) else "tree"
+            yield Line(kind, entry.path, "changed", f"cannot be read ({error.strerror or error})")
+    try:
+        yield from _counts(manifest, decode)
+    except InputError as error:
+        yield Line("records", "records", "changed", str(error))
+
+
+def _file(entry: FileEntry, path: Path) -> Line:
+    if not path.is_file():
+        return Line("file", entry.path, "missing") if entry.required else _optional("file", entry.path)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        return Line("file", entry.path, "changed", f"{size} bytes, expected {entry.bytes}")
+    same = manifests.sha256(path) == entry.sha256
+    said = f"{entry.bytes} bytes, sha256 {'as' if same else 'not as'} recorded"
+    return Line("file", entry.path, "ok" if same else "changed", said)
+
+
+def _tree(tree: TreeEntry, folder: Path) -> Line:
+    """Count first; only what the manifest records is read: sizes where it has `bytes`, contents where it has a digest."""
+    if not folder.is_dir():
+        return Line("tree", tree.path, "missing", "no such folder") if tree.required else _optional("tree", tree.path)
+    names = sorted(manifests.tree_files(folder, tree.pattern, tree.recursive), key=os.fsencode)
+    if len(names) < tree.count:
+        status = "partial" if names else "missing"
+        return Line("tree", tree.path, status, f"{len(names)} of {tree.count} files")
+    if len(names) > tree.count:
+        return Line("tree", tree.path, "changed", f"{len(names)} files, expected {tree.count}")
+    if not tree.bytes and not tree.sha256:
+        return Line("tree", tree.path, "ok", f"{len(names)} files, no digest recorded")
+    size = sum((folder / name).stat().st_size for name in names)
+    if tree.bytes and size != tree.bytes:
+        return Line("tree", tree.path, "changed", f"{size} bytes in {len(names)} files, expected {tree.bytes}")
+    if not tree.sha256:
+        return Line("tree", tree.path, "ok", f"{len(names)} files, {size} bytes, no digest recorded")
+    total, bar = hashlib.sha256(), progress.bar(len(names), f"checksums of {tree.path}", show=len(names) > 5000)
+    for name in names:
+        total.update(f"{manifests.sha256(folder / name)}  ".encode() + os.fsencode(name) + b"\n")
+        bar.step()
+    bar.close()
+    if total.hexdigest() != tree.sha256:
+        said = f"digest {total.hexdigest()[:12]}, expected {tree.sha256[:12]}"
+        return Line("tree", tree.path, "changed", f"{len(names)} files, {said}")
+    return Line("tree", tree.path, "ok", f"{len(names)} files, {size} bytes, digest as recorded")
+
+
+def _optional(kind: Literal["file", "tree"], item: str) -> Line:
+    return Line(kind, item, "ok", "absent, optional")
+
+
+def _counts(manifest: Manifest, decode: bool) -> Iterator[Line]:
+    from amif_lib import datasets
+    from amif_lib.datasets import images
+
+    found = datasets.counts(manifest.name)
+    if not manifest.splits:
+        for key, value in found["all"].items():
+            yield Line("count", f"all: {key}", "ok", f"{value}, nothing recorded to compare with")
+    for split in manifest.splits:
+        have: dict[str, int] = found.get(split.name, {})
+        for key, value in split.model_dump(exclude={"name"}, exclude_none=True).items():
+            same = have.get(key, 0) == value
+            detail = f"{have.get(key, 0)}" + ("" if same else f", expected {value}")
+            yield Line("count", f"{split.name}: {key}", "ok" if same else "changed", detail)
+    if decode:
+        number = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
+        yield Line("images", "images decode", "ok", f"{number} images")
+
+
+# --- at a glance ---------------------------------------------------------------------------------------------------
+
+
+def present(entry: FileEntry | TreeEntry, folder: Path) -> tuple[int, int]:
+    """How many files of an entry are there, and how many should be; by name, number and size, without reading any.
+
+    Of a tree with folders below it and more than `MANY` files, any file at all counts as the whole tree.
+    """
+    path = folder / entry.path
+    if isinstance(entry, FileEntry):
+        return int(path.is_file() and path.stat().st_size == entry.bytes), 1
+    if not path.is_dir():
+        return 0, entry.count
+    names = manifests.tree_files(path, entry.pattern, entry.recursive)
+    if entry.recursive and entry.count > MANY:
+        return (entry.count if next(names, None) else 0), entry.count
+    return min(sum(1 for _ in names), entry.count), entry.count
+
+
+def presence(name: str) -> tuple[Presence, str]:
+    """Whether a set is on disk, at a glance (see `present`), and where, or how to get it; `check` is the real answer."""
+    manifest = manifests.load(name)
+    folder = manifests.folder_of(manifest)
+    if manifest.generator:
+        return "found", f"generated when needed, in {paths.shown(folder)}"
+    entries = [entry for entry in itertools.chain(manifest.files, manifest.trees) if entry.required]
+    try:
+        counts = [present(entry, folder) for entry in entries]
+        empty = not folder.is_dir() or not any(folder.iterdir())
+    except OSError as error:
+        return "partly there", f"in {paths.shown(folder)}, which cannot be read ({error.strerror})"
+    have, wanted = sum(count for count, _ in counts), sum(count for _, count in counts)
+    if empty or (wanted and not have):
+        how = f"make data DATASETS={name} fetches it" if manifest.access.level == "open" and manifest.downloads else ""
+        how = how or f"data_manifests/{name}.md says how to get it"
+        return "missing", f"set DATA_ROOT to the folder that holds {manifest.folder}/ ({how})"
+    if have < wanted:
+        lacking = next(entry.path for entry, (n, of) in zip(entries, counts, strict=True) if n < of)
+        said = f"{have} of {wanted} files as recorded in {paths.shown(folder)}; {lacking} is not complete"
+        return "partly there", f"{said} (make data-check DATASETS={name})"
+    return "found", f"in {paths.shown(folder)}"
