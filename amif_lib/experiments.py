@@ -50,11 +50,13 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
     content = spec.model_dump(mode="json")
     for name in ("label", "scale"):
         content.pop(name)
+    content["data"].pop("max_missing_images")  # decides whether a run may start, not what comes out
     if spec.stage == "finetune":
         content.pop("objective"), content.pop("teacher")
         pretraining = (
             "pretrain",
             "report_sections",
+            "medicat_figures",
             "decontaminate_against",
             "text_length",
             "augment_single_view",
