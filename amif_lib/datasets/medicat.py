@@ -73,7 +73,9 @@ def read(
                 raise InputError(f"{where}: {key} of {name} is not text; mend or remove the line")
         if figures == "radiology":
             if not isinstance(record.get("radiology"), bool):
-                raise InputError(f"{where}: radiology of {name} is not true or false; mend it or set medicat_figures: all")
+                raise InputError(
+                    f"{where}: radiology of {name} is not true or false; mend it or set medicat_figures: all"
+                )
             if not record["radiology"]:
                 continue
         text = caption_of(record)
