@@ -55,6 +55,9 @@ def _lines(manifest: Manifest, decode: bool) -> Iterator[Line]:
             see = f"not downloaded by this kit; {manifest.folder}/ under DATA_ROOT holds it. Steps: {steps}"
             yield Line("folder", "folder", "missing", " ".join(see.split()))
         return
+    if manifest.alternatives:
+        manifest = manifests.as_found(manifest)
+        yield Line("folder", "layout", "ok", manifest.version)
     for entry in (*manifest.files, *manifest.trees):
         look = _file if isinstance(entry, FileEntry) else _tree
         try:
@@ -121,9 +124,9 @@ def _counts(manifest: Manifest, decode: bool) -> Iterator[Line]:
             yield Line("count", f"all: {key}", "ok", f"{value}, nothing recorded to compare with")
     for split in manifest.splits:
         have: dict[str, int] = found.get(split.name, {})
-        for key, value in split.model_dump(exclude={"name"}, exclude_none=True).items():
-            same = have.get(key, 0) == value
-            detail = f"{have.get(key, 0)}" + ("" if same else f", expected {value}")
+        for key, value in split.model_dump(exclude={"name", "shortfall"}, exclude_none=True).items():
+            same = (1 - split.shortfall) * value <= have.get(key, 0) <= value
+            detail = f"{have.get(key, 0)}" + ("" if have.get(key, 0) == value else f", expected {value}")
             yield Line("count", f"{split.name}: {key}", "ok" if same else "changed", detail)
     if decode:
         number = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
@@ -151,7 +154,7 @@ def present(entry: FileEntry | TreeEntry, folder: Path) -> tuple[int, int]:
 
 def presence(name: str) -> tuple[Presence, str]:
     """Whether a set is on disk, at a glance (see `present`), and where, or how to get it; `check` is the real answer."""
-    manifest = manifests.load(name)
+    manifest = manifests.as_found(manifests.load(name))
     folder = manifests.folder_of(manifest)
     if manifest.generator:
         return "found", f"generated when needed, in {paths.shown(folder)}"

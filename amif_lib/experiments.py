@@ -50,11 +50,13 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
     content = spec.model_dump(mode="json")
     for name in ("label", "scale"):
         content.pop(name)
+    content["data"].pop("max_missing_images")  # decides whether a run may start, not what comes out
     if spec.stage == "finetune":
         content.pop("objective"), content.pop("teacher")
         pretraining = (
             "pretrain",
             "report_sections",
+            "medicat_figures",
             "decontaminate_against",
             "text_length",
             "augment_single_view",
@@ -132,15 +134,29 @@ def run_id(spec: RunSpec) -> str:
 DATA_KEYS = ("name", "version", "reader", "layout", "files", "trees", "splits", "generator")
 
 
-@lru_cache
 def manifest_digest(name: str) -> str:
-    """Digest of what a data manifest says about the data itself (checksums, counts, generator), not about licences."""
+    """Digest of what a data manifest says about the data itself (checksums, counts, generator), not about licences.
+
+    Of a set with alternative forms, the form that lies on this machine counts: other files give other results.
+    """
+    content = _manifest(name)
+    if "alternatives" in content:
+        from amif_lib import manifests
+
+        form = manifests.as_found(manifests.load(name))
+        if form.version != content["version"]:
+            other = next(each for each in content["alternatives"] if each["version"] == form.version)
+            content = {**content, "trees": [], **other}
+    return digest({key: content[key] for key in DATA_KEYS if key in content})
+
+
+@lru_cache
+def _manifest(name: str) -> dict[str, Any]:
     path = paths.MANIFESTS / f"{name}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in paths.MANIFESTS.glob("*.yaml"))
         raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(known)}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return digest({key: content[key] for key in DATA_KEYS if key in content})
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def parse(content: dict[str, Any], where: str) -> RunSpec:

@@ -64,6 +64,9 @@ class SplitEntry(Strict):
     closed_field: int | None = Field(None, description="closed by the set's own field")
     closed_yes_no: int | None = Field(None, description="closed by the paper's definition: the answer is yes or no")
     distinct_answers: int | None = Field(None, description="after normalisation")
+    shortfall: float = Field(
+        0, ge=0, lt=1, description="share by which a count may fall short: images that are gone, texts that are empty"
+    )
 
 
 class Variant(Strict):
@@ -101,6 +104,15 @@ class Evidence(Strict):
 
     verified: tuple[str, ...] = ()
     documented: tuple[str, ...] = ()
+
+
+class Alternative(Strict):
+    """Another form of the same records, with the paths that the reader finds in it and its own checksums."""
+
+    version: str
+    layout: dict[str, str]
+    files: tuple[FileEntry, ...]
+    trees: tuple[TreeEntry, ...] = ()
 
 
 class Redistribution(Strict):
@@ -147,6 +159,7 @@ class Manifest(Strict):
     access: Access
     files: tuple[FileEntry, ...] = ()
     trees: tuple[TreeEntry, ...] = ()
+    alternatives: tuple[Alternative, ...] = Field((), description="other forms; found by the first file of each")
     downloads: tuple[Download, ...] = ()
     splits: tuple[SplitEntry, ...] = ()
     variants: tuple[Variant, ...] = ()
@@ -224,6 +237,16 @@ def require(checked: pd.DataFrame) -> None:
 def folder_of(manifest: Manifest) -> Path:
     """Where the set's folder is expected, whether it is there or not."""
     return (paths.phantom_root() if manifest.generator else paths.data_root()) / manifest.folder
+
+
+def as_found(manifest: Manifest) -> Manifest:
+    """The manifest of the form that lies in the set's folder: the main one, or an alternative whose first file is there."""
+    folder = folder_of(manifest)
+    if manifest.alternatives and not (folder / manifest.files[0].path).is_file():
+        for other in manifest.alternatives:
+            if (folder / other.files[0].path).is_file():
+                return manifest.model_copy(update={name: getattr(other, name) for name in Alternative.model_fields})
+    return manifest
 
 
 def location(name: str) -> Path:

@@ -96,6 +96,12 @@ class DataSpec(Strict):
         32, gt=2, description="tokens of an answer, with [CLS] and [SEP]; longer ones are cut and counted"
     )
     report_sections: Literal["findings+impression", "findings", "impression"] = "findings+impression"
+    medicat_figures: Literal["radiology", "all"] = Field(
+        "radiology", description="the figures that MedICaT's release flags as radiology (M3AE), or all 217,060"
+    )
+    max_missing_images: float = Field(
+        0.1, ge=0, lt=1, description="share of the images listed by ROCO and MedICaT that may be absent; left out"
+    )
     augment_single_view: Literal["strong", "light", "none"] = Field(
         "strong", description="SimCLR-style views where a study has one image (paper section 4.1)"
     )

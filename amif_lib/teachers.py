@@ -52,6 +52,7 @@ def teacher_id(spec: RunSpec) -> str:
         "teacher": spec.teacher.model_dump(mode="json"),
         "pretrain": data.pretrain,
         "sections": data.report_sections,
+        "figures": data.medicat_figures,
         "max_studies": data.max_studies,
         "decontaminate_against": data.decontaminate_against,
         "manifests": {
@@ -91,9 +92,7 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
                 f"teacher.data: {', '.join(sorted(overlap))} is also the student's; a teacher fitted on the student's own "
                 "pairs gives labels close to one-hot: name another set, or set teacher.cross_fit to 2 or more"
             )
-        own = [
-            study for name in teacher.data for study in load_studies(name, report_sections=spec.data.report_sections)
-        ]
+        own = [study for name in teacher.data for study in load_studies(name, **reading(spec))]
         folds = {0: list(range(len(studies)))}
         models = {0: train_open_clip(own, teacher, aside / "fold0")}
     embeddings = embed(studies, folds, models)
@@ -120,6 +119,11 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     return folder
 
 
+def reading(spec: RunSpec) -> dict[str, Any]:
+    """The run's settings that `datasets.load_studies` takes."""
+    return {name: getattr(spec.data, name) for name in ("report_sections", "medicat_figures", "max_missing_images")}
+
+
 def student_studies(spec: RunSpec) -> list[Study]:
     """The pre-training studies of a run, all sets concatenated, decontaminated."""
     from amif_lib.datasets import load_studies
@@ -127,9 +131,7 @@ def student_studies(spec: RunSpec) -> list[Study]:
     studies = [
         study
         for name in spec.data.pretrain
-        for study in load_studies(
-            name, decontaminate_against=spec.data.decontaminate_against, report_sections=spec.data.report_sections
-        )
+        for study in load_studies(name, decontaminate_against=spec.data.decontaminate_against, **reading(spec))
     ]
     return studies[: spec.data.max_studies or None]
 

@@ -19,7 +19,8 @@ from amif_lib import cli, data_check, data_page, datasets, doctor, experiments, 
 from amif_lib.errors import InputError
 
 CLONE = Path(__file__).parents[1]
-KNOWN = ["medpix2", "mimic_cxr", "phantom_mimic_cxr", "phantom_teacher", "phantom_vqa_rad", "vqa_rad"]
+KNOWN = ["medicat", "medpix2", "mimic_cxr", "phantom_medicat", "phantom_mimic_cxr", "phantom_roco", "phantom_teacher"]
+KNOWN += ["phantom_vqa_rad", "roco", "vqa_rad"]
 
 
 @pytest.fixture(autouse=True)

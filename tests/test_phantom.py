@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from amif_lib import manifests
-from amif_lib.datasets import mimic_cxr, phantom, vqa_rad
+from amif_lib.datasets import medicat, mimic_cxr, phantom, roco, vqa_rad
 from amif_lib.datasets.phantom_canvas import KINDS_OF, LABELS
 from amif_lib.datasets.records import Question, Study
 from amif_lib.errors import InputError
@@ -20,6 +20,7 @@ from amif_lib.errors import InputError
 COUNTS = {"train_images": 160, "test_images": 60, "train_questions": 700, "test_questions": 240}
 MIMIC_LAYOUT = manifests.load("phantom_mimic_cxr").layout
 VQA_LAYOUT = manifests.load("phantom_vqa_rad").layout
+CAPTIONED = {"roco": roco, "medicat": medicat}
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +57,18 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_same_seed_same_bytes_and_other_seed_other_patients(tmp_path: Path) -> None:
     small = {"train_images": 12, "test_images": 6, "train_questions": 40, "test_questions": 20}
-    for name, kind, counts in (("a", "vqa_rad", small), ("b", "mimic_cxr", {"studies": 8})):
+    kinds = (("a", "vqa_rad", small), ("b", "mimic_cxr", {"studies": 8}), ("c", "roco", {"studies": 8}),
+             ("d", "medicat", {"studies": 10}))  # fmt: skip
+    for name, kind, counts in kinds:
         phantom.generate(tmp_path / name / "1", kind, 3, 64, counts)
         phantom.generate(tmp_path / name / "2", kind, 3, 64, counts)
         phantom.generate(tmp_path / name / "3", kind, 4, 64, counts)
         first, second, third = (files(tmp_path / name / number) for number in "123")
         assert first == second
-        pictures = [{content for path, content in found.items() if path.endswith(".jpg")} for found in (first, third)]
-        assert pictures[0] and not pictures[0] & pictures[1]
-        assert not {path for path in first if path.endswith(".jpg")} & set(third)
+        kept = {path for path in first if Path(path).suffix in (".jpg", ".png") and not path.startswith("masks/")}
+        pictures = [{found[path] for path in found if path in kept} for found in (first, third)]
+        assert kept and not pictures[0] & pictures[1]
+        assert not kept & set(third) or kind == "roco"  # whose files are named by number
 
 
 def test_more_studies_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
@@ -86,8 +90,8 @@ def test_generated_once_and_again_when_settings_change(tmp_path: Path) -> None:
     assert not (root / "left_by_user.txt").exists()
     assert len(mimic_cxr.read(root, MIMIC_LAYOUT)) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["set"]  # nothing left aside
-    with pytest.raises(InputError, match="mimic_cxr, vqa_rad"):
-        phantom.generate(root, "slake", 3, 64, {})
+    with pytest.raises(InputError, match=r"'dicom' is not one of mimic_cxr, .*vqa_rad"):
+        phantom.generate(root, "dicom", 3, 64, {})
 
 
 def test_images_are_grey_squares(vqa: Path) -> None:
@@ -97,8 +101,9 @@ def test_images_are_grey_squares(vqa: Path) -> None:
             assert np.asarray(image).std() > 25  # something is drawn
 
 
-def test_readers_do_not_need_the_latents(studies: Path, vqa: Path, tmp_path: Path) -> None:
-    for root, read, layout in ((studies, mimic_cxr.read, MIMIC_LAYOUT), (vqa, vqa_rad.read, VQA_LAYOUT)):
+def test_readers_do_not_need_the_latents(studies: Path, vqa: Path, captioned: dict[str, Path], tmp_path: Path) -> None:
+    sets = [(captioned[kind], module.read, manifests.load(kind).layout) for kind, module in CAPTIONED.items()]
+    for root, read, layout in ((studies, mimic_cxr.read, MIMIC_LAYOUT), (vqa, vqa_rad.read, VQA_LAYOUT), *sets):
         bare = tmp_path / root.name
         shutil.copytree(root, bare)
         shutil.rmtree(bare / "masks")
@@ -249,3 +254,98 @@ def test_chest_studies_have_two_views_and_some_reports_lack_sections(studies: Pa
     assert views["frontal", "lateral"] > 20 and views["axial",] > 10 and views["axial", "coronal", "sagittal"] > 3
     kinds = Counter(tuple(mimic_cxr.sections(path.read_text(encoding="utf-8"))) for path in studies.rglob("s*.txt"))
     assert kinds["findings", "impression"] > 80 and kinds["text",] and kinds["impression",] and kinds["findings",]
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The phantom sets of single images with captions, as their manifests describe them."""
+    made = {}
+    for kind in CAPTIONED:
+        settings = manifests.load(f"phantom_{kind}").generator
+        made[kind] = tmp_path_factory.mktemp("phantom") / kind
+        phantom.generate(made[kind], kind, settings.seed, settings.size, settings.counts)
+    return made
+
+
+def read_captioned(root: Path, kind: str, **settings: object) -> list[Study]:
+    return CAPTIONED[kind].read(root, manifests.load(f"phantom_{kind}").layout, **settings)
+
+
+def test_captioned_sets_have_the_counts_of_their_latents(captioned: dict[str, Path]) -> None:
+    """Listed less what is left out on purpose, counted from the raw lists, and the recorded counts."""
+    studies = read_captioned(captioned["roco"], "roco", splits=("train", "val", "test"))
+    rows = [line for path in captioned["roco"].rglob("captions.txt")
+            for line in path.read_text(encoding="utf-8").splitlines()]  # fmt: skip
+    empty = {row.split("\t")[0] for row in rows if not row.split("\t")[1].strip()}
+    there = {path.stem for path in captioned["roco"].glob("data/*/radiology/images/*.jpg")}
+    assert (len(rows), len(empty), len({row.split("\t")[0] for row in rows} - there)) == (160, 3, 4)
+    assert {s.study_id for s in studies} == there - empty
+    assert len(latents(captioned["roco"])) == len(there) == 156
+    assert Counter(s.split for s in studies) == {"train": 137, "val": 8, "test": 8}
+
+    figures = read_captioned(captioned["medicat"], "medicat")
+    (path,) = captioned["medicat"].rglob("*.jsonl")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    wanted = [x for x in lines if x["radiology"] and (x["s2_caption"] or x["s2orc_caption"])]
+    there = {file.name for file in (captioned["medicat"] / "release" / "figures").iterdir()}
+    assert {s.study_id for s in figures} == {f"{x['pdf_hash']}_{x['fig_uri']}" for x in wanted} & there
+    assert len(latents(captioned["medicat"])) == sum(x["radiology"] for x in lines) - 4 == 140
+    assert len(lines) == 160 and len(read_captioned(captioned["medicat"], "medicat", figures="all")) == 151
+    for kind, found in (("roco", [s for s in studies if s.split == "train"]), ("medicat", figures)):
+        (expected,) = manifests.load(f"phantom_{kind}").splits
+        assert (expected.studies, expected.images) == (len(found), sum(len(s.images) for s in found))
+
+
+@pytest.mark.parametrize("kind", CAPTIONED)
+def test_captions_say_what_the_latents_hold(captioned: dict[str, Path], kind: str) -> None:
+    """Every visible finding is in the caption, no other one is, and side and modality agree."""
+    words = {"nodule": "nodule", "consolidation": ("consolidation", "airspace opacity"), "ascites": "ascites",
+             "pleural effusion": "effusion", "pneumothorax": "pneumothorax", "infarct": "infarct",
+             "hemorrhage": ("hemorrhage", "hematoma"), "kidney stone": ("stone", "calculus"),
+             "hydrocephalus": ("hydrocephalus", "ventricles are dilated")}  # fmt: skip
+    root = captioned[kind]
+    names = json.loads((root / "masks.json").read_text(encoding="utf-8"))["images"]
+    cases = dict(zip(names, latents(root), strict=True))
+    seen: Counter = Counter()
+    for study in read_captioned(root, kind):
+        case, text = cases[study.images[0].image_id], study.text.lower()
+        (view,) = case["views"]
+        kinds = {f["kind"] for f in case["findings"]} - ({"pneumothorax"} if view == "lateral" else set())
+        for name, alternatives in words.items():
+            stated = any(word in text for word in ([alternatives] if isinstance(alternatives, str) else alternatives))
+            assert stated == (name in kinds), (name, text)
+            seen[name] += stated
+        if kinds == {"pleural effusion"}:
+            assert case["findings"][0]["side"] in text
+        assert {"xr_chest": "chest", "ct_head": "head", "mr_brain": "mr"}.get(
+            case["study"], ""
+        ) in text and view in text
+        assert not text.startswith("fig") and study.text == " ".join(study.text.split())
+        mask = root / "masks" / f"{Path(study.images[0].image_id).stem if kind == 'medicat' else study.study_id}.png"
+        with Image.open(mask) as labels, Image.open(study.images[0].path) as picture:
+            assert labels.size == picture.size and picture.format == {"roco": "JPEG", "medicat": "PNG"}[kind]
+    assert all(seen[name] for name in words)
+
+
+def test_captioned_sets_have_their_quirks(captioned: dict[str, Path]) -> None:
+    rows = (
+        (captioned["roco"] / "data" / "train" / "radiology" / "captions.txt").read_text(encoding="utf-8").splitlines()
+    )
+    assert all(row.split("\t")[1].startswith(" ") for row in rows)
+    for kind in CAPTIONED:
+        found = read_captioned(captioned[kind], kind)
+        assert 0.1 < np.mean([not s.text.isascii() for s in found]) < 0.3
+        assert max(Counter(s.group_id for s in found).values()) == 2
+        assert 0 < sum("licence" in s.extra for s in found) <= len(found)
+    groups = [{s.group_id for s in read_captioned(captioned["roco"], "roco", splits=(split,))}
+              for split in ("train", "val", "test")]  # fmt: skip
+    assert groups[0] & groups[2] and groups[1] & groups[2]  # the split is not by article
+    (path,) = captioned["medicat"].rglob("*.jsonl")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert all(x["s2_caption"].lower().startswith("fig") for x in lines if x["s2_caption"])
+    assert any(x["oa_info"] is None for x in lines) and any(not x["s2_caption"] and x["s2orc_caption"] for x in lines)
+
+
+def test_the_phantom_sets_share_no_case() -> None:
+    seeds = [manifests.load(name).generator.seed for name in manifests.names() if manifests.load(name).generator]
+    assert len(seeds) == len(set(seeds)) >= 5

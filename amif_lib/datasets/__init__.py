@@ -18,11 +18,17 @@ log = logging.getLogger(__name__)
 
 
 def load_studies(
-    name: str, *, decontaminate_against: tuple[str, ...] = (), report_sections: str = "findings+impression"
+    name: str,
+    *,
+    decontaminate_against: tuple[str, ...] = (),
+    report_sections: str = "findings+impression",
+    medicat_figures: str = "radiology",
+    max_missing_images: float = 0.1,
 ) -> list[Study]:
     """The pre-training studies of a data set; a phantom set is generated first where it is absent.
 
-    That is the official train split of MIMIC-CXR; of MedPix-2.0, which serves for pre-training only, all splits.
+    That is the official train split of MIMIC-CXR and ROCO; of MedICaT, which has no splits, and of MedPix-2.0, which
+    serves for pre-training only, everything.
 
     Args:
         name: manifest name of a pre-training set.
@@ -30,11 +36,13 @@ def load_studies(
             (study, article) is dropped when one of its images shares a MedPix image id with a protected image, or is
             within 4 bits of it by difference hash and by perceptual hash (`decontaminate`); the counts are logged.
         report_sections: `findings+impression`, `findings` or `impression`, where the set has sections.
+        medicat_figures: `radiology` or `all`.
+        max_missing_images: share of the images that ROCO and MedICaT list but that may be absent and are left out.
 
     Raises:
         InputError: unknown set, folder absent, malformed record, missing file; names the file and the fix.
     """
-    studies = _read_studies(name, report_sections)
+    studies = _read_studies(name, report_sections, medicat_figures, max_missing_images)
     if decontaminate_against:
         from amif_lib.datasets import decontaminate
 
@@ -42,20 +50,34 @@ def load_studies(
     return studies
 
 
-def _read_studies(name: str, report_sections: str = "findings+impression") -> list[Study]:
+def _read_studies(
+    name: str,
+    report_sections: str = "findings+impression",
+    medicat_figures: str = "radiology",
+    max_missing_images: float = 0.1,
+) -> list[Study]:
     manifest = manifests.load(name)
     if manifest.role != "pretraining":
         raise InputError(
             f"data set {name!r} is not for pre-training but for {manifest.role}; correct the spec's data.pretrain"
         )
     folder = manifests.location(name)
+    layout = manifests.as_found(manifest).layout
     if manifest.reader == "mimic_cxr":
         from amif_lib.datasets import mimic_cxr
 
-        return mimic_cxr.read(folder, manifest.layout, report_sections=report_sections)
+        return mimic_cxr.read(folder, layout, report_sections=report_sections)
+    if manifest.reader == "roco":
+        from amif_lib.datasets import roco
+
+        return roco.read(folder, layout, max_missing_images=max_missing_images)
+    if manifest.reader == "medicat":
+        from amif_lib.datasets import medicat
+
+        return medicat.read(folder, layout, figures=medicat_figures, max_missing_images=max_missing_images)
     from amif_lib.datasets import medpix2
 
-    return medpix2.read(folder, manifest.layout)
+    return medpix2.read(folder, layout)
 
 
 def load_questions(name: str, training_file: str = "default") -> list[Question]:

@@ -26,7 +26,8 @@ def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, i
     """Write a phantom data set into the folder `root`, replacing what an other setting or version left there.
 
     Args:
-        kind: `mimic_cxr` (MIMIC-CXR-JPG layout with reports; counts: `studies`) or `vqa_rad` (VQA-RAD JSON layout;
+        kind: `mimic_cxr` (MIMIC-CXR-JPG layout with reports; counts: `studies`), `roco` and `medicat` (single images
+            with captions, in those sets' layouts; counts: `studies`, the listed images) or `vqa_rad` (VQA-RAD JSON layout;
             counts: `train_images, test_images, train_questions, test_questions`, the questions being at most as many).
         seed: determines every case; two seeds share no patient.
         size: side of the square images, pixels.

@@ -85,15 +85,15 @@ def procedure(case: Case) -> str:
     return f"{MODALITY[case.study]} {REGION[case.study]}".upper()
 
 
-def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _state(case: Case, kind: str, rng: np.random.Generator) -> str:
+def state(case: Case, kind: str, rng: np.random.Generator) -> str:
     """A phrase that states a finding, without capital and full stop."""
     entries = [f for f in case.findings if f["kind"] == kind]
     first = entries[0]
-    template = _choose(rng, POSITIVE[f"{kind}s" if len(entries) > 1 else kind])
+    template = choose(rng, POSITIVE[f"{kind}s" if len(entries) > 1 else kind])
     side = first["side"]
     return template.format(
         size=first["severity"],
@@ -104,7 +104,7 @@ def _state(case: Case, kind: str, rng: np.random.Generator) -> str:
     )
 
 
-def _sentence(phrase: str) -> str:
+def sentence(phrase: str) -> str:
     return phrase[0].upper() + phrase[1:] + "."
 
 
@@ -116,7 +116,7 @@ def _technique(case: Case, rng: np.random.Generator) -> str:
     listed = " and ".join([", ".join(views[:-1]), views[-1]] if len(views) > 1 else views).capitalize()
     image = {"xr_chest": "radiograph", "mr_brain": f"T{2 if case.anatomy['t2'] > 0.5 else 1} weighted MR image"}
     noun = image.get(case.study, "CT image") + ("s" if len(views) > 1 else "")
-    return _choose(
+    return choose(
         rng,
         (
             f"{listed} {noun} of the {region}.",
@@ -130,23 +130,23 @@ def report(case: Case, rng: np.random.Generator) -> str:
     present = case.kinds()
     findings = [_technique(case, rng)]
     for kind in present:
-        phrase = _state(case, kind, rng)
-        hedge = "" if phrase.startswith(("the ", "midline")) else _choose(rng, HEDGES)
-        findings.append(_sentence(hedge + phrase))
+        phrase = state(case, kind, rng)
+        hedge = "" if phrase.startswith(("the ", "midline")) else choose(rng, HEDGES)
+        findings.append(sentence(hedge + phrase))
     absent = [kind for kind in KINDS_OF[case.study] if kind not in present]
     if {"pleural effusion", "pneumothorax"} <= set(absent) and rng.random() < 0.4:
         findings.append("No pleural effusion or pneumothorax.")
         absent = [kind for kind in absent if kind not in ("pleural effusion", "pneumothorax")]
     denied = [str(kind) for kind in rng.permutation(absent) if rng.random() < 0.75]
-    findings += [_choose(rng, NEGATIVE[kind]) for kind in denied]
+    findings += [choose(rng, NEGATIVE[kind]) for kind in denied]
     if present:
-        impression = " ".join(_sentence(_state(case, kind, rng)) for kind in present)
+        impression = " ".join(sentence(state(case, kind, rng)) for kind in present)
     else:
-        impression = _choose(rng, NORMAL[REGION[case.study]])
+        impression = choose(rng, NORMAL[REGION[case.study]])
     style = rng.random()
     parts = {
         "INDICATION": "___ year old patient, synthetic.",
-        "COMPARISON": _choose(rng, ("None.", "___.")),
+        "COMPARISON": choose(rng, ("None.", "___.")),
         "FINDINGS": " ".join(findings),
         "IMPRESSION": impression,
     }

@@ -22,7 +22,8 @@ class StudyImage:
 class Study:
     """One pre-training sample: a text and the image or images it describes (paper section 3.1, `(I_i, W_i)`).
 
-    `group_id` names what must not be split or paired as a negative: the case, patient study or article.
+    `group_id` names what must not be split or paired as a negative: the case, patient study or article. `extra` holds
+    what no training reads, such as an article's `licence`.
     """
 
     study_id: str
@@ -30,6 +31,7 @@ class Study:
     text: str
     split: str = "train"
     group_id: str = ""
+    extra: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

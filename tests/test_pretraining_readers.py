@@ -1,0 +1,571 @@
+"""Pre-training readers on hand-made files: ROCO, MedICaT, MedPix-2.0's official layout, MIMIC-CXR's awkward reports."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from amif_lib import datasets, experiments, manifests
+from amif_lib.datasets import medicat, medpix2, mimic_cxr, roco
+from amif_lib.errors import InputError
+
+ROCO_LAYOUT = manifests.load("roco").layout
+MEDICAT_LAYOUT = manifests.load("medicat").layout
+OFFICIAL = manifests.load("medpix2").alternatives[0].layout
+MIMIC_LAYOUT = manifests.load("mimic_cxr").layout
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8)).save(path)
+
+
+def complaint(read: Callable[[], Any]) -> str:
+    """The one-line message of the InputError that reading must end in."""
+    with pytest.raises(InputError) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- ROCO ----------------------------------------------------------------------------------------------------------
+
+CAPTIONS = {
+    "train": "ROCO_00002\t Axial CT,  ≈3 cm (arrow).\nROCO_00003\t  Same article\tand a tab.\r\nROCO_00005\t \nROCO_00006\n"
+    "ROCO_00007\tNo blank. Line\u2028separator\x85inside.\n",
+    "validation": "ROCO_00020\t Un épanchement pleural.\n",
+    "test": "ROCO_00021\t A test caption.\n",
+}
+LICENCES = {
+    "train": "ROCO_00002,PMC111_a_Fig1,2.jpg,CC BY\nROCO_00003,PMC111_b.jpg,NO-CC CODE\nROCO_00005,PMC3_c.jpg,CC0\n",
+    "validation": "ROCO_00020,PMC222_x.jpg,CC BY-NC\n",
+    "test": "ROCO_00021,PMC222_y.jpg,CC BY-NC\n",
+}
+
+
+def write_roco(root: Path) -> Path:
+    for split in CAPTIONS:
+        folder = root / "data" / split / "radiology"
+        names = [line.split("\t")[0].strip() for line in CAPTIONS[split].split("\n") if line]
+        for name in names:
+            picture(folder / "images" / f"{name}.jpg")
+        (folder / "captions.txt").write_bytes(CAPTIONS[split].encode())
+        (folder / "licences.txt").write_bytes(b"ROCO_ID,PMC_ID,CC\n" + LICENCES[split].encode())
+        links = [f"{name}\twget -r ftp://x.invalid/ab/PMC9{name[-3:]}.tar.gz -P /path/to/Dir\tf.jpg" for name in names]
+        (folder / "dlinks.txt").write_text("\n".join(links), encoding="utf-8")
+        (folder / "keywords.txt").write_bytes(b"\xff\xfe not read")
+    other = root / "data" / "train" / "non-radiology"
+    picture(other / "images" / "ROCO_81834.jpg")
+    (other / "captions.txt").write_text("ROCO_81834\t A chart.\n", encoding="utf-8")
+    return root
+
+
+def train(root: Path) -> Path:
+    return root / "data" / "train" / "radiology"
+
+
+def test_roco_reads_the_training_split_by_article(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="amif_lib"):
+        studies = roco.read(write_roco(tmp_path / "a set"), ROCO_LAYOUT)
+    assert [(s.study_id, s.group_id, s.split, s.extra) for s in studies] == [
+        ("ROCO_00002", "PMC111", "train", {"licence": "CC BY"}),
+        ("ROCO_00003", "PMC111", "train", {"licence": "NO-CC CODE"}),
+        ("ROCO_00007", "PMC9007", "train", {}),  # no row in licences.txt: the article of the link
+    ]
+    assert [s.text for s in studies] == [
+        "Axial CT, ≈3 cm (arrow).", "Same article and a tab.", "No blank. Line separator inside."]  # fmt: skip
+    assert all(len(s.images) == 1 and s.images[0].path.is_file() and s.images[0].view == "" for s in studies)
+    assert "2 rows without caption left out" in caplog.text
+
+
+def test_roco_other_splits(tmp_path: Path) -> None:
+    studies = roco.read(write_roco(tmp_path), ROCO_LAYOUT, splits=("val", "test"))
+    assert [(s.study_id, s.split, s.group_id) for s in studies] == [
+        ("ROCO_00020", "val", "PMC222"), ("ROCO_00021", "test", "PMC222")]  # fmt: skip
+
+
+def test_roco_absent_images_are_left_out_until_too_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_roco(tmp_path)
+    (train(root) / "images" / "ROCO_00003.jpg").unlink()
+    with caplog.at_level(logging.INFO, logger="amif_lib"):
+        studies = roco.read(root, ROCO_LAYOUT, max_missing_images=0.34)
+    assert [s.study_id for s in studies] == ["ROCO_00002", "ROCO_00007"]
+    assert "captions.txt: 1 of 3 listed images absent" in caplog.text
+    message = complaint(lambda: roco.read(root, ROCO_LAYOUT, max_missing_images=0.33))
+    assert "captions.txt: 1 of the 3 listed images are absent, first" in message
+    assert "ROCO_00003.jpg" in message and "data.max_missing_images (0.33)" in message
+    for path in (train(root) / "images").iterdir():
+        path.unlink()
+    (train(root) / "images").rmdir()
+    assert "3 of the 3 listed images" in complaint(lambda: roco.read(root, ROCO_LAYOUT))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("captions.txt", None, "captions.txt: no such file; clone the ROCO repository"),
+        ("captions.txt", b"", "captions.txt: no records"),
+        ("captions.txt", b" \n\n", "captions.txt: no records"),
+        ("captions.txt", b"ROCO_00002\t a\nROCO_00003\t caf\xe9\n", "captions.txt, line 2: not UTF-8"),
+        ("captions.txt", b"ROCO_00002\t a\n\nROCO_00002\t b\n", "captions.txt, line 3: ROCO_00002 occurs twice"),
+        ("captions.txt", b"ROCO_00002\t a\nand more\n", "captions.txt, line 2: starts with 'and more' and not with"),
+        ("captions.txt", b"ROCO_00099\t a\n", "line 1: neither licences.txt nor dlinks.txt names the article of ROCO_00099"),
+        ("licences.txt", None, "licences.txt: no such file"),
+        ("licences.txt", b"ROCO_ID,CC\nROCO_00002,CC BY\n", "licences.txt, line 1: columns must be ROCO_ID,PMC_ID,CC"),
+        ("licences.txt", b"ROCO_ID,PMC_ID,CC\nROCO_00002,x.jpg,CC BY\n", "licences.txt, line 2: ROCO_00002 has no PMC"),
+    ],
+)  # fmt: skip
+def test_damaged_roco_is_named(tmp_path: Path, name: str, change: bytes | None, message: str) -> None:
+    root = write_roco(tmp_path)
+    path = train(root) / name
+    path.unlink()
+    if change is not None:
+        path.write_bytes(change)
+    assert message in complaint(lambda: roco.read(root, ROCO_LAYOUT))
+
+
+# --- MedICaT -------------------------------------------------------------------------------------------------------
+
+
+def figure(number: int, **changes: object) -> dict[str, object]:
+    made: dict[str, object] = {
+        "pdf_hash": "ab12", "fig_key": f"Figure{number}", "fig_uri": f"3-Figure{number}-1.png",
+        "s2_caption": f"Figure {number}. Caption {number}.", "s2orc_caption": None, "s2orc_references": None,
+        "radiology": True, "scope": False, "predicted_type": "Medical images",
+        "oa_info": {"doi": "10.1/x", "oa": {"is_oa": True, "license": "cc-by-nc"}}}  # fmt: skip
+    return {key: value for key, value in {**made, **changes}.items() if value is not ...}
+
+
+def write_medicat(root: Path, *lines: object) -> Path:
+    path = root / MEDICAT_LAYOUT["annotations"]
+    path.parent.mkdir(parents=True)
+    encoded = [line if isinstance(line, bytes) else json.dumps(line, ensure_ascii=False).encode() for line in lines]
+    path.write_bytes(b"\n".join(encoded))
+    for line in lines:
+        if isinstance(line, dict) and str(line.get("fig_uri")).strip():
+            picture(root / MEDICAT_LAYOUT["images"] / f"{line.get('pdf_hash')}_{line.get('fig_uri')}")
+    return root
+
+
+def test_medicat_reads_radiology_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_medicat(
+        tmp_path / "a set",
+        figure(1),
+        figure(2, radiology=False),
+        figure(3, s2_caption=None, s2orc_caption="Fig. 3:  From S2ORC, 13 × 11\u2028cm."),
+        figure(4, s2_caption=None),
+        figure(5, s2_caption="Figure 5. ", oa_info=None, s2orc_references=["(Fig 5)"]),
+        figure(6, pdf_hash="cd34", oa_info={"oa": {"license": None}}),
+        figure(7, pdf_hash="cd34", oa_info={"oa": None}, s2orc_caption=...),
+    )
+    with caplog.at_level(logging.INFO, logger="amif_lib"):
+        studies = medicat.read(root, MEDICAT_LAYOUT)
+    assert [(s.study_id, s.group_id, s.text, s.extra) for s in studies] == [
+        ("ab12_3-Figure1-1.png", "ab12", "Caption 1.", {"licence": "cc-by-nc"}),
+        ("ab12_3-Figure3-1.png", "ab12", "From S2ORC, 13 × 11 cm.", {"licence": "cc-by-nc"}),
+        ("cd34_3-Figure6-1.png", "cd34", "Caption 6.", {}),
+        ("cd34_3-Figure7-1.png", "cd34", "Caption 7.", {}),
+    ]
+    assert all(s.split == "train" and len(s.images) == 1 and s.images[0].path.is_file() for s in studies)
+    assert "2 figures without caption left out" in caplog.text
+    assert len(medicat.read(root, MEDICAT_LAYOUT, figures="all")) == 5
+
+
+@pytest.mark.parametrize(
+    ("caption", "text"),
+    [
+        ("Figure 4. Nuclear scan.", "Nuclear scan."), ("Fig 3. Control CT.", "Control CT."),
+        ("Fig. 12 . Brain CT (A).", "Brain CT (A)."), ("FIGURE 2 | Chest.", "Chest."), ("Figure 3:Liver", "Liver"),
+        ("fig. 1 (A) Barium enema", "(A) Barium enema"), ("Figure 1A and B: Two.", "Figure 1A and B: Two."),
+        ("Figure 1 shows a mass.", "Figure 1 shows a mass."), ("Figure 1.5 mm slices", "Figure 1.5 mm slices"),
+        ("Configure 1. x", "Configure 1. x"), ("See Figure 2. Mass", "See Figure 2. Mass"), ("Figure 9", ""),
+    ],
+)  # fmt: skip
+def test_figure_labels_are_cut_off(caption: str, text: str) -> None:
+    assert medicat.caption_of({"s2_caption": caption}) == text
+
+
+def test_medicat_absent_images(tmp_path: Path) -> None:
+    root = write_medicat(tmp_path, *(figure(n) for n in range(1, 11)))
+    (root / MEDICAT_LAYOUT["images"] / "ab12_3-Figure4-1.png").unlink()
+    assert len(medicat.read(root, MEDICAT_LAYOUT)) == 9  # a tenth is just allowed
+    assert "1 of the 10 listed" in complaint(lambda: medicat.read(root, MEDICAT_LAYOUT, max_missing_images=0.09))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"pdf_hash": "ab12", "fig_', "public.jsonl, line 2: not valid JSON"),
+        (b"[1]", "line 2: a record must be a JSON object"),
+        (b'{"pdf_hash": "caf\xe9"}', "line 2: not UTF-8"),
+        (figure(2, pdf_hash=...), "line 2: record has no pdf_hash"),
+        (figure(2, fig_uri=" "), "line 2: record has no fig_uri"),
+        (figure(1), "line 2: figure ab12_3-Figure1-1.png occurs twice"),
+        (figure(2, s2_caption=7), "line 2: s2_caption of ab12_3-Figure2-1.png is not text"),
+        (figure(2, radiology=...), "line 2: radiology of ab12_3-Figure2-1.png is not true or false"),
+    ],
+)
+def test_malformed_medicat_is_named(tmp_path: Path, line: object, message: str) -> None:
+    root = write_medicat(tmp_path, figure(1), line)
+    assert message in complaint(lambda: medicat.read(root, MEDICAT_LAYOUT))
+
+
+def test_empty_and_missing_medicat(tmp_path: Path) -> None:
+    assert "public.jsonl: no such file; unpack" in complaint(lambda: medicat.read(tmp_path, MEDICAT_LAYOUT))
+    assert "public.jsonl: no records" in complaint(lambda: medicat.read(write_medicat(tmp_path), MEDICAT_LAYOUT))
+
+
+# --- MedPix-2.0, official layout -----------------------------------------------------------------------------------
+
+
+def described(case: str, image: str, caption: object = "A caption.", plane: object = "Axial") -> dict[str, Any]:
+    description = {"ACR Codes": "8.-1", "Age": "73", "Sex": "male", "Caption": caption, "Figure Part": None,
+                   "Modality": " MR - Montage of Images", "Plane": plane}  # fmt: skip
+    return {"Type": "MR", "U_id": case, "image": image, "Description": description,
+            "Location": "Brain", "Location Category": "Head"}  # fmt: skip
+
+
+def write_official(root: Path) -> Path:
+    """Three cases: two views of one caption and a second study, findings "N/A", and no Findings key at all."""
+    images = [described("MPX2", "MPX2_synpic3", "•  Café  au lait"),
+              described("MPX1", "MPX1_synpic2", "A  caption.", None), described("MPX1", "MPX1_synpic1"),
+              described("MPX1", "MPX1_synpic9", "Other."), described("MPX3", "MPX3_synpic4", plane="Photograph")]  # fmt: skip
+    cases = [{"U_id": "MPX1", "TAC": ["MPX1_synpic1"], "MRI": [], "Case": {"Title": "T", "Findings": "Two\n\nlines."}},
+             {"U_id": "MPX2", "TAC": [], "MRI": [], "Case": {"Title": "T", "Findings": "N/A"}},
+             {"U_id": "MPX3", "TAC": [], "MRI": [], "Case": {"Title": "T"}}]  # fmt: skip
+    for record in images:
+        picture(root / "images" / f"{record['image']}.png")
+    (root / "Descriptions.json").write_text(json.dumps(images), encoding="utf-8")
+    (root / "Case_topic.json").write_text(json.dumps(cases, indent=4), encoding="utf-8")
+    (root / "images_overview.csv").write_text("image\nMPX7_synpic777\n", encoding="utf-8")
+    (root / "splitted_dataset").mkdir()
+    for name, members in {"train": cases[:1], "train_1": cases[:1], "dev": cases[1:2], "test": cases[2:]}.items():
+        lines = "".join(json.dumps(case) + "\n" for case in members)
+        (root / "splitted_dataset" / f"data_{name}.jsonl").write_text(lines, encoding="utf-8")
+    return root
+
+
+def test_official_medpix_reads(tmp_path: Path) -> None:
+    studies = medpix2.read(write_official(tmp_path / "med pix"), OFFICIAL)
+    found = [(s.study_id, s.group_id, s.split, s.text, [(i.image_id, i.view) for i in s.images]) for s in studies]
+    assert found == [
+        ("MPX1-1", "MPX1", "train", "A caption. Two lines.", [("MPX1_synpic1", "axial"), ("MPX1_synpic2", "")]),
+        ("MPX1-2", "MPX1", "train", "Other. Two lines.", [("MPX1_synpic9", "axial")]),
+        ("MPX2-1", "MPX2", "val", "• Café au lait", [("MPX2_synpic3", "axial")]),
+        ("MPX3-1", "MPX3", "test", "A caption.", [("MPX3_synpic4", "photograph")]),
+    ]
+    assert all(image.path.is_file() and image.path.suffix == ".png" for s in studies for image in s.images)
+
+
+def test_halves_of_the_training_split_are_enough(tmp_path: Path) -> None:
+    root = write_official(tmp_path)
+    whole = medpix2.read(root, OFFICIAL)
+    (root / "splitted_dataset" / "data_train.jsonl").unlink()
+    assert medpix2.read(root, OFFICIAL) == whole
+
+
+def edit(name: str, change: Callable[[list], object]) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        content = json.loads((root / name).read_text(encoding="utf-8"))
+        change(content)
+        (root / name).write_text(json.dumps(content), encoding="utf-8")
+
+    return apply
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).write_bytes((root / name).read_bytes()[:150])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut("Case_topic.json"), "Case_topic.json, line 10: not valid JSON"),
+        (cut("Descriptions.json"), "Descriptions.json, line 1: not valid JSON"),
+        (lambda root: (root / "Case_topic.json").unlink(), "Case_topic.json: no such file"),
+        (lambda root: (root / "Case_topic.json").write_bytes(b'["\xe9"]'), "Case_topic.json: not UTF-8"),
+        (lambda root: (root / "Descriptions.json").write_bytes(b""), "Descriptions.json, line 1: not valid JSON"),
+        (lambda root: (root / "Descriptions.json").write_bytes(b"[]"), "Descriptions.json: must hold a list"),
+        (edit("Descriptions.json", lambda c: c.append(c[0])), "record MPX2_synpic3 occurs twice"),
+        (edit("Descriptions.json", lambda c: c[0]["Description"].update(Caption=None)), "MPX2_synpic3 has no caption"),
+        (edit("Descriptions.json", lambda c: c[0].pop("Description")), "MPX2_synpic3 has no Description"),
+        (edit("Descriptions.json", lambda c: c[0].update(U_id="MPX8")), "case MPX8 of MPX2_synpic3 is not in Case_topic"),
+        (edit("Case_topic.json", lambda c: c[1].pop("Case")), "Case_topic.json: record number 1 has no U_id or no Case"),
+        (lambda root: (root / "images" / "MPX1_synpic9.png").unlink(), "MPX1_synpic9.png: image of record MPX1_synpic9"),
+        (lambda root: (root / "splitted_dataset" / "data_dev.jsonl").unlink(), "data_dev.jsonl: no such file"),
+        (lambda root: (root / "splitted_dataset" / "data_dev.jsonl").write_text('{"U_id": "MPX1"}'),
+         "data_dev.jsonl, line 1: case MPX1 is in dev and in train"),
+        (lambda root: (root / "splitted_dataset" / "data_test.jsonl").write_text('{"U_id": "MPX2"'),
+         "data_test.jsonl, line 1: not valid JSON"),
+        (lambda root: (root / "splitted_dataset" / "data_test.jsonl").write_text('{"U_id": "MPX5"}'),
+         "case MPX3 of MPX3_synpic4 is in none of splitted_dataset/"),
+    ],
+)  # fmt: skip
+def test_damaged_official_medpix_is_named(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    root = write_official(tmp_path)
+    damage(root)
+    assert message in complaint(lambda: medpix2.read(root, OFFICIAL))
+
+
+def as_official(source: Path, root: Path) -> None:
+    """The official layout's JSON files, rebuilt from the real set's re-encoded records; images are empty files."""
+    lines = [json.loads(line) for line in (source / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    images, cases = [], {}
+    (root / "images").mkdir(parents=True)
+    for line in lines[::-1]:  # the official order is an other one too
+        (root / "images" / f"{line['image_id']}.png").touch()
+        images.append(described(line["case_id"], line["image_id"], line["caption"], line["plane"]))
+        case = {"Findings": line["case_findings"] or "N/A"}
+        cases[line["case_id"]] = {"U_id": line["case_id"], "Case": case, "split": line["split"]}
+    (root / "Descriptions.json").write_text(json.dumps(images), encoding="utf-8")
+    (root / "Case_topic.json").write_text(json.dumps(list(cases.values())), encoding="utf-8")
+    (root / "splitted_dataset").mkdir()
+    for split in ("train", "dev", "test"):
+        members = [json.dumps(case) for case in cases.values() if case["split"] == split]
+        (root / "splitted_dataset" / f"data_{split}.jsonl").write_text("\n".join(members), encoding="utf-8")
+
+
+def test_both_forms_of_the_real_set_give_the_same_studies(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by what lies in the folder; the data check says which, and a run on one has another identity."""
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    expected, digest = datasets.load_studies("medpix2"), experiments.manifest_digest("medpix2")
+    as_official(shared_data / "medpix2", tmp_path / "medpix2")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    found = datasets.load_studies("medpix2")
+    assert [(s.study_id, s.group_id, s.split, s.text) for s in found] == [
+        (s.study_id, s.group_id, s.split, s.text) for s in expected]  # fmt: skip
+    assert [i.image_id for s in found for i in s.images] == [i.image_id for s in expected for i in s.images]
+    assert experiments.manifest_digest("medpix2") != digest
+    checked = manifests.check("medpix2", decode=False).set_index("item")
+    assert checked.loc["layout", "detail"] == "official: commit d3bc431, PNG"
+    assert (checked.loc["Descriptions.json", "status"], checked.loc["images", "status"]) == ("changed", "changed")
+    assert checked.loc["images_overview.csv", "status"] == "ok"  # absent, optional
+    assert set(checked.loc[[item for item in checked.index if ": " in item], "status"]) == {"ok"}
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    checked = manifests.check("medpix2", decode=False).set_index("item")
+    assert checked.loc["layout", "detail"].startswith("re-encoded") and set(checked["status"]) == {"ok"}
+    assert experiments.manifest_digest("medpix2") == digest
+
+
+# --- MIMIC-CXR -----------------------------------------------------------------------------------------------------
+
+HEAD = " " * 33 + "FINAL REPORT\n"
+PRIOR = """ EXAMINATION:  CHEST (PORTABLE AP)
+
+ INDICATION:  ___ year old woman with dyspnea  // effusion?
+
+ COMPARISON:  Chest radiograph from ___.
+
+ FINDINGS:
+
+ As compared to the previous radiograph of ___, the right pleural effusion has
+ decreased.  The heart
+ is unchanged.
+
+ IMPRESSION:
+
+ 1.  Smaller effusion.
+ 2.  No pneumonia.  This was discussed with Dr. ___ by telephone; his
+ impression: agreed.
+
+ NOTIFICATION:  Paged at 3:45 PM.
+"""
+AWKWARD = {
+    "priors, breaks, a header word inside a sentence": (
+        HEAD + PRIOR,
+        {"findings": "As compared to the previous radiograph of, the right pleural effusion has decreased. The heart is "
+                     "unchanged.",
+         "impression": "1. Smaller effusion. 2. No pneumonia. This was discussed with Dr. by telephone; his impression: "
+                       "agreed."}),
+    "wet read above": (
+        "                                 WET READ: ___ ___ ___ 8:20 PM\n  Possible pneumonia.\n WET READ VERSION #1\n"
+        " ______________\n" + HEAD + " HISTORY:  Cough.\n\n IMPRESSION:  No pneumonia.\n",
+        {"impression": "No pneumonia."}),
+    "addendum above, with sections of its own": (
+        "                                FINAL ADDENDUM\n ADDENDUM:  Read again.\n FINDINGS:  Added nodule.\n" + HEAD
+        + " FINDINGS:  Clear lungs.\n IMPRESSION:  Normal.\n",
+        {"findings": "Clear lungs.", "impression": "Normal."}),
+    "addendum above a report without headers": (
+        "                                FINAL ADDENDUM\n ADDENDUM:  Read again.\n" + HEAD
+        + " AP chest compared to ___:\n\n The lungs are clear.\n",
+        {"text": "AP chest compared to: The lungs are clear."}),
+    "NDICATION ends the section before it": (
+        "FINDINGS:  Clear.\n\nNDICATION:  Cough and IMPRESSION of fever.\n", {"findings": "Clear."}),
+    "only NDICATION": ("NDICATION:  Cough.\n", {}),
+    "lower case": ("Indication: cough.\nfindings: Clear lungs.\nTechnique: PA.\nimpression: Normal.\n",
+                   {"findings": "Clear lungs.", "impression": "Normal."}),
+    "a line broken before a word that names a section": (
+        "IMPRESSION:  I agree with the above\n findings: nothing new.\n",
+        {"impression": "I agree with the above findings: nothing new."}),
+    "several of one name": ("IMPRESSION: Old.\nFINDINGS: F.\nIMPRESSION:  ___.\nIMPRESSION: New.\n",
+                            {"findings": "F.", "impression": "New."}),
+    "the last of a name is only ___": ("IMPRESSION: Kept.\nIMPRESSION:  ___.\n", {"impression": "Kept."}),
+    "joint": ("FINDINGS AND IMPRESSION:  Both\n at once.\n", {"findings": "Both at once."}),
+    "parts of the findings": ("FINDINGS:\n LUNGS:  Clear.\n HEART:  Large.\nIMPRESSION: CHF.\n",
+                              {"findings": "LUNGS: Clear. HEART: Large.", "impression": "CHF."}),
+    "findings under the name of the view": ("HISTORY: x.\nPORTABLE AP CHEST:  Clear.\nIMPRESSION: Normal.\n",
+                                            {"findings": "Clear.", "impression": "Normal."}),
+    "only a view's name": ("TECHNIQUE: Two views.\nCHEST (PA AND LAT):  Clear.\n", {"findings": "Clear."}),
+    "paragraph under no header": (
+        " EXAMINATION:  CHEST\n\n INDICATION:  Cough.\n\n PA and lateral views show clear lungs.\n",
+        {"text": "PA and lateral views show clear lungs."}),
+    "no findings": ("INDICATION: Cough.\n\nIMPRESSION:\n\nNormal.\n", {"impression": "Normal."}),
+    "no headers": (HEAD + " Portable view shows\n clear ___ lungs.\n", {"text": "Portable view shows clear lungs."}),
+    "only ___": (HEAD + " FINDINGS:  ___.\n", {}),
+    "empty": ("", {}),
+    "only the title": (HEAD, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AWKWARD)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_awkward_reports(kind: str, end: str) -> None:
+    report, expected = AWKWARD[kind]
+    assert mimic_cxr.sections(report.replace("\n", end)) == expected
+
+
+def write_mimic(root: Path, lines: list[tuple[str, ...]], reports: dict[str, bytes]) -> Path:
+    """`lines`: dicom, subject, study, ViewPosition, view code, split."""
+    images, texts = root / MIMIC_LAYOUT["images"], root / MIMIC_LAYOUT["reports"]
+    for dicom, subject, study, *_ in lines:
+        folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
+        picture(images / folder / f"s{study}" / f"{dicom}.jpg")
+        (texts / folder).mkdir(parents=True, exist_ok=True)
+        (texts / folder / f"s{study}.txt").write_bytes(reports[study])
+    tables = {
+        "metadata": ["dicom_id,subject_id,study_id,ViewPosition,Rows,ViewCodeSequence_CodeMeaning"]
+        + [f"{d},{p},{s},{v},3056,{c}" for d, p, s, v, c, _ in lines],
+        "split": ["dicom_id,study_id,subject_id,split"] + [f"{d},{s},{p},{x}" for d, p, s, _, _, x in lines],
+    }
+    for name, rows in tables.items():
+        (images / MIMIC_LAYOUT[name]).write_bytes(gzip.compress("\n".join(rows).encode()))
+    return root
+
+
+LINES = [
+    ("d9", "10000001", "50000009", "", "", "train"),
+    ("d2", "10000001", "50000002", "LATERAL", "", "train"),
+    ("d3", "10000001", "50000002", "", "postero-anterior", "train"),
+    ("d1", "10000001", "50000002", "AP", "", "train"),
+    ("d5", "10000002", "50000005", "LL", "lateral", "train"),
+    ("d6", "10000002", "50000006", "PA", "", "train"),
+    ("d7", "10000003", "50000007", "PA", "", "test"),
+]
+REPORTS = {
+    "50000009": b"FINDINGS: One view.\nIMPRESSION: Fine.", "50000002": b"IMPRESSION: Three views.",
+    "50000005": b"No headers.", "50000006": b"INDICATION: Nothing else.", "50000007": b"FINDINGS: Test."}  # fmt: skip
+
+
+def test_mimic_views_and_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_mimic(tmp_path, LINES, REPORTS)
+    with caplog.at_level(logging.INFO, logger="amif_lib"):
+        studies = mimic_cxr.read(root, MIMIC_LAYOUT)
+    assert [(s.study_id, s.text, [(i.image_id, i.view) for i in s.images]) for s in studies] == [
+        ("50000002", "Three views.", [("d1", "frontal"), ("d2", "lateral"), ("d3", "frontal")]),
+        ("50000009", "One view. Fine.", [("d9", "")]),
+        ("50000005", "No headers.", [("d5", "lateral")]),
+    ]
+    assert "1 studies without report text left out" in caplog.text
+    texts = {
+        wanted: [s.text for s in mimic_cxr.read(root, MIMIC_LAYOUT, report_sections=wanted)]
+        for wanted in ("findings", "impression")
+    }
+    assert texts == {"findings": ["Three views.", "One view.", "No headers."],
+                     "impression": ["Three views.", "Fine.", "No headers."]}  # fmt: skip
+
+
+def test_mimic_needs_no_view_codes(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path, LINES, REPORTS)
+    path = root / MIMIC_LAYOUT["images"] / MIMIC_LAYOUT["metadata"]
+    path.write_bytes(
+        gzip.compress(gzip.decompress(path.read_bytes()).replace(b"ViewCodeSequence_CodeMeaning", b"Other"))
+    )
+    views = {i.image_id: i.view for s in mimic_cxr.read(root, MIMIC_LAYOUT) for i in s.images}
+    assert (views["d3"], views["d1"]) == ("", "frontal")
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("split", lambda text: text + "\nd1,50000002,10000001,train", "split.csv.gz: image d1 occurs twice"),
+        ("metadata", lambda text: text + "\nd1,10000001,50000002,PA,1,", "metadata.csv.gz: image d1 occurs twice"),
+        ("metadata", lambda text: text.replace("study_id", "study"), "metadata.csv.gz: column study_id is missing"),
+        ("metadata", lambda text: text + '\n"d8,1', "metadata.csv.gz: cannot be read"),
+        ("metadata", lambda text: text.split("\n")[0], "metadata.csv.gz: no records"),
+        ("metadata", lambda text: "", "metadata.csv.gz: cannot be read"),
+        ("metadata", lambda text: text + "\nd8,10000001,50000002,PA,1,", "split.csv.gz: image d8 has no split among"),
+    ],
+)
+def test_damaged_mimic_tables_are_named(tmp_path: Path, table: str, change: Callable[[str], str], message: str) -> None:
+    root = write_mimic(tmp_path, LINES, REPORTS)
+    path = root / MIMIC_LAYOUT["images"] / MIMIC_LAYOUT[table]
+    path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()).decode()).encode()))
+    assert message in complaint(lambda: mimic_cxr.read(root, MIMIC_LAYOUT))
+
+
+def test_mimic_files_that_are_no_text(tmp_path: Path) -> None:
+    root = write_mimic(tmp_path / "a", LINES, {**REPORTS, "50000005": b"FINDINGS: caf\xe9."})
+    assert "s50000005.txt: cannot be read as UTF-8" in complaint(lambda: mimic_cxr.read(root, MIMIC_LAYOUT))
+    root = write_mimic(tmp_path / "b", LINES, REPORTS)
+    path = root / MIMIC_LAYOUT["images"] / MIMIC_LAYOUT["metadata"]
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"\nd8,caf\xe9"))
+    assert "metadata.csv.gz: cannot be read" in complaint(lambda: mimic_cxr.read(root, MIMIC_LAYOUT))
+    path.write_bytes(b"not gzip")
+    assert "metadata.csv.gz: cannot be read" in complaint(lambda: mimic_cxr.read(root, MIMIC_LAYOUT))
+    path.unlink()
+    assert "metadata.csv.gz: no such file" in complaint(lambda: mimic_cxr.read(root, MIMIC_LAYOUT))
+
+
+# --- all three, by name --------------------------------------------------------------------------------------------
+
+
+def test_the_three_sets_are_read_by_name_and_concatenate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids of studies, images and groups must not collide: teacher embeddings and negatives are looked up by them."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    write_mimic(tmp_path / "mimic_cxr", LINES, REPORTS)
+    write_roco(tmp_path / "roco")
+    write_medicat(tmp_path / "medicat", *(figure(n) for n in range(1, 9)), figure(9, radiology=False))
+    sets = {name: datasets.load_studies(name) for name in ("mimic_cxr", "roco", "medicat")}
+    assert {name: len(studies) for name, studies in sets.items()} == {"mimic_cxr": 3, "roco": 3, "medicat": 8}
+    assert len(datasets.load_studies("medicat", medicat_figures="all")) == 9
+    (tmp_path / "roco" / "data" / "train" / "radiology" / "images" / "ROCO_00002.jpg").unlink()
+    assert "listed images are absent" in complaint(lambda: datasets.load_studies("roco"))
+    assert len(datasets.load_studies("roco", max_missing_images=0.5)) == 2
+    together = [study for studies in sets.values() for study in studies]
+    assert max(Counter(study.study_id for study in together).values()) == 1
+    assert max(Counter(image.image_id for study in together for image in study.images).values()) == 1
+    groups = [{study.group_id for study in studies} for studies in sets.values()]
+    assert all(groups) and sum(map(len, groups)) == len(set.union(*groups))
+
+
+def test_counts_may_fall_short_only_where_the_manifest_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    write_roco(tmp_path / "roco")
+    plain = manifests.load("roco")
+    for expected, shortfall, status in ((3, 0, "ok"), (4, 0, "changed"), (4, 0.25, "ok"), (5, 0.25, "changed"),
+                                        (2, 0.25, "changed")):  # fmt: skip
+        split = manifests.SplitEntry(name="train", studies=expected, shortfall=shortfall)
+        monkeypatch.setattr(manifests, "load", lambda name, split=split: plain.model_copy(update={"splits": (split,)}))
+        table = manifests.check("roco", decode=False)
+        assert table.loc[table["item"] == "train: studies", "status"].tolist() == [status], (expected, shortfall)
+
+
+def test_run_settings_reach_the_readers() -> None:
+    """Which figures are read is part of a run's identity; how many images may be absent is not."""
+    from amif_lib.experiments import DataSpec, RunSpec
+
+    def identity(**changes: object) -> str:
+        return RunSpec(stage="stage1", scale="demo", data=DataSpec(pretrain=("phantom_medicat",), **changes)).run_id
+
+    assert identity() != identity(medicat_figures="all")
+    assert identity() == identity(max_missing_images=0.5)
