@@ -60,7 +60,7 @@ class SplitEntry(Strict):
 
 
 class Variant(Strict):
-    """Another choice of questions from the same files: a setting `data.training_file` of the set's reader."""
+    """A choice of questions from the same files: a value of `data.training_file`, or of `data.language` for SLAKE."""
 
     name: str
     rule: str = Field(description="how it is made from the official files")
