@@ -127,19 +127,22 @@ BASELINES: dict[str, tuple[str, Callable[[Sequence[Question]], pd.DataFrame]]] =
 }
 
 
-def stored(scale: str, dataset: str, training_file: str) -> dict[str, pd.DataFrame]:
+def stored(
+    scale: str, dataset: str, training_file: str, language: str = "en", allow_cross_language: bool = False
+) -> dict[str, pd.DataFrame]:
     """Every baseline's answers on a question set, by name: read where they are stored, else computed and stored.
 
-    They lie in `results/<scale>/baselines/`, the file being named by question set, training file and manifest digest,
-    so that tables can be made again without the data. Raises InputError where neither file nor data exist.
+    They lie in `results/<scale>/baselines/`, the file being named by question set, training file, language (where it is
+    not English) and manifest digest, so that tables can be made again without the data. Raises InputError where neither file nor data exist.
     """
-    path = (
-        paths.scale_dir(scale) / "baselines" / f"{dataset}-{training_file}-{manifest_digest(dataset)}-{RULES}.parquet"
-    )
+    which = training_file if language == "en" else f"{training_file}-{language}"
+    path = paths.scale_dir(scale) / "baselines" / f"{dataset}-{which}-{manifest_digest(dataset)}-{RULES}.parquet"
     if not path.is_file():
         from amif_lib.datasets import load_questions
 
-        questions = load_questions(dataset, training_file=training_file)
+        questions = load_questions(
+            dataset, training_file=training_file, language=language, allow_cross_language=allow_cross_language
+        )
         whole = pd.concat([make(questions).assign(baseline=name) for name, (_, make) in BASELINES.items()])
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}")

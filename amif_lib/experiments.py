@@ -73,6 +73,8 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
         for name in (
             "questions",
             "training_file",
+            "language",
+            "allow_cross_language",
             "question_length",
             "answer_length",
             "augment_questions",

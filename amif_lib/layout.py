@@ -180,8 +180,10 @@ def notes(table: Table) -> list[str]:
         "exact McNemar and image-resampling test both p < .05 after Holm's correction within the table."
     )
     for dataset in table.datasets:
-        stored = baselines.stored(table.scale, dataset, table.training_file(dataset))
-        which = f"{dataset_name(dataset)} (training file {table.training_file(dataset)})"
+        settings = table.question_settings(dataset)
+        stored = baselines.stored(table.scale, dataset, **settings)
+        which = f"{dataset_name(dataset)} (training file {settings['training_file']}"
+        which += ")" if settings["language"] == "en" else f", language {settings['language']})"
         ceiling, by_form = (_in_words(stored[name]) for name in ("vocabulary_ceiling", "most_frequent_by_form"))
         new = int((~stored["nearest_question"]["image_in_training"]).sum())
         if new:
@@ -196,7 +198,8 @@ def notes(table: Table) -> list[str]:
         )
     if any(line.leaks for line in table.lines):
         out.append(
-            "† trained on a file, or with a knowledge vocabulary, that holds test answers; never shown under strict."
+            "† trained on a file, or with a knowledge vocabulary, that holds test answers (or on test images, language "
+            "en+zh); never shown under strict."
         )
     out.append(code_note(table))
     return out

@@ -68,9 +68,13 @@ class SplitEntry(Strict):
         0, ge=0, lt=1, description="share by which a count may fall short: images that are gone, texts that are empty"
     )
 
+    def counts(self) -> dict[str, int]:
+        """The counts that are recorded, by name."""
+        return self.model_dump(exclude={"name", "shortfall"}, exclude_none=True)
+
 
 class Variant(Strict):
-    """Another choice of questions from the same files: a setting `data.training_file` of the set's reader."""
+    """A choice of questions from the same files: a value of `data.training_file`, or of `data.language` for SLAKE."""
 
     name: str
     rule: str = Field(description="how it is made from the official files")

@@ -87,11 +87,11 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
 
 
 def prepare_questions(spec: RunSpec) -> Prepared:
-    questions = load_questions(spec.data.questions, training_file=spec.data.training_file)
+    questions = load_questions(spec.data.questions, **spec.data.question_settings)
     if spec.data.max_questions:
         questions = [
             q
-            for split in ("train", "test")
+            for split in ("train", "val", "test")
             for q in [q for q in questions if q.split == split][: spec.data.max_questions]
         ]
     training = [q for q in questions if q.split == "train"]
@@ -125,7 +125,7 @@ def prepare_questions(spec: RunSpec) -> Prepared:
     long = sum(len(tokenizer(q.answer)["input_ids"]) > spec.data.answer_length for q in training)
     notes = {
         "training_questions": len(training),
-        "test_questions": len(questions) - len(training),
+        "test_questions": sum(q.split == "test" for q in questions),
         "knowledge_tokens": len(ids),
         "knowledge_texts_left_out": dropped,
         "answers_cut": long,

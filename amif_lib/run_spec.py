@@ -8,7 +8,7 @@ micro-batch, machine) is not here.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,7 +86,15 @@ class DataSpec(Strict):
     tokenizer_questions: tuple[str, ...] = Field(
         (), description="question sets whose training texts a trained tokenizer sees"
     )
-    training_file: str = Field("default", description="which training questions, e.g. VQA-RAD's official1797")
+    training_file: str = Field(
+        "default",
+        description="which questions, the first being the default. VQA-RAD: official1797, published3064 (as published, "
+        "leaks), clean2772, image_disjoint; PathVQA: official, deduplicated; VQA-Med-2019: all, without_abnormality",
+    )
+    language: Literal["en", "zh", "en+zh"] = Field("en", description="SLAKE's questions; the other sets are English")
+    allow_cross_language: bool = Field(
+        False, description="permits en+zh, which trains on test images: SLAKE's languages split the images differently"
+    )
     decontaminate_against: tuple[str, ...] = Field(
         (), description="sets whose images must not be pre-trained on; the whole case, study or article is dropped"
     )
@@ -114,6 +122,11 @@ class DataSpec(Strict):
         0, ge=0, description="use only the first so many questions of each split (0: all); smoke runs and tests"
     )
     blank_images: bool = Field(False, description="every image replaced by a grey one: the question-only baseline")
+
+    @property
+    def question_settings(self) -> dict[str, Any]:
+        """What `datasets.load_questions` takes beside the set's name."""
+        return {key: getattr(self, key) for key in ("training_file", "language", "allow_cross_language")}
 
 
 class TeacherSpec(Strict):

@@ -121,9 +121,9 @@ class Table:
         self._refuse_different_questions()
         self.digests = results.digests(self.runs.values())
 
-    def training_file(self, dataset: str) -> str:
-        """The training questions of the table's rows on a question set; the baselines learn from the same."""
-        return next(run.data.training_file for run in self.rows[0].runs if run.data.questions == dataset)
+    def question_settings(self, dataset: str) -> dict:
+        """Which questions the table's rows are trained on; the baselines learn from the same."""
+        return next(run.data.question_settings for run in self.rows[0].runs if run.data.questions == dataset)
 
     # --- collecting ---
 
@@ -167,7 +167,7 @@ class Table:
                     any(map(saw_test_answers, specs)),
                 )
             )
-        stored = baselines.stored(self.scale, dataset, self.training_file(dataset))
+        stored = baselines.stored(self.scale, dataset, **self.question_settings(dataset))
         lines += [
             Line(name, baselines.BASELINES[name][0], dataset, "baseline", ((stored[name], None),))
             for name in SHOWN_BASELINES

@@ -19,8 +19,10 @@ from amif_lib import cli, data_check, data_page, datasets, doctor, experiments, 
 from amif_lib.errors import InputError
 
 CLONE = Path(__file__).parents[1]
-KNOWN = ["medicat", "medpix2", "mimic_cxr", "phantom_medicat", "phantom_mimic_cxr", "phantom_roco", "phantom_teacher"]
-KNOWN += ["phantom_vqa_rad", "roco", "vqa_rad"]
+QUESTION_SETS = ["pathvqa", "slake", "vqa_med_2019", "vqa_rad"]
+PHANTOM_QUESTIONS = [f"phantom_{name}" for name in QUESTION_SETS]
+PRETRAINING = ["medicat", "medpix2", "mimic_cxr", "phantom_medicat", "phantom_mimic_cxr", "phantom_roco", "phantom_teacher", "roco"]
+KNOWN = [*PRETRAINING, *PHANTOM_QUESTIONS, *QUESTION_SETS]
 
 
 @pytest.fixture(autouse=True)
@@ -319,12 +321,40 @@ def test_real_sets_are_as_recorded(shared_data: Path, monkeypatch: pytest.Monkey
         assert set(table["status"]) == {"ok"}, table[table["status"] != "ok"]
 
 
-def test_generated_set_is_ok_and_has_its_recorded_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo question set as the manifest describes it (about 5 s): its counts, and at least 300 test questions."""
+@pytest.mark.parametrize("name", PHANTOM_QUESTIONS)
+def test_generated_set_is_ok_and_has_its_recorded_counts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A demo question set as its manifest describes it (about 5 s): its counts, and at least 300 test questions."""
     monkeypatch.setenv("AMIF_PHANTOM", str(tmp_path / "a phantom"))
-    assert set(status("phantom_vqa_rad").values()) == {"ok"}
-    counts = datasets.counts("phantom_vqa_rad")
-    assert (
-        counts["test"]["questions"] >= 300
-        and counts["train"]["images"] + counts["test"]["images"] == counts["all"]["images"]
-    )
+    assert set(status(name).values()) == {"ok"}
+    counts = datasets.counts(name)
+    assert counts["test"]["questions"] >= 300
+    assert sum(found["images"] for split, found in counts.items() if split != "all") == counts["all"]["images"]
+    assert datasets.variant_counts(name) == {
+        v.name: {"train": v.train, "val": v.val, "test": v.test} for v in manifests.load(name).variants
+    }
+
+
+def test_generated_sets_share_no_case() -> None:
+    """A case follows from seed and number, so that different seeds are enough."""
+    seeds = [manifests.load(name).generator.seed for name in manifests.names() if manifests.load(name).generator]
+    assert len(seeds) == len(set(seeds))
+
+
+@pytest.mark.parametrize("name", QUESTION_SETS)
+def test_question_sets_say_what_they_know_and_where_they_come_from(name: str) -> None:
+    manifest = manifests.load(name)
+    assert manifest.variants and manifest.quirks and manifest.normalisation
+    assert manifest.evidence.verified and manifest.evidence.documented
+    assert sum(split.name == "all" for split in manifest.splits) == 1
+    by_name = {split.name: split.questions for split in manifest.splits}
+    assert by_name["all"] == sum(n for split, n in by_name.items() if split != "all")
+    default = manifest.variants[0]
+    assert {split: n for split, n in by_name.items() if split != "all"} == {
+        split: getattr(default, split) for split in ("train", "val", "test") if getattr(default, split) is not None
+    }
+    recorded = {entry.path: (entry.bytes, entry.sha256) for entry in manifest.files}
+    for download in manifest.downloads:
+        assert not download.exercised
+        assert download.target not in recorded or recorded[download.target] == (download.bytes, download.sha256)

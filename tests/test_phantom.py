@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -12,9 +13,9 @@ import pytest
 from PIL import Image
 
 from amif_lib import manifests
-from amif_lib.datasets import medicat, mimic_cxr, phantom, roco, vqa_rad
+from amif_lib.datasets import medicat, mimic_cxr, pathvqa, phantom, phantom_questions_zh, roco, vqa_rad
 from amif_lib.datasets.phantom_canvas import KINDS_OF, LABELS
-from amif_lib.datasets.records import Question, Study
+from amif_lib.datasets.records import Question, Study, normalise_answer
 from amif_lib.errors import InputError
 
 COUNTS = {"train_images": 160, "test_images": 60, "train_questions": 700, "test_questions": 240}
@@ -90,7 +91,7 @@ def test_generated_once_and_again_when_settings_change(tmp_path: Path) -> None:
     assert not (root / "left_by_user.txt").exists()
     assert len(mimic_cxr.read(root, MIMIC_LAYOUT)) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["set"]  # nothing left aside
-    with pytest.raises(InputError, match=r"'dicom' is not one of mimic_cxr, .*vqa_rad"):
+    with pytest.raises(InputError, match=r"kind 'dicom' is not one of .*vqa_rad"):
         phantom.generate(root, "dicom", 3, 64, {})
 
 
@@ -349,3 +350,190 @@ def test_captioned_sets_have_their_quirks(captioned: dict[str, Path]) -> None:
 def test_the_phantom_sets_share_no_case() -> None:
     seeds = [manifests.load(name).generator.seed for name in manifests.names() if manifests.load(name).generator]
     assert len(seeds) == len(set(seeds)) >= 5
+
+
+# --- the other question sets -------------------------------------------------------------------------------------------
+
+SETS = {
+    "slake": {
+        "train_images": 110, "val_images": 25, "test_images": 40, "train_questions": 420, "val_questions": 60,
+        "test_questions": 130, "train_questions_zh": 200, "val_questions_zh": 40, "test_questions_zh": 80},
+    "pathvqa": {
+        "train_images": 110, "val_images": 25, "test_images": 40, "train_questions": 420, "val_questions": 60,
+        "test_questions": 130},
+    "vqa_med_2019": {
+        "train_images": 110, "val_images": 30, "test_images": 110, "train_questions": 400, "val_questions": 100,
+        "test_questions": 80},
+}  # fmt: skip
+
+
+def read_set(root: Path, kind: str, **options: object) -> list[Question]:
+    reader = importlib.import_module(f"amif_lib.datasets.{kind}")
+    return reader.read(root, manifests.load(f"phantom_{kind}").layout, **options)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("question sets")
+    for number, (kind, counts) in enumerate(SETS.items()):
+        phantom.generate(folder / kind, kind, 40 + number, 64, counts)
+    return {kind: folder / kind for kind in SETS}
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_question_set_follows_from_its_seed_and_its_reader_needs_no_latents(
+    kind: str, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    small = {key: 12 if key.endswith("images") else 20 for key in SETS[kind]}
+    for name, seed in (("1", 3), ("2", 3), ("3", 4)):
+        phantom.generate(tmp_path / name, kind, seed, 48, small)
+    first, second, third = (files(tmp_path / name) for name in "123")
+    assert first == second
+    pictures = [{content for path, content in found.items() if path.endswith(".jpg")} for found in (first, third)]
+    assert len(pictures[0]) > 20 and not pictures[0] & pictures[1]
+    bare = tmp_path / "bare"
+    shutil.copytree(sets[kind], bare)
+    shutil.rmtree(bare / "masks")
+    for name in ("latents.json", "masks.json", "question_regions.json", "generator.json"):
+        (bare / name).unlink()
+    assert _plain(read_set(sets[kind], kind), sets[kind]) == _plain(read_set(bare, kind), bare)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_question_set_is_balanced_and_its_splits_share_no_image(kind: str, sets: dict[str, Path]) -> None:
+    root = sets[kind]
+    questions = read_set(root, kind)
+    regions = json.loads((root / "question_regions.json").read_text(encoding="utf-8"))
+    shown: dict[str, set[bytes]] = defaultdict(set)
+    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
+    for q in questions:
+        shown[q.split].add(q.image_path.read_bytes())
+        if q.closed_yes_no:
+            counts[q.split, q.question_type][q.answer] += 1
+        assert set(regions[q.question_id]) <= set(LABELS) and (root / "masks" / f"{q.image_id}.png").is_file()
+    assert set(shown) == {"train", "val", "test"}
+    assert not shown["train"] & shown["val"] and not (shown["train"] | shown["val"]) & shown["test"]
+    assert len(counts) >= 3 and sum(found.total() for found in counts.values()) > 100
+    for (split, asked), found in counts.items():
+        emptied = kind == "slake" and split == "train"  # one answer of the training questions is empty
+        assert abs(found["yes"] - found["no"]) <= emptied, (split, asked, found)
+    wanted = SETS[kind]["test_questions"]
+    assert 0.9 * wanted <= sum(q.split == "test" for q in questions) <= 1.15 * wanted
+
+
+def _about(question: str, words: dict[str, str]) -> str | None:
+    """The finding that a question names; of several that fit the longest."""
+    return next((words[word] for word in sorted(words, key=len, reverse=True) if word in question), None)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_answers_of_question_sets_agree_with_the_latents(kind: str, sets: dict[str, Path]) -> None:
+    """Presence, side, number, modality and normality from the latents, by parsing the question in its language."""
+    cases, checked = by_image(sets[kind]), Counter()
+    names = {name: name for kinds in KINDS_OF.values() for name in kinds} | {"midline shift": "midline shift"}
+    chinese = {phantom_questions_zh.WORDS[name]: name for name in names}
+    assert len(chinese) == len(names)
+    questions = read_set(
+        sets[kind], kind, **({"language": "en+zh", "allow_cross_language": True} if kind == "slake" else {})
+    )
+    for q in questions:
+        case, asked, text = cases[f"{q.image_id}.jpg"], q.question, q.question.lower()
+        about = _about(asked, chinese) if q.language == "zh" else _about(text, names)
+        entries = [f for f in case["findings"] if f["kind"] == about]
+        said = {"yes": True, "no": False, "有": True, "没有": False, "包含": True, "不包含": False, "是": True, "不是": False,
+                "否": False}.get(q.answer)  # fmt: skip
+        modality = {"xr_chest": "x-ray", "mr_brain": "MRI"}.get(case["study"], "CT")
+        if (text.startswith("is there a") and about) or (about and text.endswith("present?")):
+            key, right = "presence", said == bool(entries)
+        elif ("图中有" in asked and about and "几个" not in asked) or "包含" in asked:
+            key, right = "presence zh", said == bool(entries)
+        elif text.startswith("which side") or text.startswith("on which side"):
+            key, right = "side", q.answer == entries[0]["side"]
+        elif "侧?" in asked and about:
+            key, right = "side zh", q.answer == {"left": "左侧", "right": "右侧"}[entries[0]["side"]]
+        elif "几个" in asked:
+            key, right = "number zh", q.answer == str(len(entries))
+        elif "成像方式" in asked or "modality" in text:
+            word = phantom_questions_zh.WORDS[modality] if q.language == "zh" else modality
+            key, right = f"modality {q.language}", word.lower() in {a.lower() for a in q.answers}
+        elif "正常吗" in asked or "normal study" in text or "look normal" in text:
+            key, right = f"normal {q.language}", said == (not case["findings"])
+        else:
+            continue
+        assert right, (q.question, q.answers, case["findings"])
+        checked[key] += 1
+    expected = {"modality en", "normal en"}
+    expected |= {"presence", "side"} if kind != "vqa_med_2019" else set()
+    expected |= {"presence zh", "side zh", "number zh", "modality zh", "normal zh"} if kind == "slake" else set()
+    assert set(checked) == expected and min(checked.values()) >= 3, checked
+
+
+def test_slake_layout_has_its_quirks(sets: dict[str, Path], shared_data: Path) -> None:
+    root = sets["slake"]
+    rows = {s: json.loads((root / f"{s}.json").read_text(encoding="utf-8")) for s in ("train", "validate", "test")}
+    every = [row for part in rows.values() for row in part]
+    assert [row["qid"] for row in every if not row["answer"]] == [1622]
+    assert any(row["answer"] != row["answer"].strip() for row in every)
+    assert any(row["answer_type"] == "CLOSED " for row in every) and any("  " in row["question"] for row in every)
+    assert any(", " in row["answer"] for row in every)
+    spelt = {row["answer"] for row in every}
+    assert any(a != b and a.lower() == b.lower() for a in spelt for b in spelt)
+    english, chinese = (read_set(root, "slake", language=language) for language in ("en", "zh"))
+    for questions in (english, chinese):
+        images = [{q.image_id for q in questions if q.split == split} for split in ("train", "val", "test")]
+        assert not images[0] & images[1] and not (images[0] | images[1]) & images[2]
+    in_training = {q.image_id for q in chinese if q.split == "train"}
+    leak = [q.image_id in in_training for q in english if q.split == "test"]
+    assert np.mean(leak) > 0.5  # as in the release: both languages together train on test images
+    assert all(q.language == "zh" and not q.question.isascii() for q in chinese)
+    folder = root / "imgs" / english[0].image_id
+    assert {p.name for p in folder.iterdir()} == {"source.jpg", "mask.png", "detection.json", "question.json"}
+    with Image.open(folder / "mask.png") as picture:
+        mask = np.asarray(picture)
+    for entry in json.loads((folder / "detection.json").read_text(encoding="utf-8")):
+        ((name, (x, y, width, height)),) = entry.items()
+        inside = mask[y : y + height, x : x + width] == LABELS[name]
+        assert inside.sum() == (mask == LABELS[name]).sum()  # the box holds all of it, and touches it on every side
+        assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
+    if (shared_data / "slake_annotations").is_dir():
+        real = json.loads((shared_data / "slake_annotations" / "test.json").read_text(encoding="utf-8"))
+        for key in ("answer_type", "content_type", "modality", "q_lang", "base_type"):
+            assert {str(row[key]).strip() for row in every} <= {row[key] for row in real}
+        assert {tuple(sorted(row)) for row in every} == {tuple(sorted(real[0]))}
+
+
+def test_pathvqa_layout_has_its_quirks(sets: dict[str, Path]) -> None:
+    root = sets["pathvqa"]
+    layout = manifests.load("pathvqa").layout
+    rows = pathvqa.records(root, layout, "train")
+    assert any(row["answer"] != row["answer"].strip() for row in rows) and any("  " in row["question"] for row in rows)
+    assert any(row["answer"].strip()[0].isupper() for row in rows)
+    raw = Counter((row["image"], row["question"], row["answer"]) for row in rows)
+    even = Counter((row["image"], " ".join(row["question"].split()), normalise_answer(row["answer"])) for row in rows)
+    assert len(rows) > len(raw) > len(even)  # some duplicates are equal only after normalisation
+    kept = [q for q in read_set(root, "pathvqa", training_file="deduplicated") if q.split == "train"]
+    assert len(kept) == len(raw)
+    present = {path.stem for path in (root / "images" / "train").iterdir()}
+    assert len(present) == 110 and len(present - {row["image"] for row in rows}) >= 5
+
+
+def test_vqa_med_layout_has_its_quirks(sets: dict[str, Path]) -> None:
+    root = sets["vqa_med_2019"]
+    test = (root / "VQAMed2019Test" / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").read_text(encoding="utf-8")
+    asked = (root / "VQAMed2019Test" / "VQAMed2019_Test_Questions.txt").read_text(encoding="utf-8")
+    assert test == test.lower() and "#" in test and "(" in test
+    assert [f"{x[0]}|{x[2]}" for x in (line.split("|") for line in test.splitlines())] == asked.splitlines()
+    train = (root / "ImageClef-2019-VQA-Med-Training" / "All_QA_Pairs_train.txt").read_text(encoding="utf-8")
+    assert "#" not in train and "(" not in train and "\t" in train
+    questions = read_set(root, "vqa_med_2019")
+    kinds = Counter((q.split, q.question_type) for q in questions)
+    assert {kind for _, kind in kinds} == {"modality", "plane", "organ", "abnormality"}
+    assert min(kinds.values()) > 10
+    per_image = Counter((q.image_id, q.question_type) for q in questions)
+    assert max(per_image.values()) == 1
+    assert len({q.image_id for q in questions if q.split == "test"}) == sum(q.split == "test" for q in questions)
+    known = {q.answer for q in questions if q.split == "train"}
+    several = [q for q in questions if len(q.answers) > 1]
+    assert several and all(known & set(q.answers) for q in several)  # an accepted answer can be learnt
+    without = read_set(root, "vqa_med_2019", training_file="without_abnormality")
+    assert len(without) == len(questions) - sum(n for (_, kind), n in kinds.items() if kind == "abnormality")

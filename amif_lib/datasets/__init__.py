@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,7 +15,7 @@ from amif_lib import manifests
 from amif_lib.datasets.records import Question, Study
 from amif_lib.errors import InputError
 
-__all__ = ["count_table", "counts", "image_paths", "load_questions", "load_studies"]
+__all__ = ["count_table", "counts", "image_paths", "load_questions", "load_studies", "variant_counts"]
 
 log = logging.getLogger(__name__)
 
@@ -80,26 +83,41 @@ def _read_studies(
     return medpix2.read(folder, layout)
 
 
-def load_questions(name: str, training_file: str = "default") -> list[Question]:
-    """The training and test questions of a question set (`Question.split` is `train` or `test`).
+def load_questions(
+    name: str,
+    training_file: str = "default",
+    language: str = "en",
+    allow_cross_language: bool = False,
+    *,
+    images: bool = True,
+) -> list[Question]:
+    """The questions of a question set (`Question.split` is `train`, `val` or `test`; VQA-RAD has no `val`).
 
     Args:
         name: manifest name of a question set.
-        training_file: which training questions; VQA-RAD: `official1797` (also `default`), `published3064` (leaks test
-            answers) or `clean2772`.
+        training_file: which questions, `default` being the first. VQA-RAD: `official1797`, `published3064` (leaks test
+            answers), `clean2772` or `image_disjoint`; PathVQA: `official` or `deduplicated`; VQA-Med-2019: `all` or
+            `without_abnormality`; SLAKE: `official`.
+        language: SLAKE: `en`, `zh` or `en+zh`; the other sets are English.
+        allow_cross_language: permits `en+zh`, which trains on test images.
+        images: whether every question's image must be there; without, the annotations alone can be read and counted.
 
     Raises:
-        InputError: unknown set or training file, folder absent, malformed record, question without an image; names the
-            file, the record's qid and the fix.
+        InputError: unknown set, training file or language, folder absent, malformed record, question without an image;
+            names the file, the record and the fix.
     """
     manifest = manifests.load(name)
     if manifest.role != "questions":
         raise InputError(
             f"data set {name!r} holds no questions but is for {manifest.role}; correct the spec's data.questions"
         )
-    from amif_lib.datasets import vqa_rad
-
-    return vqa_rad.read(manifests.location(name), manifest.layout, training_file)
+    options: dict[str, Any] = {"images": images}
+    if manifest.reader == "slake":
+        options |= {"language": language, "allow_cross_language": allow_cross_language}
+    elif language != "en":
+        raise InputError(f"data set {name!r} has English questions only; set data.language: en")
+    reader = import_module(f"amif_lib.datasets.{manifest.reader}")
+    return reader.read(manifests.location(name), manifest.layout, training_file, **options)
 
 
 def image_paths(name: str) -> list[Path]:
@@ -109,13 +127,18 @@ def image_paths(name: str) -> list[Path]:
     return sorted({image.path for study in _read_studies(name) for image in study.images})
 
 
-def counts(name: str) -> dict[str, dict[str, int]]:
-    """Counts per split and over all (`all`), under the names that a manifest's `splits` use."""
+def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
+    """Counts per split and over all (`all`), under the names that a manifest's `splits` use.
+
+    Of a question set the default questions are counted (`load_questions`); `images=False` counts them without any image.
+    """
     out: dict[str, dict[str, int]] = {}
     if manifests.load(name).role == "questions":
-        questions = load_questions(name)
-        for split in ("train", "test", "all"):
+        questions = load_questions(name, images=images)
+        for split in ("train", "val", "test", "all"):
             part = [question for question in questions if split in (question.split, "all")]
+            if not part:
+                continue
             out[split] = {
                 "questions": len(part),
                 "images": len({question.image_id for question in part}),
@@ -129,6 +152,17 @@ def counts(name: str) -> dict[str, dict[str, int]]:
         part = [study for study in studies if split in (study.split, "all")]
         if part:
             out[split] = {"studies": len(part), "images": sum(len(study.images) for study in part)}
+    return out
+
+
+def variant_counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
+    """Questions per split of every variant that a question set's manifest lists, to compare with what it expects."""
+    manifest, out = manifests.load(name), {}
+    for variant in manifest.variants:
+        by_language = {"language": variant.name, "allow_cross_language": True}
+        settings = by_language if manifest.reader == "slake" else {"training_file": variant.name}
+        questions = load_questions(name, images=images, **settings)
+        out[variant.name] = dict(Counter(question.split for question in questions))
     return out
 
 

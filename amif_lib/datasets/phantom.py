@@ -26,9 +26,11 @@ def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, i
     """Write a phantom data set into the folder `root`, replacing what an other setting or version left there.
 
     Args:
-        kind: `mimic_cxr` (MIMIC-CXR-JPG layout with reports; counts: `studies`), `roco` and `medicat` (single images
-            with captions, in those sets' layouts; counts: `studies`, the listed images) or `vqa_rad` (VQA-RAD JSON layout;
-            counts: `train_images, test_images, train_questions, test_questions`, the questions being at most as many).
+        kind: `mimic_cxr` (MIMIC-CXR-JPG layout with reports; counts: `studies`); `roco` and `medicat` (single images
+            with captions; counts: `studies`, the listed images); `vqa_rad` (VQA-RAD JSON layout; counts: `train_images,
+            test_images, train_questions, test_questions`, the questions being at most as many); `slake`, `pathvqa` and
+            `vqa_med_2019` in the layouts of those sets (counts also `val_images, val_questions`; SLAKE's Chinese
+            questions `train_questions_zh` and so on).
         seed: determines every case; two seeds share no patient.
         size: side of the square images, pixels.
 

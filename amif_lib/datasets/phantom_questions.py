@@ -1,4 +1,4 @@
-"""Writes the phantom's questions from latent cases, as VQA-RAD records.
+"""Draws the phantom's questions from latent cases, and writes them as VQA-RAD records.
 
 Yes and no are equally frequent within every kind of question, and open answers are drawn in turn, so that the question
 alone does not tell the answer.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -159,6 +159,20 @@ def questions(
     Yes and no are equally frequent within every balance key; open answers are drawn in turn. `split` is train or test;
     record numbers begin at `start`.
     """
+    return [_record(item, start + place, split, rng) for place, item in enumerate(draw(cases, number, rng))]
+
+
+def draw(
+    cases: list[tuple[str, Case]],
+    number: int,
+    rng: np.random.Generator,
+    shares: Mapping[tuple[str, str], float] = SHARES,
+    once: Callable[[Candidate], Hashable] | None = None,
+) -> list[Candidate]:
+    """At most `number` questions on `(image name, case)` pairs, shuffled, in the given shares; balanced as `questions`.
+
+    Presence questions take what the shares leave. With `once`, no two questions have the same value of it.
+    """
     pools: dict[tuple[str, str], dict[str, dict[str, list]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
@@ -166,15 +180,22 @@ def questions(
         for item in _candidates(name, case):
             pools[item.kind, item.share][item.balance][str(item.answer)].append(item)
     chosen: list[Candidate] = []
+    taken: set[Hashable] = set()
     for (kind, share), by_balance in pools.items():
         if kind != "PRES":
-            chosen += _take(by_balance, round(SHARES[kind, share] * number), rng)
-    chosen += _take(pools["PRES", "presence"], number - len(chosen), rng)
-    order = rng.permutation(len(chosen))
-    return [_record(chosen[i], start + place, split, rng) for place, i in enumerate(order)]
+            chosen += _take(by_balance, round(shares.get((kind, share), 0) * number), rng, once, taken)
+    if sum(shares.values()) < 1:
+        chosen += _take(pools["PRES", "presence"], number - len(chosen), rng, once, taken)
+    return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def _take(by_balance: dict[str, dict[str, list]], number: int, rng: np.random.Generator) -> list[Candidate]:
+def _take(
+    by_balance: dict[str, dict[str, list]],
+    number: int,
+    rng: np.random.Generator,
+    once: Callable[[Candidate], Hashable] | None,
+    taken: set[Hashable],
+) -> list[Candidate]:
     """Draw in turn over balance keys and, in a key, over answers.
 
     A yes/no key stops when either answer runs out, an open one when all answers but the commonest have.
@@ -194,6 +215,10 @@ def _take(by_balance: dict[str, dict[str, list]], number: int, rng: np.random.Ge
     for turn in range(max(map(len, streams), default=0)):
         for turns in streams:
             if turn < len(turns) and len(out) + len(turns[turn]) <= number:
+                keys = {once(item) for item in turns[turn]} if once else set()
+                if once and (keys & taken or len(keys) < len(turns[turn])):
+                    continue
+                taken |= keys
                 out += turns[turn]
     return out
 

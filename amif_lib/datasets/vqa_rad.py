@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from amif_lib import paths
+from amif_lib.datasets.annotations import YES_NO, check_keys, choose, read_json, require_image, text
 from amif_lib.datasets.records import Question, normalise_answer
 from amif_lib.errors import InputError
 
@@ -23,27 +23,11 @@ def records(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: names the file and, where there is one, the record's qid.
     """
-    name = paths.shown(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file; see data_manifests/vqa_rad.md for where to get it") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 ({error}); fetch the file again") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name}, line {error.lineno}: not valid JSON ({error.msg}); fetch the file again") from None
-    if not isinstance(content, list) or not content:
-        raise InputError(f"{name}: must hold a list of records; is it the official file?")
+    name, content = paths.shown(path), read_json(path, "vqa_rad")
     seen: set[str] = set()
     for number, record in enumerate(content):
-        if not isinstance(record, dict):
-            raise InputError(f"{name}: record number {number} is not a JSON object; mend or remove it")
         where = f"{name}: record qid {record.get('qid', f'? (number {number})')}"
-        for key in REQUIRED:
-            if key not in record:
-                raise InputError(f"{where}: key {key} is missing; mend or remove the record")
-            if not isinstance(record[key], (str, int)) or isinstance(record[key], bool) or not str(record[key]).strip():
-                raise InputError(f"{where}: {key} is empty or not text; mend or remove the record")
+        check_keys(record, REQUIRED, where)
         if record["phrase_type"] not in SPLITS:
             raise InputError(f"{where}: phrase_type {record['phrase_type']!r} is not one of {', '.join(SPLITS)}")
         if record["answer_type"].strip() not in ("OPEN", "CLOSED"):
@@ -86,21 +70,25 @@ def _clean2772(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-# Which training questions: a rule from all records to the training records (which may be variants of official ones).
+def _image_disjoint(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The official training records on images that no test record asks about."""
+    tested = {record["image_name"] for record in content if SPLITS[record["phrase_type"]] == "test"}
+    return [record for record in _official1797(content) if record["image_name"] not in tested]
+
+
+# Which training questions, the default first: a rule from all records to the training records (which may be variants of
+# official ones).
 TRAINING_FILES: dict[str, Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = {
     "official1797": _official1797,
     "published3064": _published3064,
     "clean2772": _clean2772,
+    "image_disjoint": _image_disjoint,
 }
-DEFAULT = "official1797"
 
 
-def text(value: object) -> str:
-    """A question as it is shown: tabs and runs of blanks (both occur in the release) become one blank."""
-    return " ".join(str(value).split())
-
-
-def read(root: Path, layout: Mapping[str, str], training_file: str = "default") -> list[Question]:
+def read(
+    root: Path, layout: Mapping[str, str], training_file: str = "default", *, images: bool = True
+) -> list[Question]:
     """Training questions of `training_file` and all test questions, in the file's order.
 
     The release's quirks are evened out: integer ids and answers, `'CLOSED '`, tabs, misspelt question types.
@@ -109,26 +97,22 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "default") 
         root: folder that holds the set.
         layout: `annotations` (JSON file) and `images` (folder), under `root`.
         training_file: a key of `TRAINING_FILES`, or `default`.
+        images: whether every question's image must be there; without, the annotations alone can be read and counted.
 
     Raises:
         InputError: unknown training file; malformed record or missing image, naming file and qid.
     """
-    chosen = DEFAULT if training_file == "default" else training_file
-    if chosen not in TRAINING_FILES:
-        known = ", ".join(("default", *TRAINING_FILES))
-        raise InputError(f"training_file: {training_file!r} is not known for VQA-RAD; choose one of {known}")
+    chosen = choose(training_file, TRAINING_FILES, "VQA-RAD")
     source, folder = root / layout["annotations"], root / layout["images"]
     content = records(source)
-    present = {path.name for path in folder.glob("*")}
+    present = {path.name for path in folder.glob("*")} if images else set()
     test = [record for record in content if SPLITS[record["phrase_type"]] == "test"]
     questions = []
     for split, part in (("train", TRAINING_FILES[chosen](content)), ("test", test)):
         for record in part:
-            if record["image_name"] not in present:
-                raise InputError(
-                    f"{paths.shown(folder / str(record['image_name']))}: image of qid {record['qid']} is missing; "
-                    "fetch it or remove the record"
-                )
+            if images:
+                image = str(record["image_name"])
+                require_image(folder / image, present, image, f"qid {record['qid']}")
             questions.append(_question(record, split, folder))
     return questions
 
@@ -152,7 +136,7 @@ def _question(record: dict[str, Any], split: str, folder: Path) -> Question:
         answers=(answer,),
         split=split,
         closed_field=record["answer_type"].strip() == "CLOSED",
-        closed_yes_no=answer in ("yes", "no"),
+        closed_yes_no=answer in YES_NO,
         question_type=", ".join(kinds),
         extra=extra,
     )

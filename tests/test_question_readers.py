@@ -1,0 +1,495 @@
+"""Readers of SLAKE, PathVQA and VQA-Med-2019: every quirk by a hand-made file, the real counts, every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import pickletools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from amif_lib import datasets, evaluate, experiments, manifests, table_rows
+from amif_lib.datasets import pathvqa, slake, vqa_med_2019
+from amif_lib.errors import InputError
+from tests import tiny
+
+LAYOUT = {name: manifests.load(name).layout for name in ("slake", "pathvqa", "vqa_med_2019", "vqa_rad")}
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8)).save(path)
+
+
+def put(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content if isinstance(content, (bytes, str)) else json.dumps(content, ensure_ascii=False)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+# --- SLAKE -------------------------------------------------------------------------------------------------------------
+
+
+def slake_record(**changes: object) -> dict[str, object]:
+    made = {
+        "img_id": 1, "img_name": "xmlab1/source.jpg", "question": "Is it?", "answer": "Yes", "q_lang": "en",
+        "location": "Lung", "modality": "CT", "answer_type": "CLOSED", "base_type": "vqa", "content_type": "Organ",
+        "triple": ["vhead", "_", "_"], "qid": 7}  # fmt: skip
+    return {key: value for key, value in {**made, **changes}.items() if value is not ...}
+
+
+def write_slake(root: Path, train: object, val: object = None, test: object = None) -> Path:
+    picture(root / "imgs" / "xmlab1" / "source.jpg")
+    for key, content in (
+        ("train", train),
+        ("val", val or [slake_record(qid=901)]),
+        ("test", test or [slake_record(qid=902)]),
+    ):
+        put(root / LAYOUT["slake"][key], content)
+    return root
+
+
+def test_slake_quirks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        slake_record(qid=1, answer_type="CLOSED ", answer=" yes "),
+        slake_record(
+            qid=2, answer_type="open", answer="Small Bowel", content_type="Organ", question="Which  organ\tis it?"
+        ),
+        slake_record(qid=3, answer_type="OPEN", answer="Lung, Heart"),
+        slake_record(qid=4, answer_type="CLOSED", answer="Left"),
+        slake_record(qid=1622, answer="", answer_type="OPEN"),
+        slake_record(qid=5, q_lang="zh", question="图中有肝脏吗?", answer="包含", answer_type="CLOSED"),
+        slake_record(qid=6, q_lang="zh", question="成像方式?", answer="CT", answer_type="OPEN"),
+    ]
+    root = write_slake(tmp_path / "a slake", rows)
+    with caplog.at_level(logging.INFO, "amif_lib"):
+        english = slake.read(root, LAYOUT["slake"])
+    assert "1 question without an answer left out (qid 1622)" in caplog.text
+    got = {q.question_id: q for q in english}
+    assert list(got) == ["1", "2", "3", "4", "901", "902"] and [q.split for q in english] == ["train"] * 4 + [
+        "val",
+        "test",
+    ]
+    assert [(got[i].answers, got[i].closed_field, got[i].closed_yes_no) for i in "1234"] == [
+        (("yes",), True, True), (("small bowel",), False, False), (("lung, heart",), False, False),
+        (("left",), True, False)]  # fmt: skip
+    assert got["2"].question == "Which organ is it?" and got["2"].question_type == "Organ"
+    assert got["1"].image_id == "xmlab1" and got["1"].image_path.is_file() and {q.language for q in english} == {"en"}
+    chinese = slake.read(root, LAYOUT["slake"], language="zh")
+    assert [(q.answer, q.closed_field, q.closed_yes_no, q.language, q.question) for q in chinese] == [
+        ("包含", True, True, "zh", "图中有肝脏吗?"), ("ct", False, False, "zh", "成像方式?")]  # fmt: skip
+    both = slake.read(root, LAYOUT["slake"], language="en+zh", allow_cross_language=True)
+    assert Counter(q.language for q in both) == {"en": 6, "zh": 2}
+
+
+def test_slake_languages_are_mixed_only_with_permission(tmp_path: Path) -> None:
+    root = write_slake(tmp_path, [slake_record()])
+    with pytest.raises(InputError, match=r"781 of the 1,061 English test questions.*allow_cross_language"):
+        slake.read(root, LAYOUT["slake"], language="en+zh")
+    with pytest.raises(InputError, match=r"'fr' is not known for SLAKE; choose one of en, zh, en\+zh"):
+        slake.read(root, LAYOUT["slake"], language="fr")
+    with pytest.raises(InputError, match="training_file: 'clean' is not known for SLAKE"):
+        slake.read(root, LAYOUT["slake"], "clean")
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ('[{"qid": 1,\n "question": "Wha', "train.json, line 2: not valid JSON"),
+        (b'[{"qid": 1, "answer": "\xff"}]', "train.json: not UTF-8"),
+        ([], "train.json: must hold a list of records"),
+        (["text"], "record number 0 is not a JSON object"),
+        ([slake_record(q_lang=...)], "qid 7: key q_lang is missing"),
+        ([slake_record(qid=...)], r"qid \? .number 0.: key qid is missing"),
+        ([slake_record(answer=" ")], "qid 7: answer is empty"),
+        ([slake_record(qid=1622, question="")], "qid 1622: question is empty"),
+        ([slake_record(answer=None)], "qid 7: answer is empty or not text"),
+        ([slake_record(q_lang="fr")], "qid 7: q_lang 'fr' is neither en nor zh"),
+        ([slake_record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
+        ([slake_record(), slake_record()], "qid 7: this qid occurs twice"),
+        ([slake_record(qid=902)], "test.json: record qid 902: this qid occurs twice .*train.json"),
+        ([slake_record(img_name="xmlab2/source.jpg")], "xmlab2/source.jpg: image of qid 7 is missing"),
+    ],
+)
+def test_damaged_slake_is_named(tmp_path: Path, train: object, message: str) -> None:
+    root = write_slake(tmp_path, train)
+    with pytest.raises(InputError, match=message) as caught:
+        slake.read(root, LAYOUT["slake"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def annotations(shared_data: Path) -> Path:
+    folder = shared_data / "slake_annotations"
+    if not folder.is_dir():
+        pytest.skip("SLAKE's annotation files not found (slake_annotations/ in the data folder)")
+    return folder
+
+
+def test_real_slake_counts_without_images(annotations: Path) -> None:
+    """Published counts per split and language, counted in the files themselves and as the manifest expects them."""
+    raw = {split: json.loads((annotations / name).read_text(encoding="utf-8"))
+           for split, name in (("train", "train.json"), ("val", "validate.json"), ("test", "test.json"))}  # fmt: skip
+    assert {split: len(rows) for split, rows in raw.items()} == {"train": 9835, "val": 2099, "test": 2094}
+    assert [r["qid"] for rows in raw.values() for r in rows if not r["answer"].strip()] == [1622]
+    expected = {
+        ("en", "train"): (4918, 1943), ("en", "val"): (1053, 422), ("en", "test"): (1061, 416),
+        ("zh", "train"): (4916, 1938), ("zh", "val"): (1046, 422), ("zh", "test"): (1033, 420)}  # fmt: skip
+    for language in ("en", "zh"):
+        questions = slake.read(annotations, LAYOUT["slake"], language=language, images=False)
+        for split in ("train", "val", "test"):
+            part = [q for q in questions if q.split == split]
+            assert (len(part), sum(q.closed_field for q in part)) == expected[language, split]
+            assert [q.question_id for q in part] == [
+                str(r["qid"]) for r in raw[split] if r["q_lang"] == language and r["answer"]
+            ]
+    english, chinese = (slake.read(annotations, LAYOUT["slake"], language=x, images=False) for x in ("en", "zh"))
+    on_test = {q.image_id for q in chinese if q.split == "train"}
+    assert sum(q.split == "test" and q.image_id in on_test for q in english) == 781  # the leak that en+zh would be
+    assert (
+        len({q.answer for q in english if q.split == "test"} - {q.answer for q in english if q.split == "train"}) == 2
+    )
+    with pytest.raises(InputError, match=r"source.jpg: image of qid \d+ is missing"):
+        slake.read(annotations, LAYOUT["slake"])
+
+
+def test_real_slake_as_its_manifest_expects(annotations: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "location", lambda name: annotations)
+    manifest = manifests.load("slake")
+    for entry in manifest.files:
+        assert (annotations / entry.path).stat().st_size == entry.bytes
+        assert manifests.sha256(annotations / entry.path) == entry.sha256
+    found = datasets.counts("slake", images=False)
+    for split in manifest.splits:
+        assert found[split.name] == split.counts()
+    assert datasets.variant_counts("slake", images=False) == {
+        v.name: {"train": v.train, "val": v.val, "test": v.test} for v in manifest.variants
+    }
+
+
+# --- PathVQA -----------------------------------------------------------------------------------------------------------
+
+PATHVQA_ROWS = [
+    {"image": "train_0000", "question": "where are  the cells?", "answer": " In the Canals "},
+    {"image": "train_0001", "question": "is it benign?", "answer": "yes"},
+    {"image": "train_0000", "question": "where are  the cells?", "answer": " In the Canals "},
+    {"image": "train_0000", "question": "where are the cells?", "answer": "in the canals"},
+    {"image": "train_0001", "question": "whose nuclei are lost?", "answer": "neutrophils"},
+    {"image": "train_0001", "question": "the lesion is what?", "answer": "no"},
+]
+
+
+def write_pathvqa(root: Path, train: object = None, other: str = "") -> Path:
+    """The official layout with one question in validation and test; with `other`, the JSON form of these splits."""
+    for split in ("train", "val", "test"):
+        rows = PATHVQA_ROWS if split == "train" else [{"image": f"{split}_0000", "question": "what?", "answer": split}]
+        rows = train if split == "train" and train is not None else rows
+        for number in range(3):  # the third has no question
+            picture(root / "images" / split / f"{split}_{number:04d}.jpg")
+        put(root / "qas" / split / f"{split}_qa.pkl", rows if isinstance(rows, bytes) else pickle.dumps(rows))
+    return root
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_pathvqa_quirks(tmp_path: Path, protocol: int) -> None:
+    root = write_pathvqa(tmp_path / "a pathvqa", pickle.dumps(PATHVQA_ROWS, protocol=protocol))
+    questions = pathvqa.read(root, LAYOUT["pathvqa"])
+    train = [q for q in questions if q.split == "train"]
+    assert [q.question_id for q in train] == [
+        "train_0000-1", "train_0001-1", "train_0000-2", "train_0000-3", "train_0001-2", "train_0001-3"]  # fmt: skip
+    assert (train[0].question, train[0].answers) == ("where are the cells?", ("in the canals",))
+    assert (
+        [q.closed_yes_no for q in train] == [q.closed_field for q in train] == [False, True, False, False, False, True]
+    )
+    assert [q.question_type for q in train] == ["where", "yes/no", "where", "where", "whose", "yes/no"]
+    assert [(q.split, q.answer) for q in questions[6:]] == [("val", "val"), ("test", "test")]
+    assert train[0].image_path.is_file() and train[0].language == "en"
+    fewer = [q for q in pathvqa.read(root, LAYOUT["pathvqa"], "deduplicated") if q.split == "train"]
+    # as the file has them: the third row equals the first, the fourth only after normalisation
+    assert [q.question_id for q in fewer] == [q.question_id for i, q in enumerate(train) if i != 2]
+
+
+def lxmert(*entries: tuple[str, list[str], list[str]]) -> list[dict]:
+    return [
+        {"img_id": i, "sentf": {"pvqa": q}, "labelf": {"pvqa": [{a: 1} for a in answers]}} for i, q, answers in entries
+    ]
+
+
+def test_pathvqa_json_form_gives_the_same_questions(tmp_path: Path) -> None:
+    root = write_pathvqa(tmp_path)
+    official = {q.question_id: q for q in pathvqa.read(root, LAYOUT["pathvqa"])}
+    by_image = [
+        (image, [r["question"] for r in rows], [r["answer"] for r in rows])
+        for image in ("train_0000", "train_0001", "train_0002")
+        for rows in [[r for r in PATHVQA_ROWS if r["image"] == image]]
+    ]
+    put(root / "pvqa_train.json", lxmert(*by_image))
+    (root / "qas" / "train" / "train_qa.pkl").unlink()
+    assert {q.question_id: q for q in pathvqa.read(root, LAYOUT["pathvqa"])} == official
+    put(root / "qas" / "train" / "train_qa.pkl", pickle.dumps(PATHVQA_ROWS[:1]))  # the official form goes first
+    assert sum(q.split == "train" for q in pathvqa.read(root, LAYOUT["pathvqa"])) == 1
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path("opened"),)
+
+
+def test_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for protocol in (0, 2, 4):
+        content = pickle.dumps([*PATHVQA_ROWS, Malicious()], protocol=protocol)
+        assert "REDUCE" in {op.name for op, _, _ in pickletools.genops(content)}  # it would call something
+        root = write_pathvqa(tmp_path / str(protocol), content)
+        with pytest.raises(InputError, match=r"train_qa.pkl: names .*, which plain questions never need.*can run code"):
+            pathvqa.read(root, LAYOUT["pathvqa"])
+    assert not Path("opened").exists()
+    for number, harmless in enumerate((set, complex(1, 2), np.int64(3))):  # plain data only, whatever the class does
+        root = write_pathvqa(tmp_path / f"harmless {number}", pickle.dumps([{"image": harmless}]))
+        with pytest.raises(InputError, match="which plain questions never need"):
+            pathvqa.read(root, LAYOUT["pathvqa"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps(PATHVQA_ROWS)[:60], "train_qa.pkl: not a readable pickle"),
+        (b"", "train_qa.pkl: not a readable pickle"),
+        (b'[{"image": 1}]', "train_qa.pkl: not a readable pickle"),
+        (pickle.dumps({"a": 1}), "must hold a list of records"),
+        (pickle.dumps(["text"]), "record number 0 is not"),
+        (pickle.dumps([{"image": "train_0000", "answer": "x"}]), r"number 0 \(train_0000\): key question is missing"),
+        (pickle.dumps([{"image": "train_0000", "question": "q", "answer": " "}]), "answer is empty"),
+        (pickle.dumps([{"image": "train_0000", "question": "q", "answer": ["x"]}]), "answer is empty or not text"),
+        (pickle.dumps([{"image": "train_0009", "question": "q", "answer": "x"}]),
+         "train_0009.jpg: image of record train_0009-1 is missing"),
+    ],
+)  # fmt: skip
+def test_damaged_pathvqa_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    root = write_pathvqa(tmp_path, content)
+    with pytest.raises(InputError, match=message) as caught:
+        pathvqa.read(root, LAYOUT["pathvqa"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"img_id": "train_0000", "sentf"', "pvqa_train.json, line 1: not valid JSON"),
+        (b'[{"img_id": "\xe9"}]', "pvqa_train.json: not UTF-8"),
+        (
+            [{"img_id": "train_0000", "sentf": {"pvqa": []}}],
+            "record train_0000: key sentf.pvqa or labelf.pvqa is missing",
+        ),
+        ([{"sentf": {"pvqa": []}}], "record number 0: key img_id is missing"),
+        (lxmert(("train_0000", ["a?", "b?"], ["x"])), "record train_0000: 2 questions but 1 answers"),
+        ([{"img_id": "train_0000", "sentf": {"pvqa": ["a"]}, "labelf": {"pvqa": [{}]}}], "not of the form {answer: 1}"),
+    ],
+)
+def test_damaged_pathvqa_json_is_named(tmp_path: Path, content: object, message: str) -> None:
+    root = write_pathvqa(tmp_path)
+    (root / "qas" / "train" / "train_qa.pkl").unlink()
+    with pytest.raises(InputError, match=r"train_qa.pkl: no such file .nor .*pvqa_train.json.; see .*pathvqa.md"):
+        pathvqa.read(root, LAYOUT["pathvqa"])
+    put(root / "pvqa_train.json", content)
+    with pytest.raises(InputError, match=message):
+        pathvqa.read(root, LAYOUT["pathvqa"])
+
+
+# --- VQA-Med-2019 ------------------------------------------------------------------------------------------------------
+
+# Lines of the official test file (Ben Abacha et al. 2019, CC BY 4.0), and what the readme's rules accept.
+REFERENCES = {
+    "cta - ct angiography": {"cta - ct angiography"},
+    "ct w/contrast (iv)": {"ct w/contrast (iv)", "ct w/contrast iv", "ct w/contrast"},
+    "face, sinuses, and neck#skull and contents": {"face, sinuses, and neck", "skull and contents"},
+    "gastrointestinal#genitourinary#spine and contents#musculoskeletal": {
+        "gastrointestinal", "genitourinary", "spine and contents", "musculoskeletal"},
+    "(iatrogenic) pneumoperitoneum": {"(iatrogenic) pneumoperitoneum", "iatrogenic pneumoperitoneum", "pneumoperitoneum"},
+    "microcystic (serous) adenoma of the pancreas": {
+        "microcystic (serous) adenoma of the pancreas", "microcystic serous adenoma of the pancreas",
+        "microcystic adenoma of the pancreas"},
+    'incompetent cervix, "hourglass membranes."': {'incompetent cervix, "hourglass membranes."'},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_vqa_med_references(reference: str) -> None:
+    got = vqa_med_2019.accepted(reference)
+    assert set(got) == REFERENCES[reference] and len(got) == len(set(got))
+    assert got[0] == reference.split("#")[0]
+
+
+TRAINING = """synpic1|what modality is shown?|ct w/contrast (iv)
+synpic1|in what plane is this?|axial
+synpic1|what organ is this?|breast
+synpic1|is this image normal?|no
+synpic2|is \tthis a t1 weighted image?|yes
+synpic2|what is abnormal?|crohn's d\u00efsease#x
+
+"""
+TEST = """synpic8|modality|what type of imaging modality is shown?|ct w/contrast (iv)
+synpic9|organ|what organ system is imaged?|face, sinuses, and neck#skull and contents
+synpic7|abnormality|is this image normal?|Yes
+"""
+
+
+def write_vqa_med(root: Path, train: object = TRAINING, test: object = TEST) -> Path:
+    layout = LAYOUT["vqa_med_2019"]
+    for split, images in (("train", "12"), ("val", "3"), ("test", "789")):
+        for number in images:
+            picture(root / layout[f"{split}_images"] / f"synpic{number}.jpg")
+    put(root / layout["train"], train)
+    put(root / layout["val"], "synpic3|what is the plane?|pa\r\n")
+    put(root / layout["test"], test)
+    folder = (root / layout["train"]).parent / "QAPairsByCategory"
+    for name, numbers in (("C1_Modality", (0, 4)), ("C2_Plane", (1,)), ("C3_Organ", (2,)), ("C4_Abnormality", (3, 5))):
+        put(folder / f"{name}_train.txt", "\n".join(TRAINING.split("\n")[i] for i in numbers))
+    put((root / layout["val"]).parent / "QAPairsByCategory" / "C2_Plane_val.txt", "synpic3|what is the plane?|pa\n")
+    return root
+
+
+def test_vqa_med_quirks(tmp_path: Path) -> None:
+    root = write_vqa_med(tmp_path / "a set")
+    questions = vqa_med_2019.read(root, LAYOUT["vqa_med_2019"])
+    assert [q.split for q in questions] == ["train"] * 6 + ["val"] + ["test"] * 3
+    assert [q.question_id for q in questions[:6]] == [
+        f"synpic{i}-{n}" for i, n in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2))
+    ]
+    assert questions[0].answers == ("ct w/contrast (iv)",)  # a class's name in training, an optional part in the test
+    assert questions[5].answers == ("crohn's d\u00efsease#x",)  # no alternatives in training either
+    assert questions[4].question == "is this a t1 weighted image?"
+    types = [
+        "modality",
+        "plane",
+        "organ",
+        "abnormality",
+        "modality",
+        "abnormality",
+        "plane",
+        "modality",
+        "organ",
+        "abnormality",
+    ]
+    assert [q.question_type for q in questions] == types
+    assert questions[8].answers == ("face, sinuses, and neck", "skull and contents")
+    assert [q.closed_yes_no for q in questions] == [i in (3, 4, 9) for i in range(10)]
+    assert questions[9].answer == "yes" and questions[9].closed_field and questions[6].answer == "pa"
+    without = vqa_med_2019.read(root, LAYOUT["vqa_med_2019"], "without_abnormality")
+    assert without == [q for q in questions if q.question_type != "abnormality"]
+
+
+def test_vqa_med_without_its_files_by_category(tmp_path: Path) -> None:
+    root = write_vqa_med(tmp_path)
+    next(root.rglob("C2_Plane_train.txt")).unlink()
+    questions = vqa_med_2019.read(root, LAYOUT["vqa_med_2019"])
+    assert [q.question_type for q in questions[:3]] == ["modality", "", "organ"]
+    with pytest.raises(InputError, match=r"All_QA_Pairs_train.txt, line 2: the question is in no file by category"):
+        vqa_med_2019.read(root, LAYOUT["vqa_med_2019"], "without_abnormality")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"train": "synpic1|what?|ct\nsynpic1|what is it?\n"},
+            "train.txt, line 2: 2 fields, expected 3 .image|question",
+        ),
+        ({"train": "synpic1|a|b|c\n"}, "line 1: 4 fields, expected 3"),
+        ({"train": "synpic1|what?| \n"}, "line 1: answer is empty"),
+        ({"train": "\n"}, "All_QA_Pairs_train.txt: has no questions"),
+        ({"train": b"synpic1|what?|crohn\xb4s\n"}, "All_QA_Pairs_train.txt: not UTF-8"),
+        ({"train": "synpic5|what?|ct\n"}, "synpic5.jpg: image of .*train.txt, line 1 is missing"),
+        ({"test": "synpic8|modality|what?\n"}, "Ref_Answers.txt, line 1: 3 fields, expected 4"),
+        ({"test": "synpic8|colour|what?|red\n"}, "line 1: category 'colour' is not one of modality, plane"),
+        ({"test": "synpic8|plane|what?|#()\n"}, "line 1: answer is empty"),
+        ({"test": "synpic8|plane|what?|pa\nsynpic8|organ|which?|eye\n"}, "image synpic8 is asked about twice"),
+    ],
+)
+def test_damaged_vqa_med_is_named(tmp_path: Path, changed: dict, message: str) -> None:
+    root = write_vqa_med(tmp_path, **changed)
+    with pytest.raises(InputError, match=message) as caught:
+        vqa_med_2019.read(root, LAYOUT["vqa_med_2019"])
+    assert "\n" not in str(caught.value)
+
+
+# --- VQA-RAD and settings ----------------------------------------------------------------------------------------------
+
+
+def test_real_vqa_rad_variants(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image-disjoint training file by an own count; every variant as the manifest expects it."""
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    raw = json.loads((shared_data / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
+    tested = {r["image_name"] for r in raw if r["phrase_type"].startswith("test")}
+    expected = {str(r["qid"]) for r in raw if r["image_name"] not in tested}
+    questions = datasets.load_questions("vqa_rad", "image_disjoint")
+    train = [q for q in questions if q.split == "train"]
+    assert {q.question_id for q in train} == expected and len(train) == 734 and len({q.image_id for q in train}) == 111
+    test = [q for q in questions if q.split == "test"]
+    assert len(test) == 451 and not {q.image_id for q in train} & {q.image_id for q in test}
+    known = {q.answer for q in train}
+    ceiling = [sum(q.answer in known for q in part) / len(part)
+               for part in (test, [q for q in test if not q.closed_field])]  # fmt: skip
+    assert [round(100 * x, 2) for x in ceiling] == [68.29, 25.70]
+    assert datasets.variant_counts("vqa_rad") == {
+        v.name: {"train": v.train, "test": v.test} for v in manifests.load("vqa_rad").variants
+    }
+    assert datasets.load_questions("vqa_rad", images=False) == datasets.load_questions("vqa_rad")
+
+
+def test_language_is_part_of_a_fine_tuning_and_of_nothing_before_it() -> None:
+    run = tiny.run()
+    for change in ({"language": "zh"}, {"language": "en+zh", "allow_cross_language": True}):
+        other = tiny.run(data=change)
+        assert other.run_id != run.run_id and other.parent.run_id == run.parent.run_id
+    assert run.data.question_settings == {"training_file": "default", "language": "en", "allow_cross_language": False}
+    with pytest.raises(InputError, match=r"data\.language"):
+        tiny.run(data={"language": "fr"})
+    assert table_rows.saw_test_answers(tiny.run(data={"language": "en+zh"})) and not table_rows.saw_test_answers(run)
+
+
+def test_sets_in_english_only_refuse_another_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "location", lambda name: tmp_path)
+    with pytest.raises(InputError, match=r"'vqa_rad' has English questions only; set data.language: en"):
+        datasets.load_questions("vqa_rad", language="zh")
+
+
+def test_counts_know_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_pathvqa(tmp_path)
+    monkeypatch.setattr(manifests, "location", lambda name: root)
+    found = datasets.counts("pathvqa")
+    assert found["val"] == {"questions": 1, "images": 1, "closed_field": 0, "closed_yes_no": 0, "distinct_answers": 1}
+    assert (found["all"]["questions"], found["all"]["images"], found["train"]["distinct_answers"]) == (8, 4, 4)
+    assert datasets.count_table(["pathvqa"])["split"].tolist() == ["train", "val", "test", "all"]
+
+
+def test_any_accepted_answer_counts_and_validation_answers_are_candidates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the reader to the score: an untrained network ranks, then the second alternative is made the likeliest."""
+    from amif_lib import predict
+    from amif_lib.model import AMiFForVQA, select_knowledge
+    from amif_lib.tokenizers import load, train
+
+    questions = vqa_med_2019.read(write_vqa_med(tmp_path), LAYOUT["vqa_med_2019"])
+    train([text for q in questions for text in (q.question, *q.answers)], 400, tmp_path / "tokenizer")
+    spec, tokenizer = tiny.run(), load(tmp_path / "tokenizer")
+    knowledge = select_knowledge([], tokenizer, 64)[:2]
+    model = AMiFForVQA(spec.model, experiments.KnowledgeSpec(source="none"), *knowledge, tokenizer, 24, 12)
+    predict.predict(model, questions, spec, tmp_path / "run")
+    frame, candidates = evaluate.read_predictions(tmp_path / "run")
+    by_split = {name: set(candidates.query(f"in_{name}").answer) for name in ("train", "val", "test")}
+    assert by_split["val"] == {"pa"} and {"skull and contents", "ct w/contrast"} <= by_split["test"] - by_split["train"]
+    assert frame["gold"].map(len).tolist() == [3, 2, 1]
+    for wanted, right in (("skull and contents", True), ("face, sinuses, and neck", True), ("yes", False)):
+        scores = (candidates.answer == wanted).to_numpy(np.float32)
+        made = frame.iloc[[1]].assign(log_likelihoods=[scores], generated=wanted)
+        for name in ("paper", "generate"):
+            got = evaluate.score(pd.DataFrame(made), candidates, evaluate.PROTOCOLS[name])
+            assert got["correct"].tolist() == [right], (wanted, name)
