@@ -333,7 +333,9 @@ def test_answers_of_question_sets_agree_with_the_latents(kind: str, sets: dict[s
     names = {name: name for kinds in KINDS_OF.values() for name in kinds} | {"midline shift": "midline shift"}
     chinese = {phantom_questions_zh.WORDS[name]: name for name in names}
     assert len(chinese) == len(names)
-    questions = read_set(sets[kind], kind, **({"language": "en+zh", "allow_cross_language": True} if kind == "slake" else {}))
+    questions = read_set(
+        sets[kind], kind, **({"language": "en+zh", "allow_cross_language": True} if kind == "slake" else {})
+    )
     for q in questions:
         case, asked, text = cases[f"{q.image_id}.jpg"], q.question, q.question.lower()
         about = _about(asked, chinese) if q.language == "zh" else _about(text, names)
