@@ -379,7 +379,8 @@ def test_phantom_is_generated_on_first_use(tmp_path: Path, monkeypatch: pytest.M
 def test_reading_needs_no_torch() -> None:
     code = (
         "import sys; import amif_lib.datasets, amif_lib.manifests\n"
-        "from amif_lib.datasets import decontaminate, images, medicat, medpix2, mimic_cxr, phantom, roco, vqa_rad\n"
+        "from amif_lib.datasets import decontaminate, images, medicat, medpix2, mimic_cxr, pathvqa, phantom, roco\n"
+        "from amif_lib.datasets import slake, vqa_med_2019, vqa_rad\n"
         "assert not {'torch', 'transformers', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], timeout=60)
