@@ -45,17 +45,24 @@ __all__ = [
 ]
 
 
+LATER_SETTINGS = {"decontaminate_absent": "error", "repeated_articles": "keep"}
+
+
 def _identity(spec: RunSpec) -> dict[str, Any]:
     """What determines the result. Labels and scale names do not; fields that a stage does not read are left out."""
     content = spec.model_dump(mode="json")
     for name in ("label", "scale"):
         content.pop(name)
+    for name, default in LATER_SETTINGS.items():  # added later: at their default, runs keep the id they had
+        if content["data"][name] == default:
+            content["data"].pop(name)
     if spec.stage == "finetune":
         content.pop("objective"), content.pop("teacher")
         pretraining = (
             "pretrain",
             "report_sections",
             "decontaminate_against",
+            *LATER_SETTINGS,
             "text_length",
             "augment_single_view",
             "augment_multi_view",
@@ -65,7 +72,7 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
             spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole"
         ):  # else the tokenizer reads the texts
             for name in pretraining:
-                content["data"].pop(name)
+                content["data"].pop(name, None)
     else:
         content.pop("knowledge")
         for name in (

@@ -54,6 +54,7 @@ def teacher_id(spec: RunSpec) -> str:
         "sections": data.report_sections,
         "max_studies": data.max_studies,
         "decontaminate_against": data.decontaminate_against,
+        **{k: v for k, default in experiments.LATER_SETTINGS.items() if (v := getattr(data, k)) != default},
         "manifests": {
             name: experiments.manifest_digest(name)
             for name in sorted({*data.pretrain, *data.decontaminate_against, *spec.teacher.data})
@@ -122,15 +123,22 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
 
 def student_studies(spec: RunSpec) -> list[Study]:
     """The pre-training studies of a run, all sets concatenated, decontaminated."""
-    from amif_lib.datasets import load_studies
+    from amif_lib.datasets import decontaminate, load_studies
 
-    studies = [
-        study
-        for name in spec.data.pretrain
-        for study in load_studies(
-            name, decontaminate_against=spec.data.decontaminate_against, report_sections=spec.data.report_sections
+    data = spec.data
+    sets = {
+        name: load_studies(
+            name,
+            decontaminate_against=data.decontaminate_against,
+            decontaminate_absent=data.decontaminate_absent,
+            report_sections=data.report_sections,
         )
-    ]
+        for name in data.pretrain
+    }
+    if data.repeated_articles == "drop":
+        studies, _ = decontaminate.without_repeated_articles(sets)
+    else:
+        studies = [study for part in sets.values() for study in part]
     return studies[: spec.data.max_studies or None]
 
 

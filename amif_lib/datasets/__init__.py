@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -18,7 +19,11 @@ log = logging.getLogger(__name__)
 
 
 def load_studies(
-    name: str, *, decontaminate_against: tuple[str, ...] = (), report_sections: str = "findings+impression"
+    name: str,
+    *,
+    decontaminate_against: tuple[str, ...] = (),
+    decontaminate_absent: Literal["error", "skip"] = "error",
+    report_sections: str = "findings+impression",
 ) -> list[Study]:
     """The pre-training studies of a data set; a phantom set is generated first where it is absent.
 
@@ -29,6 +34,7 @@ def load_studies(
         decontaminate_against: manifest names of sets whose images must not be pre-trained on. A whole case
             (study, article) is dropped when one of its images shares a MedPix image id with a protected image, or is
             within 4 bits of it by difference hash and by perceptual hash (`decontaminate`); the counts are logged.
+        decontaminate_absent: whether a protected set that is not on disk is an error, or skipped with a warning.
         report_sections: `findings+impression`, `findings` or `impression`, where the set has sections.
 
     Raises:
@@ -38,7 +44,7 @@ def load_studies(
     if decontaminate_against:
         from amif_lib.datasets import decontaminate
 
-        studies, _ = decontaminate.apply(name, studies, tuple(decontaminate_against))
+        studies, _ = decontaminate.apply(name, studies, tuple(decontaminate_against), decontaminate_absent)
     return studies
 
 
