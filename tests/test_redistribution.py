@@ -19,7 +19,18 @@ import pytest
 import yaml
 from PIL import Image
 
-from amif_lib import baselines, data_figures, datasets, experiments, manifests, paths, redistribution, reference, report
+from amif_lib import (
+    baselines,
+    data_figures,
+    datasets,
+    experiments,
+    manifests,
+    paths,
+    redistribution,
+    reference,
+    report,
+    tables,
+)
 from amif_lib.errors import InputError
 from tests import fabricated
 

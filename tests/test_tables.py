@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib import evaluate, experiments, paths, results, statistics, table_rows, tables
+from amif_lib import evaluate, experiments, paths, redistribution, results, statistics, table_rows, tables
 from amif_lib.errors import InputError
 from amif_lib.tables import Selection
 from tests import fabricated
@@ -159,6 +159,7 @@ def test_the_scale_plan_decides_what_a_table_holds(demo):
 
 def test_average_over_sets_is_marked_as_partial(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
+    monkeypatch.setattr(redistribution, "may_show", lambda name, kind: True)  # the second set has no manifest here
     real = experiments.scale_settings
     monkeypatch.setattr(
         experiments,
