@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from amif_lib import paths
+from amif_lib import paths, redistribution
 from amif_lib.datasets.records import Question
 from amif_lib.errors import InputError
 from amif_lib.experiments import manifest_digest
 
-RULES = 1  # raise when a baseline's rule changes: stored answers of the old rule are then not read
+RULES = 2  # raise when a baseline's rule or a training file's order changes: older stored answers are then not read
 
 # How a yes/no question starts; used on the question's own words, never on its answer.
 _YES_NO = re.compile(r"(is|are|was|were|does|do|did|has|have|had|can|could|will|would|should)\b")
@@ -133,10 +133,12 @@ def stored(
     """Every baseline's answers on a question set, by name: read where they are stored, else computed and stored.
 
     They lie in `results/<scale>/baselines/`, the file being named by question set, training file, language (where it is
-    not English) and manifest digest, so that tables can be made again without the data. Raises InputError where neither file nor data exist.
+    not English) and manifest digest, so that tables can be made again without the data (under `results/private/` where
+    the set's texts may not be shown). Raises InputError where neither file nor data exist.
     """
+    folder = redistribution.folder(paths.scale_dir(scale) / "baselines", texts=[dataset])  # it holds the questions
     which = training_file if language == "en" else f"{training_file}-{language}"
-    path = paths.scale_dir(scale) / "baselines" / f"{dataset}-{which}-{manifest_digest(dataset)}-{RULES}.parquet"
+    path = folder / f"{dataset}-{which}-{manifest_digest(dataset)}-{RULES}.parquet"
     if not path.is_file():
         from amif_lib.datasets import load_questions
 

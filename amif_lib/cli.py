@@ -106,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name == "data":
             sub.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
+    sub = command(
+        "leaks", _leaks, "say what training questions give away about test questions, in any question-answer file"
+    )
+    sub.add_argument("files", nargs="*", metavar="FILE", help="JSON, JSON lines or CSV; or a data set with a manifest")
+    for split in ("train", "test"):
+        text = f"all its records are the {split} questions, in place of those in FILE"
+        sub.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=text)
+    sub.add_argument("--out", type=Path, help="write the table to this CSV file too")
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
@@ -212,6 +220,28 @@ def _data_check(options: argparse.Namespace) -> int:
     from amif_lib import data_page
 
     return data_page.main(options.scale, _names(options.datasets))
+
+
+def _leaks(options: argparse.Namespace) -> None:
+    from amif_lib.datasets import leaks, question_files
+
+    given = [*options.files, *options.train, *options.test]
+    if not given:
+        raise InputError("leaks: name a question-answer file, or --train FILE --test FILE")
+    if options.out and options.out.resolve() in {Path(name).resolve() for name in given}:
+        raise InputError(f"--out {options.out}: would overwrite the file that is read; give another name")
+    if question_files.is_data_set(given):
+        table = leaks.report(given[0])
+    else:
+        table = question_files.compare(options.files, options.train, options.test, say=print)
+    for _, part in table.groupby("test", sort=False):
+        print("\n" + leaks.transposed(part).to_markdown(index=False, disable_numparse=True))
+    print("\n" + "\n".join(leaks.in_words(table)))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        aside = options.out.with_name(f".{options.out.name}.{os.getpid()}")
+        table.to_csv(aside, index=False)
+        aside.replace(options.out)
 
 
 def _settings(options: argparse.Namespace) -> None:

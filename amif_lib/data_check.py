@@ -23,7 +23,7 @@ MANY = 20_000  # a tree with folders below it and more files than this is not co
 class Line(NamedTuple):
     """One line of the check. `kind` says what was looked at; a count's item is `<split>: <what>`."""
 
-    kind: Literal["folder", "file", "tree", "count", "records", "images"]
+    kind: Literal["folder", "file", "tree", "count", "variant", "records", "images"]
     item: str
     status: Status
     detail: str = ""
@@ -128,6 +128,22 @@ def _counts(manifest: Manifest, decode: bool) -> Iterator[Line]:
             same = (1 - split.shortfall) * value <= have.get(key, 0) <= value
             detail = f"{have.get(key, 0)}" + ("" if have.get(key, 0) == value else f", expected {value}")
             yield Line("count", f"{split.name}: {key}", "ok" if same else "changed", detail)
+    for variant in manifest.variants:  # other choices of questions from the same files
+        try:
+            have = datasets.variant_counts(manifest.name, (variant,))[variant.name]
+        except InputError as error:  # it may need files that the default does not
+            yield Line(
+                "count",
+                f"{variant.name}: questions",
+                "ok" if variant != manifest.variants[0] else "changed",
+                str(error),
+            )
+            continue
+        for split in ("train", "val", "test"):
+            if (value := getattr(variant, split)) is not None:
+                same = have.get(split, 0) == value
+                detail = f"{have.get(split, 0)}" + ("" if same else f", expected {value}")
+                yield Line("variant", f"{variant.name}: {split} questions", "ok" if same else "changed", detail)
     if decode:
         number = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
         yield Line("images", "images decode", "ok", f"{number} images")

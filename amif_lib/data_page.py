@@ -164,11 +164,9 @@ def _leaks(manifest: manifests.Manifest, lines: pd.DataFrame) -> tuple[pd.DataFr
         return pd.DataFrame(), "The set has no questions."
     if lines.loc[lines["kind"].isin(("folder", "records")), "status"].ne("ok").any():
         return pd.DataFrame(), "The questions could not be read; see the lines above."
+    from amif_lib.datasets import leaks
+
     try:
-        from amif_lib.datasets import leaks
-    except ImportError:
-        return pd.DataFrame(), "This version of the kit has no leakage report."
-    try:
-        return leaks.report(manifest.name), ""
+        return leaks.transposed(leaks.report(manifest.name)), ""
     except InputError as error:
         return pd.DataFrame(), str(error)

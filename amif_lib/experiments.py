@@ -58,6 +58,8 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
             "report_sections",
             "medicat_figures",
             "decontaminate_against",
+            "decontaminate_absent",
+            "repeated_articles",
             "text_length",
             "augment_single_view",
             "augment_multi_view",
@@ -67,7 +69,7 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
             spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole"
         ):  # else the tokenizer reads the texts
             for name in pretraining:
-                content["data"].pop(name)
+                content["data"].pop(name, None)
     else:
         content.pop("knowledge")
         for name in (

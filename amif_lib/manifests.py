@@ -246,7 +246,7 @@ def folder_of(manifest: Manifest) -> Path:
 def as_found(manifest: Manifest) -> Manifest:
     """The manifest of the form that lies in the set's folder: the main one, or an alternative whose first file is there."""
     folder = folder_of(manifest)
-    if manifest.alternatives and not (folder / manifest.files[0].path).is_file():
+    if manifest.alternatives and not (manifest.files and (folder / manifest.files[0].path).is_file()):
         for other in manifest.alternatives:
             if (folder / other.files[0].path).is_file():
                 return manifest.model_copy(update={name: getattr(other, name) for name in Alternative.model_fields})

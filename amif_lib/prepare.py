@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from amif_lib import hub, results, teachers, tokenizers
 from amif_lib.batches import PretrainingData, QuestionBatch, QuestionData
-from amif_lib.datasets import load_questions
+from amif_lib.datasets import decontaminate, load_questions
 from amif_lib.distributed import gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
@@ -58,6 +58,8 @@ def prepare(spec: RunSpec) -> Prepared:
 def prepare_pretraining(spec: RunSpec) -> Prepared:
     studies = teachers.student_studies(spec)
     notes: dict[str, Any] = {"studies": len(studies), "images": sum(len(s.images) for s in studies)}
+    if skipped := decontaminate.missing(spec.data.decontaminate_against):  # decontaminate_absent: skip
+        notes["not_kept_out"] = skipped
     embeddings = None
     if spec.teacher is not None:
         folder = teachers.ensure(spec, studies)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from amif_lib import evaluate, experiments, manifests, paths, results, tables
+from amif_lib import evaluate, experiments, paths, redistribution, results, tables
 from amif_lib.errors import InputError
 
 KEPT = ("spec.json", "metrics.json", "provenance.json")  # of every run; predictions where the set's texts may be shown
@@ -30,7 +30,7 @@ def store(scale: str) -> Path:
         folder = aside / "runs" / spec.run_id
         for name in KEPT:
             _copy(spec.directory / name, folder / name)
-        if spec.stage == "finetune" and manifests.load(spec.data.questions).redistribution.texts:
+        if spec.stage == "finetune" and redistribution.may_show(spec.data.questions, "texts"):
             for part in (Path(), Path(results.BLANK_TEST)):
                 for name in (evaluate.PREDICTIONS, evaluate.CANDIDATES):
                     if (spec.directory / part / name).is_file():

@@ -98,6 +98,13 @@ class DataSpec(Strict):
     decontaminate_against: tuple[str, ...] = Field(
         (), description="sets whose images must not be pre-trained on; the whole case, study or article is dropped"
     )
+    decontaminate_absent: Literal["error", "skip"] = Field(
+        "error", description="a protected set that is not on disk: an error, or left out (stored in the run's metrics)"
+    )
+    repeated_articles: Literal["keep", "drop"] = Field(
+        "keep",
+        description="studies of an article (PMCID, DOI) that an earlier pre-training set has: ROCO and MedICaT overlap",
+    )
     text_length: int = Field(128, gt=4, description="tokens of a report, with [CLS] and [SEP]")
     question_length: int = Field(32, gt=4)
     answer_length: int = Field(

@@ -55,6 +55,8 @@ def teacher_id(spec: RunSpec) -> str:
         "figures": data.medicat_figures,
         "max_studies": data.max_studies,
         "decontaminate_against": data.decontaminate_against,
+        "decontaminate_absent": data.decontaminate_absent,
+        "repeated_articles": data.repeated_articles,
         "manifests": {
             name: experiments.manifest_digest(name)
             for name in sorted({*data.pretrain, *data.decontaminate_against, *spec.teacher.data})
@@ -121,18 +123,23 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
 
 def reading(spec: RunSpec) -> dict[str, Any]:
     """The run's settings that `datasets.load_studies` takes."""
-    return {name: getattr(spec.data, name) for name in ("report_sections", "medicat_figures", "max_missing_images")}
+    names = ("report_sections", "medicat_figures", "max_missing_images", "decontaminate_absent")
+    return {name: getattr(spec.data, name) for name in names}
 
 
 def student_studies(spec: RunSpec) -> list[Study]:
     """The pre-training studies of a run, all sets concatenated, decontaminated."""
-    from amif_lib.datasets import load_studies
+    from amif_lib.datasets import decontaminate, load_studies
 
-    studies = [
-        study
-        for name in spec.data.pretrain
-        for study in load_studies(name, decontaminate_against=spec.data.decontaminate_against, **reading(spec))
-    ]
+    data = spec.data
+    sets = {
+        name: load_studies(name, decontaminate_against=data.decontaminate_against, **reading(spec))
+        for name in data.pretrain
+    }
+    if data.repeated_articles == "drop":
+        studies, _ = decontaminate.without_repeated_articles(sets)
+    else:
+        studies = [study for part in sets.values() for study in part]
     return studies[: spec.data.max_studies or None]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amif_lib import experiments, predict, progress, results
+from amif_lib import experiments, predict, progress, redistribution, results
 from amif_lib.batches import global_batches, loader, share
 from amif_lib.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.errors import InputError
@@ -217,6 +217,7 @@ def finish(
             folder / "provenance.json",
             results.provenance(world_size(), seconds + time.time() - evaluated) | {"code_digest": digest},
         )
+        redistribution.mark(spec)
         write_json(folder / "metrics.json", metrics)
         shutil.rmtree(folder / "state", ignore_errors=True)
 

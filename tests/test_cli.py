@@ -63,6 +63,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "smoke-paper",
         "data",
         "data-check",
+        "leaks",
         "settings",
         "reference",
         "lab",

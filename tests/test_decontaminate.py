@@ -7,12 +7,14 @@ from pathlib import Path
 
 import imagehash
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from amif_lib import datasets, manifests
+from amif_lib import datasets, experiments, manifests, teachers
 from amif_lib.datasets import decontaminate
-from amif_lib.datasets.records import Study, StudyImage
+from amif_lib.datasets.records import Question, Study, StudyImage, article_id
+from amif_lib.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +44,11 @@ def test_real_overlap_of_medpix_with_vqa_rad(
     assert (~hits["same_id"]).sum() == 6
     cached = (tmp_path / "results" / "cache" / "hashes").glob("*.json")
     assert sorted(path.name for path in cached) == ["medpix2.json", "vqa_rad.json"]
+    # which images they are stands in one private file; what a notebook shows are counts
+    logged = pd.read_csv(tmp_path / "results" / "private" / "decontamination" / "medpix2.csv", dtype={"group_id": str})
+    assert len(logged) == len(hits) == 25 and logged["image"].tolist() == hits["image"].tolist()
+    shown = decontaminate.counts("medpix2", ("vqa_rad",))
+    assert tuple(shown) == decontaminate.COUNTS and shown["groups_dropped"] == 20 and shown["kept_out"] == "vqa_rad"
 
 
 def picture(seed: int, size: int = 96) -> Image.Image:
@@ -72,7 +79,8 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Study], 
         for i, (name, image) in enumerate(entries)
     ]
     protected = [save("synpic900.png", picture(1)), save("synpic901.jpg", picture(3)), save("plain.jpg", picture(6))]
-    monkeypatch.setattr(datasets, "image_paths", lambda name: protected)
+    monkeypatch.setattr(decontaminate, "protected_images", lambda name: protected)
+    monkeypatch.setattr(decontaminate, "missing", lambda against: [])
     return studies, protected
 
 
@@ -122,6 +130,97 @@ def test_cache_follows_the_content(sets: tuple[list[Study], list[Path]], monkeyp
     assert (decontaminate.hashes(protected, "made") == first).all() and not called
     picture(9).save(protected[2])  # same name, other content
     assert (decontaminate.hashes(protected, "made")[2] != first[2]).any() and called == [protected[2]]
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000, 4_000_000])
+def test_pairs_alike_are_those_of_brute_force(block: int) -> None:
+    """Hashes with few differing bits, compared bit by bit in Python, whatever the block size."""
+    rng = np.random.default_rng(block)
+    base = rng.integers(0, 2**64, (4, 2), dtype=np.uint64)
+
+    def near(n: int) -> np.ndarray:
+        flips = np.zeros((n, 2), np.uint64)
+        for row in flips:
+            for column in range(2):
+                for bit in rng.choice(64, rng.integers(0, 6), replace=False):
+                    row[column] ^= np.uint64(1) << np.uint64(bit)
+        return base[rng.integers(0, len(base), n)] ^ flips
+
+    own, other = near(60), near(23)
+    expected = {
+        (i, j)
+        for i, a in enumerate(own.tolist())
+        for j, b in enumerate(other.tolist())
+        if all(bin(x ^ y).count("1") <= 4 for x, y in zip(a, b, strict=True))
+    }
+    found = list(decontaminate.alike_pairs(own, other, block))
+    assert set(found) == expected and len(found) == len(expected) > 20
+    assert not list(decontaminate.alike_pairs(own[:0], other)) and not list(decontaminate.alike_pairs(own, other[:0]))
+
+
+def test_a_protected_set_that_is_absent_is_an_error_unless_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    assert decontaminate.missing(("vqa_rad", "phantom_vqa_rad")) == ["vqa_rad"]
+    with pytest.raises(InputError, match=r"protected set vqa_rad is not on disk .*decontaminate_absent: skip"):
+        decontaminate.apply("made", [], ("vqa_rad",))
+    with pytest.raises(InputError, match="protected set vqa_rad"):
+        decontaminate.report("phantom_teacher", ("vqa_rad",))
+    with caplog.at_level(logging.WARNING, logger="amif_lib"):
+        kept, hits = decontaminate.apply("made", [], ("vqa_rad",), "skip")
+    assert kept == [] and hits.empty and "not kept out, since not on disk: vqa_rad" in caplog.text
+
+
+def test_settings_of_decontamination_are_part_of_the_ids_of_runs() -> None:
+    run = experiments.load_spec("small/headline/random/stage1")[0]
+    skip = run.model_copy(update={"data": run.data.model_copy(update={"decontaminate_absent": "skip"})})
+    drop = run.model_copy(update={"data": run.data.model_copy(update={"repeated_articles": "drop"})})
+    assert len({run.run_id, skip.run_id, drop.run_id}) == 3
+    assert len({teachers.teacher_id(spec) for spec in (run, skip, drop)}) == 3
+
+
+@pytest.mark.parametrize(("reader", "splits"), decontaminate.PROTECTED_SPLITS.items())
+def test_which_images_are_protected(
+    monkeypatch: pytest.MonkeyPatch, reader: str, splits: tuple[str, ...]
+) -> None:
+    """Of SLAKE, PathVQA and VQA-Med-2019 the held-out images; of VQA-RAD, whose splits share images, all."""
+    made = [
+        Question(str(n), f"{split}{n}", Path(f"{split}{n}.jpg"), "q", ("a",), split, False, False)
+        for n, split in enumerate(("train", "val", "test", "test"))
+    ]
+    plain = manifests.load("vqa_rad")
+    monkeypatch.setattr(datasets, "load_questions", lambda name: made)
+    monkeypatch.setattr(decontaminate.manifests, "load", lambda name: plain.model_copy(update={"reader": name}))
+    found = {path.stem for path in decontaminate.protected_images(reader)}
+    assert found == {q.image_id for q in made if q.split in splits} and "test" in splits
+    assert len(decontaminate.protected_images("vqa_rad")) == 4
+
+
+def test_article_ids() -> None:
+    same = ["PMC7654321", "7654321", "pmc7654321", " PMC7654321.1", 7654321]
+    assert {article_id(given) for given in same} == {"pmc:7654321"}
+    assert article_id(doi="https://doi.org/10.1007/S41019-025") == article_id("", "doi:10.1007/s41019-025.") != ""
+    assert article_id("PMC12", "10.1000/x") == "pmc:12" and article_id(None, None) == article_id("PMCX", "none") == ""
+
+
+def test_repeated_articles() -> None:
+    """The second set loses the articles of the first; groups that are no articles are left alone."""
+
+    def study(name: str, group: str) -> Study:
+        return Study(name, (), "text", group_id=group)
+
+    roco = [study("r1", article_id("PMC1")), study("r2", article_id("PMC1")), study("r3", "case 9")]
+    medicat = [study("m1", article_id("1")), study("m2", article_id(doi="10.1000/a")), study("m3", "case 9")]
+    kept, lost = decontaminate.without_repeated_articles({"roco": roco, "medicat": medicat})
+    assert [s.study_id for s in kept] == ["r1", "r2", "r3", "m2", "m3"] and lost == {"roco": 0, "medicat": 1}
+
+
+def test_a_study_without_a_group_is_dropped_alone(sets: tuple[list[Study], list[Path]]) -> None:
+    studies, _ = sets
+    alone = [Study(s.study_id, s.images, s.text) for s in studies]
+    kept, _ = decontaminate.apply("made", alone, ("protected",))
+    assert [study.study_id for study in kept] == ["copied-1", "id alike-0", "other-0"]
 
 
 def test_demo_sets_share_no_patient(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def own_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert names == ["Z.jpg", "a.jpg", "b.jpg"]  # bytewise: capitals first
     size = sum((images / name).stat().st_size for name in names)
     manifest.update(
-        name="tiny", folder="tiny",
+        name="tiny", folder="tiny", variants=[{"name": "official1797", "rule": "all", "train": 2, "test": 1}],
         files=[{"path": annotations.name, "bytes": annotations.stat().st_size, "sha256": digest},
                {"path": "Readme.docx", "bytes": 3, "sha256": "0" * 64, "required": False, "role": "documentation"}],
         trees=[{"path": images.name, "count": 3, "bytes": size, "sha256": hashlib.sha256(lines.encode()).hexdigest()}],
@@ -105,7 +105,7 @@ def status(name: str = "tiny") -> dict[str, str]:
 
 def test_complete_set_is_ok(own_set: Path) -> None:
     found = status()  # its optional Readme.docx is absent
-    assert set(found.values()) == {"ok"} and len(found) == 3 + 4 + 3 + 1
+    assert set(found.values()) == {"ok"} and len(found) == 3 + 4 + 3 + 2 + 1
     assert manifests.location("tiny") == own_set
     manifests.require(manifests.check("tiny"))
 
@@ -263,11 +263,11 @@ def test_data_check_writes_a_page(own_set: Path, tmp_path: Path, monkeypatch, ca
     source = {"kind": "http", "url": "https://example.org/a.zip", "target": "a.zip", "unpack": "."}
     rewrite(evidence=evidence, downloads=[source], quirks=["tabs"])
     report = pd.DataFrame({"what": ["test answers <unseen>"], "percent": ["25.5"]})
-    monkeypatch.setattr(datasets, "leaks", types.SimpleNamespace(report=lambda name: report), raising=False)
+    monkeypatch.setattr(datasets, "leaks", types.SimpleNamespace(report=lambda name: report, transposed=lambda table: table), raising=False)
     assert cli.main(["data-check", "--scale", "small", "--datasets", "tiny"]) == 0
     assert "data_check.html" in capsys.readouterr().out
     html, markdown = page()
-    assert cells(markdown, "tiny")[0][3:] == ["CC0-1.0", "open", str(own_set), "ok (11 checks)"]
+    assert cells(markdown, "tiny")[0][3:] == ["CC0-1.0", "open", str(own_set), "ok (13 checks)"]
     assert cells(markdown, "VQA_RAD Image Folder")[0][1] == "ok"
     assert cells(markdown, "split") == [
         ["split", "questions", "images", "closed field", "closed yes no", "distinct answers"]
@@ -301,7 +301,7 @@ def test_the_page_says_why_there_is_no_leakage_table(own_set: Path, tmp_path: Pa
     def report(name: str) -> pd.DataFrame:
         raise InputError(f"{name}: no training questions")
 
-    monkeypatch.setattr(datasets, "leaks", types.SimpleNamespace(report=report), raising=False)
+    monkeypatch.setattr(datasets, "leaks", types.SimpleNamespace(report=report, transposed=lambda table: table), raising=False)
     data_page.write("small", data_check.lines("tiny"))
     assert "tiny: no training questions" in page()[0]
     shutil.rmtree(own_set)

@@ -76,9 +76,9 @@ def test_roco_reads_the_training_split_by_article(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.INFO, logger="amif_lib"):
         studies = roco.read(write_roco(tmp_path / "a set"), ROCO_LAYOUT)
     assert [(s.study_id, s.group_id, s.split, s.extra) for s in studies] == [
-        ("ROCO_00002", "PMC111", "train", {"licence": "CC BY"}),
-        ("ROCO_00003", "PMC111", "train", {"licence": "NO-CC CODE"}),
-        ("ROCO_00007", "PMC9007", "train", {}),  # no row in licences.txt: the article of the link
+        ("ROCO_00002", "pmc:111", "train", {"licence": "CC BY"}),
+        ("ROCO_00003", "pmc:111", "train", {"licence": "NO-CC CODE"}),
+        ("ROCO_00007", "pmc:9007", "train", {}),  # no row in licences.txt: the article of the link
     ]
     assert [s.text for s in studies] == [
         "Axial CT, ≈3 cm (arrow).", "Same article and a tab.", "No blank. Line separator inside."]  # fmt: skip
@@ -89,7 +89,7 @@ def test_roco_reads_the_training_split_by_article(tmp_path: Path, caplog: pytest
 def test_roco_other_splits(tmp_path: Path) -> None:
     studies = roco.read(write_roco(tmp_path), ROCO_LAYOUT, splits=("val", "test"))
     assert [(s.study_id, s.split, s.group_id) for s in studies] == [
-        ("ROCO_00020", "val", "PMC222"), ("ROCO_00021", "test", "PMC222")]  # fmt: skip
+        ("ROCO_00020", "val", "pmc:222"), ("ROCO_00021", "test", "pmc:222")]  # fmt: skip
 
 
 def test_roco_absent_images_are_left_out_until_too_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

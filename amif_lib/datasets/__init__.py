@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -24,6 +24,7 @@ def load_studies(
     name: str,
     *,
     decontaminate_against: tuple[str, ...] = (),
+    decontaminate_absent: Literal["error", "skip"] = "error",
     report_sections: str = "findings+impression",
     medicat_figures: str = "radiology",
     max_missing_images: float = 0.1,
@@ -38,6 +39,7 @@ def load_studies(
         decontaminate_against: manifest names of sets whose images must not be pre-trained on. A whole case
             (study, article) is dropped when one of its images shares a MedPix image id with a protected image, or is
             within 4 bits of it by difference hash and by perceptual hash (`decontaminate`); the counts are logged.
+        decontaminate_absent: whether a protected set that is not on disk is an error, or skipped with a warning.
         report_sections: `findings+impression`, `findings` or `impression`, where the set has sections.
         medicat_figures: `radiology` or `all`.
         max_missing_images: share of the images that ROCO and MedICaT list but that may be absent and are left out.
@@ -49,7 +51,7 @@ def load_studies(
     if decontaminate_against:
         from amif_lib.datasets import decontaminate
 
-        studies, _ = decontaminate.apply(name, studies, tuple(decontaminate_against))
+        studies, _ = decontaminate.apply(name, studies, tuple(decontaminate_against), decontaminate_absent)
     return studies
 
 
@@ -155,13 +157,20 @@ def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
     return out
 
 
-def variant_counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
-    """Questions per split of every variant that a question set's manifest lists, to compare with what it expects."""
+def variant_settings(reader: str, variant: str) -> dict[str, Any]:
+    """What `load_questions` takes for a variant of a set: SLAKE's are languages, the others' training files."""
+    if reader == "slake":
+        return {"language": variant, "allow_cross_language": True}
+    return {"training_file": variant}
+
+
+def variant_counts(
+    name: str, variants: tuple[manifests.Variant, ...] | None = None, *, images: bool = True
+) -> dict[str, dict[str, int]]:
+    """Questions per split of the variants (default: all) that a question set's manifest lists."""
     manifest, out = manifests.load(name), {}
-    for variant in manifest.variants:
-        by_language = {"language": variant.name, "allow_cross_language": True}
-        settings = by_language if manifest.reader == "slake" else {"training_file": variant.name}
-        questions = load_questions(name, images=images, **settings)
+    for variant in manifest.variants if variants is None else variants:
+        questions = load_questions(name, images=images, **variant_settings(manifest.reader, variant.name))
         out[variant.name] = dict(Counter(question.split for question in questions))
     return out
 

@@ -14,41 +14,49 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from amif_lib import paths
+from amif_lib import manifests, paths
 from amif_lib.datasets import images
 from amif_lib.datasets.records import Study
+from amif_lib.errors import InputError
 
 log = logging.getLogger(__name__)
 
+Absent = Literal["error", "skip"]
 MAX_BITS = 4
+# By reader: the splits whose images are kept out; of VQA-RAD and of any set not named here all images are, since
+# VQA-RAD's training and test questions share theirs.
+PROTECTED_SPLITS = {"slake": ("test",), "pathvqa": ("test",), "vqa_med_2019": ("val", "test")}
 SYNPIC = re.compile(r"synpic\d+", re.IGNORECASE)
+COUNTS = ("data_set", "kept_out", "not_on_disk", "shared_ids", "alike_by_hash", "shared_pictures", "groups_dropped",
+          "images_dropped", "groups_left", "images_left")  # fmt: skip
 COLUMNS = ("data_set", "protected_set", "group_id", "image", "protected_image", "same_id", "dhash_bits", "phash_bits")
 
 
-def apply(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> tuple[list[Study], pd.DataFrame]:
-    """The studies without the groups that share a picture with a protected set, and the hits (see `report`)."""
+def apply(
+    name: str, studies: Sequence[Study], against: tuple[str, ...], absent: Absent = "error"
+) -> tuple[list[Study], pd.DataFrame]:
+    """The studies without the groups that share a picture with a protected set, and the hits (see `find`).
+
+    `absent` says what a protected set that is not on disk means (`present`). The hits are written to
+    `results/private/decontamination/<set>.csv`, since they name images; counts may be shown.
+    """
+    against = present(against, absent)
     hits = find(name, studies, against)
     dropped = set(hits["group_id"])
-    kept = [study for study in studies if study.group_id not in dropped]
-    for hit in hits.itertuples():
-        log.debug(
-            "%s: %s (group %s) is %s of %s (same id: %s, hash distances %d and %d)",
-            name,
-            hit.image,
-            hit.group_id,
-            hit.protected_image,
-            hit.protected_set,
-            hit.same_id,
-            hit.dhash_bits,
-            hit.phash_bits,
-        )
+    kept = [study for study in studies if _group(study) not in dropped]
+    folder = paths.results() / "private" / "decontamination"
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{name}.{os.getpid()}"
+    hits.to_csv(aside, index=False)
+    aside.replace(folder / f"{name}.csv")
     summary = summarise(studies, hits)
     log.info(
         "%s: %d groups with %d images dropped, for %d pictures shared with %s",
@@ -56,12 +64,36 @@ def apply(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> tupl
         summary["groups_dropped"],
         summary["images_dropped"],
         summary["shared_pictures"],
-        ", ".join(against),
+        ", ".join(against) or "no set (none is on disk)",
     )
     return kept, hits
 
 
-def report(name: str, against: tuple[str, ...]) -> pd.DataFrame:
+def missing(against: Iterable[str]) -> list[str]:
+    """Those of the protected sets whose folder is not on disk (a generated set is made when it is asked for)."""
+    found = [manifests.load(name) for name in against]
+    return [m.name for m in found if not m.generator and not manifests.folder_of(m).is_dir()]
+
+
+def present(against: Iterable[str], absent: Absent = "error") -> tuple[str, ...]:
+    """The protected sets that are on disk.
+
+    One that is not is an InputError, since its pictures could then be pre-trained on unseen; with `absent="skip"` it is
+    logged and left out.
+    """
+    against = tuple(against)
+    if gone := missing(against):
+        if absent == "error":
+            raise InputError(
+                f"data.decontaminate_against: protected set {gone[0]} is not on disk ({manifests.folder_of(manifests.load(gone[0]))}); "
+                f"get it (data_manifests/{gone[0]}.md), or set data.decontaminate_absent: skip to pre-train without "
+                "keeping its pictures out"
+            )
+        log.warning("not kept out, since not on disk: %s", ", ".join(gone))
+    return tuple(name for name in against if name not in gone)
+
+
+def report(name: str, against: tuple[str, ...], absent: Absent = "error") -> pd.DataFrame:
     """The hits between a pre-training set and the protected sets, one line per pair of images.
 
     Columns: `data_set, protected_set, group_id, image, protected_image, same_id` (the MedPix ids agree), `dhash_bits,
@@ -69,13 +101,14 @@ def report(name: str, against: tuple[str, ...]) -> pd.DataFrame:
     """
     from amif_lib.datasets import load_studies
 
+    against = present(against, absent)  # before anything is read
     return find(name, load_studies(name), against)
 
 
 def summarise(studies: Sequence[Study], hits: pd.DataFrame) -> dict[str, int]:
     """Counts of a decontamination: shared ids, pairs alike by both hashes, groups and images dropped and left."""
     dropped = set(hits["group_id"])
-    gone = [study for study in studies if study.group_id in dropped]
+    gone = [study for study in studies if _group(study) in dropped]
     alike = (hits["dhash_bits"] <= MAX_BITS) & (hits["phash_bits"] <= MAX_BITS)
     n_images = sum(len(study.images) for study in studies)
     images_dropped = sum(len(study.images) for study in gone)
@@ -83,33 +116,97 @@ def summarise(studies: Sequence[Study], hits: pd.DataFrame) -> dict[str, int]:
         "shared_ids": hits.loc[hits["same_id"], "protected_image"].nunique(),
         "alike_by_hash": int(alike.sum()),
         "shared_pictures": len(hits),
-        "groups_dropped": len({study.group_id for study in gone}),
+        "groups_dropped": len({_group(study) for study in gone}),
         "images_dropped": images_dropped,
-        "groups_left": len({study.group_id for study in studies} - dropped),
+        "groups_left": len({_group(study) for study in studies} - dropped),
         "images_left": n_images - images_dropped,
     }
 
 
-def find(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> pd.DataFrame:
-    """Compare every image of the studies with every image of the protected sets."""
-    from amif_lib.datasets import image_paths
+def counts(name: str, against: tuple[str, ...], absent: Absent = "error") -> dict[str, str | int]:
+    """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, `summarise`."""
+    from amif_lib.datasets import load_studies
 
-    own = [(study.group_id, image.path) for study in studies for image in study.images]
+    studies = load_studies(name)
+    _, hits = apply(name, studies, against, absent)
+    gone = missing(against)
+    kept_out = ", ".join(other for other in against if other not in gone)
+    return {"data_set": name, "kept_out": kept_out, "not_on_disk": ", ".join(gone), **summarise(studies, hits)}
+
+
+def _group(study: Study) -> str:
+    """What is dropped as a whole: the study's group, or the study itself where it has none."""
+    return study.group_id or study.study_id
+
+
+def find(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> pd.DataFrame:
+    """Compare every image of the studies with every protected image of the sets `against`."""
+    own = [(_group(study), image.path) for study in studies for image in study.images]
     own_hashes = hashes([path for _, path in own], name)  # (n, 2)
-    own_ids = [_synpic(path) for _, path in own]
     rows = []
     for protected in against:
-        other = image_paths(protected)
+        other = protected_images(protected)
         other_hashes = hashes(other, protected)  # (m, 2)
-        other_ids = np.array([_synpic(path) for path in other])
-        for (group, path), pair, identity in zip(own, own_hashes, own_ids, strict=True):
-            bits = np.bitwise_count(pair ^ other_hashes)  # (m, 2)
-            same = (other_ids == identity) & (identity != "")
-            for index in np.flatnonzero(same | (bits <= MAX_BITS).all(axis=1)):
-                rows.append(
-                    (name, protected, group, path.name, other[index].name, bool(same[index]), *map(int, bits[index]))
-                )
+        pairs = set(same_ids([path for _, path in own], other))
+        for i, j in sorted(pairs | set(alike_pairs(own_hashes, other_hashes))):
+            bits = np.bitwise_count(own_hashes[i] ^ other_hashes[j])
+            (group, path), match = own[i], (i, j) in pairs
+            rows.append((name, protected, group, path.name, other[j].name, match, *map(int, bits)))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"same_id": bool, "dhash_bits": int, "phash_bits": int})
+
+
+def protected_images(name: str) -> list[Path]:
+    """The images of a set that must not be pre-trained on: all of them, or those of `PROTECTED_SPLITS`."""
+    from amif_lib.datasets import image_paths, load_questions
+
+    splits = PROTECTED_SPLITS.get(manifests.load(name).reader)
+    if splits is None:
+        return image_paths(name)
+    return sorted({question.image_path for question in load_questions(name) if question.split in splits})
+
+
+def alike_pairs(own: np.ndarray, other: np.ndarray, block: int = 4_000_000) -> Iterator[tuple[int, int]]:
+    """Index pairs `(i, j)` with `own[i]` and `other[j]` (uint64 `(n, 2)`, `(m, 2)`) within `MAX_BITS` by both hashes.
+
+    `block` bounds how many pairs are compared at once, and so the memory (about 10 bytes for each).
+    """
+    rows = max(1, block // max(1, len(other)))
+    second = np.ascontiguousarray(other[:, 0])
+    for start in range(0, len(own) if len(other) else 0, rows):
+        first = own[start : start + rows, 0, None]  # (rows, 1)
+        i, j = np.nonzero(np.bitwise_count(first ^ second) <= MAX_BITS)
+        i += start
+        both = np.bitwise_count(own[i, 1] ^ other[j, 1]) <= MAX_BITS
+        yield from zip(i[both].tolist(), j[both].tolist(), strict=True)
+
+
+def same_ids(own: Sequence[Path], other: Sequence[Path]) -> Iterator[tuple[int, int]]:
+    """Index pairs of files that carry the same MedPix id."""
+    by_id: dict[str, list[int]] = {}
+    for j, path in enumerate(other):
+        if identity := _synpic(path):
+            by_id.setdefault(identity, []).append(j)
+    for i, path in enumerate(own):
+        yield from ((i, j) for j in by_id.get(_synpic(path), ()))
+
+
+def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> tuple[list[Study], dict[str, int]]:
+    """The studies of all sets in order, and how many each set lost: those of an article that an earlier set has.
+
+    ROCO and MedICaT are both drawn from PubMed Central's open articles. Only group ids made by `records.article_id`
+    are compared; a PMCID and a DOI of one article do not meet, so readers give the PMCID where they know it.
+    """
+    seen: set[str] = set()
+    out: list[Study] = []
+    lost = {}
+    for name, studies in sets.items():
+        kept = [study for study in studies if study.group_id not in seen]
+        lost[name] = len(studies) - len(kept)
+        out += kept
+        seen |= {study.group_id for study in kept if study.group_id.startswith(("pmc:", "doi:"))}
+    if any(lost.values()):
+        log.info("studies of articles that an earlier set has, dropped: %s", lost)
+    return out, lost
 
 
 def _synpic(path: Path) -> str:

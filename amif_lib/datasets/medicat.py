@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from amif_lib import paths
 from amif_lib.datasets import listing
-from amif_lib.datasets.records import Study, StudyImage
+from amif_lib.datasets.records import Study, StudyImage, article_id
 from amif_lib.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ def read(
     figures: Literal["radiology", "all"] = "radiology",
     max_missing_images: float = 0.1,
 ) -> list[Study]:
-    """One study per figure; `group_id` is the paper (`pdf_hash`), `extra["licence"]` its licence where it is known.
+    """One study per figure; `group_id` is the paper (its DOI where oa_info has one, else `pdf_hash`), `extra["licence"]`
+    its licence where it is known.
 
     Figures without any caption and listed images that do not exist are left out and counted.
 
@@ -83,7 +84,8 @@ def read(
             without += 1
         elif not absent(folder / name, name in present):
             images = (StudyImage(name, folder / name),)
-            studies.append(Study(name, images, text, "train", record["pdf_hash"], _licence(record)))
+            group = article_id(doi=_within(record, "oa_info", "doi")) or record["pdf_hash"]
+            studies.append(Study(name, images, text, "train", group, _licence(record)))
     absent.settle()
     if without:
         log.info("%s: %d figures without caption left out", paths.shown(source), without)
@@ -91,8 +93,14 @@ def read(
 
 
 def _licence(record: Mapping[str, Any]) -> dict[str, str]:
-    """The article's licence; `oa_info` and all that is in it may be null."""
-    found: Any = record
-    for key in ("oa_info", "oa", "license"):
-        found = found.get(key) if isinstance(found, Mapping) else None
+    """The article's licence, where it is known."""
+    found = _within(record, "oa_info", "oa", "license")
     return {"licence": found} if isinstance(found, str) and found else {}
+
+
+def _within(record: Mapping[str, Any], *keys: str) -> Any:
+    """A nested value; `oa_info` and all that is in it may be null."""
+    found: Any = record
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found

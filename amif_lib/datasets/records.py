@@ -5,6 +5,7 @@ Readers turn the official files into these and nothing downstream knows a data s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +23,9 @@ class StudyImage:
 class Study:
     """One pre-training sample: a text and the image or images it describes (paper section 3.1, `(I_i, W_i)`).
 
-    `group_id` names what must not be split or paired as a negative: the case, patient study or article. `extra` holds
-    what no training reads, such as an article's `licence`.
+    `group_id` names what must not be split or paired as a negative: the case, patient study or article. For an article
+    it is `article_id(...)`, so that one article has one id in every set that draws on it. `extra` holds what no training
+    reads, such as an article's `licence`.
     """
 
     study_id: str
@@ -63,3 +65,14 @@ class Question:
 def normalise_answer(text: object) -> str:
     """`str(x).strip().lower()` with inner white space collapsed: the normalisation of every count the kit reports."""
     return " ".join(str(text).split()).lower()
+
+
+def article_id(pmcid: object = "", doi: object = "") -> str:
+    """An article's id, equal in every set: `pmc:7654321`, else `doi:10.1000/x` (lower case), else empty.
+
+    Takes PMCIDs and DOIs as they are written (`PMC7654321`, `7654321`, `https://doi.org/10.1000/X`).
+    """
+    if number := re.fullmatch(r"\s*(?:PMC)?0*(\d+)(?:\.\d+)?\s*", str(pmcid or ""), re.IGNORECASE):
+        return f"pmc:{number[1]}"
+    found = re.search(r"10\.\d{4,9}/\S+", str(doi or "").lower())
+    return f"doi:{found[0].rstrip('.,;')}" if found else ""

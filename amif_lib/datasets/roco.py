@@ -17,7 +17,7 @@ from pathlib import Path
 
 from amif_lib import paths
 from amif_lib.datasets import listing
-from amif_lib.datasets.records import Study, StudyImage
+from amif_lib.datasets.records import Study, StudyImage, article_id
 from amif_lib.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def read(
     splits: tuple[str, ...] = ("train",),
     max_missing_images: float = 0.1,
 ) -> list[Study]:
-    """One study per image with a caption; `group_id` is the PMC article, `extra["licence"]` what the list says.
+    """One study per image with a caption; `group_id` is the PMC article (`article_id`), `extra["licence"]` what the list says.
 
     Articles lose their archives: listed images that do not exist are left out and counted, as are rows without caption.
 
@@ -84,7 +84,7 @@ def _read_split(folder: Path, split: str, seen: set[str], limit: float) -> list[
         image = folder / "images" / f"{name}.jpg"
         if not absent(image, image.name in present):
             extra = {"licence": licence} if licence else {}
-            studies.append(Study(name, (StudyImage(name, image),), caption, split, article, extra))
+            studies.append(Study(name, (StudyImage(name, image),), caption, split, article_id(article), extra))
     absent.settle()
     if without:
         log.info("%s: %d rows without caption left out", paths.shown(source), without)

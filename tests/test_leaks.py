@@ -1,0 +1,353 @@
+"""Leak report: the counts of the research on the real files, hand-made files counted by hand, and the command."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from amif_lib import cli, manifests, paths
+from amif_lib.datasets import leaks, question_files
+from amif_lib.errors import InputError
+
+
+@pytest.fixture
+def real(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    return shared_data
+
+
+def numbers(line: pd.Series, *names: str) -> list[float]:
+    return [float(line[name]) for name in names]
+
+
+# --- the real files; every number was counted by other means (VQA-RAD's JSON and the circulating 3064 file) ---
+
+
+def test_vqa_rad_leaks_and_ceilings(real: Path) -> None:
+    table = leaks.report("vqa_rad").set_index("training_file")
+    assert list(table.index)[:3] == ["official1797", "published3064", "clean2772"]
+    official, published, clean = (table.loc[name] for name in list(table.index)[:3])
+    apart = table.loc["image_disjoint"]
+    counts = ("n_train", "n_test", "train_images", "test_images", "test_images_in_train", "on_train_image")
+    assert numbers(official, *counts) == [1797, 451, 313, 203, 202, 446]
+    assert numbers(published, "n_train", "test_images_in_train", "on_train_image") == [3064, 203, 451]
+    assert numbers(clean, "n_train") == [2772]
+    assert numbers(apart, "n_train", "train_images", "on_train_image") == [734, 111, 0]
+    unseen = ("unseen_answer", "unseen_open", "unseen_closed", "distinct_answers", "distinct_unseen")
+    assert numbers(official, *unseen) == [115, 109, 6, 121, 84]
+    assert numbers(published, *unseen[:3]) == [47, 41, 6]
+    leak = ("paraphrase_in_train", "linked_in_train", "repeated_in_train")
+    assert numbers(official, *leak, "same_words_in_train") == [1, 0, 1, 79]
+    assert numbers(published, *leak) == [284, 299, 14]
+    assert numbers(clean, *leak) == [0, 0, 0]
+    ceiling = ("ceiling_open", "ceiling_closed", "ceiling_overall")
+    assert numbers(official, *ceiling) == [39.11, 97.79, 74.50]
+    assert numbers(published, *ceiling) == [77.09, 97.79, 89.58]
+    assert numbers(clean, "ceiling_open", "ceiling_overall") == [37.99, 74.06]
+    assert numbers(apart, "ceiling_open", "ceiling_overall") == [25.70, 68.29]
+    lookup = ("lookup_open", "lookup_closed", "lookup_overall")
+    assert numbers(official, *lookup) == [0.56, 39.34, 23.95]
+    assert numbers(published, *lookup) == [46.37, 70.22, 60.75]
+    assert numbers(clean, *lookup) == [0.00, 39.34, 23.73]
+    # by the paper's definition 251 questions are closed, all of them yes or no, which training has
+    assert official["ceiling_closed_yes_no"] == 100 and official["ceiling_open_yes_no"] == 42.50  # 200 - 115 = 85
+
+
+def test_slake_languages_share_images_across_splits(real: Path) -> None:
+    folder = real / "slake_annotations"
+    if not folder.is_dir():
+        pytest.skip("SLAKE's annotation files are not there")
+    files = [str(folder / f"{name}.json") for name in ("train", "validate", "test")]
+    said: list[str] = []
+    table = question_files.compare(files, say=said.append).set_index(["training", "test"])
+    assert numbers(table.loc["zh train", "en test"], "on_train_image", "test_images_in_train") == [781, 72]
+    assert numbers(table.loc["zh train+val", "en test"], "on_train_image", "test_images_in_train") == [917, 84]
+    assert table.loc[("en train", "zh test"), "test_images_in_train"] == 70
+    for language in ("en", "zh"):
+        for part in ("train", "train+val"):
+            assert table.loc[(f"{language} {part}", f"{language} test"), "on_train_image"] == 0
+    english = table.loc["en train", "en test"]
+    assert numbers(english, "n_train", "n_test", "unseen_answer", "unseen_open", "unseen_closed") == [
+        4919,
+        1061,
+        2,
+        2,
+        0,
+    ]
+    assert round(english["ceiling_overall"], 1) == 99.8
+    assert numbers(table.loc["zh train", "zh test"], "n_test", "unseen_answer") == [1033, 5]
+    assert table.loc[("zh train+val", "zh test"), "unseen_answer"] == 3
+    both = table.xs("en test", level="test").loc["en+zh train"]
+    assert both["on_train_image"] == 781 and both["n_train"] == 9835
+    assert "9835 train" in said[0] and "image = img_name" in said[0] and "1 of 9835 answers are empty" in said[0]
+
+
+def test_official_file_by_itself_gives_the_same_line(real: Path) -> None:
+    """The sniffing loader and the data set's reader agree in every column, on the JSON as it was released."""
+    path = real / "vqa_rad" / "VQA_RAD Dataset Public.json"
+    ours, read = question_files.compare([str(path)]).iloc[0], leaks.report("vqa_rad", "official1797").iloc[0]
+    for name in leaks.COLUMNS[len(leaks.ABOUT) :]:
+        assert ours[name] == read[name], name
+
+
+def test_training_file_given_apart(real: Path, tmp_path: Path) -> None:
+    """The 3064 file as it circulates (no split, MEVF's fields) against the official test questions."""
+    path = real / "vqa_rad" / "VQA_RAD Dataset Public.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    training = [r for r in content if not r["phrase_type"].startswith("test")]
+    training += [{**r, "question": r["question_frame"]} for r in content if r["question_frame"] != "NULL"]
+    kept = ("qid", "image_name", "question", "answer", "answer_type", "phrase_type")
+    other = tmp_path / "trainset.json"
+    other.write_text(json.dumps([{key: record[key] for key in kept} for record in training]), encoding="utf-8")
+    line = question_files.compare([str(path)], train=[str(other)]).iloc[0]
+    assert numbers(line, "n_train", "n_test", "paraphrase_in_train", "repeated_in_train") == [3064, 451, 284, 14]
+    assert pd.isna(question_files.compare([], train=[str(other)], test=[str(other)]).iloc[0]["linked_in_train"])
+
+
+# --- by hand ---
+
+RECORDS = [  # image, question, answer, split, what else
+    ("a", "Is there a mass?", "Yes", "train", {"linked_id": "l1"}),
+    ("a", "where  is the MASS", "left lung", "train", {}),
+    ("b", "what modality is this", "CT", "train", {}),
+    ("b", "is this a ct", "yes", "train", {}),
+    ("d", "is this a ct", "yes", "val", {}),
+    ("a", "is there a mass?", "yes", "test", {}),  # repeated outright
+    ("a", "Where can the mass be seen", "left  lung", "test", {"frame": "Where is the mass"}),  # paraphrase, its answer
+    ("a", "Where is a mass", "right lung", "test", {"rephrase": "Where is the mass"}),  # paraphrase, another answer
+    ("b", "is this an mri", "no", "test", {}),  # answer unseen
+    ("c", "what modality is this", "ct", "test", {"linked_id": "l1"}),  # its words are in training; its image is not
+    (
+        "d",
+        "what modality is this",
+        "mri",
+        "test",
+        {"closed": True},
+    ),  # image only in validation; unseen, closed by field
+]
+
+
+def records() -> list[dict]:
+    return [
+        {"image": image, "question": question, "answer": answer, "split": split, **more}
+        for image, question, answer, split, more in RECORDS
+    ]
+
+
+def test_counts_by_hand() -> None:
+    table = leaks.lines(leaks.from_records(records()))
+    assert list(table["training"]) == ["train", "train+val"]
+    line, with_val = table.iloc[0], table.iloc[1]
+    assert numbers(line, "n_train", "n_test", "train_images", "test_images") == [4, 6, 2, 4]
+    assert numbers(line, "test_images_in_train", "on_train_image") == [2, 4]
+    assert numbers(with_val, "n_train", "test_images_in_train", "on_train_image") == [5, 3, 5]
+    assert numbers(line, "paraphrase_in_train", "linked_in_train", "repeated_in_train") == [2, 1, 1]
+    assert line["same_words_in_train"] == 3  # "is there a mass?" and twice "what modality is this"
+    assert numbers(line, "unseen_answer", "unseen_open", "unseen_closed") == [3, 1, 2]
+    assert numbers(line, "distinct_answers", "distinct_unseen") == [6, 3]
+    assert line["ceiling_overall"] == 50 and line["ceiling_open"] == 66.67 and line["ceiling_closed"] == 33.33
+    assert line["ceiling_open_yes_no"] == 50 and line["ceiling_closed_yes_no"] == 50
+    # look-up: yes (right); left lung (right); left lung (wrong); b: ct question -> yes (wrong); no image: yes, yes (wrong)
+    assert line["lookup_overall"] == 33.33 and line["most_frequent_overall"] == 16.67
+    assert "3 have an answer that training lacks" in leaks.in_words(table)[0]
+
+
+def same(key: str, a: dict, b: dict) -> bool:
+    return " ".join(a[key].split()).lower() == " ".join(b[key].split()).lower()
+
+
+def words(record: dict) -> list[str]:
+    return [record["question"]] + ([record["frame"]] if record["frame"] else [])
+
+
+def test_counts_against_brute_force() -> None:
+    """Random small sets: every count again, by comparing each pair of a training and a test question."""
+    random.seed(3)
+    for _ in range(30):
+        made = [
+            {"image": random.choice("abcdef"), "question": random.choice(["q  one", "Q two", "q three"]),
+             "answer": random.choice(["yes", "No", "x", "Y y", "z"]), "split": random.choice(["train", "test"]),
+             "frame": random.choice(["q two", "q nine", ""]), "linked_id": random.choice(["", "1", "2"])}
+            for _ in range(14)
+        ]  # fmt: skip
+        train, test = ([r for r in made if r["split"] == split] for split in ("train", "test"))
+        if not train or not test:
+            continue
+        got = leaks.lines(leaks.from_records(made)).iloc[0]
+        expected = {
+            "on_train_image": sum(any(t["image"] == r["image"] for t in train) for r in test),
+            "repeated_in_train": sum(
+                any(all(same(k, t, r) for k in ("image", "question", "answer")) for t in train) for r in test
+            ),
+            "paraphrase_in_train": sum(
+                any(same("image", t, r) and same("answer", t, r) and same("question", t, {"question": w})
+                    for t in train for w in words(r)) for r in test),
+            "unseen_answer": sum(not any(same("answer", t, r) for t in train) for r in test),
+        }  # fmt: skip
+        assert {name: got[name] for name in expected} == expected
+        if any(r["linked_id"] for r in test):
+            linked = sum(any(r["linked_id"] and t["linked_id"] == r["linked_id"] for t in train) for r in test)
+            assert got["linked_in_train"] == linked
+
+
+def test_image_disjoint_part() -> None:
+    made = leaks.from_records(records())
+    assert not leaks.image_disjoint(made)  # both training images have test questions: nothing would be left
+    more = [*records(), {"image": "z", "question": "why", "answer": "x", "split": "train"}]
+    kept = leaks.image_disjoint(leaks.from_records(more))
+    assert [q.image_id for q in kept if q.split == "train"] == ["z"] and sum(q.split == "test" for q in kept) == 6
+
+
+def test_without_test_or_training_questions() -> None:
+    with pytest.raises(InputError, match="need training and test questions, found only: train"):
+        leaks.lines(leaks.from_records(records()[:2]))
+
+
+# --- files ---
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def as_tuples(found: question_files.QuestionFile) -> set[tuple]:
+    return {(q.image_id, q.question, q.answers, q.split, q.closed_field) for q in found.questions}
+
+
+EXPECTED = {("i 1", "Is it?", ("yes",), "train", True), ("i 2", "What is it?", ("ct",), "test", False)}
+LAYOUTS = {
+    "plain.json": [
+        {"image": "i 1.jpg", "question": "Is it?", "answer": "Yes", "split": "train"},
+        {"image": "i 2.PNG", "question": " What  is it?", "answer": "CT", "split": "TEST"},
+    ],
+    "mevf.json": [
+        {"qid": 1, "image_name": "i 1.jpg", "question": "Is it?", "answer": "Yes", "answer_type": "CLOSED ",
+         "phrase_type": "para"},
+        {"qid": "2", "image_name": "i 2.jpg", "question": "What is it?", "answer": "ct", "answer_type": "OPEN",
+         "phrase_type": "test_freeform"},
+    ],
+    "lxmert.json": {
+        "train": [{"img_id": "i 1", "labelf": {"pvqa": [{"yes": 1}]}, "sentf": {"pvqa": ["Is it?"]}}],
+        "test": [{"img_id": "i 2", "label": {"ct": 1.0}, "sent": "What is it?"}],
+    },
+    "vqa.json": {
+        "info": "x",
+        "questions": [
+            {"image_id": "i 1", "question": "Is it?", "answers": [{"answer": "yes"}], "split": "training"},
+            {"image_id": "i 2", "question": "What is it?", "answers": ["CT"], "split": "test"},
+        ],
+    },
+    "lines.jsonl": '{"Image": "i 1", "Question": "Is it?", "Answer": "Yes", "Split": "train"}\n\n'
+    '{"Image": "i 2", "Question": "What is it?", "Answer": "CT", "Split": "test"}\n',
+    "table.csv": '\ufeffimg_name,question,answer,split\ni 1.jpg,"Is it?",Yes,train\ni 2.jpg,What is it?,ct,test\n',
+    "table.tsv": "img_name\tquestion\tanswer\tsplit\ni 1.jpg\tIs it?\tYes\ttrain\ni 2.jpg\tWhat is it?\tct\ttest\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(tmp_path: Path, name: str) -> None:
+    assert as_tuples(question_files.read(write(tmp_path / name, LAYOUTS[name]))) == EXPECTED
+
+
+def test_lxmert_parallel_lists_and_split_by_name(tmp_path: Path) -> None:
+    record = {"img_id": "i", "labelf": {"pvqa": [{"yes": 1}, {"a b": 1}]}, "sentf": {"pvqa": ["Is it?", "What?"]}}
+    found = question_files.read(write(tmp_path / "pvqa_val.json", [record]))
+    assert [(q.question, q.answer, q.split) for q in found.questions] == [
+        ("Is it?", "yes", "val"),
+        ("What?", "a b", "val"),
+    ]
+    assert "every record is val, by the file's name" in str(found) and "no answer_type" in str(found)
+    record["sentf"]["pvqa"].append("More?")
+    with pytest.raises(InputError, match="record 1: sentf has 3 questions and labelf 2 answers"):
+        question_files.read(write(tmp_path / "pvqa_val.json", [record]))
+
+
+GOOD = LAYOUTS["plain.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", "[{]", r"x\.json, line 1: not valid JSON"),
+        ("x.jsonl", '{"a": 1}\n{', r"x\.jsonl, line 2: not valid JSON"),
+        ("x.json", [], "no records"),
+        ("x.json", 5, "must hold a list of records"),
+        ("x.json", [GOOD[0], "text"], "record 2 is not an object"),
+        ("x.json", [{"picture": "a", "question": "b", "answer": "c"}], r"no field for the image .*answer, picture, question"),
+        ("x.json", [GOOD[0], {**GOOD[1], "answer": None}], "record 2: answer is missing"),
+        ("x.json", [GOOD[0], {**GOOD[1], "question": " "}], "record 2: question is empty"),
+        ("x.json", [GOOD[0], {**GOOD[1], "answer": []}], "record 2: answer is empty or not text"),
+        ("x.json", [{**GOOD[0], "split": "fold 3"}], r"record 1: split is 'fold 3'; use train, val or test"),
+        ("x.json", [{**GOOD[0], "answer_type": "maybe"}], r"record 1: answer_type is 'maybe'"),
+        ("x.json", [{k: v for k, v in GOOD[0].items() if k != "split"}], "neither a field nor its name says which split"),
+        ("x.csv", "image,question,answer\na,b\n", r"line 2: not 3 cells as in the header"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_named(tmp_path: Path, name: str, content: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        question_files.read(write(tmp_path / name, content))
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+# --- the command ---
+
+
+def test_command_prints_the_table_and_writes_only_where_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = write(tmp_path / "mine.json", records())
+    assert cli.main(["leaks", "mine.json"]) == 0
+    out = capsys.readouterr().out
+    assert "4 train, 1 val, 6 test" in out and "fields: question, answer, image, split" in out
+    row = next(line for line in out.splitlines() if line.startswith("| test questions on such an image"))
+    assert [cell.strip() for cell in row.strip("|").split("|")][1:] == ["4", "5"]
+    assert list(tmp_path.iterdir()) == [made]
+    assert cli.main(["leaks", "mine.json", "--out", "made/leaks.csv"]) == 0
+    stored = pd.read_csv(tmp_path / "made" / "leaks.csv")
+    assert list(stored.columns) == list(leaks.COLUMNS) and stored["on_train_image"].tolist() == [4, 5]
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["leaks.csv"]
+
+
+def test_command_with_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = write(tmp_path / "mine.json", records())
+    for arguments, message in (
+        ([], "name a question-answer file"),
+        ([str(tmp_path / "none.json")], "no such file"),
+        ([str(tmp_path)], "is a folder"),
+        ([str(made), "--out", str(made)], "would overwrite"),
+    ):
+        before = made.read_bytes()
+        assert cli.main(["leaks", *arguments]) == 2
+        assert re.search(message, capsys.readouterr().err) and made.read_bytes() == before
+
+
+def test_command_on_a_data_set(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["leaks", "vqa_rad"]) == 0
+    assert "74.50% at most (open 39.11%)" in capsys.readouterr().out
+
+
+def test_languages_are_the_variants_of_slake(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts of the real annotation files, whose images are not needed for this."""
+    monkeypatch.setattr(manifests, "location", lambda name: shared_data / "slake_annotations")
+    table = leaks.report("slake").set_index(["training_file", "test"])
+    english = table.loc["en"].iloc[0]
+    assert numbers(english, "n_test", "unseen_answer", "on_train_image") == [1061, 2, 0]
+    assert table.loc[("en+zh", "en test"), "on_train_image"].tolist()[2:4] == [781, 917]  # by Chinese training, with val
+
+
+def test_no_torch() -> None:
+    code = (
+        "import sys; from amif_lib import data_figures, redistribution; from amif_lib.datasets import decontaminate, "
+        "leaks, question_files; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)
+    assert done.returncode == 0, done.stderr
