@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def teacher_id(spec: RunSpec) -> str:
         return ""
     data = spec.data
     content = {
-        "teacher": spec.teacher.model_dump(mode="json"),
+        "teacher": spec.teacher.model_dump(mode="json", exclude={"views"}),  # what it sees while the student trains
         "pretrain": data.pretrain,
         "sections": data.report_sections,
         "max_studies": data.max_studies,
@@ -59,6 +59,8 @@ def teacher_id(spec: RunSpec) -> str:
             for name in sorted({*data.pretrain, *data.decontaminate_against, *spec.teacher.data})
         },
     }
+    if data.single_view_studies != "augment":
+        content["single_view_studies"] = data.single_view_studies
     return experiments.digest(content)
 
 
@@ -121,16 +123,21 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
 
 
 def student_studies(spec: RunSpec) -> list[Study]:
-    """The pre-training studies of a run, all sets concatenated, decontaminated."""
+    """The pre-training studies of a run, all sets concatenated, decontaminated; without single views if these are dropped."""
     from amif_lib.datasets import load_studies
 
-    studies = [
-        study
-        for name in spec.data.pretrain
-        for study in load_studies(
+    studies: list[Study] = []
+    for name in spec.data.pretrain:
+        found = load_studies(
             name, decontaminate_against=spec.data.decontaminate_against, report_sections=spec.data.report_sections
         )
-    ]
+        several = [study for study in found if len(study.images) > 1]
+        if spec.data.single_view_studies == "drop" and several:
+            log.info(
+                "%s: %d of %d studies have one image and are left out", name, len(found) - len(several), len(found)
+            )
+            found = several
+        studies += [replace(study, data_set=name) for study in found]
     return studies[: spec.data.max_studies or None]
 
 

@@ -22,7 +22,8 @@ class StudyImage:
 class Study:
     """One pre-training sample: a text and the image or images it describes (paper section 3.1, `(I_i, W_i)`).
 
-    `group_id` names what must not be split or paired as a negative: the case, patient study or article.
+    `group_id` names what must not be split or paired as a negative: the case, patient study or article. `data_set` is the
+    manifest name of the set that a run has it from.
     """
 
     study_id: str
@@ -30,6 +31,7 @@ class Study:
     text: str
     split: str = "train"
     group_id: str = ""
+    data_set: str = ""
 
 
 @dataclass(frozen=True)
