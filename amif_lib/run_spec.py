@@ -1,8 +1,8 @@
 """The run specification: everything that determines a result, strictly validated.
 
 Every reading of a point that the paper leaves open is a field here, with the default and the alternatives in its
-description; `python -m amif_lib settings` lists them all by number of the point. What a run's result does not depend on (processes, device,
-micro-batch, machine) is not here.
+description; `python -m amif_lib settings` lists them all, point by point. What a run's result does not depend on
+(processes, device, micro-batch, machine) is not here.
 """
 
 from __future__ import annotations
