@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from amif_lib import tokenizers
 from amif_lib.datasets import images
 from amif_lib.datasets.records import Question, Study
 from amif_lib.distributed import rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
+from amif_lib.objectives import masked_language
 from amif_lib.objectives.global_alignment import PretrainingBatch
 from amif_lib.teachers import Embeddings
 
@@ -52,17 +54,25 @@ class ImageCache:
 
 
 def global_batches(
-    total: int, size: int, seed: int, epoch: int, folds: Sequence[int] | None = None, drop_last: bool = True
+    total: int,
+    size: int,
+    seed: int,
+    epoch: int,
+    folds: Sequence[int] | None = None,
+    drop_last: bool = True,
+    sources: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Indices of every global batch of an epoch, shuffled by (seed, epoch).
 
-    With `folds` a batch holds samples of one fold. Raises InputError where no full batch can be made.
+    With `folds` a batch holds samples of one fold. With `sources`, the data set of each sample, an epoch of about the same
+    length draws equally from each set. Raises InputError where no full batch can be made.
     """
     rng = np.random.default_rng((seed, epoch))
     fold_of = np.zeros(total, dtype=int) if folds is None else np.asarray(folds)
     batches = []
     for fold in np.unique(fold_of):
-        order = rng.permutation(np.flatnonzero(fold_of == fold))
+        members = np.flatnonzero(fold_of == fold)
+        order = rng.permutation(members) if sources is None else balanced(members, np.asarray(sources)[members], rng)
         end = len(order) - len(order) % size if drop_last else len(order)
         batches += [order[start : start + size].tolist() for start in range(0, end, size)]
     if not batches:
@@ -70,6 +80,23 @@ def global_batches(
             f"train.batch_size: {size} exceeds the {total} samples there are (per fold of the teacher); lower it"
         )
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def balanced(members: np.ndarray, sources: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An order of about as many samples as there are, the same number from each source, spread evenly over it.
+
+    A small source is gone through several times, each time in a new order, a large one in part. Where two passes meet, a
+    batch may hold a sample twice; mining treats it as a duplicate.
+    """
+    names = np.unique(sources)
+    each = -(-len(members) // len(names))
+    drawn, places = [], []
+    for name in names:
+        own = members[sources == name]
+        passes = [rng.permutation(own) for _ in range(-(-each // len(own)))]
+        drawn.append(np.concatenate(passes)[:each])
+        places.append((np.arange(each) + rng.random(each)) / each)  # in [0, 1), rising
+    return np.concatenate(drawn)[np.argsort(np.concatenate(places), kind="stable")]
 
 
 def share(batch: Sequence[int]) -> tuple[list[int], list[float]]:
@@ -93,6 +120,12 @@ class PretrainingData(Dataset):
         ]
         self.pad, self.mask_token = tokenizer.pad_token_id, tokenizer.mask_token_id
         self.special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+        self.vocabulary, self.never = len(tokenizer), set(tokenizer.all_special_ids)
+        self.full_stop = tokenizer.convert_tokens_to_ids(".")
+        self.halves = None
+        if self.pairs_texts("halves"):
+            halves = [half for s in studies for half in tokenizers.in_halves(s.text)]
+            self.halves = tokenizer(halves, truncation=True, max_length=spec.data.text_length)["input_ids"]
         strengths = ("strong", "light", "none")
         self.view_number = {
             f"{view} {strength}": i
@@ -102,7 +135,15 @@ class PretrainingData(Dataset):
         }
         self.group = _numbers([s.group_id for s in studies])
         self.text_key = _numbers([" ".join(s.text.lower().split()) for s in studies])
+        balanced_merge = spec.data.merge == "balanced"
+        self.sources = [s.data_set for s in studies] if balanced_merge else None
         self.folds = None if embeddings is None else [embeddings.folds[s.study_id] for s in studies]
+
+    def pairs_texts(self, form: str) -> bool:
+        """Whether the run classifies pairs of texts whose positive has this form."""
+        o = self.spec.objective
+        used = self.spec.stage == "stage2" and o.weight_hard_negatives > 0 and "text_text" in o.pair_types
+        return used and o.text_positive == form
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -132,8 +173,19 @@ class PretrainingData(Dataset):
             "text_key": self.text_key[index],
             "step": step,
         }
+        more = np.random.default_rng((self.spec.seed, step, index, 1))  # what only some settings draw
+        if self.pairs_texts("shuffled"):
+            out["copy"] = tokenizers.shuffle_sentences(out["copy"], np.flatnonzero(tokens == self.full_stop), more)
+        if self.halves is not None:
+            out["halves"] = self.halves[2 * index : 2 * index + 2]
+        if self.spec.stage == "stage2" and self.spec.objective.weight_mlm > 0:
+            probability = self.spec.objective.mlm_probability
+            out["mlm_tokens"], out["mlm_chosen"] = masked_language.corrupt(
+                tokens, self.never, self.mask_token, self.vocabulary, probability, more
+            )
         if self.embeddings is not None:
             e = self.embeddings
+            out["fold"] = self.folds[index]
             out["teacher_views"] = e.image_vectors[[e.images[p.image_id] for p in pictures]]  # (2, e)
             out["teacher_text"] = e.text_vectors[e.studies[study.study_id]]
         return out
@@ -141,6 +193,13 @@ class PretrainingData(Dataset):
     def collate(self, samples: list[dict[str, Any]]) -> PretrainingBatch:
         ids, mask = pad([s["tokens"] for s in samples], self.pad)
         copy_ids, _ = pad([s["copy"] for s in samples], self.pad)
+        more: dict[str, Any] = {"fold": samples[0].get("fold", 0)}
+        if "halves" in samples[0]:
+            halves, halves_mask = pad([half for s in samples for half in s["halves"]], self.pad)
+            more |= {"halves_ids": halves.unflatten(0, (-1, 2)), "halves_mask": halves_mask.unflatten(0, (-1, 2))}
+        if "mlm_tokens" in samples[0]:
+            more["mlm_ids"], _ = pad([s["mlm_tokens"] for s in samples], self.pad)
+            more["mlm_chosen"] = pad([s["mlm_chosen"] for s in samples], 0)[0].bool()
         teacher = {
             name: torch.stack([s[name] for s in samples]) if name in samples[0] else None
             for name in ("teacher_views", "teacher_text")
@@ -156,6 +215,7 @@ class PretrainingData(Dataset):
             step=samples[0]["step"],
             **numbers,
             **teacher,
+            **more,
         )
 
 

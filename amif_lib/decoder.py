@@ -1,4 +1,4 @@
-"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in its last layers, cross-attention.
+"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in some layers, cross-attention.
 
 Its call looks like that of a Hugging Face decoder with cross-attention, so that the same ranking serves both.
 """
@@ -6,6 +6,7 @@ Its call looks like that of a Hugging Face decoder with cross-attention, so that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +34,33 @@ class DecoderLayer(nn.Module):
         return self.feed_forward(x)
 
 
+def crosses(layer: int, layers: int, cross_layers: int, placement: Literal["last", "first", "alternate"]) -> bool:
+    """Whether a layer cross-attends: the last `cross_layers` do, the first, or as many spread evenly, the last included."""
+    if placement == "alternate":
+        return (layer + 1) * cross_layers // layers > layer * cross_layers // layers
+    return layer < cross_layers if placement == "first" else layer >= layers - cross_layers
+
+
 class AnswerDecoder(nn.Module):
     """BERT blocks over answer tokens that attend to the knowledge-fused image-question tokens F'_i.
 
-    The output layer shares its weights with the word embeddings (as BERT's). 122,524,228 parameters at paper size.
+    The output layer shares its weights with the word embeddings (as BERT's) unless `tied` is false. 122,524,228
+    parameters at paper size.
     """
 
     repeats_memory = True  # accepts a memory whose batch divides the answers' batch
 
     def __init__(
-        self, vocab_size: int, width: int, layers: int, cross_layers: int, heads: int, positions: int, dropout: float
+        self,
+        vocab_size: int,
+        width: int,
+        layers: int,
+        cross_layers: int,
+        heads: int,
+        positions: int,
+        dropout: float,
+        placement: Literal["last", "first", "alternate"] = "last",
+        tied: bool = True,
     ):
         super().__init__()
         if cross_layers > layers:
@@ -52,12 +70,18 @@ class AnswerDecoder(nn.Module):
         self.token_type_embeddings = nn.Embedding(2, width)
         self.embedding_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers)
+            DecoderLayer(width, heads, dropout, crosses(i, layers, cross_layers, placement)) for i in range(layers)
         )
         self.head_transform = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
+        self.output_embeddings = None if tied else nn.Linear(width, vocab_size, bias=False)
         self.dropout = dropout
+
+    def untie(self) -> None:
+        """Start the output matrix, where it is one of its own, as a copy of the word embeddings."""
+        if self.output_embeddings is not None:
+            self.output_embeddings.weight.data.copy_(self.word_embeddings.weight.data)
 
     def forward(
         self,
@@ -75,7 +99,8 @@ class AnswerDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, mask, encoder_hidden_states, memory_mask)  # (B, L, d)
         x = self.head_norm(F.gelu(self.head_transform(x)))  # (B, L, d)
-        return DecoderOutput(F.linear(x, self.word_embeddings.weight, self.head_bias))  # (B, L, vocabulary)
+        output = self.word_embeddings if self.output_embeddings is None else self.output_embeddings
+        return DecoderOutput(F.linear(x, output.weight, self.head_bias))  # (B, L, vocabulary)
 
     def loss(self, answers: Tensor, answer_mask: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
         """Conditional language-modelling loss per answer (B,): the sum over its tokens of -log p, [SEP] included once.

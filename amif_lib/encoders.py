@@ -85,9 +85,12 @@ class TextEncoder(nn.Module):
         """ids and mask (B, T) -> tokens (B, T, d)."""
         return self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1)."""
-        return self.bert.embeddings(input_ids=ids)
+    def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1).
+
+        `positions` (B, M) count from 0 on where not given.
+        """
+        return self.bert.embeddings(input_ids=ids, position_ids=positions)
 
     def load(self, source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> hub.LoadReport:
         """Load a BERT or DistilBERT checkpoint (hub id or folder), its word rows in the order of `tokenizer` if that is a cut one."""

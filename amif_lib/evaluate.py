@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from amif_lib import paths
 from amif_lib.datasets.records import normalise_answer
@@ -43,12 +43,23 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str
-    version: int
-    candidates: Literal["test", "train", "train+val", "all", "generate"]
-    closed: Literal["yes_no", "answer_type"]
-    score: Literal["sum", "mean"] = "sum"
-    note: str = ""
+    name: str = Field(description="what tables call it")
+    version: int = Field(description="of its meaning")
+    candidates: Literal["test", "train", "train+val", "all", "generate"] = Field(
+        description="the answers of which splits are ranked, or none: free generation (point 39)"
+    )
+    closed: Literal["yes_no", "answer_type"] = Field(
+        description="closed questions: the answer is yes or no, or the set's own field (point 42)"
+    )
+    closed_candidates: Literal["all", "yes_no"] = Field(
+        "all",
+        description="candidates of a closed question: all, or yes and no alone, which takes its being closed as known and "
+        "raises the score (point 41)",
+    )
+    score: Literal["sum", "mean"] = Field(
+        "sum", description="log-likelihood of a candidate over its tokens; their mean favours long answers (point 40)"
+    )
+    note: str = Field("", description="what a reader must know")
 
     @property
     def title(self) -> str:
@@ -98,6 +109,14 @@ PROTOCOLS = {
             closed="yes_no",
             note="The freely generated answer, no candidate list.",
         ),
+        Protocol(
+            name="closed_yes_no",
+            version=1,
+            candidates="test",
+            closed="yes_no",
+            closed_candidates="yes_no",
+            note="As `paper`, but a closed question is ranked over yes and no alone, as if it were known to be closed.",
+        ),
     )
 }
 
@@ -124,7 +143,7 @@ def write_predictions(folder: Path | str, frame: pd.DataFrame, candidates: pd.Da
     _check_candidates(candidates, where)
     frame["prediction"] = ""
     scores = _check_frame(frame, candidates, where)
-    frame["prediction"] = _choose(scores, candidates, PROTOCOLS["paper"], where)
+    frame["prediction"] = _choose(frame, scores, candidates, PROTOCOLS["paper"], where)
     frame["log_likelihoods"] = list(scores.astype(np.float32))
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in ((CANDIDATES, candidates[list(CANDIDATE_COLUMNS)]), (PREDICTIONS, frame[list(COLUMNS)])):
@@ -157,7 +176,7 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
     _check_candidates(candidates, paths.shown(folder / CANDIDATES))
     scores = _check_frame(frame, candidates, paths.shown(folder / PREDICTIONS))
     frame["gold"] = [list(accepted) for accepted in frame["gold"]]
-    expected = _choose(scores, candidates, PROTOCOLS["paper"], paths.shown(folder))
+    expected = _choose(frame, scores, candidates, PROTOCOLS["paper"], paths.shown(folder))
     edited = np.flatnonzero(expected != frame["prediction"].to_numpy())
     if len(edited):
         row = frame.iloc[edited[0]]
@@ -218,7 +237,9 @@ def _check_frame(frame: pd.DataFrame, candidates: pd.DataFrame, where: str) -> n
 # --- scoring -----------------------------------------------------------------------------------------------------
 
 
-def _choose(scores: np.ndarray, candidates: pd.DataFrame, protocol: Protocol, where: str) -> np.ndarray:
+def _choose(
+    frame: pd.DataFrame, scores: np.ndarray, candidates: pd.DataFrame, protocol: Protocol, where: str
+) -> np.ndarray:
     """The best candidate of each question -> (n,) texts. Ties go to the candidate that is listed first."""
     member = {
         "test": candidates["in_test"],
@@ -233,8 +254,15 @@ def _choose(scores: np.ndarray, candidates: pd.DataFrame, protocol: Protocol, wh
         )
     if protocol.score == "mean":
         scores = scores / candidates["tokens"].to_numpy(dtype=np.float32)  # (n, K)
-    best = scores[:, member].argmax(1)  # (n,)
-    return candidates["answer"].to_numpy(dtype=object)[member][best]
+    answers = candidates["answer"].to_numpy(dtype=object)
+    allowed = np.broadcast_to(member, scores.shape)  # (n, K)
+    if protocol.closed_candidates == "yes_no":
+        yes_no = member & np.isin(answers, ("yes", "no"))
+        closed = frame[DEFINITIONS[protocol.closed]].to_numpy(dtype=bool)  # (n,)
+        if closed.any() and not yes_no.any():
+            raise InputError(f"{where}: no candidate 'yes' or 'no' for protocol {protocol.title}; use another protocol")
+        allowed = np.where(closed[:, None], yes_no, allowed)
+    return answers[np.where(allowed, scores, -np.inf).argmax(1)]  # (n,)
 
 
 def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protocol) -> pd.DataFrame:
@@ -253,7 +281,7 @@ def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protoc
         )
     else:
         stacked = np.stack([np.asarray(row, dtype=np.float32) for row in frame["log_likelihoods"]])  # (n, K)
-        chosen = _choose(stacked, candidates, protocol, "predictions")
+        chosen = _choose(frame, stacked, candidates, protocol, "predictions")
     out = frame[["question_id", "image_id", "question_type", *DEFINITIONS.values()]].reset_index(drop=True)
     out["prediction"] = chosen
     out["correct"] = [

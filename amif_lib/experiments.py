@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from amif_lib import paths
+from amif_lib import identity, paths
 from amif_lib.errors import InputError
 from amif_lib.run_spec import (
     DataSpec,
@@ -46,65 +46,12 @@ __all__ = [
 
 
 def _identity(spec: RunSpec) -> dict[str, Any]:
-    """What determines the result. Labels and scale names do not; fields that a stage does not read are left out."""
-    content = spec.model_dump(mode="json")
-    for name in ("label", "scale"):
-        content.pop(name)
-    content["data"].pop("max_missing_images")  # decides whether a run may start, not what comes out
-    if spec.stage == "finetune":
-        content.pop("objective"), content.pop("teacher")
-        pretraining = (
-            "pretrain",
-            "report_sections",
-            "medicat_figures",
-            "decontaminate_against",
-            "decontaminate_absent",
-            "repeated_articles",
-            "text_length",
-            "augment_single_view",
-            "augment_multi_view",
-            "max_studies",
-        )
-        if spec.parent or (
-            spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole"
-        ):  # else the tokenizer reads the texts
-            for name in pretraining:
-                content["data"].pop(name, None)
-    else:
-        content.pop("knowledge")
-        for name in (
-            "questions",
-            "training_file",
-            "language",
-            "allow_cross_language",
-            "question_length",
-            "answer_length",
-            "augment_questions",
-            "blank_images",
-            "max_questions",
-        ):
-            content["data"].pop(name)
-    if spec.stage == "stage1":
-        kept = {
-            "global_inter",
-            "global_intra",
-            "labels",
-            "temperature",
-            "learn_temperature",
-            "teacher_temperature",
-            "positive_weight",
-            "renormalise_labels",
-            "text_text_diagonal",
-            "inter_view",
-        }
-        content["objective"] = {key: value for key, value in content["objective"].items() if key in kept}
-    if spec.stage != "finetune":
-        content["init"].pop("decoder")
-    if spec.parent:  # weights come from there
-        content["init"].pop("image"), content["init"].pop("text")
-    content["parent"] = run_id(spec.parent) if spec.parent else None
-    content["manifests"] = {name: manifest_digest(name) for name in data_sets(spec)}
-    return content
+    """What determines the result: the settings that the stage reads, the parent's identity and the data."""
+    return {
+        **identity.settings_read(spec),
+        "parent": run_id(spec.parent) if spec.parent else None,
+        "manifests": {name: manifest_digest(name) for name in data_sets(spec)},
+    }
 
 
 def data_sets(spec: RunSpec) -> list[str]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amif_lib import hub, tokenizers
+from amif_lib import knowledge as prior_knowledge
 from amif_lib.decoder import AnswerDecoder
 from amif_lib.encoders import ImageEncoder, TextEncoder, initial_deviation
 from amif_lib.errors import InputError
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
-from amif_lib.fusion import CoAttention, GatedCrossAttention, PairType
+from amif_lib.fusion import PAIR_TYPES, CoAttention, GatedCrossAttention, PairType
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,14 +53,20 @@ class PairHead(nn.Module):
             if spec.pair_pooler == "tanh"
             else None
         )
-        self.linear = nn.Linear(2 * spec.width, 2)
+        if spec.pair_head == "shared":
+            self.linear = nn.Linear(2 * spec.width, 2)
+        else:
+            self.linear = nn.ModuleDict({kind: nn.Linear(2 * spec.width, 2) for kind in PAIR_TYPES})
 
-    def forward(self, a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None) -> Tensor:
-        """a (B, S, d), b (B, T, d) -> logits (B, 2)."""
+    def forward(
+        self, a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None, kind: PairType = "image_text"
+    ) -> Tensor:
+        """a (B, S, d), b (B, T, d), a pair of the given kind -> logits (B, 2)."""
         pooled = [self._pool(a, a_mask), self._pool(b, b_mask)]  # 2 x (B, d)
         if self.poolers is not None:
             pooled = [pooler(x) for pooler, x in zip(self.poolers, pooled, strict=True)]
-        return self.linear(torch.cat(pooled, dim=-1))  # (B, 2d) -> (B, 2)
+        head = self.linear[kind] if isinstance(self.linear, nn.ModuleDict) else self.linear
+        return head(torch.cat(pooled, dim=-1))  # (B, 2d) -> (B, 2)
 
     def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.pooling == "cls":
@@ -78,11 +85,29 @@ class AMiF(nn.Module):
         self.text_encoder = TextEncoder(spec)
         self.image_projection = Projection(spec.width, spec.projection_dim, spec.projection)
         self.text_projection = Projection(spec.width, spec.projection_dim, spec.projection)
+        own = spec.projection_sharing == "alignment"  # of multi-view and text-text alignment
+        self.intra_image_projection = Projection(spec.width, spec.projection_dim, spec.projection) if own else None
+        self.intra_text_projection = Projection(spec.width, spec.projection_dim, spec.projection) if own else None
         self.log_temperature = nn.Parameter(torch.zeros(()), requires_grad=False)  # log(tau / tau_0); trained if asked
-        self.co_attention = CoAttention(spec.width, spec.fusion_layers, spec.fusion_heads, spec.dropout)
+        self.co_attention = CoAttention(
+            spec.width,
+            spec.fusion_layers,
+            spec.fusion_heads,
+            spec.dropout,
+            spec.co_attention,
+            spec.same_modality_pairs,
+        )
         self.pair_head = PairHead(spec)
         for module in (self.image_projection, self.text_projection, self.co_attention, self.pair_head):
             initialise(module, spec.width)
+        for module in (self.intra_image_projection, self.intra_text_projection):
+            if module is not None:
+                initialise(module, spec.width)
+
+    def project(self, modality: Literal["image", "text"], cls: Tensor, intra: bool = False) -> Tensor:
+        """proj() of Eq. 1, or with `intra` of Eq. 3 or 4: [CLS] tokens (..., d) -> (..., e) of unit length."""
+        own = getattr(self, f"intra_{modality}_projection") if intra else None
+        return (getattr(self, f"{modality}_projection") if own is None else own)(cls)
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json`."""
@@ -98,7 +123,7 @@ def initialise(module: nn.Module, width: int) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=initial_deviation(width))
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
 
 
@@ -106,7 +131,8 @@ class AMiFForVQA(nn.Module):
     """AMiF with the gated knowledge fusion decoder: answers questions about an image.
 
     `knowledge_ids` (M,) are the tokens of the answer vocabulary and `knowledge_answer` (M,) says which answer each token
-    belongs to; both travel with the weights. An empty vocabulary bypasses the gated module.
+    belongs to; both travel with the weights, and so does a frozen embedding of them. An empty vocabulary bypasses the
+    gated module.
     """
 
     def __init__(
@@ -123,12 +149,18 @@ class AMiFForVQA(nn.Module):
         self.spec, self.knowledge, self.tokenizer = spec, knowledge, tokenizer
         self.question_length, self.answer_length = question_length, answer_length
         self.amif = AMiF(spec)
-        for unused in ("image_projection", "text_projection", "pair_head", "log_temperature"):
+        projections = ("image_projection", "text_projection", "intra_image_projection", "intra_text_projection")
+        for unused in (*projections, "pair_head", "log_temperature"):
             delattr(self.amif, unused)  # pre-training only
         self.register_buffer("knowledge_ids", knowledge_ids)
         self.register_buffer("knowledge_answer", knowledge_answer)
+        if knowledge.source != "none" and knowledge.embedder == "frozen":
+            unset = torch.full((len(knowledge_ids), spec.width), torch.nan)  # see freeze_knowledge
+            self.register_buffer("knowledge_embedding", unset)
         self.gated_cross_attention = (
-            GatedCrossAttention(spec.width, spec.fusion_heads, spec.dropout, spec.gate_input)
+            GatedCrossAttention(
+                spec.width, spec.fusion_heads, spec.dropout, spec.gate_input, pre_norm=spec.gated_norm == "pre"
+            )
             if knowledge.source != "none"
             else None
         )
@@ -140,8 +172,11 @@ class AMiFForVQA(nn.Module):
             spec.text_heads,
             spec.text_positions,
             spec.dropout,
+            spec.decoder_cross_placement,
+            tied=spec.decoder_output == "tied",
         )
         initialise(self.decoder, spec.width)
+        self.decoder.untie()
         if self.gated_cross_attention is not None:
             initialise(self.gated_cross_attention, spec.width)
 
@@ -171,12 +206,25 @@ class AMiFForVQA(nn.Module):
         return joint, joint_mask, maps
 
     def knowledge_tokens(self) -> Tensor:
-        """F_p (1, M, d): the answer vocabulary, embedded by the text encoder's embeddings and encoded once per batch."""
-        embedded = self.amif.text_encoder.embed(self.knowledge_ids[None])  # (1, M) -> (1, M, d)
-        if self.knowledge.form == "pooled":  # one mean vector per answer
-            which = F.one_hot(self.knowledge_answer).to(embedded.dtype)  # (M, answers)
-            embedded = (which / which.sum(0)).T @ embedded  # (1, M, d) -> (1, answers, d)
+        """F_p (1, M, d): the answer vocabulary, embedded and encoded once per batch."""
+        if self.knowledge.embedder == "frozen":
+            embedded = self.knowledge_embedding[None]  # (1, M, d)
+        else:
+            embedded = prior_knowledge.embed(
+                self.amif.text_encoder, self.knowledge_ids, self.knowledge_answer, self.knowledge
+            )  # (1, M, d)
+        if self.knowledge.form == "pooled":
+            embedded = prior_knowledge.pool(embedded, self.knowledge_answer)  # (1, A, d)
         return self.gated_cross_attention.encode_knowledge(embedded)
+
+    def freeze_knowledge(self) -> None:
+        """Embed the knowledge by the text encoder as it is now, once and for all, where the embedder is 'frozen'."""
+        if hasattr(self, "knowledge_embedding"):
+            self.knowledge_embedding.copy_(
+                prior_knowledge.encode_frozen(
+                    self.amif.text_encoder, self.knowledge_ids, self.knowledge_answer, self.knowledge
+                )
+            )
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
         """Language-modelling loss of each answer (B,), summed over its tokens."""
@@ -187,7 +235,7 @@ class AMiFForVQA(nn.Module):
 
     def answer(self, image: Image.Image | str | Path, question: str) -> str:
         """Free generation: the answer the decoder writes by itself (greedy)."""
-        memory, memory_mask = self.encode(*self._inputs(image, question))
+        memory, memory_mask = self.encode(*self.inputs(image, question))
         tokenizer = self.tokenizer
         ids = self.decoder.generate(
             memory, memory_mask, tokenizer.cls_token_id, tokenizer.sep_token_id, self.answer_length
@@ -203,39 +251,34 @@ class AMiFForVQA(nn.Module):
         if not candidates:
             raise InputError("rank: candidates is empty; give at least one answer")
         with torch.inference_mode():
-            memory, memory_mask = self.encode(*self._inputs(image, question))
+            memory, memory_mask = self.encode(*self.inputs(image, question))
             scores = rank_answers(self.decoder, memory, memory_mask, self.tokenize_answers(candidates))[0]  # (K,)
         frame = pd.DataFrame(
             {"answer": list(candidates), "log_likelihood": scores.tolist(), "probability": scores.softmax(0).tolist()}
         )
         return frame.sort_values("log_likelihood", ascending=False, ignore_index=True)
 
-    @torch.inference_mode()
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
-        """Patch maps (n, n) for one word of the question: cross-attention, transport plan, and the image's mean gate.
+        """Patch maps (n, n) for one word of the question, summed or averaged over its word pieces.
+
+        - `attention`: cross-attention of the word to the patches in the last co-attention layer, mean over heads and word
+          pieces. The share of the image's [CLS] is left out and the rest scaled to sum 1; absent without co-attention.
+        - `transport_plan`: mass between the patches and the word; its sum is the word's share of the question's content
+          tokens ([CLS] of both sides and [SEP] take no part).
+        - `gate`: mean over channels of the gate at the patch, in (0, 1), whichever the word; absent without knowledge.
 
         Raises InputError when the word is not in the question.
         """
-        from amif_lib.objectives import transport
+        from amif_lib.explain import patch_maps
 
-        images, ids, mask = self._inputs(image, question)
-        columns = self._word_positions(ids, word)
-        _, _, maps = self.encode_with_maps(images, ids, mask, return_weights=True)
-        side = self.spec.image_size // self.spec.patch_size
-        content = tokenizers.content_mask(ids, mask, (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id))
-        cost = transport.cosine_cost(maps["image"][:, 1:], maps["text"])  # (1, p, t)
-        plan = transport.ipot(cost, None, content)[0]  # (p, t)
-        attention = maps["attentions"][-1][1][0].mean(0)  # text attends to image: (h, t, p+1) -> (t, p+1)
-        out = {"attention": attention[columns, 1:].mean(0), "transport_plan": plan[:, columns].sum(1)}
-        if maps["gate"] is not None:
-            out["gate"] = maps["gate"][0, 1 : side * side + 1].mean(-1)
-        return {name: values.float().reshape(side, side) for name, values in out.items()}
+        return patch_maps(self, image, question, word)
 
     def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each answer, [CLS] … [SEP], cut to the answer length."""
         return self.tokenizer(list(answers), truncation=True, max_length=self.answer_length)["input_ids"]
 
-    def _inputs(self, image: Image.Image | str | Path, question: str) -> tuple[Tensor, Tensor, Tensor]:
+    def inputs(self, image: Image.Image | str | Path, question: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (1, 3, H, W), question ids and mask (1, t), on the model's device."""
         from amif_lib.datasets import images
 
         picture = images.load_rgb(Path(image)) if isinstance(image, str | Path) else image.convert("RGB")
@@ -243,14 +286,6 @@ class AMiFForVQA(nn.Module):
         pixels = images.to_tensor(picture, self.spec.image_size)[None]  # (1, 3, H, W)
         device = self.knowledge_ids.device
         return pixels.to(device), ids.to(device), mask.to(device)
-
-    def _word_positions(self, ids: Tensor, word: str) -> list[int]:
-        pieces = self.tokenizer(word, add_special_tokens=False)["input_ids"]
-        tokens = ids[0].tolist()
-        for start in range(len(tokens)):
-            if pieces and tokens[start : start + len(pieces)] == pieces:
-                return list(range(start, start + len(pieces)))
-        raise InputError(f"explain: {word!r} is not a word of the question")
 
     # --- files ---
 
@@ -299,34 +334,3 @@ def _save(module: nn.Module, content: dict[str, Any], folder: Path) -> None:
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, aside)
     aside.replace(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def select_knowledge(texts: Sequence[str], tokenizer: Any, max_tokens: int) -> tuple[Tensor, Tensor, int]:
-    """The answer vocabulary as tokens: unique texts by frequency (ties by name), joined with [SEP], until `max_tokens`.
-
-    Returns token ids (M,), the index of each token's text (M,), and how many texts did not fit.
-    """
-    counts: dict[str, int] = {}
-    for text in texts:
-        counts[text] = counts.get(text, 0) + 1
-    ordered = sorted(counts, key=lambda text: (-counts[text], text))
-    ids: list[int] = []
-    owner: list[int] = []
-    kept = 0
-    for text in ordered:
-        pieces = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
-        if len(ids) + len(pieces) > max_tokens:
-            break
-        ids += pieces
-        owner += [kept] * len(pieces)
-        kept += 1
-    return torch.tensor(ids, dtype=torch.long), torch.tensor(owner, dtype=torch.long), len(ordered) - kept
-
-
-def pair_stream_masks(
-    pair_type: PairType, text_mask: Tensor, partner_mask: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Masks of both sides of a pair: image sides have no padding."""
-    return {"image_text": (None, partner_mask), "image_image": (None, None), "text_text": (text_mask, partner_mask)}[
-        pair_type
-    ]

@@ -19,7 +19,7 @@ from amif_lib.ranking import rank_answers
 
 
 def candidate_answers(questions: Sequence[Question]) -> list[str]:
-    """Answers of all splits, normalised, sorted: every protocol's candidate list is a part of it."""
+    """The answers of all splits, normalised, sorted: every protocol's candidate list is a part of it."""
     return sorted({answer for question in questions for answer in question.answers})
 
 
@@ -68,16 +68,13 @@ def predict(
     bar.close()
     everyone = sorted((row for part in gather_objects(found) for row in part), key=lambda row: row["index"])
     if rank() == 0:
-        in_split = {
-            split: {a for q in questions if q.split == split for a in q.answers} for split in ("train", "val", "test")
-        }
+        splits = ("train", "val", "test")
+        in_split = {split: {a for q in questions if q.split == split for a in q.answers} for split in splits}
         table = pd.DataFrame(
             {
                 "answer": candidates,
                 "tokens": [len(ids) - 1 for ids in tokens],  # all after [CLS], [SEP] included
-                "in_train": [a in in_split["train"] for a in candidates],
-                "in_val": [a in in_split["val"] for a in candidates],
-                "in_test": [a in in_split["test"] for a in candidates],
+                **{f"in_{split}": [a in in_split[split] for a in candidates] for split in splits},
             }
         )
         frame = pd.DataFrame(

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amif_lib import hub, results, teachers, tokenizers
+from amif_lib import hub, knowledge, paths, results, teachers, tokenizers
 from amif_lib.batches import PretrainingData, QuestionBatch, QuestionData
 from amif_lib.datasets import decontaminate, load_questions
 from amif_lib.distributed import gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
-from amif_lib.model import AMiF, AMiFForVQA, select_knowledge
+from amif_lib.model import AMiF, AMiFForVQA
 from amif_lib.objectives.amif import Pretraining
+from amif_lib.objectives.pair_classification import negatives_drawn_from
+from amif_lib.online_teacher import OnlineTeacher
+from amif_lib.selection import BestEpoch
 
 
 class FineTuning(nn.Module):
@@ -43,6 +46,8 @@ class Prepared:
     folds: Sequence[int] | None
     notes: dict[str, Any]  # goes into metrics.json
     questions: list | None = None
+    teacher: OnlineTeacher | None = None  # replaces a batch's teacher embeddings of images
+    best_epoch: BestEpoch | None = None  # chooses an epoch; else the last is kept
 
 
 def prepare(spec: RunSpec) -> Prepared:
@@ -60,7 +65,10 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
     notes: dict[str, Any] = {"studies": len(studies), "images": sum(len(s.images) for s in studies)}
     if skipped := decontaminate.missing(spec.data.decontaminate_against):  # decontaminate_absent: skip
         notes["not_kept_out"] = skipped
-    embeddings = None
+    embeddings, online, o = None, None, spec.objective
+    mines = spec.stage == "stage2" and (
+        o.weight_hard_negatives > 0 or (o.weight_local > 0 and o.local_contrast == "positives_minus_negatives")
+    )
     if spec.teacher is not None:
         folder = teachers.ensure(spec, studies)
         embeddings, notes["teacher"] = (
@@ -68,10 +76,16 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
             json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         )
         notes["teacher"]["id"] = folder.name
-    elif spec.stage == "stage1" and spec.objective.labels == "soft":
+        if spec.teacher.views == "augmented":
+            online = OnlineTeacher(folder, spec.teacher, set(embeddings.folds.values()))
+    elif o.labels == "soft" and (
+        spec.stage == "stage1" or o.weight_global > 0 or (mines and o.negative_distribution != "student")
+    ):
         raise InputError(
             "objective.labels: 'soft' needs a teacher; give the run a `teacher` section or set labels: one_hot"
         )
+    if mines:
+        notes["negatives_drawn_from"] = negatives_drawn_from(o, embeddings is not None)
     if spec.train.batch_size % world_size():
         raise InputError(
             f"train.batch_size: {spec.train.batch_size} is not a multiple of {world_size()} processes; change one of them"
@@ -83,9 +97,10 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
     if spec.stage == "stage2" and spec.parent is None:
         raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    module = Pretraining(amif, spec.objective, spec.stage, spec.seed, special)
+    teacher_dim = 0 if embeddings is None else embeddings.text_vectors.shape[1]
+    module = Pretraining(amif, o, spec.stage, spec.seed, special, teacher_dim)
     data = PretrainingData(studies, spec, tokenizer, embeddings)
-    return Prepared(module, tokenizer, data, data.folds, notes)
+    return Prepared(module, tokenizer, data, data.folds, notes, teacher=online)
 
 
 def prepare_questions(spec: RunSpec) -> Prepared:
@@ -103,10 +118,11 @@ def prepare_questions(spec: RunSpec) -> Prepared:
     texts = {"none": [], "answers": [q.answer for q in training], "questions": [q.question.lower() for q in training]}[
         spec.knowledge.source
     ]
-    if spec.knowledge.vocabulary == "train+test" and spec.knowledge.source == "answers":
-        texts = texts + [q.answer for q in questions if q.split == "test"]
-    limit = min(spec.knowledge.max_tokens, spec.model.text_positions)
-    ids, owner, dropped = select_knowledge(texts, tokenizer, limit)
+    if spec.knowledge.vocabulary == "train+test" and spec.knowledge.source != "none":
+        by_answers = spec.knowledge.source == "answers"
+        texts = texts + [q.answer if by_answers else q.question.lower() for q in questions if q.split == "test"]
+    limit = knowledge.token_limit(spec.knowledge, spec.model.text_positions)
+    ids, owner, dropped = knowledge.select(texts, tokenizer, limit, words=spec.knowledge.form == "words")
     torch.manual_seed(spec.seed)
     model = AMiFForVQA(
         spec.model, spec.knowledge, ids, owner, tokenizer, spec.data.question_length, spec.data.answer_length
@@ -116,14 +132,16 @@ def prepare_questions(spec: RunSpec) -> Prepared:
 
         def random_by_design(
             name: str,
-        ) -> bool:  # BERT has no cross-attention, and not every checkpoint a word-prediction head
-            return "cross_attention" in name or name.startswith("head_")
+        ) -> bool:  # BERT has no cross-attention, not every checkpoint a word-prediction head, none an output apart
+            return "cross_attention" in name or name.startswith(("head_", "output_embeddings"))
 
         state = hub.decoder_state(hub.read_state(hub.find(spec.init.decoder)))
         changed = tokenizers.fit_rows(state, spec.init.decoder, tokenizer, model.decoder.word_embeddings.weight)
         reports.append(
             hub.load_into(model.decoder, state, spec.init.decoder, may_miss=random_by_design, changed=changed)
         )
+        model.decoder.untie()
+    model.freeze_knowledge()
     long = sum(len(tokenizer(q.answer)["input_ids"]) > spec.data.answer_length for q in training)
     notes = {
         "training_questions": len(training),
@@ -135,7 +153,8 @@ def prepare_questions(spec: RunSpec) -> Prepared:
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     data = QuestionData(training, spec, tokenizer, augment=spec.data.augment_questions)
-    return Prepared(FineTuning(model), tokenizer, data, None, notes, questions)
+    best = BestEpoch(questions, spec, tokenizer) if spec.train.epoch_choice == "best_validation" else None
+    return Prepared(FineTuning(model), tokenizer, data, None, notes, questions, best_epoch=best)
 
 
 def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
@@ -164,12 +183,26 @@ def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
 
 
 def load_encoders(amif: AMiF, spec: RunSpec, tokenizer: Any) -> list[hub.LoadReport]:
-    """Starting weights: the parent run's, or what `init` names."""
-    if spec.parent is not None:
-        return [hub.load_into(amif, hub.read_state(spec.parent.directory / "model"), f"run {spec.parent.run_id}")]
+    """Starting weights: the parent run's, or what `init` names; co-attention from elsewhere before it is first trained."""
     reports = []
-    if spec.init.image != "random":
-        reports.append(amif.image_encoder.load(spec.init.image))
-    if spec.init.text != "random":
-        reports.append(amif.text_encoder.load(spec.init.text, tokenizer))
+    if spec.parent is not None:
+        state = hub.read_state(spec.parent.directory / "model")
+        reports.append(hub.load_into(amif, state, f"run {spec.parent.run_id}"))
+    else:
+        if spec.init.image != "random":
+            reports.append(amif.image_encoder.load(spec.init.image))
+        if spec.init.text != "random":
+            reports.append(amif.text_encoder.load(spec.init.text, tokenizer))
+    if spec.loads_co_attention and spec.init.co_attention != "random":
+        reports.append(load_co_attention(amif, spec.init.co_attention))
     return reports
+
+
+def load_co_attention(amif: AMiF, source: str) -> hub.LoadReport:
+    """The co-attention of a pre-training or fine-tuning run, given by run id, its folder or its `model/`."""
+    folder = paths.run_dir(source) if paths.run_dir(source).is_dir() else hub.find(source)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    prefix = "co_attention."
+    state = {name.removeprefix("amif."): value for name, value in hub.read_state(folder).items()}
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return hub.load_into(amif.co_attention, own, f"{source} (co-attention)")

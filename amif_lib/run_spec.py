@@ -1,8 +1,8 @@
 """The run specification: everything that determines a result, strictly validated.
 
 Every reading of a point that the paper leaves open is a field here, with the default and the alternatives in its
-description; `python -m amif_lib settings` lists them all. What a run's result does not depend on (processes, device,
-micro-batch, machine) is not here.
+description; `python -m amif_lib settings` lists them all, point by point. What a run's result does not depend on
+(processes, device, micro-batch, machine) is not here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from amif_lib import paths
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+from amif_lib.objective_spec import ObjectiveSpec, Strict
 
 
 class ModelSpec(Strict):
@@ -24,38 +21,70 @@ class ModelSpec(Strict):
 
     width: int = Field(768, gt=0, description="token embedding dimension d")
     image_size: int = Field(288, gt=0, description="side of the square input image, pixels")
-    patch_size: int = Field(16, gt=0)
+    patch_size: int = Field(16, gt=0, description="side of a patch, pixels")
     image_layers: int = Field(
         12,
         gt=0,
         description="ViT blocks: 12, with the final layer norm applied to all tokens "
-        "(alternative 11, METER's and M3AE's cut)",
+        "(alternative 11, METER's and M3AE's cut) (point 52)",
     )
-    image_heads: int = Field(12, gt=0)
-    text_layers: int = Field(12, gt=0)
-    text_heads: int = Field(12, gt=0)
+    image_heads: int = Field(12, gt=0, description="attention heads of the image encoder")
+    text_layers: int = Field(12, gt=0, description="layers of the text encoder")
+    text_heads: int = Field(12, gt=0, description="attention heads of text encoder and decoder")
     text_positions: int = Field(512, gt=0, description="position table of text encoder and decoder")
     vocab_size: int = Field(28_996, gt=0, description="largest vocabulary; a tokenizer trained by the kit may use less")
-    fusion_layers: int = Field(6, ge=0, description="L, layers of the modality co-attention")
-    fusion_heads: int = Field(12, gt=0)
-    projection: Literal["linear", "mlp"] = Field(
-        "linear", description="proj() of Eq. 1, one per modality, shared by all alignments"
+    fusion_layers: int = Field(
+        6, ge=0, description="L, layers of the modality co-attention, in pre-training and fine-tuning (point 53)"
     )
-    projection_dim: int = Field(256, gt=0)
+    fusion_heads: int = Field(12, gt=0, description="attention heads of co-attention and gated cross-attention")
+    co_attention: Literal["two_stream", "one_way", "shared"] = Field(
+        "two_stream",
+        description="M3AE's form, a stream per modality; ALBEF's, where only the text side (of a same-modality pair the "
+        "second side) attends and image tokens stay as they are; or one stream that both sides share. Only two streams "
+        "fit the paper's parameter count (point 12)",
+    )
+    same_modality_pairs: Literal["modality", "slot", "separate"] = Field(
+        "modality",
+        description="(V,V) and (R,R) in co-attention: both sides run through their modality's stream, the first through "
+        "the image's and the second through the text's, or both through a stream of their own (point 13)",
+    )
+    projection: Literal["linear", "mlp"] = Field("linear", description="proj() of Eq. 1 (point 4)")
+    projection_sharing: Literal["modality", "alignment"] = Field(
+        "modality",
+        description="one projection per modality for all alignments, or one for image-text and another for multi-view or "
+        "text-text (point 4)",
+    )
+    projection_dim: int = Field(256, gt=0, description="dimension of the space that projections share")
     pair_pooling: Literal["cls", "mean"] = Field(
-        "cls", description="what Eq. 12 concatenates: [CLS] of both sides, or the mean over tokens"
+        "cls", description="what Eq. 12 concatenates: [CLS] of both sides, or the mean over tokens (point 14)"
     )
     pair_pooler: Literal["none", "tanh"] = Field(
-        "none", description="a tanh pooler before the pair head (M3AE has one)"
+        "none", description="a tanh pooler before the pair head (M3AE has one) (point 15)"
+    )
+    pair_head: Literal["shared", "per_type"] = Field(
+        "shared", description="one linear head LH for all pairs (Eq. 12), or one per pair type (point 17)"
     )
     gate_input: Literal["fused", "both"] = Field(
-        "fused", description="Projection() of Eq. 15 sees F_{p,i} only, or [F_{p,i}; F_i]"
+        "fused", description="Projection() of Eq. 15 sees F_{p,i} only, or [F_{p,i}; F_i] (point 35)"
     )
-    decoder_layers: int = Field(12, gt=0)
-    decoder_cross_layers: int = Field(
-        6, gt=0, description="how many of the decoder's layers cross-attend: the last ones"
+    gated_norm: Literal["post", "pre"] = Field(
+        "post",
+        description="layer norms of the gated cross-attention module: after the residual (BERT), or before each block "
+        "(point 36)",
     )
-    dropout: float = Field(0.1, ge=0, lt=1)
+    decoder_layers: int = Field(12, gt=0, description="layers of the answer decoder")
+    decoder_cross_layers: int = Field(6, gt=0, description="how many of the decoder's layers cross-attend")
+    decoder_cross_placement: Literal["last", "first", "alternate"] = Field(
+        "last", description="which layers these are: the last (ALBEF), the first, or evenly spread (point 37)"
+    )
+    decoder_output: Literal["tied", "untied"] = Field(
+        "tied",
+        description="the decoder's output layer is its word embeddings (as BERT's), or a matrix of its own that starts "
+        "as their copy (point 38)",
+    )
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="in text encoder, fusion and decoder; the image encoder has none"
+    )
 
 
 class InitSpec(Strict):
@@ -66,7 +95,14 @@ class InitSpec(Strict):
         "emilyalsentzer/Bio_ClinicalBERT",
         description="'ClinicalBERT': Bio_ClinicalBERT, or medicalai/ClinicalBERT (a DistilBERT, converted)",
     )
-    decoder: str = Field("emilyalsentzer/Bio_ClinicalBERT", description="as the text encoder; cross-attention random")
+    decoder: str = Field(
+        "emilyalsentzer/Bio_ClinicalBERT", description="as the text encoder; cross-attention random (point 38)"
+    )
+    co_attention: str = Field(
+        "random",
+        description="where co-attention starts before the stage that first trains it (stage 2; fine-tuning without a "
+        "stage 2): random, or a run id or folder whose `model/` has one of this size (point 11)",
+    )
     tokenizer: str = Field(
         "emilyalsentzer/Bio_ClinicalBERT",
         description="'trained' fits WordPiece on the run's own training texts (never on test text)",
@@ -79,8 +115,13 @@ class InitSpec(Strict):
 
 
 class DataSpec(Strict):
-    pretrain: tuple[str, ...] = Field(
-        (), description="manifest names of the pre-training sets, concatenated and shuffled"
+    """What is trained on, and how images and texts are cut and augmented."""
+
+    pretrain: tuple[str, ...] = Field((), description="manifest names of the pre-training sets")
+    merge: Literal["concatenated", "balanced"] = Field(
+        "concatenated",
+        description="several pre-training sets: concatenated and shuffled, or an epoch of the same length that draws "
+        "equally from each, small sets several times and large ones in part (point 51)",
     )
     questions: str = Field("", description="manifest name of the question set")
     tokenizer_questions: tuple[str, ...] = Field(
@@ -105,22 +146,34 @@ class DataSpec(Strict):
         "keep",
         description="studies of an article (PMCID, DOI) that an earlier pre-training set has: ROCO and MedICaT overlap",
     )
-    text_length: int = Field(128, gt=4, description="tokens of a report, with [CLS] and [SEP]")
-    question_length: int = Field(32, gt=4)
+    text_length: int = Field(128, gt=4, description="tokens of a report, with [CLS] and [SEP]; M3AE has 64 (point 46)")
+    question_length: int = Field(
+        32, gt=4, description="tokens of a question, with [CLS] and [SEP]; longer ones are cut"
+    )
     answer_length: int = Field(
         32, gt=2, description="tokens of an answer, with [CLS] and [SEP]; longer ones are cut and counted"
     )
-    report_sections: Literal["findings+impression", "findings", "impression"] = "findings+impression"
+    report_sections: Literal["findings+impression", "findings", "impression"] = Field(
+        "findings+impression",
+        description="which sections of a report are its text, where a set has sections (point 46)",
+    )
     medicat_figures: Literal["radiology", "all"] = Field(
         "radiology", description="the figures that MedICaT's release flags as radiology (M3AE), or all 217,060"
     )
     max_missing_images: float = Field(
         0.1, ge=0, lt=1, description="share of the images listed by ROCO and MedICaT that may be absent; left out"
     )
-    augment_single_view: Literal["strong", "light", "none"] = Field(
-        "strong", description="SimCLR-style views where a study has one image (paper section 4.1)"
+    single_view_studies: Literal["augment", "drop"] = Field(
+        "augment",
+        description="studies with one image in a set where others have several (MIMIC-CXR): augment the image twice "
+        "(section 3.1), or leave the study out; sets of single images are always augmented (point 45)",
     )
-    augment_multi_view: Literal["strong", "light", "none"] = Field("light", description="a study with several images")
+    augment_single_view: Literal["strong", "light", "none"] = Field(
+        "strong", description="SimCLR-style views where a study has one image (paper section 4.1) (point 44)"
+    )
+    augment_multi_view: Literal["strong", "light", "none"] = Field(
+        "light", description="a study with several images (point 44)"
+    )
     augment_questions: Literal["strong", "light", "none"] = Field("none", description="fine-tuning images")
     flip: bool = Field(False, description="left-right flips: off, they swap the side that a report names")
     colour: bool = Field(False, description="colour jitter and grey-scale beyond brightness and contrast: off")
@@ -151,104 +204,21 @@ class TeacherSpec(Strict):
         description="trained teacher: 0 trains one model on `data` (which must differ from "
         "the student's), k >= 2 cross-fits k folds by case on the student's own data",
     )
-    image_size: int = Field(64, gt=0)
-    patch_size: int = Field(8, gt=0)
-    width: int = Field(128, gt=0)
-    layers: int = Field(4, gt=0)
-    embed_dim: int = Field(64, gt=0)
-    text_length: int = Field(64, gt=4)
-    epochs: int = Field(8, gt=0)
-    batch_size: int = Field(64, gt=1)
-    learning_rate: float = Field(5e-4, gt=0)
-    seed: int = 0
-
-
-class ObjectiveSpec(Strict):
-    """Stage 1 and stage 2 losses; one field per ambiguity of the paper's text."""
-
-    # Stage 1: which alignments (Table 2's columns)
-    global_inter: bool = Field(True, description="image-text alignment, Eq. 6")
-    global_intra: Literal["none", "text", "both"] = Field(
-        "both", description="Eq. 7: none, text-text only (Table 2's *), or multi-view and text-text"
+    views: Literal["clean", "augmented"] = Field(
+        "clean",
+        description="what the teacher sees: the clean image, embedded once, or the student's augmented views, embedded "
+        "anew at every step, which is slower (point 47)",
     )
-    labels: Literal["soft", "one_hot"] = Field("soft", description="soft labels H (Eq. 5) or plain InfoNCE")
-    temperature: float = Field(0.07, gt=0, description="tau_1 = tau_2 = tau_3 of the student")
-    learn_temperature: bool = False
-    teacher_temperature: float = Field(
-        0.07, gt=0, description="'following the same routines': the same tau; BiomedCLIP's own is about .0117"
-    )
-    positive_weight: float = Field(0.01, ge=0, description="lambda of Eq. 5")
-    renormalise_labels: bool = Field(False, description="Eq. 5 sums to 1 + lambda; True divides by it")
-    text_text_diagonal: Literal["keep", "mask"] = Field(
-        "keep", description="Eq. 4 has s_ii = 1 always; 'mask' removes the diagonal from P and Q"
-    )
-    inter_view: Literal["random", "both"] = Field(
-        "random", description="which view v_i enters Eq. 1: one drawn per step, or the mean loss of both"
-    )
-    # Stage 2
-    weight_local: float = Field(1.0, ge=0, description="weight of L_local (Table 3)")
-    weight_hard_negatives: float = Field(1.0, ge=0, description="weight of L_HN (Table 3)")
-    weight_global: float = Field(0.0, ge=0, description="stage 2 keeps L_global with this weight")
-    stage2_trains: Literal["all", "fusion"] = Field(
-        "all", description="all parameters, or co-attention and pair head only"
-    )
-    cost: Literal["cosine", "dot"] = Field(
-        "cosine", description="Eq. 10 on normalised tokens (UNITER) or raw dot products, which have no lower bound"
-    )
-    transport_tokens: Literal["content", "all"] = Field(
-        "content", description="drop image [CLS], text [CLS] and [SEP] from transport (ViLT), or keep all"
-    )
-    transport_on: Literal["fused", "unimodal"] = Field(
-        "fused", description="co-attended tokens (Eq. 9) or the encoders' own"
-    )
-    marginals: Literal["uniform", "norm"] = Field(
-        "uniform", description="token masses: uniform over real tokens, or proportional to the token's norm"
-    )
-    transport_solver: Literal["ipot", "exact"] = Field(
-        "ipot", description="IPOT (paper), or POT's network simplex on CPU"
-    )
-    transport_beta: float = Field(0.5, gt=0)
-    transport_iterations: int = Field(50, gt=0)
-    plan_gradient: Literal["detached", "unrolled"] = "detached"
-    local_contrast: Literal["positives", "positives_minus_negatives"] = Field(
-        "positives", description="Eq. 9 on positives only, or minus the mined negative's cost (UNITER's ITM form)"
-    )
-    negative_distribution: Literal["soft_labels", "student", "top_k"] = Field(
-        "soft_labels",
-        description="hard negatives drawn from H off the diagonal; from the student's P (ALBEF); or "
-        "uniformly from the 5 highest of H. One-hot labels have no mass off the diagonal: then the teacher's Q, without "
-        "a teacher the student's P",
-    )
-    negative_temperature: float = Field(
-        1.0, gt=0, description="sampling exponent 1/T on the negative distribution; below 1 sharpens"
-    )
-    exclude_duplicates: bool = Field(True, description="never mine a negative of the same group or with identical text")
-    same_view_negatives: bool = Field(
-        True,
-        description="a mined image partner has the view label (view and augmentation) of the "
-        "positive's partner, so that the pair is not told by view type",
-    )
-    negative_directions: Literal["one", "both"] = Field(
-        "one", description="(V_i, R_m) only (Eq. 11), or (V_m, R_i) too"
-    )
-    pair_types: tuple[Literal["image_text", "image_image", "text_text"], ...] = Field(
-        ("image_text", "image_image", "text_text"), description="S_HN of Eq. 11"
-    )
-    pair_positives: Literal["per_type", "image_text", "none"] = Field(
-        "per_type",
-        description="Eq. 13 sums over negatives only, which a constant solves; 'image_text' only lets the head "
-        "answer by pair type",
-    )
-    text_positive: Literal["copy", "identical"] = Field(
-        "copy", description="the (R,R) positive: a second copy with tokens dropped, or the same tokens"
-    )
-    token_drop: float = Field(0.15, ge=0, lt=1, description="share of report tokens masked out in a text copy")
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> ObjectiveSpec:
-        if not self.global_inter and self.global_intra == "none":
-            raise ValueError("global_inter is false and global_intra is 'none': stage 1 would have no loss")
-        return self
+    image_size: int = Field(64, gt=0, description="trained teacher: side of its input, pixels")
+    patch_size: int = Field(8, gt=0, description="trained teacher: side of a patch, pixels")
+    width: int = Field(128, gt=0, description="trained teacher: width of both towers")
+    layers: int = Field(4, gt=0, description="trained teacher: layers of each tower")
+    embed_dim: int = Field(64, gt=0, description="trained teacher: dimension of its embeddings")
+    text_length: int = Field(64, gt=4, description="trained teacher: tokens of a text")
+    epochs: int = Field(8, gt=0, description="trained teacher: epochs")
+    batch_size: int = Field(64, gt=1, description="trained teacher: batch size")
+    learning_rate: float = Field(5e-4, gt=0, description="trained teacher: highest learning rate")
+    seed: int = Field(0, description="trained teacher: seed")
 
 
 class KnowledgeSpec(Strict):
@@ -258,27 +228,54 @@ class KnowledgeSpec(Strict):
         "answers", description="none bypasses the module altogether"
     )
     gate: bool = Field(True, description="False: F' is made of F_{p,i} alone (Eq. 16 with G = 1)")
-    vocabulary: Literal["train", "train+test"] = Field("train", description="test answers as knowledge leak")
-    form: Literal["tokens", "pooled"] = Field(
-        "tokens", description="answers joined with [SEP] as one token sequence, or one mean vector per answer"
+    vocabulary: Literal["train", "train+test"] = Field(
+        "train", description="whose answers (or questions); test answers as knowledge leak (point 33)"
+    )
+    form: Literal["tokens", "words", "pooled"] = Field(
+        "tokens",
+        description="answers joined with [SEP] as one token sequence, each different token once, or one mean vector per "
+        "answer (point 32)",
     )
     max_tokens: int = Field(
         512, gt=0, description="unique answers by frequency until this many tokens; the rest is dropped and counted"
     )
+    positions: Literal["sequence", "per_answer"] = Field(
+        "sequence",
+        description="position of a knowledge token: in the whole sequence, which the position table then bounds beside "
+        "`max_tokens`, or within its answer, which admits any number (point 32)",
+    )
+    embedder: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="the text encoder's word and position embeddings, trained along, or the output of the whole text "
+        "encoder as it is when fine-tuning starts, without gradient (point 34)",
+    )
 
 
 class TrainSpec(Strict):
-    epochs: int = Field(20, gt=0)
-    batch_size: int = Field(256, gt=0, description="global, over all processes")
-    learning_rate: float = Field(4e-6, gt=0)
-    fusion_multiplier: float = Field(1.0, gt=0, description="learning-rate factor of modules that start at random")
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of steps")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 where a GPU has it; losses and transport always fp32"
+    """Optimisation; AdamW."""
+
+    epochs: int = Field(20, gt=0, description="passes over the data")
+    batch_size: int = Field(256, gt=0, description="global, over all processes (point 6)")
+    learning_rate: float = Field(4e-6, gt=0, description="highest, after warm-up (point 48)")
+    fusion_multiplier: float = Field(
+        1.0, gt=0, description="learning-rate factor of modules that start at random; M3AE has 5 (point 48)"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="on matrices; ALBEF has .02")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's (M3AE's)")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate; 0: none (point 49)")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="learning rate after warm-up: down to 0 in a line or a cosine, or level (point 49)"
+    )
+    clip_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="bf16 on a GPU and else fp32, or one of them everywhere; fp16 with loss scaling on a GPU only. Losses "
+        "and transport always fp32 (point 50)",
+    )
+    epoch_choice: Literal["last", "best_validation"] = Field(
+        "last",
+        description="fine-tuning: the weights after the last epoch, or after the epoch with the lowest loss on validation "
+        "questions, where the set has some; never by the test set (point 43)",
     )
     max_steps: int = Field(0, ge=0, description="stop early (0: never); smoke runs and tests")
 
@@ -302,6 +299,21 @@ class RunSpec(Strict):
     train: TrainSpec = TrainSpec()
     parent: RunSpec | None = Field(None, description="the run whose weights this one starts from")
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunSpec:
+        o, m = self.objective, self.model
+        if (
+            self.stage == "stage2"
+            and o.marginals == "attention"
+            and (m.co_attention == "one_way" or not m.fusion_layers)
+        ):
+            raise ValueError("objective.marginals 'attention' needs both sides to attend; change model.co_attention")
+        if self.stage != "finetune" and o.queue and o.labels == "soft" and self.teacher and self.teacher.cross_fit:
+            raise ValueError(
+                "objective.queue mixes folds, whose teacher embeddings differ; set it or teacher.cross_fit to 0"
+            )
+        return self
+
     @property
     def run_id(self) -> str:
         from amif_lib.experiments import run_id
@@ -311,6 +323,11 @@ class RunSpec(Strict):
     @property
     def directory(self) -> Path:
         return paths.run_dir(self.run_id)
+
+    @property
+    def loads_co_attention(self) -> bool:
+        """Whether `init.co_attention` is read: the co-attention is trained here and no parent has trained it."""
+        return self.stage != "stage1" and not any(run.stage == "stage2" for run in self.lineage()[:-1])
 
     def lineage(self) -> list[RunSpec]:
         """This run and its ancestors, first stage first."""

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def teacher_id(spec: RunSpec) -> str:
         return ""
     data = spec.data
     content = {
-        "teacher": spec.teacher.model_dump(mode="json"),
+        "teacher": spec.teacher.model_dump(mode="json", exclude={"views"}),  # what it sees while the student trains
         "pretrain": data.pretrain,
         "sections": data.report_sections,
         "figures": data.medicat_figures,
@@ -62,6 +62,8 @@ def teacher_id(spec: RunSpec) -> str:
             for name in sorted({*data.pretrain, *data.decontaminate_against, *spec.teacher.data})
         },
     }
+    if data.single_view_studies != "augment":
+        content["single_view_studies"] = data.single_view_studies
     return experiments.digest(content)
 
 
@@ -128,14 +130,18 @@ def reading(spec: RunSpec) -> dict[str, Any]:
 
 
 def student_studies(spec: RunSpec) -> list[Study]:
-    """The pre-training studies of a run, all sets concatenated, decontaminated."""
+    """The pre-training studies of a run, all sets concatenated, decontaminated; without single views if these are dropped."""
     from amif_lib.datasets import decontaminate, load_studies
 
-    data = spec.data
-    sets = {
-        name: load_studies(name, decontaminate_against=data.decontaminate_against, **reading(spec))
-        for name in data.pretrain
-    }
+    data, sets = spec.data, {}
+    for name in data.pretrain:
+        found = load_studies(name, decontaminate_against=data.decontaminate_against, **reading(spec))
+        several = [study for study in found if len(study.images) > 1]
+        if data.single_view_studies == "drop" and several:
+            left_out = len(found) - len(several)
+            log.info("%s: %d of %d studies have one image and are left out", name, left_out, len(found))
+            found = several
+        sets[name] = [replace(study, data_set=name) for study in found]
     if data.repeated_articles == "drop":
         studies, _ = decontaminate.without_repeated_articles(sets)
     else:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import normalizers, pre_tokenizers
 from torch import Tensor
@@ -94,3 +95,22 @@ def content_mask(ids: Tensor, mask: Tensor, tokenizer_ids: tuple[int, int]) -> T
     for token in tokenizer_ids:
         special |= ids == token
     return mask & ~special
+
+
+def in_halves(text: str) -> tuple[str, str]:
+    """A report cut in two at the end of the sentence nearest to its middle, or at a word where it is one sentence.
+
+    A text of one word is both halves.
+    """
+    words = text.split()
+    if len(words) < 2:
+        return text, text
+    ends = [i for i, word in enumerate(words[:-1], start=1) if word.endswith(".")] or [len(words) // 2]
+    cut = min(ends, key=lambda end: abs(2 * end - len(words)))
+    return " ".join(words[:cut]), " ".join(words[cut:])
+
+
+def shuffle_sentences(tokens: np.ndarray, full_stops: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Tokens (t,) with their sentences in another order, given where full stops are; [CLS] and [SEP] stay."""
+    sentences = np.split(tokens[1:-1], full_stops)  # a stop at place k of the tokens ends the first k inner ones
+    return np.concatenate([tokens[:1], *(sentences[i] for i in rng.permutation(len(sentences))), tokens[-1:]])

@@ -31,13 +31,24 @@ from amif_lib.prepare import Prepared, prepare
 log = logging.getLogger(__name__)
 
 
+def epoch_batches(prepared: Prepared, spec: RunSpec, epoch: int) -> list[list[int]]:
+    """Sample indices of every global batch of an epoch."""
+    return global_batches(
+        len(prepared.data),
+        spec.train.batch_size,
+        spec.seed,
+        epoch,
+        prepared.folds,
+        drop_last=spec.stage != "finetune",
+        sources=getattr(prepared.data, "sources", None),
+    )
+
+
 def epoch_keys(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[tuple[int, int, list[tuple]]]:
     """(epoch, step, this process's sample keys) of every step from `first_step` on."""
-    size, step = spec.train.batch_size, 0
+    step = 0
     for epoch in range(spec.train.epochs):
-        for batch in global_batches(
-            len(prepared.data), size, spec.seed, epoch, prepared.folds, drop_last=spec.stage != "finetune"
-        ):
+        for batch in epoch_batches(prepared, spec, epoch):
             if step >= first_step:
                 own, weights = share(batch)
                 keys = [
@@ -49,12 +60,7 @@ def epoch_keys(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[t
 
 
 def total_steps(prepared: Prepared, spec: RunSpec) -> int:
-    per_epoch = len(
-        global_batches(
-            len(prepared.data), spec.train.batch_size, spec.seed, 0, prepared.folds, drop_last=spec.stage != "finetune"
-        )
-    )
-    steps = per_epoch * spec.train.epochs
+    steps = len(epoch_batches(prepared, spec, 0)) * spec.train.epochs
     return min(steps, spec.train.max_steps) if spec.train.max_steps else steps
 
 
@@ -63,7 +69,7 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW with warm-up; no decay on norms, biases and embeddings' positions; a factor on modules that start at random."""
     t = spec.train
-    fresh = ("co_attention", "pair_head", "gated_cross_attention", "decoder", "projection")
+    fresh = ("co_attention", "pair_head", "gated_cross_attention", "decoder", "projection", "mlm_head")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -99,7 +105,9 @@ def run_spec(spec: RunSpec) -> Path:
     if results.is_finished(spec):
         return spec.directory
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
-    precision = {"auto": "bf16" if on_gpu else "no", "fp32": "no", "bf16": "bf16"}[spec.train.precision]
+    if spec.train.precision == "fp16" and not on_gpu:
+        raise InputError("train.precision: 'fp16' needs a GPU; set it to auto, fp32 or bf16")
+    precision = {"auto": "bf16" if on_gpu else "no", "fp32": "no"}.get(spec.train.precision, spec.train.precision)
     accelerator = Accelerator(
         mixed_precision=precision,
         cpu=not on_gpu,
@@ -109,10 +117,12 @@ def run_spec(spec: RunSpec) -> Path:
     folder = spec.directory
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
-    steps = total_steps(prepared, spec)
+    steps, per_epoch = total_steps(prepared, spec), len(epoch_batches(prepared, spec, 0))
     optimizer, schedule = make_optimizer(prepared.module, spec, steps)
     torch.manual_seed(spec.seed + 1000 * rank())  # dropout
     first_step, spent = restore(folder / "state", prepared.module, optimizer, schedule)
+    if prepared.best_epoch is not None and first_step == 0:
+        prepared.best_epoch.forget()
     module, optimizer = accelerator.prepare(prepared.module, optimizer)
     module.train()
     if accelerator.is_main_process:
@@ -125,7 +135,8 @@ def run_spec(spec: RunSpec) -> Path:
     for (epoch, step, _), batch in zip(
         plan, loader(prepared.data, [keys for _, _, keys in plan], workers), strict=True
     ):
-        out = module(batch.to(accelerator.device))
+        batch = batch.to(accelerator.device)
+        out = module(batch if prepared.teacher is None else prepared.teacher(batch))
         accelerator.backward(out["total"])
         norm = accelerator.clip_grad_norm_(module.parameters(), spec.train.clip_norm)
         optimizer.step()
@@ -137,6 +148,9 @@ def run_spec(spec: RunSpec) -> Path:
             raise InputError(
                 f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate"
             )
+        if prepared.best_epoch is not None and (step + 1 == steps or (step + 1) % per_epoch == 0):
+            unwrapped = accelerator.unwrap_model(module)
+            line["validation_loss"] = prepared.best_epoch.offer(unwrapped, epoch, accelerator.device)
         history.append(line)
         if accelerator.is_main_process:
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -154,6 +168,8 @@ def run_spec(spec: RunSpec) -> Path:
             saved = time.time()
     bar.close()
     accelerator.wait_for_everyone()
+    if prepared.best_epoch is not None:
+        prepared.notes["kept_epoch"] = prepared.best_epoch.restore(accelerator.unwrap_model(module))
     finish(
         spec,
         prepared,
@@ -219,7 +235,8 @@ def finish(
         )
         redistribution.mark(spec)
         write_json(folder / "metrics.json", metrics)
-        shutil.rmtree(folder / "state", ignore_errors=True)
+        for passing in ("state", "best"):
+            shutil.rmtree(folder / passing, ignore_errors=True)
 
 
 # --- training state ----------------------------------------------------------------------------------------------

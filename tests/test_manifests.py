@@ -283,7 +283,7 @@ def test_data_check_writes_a_page(own_set: Path, tmp_path: Path, monkeypatch, ca
         "https://osf.io/89kps/",
     ):
         assert words in html
-    assert "11 of 11 checks ok" in html and "11 of 11 checks ok" in markdown and "--accent" in html
+    assert "13 of 13 checks ok" in html and "13 of 13 checks ok" in markdown and "--accent" in html
     assert not re.search(r"<script|<link|<img|src=|@import|url\(", html)  # one file, no script
     assert set(re.findall(r'href="(#|https?:)?', html)) == {"#", "https:"}
 

@@ -16,13 +16,13 @@ from transformers import (
     DistilBertForMaskedLM,
 )
 
-from amif_lib import hub, tokenizers
+from amif_lib import hub, knowledge, tokenizers
 from amif_lib.datasets import images
 from amif_lib.encoders import ImageEncoder, TextEncoder, interpolate_positions
 from amif_lib.errors import InputError
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
 from amif_lib.fusion import CoAttention, GatedCrossAttention
-from amif_lib.model import AMiF, AMiFForVQA, select_knowledge
+from amif_lib.model import AMiF, AMiFForVQA
 
 TINY = ModelSpec(
     width=32,
@@ -64,7 +64,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def vqa(tokenizer):
     torch.manual_seed(0)
-    ids, owner, _ = select_knowledge(["yes", "yes", "no", "left lung"], tokenizer, 64)
+    ids, owner, _ = knowledge.select(["yes", "yes", "no", "left lung"], tokenizer, 64)
     return AMiFForVQA(TINY, KnowledgeSpec(), ids, owner, tokenizer, 16, 8).eval()
 
 
@@ -278,13 +278,13 @@ def test_from_pretrained_refuses_another_kind_of_folder(tmp_path):
 
 
 def test_knowledge_keeps_frequent_answers_within_the_limit(tokenizer):
-    ids, owner, left_out = select_knowledge(["no", "yes", "yes", "left lung", "axial"], tokenizer, 6)
+    ids, owner, left_out = knowledge.select(["no", "yes", "yes", "left lung", "axial"], tokenizer, 6)
     assert tokenizer.decode(ids) == "yes [SEP] axial [SEP] left lung [SEP]"[: len(tokenizer.decode(ids))]
     assert owner.tolist()[0] == 0 and len(ids) <= 6 and left_out == 4 - len(set(owner.tolist()))
 
 
 def test_pooled_knowledge_is_the_mean_of_each_answers_tokens(tokenizer):
-    ids, owner, _ = select_knowledge(["yes", "left lung"], tokenizer, 64)
+    ids, owner, _ = knowledge.select(["yes", "left lung"], tokenizer, 64)
     model = AMiFForVQA(TINY, KnowledgeSpec(form="pooled"), ids, owner, tokenizer).eval()
     embedded = model.amif.text_encoder.embed(ids[None])[0]
     means = torch.stack([embedded[owner == k].mean(0) for k in range(2)])[None]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from amif_lib.launch import free_port
+from tests import two_process_worker as worker
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,7 +44,7 @@ def both(tmp_path_factory):
     return [gradients(processes, folder / f"{processes}.safetensors") for processes in (1, 2)]
 
 
-@pytest.mark.parametrize("case", ["stage1", "stage2", "student", "finetune"])
+@pytest.mark.parametrize("case", [*worker.OBJECTIVES, "finetune"])
 def test_two_processes_give_the_losses_gradients_and_negatives_of_one(case, both):
     one, two = ({name: value for name, value in found.items() if name.startswith(f"{case}/")} for found in both)
     assert one.keys() == two.keys() and f"{case}/total" in one

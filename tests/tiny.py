@@ -72,7 +72,7 @@ def run(**changes) -> RunSpec:
 
 def pretraining(stage: str, seed: int = 0, model: dict | None = None, **objective) -> Pretraining:
     torch.manual_seed(seed)
-    return Pretraining(AMiF(ModelSpec(**(model or MODEL))), ObjectiveSpec(**objective), stage, 0, SPECIAL)
+    return Pretraining(AMiF(ModelSpec(**(MODEL | (model or {})))), ObjectiveSpec(**objective), stage, 0, SPECIAL, 16)
 
 
 def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, step: int = 0) -> PretrainingBatch:
@@ -85,6 +85,9 @@ def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, ste
     ids[torch.arange(n), lengths - 1] = SPECIAL[1]
     copy = torch.where(torch.rand(n, length, generator=g) < 0.2, 4, ids).masked_fill(~mask, 0)
     unit = torch.nn.functional.normalize
+    apart = torch.Generator().manual_seed(seed + 1)
+    chosen = (torch.rand(n, length, generator=apart) < 0.3) & mask & (ids > 4)
+    half = -(-length // 2)
     return PretrainingBatch(
         views=torch.randn(n, 2, 3, 32, 32, generator=g),
         view=torch.randint(0, 2, (n,), generator=g),
@@ -97,4 +100,8 @@ def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, ste
         teacher_views=unit(torch.randn(n, 2, 16, generator=g), dim=-1) if teacher else None,
         teacher_text=unit(torch.randn(n, 16, generator=g), dim=-1) if teacher else None,
         step=step,
+        halves_ids=torch.stack([ids[:, :half], ids[:, length - half :]], 1),
+        halves_mask=torch.stack([mask[:, :half], mask[:, length - half :].index_fill(1, torch.tensor([0]), True)], 1),
+        mlm_ids=ids.masked_fill(chosen, 4),
+        mlm_chosen=chosen,
     )

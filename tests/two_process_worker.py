@@ -23,18 +23,36 @@ OBJECTIVES = {
     "stage1": {},
     "stage2": {"weight_global": 0.5, "local_contrast": "positives_minus_negatives"},
     "student": {"labels": "one_hot", "negative_distribution": "student", "negative_directions": "both"},
+    "mlm": {"weight_mlm": 0.7},
+    "stage1 alternatives": {"text_text_second": "copy", "queue": 6},
+    "stage2 alternatives": {"text_positive": "halves", "marginals": "attention", "negative_distribution": "top_k"},
+}
+MODELS = {
+    "stage1 alternatives": {"projection_sharing": "alignment"},
+    "stage2 alternatives": {"co_attention": "shared", "same_modality_pairs": "separate", "pair_head": "per_type"},
 }
 
 
 def pretraining_case(name: str) -> tuple[torch.nn.Module, object]:
-    module = tiny.pretraining("stage1" if name == "stage1" else "stage2", **OBJECTIVES[name])
+    stage = "stage1" if name.startswith("stage1") else "stage2"
+    module = tiny.pretraining(stage, model=MODELS.get(name), **OBJECTIVES[name])
+    if module.queue is not None:  # a step before, whose features are the queue's: the same on every process
+        fill_queue(module, tiny.batch(SAMPLES, seed=5))
     whole = tiny.batch(SAMPLES, teacher=name != "student", step=10)
     rows = own_rows(SAMPLES)
     part = {key: value[rows] if isinstance(value, torch.Tensor) else value for key, value in vars(whole).items()}
     longest = int(part["mask"].sum(1).max())  # each process pads to its own longest text
-    for key in ("ids", "mask", "copy_ids"):
+    for key in ("ids", "mask", "copy_ids", "mlm_ids", "mlm_chosen"):
         part[key] = part[key][:, :longest]
     return module, replace(whole, **part)
+
+
+def fill_queue(module: torch.nn.Module, batch: object) -> None:
+    """Push one whole batch through the queue, as a step of any number of processes would."""
+    with torch.no_grad():
+        first, second = (module.amif.image_encoder(batch.views[:, k])[:, 0] for k in (0, 1))
+        text = module.amif.text_encoder(batch.ids, batch.mask)[:, 0]
+        module.queue(module.features(batch, first, second, text))
 
 
 def finetuning_case() -> tuple[torch.nn.Module, object]:
@@ -53,7 +71,7 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
     """Gradients, total loss and mined negatives of one global batch, the same on every process."""
     module, batch = finetuning_case() if case == "finetune" else pretraining_case(case)
     drawn = {}
-    if case in ("stage2", "student"):
+    if case != "finetune" and module.stage == "stage2":
         plain = module.mine
 
         def recorded(*arguments):

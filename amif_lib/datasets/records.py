@@ -25,7 +25,7 @@ class Study:
 
     `group_id` names what must not be split or paired as a negative: the case, patient study or article. For an article
     it is `article_id(...)`, so that one article has one id in every set that draws on it. `extra` holds what no training
-    reads, such as an article's `licence`.
+    reads, such as an article's `licence`. `data_set` is the manifest name of the set that a run has it from.
     """
 
     study_id: str
@@ -34,6 +34,7 @@ class Study:
     split: str = "train"
     group_id: str = ""
     extra: dict[str, str] = field(default_factory=dict, compare=False)
+    data_set: str = ""
 
 
 @dataclass(frozen=True)
