@@ -16,7 +16,7 @@ from pathlib import Path
 from amif_lib import paths
 from amif_lib.errors import InputError
 
-FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "HF_HOME")
+FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "AMIF_PREPARED", "HF_HOME")
 
 
 def main(arguments: list[str] | None = None) -> int:

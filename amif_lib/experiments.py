@@ -50,6 +50,7 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
     content = spec.model_dump(mode="json")
     for name in ("label", "scale"):
         content.pop(name)
+    content["data"].pop("most_bad_images")  # decides whether a run stops, not what it finds
     if spec.stage == "finetune":
         content.pop("objective"), content.pop("teacher")
         pretraining = (

@@ -211,6 +211,12 @@ def folder_of(manifest: Manifest) -> Path:
     return (paths.phantom_root() if manifest.generator else paths.data_root()) / manifest.folder
 
 
+def derived_folder(name: str) -> Path:
+    """Where what is derived from the set goes (`paths.prepared_root`); a name without a manifest is a set of the user's."""
+    generated = name in names() and load(name).generator
+    return paths.prepared_root(paths.phantom_root() if generated else paths.data_root())
+
+
 def location(name: str) -> Path:
     """The set's folder; a generated set that is absent or of other settings is generated first.
 

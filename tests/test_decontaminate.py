@@ -13,11 +13,13 @@ from PIL import Image
 from amif_lib import datasets, manifests
 from amif_lib.datasets import decontaminate
 from amif_lib.datasets.records import Study, StudyImage
+from amif_lib.errors import InputError
 
 
 @pytest.fixture(autouse=True)
 def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("AMIF_PREPARED", str(tmp_path / "amif"))
 
 
 def test_real_overlap_of_medpix_with_vqa_rad(
@@ -40,8 +42,9 @@ def test_real_overlap_of_medpix_with_vqa_rad(
     only_id = hits[hits["same_id"] & ((hits["dhash_bits"] > 4) | (hits["phash_bits"] > 4))]
     assert sorted(only_id["protected_image"]) == ["synpic32981.jpg", "synpic48749.jpg"]
     assert (~hits["same_id"]).sum() == 6
-    cached = (tmp_path / "results" / "cache" / "hashes").glob("*.json")
+    cached = (tmp_path / "amif" / "hashes").glob("*.json")
     assert sorted(path.name for path in cached) == ["medpix2.json", "vqa_rad.json"]
+    assert not (tmp_path / "results").exists()  # neither image names nor hashes go there
 
 
 def picture(seed: int, size: int = 96) -> Image.Image:
@@ -122,6 +125,16 @@ def test_cache_follows_the_content(sets: tuple[list[Study], list[Path]], monkeyp
     assert (decontaminate.hashes(protected, "made") == first).all() and not called
     picture(9).save(protected[2])  # same name, other content
     assert (decontaminate.hashes(protected, "made")[2] != first[2]).any() and called == [protected[2]]
+
+
+def test_hashes_that_cannot_be_stored_are_an_error(
+    sets: tuple[list[Study], list[Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, protected = sets
+    (tmp_path / "a file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("AMIF_PREPARED", str(tmp_path / "a file"))
+    with pytest.raises(InputError, match=r"a file.hashes: cannot be written .*set AMIF_PREPARED"):
+        decontaminate.hashes(protected, "made")
 
 
 def test_demo_sets_share_no_patient(tmp_path: Path) -> None:

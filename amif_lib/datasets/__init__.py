@@ -18,7 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def load_studies(
-    name: str, *, decontaminate_against: tuple[str, ...] = (), report_sections: str = "findings+impression"
+    name: str,
+    *,
+    decontaminate_against: tuple[str, ...] = (),
+    report_sections: str = "findings+impression",
+    stored_side: int = 0,
+    most_bad_images: float = 0.01,
 ) -> list[Study]:
     """The pre-training studies of a data set; a phantom set is generated first where it is absent.
 
@@ -31,10 +36,18 @@ def load_studies(
             within 4 bits of it by difference hash and by perceptual hash (`decontaminate`); the counts are logged.
         report_sections: `findings+impression`, `findings` or `impression`, where the set has sections.
 
+        stored_side: prepare the images at this short side, pixels, and leave out those that cannot be decoded
+            (`prepared.usable`); 0: records only.
+        most_bad_images: share of the images that may be left out.
+
     Raises:
         InputError: unknown set, folder absent, malformed record, missing file; names the file and the fix.
     """
     studies = _read_studies(name, report_sections)
+    if stored_side:
+        from amif_lib.datasets import prepared
+
+        studies = prepared.usable(name, stored_side, studies, most_bad_images)
     if decontaminate_against:
         from amif_lib.datasets import decontaminate
 
