@@ -45,7 +45,7 @@ def encode(source: bytes | Image.Image, short_side: int) -> Encoded:
     else:
         with images.opened(source) as image:
             original, jpeg = image.size, image.format == "JPEG" and image.mode in ("L", "RGB")
-            upright = image.getexif().get(images.ORIENTATION, 1) == 1
+            upright = jpeg and image.getexif().get(images.ORIENTATION, 1) == 1  # of a PNG this would decode the pixels
         picture = images.decode(source, GAP * short_side)
     small = images.shrink(picture, short_side)
     grey = small.mode == "L" or _is_grey(small)

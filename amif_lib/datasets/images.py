@@ -30,7 +30,7 @@ Strength = Literal["strong", "light", "none"]
 # Pillow's own limit fails on whole-slide and scanned images of 20,000 px a side. What bounds memory here is `LARGE`:
 # above it a picture is decoded at a reduced scale (JPEG) or reduced strip by strip, one such picture at a time.
 Image.MAX_IMAGE_PIXELS = None
-LARGE = 1 << 26  # pixels; also the most that a decoded picture has
+LARGE = 1 << 25  # pixels; also the most that a decoded picture has
 MOST_BYTES = 1_750_000_000  # of one decoded picture before it is reduced
 FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "PPM")
 _one_large = threading.Lock()
@@ -99,7 +99,7 @@ def decode(data: bytes, short_side: int = 0, grey: bool = False) -> Image.Image:
             return _turn(_to_8bit(image), image)
         with _one_large:
             image.load()
-            return _turn(_reduce(image), image)
+            return _turn(_reduce(image, short_side), image)
 
 
 @contextlib.contextmanager
@@ -160,9 +160,10 @@ def _scaled(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(np.where(finite, scaled, 0)).astype(np.uint8))
 
 
-def _reduce(image: Image.Image) -> Image.Image:
-    """A large picture as `L` or `RGB` of at most `LARGE` pixels: means over squares, strip by strip."""
+def _reduce(image: Image.Image, short_side: int) -> Image.Image:
+    """A large picture as `L` or `RGB` of at most `LARGE` pixels: means over squares, strip by strip (see `decode`)."""
     factor = int(np.ceil(np.sqrt(image.width * image.height / LARGE)))
+    factor = max(factor, min(image.size) // short_side if short_side else 1)
     if factor == 1:
         return _to_8bit(image)
     deep = image.mode.startswith(("I", "F"))
