@@ -41,15 +41,16 @@ def encode(source: bytes | Image.Image, short_side: int) -> Encoded:
         images.UnreadableImage: truncated, no image, or too large to decode.
     """
     if isinstance(source, Image.Image):
-        picture, original, jpeg, upright = source.convert("RGB"), source.size, False, True
+        picture, original, keep, jpeg = source.convert("RGB"), source.size, False, False
     else:
         with images.opened(source) as image:
-            original, jpeg = image.size, image.format == "JPEG" and image.mode in ("L", "RGB")
-            upright = jpeg and image.getexif().get(images.ORIENTATION, 1) == 1  # of a PNG this would decode the pixels
-        picture = images.decode(source, GAP * short_side)
+            original, keep = image.size, image.format == "JPEG" and image.mode in ("L", "RGB")
+            jpeg = image.format in ("JPEG", "MPO")
+            picture = images.decoded(image, GAP * short_side)
+            keep = keep and image.getexif().get(images.ORIENTATION, 1) == 1
     small = images.shrink(picture, short_side)
     grey = small.mode == "L" or _is_grey(small)
-    if jpeg and upright and small.size == original:
+    if keep and small.size == original:
         return Encoded(bytes(source), grey, small.size, original)
     data = _jpeg(small.convert("L") if grey else small)
     if not jpeg:

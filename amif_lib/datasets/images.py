@@ -89,17 +89,22 @@ def decode(data: bytes, short_side: int = 0, grey: bool = False) -> Image.Image:
         UnreadableImage: truncated, no image, or too large to decode.
     """
     with opened(data) as image:
-        full = image.width * image.height
-        if image.format in ("JPEG", "MPO"):
-            _draft(image, short_side, grey)
-        if (need := _decoded_bytes(image, full)) > MOST_BYTES:
-            raise UnreadableImage(f"too large to decode ({image.width} x {image.height}, {need / 1e9:.1f} GB)")
-        if full <= LARGE:
-            image.load()
-            return _turn(_to_8bit(image), image)
-        with _one_large:
-            image.load()
-            return _turn(_reduce(image, short_side), image)
+        return decoded(image, short_side, grey)
+
+
+def decoded(image: Image.Image, short_side: int = 0, grey: bool = False) -> Image.Image:
+    """`decode` of a file that is open (`opened`)."""
+    full = image.width * image.height
+    if image.format in ("JPEG", "MPO"):
+        _draft(image, short_side, grey)
+    if (need := _decoded_bytes(image, full)) > MOST_BYTES:
+        raise UnreadableImage(f"too large to decode ({image.width} x {image.height}, {need / 1e9:.1f} GB)")
+    if full <= LARGE:
+        image.load()
+        return _turn(_to_8bit(image), image)
+    with _one_large:
+        image.load()
+        return _turn(_reduce(image, short_side), image)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Parquet shards of encoded images: written as a stream, read back, and indexed for a memory map.
 
-The image column is stored plain (no compression, no dictionary), so each image's file content lies in one piece in the
-shard and is found by its offset, while any Parquet reader still opens the file.
+The layout is that of Hugging Face `datasets`, which opens the files as they are. Image columns are stored plain (no
+compression, no dictionary), so each image's file content lies in one piece in the shard and is found by its offset.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amif_lib.errors import InputError
 
 VERSION = 1  # of what is stored and how; raised with every change of it
 SIZE, GROUP = 4096, 128  # images per file, and per row group: what is held in memory while writing
-PLAIN = ("image", "mask")
+PLAIN = ("image.bytes", "mask.bytes")
 COLUMNS = {
     "image_id": "string",
     "view": "string",
@@ -54,13 +54,11 @@ class Entry:
 
 
 def schema() -> pa.Schema:
-    """Columns of a shard; the metadata tells `datasets` that two of them are images."""
+    """Columns of a shard, with the metadata that tells `datasets` which of them are images."""
     import datasets
 
     kinds = {key: datasets.Image() if kind == "image" else datasets.Value(kind) for key, kind in COLUMNS.items()}
-    arrow = {"image": pa.binary(), "bool": pa.bool_(), "string": pa.string(), "int32": pa.int32()}
-    fields = [pa.field(key, arrow[kind], nullable=key == "mask") for key, kind in COLUMNS.items()]
-    return pa.schema(fields, metadata=datasets.Features(kinds).arrow_schema.metadata)
+    return datasets.Features(kinds).arrow_schema
 
 
 def write(path: Path, layout: pa.Schema, root: Path, short_side: int, entries: Sequence[Entry], bar: Any) -> None:
@@ -81,12 +79,12 @@ def write(path: Path, layout: pa.Schema, root: Path, short_side: int, entries: S
     part = path.with_suffix(".part")
     rows: list[dict[str, Any]] = []
     left_out: list[dict[str, Any]] = []
-    others = [column for column in COLUMNS if column not in PLAIN]
+    others = [column for column, kind in COLUMNS.items() if kind != "image"]
     try:
         with pq.ParquetWriter(
             part,
             layout,
-            compression={column: "none" if column in PLAIN else "zstd" for column in COLUMNS},
+            compression=dict.fromkeys(others, "zstd") | dict.fromkeys(PLAIN, "none"),
             use_dictionary=others,
             write_statistics=others,
         ) as writer:
@@ -113,13 +111,13 @@ def _row(entry: Entry, root: Path, short_side: int) -> dict[str, Any]:
         mask = entry.mask.read_bytes() if entry.mask else None
         row["mask_sha256"] = sources.sha256(mask) if mask is not None else ""
         made = encoding.encode(data, short_side)
-        row["mask"] = encoding.encode_mask(mask, made.size) if mask is not None else None
+        row["mask"] = {"bytes": encoding.encode_mask(mask, made.size)} if mask is not None else None
     except (OSError, images.UnreadableImage) as error:
         reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
         return row | {"file": Path(os.path.relpath(entry.path, root)).as_posix(), "reason": reason}
     (width, height), (before, high) = made.size, made.original
     sizes = {"width": width, "height": height, "original_width": before, "original_height": high}
-    return row | {"view": entry.view, "image": made.data, "grey": made.grey, **sizes}
+    return row | {"view": entry.view, "image": {"bytes": made.data}, "grey": made.grey, **sizes}
 
 
 def _key(root: Path, short_side: int, entries: Sequence[Entry]) -> str:
@@ -155,12 +153,13 @@ def index(path: Path, number: int) -> pa.Table:
     found: dict[str, list[Any]] = {"image_id": [], "start": [], "bytes": [], "grey": []}
     with pq.ParquetFile(path) as shard, path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        column = list(COLUMNS).index("image")
+        leaves = [shard.schema.column(i).path for i in range(len(shard.schema))]
         for group in range(shard.num_row_groups):
-            chunk = shard.metadata.row_group(group).column(column)
+            chunk = shard.metadata.row_group(group).column(leaves.index(PLAIN[0]))
             at, end = chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size
             table = shard.read_row_group(group, columns=["image_id", "image", "grey"])
-            for data in table["image"].to_pylist():
+            for image in table["image"]:
+                data = image["bytes"].as_py()
                 prefix = len(data).to_bytes(4, "little")  # Parquet's plain encoding: the length, then the bytes
                 at = content.find(prefix + data, at, end) + len(prefix)
                 if at < len(prefix):

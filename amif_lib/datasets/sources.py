@@ -7,6 +7,7 @@ Reading half a terabyte before every training would cost more than the training'
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import time
@@ -21,6 +22,10 @@ from amif_lib import manifests, paths, progress
 from amif_lib.errors import InputError
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
+NOT_WRITABLE = {
+    getattr(errno, name, 0)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "ENOTDIR", "EEXIST", "ENOENT", "EIO")
+}
 SETTLED_S = 2.0  # a file changed more recently may change again without a new time stamp
 
 
@@ -103,6 +108,8 @@ def writing(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
         raise InputError(
             f"{paths.shown(folder)}: cannot be written ({error.strerror or error}); "
             "set AMIF_PREPARED to a folder with room that can be written"
