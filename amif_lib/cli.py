@@ -100,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         default=_environment("DATASETS"),
         help="manifest names, comma-separated (default: all of the scale)",
     )
+    sub = command("bench", _bench, "time the data feed on this machine (notebook 40)")
+    _add_scale(sub)
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
@@ -214,6 +216,14 @@ def _data_check(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return int(len(bad) > 0)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from amif_lib import run_notebook
+
+    notebook = "40_benchmarks.ipynb"
+    out = paths.scale_dir(options.scale) / "notebooks" / notebook
+    return run_notebook.main([str(paths.NOTEBOOKS / notebook), "--out", str(out), "-p", "scale", options.scale])
 
 
 def _settings(options: argparse.Namespace) -> None:

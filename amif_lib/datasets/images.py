@@ -24,7 +24,7 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # CLIP's image
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 SCALE, SHIFT = 1 / (255 * STD), MEAN / STD  # pixel value -> normalised value
 LEVELS = np.arange(256)
-GREY = (128, 128, 128)
+GREY = 128
 Strength = Literal["strong", "light", "none"]
 
 # Pillow's own limit fails on whole-slide and scanned images of 20,000 px a side. What bounds memory here is `LARGE`:
@@ -218,14 +218,13 @@ def to_tensor(image: Image.Image, size: int) -> torch.Tensor:
     """Resize to a square (bicubic, antialiased, aspect ratio not kept) and normalise: float32 `(3, size, size)`."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return _normalise(image)
+    return _normalise(np.asarray(image))
 
 
-def _normalise(image: Image.Image) -> torch.Tensor:
+def _normalise(pixels: np.ndarray) -> torch.Tensor:
     import torch
 
-    out = np.empty((3, image.height, image.width), np.float32)
-    pixels = np.asarray(image)  # (H, W) or (H, W, 3)
+    out = np.empty((3, *pixels.shape[:2]), np.float32)  # from (H, W) or (H, W, 3), uint8
     for channel in range(3):
         plane = pixels if pixels.ndim == 2 else pixels[..., channel]
         np.multiply(plane, SCALE[channel], out=out[channel])
@@ -235,7 +234,7 @@ def _normalise(image: Image.Image) -> torch.Tensor:
 
 def blank(size: int) -> torch.Tensor:
     """The constant mid-grey image of the question-only baseline: float32 `(3, size, size)`."""
-    return _normalise(Image.new("RGB", (size, size), GREY))
+    return _normalise(np.full((size, size), GREY, np.uint8))
 
 
 def augment(
@@ -264,27 +263,28 @@ def augment(
     amount = 0.4 if strong else 0.15
     brightness, contrast = rng.uniform(1 - amount, 1 + amount, 2)
     if colour:
-        image = _recolour(image, brightness, contrast, amount, rng)
+        pixels = _recolour(image, brightness, contrast, amount, rng)
     else:  # p -> mean + (brightness * p - mean) * contrast, as a table of the 256 values
-        mean = brightness * float(np.mean(np.asarray(image)))
-        table = np.clip((LEVELS * brightness - mean) * contrast + mean, 0, 255).astype(np.uint8).tolist()
-        image = image.point(table * len(image.getbands()))
+        pixels = np.asarray(image)  # (size, size) or (size, size, 3)
+        mean = brightness * float(pixels.mean())
+        pixels = np.clip((LEVELS * brightness - mean) * contrast + mean, 0, 255).astype(np.uint8).take(pixels)
     if strong and rng.random() < 0.5:
         # SimCLR blurs with a kernel of a tenth of the image and sigma .1-2 at 224 px: scaled to this size
-        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.1, 2.0)) * size / 224))
-    return _normalise(image)
+        blur = ImageFilter.GaussianBlur(float(rng.uniform(0.1, 2.0)) * size / 224)
+        pixels = np.asarray(Image.fromarray(pixels).filter(blur))
+    return _normalise(pixels)
 
 
 def _recolour(
     image: Image.Image, brightness: float, contrast: float, amount: float, rng: np.random.Generator
-) -> Image.Image:
+) -> np.ndarray:
     """Brightness and contrast, then saturation (grey in a fifth of the cases) and a tint."""
     pixels = np.asarray(image.convert("RGB"), np.float32) * np.float32(brightness)  # (size, size, 3)
     pixels = (pixels - pixels.mean()) * np.float32(contrast) + pixels.mean()
     grey = pixels.mean(axis=2, keepdims=True)  # (size, size, 1)
     saturation = 0.0 if rng.random() < 0.2 else rng.uniform(1 - amount, 1 + amount)
     pixels = (grey + (pixels - grey) * saturation) * rng.uniform(1 - amount / 4, 1 + amount / 4, 3)
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
 def _crop_box(width: int, height: int, area: tuple[float, float], rng: np.random.Generator) -> tuple[float, ...]:
