@@ -88,9 +88,7 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
 
 def prepare_questions(spec: RunSpec) -> Prepared:
     questions = load_questions(spec.data.questions, training_file=spec.data.training_file)
-    questions = prepared.usable(
-        spec.data.questions, spec.model.stored_side, questions, spec.data.most_bad_images
-    )
+    questions = prepared.usable(spec.data.questions, spec.model.stored_side, questions, spec.data.most_bad_images)
     if spec.data.max_questions:
         questions = [
             q

@@ -62,6 +62,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "report",
         "smoke-paper",
         "data-check",
+        "bench",
         "settings",
         "reference",
         "lab",
