@@ -51,10 +51,13 @@ data-check: ready ## check the data sets that SCALE needs against their manifest
 settings: ready ## every setting with its default and alternatives
 	@$(RUN) settings
 
+bench: ready ## time the data feed on this machine
+	@$(RUN) bench
+
 clean: ready ## remove caches and workflow state; finished runs too with RUNS=1; never data
 	@$(RUN) clean $(if $(RUNS),--runs)
 
-sweep audit figures bench:
+sweep audit figures:
 	@echo "make $@: not part of this release" >&2; exit 2
 
 # The environment, for the Pythons that requirements.lock has packages for. .venv/.installed is written last and holds a checksum of what was installed and the folder's name, so

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from amif_lib import tokenizers
-from amif_lib.datasets import images
+from amif_lib.datasets import images, prepared
+from amif_lib.datasets.prepared import Pictures
 from amif_lib.datasets.records import Question, Study
 from amif_lib.distributed import rank, world_size
 from amif_lib.errors import InputError
@@ -25,32 +25,38 @@ from amif_lib.teachers import Embeddings
 
 
 class ImageCache:
-    """Decoded images at a little over training size, kept in memory up to a bound: small sets are decoded once."""
+    """Prepared images by id, decoded, kept in memory up to a bound: small sets are decoded once.
 
-    def __init__(self, size: int, bound_bytes: int = 2 << 30):
-        self.size, self.side = size, round(1.15 * size)
-        self.bound = bound_bytes // (3 * self.side**2)
-        self.kept: dict[Path, Image.Image] = {}
-        self.tensors: dict[Path, Tensor] = {}
+    `size` is the side of the model's square input, `side` the short side of what is kept, both in pixels.
+    """
 
-    def __getitem__(self, path: Path) -> Image.Image:
-        if path in self.kept:
-            return self.kept[path]
-        image = images.load_rgb(path)
-        if max(image.size) > self.side:
-            image = image.resize((self.side, self.side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        if len(self.kept) < self.bound:
-            self.kept[path] = image
+    def __init__(self, pictures: Pictures, size: int, side: int, bound_bytes: int = 1 << 30):
+        self.pictures, self.size, self.side, self.room = pictures, size, side, bound_bytes
+        self.kept: dict[str, Image.Image] = {}
+        self.tensors: dict[str, Tensor] = {}
+
+    def __getitem__(self, image_id: str) -> Image.Image:
+        if image_id in self.kept:
+            return self.kept[image_id]
+        image = images.shrink(self.pictures[image_id], self.side)
+        need = image.width * image.height * (1 if image.mode == "L" else 4)  # as Pillow holds them
+        if need <= self.room:
+            self.kept[image_id], self.room = image, self.room - need
         return image
 
-    def tensor(self, path: Path) -> Tensor:
-        """The image as the model sees it without augmentation, (3, size, size), from the original and not from the kept copy."""
-        if path in self.tensors:
-            return self.tensors[path]
-        tensor = images.to_tensor(images.load_rgb(path), self.size)
-        if len(self.tensors) < self.bound // 4:  # four bytes a value
-            self.tensors[path] = tensor
+    def tensor(self, image_id: str) -> Tensor:
+        """The image as the model sees it without augmentation, (3, size, size)."""
+        if image_id in self.tensors:
+            return self.tensors[image_id]
+        tensor = images.to_tensor(images.shrink(self.pictures[image_id], self.side), self.size)
+        if tensor.nbytes <= self.room:
+            self.tensors[image_id], self.room = tensor, self.room - tensor.nbytes
         return tensor
+
+
+def _cache(spec: RunSpec, names: Sequence[str]) -> ImageCache:
+    side = spec.model.stored_side
+    return ImageCache(prepared.pictures(names, side), spec.model.image_size, side)
 
 
 def global_batches(
@@ -114,7 +120,7 @@ class PretrainingData(Dataset):
         if not studies:
             raise InputError("data.pretrain: no studies; name at least one pre-training set")
         self.studies, self.spec, self.embeddings = list(studies), spec, embeddings
-        self.cache = ImageCache(spec.model.image_size)
+        self.cache = _cache(spec, spec.data.pretrain)
         self.tokens = tokenizer([s.text for s in studies], truncation=True, max_length=spec.data.text_length)[
             "input_ids"
         ]
@@ -158,7 +164,7 @@ class PretrainingData(Dataset):
         pictures = [study.images[k] for k in chosen]
         size = self.spec.model.image_size
         views = [
-            images.augment(self.cache[p.path], size, strength, flip=data.flip, colour=data.colour, rng=rng)
+            images.augment(self.cache[p.image_id], size, strength, flip=data.flip, colour=data.colour, rng=rng)
             for p in pictures
         ]
         tokens = np.array(self.tokens[index])
@@ -250,7 +256,7 @@ class QuestionData(Dataset):
     ):
         self.questions, self.spec, self.augment = list(questions), spec, augment
         self.blank = spec.data.blank_images if blank is None else blank
-        self.cache = ImageCache(spec.model.image_size)
+        self.cache = _cache(spec, (spec.data.questions,))
         self.pad = tokenizer.pad_token_id
         self.tokens = tokenizer([q.question for q in questions], truncation=True, max_length=spec.data.question_length)[
             "input_ids"
@@ -268,11 +274,11 @@ class QuestionData(Dataset):
         if self.blank:
             image = None
         elif self.augment == "none":
-            image = self.cache.tensor(self.questions[index].image_path)
+            image = self.cache.tensor(self.questions[index].image_id)
         else:
             rng = np.random.default_rng((self.spec.seed, step, index))
             image = images.augment(
-                self.cache[self.questions[index].image_path],
+                self.cache[self.questions[index].image_id],
                 size,
                 self.augment,
                 flip=data.flip,

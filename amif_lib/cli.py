@@ -16,7 +16,7 @@ from pathlib import Path
 from amif_lib import paths
 from amif_lib.errors import InputError
 
-FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "HF_HOME")
+FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "AMIF_PREPARED", "HF_HOME")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         text = f"all its records are the {split} questions, in place of those in FILE"
         sub.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=text)
     sub.add_argument("--out", type=Path, help="write the table to this CSV file too")
+    sub = command("bench", _bench, "time the data feed on this machine (notebook 40)")
+    _add_scale(sub)
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
@@ -242,6 +244,14 @@ def _leaks(options: argparse.Namespace) -> None:
         aside = options.out.with_name(f".{options.out.name}.{os.getpid()}")
         table.to_csv(aside, index=False)
         aside.replace(options.out)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from amif_lib import run_notebook
+
+    notebook = "40_benchmarks.ipynb"
+    out = paths.scale_dir(options.scale) / "notebooks" / notebook
+    return run_notebook.main([str(paths.NOTEBOOKS / notebook), "--out", str(out), "-p", "scale", options.scale])
 
 
 def _settings(options: argparse.Namespace) -> None:

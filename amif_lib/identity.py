@@ -61,7 +61,7 @@ def settings_read(spec: RunSpec) -> dict[str, Any]:
         for name in names:
             content[section].pop(name)
 
-    leave_out("data", "max_missing_images")  # decides whether a run may start, not what comes out
+    leave_out("data", "max_missing_images", "most_bad_images")  # whether a run may start, not what comes out
     if spec.stage == "finetune":
         content.pop("objective"), content.pop("teacher")
         leave_out("data", *SAMPLE_FIELDS)

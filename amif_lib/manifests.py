@@ -253,6 +253,12 @@ def as_found(manifest: Manifest) -> Manifest:
     return manifest
 
 
+def derived_folder(name: str) -> Path:
+    """Where what is derived from the set goes (`paths.prepared_root`); a name without a manifest is a set of the user's."""
+    generated = name in names() and load(name).generator
+    return paths.prepared_root(paths.phantom_root() if generated else paths.data_root())
+
+
 def location(name: str) -> Path:
     """The set's folder; a generated set that is absent or of other settings is generated first.
 

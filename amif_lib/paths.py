@@ -33,6 +33,14 @@ def phantom_root() -> Path:
     return Path(os.environ.get("AMIF_PHANTOM") or ROOT / "data" / "phantom").expanduser().resolve()
 
 
+def prepared_root(base: Path) -> Path:
+    """Where what is derived from data sets goes: `$AMIF_PREPARED`, or `.amif/` in the folder `base` that holds them.
+
+    Prepared images and hashes name images and hold their content, so they stay with the data and out of `results/`.
+    """
+    return Path(os.environ.get("AMIF_PREPARED") or base / ".amif").expanduser().resolve()
+
+
 def run_dir(run_id: str) -> Path:
     """`results/runs/<run_id>/`, whose content DESIGN fixes."""
     return results() / "runs" / run_id

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from amif_lib import hub, knowledge, paths, results, teachers, tokenizers
 from amif_lib.batches import PretrainingData, QuestionBatch, QuestionData
-from amif_lib.datasets import decontaminate, load_questions
+from amif_lib.datasets import decontaminate, load_questions, prepared
 from amif_lib.distributed import gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
@@ -105,6 +105,7 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
 
 def prepare_questions(spec: RunSpec) -> Prepared:
     questions = load_questions(spec.data.questions, **spec.data.question_settings)
+    questions = prepared.usable(spec.data.questions, spec.model.stored_side, questions, spec.data.most_bad_images)
     if spec.data.max_questions:
         questions = [
             q

@@ -48,7 +48,18 @@ RESULT_MODULES = (
     "ranking.py",
     "datasets/*.py",
 )
-VERSIONED = ("torch", "transformers", "accelerate", "open_clip_torch", "torchvision", "tokenizers", "numpy", "pandas")
+VERSIONED = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "open_clip_torch",
+    "torchvision",
+    "tokenizers",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pyarrow",
+)
 BLANK_TEST = "blank_test"  # predictions of the same model with blank images at test time only
 
 

@@ -16,11 +16,21 @@ from amif_lib import paths
 from amif_lib.objective_spec import ObjectiveSpec, Strict
 
 
+def stored_side(image_size: int) -> int:
+    """Short side at which images are stored for training at `image_size`, pixels: 320 for 288."""
+    return round(image_size * 320 / 288)
+
+
 class ModelSpec(Strict):
     """Sizes of the network. The defaults are the paper's (supplement section 6)."""
 
     width: int = Field(768, gt=0, description="token embedding dimension d")
     image_size: int = Field(288, gt=0, description="side of the square input image, pixels")
+    prepared_side: int = Field(
+        0,
+        ge=0,
+        description="short side of the images as they are stored for training, pixels; 0 follows image_size: 320 for 288",
+    )
     patch_size: int = Field(16, gt=0, description="side of a patch, pixels")
     image_layers: int = Field(
         12,
@@ -85,6 +95,11 @@ class ModelSpec(Strict):
     dropout: float = Field(
         0.1, ge=0, lt=1, description="in text encoder, fusion and decoder; the image encoder has none"
     )
+
+    @property
+    def stored_side(self) -> int:
+        """Short side of the prepared images, pixels: a tenth more than training uses, so that crops are not upscaled."""
+        return self.prepared_side or stored_side(self.image_size)
 
 
 class InitSpec(Strict):
@@ -180,6 +195,12 @@ class DataSpec(Strict):
     max_studies: int = Field(0, ge=0, description="use only the first so many studies (0: all); smoke runs and tests")
     max_questions: int = Field(
         0, ge=0, description="use only the first so many questions of each split (0: all); smoke runs and tests"
+    )
+    most_bad_images: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of a set's images that may be undecodable; they are left out and listed, more stop the run",
     )
     blank_images: bool = Field(False, description="every image replaced by a grey one: the question-only baseline")
 

@@ -21,13 +21,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amif_lib import experiments, paths
+from amif_lib import experiments, paths, run_spec
 from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec, TeacherSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from amif_lib.datasets.prepared import Pictures
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def teacher_id(spec: RunSpec) -> str:
         return ""
     data = spec.data
     content = {
+        "stored_side": stored_side(spec),
         "teacher": spec.teacher.model_dump(mode="json", exclude={"views"}),  # what it sees while the student trains
         "pretrain": data.pretrain,
         "sections": data.report_sections,
@@ -67,19 +70,27 @@ def teacher_id(spec: RunSpec) -> str:
     return experiments.digest(content)
 
 
+def stored_side(spec: RunSpec) -> int:
+    """Short side of the prepared images that a run's teacher reads, pixels: the student's, if that is enough for it."""
+    external = 224  # what open_clip's models of the field are trained at
+    own = spec.teacher.image_size if spec.teacher.source == "trained" else external
+    return max(spec.model.stored_side, run_spec.stored_side(own))
+
+
 def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     """The teacher's directory, with its embeddings of the run's studies; trained and embedded now if absent."""
     folder = paths.run_dir(teacher_id(spec))
     if (folder / "metrics.json").is_file():
         return folder
-    from amif_lib.datasets import load_studies
+    from amif_lib.datasets import load_studies, prepared
 
     studies = list(studies) if studies is not None else student_studies(spec)
     started = time.time()
     aside = folder.with_name(folder.name + f".part{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    teacher = spec.teacher
+    teacher, side = spec.teacher, stored_side(spec)
+    pictures = prepared.pictures(spec.data.pretrain, side)
     if teacher.source != "trained":
         folds = {0: list(range(len(studies)))}
         models = {0: load_open_clip(teacher.source)}
@@ -87,7 +98,7 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
         fold_of = assign_folds(studies, teacher.cross_fit)
         folds = {k: [i for i, s in enumerate(studies) if fold_of[s.group_id] == k] for k in range(teacher.cross_fit)}
         models = {
-            k: train_open_clip([s for s in studies if fold_of[s.group_id] != k], teacher, aside / f"fold{k}")
+            k: train_open_clip([s for s in studies if fold_of[s.group_id] != k], teacher, aside / f"fold{k}", pictures)
             for k in folds
         }
     else:
@@ -96,10 +107,10 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
                 f"teacher.data: {', '.join(sorted(overlap))} is also the student's; a teacher fitted on the student's own "
                 "pairs gives labels close to one-hot: name another set, or set teacher.cross_fit to 2 or more"
             )
-        own = [study for name in teacher.data for study in load_studies(name, **reading(spec))]
+        own = [study for name in teacher.data for study in load_studies(name, stored_side=side, **reading(spec))]
         folds = {0: list(range(len(studies)))}
-        models = {0: train_open_clip(own, teacher, aside / "fold0")}
-    embeddings = embed(studies, folds, models)
+        models = {0: train_open_clip(own, teacher, aside / "fold0", prepared.pictures(teacher.data, side))}
+    embeddings = embed(studies, folds, models, pictures)
     metrics = describe(embeddings, studies, folds, spec)
     metrics |= {
         "source": teacher.source,
@@ -125,17 +136,18 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
 
 def reading(spec: RunSpec) -> dict[str, Any]:
     """The run's settings that `datasets.load_studies` takes."""
-    names = ("report_sections", "medicat_figures", "max_missing_images", "decontaminate_absent")
+    names = ("report_sections", "medicat_figures", "max_missing_images", "most_bad_images", "decontaminate_absent")
     return {name: getattr(spec.data, name) for name in names}
 
 
 def student_studies(spec: RunSpec) -> list[Study]:
-    """The pre-training studies of a run, all sets concatenated, decontaminated; without single views if these are dropped."""
+    """The pre-training studies of a run, all sets concatenated, decontaminated, without undecodable images (and single views, if asked)."""
     from amif_lib.datasets import decontaminate, load_studies
 
     data, sets = spec.data, {}
     for name in data.pretrain:
-        found = load_studies(name, decontaminate_against=data.decontaminate_against, **reading(spec))
+        against = data.decontaminate_against
+        found = load_studies(name, decontaminate_against=against, stored_side=spec.model.stored_side, **reading(spec))
         several = [study for study in found if len(study.images) > 1]
         if data.single_view_studies == "drop" and several:
             left_out = len(found) - len(several)
@@ -174,7 +186,9 @@ def load_open_clip(source: str) -> tuple[Any, Any, Any]:
         ) from None
 
 
-def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -> tuple[Any, Any, Any]:
+def train_open_clip(
+    studies: Sequence[Study], spec: TeacherSpec, folder: Path, pictures: Pictures
+) -> tuple[Any, Any, Any]:
     """Train a small CLIP (InfoNCE, one-hot) and save it as an open_clip folder: config, safetensors, tokenizer."""
     import numpy as np
     import open_clip
@@ -211,7 +225,7 @@ def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -
             "input_ids"
         ]
     )
-    cache = ImageCache(spec.image_size)
+    cache = ImageCache(pictures, spec.image_size, run_spec.stored_side(spec.image_size))
     steps = spec.epochs * (len(studies) // spec.batch_size)
     if steps == 0:
         raise InputError(
@@ -229,7 +243,7 @@ def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -
             batch = torch.stack(
                 [
                     images.augment(
-                        cache[studies[row].images[rng.integers(len(studies[row].images))].path],
+                        cache[studies[row].images[rng.integers(len(studies[row].images))].image_id],
                         spec.image_size,
                         "light",
                         flip=False,
@@ -248,7 +262,7 @@ def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -
             schedule.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, 4.6052)  # log 100, as CLIP
-            bar.step(loss=float(loss))
+            bar.step(loss=loss.item())
     bar.close()
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     config = {
@@ -259,13 +273,17 @@ def train_open_clip(studies: Sequence[Study], spec: TeacherSpec, folder: Path) -
     return load_open_clip(f"local-dir:{folder}")
 
 
-def embed(studies: Sequence[Study], folds: dict[int, list[int]], models: dict[int, tuple[Any, Any, Any]]) -> Embeddings:
+def embed(
+    studies: Sequence[Study],
+    folds: dict[int, list[int]],
+    models: dict[int, tuple[Any, Any, Any]],
+    pictures: Pictures,
+) -> Embeddings:
     """Unit-length embeddings of clean images and texts (no augmentation), each by the model of its study's fold."""
     import torch
     import torch.nn.functional as F
 
     from amif_lib import progress
-    from amif_lib.datasets import images
 
     found: dict[str, dict[str, Tensor]] = {"images": {}, "studies": {}}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -276,10 +294,10 @@ def embed(studies: Sequence[Study], folds: dict[int, list[int]], models: dict[in
             model.to(device)
             for start in range(0, len(members), 64):
                 part = [studies[i] for i in members[start : start + 64]]
-                pictures = [picture for study in part for picture in study.images]
-                pixels = torch.stack([preprocess(images.load_rgb(picture.path)) for picture in pictures]).to(device)
+                ids = [picture.image_id for study in part for picture in study.images]
+                pixels = torch.stack([preprocess(pictures[image_id].convert("RGB")) for image_id in ids]).to(device)
                 vectors = F.normalize(model.encode_image(pixels).float(), dim=-1).cpu()  # (images, e)
-                found["images"] |= {picture.image_id: vector for picture, vector in zip(pictures, vectors, strict=True)}
+                found["images"] |= dict(zip(ids, vectors, strict=True))
                 texts = F.normalize(
                     model.encode_text(tokenizer([study.text for study in part]).to(device)).float(), dim=-1
                 ).cpu()

@@ -11,6 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prepared images and hashes of all tests go to one temporary folder, never beside the user's data."""
+    os.environ["AMIF_PREPARED"] = str(tmp_path_factory.mktemp("prepared"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the real data sets: `$DATA_ROOT`, or `shared/data` beside the clone."""

@@ -20,6 +20,7 @@ from amif_lib.errors import InputError
 @pytest.fixture(autouse=True)
 def own_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("AMIF_PREPARED", str(tmp_path / "amif"))
 
 
 def test_real_overlap_of_medpix_with_vqa_rad(
@@ -42,7 +43,7 @@ def test_real_overlap_of_medpix_with_vqa_rad(
     only_id = hits[hits["same_id"] & ((hits["dhash_bits"] > 4) | (hits["phash_bits"] > 4))]
     assert sorted(only_id["protected_image"]) == ["synpic32981.jpg", "synpic48749.jpg"]
     assert (~hits["same_id"]).sum() == 6
-    cached = (tmp_path / "results" / "cache" / "hashes").glob("*.json")
+    cached = (tmp_path / "amif" / "hashes").glob("*.json")
     assert sorted(path.name for path in cached) == ["medpix2.json", "vqa_rad.json"]
     # which images they are stands in one private file; what a notebook shows are counts
     logged = pd.read_csv(tmp_path / "results" / "private" / "decontamination" / "medpix2.csv", dtype={"group_id": str})
@@ -221,6 +222,16 @@ def test_a_study_without_a_group_is_dropped_alone(sets: tuple[list[Study], list[
     alone = [Study(s.study_id, s.images, s.text) for s in studies]
     kept, _ = decontaminate.apply("made", alone, ("protected",))
     assert [study.study_id for study in kept] == ["copied-1", "id alike-0", "other-0"]
+
+
+def test_hashes_that_cannot_be_stored_are_an_error(
+    sets: tuple[list[Study], list[Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, protected = sets
+    (tmp_path / "a file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("AMIF_PREPARED", str(tmp_path / "a file"))
+    with pytest.raises(InputError, match=r"a file.hashes: cannot be written .*set AMIF_PREPARED"):
+        decontaminate.hashes(protected, "made")
 
 
 def test_demo_sets_share_no_patient(tmp_path: Path) -> None:

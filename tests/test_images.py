@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from amif_lib.datasets import images
+from amif_lib.datasets import encoding, images
 from amif_lib.errors import InputError
 
 
@@ -76,6 +78,144 @@ def test_truncated_missing_and_false_images_are_named(tmp_path: Path, suffix: st
     assert images.verify([good, good]) == 1
     with pytest.raises(InputError, match=f"cut.{suffix}"):
         images.verify([good, cut])
+
+
+@pytest.mark.parametrize("adobe", [True, False])
+def test_cmyk_is_inverted_by_adobes_mark_alone(tmp_path: Path, adobe: bool) -> None:
+    """Adobe's CMYK JPEGs hold inverted inks; a CMYK JPEG without the mark holds them as they are."""
+    inks = ramp("RGB").convert("CMYK")  # white where the ramp is bright, so no ink
+    path = tmp_path / "inks.jpg"
+    (inks if adobe else ImageChops.invert(inks)).save(path, quality=95)  # Pillow inverts and marks what it saves
+    content = path.read_bytes()
+    mark = content.index(b"Adobe") - 4
+    if not adobe:
+        length = int.from_bytes(content[mark + 2 : mark + 4], "big")
+        path.write_bytes(content[:mark] + content[mark + 2 + length :])
+    with Image.open(path) as image:
+        assert image.mode == "CMYK" and ("adobe" in image.info) == adobe
+    row = np.asarray(images.load_rgb(path), float).mean(axis=(0, 2))
+    assert np.abs(row - np.linspace(0, 255, 64)).max() < 8
+
+
+def test_palette_with_transparency_lies_on_black(tmp_path: Path) -> None:
+    image = Image.new("P", (8, 8))
+    image.putpalette([200, 10, 10, 10, 200, 10])
+    image.paste(1, (4, 0, 8, 8))
+    image.save(tmp_path / "palette.png", transparency=bytes([255, 0]))
+    found = np.asarray(images.load_rgb(tmp_path / "palette.png"))
+    assert (found[:, :4] == (200, 10, 10)).all() and (found[:, 4:] == 0).all()
+
+
+def test_deep_grey_keeps_its_own_range_and_numbers_that_are_none_are_black(tmp_path: Path) -> None:
+    values = np.array([[1000, 2000], [3000, 5000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    expected = np.rint((values - 1000.0) * 255 / 4000)
+    assert (np.asarray(images.load_rgb(tmp_path / "deep.png"))[..., 0] == expected).all()
+    Image.fromarray(np.array([[np.nan, 1], [np.inf, 3]], np.float32)).save(tmp_path / "float.tif")
+    assert np.asarray(images.load_rgb(tmp_path / "float.tif"))[..., 0].tolist() == [[0, 0], [0, 255]]
+
+
+def test_one_pixel_and_very_long_images_are_images(tmp_path: Path) -> None:
+    for size in ((1, 1), (1, 3000), (3000, 2)):
+        Image.new("RGB", size, (9, 90, 200)).save(tmp_path / "thin.png")
+        found = images.load_rgb(tmp_path / "thin.png")
+        assert found.size == size and images.to_tensor(found, 16).isfinite().all()
+        view = images.augment(found, 16, "light", flip=False, colour=False, rng=np.random.default_rng(0))
+        assert view.shape == (3, 16, 16) and view.isfinite().all()
+        made = encoding.encode((tmp_path / "thin.png").read_bytes(), 8)
+        assert made.size == size if min(size) < 8 else min(made.size) == 8
+
+
+@pytest.mark.parametrize("name", ["empty.jpg", "empty.png"])
+def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=rf"{name}: empty file; fetch it again"):
+        images.load_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_camera_gives_an_upright_picture_at_any_scale(tmp_path: Path, orientation: int) -> None:
+    """Pillow's own `exif_transpose` is the reference; a picture decoded at a reduced scale is turned as well."""
+    corner = np.zeros((256, 384), np.uint8)
+    corner[:128, :128] = 250
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(corner).convert("RGB").save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "turned.jpg") as image:
+        expected = ImageOps.exif_transpose(image).convert("L")
+    content = (tmp_path / "turned.jpg").read_bytes()
+    for found in (images.decode(content), images.decode(content, 32), encoding.as_stored(tmp_path / "turned.jpg", 32)):
+        small = expected.resize(found.size, Image.Resampling.BOX)
+        assert (found.width > found.height) == (expected.width > expected.height)
+        assert np.abs(np.asarray(found.convert("L"), float) - np.asarray(small, float)).mean() < 4
+
+
+def scanned(path: Path, side: int, rows: int) -> None:
+    """A constant grey PNG of any size, written without ever holding it; of `rows` of its rows, the rest is missing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row, packer = b"\0" + bytes([90]) * side, zlib.compressobj(1)
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)))
+        for _ in range(rows // 100):
+            file.write(chunk(b"IDAT", packer.compress(row * 100)))
+        file.write(chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_an_image_of_20000_pixels_a_side_is_reduced_within_two_gigabytes(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "scan"
+    if kind == "jpg":
+        Image.new("L", (20_000, 20_000), 90).save(path, "JPEG")
+    else:
+        scanned(path, 20_000, 20_000)
+    code = (
+        "import resource, sys; from pathlib import Path; from amif_lib.datasets import encoding, images\n"
+        "made = encoding.encode(Path(sys.argv[1]).read_bytes(), 320)\n"
+        "picture = images.load_rgb(Path(sys.argv[1]))\n"
+        "assert made.size == (320, 320) and made.original == (20000, 20000) and made.grey\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, images.decode(made.data).getpixel((7, 7)), *picture.size)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    peak, value, width, height = map(int, done.stdout.split())
+    peak *= 1024 if sys.platform != "darwin" else 1  # Linux counts in KiB
+    assert peak < 2 << 30
+    assert value == 90 and width == height >= 2500
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGB", "png"), ("P", "png"), ("LA", "png"), ("I;16", "png"), ("F", "tif"), ("CMYK", "tif"), ("1", "png")],
+)
+def test_a_large_picture_is_the_mean_over_squares_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, suffix: str
+) -> None:
+    """What counts as large is set low; the reference is Pillow's own reduction of the picture decoded as a whole."""
+    path = tmp_path / f"large.{suffix}"
+    ramp(mode).save(path)
+    whole = images.load_rgb(path)
+    monkeypatch.setattr(images, "LARGE", 16 * 12)
+    found = images.load_rgb(path)
+    assert found.size == (16, 12)
+    expected = np.asarray(whole.reduce(4), float)
+    if mode in ("I;16", "F"):  # the means' own range becomes 0..255
+        expected = (expected - expected.min()) * 255 / np.ptp(expected)
+    assert np.abs(np.asarray(found, float) - expected).max() <= 1.5
+
+
+def test_what_would_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
+    scanned(tmp_path / "huge.png", 50_000, 100)
+    with pytest.raises(InputError, match=r"huge.png: too large to decode \(50000 x 50000, 2.5 GB\)"):
+        images.load_rgb(tmp_path / "huge.png")
 
 
 def test_to_tensor_is_clip_normalisation_of_the_resized_image() -> None:
@@ -158,6 +298,53 @@ def test_strong_differs_more_than_light() -> None:
         return float(np.mean([(view - plain).abs().mean().item() for view in views]))
 
     assert distance("strong") > 1.5 * distance("light") > 0
+
+
+@pytest.mark.parametrize("strength", ["strong", "light", "none"])
+def test_one_channel_gives_the_view_of_three(strength: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (60, 70)).astype(np.uint8))
+    for n in range(12):
+        one, three = (
+            images.augment(image, 32, strength, flip=True, colour=False, rng=np.random.default_rng(n))
+            for image in (noise, noise.convert("RGB"))
+        )
+        assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize(("strength", "amount"), [("strong", 0.4), ("light", 0.15)])
+def test_brightness_and_contrast_stay_within_their_range_and_fill_it(strength: str, amount: float) -> None:
+    """On a flat picture the view's value is the brightness; on a two-valued one the spread is brightness times contrast."""
+    flat = Image.new("L", (64, 64), 150)
+    stripes = Image.fromarray(np.repeat(np.repeat([[100], [140]], 32, 0), 64, 1).astype(np.uint8))
+    factors, spreads = [], []
+    for n in range(300):
+        views = [
+            images.augment(image, 32, strength, flip=False, colour=False, rng=np.random.default_rng(n))
+            for image in (flat, stripes)
+        ]
+        first, second = (view[0].numpy() * images.STD[0] * 255 + images.MEAN[0] * 255 for view in views)
+        assert np.ptp(first) < 1e-3
+        factors.append(first.mean() / 150)
+        if np.ptp(second) > 1:  # the crop has both stripes
+            spreads.append(np.ptp(second) / 40)
+    assert 1 - amount - 0.02 <= min(factors) < 1 - 0.85 * amount and 1 + 0.85 * amount < max(factors) <= 1 + amount
+    assert abs(np.mean(factors) - 1) < 0.06 * amount / 0.15
+    ringing = 1.16  # of bicubic resizing at the edge between the stripes
+    assert (1 - amount) ** 2 - 0.1 <= min(spreads) and max(spreads) <= (1 + amount) ** 2 * ringing
+
+
+def test_half_of_the_strong_views_are_blurred_and_no_light_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128)).astype(np.uint8))
+    used: list[float] = []
+    original = ImageFilter.GaussianBlur
+    monkeypatch.setattr(ImageFilter, "GaussianBlur", lambda sigma: used.append(sigma) or original(sigma))
+    for n in range(20):
+        images.augment(noise, 112, "light", flip=False, colour=False, rng=np.random.default_rng(n))
+    assert not used
+    for n in range(300):
+        images.augment(noise, 112, "strong", flip=False, colour=False, rng=np.random.default_rng(n))
+    assert 120 < len(used) < 180
+    assert 0.05 <= min(used) < 0.12 and 0.9 < max(used) <= 1.0  # sigma .1-2 at 224 px, halved at 112
 
 
 def test_crop_keeps_the_asked_area() -> None:

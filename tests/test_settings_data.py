@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from amif_lib import evaluate, experiments, paths, prepare, results, selection, settings, teachers, tokenizers, train
+from amif_lib import evaluate, experiments, paths, prepare, results, run_spec, selection, settings, teachers, tokenizers
+from amif_lib import train as train
 from amif_lib.batches import PretrainingData, balanced, global_batches
-from amif_lib.datasets import images
+from amif_lib.datasets import images, prepared
 from amif_lib.datasets.records import Study, StudyImage
 from amif_lib.errors import InputError
 from amif_lib.experiments import ModelSpec, TeacherSpec
@@ -151,7 +152,8 @@ def test_pairs_of_halves_and_shuffled_copies_come_out_of_the_data(studies, token
 def test_online_teacher_embeds_the_students_views(studies, tokenizer, tmp_path):
     size = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "embed_dim": 16, "text_length": 32}
     spec = TeacherSpec(source="trained", views="augmented", epochs=1, batch_size=8, **size)
-    model = teachers.train_open_clip(studies, spec, tmp_path / "fold0")
+    pictures = prepared.pictures(["phantom_mimic_cxr"], run_spec.stored_side(32))
+    model = teachers.train_open_clip(studies, spec, tmp_path / "fold0", pictures)
     cached = teachers.embed(studies, {0: list(range(len(studies)))}, {0: model})
     online = OnlineTeacher(tmp_path, spec, {0})
     assert not any(p.requires_grad for p in online.models[0].parameters())

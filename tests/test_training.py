@@ -246,7 +246,7 @@ def test_teacher_embeddings_are_those_of_the_stored_open_clip_model(finished):
     """Reload the folder by open_clip alone and embed one study again."""
     import open_clip
 
-    from amif_lib.datasets import images
+    from amif_lib.datasets import encoding
 
     stage1 = finished.lineage()[0]
     directory = paths.run_dir(teachers.teacher_id(stage1))
@@ -255,9 +255,10 @@ def test_teacher_embeddings_are_those_of_the_stored_open_clip_model(finished):
     name = f"local-dir:{directory / 'fold0'}"
     model, preprocess = open_clip.create_model_from_pretrained(name)
     model.eval()
+    picture = encoding.as_stored(study.images[0].path, teachers.stored_side(stage1))
     with torch.inference_mode():
         image = torch.nn.functional.normalize(
-            model.encode_image(preprocess(images.load_rgb(study.images[0].path))[None]), dim=-1
+            model.encode_image(preprocess(picture.convert("RGB"))[None]), dim=-1
         )
         text = torch.nn.functional.normalize(model.encode_text(open_clip.get_tokenizer(name)([study.text])), dim=-1)
     torch.testing.assert_close(
@@ -278,9 +279,9 @@ def test_cross_fitting_never_trains_on_a_case_that_it_embeds(monkeypatch, folder
     trained = {}
     plain = teachers.train_open_clip
 
-    def recorded(studies, spec, where):
+    def recorded(studies, spec, where, pictures):
         trained[int(where.name.removeprefix("fold"))] = {s.group_id for s in studies}
-        return plain(studies, spec, where)
+        return plain(studies, spec, where, pictures)
 
     monkeypatch.setattr(teachers, "train_open_clip", recorded)
     stored = teachers.read(teachers.ensure(run))

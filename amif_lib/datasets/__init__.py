@@ -28,6 +28,8 @@ def load_studies(
     report_sections: str = "findings+impression",
     medicat_figures: str = "radiology",
     max_missing_images: float = 0.1,
+    stored_side: int = 0,
+    most_bad_images: float = 0.01,
 ) -> list[Study]:
     """The pre-training studies of a data set; a phantom set is generated first where it is absent.
 
@@ -44,10 +46,18 @@ def load_studies(
         medicat_figures: `radiology` or `all`.
         max_missing_images: share of the images that ROCO and MedICaT list but that may be absent and are left out.
 
+        stored_side: prepare the images at this short side, pixels, and leave out those that cannot be decoded
+            (`prepared.usable`); 0: records only.
+        most_bad_images: share of the images that may be left out.
+
     Raises:
         InputError: unknown set, folder absent, malformed record, missing file; names the file and the fix.
     """
     studies = _read_studies(name, report_sections, medicat_figures, max_missing_images)
+    if stored_side:
+        from amif_lib.datasets import prepared
+
+        studies = prepared.usable(name, stored_side, studies, most_bad_images)
     if decontaminate_against:
         from amif_lib.datasets import decontaminate
 

@@ -9,7 +9,6 @@ images and its text describe the same patient.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from amif_lib import manifests, paths
-from amif_lib.datasets import images
+from amif_lib.datasets import images, sources
 from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
 
@@ -217,18 +216,18 @@ def _synpic(path: Path) -> str:
 def hashes(files: Iterable[Path], name: str) -> np.ndarray:
     """Difference hash and perceptual hash of each image: uint64 `(n, 2)`.
 
-    Kept under `results/cache/hashes/<set>.json`, by SHA-256 of the file's content, so that a changed image is never
-    taken for the old one; the data folder itself is not written to.
+    Kept under `.amif/hashes/<set>.json` beside the data (`paths.prepared_root`), by SHA-256 of the file's content, so
+    that a changed image is never taken for the old one. Raises InputError where that folder cannot be written.
     """
     files = list(files)
-    cache_file = paths.results() / "cache" / "hashes" / f"{name}.json"
+    cache_file = manifests.derived_folder(name) / "hashes" / f"{name}.json"
     try:
         cache = json.loads(cache_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         cache = {}
     new = False
     out = np.zeros((len(files), 2), np.uint64)
-    digests = [hashlib.sha256(images.read_bytes(path)).hexdigest() for path in files]
+    digests = sources.digests(name, files)
     missing = sum(digest not in cache for digest in digests)
     progress = tqdm(
         total=missing, desc=f"{name}: hashing images", unit="image", mininterval=5, leave=False, disable=missing < 200
@@ -240,10 +239,10 @@ def hashes(files: Iterable[Path], name: str) -> np.ndarray:
         out[row] = [int(value, 16) for value in cache[digest]]
     progress.close()
     if new:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        aside = cache_file.with_suffix(f".{os.getpid()}.json")
-        aside.write_text(json.dumps(dict(sorted(cache.items())), indent=0), encoding="utf-8")
-        aside.replace(cache_file)
+        with sources.writing(cache_file.parent):
+            aside = cache_file.with_suffix(f".{os.getpid()}.json")
+            aside.write_text(json.dumps(dict(sorted(cache.items())), indent=0), encoding="utf-8")
+            aside.replace(cache_file)
     return out
 
 
