@@ -292,7 +292,7 @@ def test_data_check_writes_a_page(own_set: Path, tmp_path: Path, monkeypatch, ca
     assert cli.main(["data-check", "--scale", "small", "--datasets", "tiny"]) == 1
     html, markdown = page()
     assert cells(markdown, "train") == [["train", "2", "2", "2", "0 (expected 1)", ""]]
-    assert cells(markdown, "tiny")[0][-1] == "2 changed" and "9 of 11 checks ok" in html and 'class="warn"' in html
+    assert cells(markdown, "tiny")[0][-1] == "2 changed" and "11 of 13 checks ok" in html and 'class="warn"' in html
 
 
 def test_the_page_says_why_there_is_no_leakage_table(own_set: Path, tmp_path: Path, monkeypatch) -> None:

@@ -473,16 +473,16 @@ def test_any_accepted_answer_counts_and_validation_answers_are_candidates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the reader to the score: an untrained network ranks, then the second alternative is made the likeliest."""
-    from amif_lib import predict
-    from amif_lib.model import AMiFForVQA, select_knowledge
+    from amif_lib import knowledge, predict
+    from amif_lib.model import AMiFForVQA
     from amif_lib.tokenizers import load, train
 
     questions = vqa_med_2019.read(write_vqa_med(tmp_path), LAYOUT["vqa_med_2019"])
     train([text for q in questions for text in (q.question, *q.answers)], 400, tmp_path / "tokenizer")
     spec, tokenizer = tiny.run(), load(tmp_path / "tokenizer")
-    knowledge = select_knowledge([], tokenizer, 64)[:2]
-    model = AMiFForVQA(spec.model, experiments.KnowledgeSpec(source="none"), *knowledge, tokenizer, 24, 12)
-    predict.predict(model, questions, spec, tmp_path / "run")
+    none = knowledge.select([], tokenizer, 64)[:2]
+    model = AMiFForVQA(spec.model, experiments.KnowledgeSpec(source="none"), *none, tokenizer, 24, 12)
+    predict.predict(model, questions, spec, tmp_path / "run", blank=True)  # the images do not matter here
     frame, candidates = evaluate.read_predictions(tmp_path / "run")
     by_split = {name: set(candidates.query(f"in_{name}").answer) for name in ("train", "val", "test")}
     assert by_split["val"] == {"pa"} and {"skull and contents", "ct w/contrast"} <= by_split["test"] - by_split["train"]

@@ -154,7 +154,7 @@ def test_online_teacher_embeds_the_students_views(studies, tokenizer, tmp_path):
     spec = TeacherSpec(source="trained", views="augmented", epochs=1, batch_size=8, **size)
     pictures = prepared.pictures(["phantom_mimic_cxr"], run_spec.stored_side(32))
     model = teachers.train_open_clip(studies, spec, tmp_path / "fold0", pictures)
-    cached = teachers.embed(studies, {0: list(range(len(studies)))}, {0: model})
+    cached = teachers.embed(studies, {0: list(range(len(studies)))}, {0: model}, pictures)
     online = OnlineTeacher(tmp_path, spec, {0})
     assert not any(p.requires_grad for p in online.models[0].parameters())
 

@@ -79,6 +79,8 @@ def test_delta_on_real_data_at_paper_scale(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
     write_table("headline", "paper", {"hub": (2,)})
     got = tables.table("headline", "paper")
+    assert set(tables.PAPER_SETS) <= {*got["dataset"]}
+    got = got[got["dataset"] == "vqa_rad"]
     assert cell(got, "hub", "overall")["delta"] == pytest.approx(100 * 11 / 12 - 80.49)
     assert cell(got, "hub", "open")["delta"] == pytest.approx(100 * 4 / 5 - 72.00)
     assert cell(got, "hub", "closed")["delta"] == pytest.approx(100 - 87.25)
