@@ -166,4 +166,6 @@ def _json(text: str, shown: str, line: int = 0) -> Any:
         return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         place = f"{shown}, line {line or error.lineno}"
-        raise InputError(f"{place}: not valid JSON ({error.msg}), perhaps cut off; mend it (JSON lines: .jsonl)") from None
+        raise InputError(
+            f"{place}: not valid JSON ({error.msg}), perhaps cut off; mend it (JSON lines: .jsonl)"
+        ) from None
