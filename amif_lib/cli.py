@@ -12,9 +12,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amif_lib import paths
 from amif_lib.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "AMIF_PREPARED", "HF_HOME")
 
@@ -116,6 +120,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, help="write the table to this CSV file too")
     sub = command("bench", _bench, "time the data feed on this machine (notebook 40)")
     _add_scale(sub)
+    sub = command("score", _score, "score anyone's predictions on the test questions of a data set, beside baselines")
+    sub.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="question ids (question_id, qid or id) and answers (prediction, pred or answer): CSV, TSV, JSON list, JSON "
+        "object id -> answer or JSON lines; or a run folder of the kit, which is scored under every protocol",
+    )
+    sub.add_argument("--dataset", default="", help="a question set, such as vqa_rad (a run folder says it itself)")
+    sub.add_argument("--training-file", default="", help="what the baselines learn from, such as published3064")
+    sub.add_argument("--language", default="", help="of SLAKE's questions: en, zh or en+zh (default: en)")
+    sub.add_argument(
+        "--candidates", type=Path, metavar="FILE", help="the answers that were chosen among: .json or .txt"
+    )
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write all numbers to this CSV file too")
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
@@ -240,10 +259,26 @@ def _leaks(options: argparse.Namespace) -> None:
         print("\n" + leaks.transposed(part).to_markdown(index=False, disable_numparse=True))
     print("\n" + "\n".join(leaks.in_words(table)))
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        aside = options.out.with_name(f".{options.out.name}.{os.getpid()}")
-        table.to_csv(aside, index=False)
-        aside.replace(options.out)
+        _write_csv(table, options.out)
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    table.to_csv(aside, index=False)
+    aside.replace(path)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from amif_lib import score
+
+    read = [options.file, *([options.candidates] if options.candidates else [])]
+    if options.out and (options.out.is_dir() or options.out.resolve() in {path.resolve() for path in read}):
+        raise InputError(f"--out {options.out}: is a folder or a file that is read; give another name")
+    found = score.score_file(options.file, options.dataset, options.training_file, options.language, options.candidates)
+    print(score.page(found))
+    if options.out:
+        _write_csv(found.table, options.out)
 
 
 def _bench(options: argparse.Namespace) -> int:

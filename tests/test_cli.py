@@ -65,6 +65,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "data-check",
         "leaks",
         "bench",
+        "score",
         "settings",
         "reference",
         "lab",
