@@ -37,8 +37,17 @@ def prepared_root(base: Path) -> Path:
     """Where what is derived from data sets goes: `$AMIF_PREPARED`, or `.amif/` in the folder `base` that holds them.
 
     Prepared images and hashes name images and hold their content, so they stay with the data and out of `results/`.
+    Where `base` has no write bits (data that somebody shares), it is `data/.amif/` of the clone, which is not committed;
+    what is made there says so (`prepared.ensure`).
     """
-    return Path(os.environ.get("AMIF_PREPARED") or base / ".amif").expanduser().resolve()
+    chosen = os.environ.get("AMIF_PREPARED")
+    if not chosen and base.is_dir() and not (base / ".amif").exists() and not _writable(base):
+        return ROOT / "data" / ".amif"
+    return Path(chosen or base / ".amif").expanduser().resolve()
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)  # root may write anywhere, but should not
 
 
 def run_dir(run_id: str) -> Path:

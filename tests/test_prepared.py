@@ -280,6 +280,23 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(root: Path, m
     assert prepared.ensure("medpix2", 32, studies).folder.is_relative_to(root.parent / "elsewhere")
 
 
+def test_data_that_may_not_be_written_to_are_left_as_they_are(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also by root, whom the system would let write there."""
+    write_set(root, 3)
+    studies = datasets.load_studies("medpix2")
+    monkeypatch.setattr(paths, "ROOT", root.parent / "clone")
+    root.chmod(0o555)
+    try:
+        with caplog.at_level(logging.INFO, logger="amif_lib"):
+            found = prepared.ensure("medpix2", 32, studies).folder
+    finally:
+        root.chmod(0o755)
+    assert found.is_relative_to(root.parent / "clone" / "data" / ".amif") and not (root / ".amif").exists()
+    assert "prepared images go to data" in caplog.text
+
+
 def test_a_full_disk_leaves_nothing_half_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SIZE", 4)
     write_set(root, 10)

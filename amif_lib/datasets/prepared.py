@@ -242,6 +242,8 @@ def _make(home: Path, name: str, root: Path, short_side: int, entries: list[Entr
             return found
         aside = home / (f".building-{short_side}" + ("" if lock is not None else f"-{os.getpid()}"))
         aside.mkdir(exist_ok=True)
+        if not home.is_relative_to(root.parent):
+            log.info("%s: prepared images go to %s (AMIF_PREPARED names another folder)", name, paths.shown(home))
         layout = shards.schema()
         bar = progress.bar(len(entries), f"{name}: preparing images at {short_side} px")
         starts = range(0, len(entries), shards.SIZE)
