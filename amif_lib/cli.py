@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         text = f"all its records are the {split} questions, in place of those in FILE"
         sub.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=text)
     sub.add_argument("--out", type=Path, help="write the table to this CSV file too")
+    command("audit", _audit, "recompute the paper's own numbers against each other and the annotation files, in seconds")
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
@@ -242,6 +243,12 @@ def _leaks(options: argparse.Namespace) -> None:
         aside = options.out.with_name(f".{options.out.name}.{os.getpid()}")
         table.to_csv(aside, index=False)
         aside.replace(options.out)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from amif_lib import audit_page
+
+    return audit_page.main()
 
 
 def _settings(options: argparse.Namespace) -> None:

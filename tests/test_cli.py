@@ -64,6 +64,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "data",
         "data-check",
         "leaks",
+        "audit",
         "settings",
         "reference",
         "lab",
