@@ -17,7 +17,6 @@ from scipy.stats import binom
 
 from amif_lib import paths
 from amif_lib.audit_sources import OURS, SETS, cells, hundredths, test_counts, version
-from amif_lib.errors import InputError
 
 
 def averages() -> pd.DataFrame:
@@ -187,14 +186,16 @@ def rescored(name: str = "vqa_rad") -> pd.DataFrame:
     """AMiF's figures under `answer_type`, for each number of the closed questions that are not yes/no and were right.
 
     Columns `between_right, between, open, closed`, `below`: published open figures that the rescored one falls below.
-    Needs the counts behind the printed figures: those of `numerators`, else those that open and overall force.
+    Needs the counts behind the printed figures: those of `numerators`, else those that open and overall force; empty
+    where these are not exactly one.
     """
     counts = test_counts().query("data_set == @name and variant == 'all'").set_index("definition")
     known = numerators().query("data_set == @name and variant == 'all' and definition == 'yes_no'")
     if known.empty:
         known = forced_closed(name).query("definition == 'yes_no'")
+    columns = ["between_right", "between", "open", "closed", "below"]
     if len(known) != 1:
-        raise InputError(f"{name}: {len(known)} possible counts behind AMiF's figures; rescoring needs exactly one")
+        return pd.DataFrame(columns=columns)
     one, between = known.iloc[0], int(counts["open"]["yes_no"] - counts["open"]["answer_type"])
     others = cells().query("table == 'table1' and dataset == @name and split == 'open' and row != @OURS")
     rows = []
@@ -203,7 +204,7 @@ def rescored(name: str = "vqa_rad") -> pd.DataFrame:
         closed = 100 * (one["closed_correct"] + right) / counts["closed"]["answer_type"]
         below = others.loc[others["value"] > round(score, 2), "row"]
         rows.append((right, between, float(score), float(closed), ", ".join(below)))
-    return pd.DataFrame(rows, columns=["between_right", "between", "open", "closed", "below"])
+    return pd.DataFrame(rows, columns=columns)
 
 
 # --- ablation tables ---

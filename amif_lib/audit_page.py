@@ -273,13 +273,14 @@ def _readable(name: str, frame: pd.DataFrame) -> pd.DataFrame:
             return ""
         if isinstance(value, float) and abs(value) >= 1000:
             return f"{value:,.0f}"
+        if column in ("recomputed", "difference", "exact_mean"):  # means of four have up to four decimals
+            whole, _, decimals = f"{value:.4f}".partition(".")
+            return f"{whole}.{decimals[:2]}{decimals[2:].rstrip('0')}"
         if isinstance(value, float):
             return f"{value:.3g}" if column in ("p", "smallest_p") else f"{value:.{3 if 'share' in name else 2}f}"
         return dataset_name(value) if column in ("data_set", "dataset") else str(value)
 
     out = pd.DataFrame({column: [text(column, value) for value in frame[column].tolist()] for column in frame})
-    if name == "averages":
-        out["exact_mean"] = [f"{value:.4f}" for value in frame["exact_mean"]]
     if name == "claims":  # the file has all columns
         out["dataset"] += " " + out["split"]
         out = out.drop(columns=["claim", "split", "smallest_p"]).rename(columns={"dataset": "on"})

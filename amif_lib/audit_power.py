@@ -10,7 +10,7 @@ fractions inside.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ ALPHA, POWER = 0.05, 0.8
 DISCORDANCE = 0.10  # share of discordant questions that verdicts assume unless told otherwise
 DISCORDANCES = (0.03, 0.05, 0.10, 0.15, 0.20)
 MOST_QUESTIONS = 1_000_000  # a table of powers stops looking there
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(120)  # for integrals over probabilities
 SEED_SDS = (0.3, 0.5, 1.0)  # points; assumed, since the paper reports none
 # The ablation steps that the paper or its tables invite to compare: table, row, reference row, what differs.
 STEPS = (
@@ -66,6 +67,13 @@ def mcnemar_p(wins: ArrayLike, losses: ArrayLike) -> np.ndarray:
 def most_losses(discordant: ArrayLike, alpha: float = ALPHA) -> np.ndarray:
     """The most losses among so many discordant questions that still give p < alpha; -1 where even none does not."""
     discordant = np.asarray(discordant)
+    return _losses_table(int(discordant.max()).bit_length(), alpha)[discordant]
+
+
+@lru_cache(maxsize=32)
+def _losses_table(bits: int, alpha: float) -> np.ndarray:
+    """`most_losses` of 0 to 2^bits - 1 discordant questions: a search for n asks for the same ones many times."""
+    discordant = np.arange(2**bits)
     losses = np.floor(discordant / 2 - norm.isf(alpha / 2) * np.sqrt(discordant) / 2)  # near; set right below
     while (high := 2 * binomial_cdf(losses, discordant) >= alpha).any():
         losses = losses - high
@@ -117,8 +125,8 @@ def thresholds() -> pd.DataFrame:
             {"data_set": name, "n": int(total), "floor": least, "questions": round(least * total / 100)} | found
         )
     found = {f"at_{round(100 * share)}": average_threshold(share) for share in DISCORDANCES}
-    rows.append({"data_set": "avg", "n": sum(sizes()), "floor": float("nan"), "questions": 0} | found)
-    return pd.DataFrame(rows)
+    rows.append({"data_set": "avg", "n": sum(sizes()), "floor": float("nan"), "questions": None} | found)
+    return pd.DataFrame(rows).astype({"questions": "Int64"})
 
 
 def sizes() -> list[int]:
@@ -187,7 +195,13 @@ def wilson_table(split: str = "overall") -> pd.DataFrame:
         n = sources.test_size(cell.dataset, split, definition)
         low, high = statistics.wilson(round(cell.hundredths * n / 10_000), n)
         rows.append((cell.dataset, cell.row, cell.value, n, 100 * low, 100 * high))
-    return pd.DataFrame(rows, columns=["data_set", "row", "value", "n", "low", "high"])
+    return _in_order(pd.DataFrame(rows, columns=["data_set", "row", "value", "n", "low", "high"]))
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """By data set as the paper lists them, else as it was."""
+    order = {name: position for position, name in enumerate(SETS)}
+    return frame.sort_values("data_set", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
 def leads() -> pd.DataFrame:
@@ -217,15 +231,14 @@ def leads() -> pd.DataFrame:
                 "rival_value": int(others.max()) / 100,
                 "lead": (own - int(others.max())) / 100,
                 "n": n,
-                "questions": questions if same else float("nan"),
+                "questions": questions if same else None,
                 "rival_prints": bool(audit.counts_printing(n, int(others.max()))),
                 "same_questions": same,
                 "smallest_p": float(mcnemar_p(questions, 0)) if can else float("nan"),
                 "most_discordant": 100 * most_discordant(questions) / n if can else float("nan"),
             }
         )
-    order = {name: position for position, name in enumerate(SETS)}
-    return pd.DataFrame(rows).sort_values("data_set", key=lambda c: c.map(order), kind="stable", ignore_index=True)
+    return _in_order(pd.DataFrame(rows).astype({"questions": "Int64"}))
 
 
 def steps(discordance: float = DISCORDANCE) -> pd.DataFrame:
@@ -312,10 +325,9 @@ def seeds_power(difference: float, sd: float, runs: int, alpha: float = ALPHA) -
     if sd <= 0 or runs < 2:
         raise InputError(f"seeds: sd {sd}, runs {runs}: give sd > 0 and at least 2 runs")
     freedom = 2 * (runs - 1)
-    nodes, weights = np.polynomial.legendre.leggauss(120)
-    spread = np.sqrt(chi2.ppf((nodes + 1) / 2, freedom) / freedom)  # of the pooled sd, over its true value
+    spread = np.sqrt(chi2.ppf((NODES + 1) / 2, freedom) / freedom)  # of the pooled sd, over its true value
     shift, bar = abs(difference) / sd * np.sqrt(runs / 2), t.isf(alpha / 2, freedom) * spread
-    return float(weights @ (norm.sf(bar - shift) + norm.cdf(-bar - shift)) / 2)
+    return float(WEIGHTS @ (norm.sf(bar - shift) + norm.cdf(-bar - shift)) / 2)
 
 
 @cache
