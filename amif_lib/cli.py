@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "--candidates", type=Path, metavar="FILE", help="the answers that were chosen among: .json or .txt"
     )
     sub.add_argument("--out", type=Path, metavar="FILE", help="write all numbers to this CSV file too")
+    command("audit", _audit, "recompute the paper's own numbers against each other and the annotation files, in seconds")
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
@@ -287,6 +288,12 @@ def _bench(options: argparse.Namespace) -> int:
     notebook = "40_benchmarks.ipynb"
     out = paths.scale_dir(options.scale) / "notebooks" / notebook
     return run_notebook.main([str(paths.NOTEBOOKS / notebook), "--out", str(out), "-p", "scale", options.scale])
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from amif_lib import audit_page
+
+    return audit_page.main()
 
 
 def _settings(options: argparse.Namespace) -> None:

@@ -66,6 +66,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "leaks",
         "bench",
         "score",
+        "audit",
         "settings",
         "reference",
         "lab",
