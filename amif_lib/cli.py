@@ -114,7 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         text = f"all its records are the {split} questions, in place of those in FILE"
         sub.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=text)
     sub.add_argument("--out", type=Path, help="write the table to this CSV file too")
-    command("audit", _audit, "recompute the paper's own numbers against each other and the annotation files, in seconds")
+    command(
+        "audit",
+        _audit,
+        "recompute the paper's own numbers against each other and the annotation files, in about a minute",
+    )
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")
