@@ -215,7 +215,8 @@ def _draw(found: dict[str, pd.DataFrame], folder: Path, discordance: float) -> d
     }
     captions = dict(audit_figures.CAPTIONS)
     if len(found["leaks"]):
-        made[LEAKS] = (partial(data_figures.leak_chart, found["leaks"]), data_figures.leak_data(found["leaks"]))
+        lines = audit_words.of_the_paper(found["leaks"])
+        made[LEAKS] = (partial(data_figures.leak_chart, lines), data_figures.leak_data(lines))
         captions[LEAKS] = (
             "Left: what training questions give away about test questions. Right: accuracy that needs no model, and the "
             "ceiling of answering with training answers; open and closed by the set's own field."

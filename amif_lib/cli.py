@@ -135,7 +135,11 @@ def _parser() -> argparse.ArgumentParser:
         "--candidates", type=Path, metavar="FILE", help="the answers that were chosen among: .json or .txt"
     )
     sub.add_argument("--out", type=Path, metavar="FILE", help="write all numbers to this CSV file too")
-    command("audit", _audit, "recompute the paper's own numbers against each other and the annotation files, in seconds")
+    command(
+        "audit",
+        _audit,
+        "recompute the paper's own numbers against each other and the annotation files, in about a minute",
+    )
     command("settings", _settings, "list every setting with its default and alternatives")
     _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
     command("lab", _lab, "open the notebooks in JupyterLab")

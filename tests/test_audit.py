@@ -484,6 +484,8 @@ def test_findings_name_the_numbers() -> None:
     definitions, significance, arithmetic = audit_words.findings()
     assert "144 of 200" in definitions and "23 of 23" in definitions
     assert "VQA-RAD (5 of 451 questions over LaPA, p = 0.0625" in significance
+    assert "VQA-2019 (4 of 375 questions over RAMM, p = 0.125" in significance  # 308/375 prints as 82.13, no k/500 does
+    assert [k for n in (375, 500) for k in range(n + 1) if prints(k, n, 8213)] == [308]
     assert "77.66, not 77.36" in arithmetic and "0.05, not 0.35" in arithmetic and "no support" in arithmetic
 
 
