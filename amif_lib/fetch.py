@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from amif_lib import archives, data_check, download, manifests, paths
 from amif_lib.errors import InputError
+from amif_lib.files import write_aside
 from amif_lib.launch import exclusive
 from amif_lib.manifests import Download, FileEntry, Manifest, TreeEntry
 
@@ -132,12 +133,17 @@ def main(scale: str, names: Iterable[str] = (), dry_run: bool = False) -> int:
 
     plans = [plan(name) for name in dict.fromkeys(names or needs_of(scale)[0])]
     print(table(plans) + "\n")
-    require_space(plans)
     for one in plans:
         if one.state == "skipped" or (one.wanted and one.manifest.access.level == "per-article"):
             print(steps(one) + "\n")
         elif one.state == "there":
             print(f"[{one.manifest.name}] there, in {paths.shown(one.folder)}; make data-check looks into it\n")
+    try:  # after the steps: what is got by hand needs none of this disk's room
+        require_space(plans)
+    except InputError as error:
+        if not dry_run:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
     if dry_run:
         _say_untried(one.manifest for one in plans if one.wanted)
         return 0
@@ -331,26 +337,28 @@ def _unpack(manifest: Manifest, source: Download, folder: Path, archive: Path) -
         try:
             members = archives.unpack(archive, staging, limit)
             trees = {Path(os.path.relpath(entry.path, source.unpack)).as_posix() for entry in manifest.trees}
-            members = archives.unpack_nested(staging, members, trees, limit)
+            members = archives.unpack_nested(staging, members, trees, limit, paths.shown(archive))
         except InputError as error:
             aside = archive.with_name(archive.name + ".rejected")
             archive.replace(aside)
             raise InputError(f"{error} (set aside as {aside.name})") from None
-        home = folder / source.unpack
-        for path, size in members:
-            if (home / path).exists() and _size(home / path, -1) != size:
-                shutil.rmtree(staging)
-                raise _not_it(home / path, f"{_size(home / path, -1)} bytes", f"{size} bytes as in {archive.name}")
-        for path, _ in members:
-            (home / path).parent.mkdir(parents=True, exist_ok=True)
-            if not (home / path).exists():
-                (staging / path).replace(home / path)
-        shutil.rmtree(staging)
+        else:
+            _settle(staging, folder / source.unpack, members, archive.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return members
 
 
+def _settle(staging: Path, home: Path, members: list[tuple[str, int]], archive: str) -> None:
+    for path, size in members:
+        if (home / path).exists() and _size(home / path, -1) != size:
+            raise _not_it(home / path, f"{_size(home / path, -1)} bytes", f"{size} bytes as in {archive}")
+    for path, _ in members:
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        if not (home / path).exists():
+            (staging / path).replace(home / path)
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content), encoding="utf-8")
-    aside.replace(path)
+    with write_aside(path, "set DATA_ROOT to a folder with room that you may write to") as aside:
+        aside.write_text(json.dumps(content), encoding="utf-8")

@@ -495,6 +495,30 @@ def test_a_bad_archive_is_set_aside_and_the_rest_of_the_set_stays(tiny: Tiny, ca
     assert sorted(path.name for path in tiny.home.iterdir()) == ["VQA_RAD Dataset Public.json", "images.zip.rejected"]
 
 
+@pytest.mark.parametrize("damage", ["unsafe", "cut"])
+def test_a_bad_archive_inside_leaves_nothing(tiny: Tiny, capsys, damage: str) -> None:
+    inner = zipped({"a.jpg": BODY, "../up": b"x"} if damage == "unsafe" else {"a.jpg": BODY})
+    outer = zipped({"VQA_RAD Image Folder.zip": inner[: len(inner) // 2] if damage == "cut" else inner})
+    tiny.web.pages["/images.zip"].body = outer
+    tiny.manifest["downloads"][1]["bytes"] = len(outer)
+    tiny.write()
+    assert cli.main(["data", "--datasets", "tiny"]) == 1
+    said = capsys.readouterr().err
+    assert f"{tiny.home / 'images.zip'}, VQA_RAD Image Folder.zip in it: " in said and ".unpacking" not in said
+    assert ("member '../up' leads out" if damage == "unsafe" else "cut or damaged") in said
+    assert sorted(path.name for path in tiny.home.iterdir()) == ["VQA_RAD Dataset Public.json", "images.zip.rejected"]
+
+
+def test_a_disk_that_fills_up_while_unpacking_leaves_no_staging(tiny: Tiny, capsys, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archives, "unpack_nested", full)
+    assert cli.main(["data", "--datasets", "tiny"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert sorted(path.name for path in tiny.home.iterdir()) == ["VQA_RAD Dataset Public.json", "images.zip"]
+
+
 def test_a_mirror_stands_in_and_one_failure_stops_no_other_set(tiny: Tiny, capsys) -> None:
     gone = {**tiny.manifest, "name": "gone", "folder": "gone"}
     gone["downloads"] = [{**source, "url": tiny.web.root + "/gone"} for source in tiny.manifest["downloads"]]
@@ -549,11 +573,20 @@ def test_too_small_a_disk_is_said_before_anything_is_fetched(tiny: Tiny, capsys,
     del tiny.manifest["downloads"][1]["bytes"]
     tiny.manifest["downloads"][1]["about_bytes"] = 104 * 10**9
     tiny.write()
+    other = {**tiny.manifest, "name": "mimic", "folder": "mimic", "downloads": []}
+    other["access"] = {"level": "credentialed", "steps": ["Make an account."]}
+    (paths.MANIFESTS / "mimic.yaml").write_text(yaml.safe_dump(other), encoding="utf-8")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 50 * 10**9))
     assert cli.main(["data", "--datasets", "tiny"]) == 2
     said = capsys.readouterr()
     assert "104.00 GB" in said.out and "50 GB" in said.out  # the table comes first
     assert said.err.startswith("error: ") and "104.0 GB needed (tiny 104.0 GB), 50.0 GB free" in said.err
+    assert tiny.web.seen == [] and not tiny.home.exists()
+    assert cli.main(["data", "--datasets", "tiny,mimic"]) == 2
+    assert "  1. Make an account." in capsys.readouterr().out  # what is got by hand is said all the same
+    assert cli.main(["data", "--datasets", "tiny,mimic", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "  1. Make an account." in said.out and said.err.startswith("warning: ") and "104.0 GB needed" in said.err
     assert tiny.web.seen == [] and not tiny.home.exists()
     assert doctor.data_of(["tiny"]) == "missing: tiny; make data would fetch 104.0 GB and take 104.0 GB of disk"
 
