@@ -169,3 +169,8 @@ def _json(text: str, shown: str, line: int = 0) -> Any:
         raise InputError(
             f"{place}: not valid JSON ({error.msg}), perhaps cut off; mend it (JSON lines: .jsonl)"
         ) from None
+    except InputError:
+        raise
+    except (RecursionError, ValueError):  # a number of thousands of digits is a plain ValueError
+        place = f"{shown}{f', line {line}' if line else ''}"
+        raise InputError(f"{place}: nested too deeply or a number too long; mend the file") from None

@@ -112,6 +112,8 @@ def test_slake_languages_are_mixed_only_with_permission(tmp_path: Path) -> None:
         ([slake_record(answer=None)], "qid 7: answer is empty or not text"),
         ([slake_record(q_lang="fr")], "qid 7: q_lang 'fr' is neither en nor zh"),
         ([slake_record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
+        ([slake_record(img_name=3)], "qid 7: img_name is empty or not text"),
+        ([slake_record(content_type=3)], "qid 7: content_type is empty or not text"),
         ([slake_record(), slake_record()], "qid 7: this qid occurs twice"),
         ([slake_record(qid=902)], "test.json: record qid 902: this qid occurs twice .*train.json"),
         ([slake_record(img_name="xmlab2/source.jpg")], "xmlab2/source.jpg: image of qid 7 is missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amif_lib import datasets, manifests
-from amif_lib.datasets import medpix2, mimic_cxr, vqa_rad
+from amif_lib import datasets, manifests, prediction_files
+from amif_lib.datasets import medpix2, mimic_cxr, question_files, vqa_rad
 from amif_lib.errors import InputError
 
 VQA_LAYOUT = manifests.load("vqa_rad").layout
@@ -90,6 +91,27 @@ def test_other_training_files_are_rebuilt_by_rule(real: Path) -> None:
     assert round(100 * sum(q.answer in known for q in test) / 451, 2) == 74.06
 
 
+def test_published3064_row_for_row(real: Path) -> None:
+    """The circulating file's rule, from the JSON alone: official order, each record followed by its frame variant."""
+    raw = json.loads((real / "vqa_rad" / VQA_LAYOUT["annotations"]).read_text(encoding="utf-8"))
+    expected, official, tested = [], 0, 0
+    for row in raw:
+        is_test = row["phrase_type"].startswith("test_")
+        wordings = [] if is_test else [(row["question"], "")]
+        official += not is_test
+        if re.search(r"[^\W_]", row["question_frame"]) and row["question_frame"].strip() != "NULL":
+            wordings.append((row["question_frame"], "-frame"))
+            tested += is_test
+        for wording, ending in wordings:
+            asked, answered = (re.sub(r"\s+", " ", str(value)).strip() for value in (wording, row["answer"]))
+            name = re.sub(r"\.jpg$", "", row["image_name"])
+            expected.append((name, asked, answered.lower(), f"{row['qid']}{ending}"))
+    questions = datasets.load_questions("vqa_rad", "published3064")
+    found = [(q.image_id, q.question, q.answer, q.question_id) for q in questions if q.split == "train"]
+    assert found == expected
+    assert (len(expected), official, tested) == (3064, 1797, 284)
+
+
 def record(**changes: object) -> dict[str, object]:
     made: dict[str, object] = {
         "qid": 7, "phrase_type": "freeform", "image_name": "a.jpg", "question": "Is it?", "answer": "Yes",
@@ -117,6 +139,11 @@ def write_vqa(root: Path, content: object) -> Path:
         ([record(image_name="b.jpg")], "b.jpg: image of qid 7 is missing"),
         ([record(phrase_type="dev")], "qid 7: phrase_type 'dev' is not one of"),
         ([record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
+        ([record(answer_type=1)], "qid 7: answer_type is empty or not text"),
+        ([record(image_name=5)], "qid 7: image_name is empty or not text"),
+        ([record(question=5)], "qid 7: question is empty or not text"),
+        ([record(phrase_type=["para"])], "qid 7: phrase_type is empty or not text"),
+        ([record(answer=True)], "qid 7: answer is empty or not text"),
         ([record(), record(qid="7")], "qid 7: this qid occurs twice"),
         ([record(), "text"], "record number 1 is not a JSON object"),
         ({"data": []}, "must hold a list"),
@@ -134,6 +161,23 @@ def test_malformed_questions_are_named(tmp_path: Path, content: object, message:
 
 def test_missing_annotation_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"VQA_RAD Dataset Public.json: no such file"):
+        vqa_rad.read(tmp_path, VQA_LAYOUT)
+
+
+@pytest.mark.parametrize("depth", [True, False], ids=["deep", "long number"])
+def test_json_that_python_cannot_hold_is_named(tmp_path: Path, depth: bool) -> None:
+    content = "[" * 200_000 if depth else '[{"qid": ' + "1" * 5000 + "}]"
+    with pytest.raises(InputError, match=r"VQA_RAD Dataset Public.json: nested too deeply or a number too long"):
+        vqa_rad.read(write_vqa(tmp_path, content), VQA_LAYOUT)
+    (tmp_path / "own.json").write_text(content, encoding="utf-8")
+    for read in (question_files.read, lambda path: list(prediction_files._records(Path(path), "own.json"))):
+        with pytest.raises(InputError, match=r"own.json: nested too deeply or a number too long"):
+            read(str(tmp_path / "own.json"))
+
+
+def test_annotation_path_that_is_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / VQA_LAYOUT["annotations"]).mkdir()
+    with pytest.raises(InputError, match=r"VQA_RAD Dataset Public.json: cannot be read \(Is a directory\)"):
         vqa_rad.read(tmp_path, VQA_LAYOUT)
 
 

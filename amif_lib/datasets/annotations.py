@@ -11,6 +11,7 @@ from amif_lib import paths
 from amif_lib.errors import InputError
 
 YES_NO = ("yes", "no")
+NUMBERS = ("qid", "img_id", "answer")  # the keys whose values may be whole numbers
 
 
 def text(value: object) -> str:
@@ -28,15 +29,22 @@ def read_text(path: Path, data_set: str) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{paths.shown(path)}: not UTF-8 ({error}); fetch the file again") from None
+    except OSError as error:  # such as a folder of that name
+        raise InputError(
+            f"{paths.shown(path)}: cannot be read ({error.strerror}); put the file there that data_manifests/{data_set}.md "
+            "names"
+        ) from None
 
 
 def read_json(path: Path, data_set: str) -> list[dict[str, Any]]:
     """The records of a JSON file that holds a list of objects. Raises InputError that names file and line or record."""
-    name = paths.shown(path)
+    name, written = paths.shown(path), read_text(path, data_set)
     try:
-        content = json.loads(read_text(path, data_set))
+        content = json.loads(written)
     except json.JSONDecodeError as error:
         raise InputError(f"{name}, line {error.lineno}: not valid JSON ({error.msg}); fetch the file again") from None
+    except (RecursionError, ValueError):  # a number of thousands of digits is a plain ValueError
+        raise InputError(f"{name}: nested too deeply or a number too long; is it the official file?") from None
     return check_list(content, name)
 
 
@@ -50,12 +58,12 @@ def check_list(content: Any, name: str) -> list[dict[str, Any]]:
 
 
 def check_keys(record: dict[str, Any], keys: Iterable[str], where: str, may_be_empty: tuple[str, ...] = ()) -> None:
-    """Raise InputError, beginning with `where`, for a key that is missing, or empty or neither text nor a number."""
+    """Raise InputError, beginning with `where`, for a key that is missing, empty or not text (`NUMBERS`: or a number)."""
     for key in keys:
         if key not in record:
             raise InputError(f"{where}: key {key} is missing; mend or remove the record")
         value = record[key]
-        plain = isinstance(value, (str, int)) and not isinstance(value, bool)
+        plain = isinstance(value, str) or (key in NUMBERS and isinstance(value, int) and not isinstance(value, bool))
         if not plain or (not str(value).strip() and key not in may_be_empty):
             raise InputError(f"{where}: {key} is empty or not text; mend or remove the record")
 

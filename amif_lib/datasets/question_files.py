@@ -142,6 +142,10 @@ def _json(text: str, where: str, line: int = 0) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}, line {line or error.lineno}: not valid JSON ({error.msg}); mend the file") from None
+    except (RecursionError, ValueError):  # a number of thousands of digits is a plain ValueError
+        raise InputError(
+            f"{where}{f', line {line}' if line else ''}: nested too deeply or a number too long; mend the file"
+        ) from None
 
 
 def _csv(text: str, delimiter: str, where: str) -> Iterator[dict[str, Any]]:
