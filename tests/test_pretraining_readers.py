@@ -427,6 +427,40 @@ AWKWARD = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("impression", "expected"),
+    [
+        ("No acute process. DR. ___", "No acute process."),
+        ("No acute process.\n\n                    DR. ___ ___\n", "No acute process."),
+        ("No acute process\n\n Dr. ___", "No acute process"),
+        ("No acute process.  ___, MD", "No acute process."),
+        ("No acute process.\n ___ ___, M.D.\n ___ ___, M.D.\n", "No acute process."),
+        ("No acute process.\n DR. ___, MD. DR. ___", "No acute process."),
+        ("1. No change.\n 2. Compared to ___. DR. ___", "1. No change. 2. Compared to."),
+        # not signatures
+        ("Discussed with Dr. ___.", "Discussed with Dr.."),
+        ("Discussed with\n Dr. ___", "Discussed with Dr."),
+        ("Discussed with Dr. ___, M.D.", "Discussed with Dr., M.D."),
+        ("Read by Drs. ___, MD", "Read by Drs., MD"),
+        ("Paged to ___, MD", "Paged to, MD"),
+        ("Clear. Dr. ___ was told.", "Clear. Dr. was told."),
+        ("Clear. DR. ___ agrees.\n No effusion.", "Clear. DR. agrees. No effusion."),
+        ("Unchanged since ___. Nodule, as ___ do.", "Unchanged since. Nodule, as do."),
+    ],
+)
+def test_a_signature_at_the_end_is_no_part_of_the_text(impression: str, expected: str) -> None:
+    assert mimic_cxr.sections(f"FINDINGS: Seen.\nIMPRESSION: {impression}") == {
+        "findings": "Seen.",
+        "impression": expected,
+    }
+    assert mimic_cxr.sections(f" Portable view.\n\n {impression}") == {"text": f"Portable view. {expected}"}
+
+
+def test_a_signature_alone_is_no_text() -> None:
+    assert mimic_cxr.sections("INDICATION: Cough.\n\n DR. ___") == {}
+    assert mimic_cxr.sections("FINDINGS: Clear.\nIMPRESSION:\n DR. ___ ___") == {"findings": "Clear."}
+
+
 @pytest.mark.parametrize("kind", AWKWARD)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_awkward_reports(kind: str, end: str) -> None:

@@ -64,6 +64,14 @@ OTHER = re.compile(
 HEADER = re.compile(r"^[ \t]*([A-Za-z][A-Za-z /,()&'_-]{1,60}?)[ \t]*:", re.MULTILINE)
 TITLE = re.compile(r"^\s*(?:FINAL|WET READ|PRELIMINARY) (?:REPORT|ADDENDUM)[ \t]*$", re.MULTILINE)
 DEIDENTIFIED = re.compile(r"_{2,}")
+# Who signed, at the end of a text, names being "___": "DR. ___", "___ ___, M.D.". It stands alone, after the end of a
+# sentence or a blank line, so that "discussed with Dr. ___." stays.
+_NAME = r"_{2,}(?:\s+_{2,})*"
+_DEGREE = r"(?:M\.?D|D\.?O|Ph\.?D|M\.?B\.?B\.?S)\b\.?"
+SIGNATURE = re.compile(
+    r"(?:\A|\n[ \t]*(?=\n)|(?<=[.!?])(?<!\b[Dd][Rr]\.)(?<!\b[Dd][Rr][Ss]\.)(?<!\b[Pp]rof\.))"
+    rf"(?:\s*(?:[Dd][Rr]\b\.?\s*{_NAME}(?:,?\s*{_DEGREE})?|{_NAME},?\s*{_DEGREE})[.,]?)+\s*\Z"
+)
 PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
@@ -124,7 +132,9 @@ def _is_header(match: re.Match[str], part: str) -> bool:
 
 
 def _clean(text: str) -> str:
-    text = " ".join(DEIDENTIFIED.sub(" ", text).split())  # "___" stands for what de-identification removed
+    text = " ".join(
+        DEIDENTIFIED.sub(" ", SIGNATURE.sub("", text)).split()
+    )  # "___" stands for what de-identification removed
     text = re.sub(r" (?=[.,;:](?:\s|$))", "", text)
     return text if any(character.isalnum() for character in text) else ""
 
