@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib.util
-import os
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,18 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from amif_lib import audit, audit_claims, audit_figures, audit_power, audit_words, data_figures, figures, layout, paths
+from amif_lib import (
+    audit,
+    audit_claims,
+    audit_figures,
+    audit_power,
+    audit_words,
+    data_figures,
+    figures,
+    files,
+    layout,
+    paths,
+)
 from amif_lib import audit_sources as sources
 from amif_lib.audit_power import DISCORDANCE, POWER
 from amif_lib.datasets import leaks
@@ -177,7 +187,7 @@ def write(discordance: float = DISCORDANCE, wanted: float = POWER) -> list[Path]
         written = []
         for name, frame in found.items():
             text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-            written.append(_replace(folder / f"{name}.csv", text))
+            written.append(_write(folder / f"{name}.csv", text))
         drawn = _draw(found, folder / "figures", discordance)
         written += [folder / "figures" / f"{name}.{kind}" for name in drawn for kind in ("png", "svg", "pdf", "csv")]
         words = {
@@ -185,7 +195,7 @@ def write(discordance: float = DISCORDANCE, wanted: float = POWER) -> list[Path]
             "warnings": audit_words.notes(),
             "findings": audit_words.findings(discordance),
         }
-        written += [_replace(folder / name, _page(name, found, drawn, words)) for name in reversed(PAGES)]
+        written += [_write(folder / name, _page(name, found, drawn, words)) for name in reversed(PAGES)]
     except OSError as error:
         raise InputError(
             f"{paths.shown(folder)}: cannot be written ({error.strerror}); set AMIF_RESULTS to a folder that you may "
@@ -194,10 +204,9 @@ def write(discordance: float = DISCORDANCE, wanted: float = POWER) -> list[Path]
     return written
 
 
-def _replace(path: Path, text: str) -> Path:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    return aside.replace(path)
+def _write(path: Path, text: str) -> Path:
+    files.write_text(path, text)
+    return path
 
 
 def _draw(found: dict[str, pd.DataFrame], folder: Path, discordance: float) -> dict[str, str]:

@@ -6,14 +6,13 @@ Each baseline returns a frame with the columns of stored predictions, so that `e
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from amif_lib import paths, redistribution
+from amif_lib import files, paths, redistribution
 from amif_lib.datasets.records import Question
 from amif_lib.errors import InputError
 from amif_lib.experiments import manifest_digest
@@ -146,10 +145,8 @@ def stored(
             dataset, training_file=training_file, language=language, allow_cross_language=allow_cross_language
         )
         whole = pd.concat([make(questions).assign(baseline=name) for name, (_, make) in BASELINES.items()])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
-        whole.to_parquet(aside, index=False)
-        aside.replace(path)
+        with files.write_aside(path) as aside:
+            whole.to_parquet(aside, index=False)
     whole = pd.read_parquet(path)
     return {
         name: whole[whole["baseline"] == name].drop(columns="baseline").reset_index(drop=True) for name in BASELINES

@@ -268,10 +268,10 @@ def _leaks(options: argparse.Namespace) -> None:
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    table.to_csv(aside, index=False)
-    aside.replace(path)
+    from amif_lib import files
+
+    with files.write_aside(path, "give --out a folder with room that you may write to") as aside:
+        table.to_csv(aside, index=False)
 
 
 def _score(options: argparse.Namespace) -> None:

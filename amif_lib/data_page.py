@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from amif_lib import data_check, experiments, layout, manifests, paths
+from amif_lib import data_check, experiments, files, layout, manifests, paths
 from amif_lib.errors import InputError
 
 TEMPLATES = {"data_check.html": "data_check.html.j2", "data_check.md": "data_check.md.j2"}
@@ -62,16 +61,7 @@ def write(scale: str, found: pd.DataFrame) -> list[Path]:
             "style": Markup(_style()),
         }
         page = environment.from_string((paths.PACKAGE / template).read_text(encoding="utf-8")).render(content)
-        aside = folder / f".{name}.{os.getpid()}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text(page, encoding="utf-8")
-            aside.replace(folder / name)
-        except OSError as error:
-            raise InputError(
-                f"{paths.shown(folder / name)}: cannot be written ({error.strerror}); set AMIF_RESULTS to a folder that "
-                "you may write to"
-            ) from None
+        files.write_text(folder / name, page)
         written.append(folder / name)
     return written
 

@@ -7,7 +7,6 @@ to run again. Nothing here needs torch.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from amif_lib import paths
+from amif_lib import files, paths
 from amif_lib.datasets.records import normalise_answer
 from amif_lib.errors import InputError
 from amif_lib.statistics import wilson
@@ -145,11 +144,9 @@ def write_predictions(folder: Path | str, frame: pd.DataFrame, candidates: pd.Da
     scores = _check_frame(frame, candidates, where)
     frame["prediction"] = _choose(frame, scores, candidates, PROTOCOLS["paper"], where)
     frame["log_likelihoods"] = list(scores.astype(np.float32))
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in ((CANDIDATES, candidates[list(CANDIDATE_COLUMNS)]), (PREDICTIONS, frame[list(COLUMNS)])):
-        aside = folder / f".{name}.{os.getpid()}"
-        content.to_parquet(aside, index=False)
-        aside.replace(folder / name)
+        with files.write_aside(folder / name) as aside:
+            content.to_parquet(aside, index=False)
 
 
 def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:

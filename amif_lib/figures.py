@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from amif_lib import paths
+from amif_lib import files, paths
 from amif_lib.errors import InputError
 from amif_lib.layout import dataset_name
 from amif_lib.table_rows import is_baseline, is_synthetic, real_name
@@ -45,18 +45,18 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
     Returns the paths. Equal figures give equal files.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context({"svg.hashsalt": "amif", "svg.fonttype": "none", "pdf.fonttype": 42}):
         for kind, metadata in METADATA.items():
             written.append(path.with_name(f"{path.name}.{kind}"))
-            figure.savefig(written[-1], metadata=metadata)
+            with files.write_aside(written[-1]) as aside:
+                figure.savefig(aside, format=kind, metadata=metadata)
     if data is not None:
         written.append(path.with_name(f"{path.name}.csv"))
-        data.to_csv(written[-1], index=False, lineterminator="\n")
+        files.write_text(written[-1], data.to_csv(index=False, lineterminator="\n"))
     if caption:
         written.append(path.with_name(f"{path.name}.txt"))
-        written[-1].write_text(caption + "\n", encoding="utf-8")
+        files.write_text(written[-1], caption + "\n")
     return written
 
 

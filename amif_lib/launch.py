@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from amif_lib import paths
+from amif_lib import files, paths
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec, load_spec
 
@@ -183,9 +183,7 @@ def _accelerate_config() -> dict:
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
     """Train in a subprocess, passing its lines on as they come and keeping them in `train.log`."""
     spec_file = run.directory / "spec.json"
-    aside = spec_file.with_suffix(".aside")
-    aside.write_text(json.dumps(run.model_dump(mode="json"), indent=1), encoding="utf-8")
-    aside.replace(spec_file)
+    files.write_text(spec_file, json.dumps(run.model_dump(mode="json"), indent=1))
     line, environment = command(run, processes, spec_file)
     tail: deque[str] = deque(maxlen=TAIL)
     with (run.directory / "train.log").open("a", encoding="utf-8") as log:

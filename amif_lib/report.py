@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from amif_lib import evaluate, experiments, figures, layout, paths, results, tables
+from amif_lib import evaluate, experiments, figures, files, layout, paths, results, tables
 from amif_lib.experiments import RunSpec
 from amif_lib.results import Run
 
@@ -58,10 +57,7 @@ def write(scale: str) -> Path:
         .from_string(TEMPLATE.read_text(encoding="utf-8"))
         .render(content)
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".report.{os.getpid()}"
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(folder / "report.html")
+    files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 

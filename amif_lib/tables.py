@@ -7,7 +7,6 @@ trains: a missing run is an error that says how to make it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amif_lib import baselines, evaluate, experiments, paths, results, statistics
+from amif_lib import baselines, evaluate, experiments, files, paths, results, statistics
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.table_rows import (
@@ -439,11 +438,8 @@ def store(whole: Table, always: bool = False) -> list[Path]:
         latex(whole),
     )
     folder = paths.scale_dir(whole.scale) / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{whole.name}{ending}" for ending in FILES]
     for path, text in zip(written, texts, strict=True):
         if always or not path.is_file() or path.read_text(encoding="utf-8") != text:
-            aside = folder / f".{path.name}.{os.getpid()}"
-            aside.write_text(text, encoding="utf-8", newline="\n")
-            aside.replace(path)
+            files.write_text(path, text)
     return written

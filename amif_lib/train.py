@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amif_lib import experiments, predict, progress, redistribution, results
+from amif_lib import experiments, files, predict, progress, redistribution, results
 from amif_lib.batches import global_batches, loader, share
 from amif_lib.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.errors import InputError
@@ -287,9 +287,7 @@ def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> t
 def keep_lines(path: Path, steps: int) -> None:
     """Drop lines of steps that will be trained again."""
     kept = [line for line in read_lines(path) if line["step"] < steps]
-    aside = path.with_suffix(".part")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    aside.replace(path)
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -297,9 +295,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:

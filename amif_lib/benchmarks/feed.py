@@ -21,6 +21,7 @@ from PIL import Image, ImageFilter
 
 from amif_lib import experiments, manifests, paths, progress
 from amif_lib.datasets import images, phantom, prepared, shards
+from amif_lib.files import write_aside
 from amif_lib.run_spec import stored_side
 
 GENERATED = "generated at film size"
@@ -47,9 +48,8 @@ def write(scale: str, image_size: int = 288, count: int = 200, repeats: int = 3)
         )
         bar.close()
     frame = frame[["data_set", *frame.columns.drop("data_set")]].assign(**machine())
-    aside = target.with_suffix(".part")
-    frame.to_csv(aside, index=False)
-    aside.replace(target)
+    with write_aside(target) as aside:
+        frame.to_csv(aside, index=False)
     return target
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 
 from amif_lib import manifests, paths, progress
 from amif_lib.errors import InputError
+from amif_lib.files import write_aside
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 NOT_WRITABLE = {
@@ -70,10 +71,8 @@ def remember(name: str, files: Sequence[Path], found: Sequence[str]) -> None:
             stored[str(path)] = (stat.st_size, stat.st_mtime_ns, digest)
     rows = [(path, *values) for path, values in sorted(stored.items())]
     target = _file(name)
-    with writing(target.parent):
-        aside = target.with_suffix(f".{os.getpid()}.part")
+    with write_aside(target, "set AMIF_PREPARED to a folder with room that can be written") as aside:
         pd.DataFrame(rows, columns=["path", "bytes", "changed_ns", "sha256"]).to_parquet(aside, index=False)
-        aside.replace(target)
 
 
 def _file(name: str) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amif_lib import experiments, paths
+from amif_lib import experiments, files, paths
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.run_notebook import code_digest
@@ -177,10 +177,7 @@ def _write_changed(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=1) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".aside")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    files.write_text(path, text)
 
 
 def read(path: Path) -> list[Job]:
