@@ -29,13 +29,52 @@ class Line(NamedTuple):
     detail: str = ""
 
 
-def lines(name: str, *, decode: bool = True) -> pd.DataFrame:
-    """`manifests.check` with the column `kind` (see `Line`) beside its own."""
-    found = [(name, *line) for line in _lines(manifests.load(name), decode)]
+def lines(name: str, *, decode: bool = True, most_bad_images: float = 0.01) -> pd.DataFrame:
+    """`manifests.check` with the column `kind` (see `Line`) beside its own.
+
+    What readers and decoders say names files and records. Of a set that `manifests.stays_with_data` the table holds
+    counts only, and what they say is written to `.amif/check/<set>.txt` beside the data.
+    """
+    notes = Notes(name)
+    found = [(name, *line) for line in _lines(manifests.load(name), decode, most_bad_images, notes)]
+    notes.store()
     return pd.DataFrame(found, columns=["data_set", *Line._fields])
 
 
-def _lines(manifest: Manifest, decode: bool) -> Iterator[Line]:
+class Notes:
+    """What readers and decoders say of a set, for a table that others see."""
+
+    def __init__(self, name: str) -> None:
+        self.file = manifests.derived_folder(name) / "check" / f"{name}.txt"
+        self.kept_back = manifests.stays_with_data(name)
+        self.said: list[str] = []
+
+    def of(self, error: Exception, what: str = "records cannot be read (1 error)") -> str:
+        """The message, or `what` and where to find the message."""
+        return self.several(what, [str(error)]) if self.kept_back else str(error)
+
+    def several(self, what: str, messages: list[str], most: int = 3) -> str:
+        """`what`, with the first messages, or where to find all of them."""
+        if self.kept_back:
+            self.said += messages
+            return f"{what}; see {paths.shown(self.file)}"
+        return f"{what}: {'; '.join(messages[:most])}" + (" ..." if len(messages) > most else "")
+
+    def store(self) -> None:
+        """Write the messages beside the data, one line each; a file of an earlier check goes."""
+        from amif_lib.datasets import sources
+
+        if not self.said:
+            if self.kept_back and self.file.is_file():
+                self.file.unlink()
+            return
+        with sources.writing(self.file.parent):
+            aside = self.file.with_suffix(f".{os.getpid()}.part")
+            aside.write_text("".join(f"{' '.join(line.split())}\n" for line in self.said), encoding="utf-8")
+            aside.replace(self.file)
+
+
+def _lines(manifest: Manifest, decode: bool, most_bad: float, notes: Notes) -> Iterator[Line]:
     folder = manifests.folder_of(manifest)
     if manifest.generator:
         folder = manifests.location(manifest.name)
@@ -64,11 +103,13 @@ def _lines(manifest: Manifest, decode: bool) -> Iterator[Line]:
             yield look(entry, folder / entry.path)
         except OSError as error:
             kind = "file" if isinstance(entry, FileEntry) else "tree"
-            yield Line(kind, entry.path, "changed", f"cannot be read ({error.strerror or error})")
+            yield Line(kind, entry.path, "changed", f"cannot be read ({error.strerror or type(error).__name__})")
     try:
-        yield from _counts(manifest, decode)
+        yield from _counts(manifest, notes)
+        if decode:
+            yield _images(manifest, most_bad, notes)
     except InputError as error:
-        yield Line("records", "records", "changed", str(error))
+        yield Line("records", "records", "changed", notes.of(error))
 
 
 def _file(entry: FileEntry, path: Path) -> Line:
@@ -114,9 +155,8 @@ def _optional(kind: Literal["file", "tree"], item: str) -> Line:
     return Line(kind, item, "ok", "absent, optional")
 
 
-def _counts(manifest: Manifest, decode: bool) -> Iterator[Line]:
+def _counts(manifest: Manifest, notes: Notes) -> Iterator[Line]:
     from amif_lib import datasets
-    from amif_lib.datasets import images
 
     found = datasets.counts(manifest.name)
     if not manifest.splits:
@@ -136,7 +176,7 @@ def _counts(manifest: Manifest, decode: bool) -> Iterator[Line]:
                 "count",
                 f"{variant.name}: questions",
                 "ok" if variant != manifest.variants[0] else "changed",
-                str(error),
+                notes.of(error, "questions cannot be read (1 error)"),
             )
             continue
         for split in ("train", "val", "test"):
@@ -144,9 +184,26 @@ def _counts(manifest: Manifest, decode: bool) -> Iterator[Line]:
                 same = have.get(split, 0) == value
                 detail = f"{have.get(split, 0)}" + ("" if same else f", expected {value}")
                 yield Line("variant", f"{variant.name}: {split} questions", "ok" if same else "changed", detail)
-    if decode:
-        number = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
-        yield Line("images", "images decode", "ok", f"{number} images")
+
+
+def _images(manifest: Manifest, most_bad: float, notes: Notes) -> Line:
+    """Decode all images. `partial`: training can leave the bad ones out, as `prepared.usable` will."""
+    from amif_lib import datasets
+    from amif_lib.datasets import images
+
+    evaluated: set[Path] = set()  # what is evaluated on is whole or not at all
+    if manifest.role == "questions":
+        questions = datasets.load_questions(manifest.name)
+        evaluated = {question.image_path for question in questions if question.split != "train"}
+    number, bad = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
+    if not bad:
+        return Line("images", manifests.IMAGES, "ok", f"{number} images")
+    said = f"{len(bad)} of {number} images cannot be decoded"
+    if needed := len(evaluated & set(bad)):
+        said += f", {needed} of validation or test questions"
+    status: Status = "changed" if needed or len(bad) > most_bad * number else "partial"
+    messages = [f"{path if notes.kept_back else path.name} ({reason})" for path, reason in bad.items()]
+    return Line("images", manifests.IMAGES, status, notes.several(said, messages))
 
 
 # --- at a glance ---------------------------------------------------------------------------------------------------

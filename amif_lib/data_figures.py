@@ -159,14 +159,19 @@ def pick(name: str, number: int = 12) -> tuple[list[Path], list[str]]:
     else:
         pairs = {study.images[0].path: study.text for study in load_studies(name)}
     files = sorted(pairs)[:: max(1, len(pairs) // number)][:number]
+    files = [file for file in files if not images.trouble(file)]  # the data check has counted those
     return files, [pairs[file] for file in files]
 
 
-def store_samples(name: str, wanted: Path, number: int = 12) -> tuple[Path, list[str]]:
+def store_samples(name: str, wanted: Path, number: int = 12) -> tuple[Path | None, list[str]]:
     """Draw samples of a set as a PNG in the folder `wanted`, or under `results/private/` where that is not allowed.
 
-    Returns the file and what is withheld from others, one line each: images (then the picture is private), texts.
+    Returns the file and what is withheld from others, one line each: images (then the picture is private), texts. Of a
+    set that `manifests.stays_with_data` nothing is drawn.
     """
+    if manifests.stays_with_data(name):
+        why = f"{manifests.load(name).title}: no sample is drawn, not even a private one: credentialed data stay where they lie"
+        return None, [f"{why} (licence: {manifests.load(name).licence.text})."]
     files, captions = pick(name, number)
     kept_back = [kind for kind in redistribution.KINDS if not redistribution.may_show(name, kind)]
     public = "images" not in kept_back

@@ -159,4 +159,6 @@ def _leaks(manifest: manifests.Manifest, lines: pd.DataFrame) -> tuple[pd.DataFr
     try:
         return leaks.transposed(leaks.report(manifest.name)), ""
     except InputError as error:
+        if manifests.stays_with_data(manifest.name):  # the message may name a record
+            return pd.DataFrame(), "The table could not be made; make data-check and the readers say why."
         return pd.DataFrame(), str(error)

@@ -256,14 +256,14 @@ def _say_untried(used: Iterable[Manifest]) -> None:
 
 
 def _check(manifest: Manifest) -> bool:
-    """The data check of one set, in one line and those that are not ok; whether all are."""
+    """The data check of one set, in one line and those that are not ok; whether the set can be trained on."""
     print(f"[{manifest.name}] checking", flush=True)
     found = manifests.check(manifest.name)
     wrong = found[found["status"] != "ok"]
     print(f"[{manifest.name}] data check: {len(found) - len(wrong)} of {len(found)} ok")
     for line in wrong.itertuples():
         print(f"  {line.item}: {line.status} {line.detail}".rstrip())
-    return wrong.empty
+    return manifests.unusable(found).empty
 
 
 # --- one set -------------------------------------------------------------------------------------------------------

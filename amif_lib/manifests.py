@@ -227,9 +227,18 @@ def overview(data_sets: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+IMAGES = "images decode"  # the line of a `check` that may be `partial`
+
+
+def unusable(checked: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a `check` table that forbid training: all that are not ok, but for a few images that cannot be
+    decoded (`partial`), which training leaves out (`prepared.usable`)."""
+    return checked[(checked["status"] != "ok") & ~((checked["item"] == IMAGES) & (checked["status"] == "partial"))]
+
+
 def require(checked: pd.DataFrame) -> None:
-    """Raise an InputError for the first line of a `check` table that is not ok, before anything is trained on it."""
-    wrong = checked[checked["status"] != "ok"]
+    """Raise an InputError for the first `unusable` line of a `check` table, before anything is trained on it."""
+    wrong = unusable(checked)
     if len(wrong):
         first = wrong.iloc[0]
         more = f" ({len(wrong) - 1} more lines of the check are not ok)" if len(wrong) > 1 else ""
@@ -259,6 +268,15 @@ def derived_folder(name: str) -> Path:
     """Where what is derived from the set goes (`paths.prepared_root`); a name without a manifest is a set of the user's."""
     generated = name in names() and load(name).generator
     return paths.prepared_root(paths.phantom_root() if generated else paths.data_root())
+
+
+def stays_with_data(name: str) -> bool:
+    """Whether nothing of a set but counts may leave the folder of its data: ids, file names, pictures and texts stay there.
+
+    One rule: `access.level` is `credentialed`, since a data use agreement binds whoever holds such a set. What would name
+    a record is written beside the data (`derived_folder`), and nothing of it goes anywhere under `results/`.
+    """
+    return name in names() and load(name).access.level == "credentialed"
 
 
 def location(name: str) -> Path:
@@ -327,13 +345,14 @@ def tree_digest(folder: Path, pattern: str = "*", recursive: bool = False) -> tu
     return len(names), size, hashlib.sha256(os.fsencode(lines)).hexdigest()
 
 
-def check(name: str, *, decode: bool = True) -> pd.DataFrame:
+def check(name: str, *, decode: bool = True, most_bad_images: float = 0.01) -> pd.DataFrame:
     """Compare a data set on disk with its manifest: one line per file, tree and count.
 
     Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (some files of a
-    tree are absent) or `needs credential`. Nothing is raised for data that is absent or wrong: the
-    table says it. `decode` decodes every image that a record names.
+    tree are absent, or some images cannot be decoded) or `needs credential`. Nothing is raised for data that is absent
+    or wrong: the table says it. `decode` decodes every image that a record names; a share of up to `most_bad_images` of
+    them may be bad, of images that training alone uses.
     """
     from amif_lib import data_check
 
-    return data_check.lines(name, decode=decode).drop(columns="kind")
+    return data_check.lines(name, decode=decode, most_bad_images=most_bad_images).drop(columns="kind")

@@ -73,7 +73,7 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
         folder = teachers.ensure(spec, studies)
         embeddings, notes["teacher"] = (
             teachers.read(folder),
-            json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+            json.loads((folder / teachers.METRICS).read_text(encoding="utf-8")),
         )
         notes["teacher"]["id"] = folder.name
         if spec.teacher.views == "augmented":

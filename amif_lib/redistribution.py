@@ -1,7 +1,8 @@
 """What of a data set may be shown or passed on: the one place that reads a manifest's `redistribution` for others.
 
 Whatever draws a set's images or prints its texts (a figure, an executed notebook, a report, reference results) asks
-here first. What may not be shown goes to `results/private/`, which nothing embeds, copies or publishes. Run folders
+here first. What may not be shown goes to `results/private/`, which nothing embeds, copies or publishes; of a set that
+needs a credential not even there (`manifests.stays_with_data`). Run folders
 (`results/runs/`) are working files: they hold predictions with the questions' words, vocabularies and knowledge, are
 not committed, and carry a notice where a set behind them forbids passing that on.
 """

@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amif_lib import experiments, paths, run_spec
+from amif_lib import experiments, manifests, paths, run_spec
 from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec, TeacherSpec
+from amif_lib.launch import exclusive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from amif_lib.datasets.prepared import Pictures
 
 log = logging.getLogger(__name__)
+
+VECTORS, INDEX, METRICS = "embeddings.safetensors", "index.json", "metrics.json"
 
 
 @dataclass
@@ -77,18 +80,45 @@ def stored_side(spec: RunSpec) -> int:
     return max(spec.model.stored_side, run_spec.stored_side(own))
 
 
+def cache(spec: RunSpec) -> Path:
+    """Folder of a teacher's weights, tokenizer, embeddings and the ids they are of: beside the data, like all that names records."""
+    return manifests.derived_folder(spec.data.pretrain[0]) / "teachers" / teacher_id(spec)
+
+
+def _is_made(folder: Path) -> bool:
+    """Whether a cache is whole and is the one that the metrics in the run folder describe."""
+    try:
+        same = (folder / METRICS).read_bytes() == (paths.run_dir(folder.name) / METRICS).read_bytes()
+    except OSError:
+        return False
+    return same and all((folder / name).is_file() for name in (VECTORS, INDEX))
+
+
 def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
-    """The teacher's directory, with its embeddings of the run's studies; trained and embedded now if absent."""
-    folder = paths.run_dir(teacher_id(spec))
-    if (folder / "metrics.json").is_file():
-        return folder
+    """The teacher's cache, with its embeddings of the run's studies; trained and embedded now if absent.
+
+    `results/runs/<teacher_id>/` holds what names no record: `metrics.json` and `spec.json`. Where it is there and the
+    cache is gone (or another's), both are made again; of several processes one makes it and the others wait.
+    """
+    from amif_lib.datasets import sources
+
+    folder = cache(spec)
+    if not _is_made(folder):
+        with sources.writing(folder.parent):
+            pass
+        with exclusive(folder.with_name(f".{folder.name}.lock"), f"teacher {folder.name}"):
+            if not _is_made(folder):
+                _make(folder, spec, list(studies) if studies is not None else student_studies(spec))
+    return folder
+
+
+def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
     from amif_lib.datasets import load_studies, prepared
 
-    studies = list(studies) if studies is not None else student_studies(spec)
     started = time.time()
     aside = folder.with_name(folder.name + f".part{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside.mkdir()
     teacher, side = spec.teacher, stored_side(spec)
     pictures = prepared.pictures(spec.data.pretrain, side)
     if teacher.source != "trained":
@@ -120,8 +150,15 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
         "wall_time_s": round(time.time() - started, 1),
     }
     _write(aside, embeddings, metrics, spec)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.replace(folder)
+    public = paths.run_dir(folder.name)
+    beside = public.with_name(aside.name)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for name in (METRICS, "spec.json"):
+        shutil.copyfile(aside / name, beside / name)
+    for made, target in ((aside, folder), (beside, public)):
+        shutil.rmtree(target, ignore_errors=True)
+        made.replace(target)
     log.info(
         "teacher %s: mean Q_ii %.3f, effective neighbours %.1f, held-out retrieval %.3f",
         folder.name,
@@ -131,7 +168,6 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     )
     if metrics["warn"]:
         log.warning("teacher %s: %s", folder.name, metrics["warn"])
-    return folder
 
 
 def reading(spec: RunSpec) -> dict[str, Any]:
@@ -358,20 +394,20 @@ def _write(folder: Path, embeddings: Embeddings, metrics: dict[str, Any], spec: 
 
     save_file(
         {"images": embeddings.image_vectors.contiguous(), "texts": embeddings.text_vectors.contiguous()},
-        folder / "embeddings.safetensors",
+        folder / VECTORS,
     )
     index = {"images": list(embeddings.images), "studies": list(embeddings.studies), "folds": embeddings.folds}
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
     (folder / "spec.json").write_text(spec.teacher.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Embeddings:
-    """Embeddings written by `ensure`."""
+    """Embeddings of a cache that `ensure` has made."""
     from safetensors.torch import load_file
 
-    tensors = load_file(folder / "embeddings.safetensors")
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / VECTORS)
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     return Embeddings(
         {name: i for i, name in enumerate(index["images"])},
         {name: i for i, name in enumerate(index["studies"])},

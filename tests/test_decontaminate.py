@@ -98,7 +98,7 @@ def test_whole_cases_are_dropped_by_id_and_by_hash(sets: tuple[list[Study], list
 
 def test_hash_distances_are_imagehashs(sets: tuple[list[Study], list[Path]]) -> None:
     _, protected = sets
-    found = decontaminate.hashes(protected, "made")
+    found = decontaminate.hashes(protected, "made", set())
     for i, first in enumerate(protected):
         for j, second in enumerate(protected):
             for column, function in enumerate((imagehash.dhash, imagehash.phash)):
@@ -110,7 +110,7 @@ def test_hash_distances_are_imagehashs(sets: tuple[list[Study], list[Path]]) -> 
 def test_one_hash_alone_does_not_drop(sets: tuple[list[Study], list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     studies, protected = sets
 
-    def fake(files: list[Path], name: str) -> np.ndarray:
+    def fake(files: list[Path], name: str, bad: set[int]) -> np.ndarray:
         own = [[0b11111, 0], [0, 0b11111], [0b1111, 0b1111], [0, 0], [2**40, 0]]  # bits away from the protected ones
         other = np.full((len(protected), 2), 2**63 - 1, np.uint64)
         other[2] = 0
@@ -124,13 +124,13 @@ def test_one_hash_alone_does_not_drop(sets: tuple[list[Study], list[Path]], monk
 
 def test_cache_follows_the_content(sets: tuple[list[Study], list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     _, protected = sets
-    first = decontaminate.hashes(protected, "made")
+    first = decontaminate.hashes(protected, "made", set())
     called: list[Path] = []
     original = decontaminate._hash
     monkeypatch.setattr(decontaminate, "_hash", lambda path: called.append(path) or original(path))
-    assert (decontaminate.hashes(protected, "made") == first).all() and not called
+    assert (decontaminate.hashes(protected, "made", set()) == first).all() and not called
     picture(9).save(protected[2])  # same name, other content
-    assert (decontaminate.hashes(protected, "made")[2] != first[2]).any() and called == [protected[2]]
+    assert (decontaminate.hashes(protected, "made", set())[2] != first[2]).any() and called == [protected[2]]
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000, 4_000_000])
@@ -231,7 +231,7 @@ def test_hashes_that_cannot_be_stored_are_an_error(
     (tmp_path / "a file").write_text("", encoding="utf-8")
     monkeypatch.setenv("AMIF_PREPARED", str(tmp_path / "a file"))
     with pytest.raises(InputError, match=r"a file.hashes.*: cannot be written .*set AMIF_PREPARED"):
-        decontaminate.hashes(protected, "made")
+        decontaminate.hashes(protected, "made", set())
 
 
 def test_demo_sets_share_no_patient(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -249,7 +250,7 @@ def test_teacher_embeddings_are_those_of_the_stored_open_clip_model(finished):
     from amif_lib.datasets import encoding
 
     stage1 = finished.lineage()[0]
-    directory = paths.run_dir(teachers.teacher_id(stage1))
+    directory = teachers.ensure(stage1)  # made in training
     stored = teachers.read(directory)
     study = teachers.student_studies(stage1)[5]
     name = f"local-dir:{directory / 'fold0'}"
@@ -289,6 +290,14 @@ def test_cross_fitting_never_trains_on_a_case_that_it_embeds(monkeypatch, folder
     assert {stored.folds[s.study_id] for s in studies} == {0, 1}
     for study in studies:
         assert study.group_id not in trained[stored.folds[study.study_id]]
+    cache, public = teachers.cache(run), paths.run_dir(teachers.teacher_id(run))
+    assert {path.name for path in public.iterdir()} == {"metrics.json", "spec.json"}  # no ids, no embeddings
+    assert not any(study.study_id in (public / "metrics.json").read_text(encoding="utf-8") for study in studies)
+    trained.clear()
+    assert teachers.ensure(run) == cache and not trained
+    shutil.rmtree(cache)  # the run folder stays
+    torch.testing.assert_close(teachers.read(teachers.ensure(run)).image_vectors, stored.image_vectors)
+    assert set(trained) == {0, 1}
 
 
 def test_an_unreachable_teacher_says_what_to_do():

@@ -9,19 +9,19 @@ images and its text describe the same patient.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from amif_lib import manifests, paths
+from amif_lib import manifests, paths, progress
 from amif_lib.datasets import images, sources
 from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
@@ -44,18 +44,21 @@ def apply(
 ) -> tuple[list[Study], pd.DataFrame]:
     """The studies without the groups that share a picture with a protected set, and the hits (see `find`).
 
-    `absent` says what a protected set that is not on disk means (`present`). The hits are written to
-    `results/private/decontamination/<set>.csv`, since they name images; counts may be shown.
+    `absent` says what a protected set that is not on disk means (`present`). The hits name images: they are written to
+    `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that `manifests.stays_with_data`. Counts may
+    be shown.
     """
     against = present(against, absent)
     hits = find(name, studies, against)
     dropped = set(hits["group_id"])
     kept = [study for study in studies if _group(study) not in dropped]
-    folder = paths.results() / "private" / "decontamination"
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.{os.getpid()}"
-    hits.to_csv(aside, index=False)
-    aside.replace(folder / f"{name}.csv")
+    bound = next(filter(manifests.stays_with_data, (name, *against)), "")
+    folder = (manifests.derived_folder(bound) if bound else paths.results() / "private") / "decontamination"
+    with sources.writing(folder) if bound else contextlib.nullcontext():
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f".{name}.{os.getpid()}"
+        hits.to_csv(aside, index=False)
+        aside.replace(folder / f"{name}.csv")
     summary = summarise(studies, hits)
     log.info(
         "%s: %d groups with %d images dropped, for %d pictures shared with %s",
@@ -92,16 +95,17 @@ def present(against: Iterable[str], absent: Absent = "error") -> tuple[str, ...]
     return tuple(name for name in against if name not in gone)
 
 
-def report(name: str, against: tuple[str, ...], absent: Absent = "error") -> pd.DataFrame:
+def report(name: str, against: tuple[str, ...], decontaminate_absent: Absent = "error", **reading: Any) -> pd.DataFrame:
     """The hits between a pre-training set and the protected sets, one line per pair of images.
 
     Columns: `data_set, protected_set, group_id, image, protected_image, same_id` (the MedPix ids agree), `dhash_bits,
-    phash_bits` (Hamming distances). `summarise` counts them.
+    phash_bits` (Hamming distances). `summarise` counts them. `reading`: what training gives `load_studies` (with
+    `stored_side`, undecodable images are left out).
     """
     from amif_lib.datasets import load_studies
 
-    against = present(against, absent)  # before anything is read
-    return find(name, load_studies(name), against)
+    against = present(against, decontaminate_absent)  # before anything is read
+    return find(name, load_studies(name, **reading), against)
 
 
 def summarise(studies: Sequence[Study], hits: pd.DataFrame) -> dict[str, int]:
@@ -122,12 +126,17 @@ def summarise(studies: Sequence[Study], hits: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def counts(name: str, against: tuple[str, ...], absent: Absent = "error") -> dict[str, str | int]:
-    """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, `summarise`."""
+def counts(
+    name: str, against: tuple[str, ...], decontaminate_absent: Absent = "error", **reading: Any
+) -> dict[str, str | int]:
+    """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, `summarise`.
+
+    `reading`: as in `report`.
+    """
     from amif_lib.datasets import load_studies
 
-    studies = load_studies(name)
-    _, hits = apply(name, studies, against, absent)
+    studies = load_studies(name, **reading)
+    _, hits = apply(name, studies, against, decontaminate_absent)
     gone = missing(against)
     kept_out = ", ".join(other for other in against if other not in gone)
     return {"data_set": name, "kept_out": kept_out, "not_on_disk": ", ".join(gone), **summarise(studies, hits)}
@@ -139,17 +148,24 @@ def _group(study: Study) -> str:
 
 
 def find(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> pd.DataFrame:
-    """Compare every image of the studies with every protected image of the sets `against`."""
+    """Compare every image of the studies with every protected image of the sets `against`.
+
+    An image that cannot be decoded is compared by its id alone, and a warning counts such images.
+    """
     own = [(_group(study), image.path) for study in studies for image in study.images]
-    own_hashes = hashes([path for _, path in own], name)  # (n, 2)
+    own_bad: set[int] = set()
+    own_hashes = hashes([path for _, path in own], name, own_bad)  # (n, 2)
     rows = []
     for protected in against:
         other = protected_images(protected)
-        other_hashes = hashes(other, protected)  # (m, 2)
+        other_bad: set[int] = set()
+        other_hashes = hashes(other, protected, other_bad)  # (m, 2)
         pairs = set(same_ids([path for _, path in own], other))
-        for i, j in sorted(pairs | set(alike_pairs(own_hashes, other_hashes))):
+        alike = {(i, j) for i, j in alike_pairs(own_hashes, other_hashes) if i not in own_bad and j not in other_bad}
+        for i, j in sorted(pairs | alike):
             bits = np.bitwise_count(own_hashes[i] ^ other_hashes[j])
             (group, path), match = own[i], (i, j) in pairs
+            bits = (64, 64) if i in own_bad or j in other_bad else bits
             rows.append((name, protected, group, path.name, other[j].name, match, *map(int, bits)))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"same_id": bool, "dhash_bits": int, "phash_bits": int})
 
@@ -213,8 +229,10 @@ def _synpic(path: Path) -> str:
     return match[0].lower() if match else ""
 
 
-def hashes(files: Iterable[Path], name: str) -> np.ndarray:
-    """Difference hash and perceptual hash of each image: uint64 `(n, 2)`.
+def hashes(files: Iterable[Path], name: str, bad: set[int]) -> np.ndarray:
+    """Difference hash and perceptual hash of each image: uint64 `(n, 2)`; new ones are computed on all cores.
+
+    Rows of images that cannot be decoded hold nothing: they are added to `bad`, and a warning counts them.
 
     Kept under `.amif/hashes/<set>.json` beside the data (`paths.prepared_root`), by SHA-256 of the file's content, so
     that a changed image is never taken for the old one. Raises InputError where that folder cannot be written.
@@ -225,19 +243,23 @@ def hashes(files: Iterable[Path], name: str) -> np.ndarray:
         cache = json.loads(cache_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         cache = {}
-    new = False
     out = np.zeros((len(files), 2), np.uint64)
-    digests = sources.digests(name, files)
-    missing = sum(digest not in cache for digest in digests)
-    progress = tqdm(
-        total=missing, desc=f"{name}: hashing images", unit="image", mininterval=5, leave=False, disable=missing < 200
-    )
-    for row, (path, digest) in enumerate(zip(files, digests, strict=True)):
-        if digest not in cache:
-            cache[digest], new = _hash(path), True
-            progress.update()
-        out[row] = [int(value, 16) for value in cache[digest]]
-    progress.close()
+    digests = sources.digests(name, files)  # empty: cannot be read
+    missing = {digest: path for path, digest in zip(files, digests, strict=True) if digest and digest not in cache}
+    bar = progress.bar(len(missing), f"{name}: hashing images", show=len(missing) >= 200)
+    new = False
+    for digest, found in zip(missing, sources.in_order(_hash, missing.values()), strict=True):
+        if found:
+            cache[digest], new = found, True
+        bar.step()
+    bar.close()
+    for row, digest in enumerate(digests):
+        if digest in cache:
+            out[row] = [int(value, 16) for value in cache[digest]]
+        else:
+            bad.add(row)
+    if bad:
+        log.warning("%s: %d of %d images cannot be decoded and are compared by id alone", name, len(bad), len(files))
     if new:
         with sources.writing(cache_file.parent):
             aside = cache_file.with_suffix(f".{os.getpid()}.json")
@@ -247,7 +269,11 @@ def hashes(files: Iterable[Path], name: str) -> np.ndarray:
 
 
 def _hash(path: Path) -> list[str]:
+    """Both hashes, hexadecimal; empty for an image that cannot be decoded."""
     import imagehash
 
-    grey = images.load_rgb(path).convert("L")
+    try:
+        grey = images.load_rgb(path).convert("L")
+    except InputError:
+        return []
     return [str(imagehash.dhash(grey)), str(imagehash.phash(grey))]

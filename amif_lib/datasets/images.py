@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
-from tqdm.auto import tqdm
 
-from amif_lib import paths
+from amif_lib import paths, progress
+from amif_lib.datasets import sources
 from amif_lib.errors import InputError
 
 if TYPE_CHECKING:
@@ -188,12 +188,27 @@ def _turn(picture: Image.Image, source: Image.Image) -> Image.Image:
     return picture.transpose(turn) if turn is not None else picture
 
 
-def verify(files: Iterable[Path], description: str = "decoding images") -> int:
-    """Decode every image once and return how many there are; a missing or truncated one raises (see `load_rgb`)."""
-    unique = sorted(set(files))
-    for path in tqdm(unique, desc=description, unit="image", mininterval=5, leave=False, disable=len(unique) < 500):
-        load_rgb(path)
-    return len(unique)
+def trouble(path: Path) -> str:
+    """Why an image file cannot be decoded, without naming it; empty where it can."""
+    try:
+        decode(path.read_bytes())
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or type(error).__name__})"
+    return ""
+
+
+def verify(files: Iterable[Path], description: str = "decoding images") -> tuple[int, dict[Path, str]]:
+    """Decode every image once, on all cores: how many there are, and the bad ones in order of their names, with the reason."""
+    unique, bad = sorted(set(files)), {}
+    bar = progress.bar(len(unique), description, show=len(unique) >= 500)
+    for path, reason in zip(unique, sources.in_order(trouble, unique), strict=True):
+        if reason:
+            bad[path] = reason
+        bar.step()
+    bar.close()
+    return len(unique), bad
 
 
 def contact_sheet(files: Sequence[Path], columns: int = 6, size: int = 128) -> Image.Image:

@@ -17,7 +17,7 @@ def clean(runs: list[str] | None = None, dry_run: bool = False) -> list[Path]:
     """Remove caches, workflow state, logs and executed table notebooks; returns what was removed.
 
     `runs`: None leaves every run alone; ids remove these runs and every run that starts from one of them; an empty list
-    removes all runs with the tables and reports made from them. Raises InputError for an unknown id.
+    removes all runs with the tables and reports made from them. A teacher loses its cache too. Raises InputError for an unknown id.
     """
     found = [
         path
@@ -33,7 +33,8 @@ def clean(runs: list[str] | None = None, dry_run: bool = False) -> list[Path]:
     ]
     found += [paths.results() / ".snakemake"]
     if runs is not None and not runs:
-        found += [paths.results() / "runs", *scales]
+        folders = [path for path in (paths.results() / "runs").glob("*") if path.is_dir()]
+        found += [paths.results() / "runs", *scales, *_teacher_caches(folders)]
     else:
         found += [
             folder / name
@@ -48,7 +49,8 @@ def clean(runs: list[str] | None = None, dry_run: bool = False) -> list[Path]:
                 "jobs.jsonl",
             )
         ]
-        found += _with_descendants(runs or [])
+        chosen = _with_descendants(runs or [])
+        found += [*chosen, *_teacher_caches(chosen)]
     found = [path for path in found if path.exists()]
     for path in found:
         print(f"{'would remove' if dry_run else 'removed'} {paths.shown(path)}")
@@ -69,6 +71,12 @@ def _with_descendants(names: list[str]) -> list[Path]:
         if chosen & set(_ancestors(folder)):
             chosen.add(name)
     return [folders[name] for name in sorted(chosen)]
+
+
+def _teacher_caches(folders: list[Path]) -> list[Path]:
+    """What teachers among these run folders keep beside the data (`teachers.cache`)."""
+    roots = {paths.prepared_root(base) for base in (paths.data_root(), paths.phantom_root())}
+    return [root / "teachers" / folder.name for root in sorted(roots) for folder in folders]
 
 
 def _ancestors(folder: Path) -> list[str]:
