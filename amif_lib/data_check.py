@@ -13,31 +13,37 @@ import pandas as pd
 
 from amif_lib import manifests, paths, progress
 from amif_lib.errors import InputError
-from amif_lib.manifests import FileEntry, Manifest, TreeEntry
+from amif_lib.manifests import FileEntry, LeakCounts, Manifest, TreeEntry
 
 Status = Literal["ok", "missing", "changed", "partial", "needs credential"]
 Presence = Literal["found", "partly there", "missing"]
+LEAKS = tuple(LeakCounts.model_fields)[2:]  # the numbers, after the names of the parts
 MANY = 20_000  # a tree with folders below it and more files than this is not counted at a glance
 
 
 class Line(NamedTuple):
     """One line of the check. `kind` says what was looked at; a count's item is `<split>: <what>`."""
 
-    kind: Literal["folder", "file", "tree", "count", "variant", "records", "images"]
+    kind: Literal["folder", "file", "tree", "count", "variant", "records", "images", "leak"]
     item: str
     status: Status
     detail: str = ""
 
 
-def lines(name: str, *, decode: bool = True, most_bad_images: float = 0.01) -> pd.DataFrame:
+def lines(
+    name: str, *, decode: bool = True, most_bad_images: float = 0.01, reports: dict[str, pd.DataFrame] | None = None
+) -> pd.DataFrame:
     """`manifests.check` with the column `kind` (see `Line`) beside its own.
 
     What readers and decoders say names files and records. Of a set that `manifests.stays_with_data` the table holds
-    counts only, and what they say is written to `.amif/check/<set>.txt` beside the data.
+    counts only, and what they say is written to `.amif/check/<set>.txt` beside the data. The set's `leaks.report`, where
+    it has one, is also put into `reports`, for callers that show it.
     """
-    notes = Notes(name)
-    found = [(name, *line) for line in _lines(manifests.load(name), decode, most_bad_images, notes)]
+    manifest, notes = manifests.load(name), Notes(name)
+    found = [(name, *line) for line in _lines(manifest, decode, most_bad_images, notes)]
     notes.store()
+    if manifest.role == "questions" and manifests.folder_of(manifest).is_dir():
+        found += [(name, *line) for line in _leaks(manifest, {} if reports is None else reports)]
     return pd.DataFrame(found, columns=["data_set", *Line._fields])
 
 
@@ -204,6 +210,41 @@ def _images(manifest: Manifest, most_bad: float, notes: Notes) -> Line:
     status: Status = "changed" if needed or len(bad) > most_bad * number else "partial"
     messages = [f"{path if notes.kept_back else path.name} ({reason})" for path, reason in bad.items()]
     return Line("images", manifests.IMAGES, status, notes.several(said, messages))
+
+
+def _leaks(manifest: Manifest, reports: dict[str, pd.DataFrame]) -> Iterator[Line]:
+    """Leakage and ceilings against the recorded ones; needs the questions, not their images."""
+    from amif_lib.datasets import leaks
+
+    try:
+        report = reports[manifest.name] = leaks.report(manifest.name)
+    except (InputError, OSError, ValueError) as error:  # other lines say what is wrong with the files
+        wanted = any(variant.leaks_expected for variant in manifest.variants)
+        why = "see the lines above" if manifests.stays_with_data(manifest.name) else " ".join(str(error).split())
+        yield Line("leak", "leakage", "changed" if wanted else "ok", f"not measured: {why}")
+        return
+    expected = {variant.name: variant.leaks_expected for variant in manifest.variants}
+    measured = dict(iter(report.groupby("training_file", sort=False)))
+    for name in [*measured, *(name for name in expected if name not in measured)]:
+        if name not in measured:  # it needs files that the default does not
+            yield Line("leak", f"{name}: leakage", "ok", "not measured: it needs files that are absent")
+            continue
+        table = measured[name]
+        for wanted in expected.get(name, ()):
+            row = table[(table["training"] == wanted.training) & (table["test"] == wanted.test)]
+            plain = (wanted.training, wanted.test) == ("train", "test")
+            parts = "" if plain else f" ({wanted.training}, {wanted.test})"
+            for key, value in wanted.recorded().items():
+                have = float(row[key].iloc[0]) if len(row) else float("nan")
+                same = abs(have - value) < 0.006  # percentages are recorded with two decimals
+                detail = f"{have:.10g}" + ("" if same else f", expected {value:.10g}")
+                yield Line("leak", f"{name}: {key}{parts}", "ok" if same else "changed", detail)
+        if not expected.get(name):
+            whole = table[table["training"].str.endswith("train")]  # without validation questions, all languages
+            for _, row in whole.loc[whole.groupby("test", sort=False)["n_train"].idxmax()].iterrows():
+                parts = "" if row["test"] == "test" else f" ({row['training']}, {row['test']})"
+                values = ", ".join(f"{key} {row[key]:.10g}" for key in LEAKS)
+                yield Line("leak", f"{name}: leakage{parts}", "ok", f"{values}; nothing recorded to compare with")
 
 
 # --- at a glance ---------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from amif_lib import data_check, experiments, files, layout, manifests, paths
-from amif_lib.errors import InputError
 
 TEMPLATES = {"data_check.html": "data_check.html.j2", "data_check.md": "data_check.md.j2"}
 GOOD = ("ok", "partial")  # partial: the set can be used, as far as it is there
@@ -27,7 +27,8 @@ def main(scale: str, names: Iterable[str] = ()) -> int:
         names = needs_of(scale)[0]
     for name in names:
         manifests.load(name)
-    found = pd.concat([data_check.lines(name) for name in names], ignore_index=True)
+    reports: dict[str, pd.DataFrame] = {}
+    found = pd.concat([data_check.lines(name, reports=reports) for name in names], ignore_index=True)
     print(found.drop(columns="kind").to_markdown(index=False))
     bad = found[~found["status"].isin(GOOD)]
     if len(bad):
@@ -35,18 +36,20 @@ def main(scale: str, names: Iterable[str] = ()) -> int:
             f"\n{len(bad)} of {len(found)} checks failed; data_manifests/<set>.md says where each set comes from",
             file=sys.stderr,
         )
-    print("\nPage: " + ", ".join(paths.shown(path) for path in write(scale, found)))
+    print("\nPage: " + ", ".join(paths.shown(path) for path in write(scale, found, reports)))
     return int(len(bad) > 0)
 
 
-def write(scale: str, found: pd.DataFrame) -> list[Path]:
+def write(scale: str, found: pd.DataFrame, reports: Mapping[str, pd.DataFrame] = MappingProxyType({})) -> list[Path]:
     """Write `results/<scale>/data/data_check.html` and `.md` from tables of `data_check.lines`; returns their paths.
+
+    `reports` holds the sets' `leaks.report` as `data_check.lines` gives them; of a set that it lacks none is shown.
 
     The pages hold counts, names and digests, no picture and no text of a set. Raises InputError where the folder cannot
     be written.
     """
     folder = paths.scale_dir(scale) / "data"
-    sets = [_section(str(name), lines) for name, lines in found.groupby("data_set", sort=False)]
+    sets = [_section(str(name), lines, reports) for name, lines in found.groupby("data_set", sort=False)]
     written = []
     for name, template in TEMPLATES.items():
         as_html = name.endswith(".html")
@@ -80,16 +83,16 @@ def _markdown(frame: pd.DataFrame, kind: str = "words") -> str:
     return frame.astype(str).map(lambda text: text.replace("|", "\\|")).to_markdown(index=False, disable_numparse=True)
 
 
-def _section(name: str, lines: pd.DataFrame) -> dict[str, Any]:
+def _section(name: str, lines: pd.DataFrame, reports: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     manifest = manifests.load(name)
-    leaks, note = _leaks(manifest, lines)
+    leaks, note = _leaks(manifest, lines, reports.get(name))
     downloads = [
         {
             "file": source.target,
             "address": f"{source.url} {source.file} {source.revision}".strip(),
             "size": f"{source.bytes / 1e6:.1f} MB" if source.bytes else "unknown",
             "checksum": "recorded" if source.sha256 else "none",
-            "whose": "the publisher's" if source.official else "a mirror",
+            "whose": _whose(source.official),
             "fetched by the kit's makers": "yes" if source.exercised else "never",
         }
         for source in manifest.downloads
@@ -98,9 +101,11 @@ def _section(name: str, lines: pd.DataFrame) -> dict[str, Any]:
         "manifest": manifest,
         "folder": paths.shown(manifests.folder_of(manifest)),
         "status": _status(lines),
-        "files": lines.loc[lines["kind"] != "count", ["item", "status", "detail"]],
+        "files": lines.loc[~lines["kind"].isin(("count", "leak")), ["item", "status", "detail"]],
         "counts": _counts(lines[lines["kind"] == "count"]),
         "downloads": pd.DataFrame(downloads),
+        "leak_lines": lines.loc[lines["kind"] == "leak", ["item", "status", "detail"]],
+        "about": _about(manifest),
         "leaks": leaks,
         "leaks_note": note,
     }
@@ -148,17 +153,40 @@ def _counts(lines: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex(index=order[0], columns=order[1]).fillna("").reset_index().rename_axis(columns=None)
 
 
-def _leaks(manifest: manifests.Manifest, lines: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _leaks(manifest: manifests.Manifest, lines: pd.DataFrame, report: pd.DataFrame | None) -> tuple[pd.DataFrame, str]:
     """The table of leakage and ceilings of a question set, or why there is none."""
     if manifest.role != "questions":
         return pd.DataFrame(), "The set has no questions."
-    if lines.loc[lines["kind"].isin(("folder", "records")), "status"].ne("ok").any():
-        return pd.DataFrame(), "The questions could not be read; see the lines above."
+    if report is None:
+        said = lines.loc[lines["kind"] == "leak", "detail"]
+        return pd.DataFrame(), said.iloc[0] if len(said) else "The questions could not be read; see the lines above."
     from amif_lib.datasets import leaks
 
-    try:
-        return leaks.transposed(leaks.report(manifest.name)), ""
-    except InputError as error:
-        if manifests.stays_with_data(manifest.name):  # the message may name a record
-            return pd.DataFrame(), "The table could not be made; make data-check and the readers say why."
-        return pd.DataFrame(), str(error)
+    return leaks.transposed(report), ""
+
+
+def _about(manifest: manifests.Manifest) -> list[tuple[str, str]]:
+    """What else the manifest records, name and text; what it leaves empty is not there."""
+    verified, licence, leakage = manifest.verified, manifest.licence, manifest.leakage
+    checked = f"looked at on {licence.checked_on}" if licence.checked_on else "live page not looked at"
+    mirrors = [
+        f"{mirror.id} ({', '.join(filter(None, (mirror.kind, mirror.revision, _whose(mirror.official), mirror.note)))})"
+        for mirror in manifest.mirrors
+    ]
+    about = {
+        "Licence stated at": f"{licence.url} ({checked})" if licence.url else "",
+        "Compared with the files by": ", ".join(filter(None, (verified.by, verified.date, verified.how))),
+        "Record fields": ", ".join(manifest.fields),
+        "Encoding": manifest.encoding,
+        "Checks": ", ".join(manifest.checks),
+        "To be cleaned of": ", ".join(leakage.protected_by),
+        "Id shared with other sets": leakage.id_key,
+        "Known overlaps": "; ".join(leakage.known_overlaps),
+        "Also at": "; ".join(mirrors),
+        "Environment variables": ", ".join(manifest.access.env_vars),
+    }
+    return [(name, text) for name, text in about.items() if text]
+
+
+def _whose(official: bool) -> str:
+    return "the publisher's" if official else "a mirror"

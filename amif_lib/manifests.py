@@ -24,6 +24,7 @@ from amif_lib.errors import InputError
 from amif_lib.experiments import read_yaml
 
 SCHEMA_VERSION = 1  # of the manifests that this kit reads
+DAY = r"^(\d{4}-\d{2}-\d{2})?$"
 
 
 class Strict(BaseModel):
@@ -75,6 +76,22 @@ class SplitEntry(Strict):
         return self.model_dump(exclude={"name", "shortfall"}, exclude_none=True)
 
 
+class LeakCounts(Strict):
+    """Expected leakage of one training part and test part (columns of `leaks.report`); what is None is not recorded."""
+
+    training: str = Field("train", description="`train` or `train+val`, after the language where there are several")
+    test: str = Field("test", description="`test`, after the language where there are several")
+    on_train_image: int | None = Field(None, description="test questions on an image that is in training")
+    paraphrase_in_train: int | None = Field(None, description="test questions with a paraphrase and answer in training")
+    unseen_answer: int | None = Field(None, description="test questions whose answer no training question has")
+    ceiling_overall: float | None = Field(None, description="%, the most that training answers can reach")
+    lookup_overall: float | None = Field(None, description="%, by the nearest question on the same image")
+
+    def recorded(self) -> dict[str, float]:
+        """The numbers that are recorded, by column."""
+        return self.model_dump(exclude={"training", "test"}, exclude_none=True)
+
+
 class Variant(Strict):
     """A choice of questions from the same files: a value of `data.training_file`, or of `data.language` for SLAKE."""
 
@@ -84,6 +101,7 @@ class Variant(Strict):
     val: int | None = Field(None, description="expected validation questions")
     test: int | None = Field(None, description="expected test questions")
     leaks: bool = Field(False, description="holds answers to test questions")
+    leaks_expected: tuple[LeakCounts, ...] = Field((), description="compared by the data check; empty: only printed")
 
 
 class Download(Strict):
@@ -132,11 +150,40 @@ class Redistribution(Strict):
 class Access(Strict):
     level: Literal["open", "form", "credentialed", "per-article", "generated"]
     steps: tuple[str, ...] = ()
+    env_vars: tuple[str, ...] = Field((), description="environment variables that say where the set lies")
 
 
 class Licence(Strict):
     text: str
     evidence: str = ""
+    url: str = Field("", description="page that states the terms, or where they are to be looked up")
+    checked_on: str = Field("", pattern=DAY, description="day that page was looked at; empty: only stored copies were")
+
+
+class Mirror(Strict):
+    """Another place that has the set, or most of it; `make data` fetches from `downloads` alone."""
+
+    kind: Literal["http", "huggingface", "zenodo", "osf", "github", "physionet"]
+    id: str
+    revision: str = Field("", description="commit or version; empty: not known")
+    official: bool = Field(False, description="kept by the set's makers")
+    note: str = Field("", description="how it differs from what the kit reads")
+
+
+class Leakage(Strict):
+    """How images of this set are told in others, and what is known to be shared."""
+
+    protected_by: tuple[str, ...] = Field((), description="test sets that this pre-training set is to be cleaned of")
+    id_key: str = Field("", description="field whose id other sets share; empty: none, only image hashes tell")
+    known_overlaps: tuple[str, ...] = ()
+
+
+class Verified(Strict):
+    """Who compared the manifest with the files, when (empty: not noted) and how; the facts are in `Evidence`."""
+
+    by: str = ""
+    date: str = Field("", pattern=DAY)
+    how: str = ""
 
 
 class Generator(Strict):
@@ -159,6 +206,7 @@ class Manifest(Strict):
     folder: str = Field(description="folder under $DATA_ROOT, or under the phantom's root for generated data")
     layout: dict[str, str] = Field(description="the reader's paths, relative to the folder")
     homepage: str = ""
+    mirrors: tuple[Mirror, ...] = ()
     licence: Licence
     redistribution: Redistribution = Redistribution()
     citation: str
@@ -171,6 +219,13 @@ class Manifest(Strict):
     variants: tuple[Variant, ...] = ()
     quirks: tuple[str, ...] = Field((), description="what the reader evens out, one line each")
     normalisation: str = Field("", description="how texts and answers are compared and counted")
+    fields: tuple[str, ...] = Field((), description="of the records, as the files name them")
+    encoding: str = Field("", description="of the text files; empty: not known")
+    checks: tuple[Literal["file", "tree", "count", "variant", "leak", "images"], ...] = Field(
+        (), description="kinds of line that the data check gives for the complete set (`data_check.Line.kind`)"
+    )
+    leakage: Leakage = Leakage()
+    verified: Verified = Verified()
     evidence: Evidence = Evidence()
     generator: Generator | None = None
 

@@ -447,7 +447,7 @@ def test_make_data_fetches_unpacks_and_checks_once(tiny: Tiny, capsys: pytest.Ca
     assert cli.main(["data", "--datasets", "tiny"]) == 0
     said = capsys.readouterr().out
     untried = said.split("never fetched from themselves:")[1]
-    assert "data check: 7 of 7 ok" in said and "/annotations" in untried and "images.zip" not in untried
+    assert "data check: 8 of 8 ok" in said and "/annotations" in untried and "images.zip" not in untried
     found = sorted(path.relative_to(tiny.home).as_posix() for path in tiny.home.rglob("*") if path.is_file())
     images = ["VQA_RAD Image Folder/a.jpg", "VQA_RAD Image Folder/b.jpg"]
     assert found == ["VQA_RAD Dataset Public.json", *images]  # no archive, nothing half-done
@@ -529,7 +529,7 @@ def test_a_mirror_stands_in_and_one_failure_stops_no_other_set(tiny: Tiny, capsy
     assert cli.main(["data", "--datasets", "gone,tiny"]) == 1
     said = capsys.readouterr()
     assert "HTTP 404" in said.err and "not fetched: gone" in said.err and "tiny" not in said.err.split("not fetched")[1]
-    assert "trying another address" in said.out and "[tiny] data check: 7 of 7 ok" in said.out
+    assert "trying another address" in said.out and "[tiny] data check: 8 of 8 ok" in said.out
     assert [path for _, path, _ in tiny.web.seen] == ["/gone", "/away", "/annotations", "/images.zip"]
 
 

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import types
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +15,7 @@ import yaml
 from PIL import Image
 
 from amif_lib import cli, data_check, data_page, datasets, doctor, experiments, manifests, paths
+from amif_lib.datasets import leaks
 from amif_lib.errors import InputError
 
 CLONE = Path(__file__).parents[1]
@@ -105,7 +105,7 @@ def status(name: str = "tiny") -> dict[str, str]:
 
 def test_complete_set_is_ok(own_set: Path) -> None:
     found = status()  # its optional Readme.docx is absent
-    assert set(found.values()) == {"ok"} and len(found) == 3 + 4 + 3 + 2 + 1
+    assert set(found.values()) == {"ok"} and len(found) == 3 + 4 + 3 + 2 + 1 + 1  # the last: leakage, none recorded
     assert manifests.location("tiny") == own_set
     manifests.require(manifests.check("tiny"))
 
@@ -262,12 +262,12 @@ def test_data_check_writes_a_page(own_set: Path, tmp_path: Path, monkeypatch, ca
     evidence = {"verified": ["counts of <questions>"], "documented": ["the licence"]}
     source = {"kind": "http", "url": "https://example.org/a.zip", "target": "a.zip", "unpack": "."}
     rewrite(evidence=evidence, downloads=[source], quirks=["tabs"])
-    report = pd.DataFrame({"what": ["test answers <unseen>"], "percent": ["25.5"]})
-    monkeypatch.setattr(datasets, "leaks", types.SimpleNamespace(report=lambda name: report, transposed=lambda table: table), raising=False)
+    measured: list[str] = []
+    monkeypatch.setattr(leaks, "report", lambda name, once=leaks.report: measured.append(name) or once(name))
     assert cli.main(["data-check", "--scale", "small", "--datasets", "tiny"]) == 0
     assert "data_check.html" in capsys.readouterr().out
     html, markdown = page()
-    assert cells(markdown, "tiny")[0][3:] == ["CC0-1.0", "open", str(own_set), "ok (13 checks)"]
+    assert cells(markdown, "tiny")[0][3:] == ["CC0-1.0", "open", str(own_set), "ok (14 checks)"]
     assert cells(markdown, "VQA_RAD Image Folder")[0][1] == "ok"
     assert cells(markdown, "split") == [
         ["split", "questions", "images", "closed field", "closed yes no", "distinct answers"]
@@ -275,15 +275,18 @@ def test_data_check_writes_a_page(own_set: Path, tmp_path: Path, monkeypatch, ca
     assert cells(markdown, "train") == [["train", "2", "2", "2", "1", ""]]
     assert cells(markdown, "test") == [["test", "1", "1", "", "", "1"]]
     assert cells(markdown, "a.zip") == [["a.zip", source["url"], "unknown", "none", "the publisher's", "never"]]
-    assert cells(markdown, "test answers <unseen>") == [["test answers <unseen>", "25.5"]]
+    unseen = cells(markdown, leaks.MEANINGS["unseen_answer"])
+    assert unseen == [[leaks.MEANINGS["unseen_answer"], "1"]]  # "no", where training has "yes" and "ct"
+    assert measured == ["tiny"] and "nothing recorded to compare with" in markdown
+    assert "- Record fields: qid, phrase_type," in markdown and "Licence stated at:</strong> https://osf.io/89kps/" in html
+    assert "- Environment variables: DATA_ROOT" in markdown and "a mirror, 1,793 and 451 questions" in markdown
     for words in (
-        "&lt;unseen&gt;",
         "counts of &lt;questions&gt;",
         "from documentation, not checked:",
         "https://osf.io/89kps/",
     ):
         assert words in html
-    assert "13 of 13 checks ok" in html and "13 of 13 checks ok" in markdown and "--accent" in html
+    assert "14 of 14 checks ok" in html and "14 of 14 checks ok" in markdown and "--accent" in html
     assert not re.search(r"<script|<link|<img|src=|@import|url\(", html)  # one file, no script
     assert set(re.findall(r'href="(#|https?:)?', html)) == {"#", "https:"}
 
@@ -292,7 +295,7 @@ def test_data_check_writes_a_page(own_set: Path, tmp_path: Path, monkeypatch, ca
     assert cli.main(["data-check", "--scale", "small", "--datasets", "tiny"]) == 1
     html, markdown = page()
     assert cells(markdown, "train") == [["train", "2", "2", "2", "0 (expected 1)", ""]]
-    assert cells(markdown, "tiny")[0][-1] == "2 changed" and "11 of 13 checks ok" in html and 'class="warn"' in html
+    assert cells(markdown, "tiny")[0][-1] == "2 changed" and "12 of 14 checks ok" in html and 'class="warn"' in html
 
 
 def test_the_page_says_why_there_is_no_leakage_table(own_set: Path, tmp_path: Path, monkeypatch) -> None:
@@ -301,7 +304,7 @@ def test_the_page_says_why_there_is_no_leakage_table(own_set: Path, tmp_path: Pa
     def report(name: str) -> pd.DataFrame:
         raise InputError(f"{name}: no training questions")
 
-    monkeypatch.setattr(datasets, "leaks", types.SimpleNamespace(report=report, transposed=lambda table: table), raising=False)
+    monkeypatch.setattr(leaks, "report", report)
     data_page.write("small", data_check.lines("tiny"))
     assert "tiny: no training questions" in page()[0]
     shutil.rmtree(own_set)
@@ -317,8 +320,88 @@ def test_the_page_says_why_there_is_no_leakage_table(own_set: Path, tmp_path: Pa
 def test_real_sets_are_as_recorded(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     for name in ("vqa_rad", "medpix2"):
-        table = manifests.check(name, decode=False)
+        table = data_check.lines(name, decode=False)
         assert set(table["status"]) == {"ok"}, table[table["status"] != "ok"]
+        assert {*table["kind"], "images"} - {"folder"} == set(manifests.load(name).checks)
+        compared = table.loc[table["kind"] == "leak", "item"]
+        assert len(compared) == (4 * 5 - 1 if name == "vqa_rad" else 0)  # five numbers of each variant; one is not recorded
+
+
+def test_a_test_question_copied_into_training_is_a_changed_leak(shared_data: Path, tmp_path: Path, monkeypatch) -> None:
+    """One row of VQA-RAD's training questions becomes the frame of a test question with its answer, on its image."""
+    folder = tmp_path / "vqa_rad"
+    folder.mkdir()
+    name = "VQA_RAD Dataset Public.json"
+    (folder / "VQA_RAD Image Folder").symlink_to(shared_data / "vqa_rad" / "VQA_RAD Image Folder")
+    content = json.loads((shared_data / "vqa_rad" / name).read_text(encoding="utf-8"))
+    train = [record for record in content if not record["phrase_type"].startswith("test")]
+    known = {str(record["answer"]).strip().lower() for record in train}
+    source = next(
+        record for record in content
+        if record["phrase_type"].startswith("test") and record.get("question_frame", "NULL") != "NULL"
+        and str(record["answer"]).strip().lower() not in known
+    )  # fmt: skip
+    changed = next(record for record in train if record["image_name"] == source["image_name"])
+    changed |= {"question": source["question_frame"], "answer": source["answer"]}
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    found = data_check.lines("vqa_rad", decode=False).set_index("item")
+    assert found.loc["official1797: paraphrase_in_train", "status"] == "changed"
+    touched = sum(  # the question itself and its paraphrases in the test set, which have the same frame
+        record["phrase_type"].startswith("test") and record["image_name"] == source["image_name"]
+        and record.get("question_frame") == source["question_frame"] and record["answer"] == source["answer"]
+        for record in content
+    )  # fmt: skip
+    assert touched and found.loc["official1797: paraphrase_in_train", "detail"] == f"{1 + touched}, expected 1"
+    unseen = int(found.loc["official1797: unseen_answer", "detail"].split(",")[0])
+    assert unseen < 115 and found.loc["official1797: unseen_answer", "status"] == "changed"
+    assert found.loc["official1797: on_train_image", ["kind", "status"]].tolist() == ["leak", "ok"]
+
+
+def test_leaks_are_compared_as_recorded(own_set: Path) -> None:
+    """Training: yes on a.jpg, ct on b.jpg; test: no on Z.jpg. One question, its answer unseen."""
+    variant = {"name": "official1797", "rule": "all", "train": 2, "test": 1}
+    right = {"on_train_image": 0, "unseen_answer": 1, "ceiling_overall": 0.0}
+    rewrite(variants=[{**variant, "leaks_expected": [right]}])
+    found = status()
+    assert {found[f"official1797: {key}"] for key in right} == {"ok"} and "official1797: leakage" not in found
+    for key in right:
+        rewrite(variants=[{**variant, "leaks_expected": [{**right, key: right[key] + 1}]}])
+        found = status()
+        assert [item for item, said in found.items() if said != "ok"] == [f"official1797: {key}"]
+    rewrite(variants=[{**variant, "leaks_expected": [{"training": "train+val", "unseen_answer": 1}]}])  # no such part
+    assert status()["official1797: unseen_answer (train+val, test)"] == "changed"
+    rewrite(variants=[{**variant, "leaks_expected": [{**right, "closed": 1}]}])
+    with pytest.raises(InputError, match=r"variants\.0\.leaks_expected\.0\.closed: Extra inputs"):
+        manifests.load("tiny")
+    rewrite(variants=[{**variant, "leaks_expected": [right]}])
+    shutil.rmtree(own_set / "VQA_RAD Image Folder")
+    assert status()["official1797: unseen_answer"] == "ok"  # needs no image
+    (own_set / "VQA_RAD Dataset Public.json").write_text("[", encoding="utf-8")
+    assert status()["leakage"] == "changed"
+
+
+def test_what_does_not_describe_the_data_itself_is_not_in_its_digest() -> None:
+    """Terms, places, checks and leakage may be recorded better without making any result another one."""
+    terms = {"mirrors", "fields", "encoding", "checks", "leakage", "verified", "licence", "access", "variants", "evidence"}
+    assert terms <= set(manifests.Manifest.model_fields) and not terms & set(experiments.DATA_KEYS)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_further_fields_are_filled(name: str) -> None:
+    manifest = manifests.load(name)
+    assert {"count", "images"} <= set(manifest.checks) and ("leak" in manifest.checks) == (manifest.role == "questions")
+    root = "AMIF_PHANTOM" if manifest.generator else "DATA_ROOT"
+    assert manifest.access.env_vars == (root,) and f'"{root}"' in Path(paths.__file__).read_text(encoding="utf-8")
+    assert set(manifest.leakage.protected_by) <= set(QUESTION_SETS)
+    if not manifest.generator:
+        assert manifest.fields and manifest.licence.url.startswith("https://")
+        assert not manifest.verified.date or manifest.verified.by
+    for variant in manifest.variants:
+        for wanted in variant.leaks_expected:
+            if wanted.unseen_answer is not None and wanted.ceiling_overall is not None and variant.test:
+                reached = 100 * (variant.test - wanted.unseen_answer) / variant.test
+                assert round(reached, 2) == wanted.ceiling_overall, variant.name
 
 
 @pytest.mark.parametrize("name", PHANTOM_QUESTIONS)
@@ -327,7 +410,9 @@ def test_generated_set_is_ok_and_has_its_recorded_counts(
 ) -> None:
     """A demo question set as its manifest describes it (about 5 s): its counts, and at least 300 test questions."""
     monkeypatch.setenv("AMIF_PHANTOM", str(tmp_path / "a phantom"))
-    assert set(status(name).values()) == {"ok"}
+    table = data_check.lines(name)
+    assert set(table["status"]) == {"ok"} and {*table["kind"]} - {"folder"} == set(manifests.load(name).checks)
+    assert table.loc[table["kind"] == "leak", "detail"].str.contains("unseen_answer .*nothing recorded").all()
     counts = datasets.counts(name)
     assert counts["test"]["questions"] >= 300
     assert sum(found["images"] for split, found in counts.items() if split != "all") == counts["all"]["images"]
