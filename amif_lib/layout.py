@@ -133,7 +133,7 @@ def both_definitions(table: Table, dataset: str) -> pd.DataFrame:
                 own = definition or evaluate.PROTOCOLS[protocol.split("@")[0]].closed
                 title = cell.split if cell.split == "overall" else f"{cell.split}, {own.replace('_', '/', 1)}"
                 title = title.replace("answer/type", "answer_type")
-                entry[f"{title} (n = {cell.n_questions})"] = f"{cell.ours:.2f}"
+                entry[f"{title} (n = {cell.n_questions})"] = _accuracy(cell)
             out.append(entry)
     return pd.DataFrame(out).fillna("")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from amif_lib import hub, tokenizers
@@ -248,6 +249,9 @@ class AMiFForVQA(nn.Module):
 
         from amif_lib.ranking import rank_answers
 
+        if isinstance(candidates, str):
+            raise InputError(f"rank: candidates is the text {candidates!r}; give a list of answers")
+        candidates = [str(candidate) for candidate in candidates]
         if not candidates:
             raise InputError("rank: candidates is empty; give at least one answer")
         with torch.inference_mode():
@@ -313,15 +317,20 @@ class AMiFForVQA(nn.Module):
                 f"{folder / 'config.json'}: architecture is {content.get('architecture')!r}; give the model/ folder "
                 "of a fine-tuning run"
             )
+        try:
+            spec, prior = ModelSpec(**content["model"]), KnowledgeSpec(**content["knowledge"])
+            lengths = content["question_length"], content["answer_length"]
+        except (KeyError, TypeError, ValidationError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{folder / 'config.json'}: {reason}; save the model again with this kit") from None
         state = hub.read_state(folder)
         model = cls(
-            ModelSpec(**content["model"]),
-            KnowledgeSpec(**content["knowledge"]),
+            spec,
+            prior,
             torch.zeros_like(state["knowledge_ids"]),
             torch.zeros_like(state["knowledge_answer"]),
             tokenizers.load(folder),
-            content["question_length"],
-            content["answer_length"],
+            *lengths,
         )
         hub.load_into(model, state, str(source))
         return model.eval()

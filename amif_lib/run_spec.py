@@ -96,6 +96,17 @@ class ModelSpec(Strict):
         0.1, ge=0, lt=1, description="in text encoder, fusion and decoder; the image encoder has none"
     )
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ModelSpec:
+        for name in ("image_heads", "text_heads", "fusion_heads"):
+            if self.width % getattr(self, name):
+                raise ValueError(f"{name} {getattr(self, name)} does not divide width {self.width}; change one of them")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}; change one of them")
+        if self.decoder_cross_layers > self.decoder_layers:
+            raise ValueError(f"decoder_cross_layers {self.decoder_cross_layers} exceeds decoder_layers {self.decoder_layers}")
+        return self
+
     @property
     def stored_side(self) -> int:
         """Short side of the prepared images, pixels: a tenth more than training uses, so that crops are not upscaled."""

@@ -111,7 +111,7 @@ def run_spec(spec: RunSpec) -> Path:
     accelerator = Accelerator(
         mixed_precision=precision,
         cpu=not on_gpu,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=spec.stage != "finetune")],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     started, digest = time.time(), results.code_digest()  # of the code that trains, should files change meanwhile
     folder = spec.directory
@@ -143,7 +143,9 @@ def run_spec(spec: RunSpec) -> Path:
         optimizer.zero_grad()
         line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
         schedule.step()
-        line |= {name: float(accelerator.reduce(value.detach().float(), "mean")) for name, value in out.items()}
+        for name, value in out.items():  # counts add up over processes, the rest are means of equal shares
+            how = "sum" if name.startswith("skipped_") else "mean"
+            line[name] = float(accelerator.reduce(value.detach().float(), how))
         if not math.isfinite(line["total"]):
             raise InputError(
                 f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate"

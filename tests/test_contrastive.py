@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from amif_lib.errors import InputError
-from amif_lib.objectives.contrastive import one_hot_labels, soft_label_kl, soft_labels, teacher_statistics
+from amif_lib.objectives.contrastive import one_hot_labels, similarity, soft_label_kl, soft_labels, teacher_statistics
 
 
 def loop_labels(similarity, temperature, weight, positives, mask=None):
@@ -211,3 +211,12 @@ def test_what_cannot_be_used_is_named():
     ):
         with pytest.raises(InputError, match=word):
             call()
+
+
+def test_similarities_are_fp32_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(9, 64, generator=generator), dim=-1) for _ in range(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = similarity(a, b)
+    exact = a.double() @ b.double().T
+    assert found.dtype == torch.float32 and (found - exact).abs().max() < 1e-6

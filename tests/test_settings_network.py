@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from amif_lib import hub, knowledge, prepare, smoke, tokenizers
+from amif_lib import experiments, hub, knowledge, prepare, smoke, tokenizers
 from amif_lib.decoder import AnswerDecoder, crosses
+from amif_lib.errors import InputError
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
 from amif_lib.fusion import CoAttention, GatedCrossAttention
 from amif_lib.model import AMiF, AMiFForVQA
@@ -309,3 +310,14 @@ def test_amif_with_every_alternative_saves_and_loads(tmp_path):
     again.load(tmp_path)
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [({"image_heads": 5}, "image_heads 5 does not divide width"), ({"patch_size": 7}, "patch_size 7 does not divide"),
+     ({"decoder_cross_layers": 13}, "decoder_cross_layers 13 exceeds")],
+)  # fmt: skip
+def test_sizes_that_do_not_fit_are_named(sizes: dict[str, int], named: str) -> None:
+    content = {"stage": "stage1", "scale": "demo", "model": sizes}
+    with pytest.raises(InputError, match=named):
+        experiments.parse(content, "a spec")

@@ -28,6 +28,12 @@ NEARLY_ONE_HOT = 0.9
 NEARLY_FLAT = 2.0
 
 
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Dot products of rows (B, e) and columns (K, e) -> (B, K), in fp32 whatever the caller's autocast."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float().T  # (B, K)
+
+
 @torch.no_grad()
 def soft_labels(
     similarity: Tensor,

@@ -138,12 +138,12 @@ class GlobalAlignment(nn.Module):
         own, everyone = rows.own, columns.everyone  # (B, e), (K, e)
         positive = _positives(len(own), own.device)  # (B,)
         mask = F.one_hot(positive, len(everyone)).bool() if mask_diagonal else None  # (B, K)
-        logits = own @ everyone.T / (o.temperature * self.amif.log_temperature.exp())  # (B, K)
+        logits = contrastive.similarity(own, everyone) / (o.temperature * self.amif.log_temperature.exp())  # (B, K)
         if o.labels == "one_hot":
             targets = F.one_hot(positive, len(everyone)).float()
         else:
             targets = contrastive.soft_labels(
-                rows.teacher_own @ columns.teacher_everyone.T,  # (B, K)
+                contrastive.similarity(rows.teacher_own, columns.teacher_everyone),  # (B, K)
                 o.teacher_temperature,
                 o.positive_weight,
                 positive,

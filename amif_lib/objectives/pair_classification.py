@@ -63,7 +63,7 @@ class PairClassification(GlobalAlignment):
                 continue
             a, b = sides[kind]  # (N, e)
             targets = contrastive.soft_labels(
-                a @ b.T, temperature, 0.0, positive
+                contrastive.similarity(a, b), temperature, 0.0, positive
             )  # Q; lambda sits on the diagonal, never drawn
             barred = exclude
             if kind == "image_image" and o.same_view_negatives:

@@ -228,7 +228,7 @@ def _report(plan: Plan, entries: list[dict[str, Any]], seconds: float) -> None:
     for job in plan.jobs:
         text = (paths.results() / job.output).with_suffix(".md")
         if job.rule == "table" and text.is_file():
-            print("\n" + text.read_text(encoding="utf-8").partition("\n## Paired tests")[0].rstrip())
+            print("\n" + text.read_text(encoding="utf-8").partition("\n## Notes")[0].rstrip())
             print(f"\nTests, notes and runs: {paths.shown(text)}")
     if entries:
         parts: dict[str, float] = {}
