@@ -13,6 +13,7 @@ import pandas as pd
 
 from amif_lib import manifests, paths, progress
 from amif_lib.errors import InputError
+from amif_lib.files import write_text
 from amif_lib.manifests import FileEntry, LeakCounts, Manifest, TreeEntry
 
 Status = Literal["ok", "missing", "changed", "partial", "needs credential"]
@@ -74,10 +75,7 @@ class Notes:
             if self.kept_back and self.file.is_file():
                 self.file.unlink()
             return
-        with sources.writing(self.file.parent):
-            aside = self.file.with_suffix(f".{os.getpid()}.part")
-            aside.write_text("".join(f"{' '.join(line.split())}\n" for line in self.said), encoding="utf-8")
-            aside.replace(self.file)
+        write_text(self.file, "".join(f"{' '.join(line.split())}\n" for line in self.said), sources.REMEDY)
 
 
 def _lines(manifest: Manifest, decode: bool, most_bad: float, notes: Notes) -> Iterator[Line]:

@@ -30,6 +30,8 @@ from amif_lib.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
 
+DISTRIBUTED = {"find_unused_parameters": True}  # some settings leave weights out, such as the gate of Table 4 row 5
+
 
 def epoch_batches(prepared: Prepared, spec: RunSpec, epoch: int) -> list[list[int]]:
     """Sample indices of every global batch of an epoch."""
@@ -111,7 +113,7 @@ def run_spec(spec: RunSpec) -> Path:
     accelerator = Accelerator(
         mixed_precision=precision,
         cpu=not on_gpu,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(**DISTRIBUTED)],
     )
     started, digest = time.time(), results.code_digest()  # of the code that trains, should files change meanwhile
     folder = spec.directory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
 import torch
 from transformers import (
@@ -258,6 +259,10 @@ def test_saved_model_loads_equal_and_answers(vqa, tmp_path):
     assert again.answer(picture, question) == vqa.answer(picture, question)
     ranked = again.rank(picture, question, ["yes", "no", "left lung"])
     assert ranked.log_likelihood.is_monotonic_decreasing and ranked.probability.sum() == pytest.approx(1)
+    as_series = again.rank(picture, question, pd.Series(["yes", "no", "left lung"]))
+    pd.testing.assert_frame_equal(as_series, ranked)
+    with pytest.raises(InputError, match="candidates is the text 'yes'"):
+        again.rank(picture, question, "yes")
     maps = again.explain(picture, question, "nodule")
     assert {"attention", "gate", "transport_plan"} == set(maps) and all(m.shape == (4, 4) for m in maps.values())
     with pytest.raises(InputError, match="'spleen' is not a word"):
@@ -275,6 +280,20 @@ def test_from_pretrained_refuses_another_kind_of_folder(tmp_path):
     AMiF(TINY).save(tmp_path)
     with pytest.raises(InputError, match=r"architecture is 'AMiF'"):
         AMiFForVQA.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"knowledge": None}, {"model": {"wide": 3}}, {"model": {"image_heads": 5}}])
+def test_from_pretrained_names_a_config_it_cannot_use(vqa, tmp_path, change):
+    """A section that is missing, an unknown key, sizes that do not fit: one line."""
+    vqa.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    for section, values in change.items():
+        content[section] = content[section] | values if values else values
+    content = {key: value for key, value in content.items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.json: .*(knowledge|wide|image_heads)") as caught:
+        AMiFForVQA.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_knowledge_keeps_frequent_answers_within_the_limit(tokenizer):

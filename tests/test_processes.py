@@ -44,7 +44,7 @@ def both(tmp_path_factory):
     return [gradients(processes, folder / f"{processes}.safetensors") for processes in (1, 2)]
 
 
-@pytest.mark.parametrize("case", [*worker.OBJECTIVES, "finetune"])
+@pytest.mark.parametrize("case", [*worker.OBJECTIVES, *worker.FINETUNINGS])
 def test_two_processes_give_the_losses_gradients_and_negatives_of_one(case, both):
     one, two = ({name: value for name, value in found.items() if name.startswith(f"{case}/")} for found in both)
     assert one.keys() == two.keys() and f"{case}/total" in one

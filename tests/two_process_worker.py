@@ -11,6 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
+from amif_lib import train
 from amif_lib.batches import QuestionBatch, share
 from amif_lib.distributed import agreed, gather_objects, own_rows, rank, world_size
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
@@ -19,6 +20,7 @@ from amif_lib.prepare import FineTuning
 from tests import tiny
 
 SAMPLES = 8
+FINETUNINGS = ("finetune", "finetune without gate")
 OBJECTIVES = {
     "stage1": {},
     "stage2": {"weight_global": 0.5, "local_contrast": "positives_minus_negatives"},
@@ -55,9 +57,10 @@ def fill_queue(module: torch.nn.Module, batch: object) -> None:
         module.queue(module.features(batch, first, second, text))
 
 
-def finetuning_case() -> tuple[torch.nn.Module, object]:
+def finetuning_case(name: str) -> tuple[torch.nn.Module, object]:
     torch.manual_seed(0)
-    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15)))
+    knowledge = KnowledgeSpec(gate="without gate" not in name)  # Table 4 row 5: the gate's weights get no gradient
+    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), knowledge, torch.arange(5, 20), torch.arange(15)))
     g = torch.Generator().manual_seed(0)
     total = 7  # does not divide: the last process gets a filler row of weight 0
     ids, answers = torch.randint(5, 400, (total, 6), generator=g), torch.randint(5, 400, (total, 4), generator=g)
@@ -69,9 +72,9 @@ def finetuning_case() -> tuple[torch.nn.Module, object]:
 
 def gradients(case: str) -> dict[str, torch.Tensor]:
     """Gradients, total loss and mined negatives of one global batch, the same on every process."""
-    module, batch = finetuning_case() if case == "finetune" else pretraining_case(case)
+    module, batch = finetuning_case(case) if case.startswith("finetune") else pretraining_case(case)
     drawn = {}
-    if case != "finetune" and module.stage == "stage2":
+    if not case.startswith("finetune") and module.stage == "stage2":
         plain = module.mine
 
         def recorded(*arguments):
@@ -80,7 +83,10 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
             return found
 
         module.mine = recorded
-    wrapped = DistributedDataParallel(module, find_unused_parameters=True) if world_size() > 1 else module
+    wrapped = DistributedDataParallel(module, **train.DISTRIBUTED) if world_size() > 1 else module
+    if case.startswith("finetune"):  # a step before: unused parameters that are not looked for stop the second one
+        wrapped(batch)["total"].backward()
+        module.zero_grad()
     found = wrapped(batch)
     found["total"].backward()
     total = found["total"].detach().clone()
@@ -100,7 +106,7 @@ def main(out: Path, processes: int) -> None:
     torch.set_num_threads(1)
     if processes > 1:
         dist.init_process_group("gloo")
-    tensors = {name: value for case in ("finetune", *OBJECTIVES) for name, value in gradients(case).items()}
+    tensors = {name: value for case in (*FINETUNINGS, *OBJECTIVES) for name, value in gradients(case).items()}
     # each process would choose otherwise; all must take the first one's choice
     tensors["agreed"] = torch.tensor(gather_objects(agreed(rank() == 0)))
     if rank() == 0:

@@ -9,10 +9,8 @@ images and its text describe the same patient.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from amif_lib import manifests, paths, progress
 from amif_lib.datasets import images, sources
 from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
+from amif_lib.files import RESULTS, write_aside, write_text
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +53,8 @@ def apply(
     kept = [study for study in studies if _group(study) not in dropped]
     bound = next(filter(manifests.stays_with_data, (name, *against)), "")
     folder = (manifests.derived_folder(bound) if bound else paths.results() / "private") / "decontamination"
-    with sources.writing(folder) if bound else contextlib.nullcontext():
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{name}.{os.getpid()}"
+    with write_aside(folder / f"{name}.csv", sources.REMEDY if bound else RESULTS) as aside:
         hits.to_csv(aside, index=False)
-        aside.replace(folder / f"{name}.csv")
     summary = summarise(studies, hits)
     log.info(
         "%s: %d groups with %d images dropped, for %d pictures shared with %s",
@@ -261,10 +257,7 @@ def hashes(files: Iterable[Path], name: str, bad: set[int]) -> np.ndarray:
     if bad:
         log.warning("%s: %d of %d images cannot be decoded and are compared by id alone", name, len(bad), len(files))
     if new:
-        with sources.writing(cache_file.parent):
-            aside = cache_file.with_suffix(f".{os.getpid()}.json")
-            aside.write_text(json.dumps(dict(sorted(cache.items())), indent=0), encoding="utf-8")
-            aside.replace(cache_file)
+        write_text(cache_file, json.dumps(dict(sorted(cache.items())), indent=0), sources.REMEDY)
     return out
 
 

@@ -23,6 +23,7 @@ from amif_lib.errors import InputError
 from amif_lib.files import write_aside
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
+REMEDY = "set AMIF_PREPARED to a folder with room that can be written"
 NOT_WRITABLE = {
     getattr(errno, name, 0)
     for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "ENOTDIR", "EEXIST", "ENOENT", "EIO")
@@ -71,7 +72,7 @@ def remember(name: str, files: Sequence[Path], found: Sequence[str]) -> None:
             stored[str(path)] = (stat.st_size, stat.st_mtime_ns, digest)
     rows = [(path, *values) for path, values in sorted(stored.items())]
     target = _file(name)
-    with write_aside(target, "set AMIF_PREPARED to a folder with room that can be written") as aside:
+    with write_aside(target, REMEDY) as aside:
         pd.DataFrame(rows, columns=["path", "bytes", "changed_ns", "sha256"]).to_parquet(aside, index=False)
 
 
@@ -110,8 +111,7 @@ def writing(folder: Path) -> Iterator[None]:
         if error.errno not in NOT_WRITABLE:
             raise
         raise InputError(
-            f"{paths.shown(folder)}: cannot be written ({error.strerror or error}); "
-            "set AMIF_PREPARED to a folder with room that can be written"
+            f"{paths.shown(folder)}: cannot be written ({error.strerror or error}); {REMEDY}"
         ) from None
 
 
