@@ -238,8 +238,7 @@ def _leaks(manifest: Manifest, reports: dict[str, pd.DataFrame]) -> Iterator[Lin
                 detail = f"{have:.10g}" + ("" if same else f", expected {value:.10g}")
                 yield Line("leak", f"{name}: {key}{parts}", "ok" if same else "changed", detail)
         if not expected.get(name):
-            whole = table[table["training"].str.endswith("train")]  # without validation questions, all languages
-            for _, row in whole.loc[whole.groupby("test", sort=False)["n_train"].idxmax()].iterrows():
+            for _, row in leaks.main_lines(table).iterrows():
                 parts = "" if row["test"] == "test" else f" ({row['training']}, {row['test']})"
                 values = ", ".join(f"{key} {row[key]:.10g}" for key in LEAKS)
                 yield Line("leak", f"{name}: leakage{parts}", "ok", f"{values}; nothing recorded to compare with")

@@ -209,6 +209,10 @@ def build_run(
         raise InputError(f"pretraining: {pretraining!r} is not one of both, stage1, none")
     base = merge(base, changes)
     stages = {name: base.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
+    for name, content in stages.items():  # also of a stage that this row does not run
+        if unknown := sorted(set(content) - set(TrainSpec.model_fields)):
+            known = ", ".join(TrainSpec.model_fields)
+            raise InputError(f"specs, scale {scale}: {name}.{unknown[0]}: unknown key; known: {known}")
     if question_set not in sets:
         raise InputError(
             f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(sets)}"

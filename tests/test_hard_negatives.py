@@ -161,3 +161,10 @@ def test_what_cannot_be_used_is_named():
     ):
         with pytest.raises(InputError, match=word):
             call()
+
+
+def test_exclude_may_be_of_integers() -> None:
+    targets, positive = torch.rand(6, 6).softmax(1), torch.arange(6)
+    exclude = torch.rand(6, 6) < 0.3
+    drawn = [sample(targets, positive, kind, torch.Generator().manual_seed(3)) for kind in (exclude, exclude.long())]
+    assert drawn[0].index.tolist() == drawn[1].index.tolist()

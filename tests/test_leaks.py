@@ -351,3 +351,10 @@ def test_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_main_lines_are_one_per_training_file_and_test_part(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests, "location", lambda name: shared_data / "slake_annotations")
+    found = leaks.main_lines(leaks.report("slake"))
+    assert found[["training_file", "test", "n_train"]].to_numpy().tolist() == [
+        ["en", "test", 4918], ["zh", "test", 4916], ["en+zh", "en test", 9834], ["en+zh", "zh test", 9834]]  # fmt: skip

@@ -16,6 +16,7 @@ from amif_lib import baselines, cli, datasets, evaluate, manifests, paths, predi
 from amif_lib.errors import InputError
 
 REFERENCE = paths.ROOT / "results" / "reference" / "small"
+FINE_TUNED = sorted(file.parent for file in REFERENCE.glob("runs/*/predictions.parquet"))
 
 # A set in VQA-RAD's own file format: (qid, phrase_type, image, question, answer, answer_type). No image exists.
 RECORDS = [
@@ -314,7 +315,7 @@ def run_folder(folder: Path, spec: dict | None = None, edit=lambda frame: frame)
 
 
 def a_spec(training_file: str) -> dict:
-    content = json.loads((REFERENCE / "runs" / "661ac14a2586" / "spec.json").read_text(encoding="utf-8"))
+    content = json.loads((FINE_TUNED[0] / "spec.json").read_text(encoding="utf-8"))
     content["data"]["training_file"] = training_file
     return content
 
@@ -405,7 +406,7 @@ def test_committed_runs_score_as_the_committed_table(real: Path) -> None:
     tables: dict[Path, pd.DataFrame] = {}
     seen = set()
     for line in headline.itertuples():
-        run = line.run_ids or "a26adc71f393"
+        run = line.run_ids or FINE_TUNED[0].name
         folder = REFERENCE / "runs" / run / ("blank_test" if line.row.startswith("blank_at_test") else "")
         if folder not in tables:
             tables[folder] = scored(folder).table
@@ -418,4 +419,4 @@ def test_committed_runs_score_as_the_committed_table(real: Path) -> None:
             assert got[ours] == pytest.approx(float(getattr(line, theirs)), abs=6e-5), line
         seen.add((system, protocol, run))
     assert len(tables) == 5 and {protocol for _, protocol, _ in seen} == {"paper", "strict@1"}
-    assert {"e4d4901d1aae", "a26adc71f393", "661ac14a2586"} == {run for _, _, run in seen}
+    assert {folder.name for folder in FINE_TUNED} == {run for _, _, run in seen}

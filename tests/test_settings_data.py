@@ -450,3 +450,11 @@ def test_every_setting_says_what_it_means_and_names_a_point_that_lists_it():
             assert info.description, f"{section}.{field}"
             for part in info.description.split("(point ")[1:]:
                 assert f"{section}.{field}" in numbers[int(part.split(")")[0])], f"{section}.{field}"
+
+
+def test_numbers_that_are_none_and_misspelt_stages_are_refused():
+    content = {"stage": "stage1", "scale": "demo", "train": {"learning_rate": float("inf")}}
+    with pytest.raises(InputError, match=r"train\.learning_rate: .*finite"):
+        experiments.parse(content, "a spec")
+    with pytest.raises(InputError, match=r"stage2\.epoch: unknown key; known: epochs"):  # though the row has no stage 2
+        experiments.build_run("demo", {"pretraining": "none", "stage2": {"epoch": 3}}, "phantom_vqa_rad")

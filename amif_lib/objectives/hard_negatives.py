@@ -88,7 +88,7 @@ def sample(
         raise InputError("hard-negative targets hold negative or non-finite values; check the features before")
     weights = weights.scatter(1, positive_index.unsqueeze(1), 0.0)  # the positive is no negative
     if exclude is not None:
-        weights = weights.masked_fill(exclude, 0.0)
+        weights = weights.masked_fill(exclude.bool(), 0.0)
     if top_k:
         order = weights.argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(dim=1)  # (B, N): 0 for the row's highest
