@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("spec", help="a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]")
     sub.add_argument("--processes", type=int, help="default: $AMIF_PROCESSES, else one per GPU")
     sub = command("table", _table, "make one table from stored runs, without training")
-    sub.add_argument("name", help="for example headline or table4")
+    sub.add_argument("name", help="for example table1 or lambda_sweep")
     _add_scale(sub)
     _add_scale(command("report", _report, "make the report page from stored runs, without training"))
     command(

@@ -165,7 +165,8 @@ class Row(Strict):
     label: str
     settings: dict[str, Any]
     paper_row: str = ""
-    reference: str = ""  # the row a paired test compares this one with
+    references: tuple[str, ...] = ()  # the rows that paired tests compare this one with, the paper's first
+    extra: bool = False  # not a row of the paper's, beside the others for comparison
     runs: tuple[RunSpec, ...] = ()  # the fine-tunings: one per question set and seed
 
 
@@ -270,11 +271,14 @@ def rows(
             raise InputError(f"ROWS: {table} has no row {asked!r}; choose from {', '.join(listed)}")
     out = []
     for key, entry in listed.items():
-        if only and key not in only:
+        if (only and key not in only) or (not only and scale in entry.get("on_request", ())):
+            continue
+        own = [name for name in question_sets or names if _has_set(entry, name)]
+        if not own:  # a row of other question sets than those asked for
             continue
         runs = tuple(
             build_run(scale, entry.get("settings", {}), name, seed=seed, pretrain_seed=pretrain_seed)
-            for name in (question_sets or names)
+            for name in own
             for pretrain_seed in range(pretrain_seeds)
             for seed in range(seeds)
         )
@@ -286,11 +290,17 @@ def rows(
                 label=entry["label"],
                 settings=entry.get("settings", {}),
                 paper_row=str(entry.get("paper_row", "")),
-                reference=str(entry.get("reference", "")),
+                references=tuple(str(row) for row in entry.get("reference", ())),
+                extra=entry.get("extra", False),
                 runs=runs,
             )
         )
     return out
+
+
+def _has_set(entry: dict[str, Any], question_set: str) -> bool:
+    """Whether a row is fine-tuned on a question set; a demo set counts as the real one that it imitates."""
+    return question_set.removeprefix("phantom_") in entry.get("question_sets", (question_set.removeprefix("phantom_"),))
 
 
 def tables_of(scale: str) -> tuple[str, ...]:
@@ -305,13 +315,14 @@ def blank_image_run(run: RunSpec) -> RunSpec:
 
 
 def load_spec(spec: str) -> list[RunSpec]:
-    """What a notebook's `spec` parameter means: a run file, or `<scale>/<table>[/<row>[/<stage>]]`.
+    """What a notebook's `spec` parameter means: a file of a run or of a list of runs, or `<scale>/<table>[/<row>[/<stage>]]`.
 
     `demo/table4` is every fine-tuning of Table 4 at demo scale, `demo/table4/6/stage1` the stage-1 run behind row 6.
     """
     path = Path(spec)
     if path.suffix in (".yaml", ".yml", ".json"):
-        return [parse(read_yaml(path), paths.shown(path))]
+        content = read_yaml(path)
+        return [parse(run, paths.shown(path)) for run in (content if isinstance(content, list) else [content])]
     parts = spec.split("/")
     if not 2 <= len(parts) <= 4:
         raise InputError(f"spec={spec!r}: give a .yaml or .json run file, or <scale>/<table>[/<row>[/<stage>]]")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from amif_lib import baselines, evaluate, results, statistics
+from amif_lib import baselines, evaluate, statistics
 from amif_lib.table_rows import SCALE_NOTES
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def paper_layout(table: Table, strong: Callable[[str], str] = str, protocol: str
     `supported_cells` names.
     """
     cells, bold = table.cells, supported_cells(table.tests)
-    known = results.published(table.paper_table)
+    known = table.published
     about = [name for name in known if name not in NOT_ABOUT_THE_ROW]  # e.g. pretraining, knowledge, gate
     out: dict[str, dict[str, str]] = {}
     for line in {line.row: line for line in reversed(table.lines)}.values():  # one per row, whatever its question sets

@@ -42,7 +42,7 @@ def write(scale: str) -> Path:
         "verdict_note": VERDICTS[scale in ("base", "paper")],
         "code_notes": [layout.code_note(table) for table in whole if len(table.digests) > 1],
         "headline": _section(head) if head else None,
-        "tables": [_section(table) for table in whole if table.name != "headline"],
+        "tables": [_section(table) for table in whole if table.name != "table1"],
         "figures": _figures(whole, runs, folder),
         "protocols": [evaluate.PROTOCOLS[name] for name in tables.PROTOCOLS],
         "teacher": _statistics(runs, "teacher"),
@@ -71,7 +71,7 @@ def planned_tables(scale: str) -> list[str]:
 
 def _headline(scale: str) -> tables.Table | None:
     """The headline table, where its runs are among the finished ones (other tables contain them as a row)."""
-    return None if results.missing(tables.required_runs("headline", scale)) else tables.Table("headline", scale)
+    return None if results.missing(tables.required_runs("table1", scale)) else tables.Table("table1", scale)
 
 
 def _all_runs(whole: list[tables.Table]) -> list[Run]:
@@ -201,7 +201,7 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
     """The full model's settings that differ from SCALE=paper: `setting, stage, SCALE=paper`, then one per start."""
     paper_sets = experiments.scale_settings("paper")["question_sets"]
     paper = _settings(experiments.build_run("paper", {}, next(iter(paper_sets))))
-    ours = {row.label: _settings(row.runs[0]) for row in tables.Selection().rows("headline", scale)}
+    ours = {row.label: _settings(row.runs[0]) for row in tables.Selection().rows("table1", scale)}
     rows: dict[tuple[str, ...], list[str]] = {}
     for stage, name in dict.fromkeys(key for found in ours.values() for key in found):
         values = [_plain(found.get((stage, name))) for found in ours.values()]

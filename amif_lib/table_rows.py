@@ -76,7 +76,8 @@ class Selection:
 
     def headlines(self, name: str, scale: str) -> list[experiments.Row]:
         """The full model, one row per named start: what baselines are made for."""
-        return replace(self, only=self.only if name == "headline" else ()).rows("headline", scale)
+        only = self.only if name == "table1" else ()
+        return [row for row in replace(self, only=only).rows("table1", scale) if not row.extra]
 
     def blank_runs(self, name: str, scale: str) -> dict[str, list[RunSpec]]:
         """Question-only baselines by headline row: the full model trained on blank images, once per question set.
@@ -107,7 +108,7 @@ class Line:
     kind: str  # "row" or "baseline"
     answers: tuple[tuple[pd.DataFrame, pd.DataFrame | None], ...]  # per seed: predictions, candidates
     run_ids: tuple[str, ...] = ()
-    reference: str = ""
+    references: tuple[str, ...] = ()
     paper_row: str = ""
     headline: str = ""  # the headline row that these runs are, or that this baseline belongs to
     leaks: bool = False  # test answers were seen in training

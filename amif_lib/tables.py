@@ -108,7 +108,6 @@ class Table:
         selection = selection or Selection.planned(name, scale)
         self.name, self.scale = name, scale
         self.title = str(experiments.table_settings(name)["title"])
-        self.paper_table = "table1" if name == "headline" else name
         self.rows = selection.rows(name, scale)
         self.headlines = selection.headlines(name, scale)
         self.blank = selection.blank_runs(name, scale)
@@ -123,6 +122,11 @@ class Table:
     def question_settings(self, dataset: str) -> dict:
         """Which questions the table's rows are trained on; the baselines learn from the same."""
         return next(run.data.question_settings for run in self.rows[0].runs if run.data.questions == dataset)
+
+    @cached_property
+    def published(self) -> pd.DataFrame:
+        """The paper's numbers of this table (`results.published`); empty where the paper prints none."""
+        return results.published(self.name) if any(row.paper_row for row in self.rows) else results.published("table1")[:0]
 
     # --- collecting ---
 
@@ -151,6 +155,8 @@ class Table:
         headline_of = {run.run_id: row.row for row in self.headlines for run in row.runs}
         for row in self.rows:
             specs = [run for run in row.runs if run.data.questions == dataset]
+            if not specs:  # a row of other question sets
+                continue
             runs = [self._run(spec) for spec in specs]
             lines.append(
                 Line(
@@ -160,7 +166,7 @@ class Table:
                     "row",
                     tuple((r.predictions, r.candidates) for r in runs),
                     tuple(r.run_id for r in runs),
-                    row.reference,
+                    row.references,
                     row.paper_row,
                     headline_of.get(runs[0].run_id, ""),
                     any(map(saw_test_answers, specs)),
@@ -278,7 +284,7 @@ class Table:
     def _published(self, paper_row: str, dataset: str, split: str) -> float:
         if not paper_row:
             return np.nan
-        known = results.published(self.paper_table)
+        known = self.published
         here = (known["row"] == paper_row) & (known["dataset"] == real_name(dataset)) & (known["split"] == split)
         return float(known["value"][here].iloc[0]) if here.any() else np.nan
 
@@ -319,7 +325,7 @@ class Table:
         out = []
         for line in (x for x in self.lines if x.kind == "row"):
             beside = [x for x in self.lines if x.dataset == line.dataset]
-            out += [(line, other, "reference") for other in beside if line.reference and other.row == line.reference]
+            out += [(line, other, "reference") for name in line.references for other in beside if other.row == name]
             out += [
                 (line, other, "baseline")
                 for other in beside

@@ -174,7 +174,7 @@ def test_a_protected_set_that_is_absent_is_an_error_unless_skipped(
 
 
 def test_settings_of_decontamination_are_part_of_the_ids_of_runs() -> None:
-    run = experiments.load_spec("small/headline/random/stage1")[0]
+    run = experiments.load_spec("small/table1/random/stage1")[0]
     skip = run.model_copy(update={"data": run.data.model_copy(update={"decontaminate_absent": "skip"})})
     drop = run.model_copy(update={"data": run.data.model_copy(update={"repeated_articles": "drop"})})
     assert len({run.run_id, skip.run_id, drop.run_id}) == 3

@@ -234,7 +234,7 @@ def test_texts_may_be_withheld_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_run_folders_carry_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
     free = experiments.load_spec("demo/table4/6")[0]
-    bound = experiments.load_spec("small/headline/random")[0]  # its stage 1 reads MedPix-2.0
+    bound = experiments.load_spec("small/table1/random")[0]  # its stage 1 reads MedPix-2.0
     for run in (free, bound):
         (run.directory / "model").mkdir(parents=True)
         redistribution.mark(run)

@@ -44,7 +44,7 @@ def test_predictions_are_copied_only_where_the_manifest_allows_texts(clone, monk
 
 def test_reference_results_are_never_taken_for_a_run():
     """A fresh clone has reference results and yet no finished run."""
-    for run in experiments.load_spec("small/headline"):
+    for run in experiments.load_spec("small/table1"):
         assert paths.ROOT / "results" / "reference" not in run.directory.parents
     committed = paths.ROOT / "results" / "reference"
     for file in committed.rglob("metrics.json"):

@@ -138,9 +138,9 @@ def test_page_escapes_what_it_is_given(monkeypatch, demo):
 def test_planned_tables(demo, page):
     plan = paths.scale_dir("demo") / "plan.json"
     assert report.planned_tables("demo") == ["table4"]
-    plan.write_text(json.dumps({"selection": {}, "jobs": [{"rule": "table", "name": "headline"}, {"rule": "data"}]}))
+    plan.write_text(json.dumps({"selection": {}, "jobs": [{"rule": "table", "name": "table1"}, {"rule": "data"}]}))
     try:
-        assert report.planned_tables("demo") == ["headline"]
+        assert report.planned_tables("demo") == ["table1"]
     finally:
         plan.unlink()
 

@@ -77,8 +77,8 @@ def test_published_numbers_beside_but_no_delta_for_synthetic_data(demo):
 
 def test_delta_on_real_data_at_paper_scale(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
-    write_table("headline", "paper", {"hub": (2,)})
-    got = tables.table("headline", "paper")
+    write_table("table1", "paper", {"hub": (2,)})
+    got = tables.table("table1", "paper")
     assert set(tables.PAPER_SETS) <= {*got["dataset"]}
     got = got[got["dataset"] == "vqa_rad"]
     assert cell(got, "hub", "overall")["delta"] == pytest.approx(100 * 11 / 12 - 80.49)
@@ -86,16 +86,16 @@ def test_delta_on_real_data_at_paper_scale(monkeypatch, tmp_path):
     assert cell(got, "hub", "closed")["delta"] == pytest.approx(100 - 87.25)
     assert np.isnan(cell(got, "hub", "overall", "strict@1")["delta"])
     assert np.isnan(cell(got, "hub", "closed", "paper/answer_type")["delta"])
-    verdicts = tables.tests("headline", "paper")["replication"]
+    verdicts = tables.tests("table1", "paper")["replication"]
     assert set(verdicts) <= {"better", "worse", "within noise"}
 
 
 def test_small_scale_prints_the_paper_but_no_difference_and_no_verdict(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
-    write_table("headline", "small", {"random": (0, 1, 2), "minilm": (0,)})
-    got = tables.table("headline", "small")
+    write_table("table1", "small", {"random": (0, 1, 2), "minilm": (0,)})
+    got = tables.table("table1", "small")
     assert cell(got, "minilm", "open")["paper"] == 72.00 and got["delta"].isna().all()
-    tested = tables.tests("headline", "small")
+    tested = tables.tests("table1", "small")
     assert set(tested["replication"]) == {"not tested at this scale"}
     against = tested.groupby("row")["against"].agg(set)  # each start with its own question-only baseline
     assert "question_only:random" in against["random"] and "question_only:minilm" not in against["random"]
@@ -193,7 +193,7 @@ def test_required_runs_are_what_a_missing_one_is_missed_from(demo):
 
 
 def test_headline_row_and_its_table4_row_are_one_run():
-    head, row = (Selection().rows(name, "demo")[-1] for name in ("headline", "table4"))
+    head, row = (Selection().rows(name, "demo")[-1] for name in ("table1", "table4"))
     assert head.runs[0].run_id == row.runs[0].run_id
 
 
