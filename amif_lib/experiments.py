@@ -167,7 +167,14 @@ class Row(Strict):
     paper_row: str = ""
     references: tuple[str, ...] = ()  # the rows that paired tests compare this one with, the paper's first
     extra: bool = False  # not a row of the paper's, beside the others for comparison
-    runs: tuple[RunSpec, ...] = ()  # the fine-tunings: one per question set and seed
+    runs: tuple[RunSpec, ...] = ()  # the fine-tunings: by question set, then by seed
+
+    @property
+    def notebooks(self) -> list[tuple[RunSpec, ...]]:
+        """The fine-tunings that one notebook makes: those of all question sets with one seed."""
+        sets = len({run.data.questions for run in self.runs})
+        repetitions = len(self.runs) // sets if sets else 0
+        return [self.runs[seed::repetitions] for seed in range(repetitions)]
 
 
 def scale_settings(scale: str) -> dict[str, Any]:
@@ -265,7 +272,7 @@ def rows(
             )
     if min(seeds, pretrain_seeds) < 1:
         raise InputError(f"SEEDS={seeds} PRETRAIN_SEEDS={pretrain_seeds}: at least 1 each")
-    listed = {str(entry["row"]): entry for entry in content["rows"] if scale in entry.get("scales", (scale,))}
+    listed = _listed(content, scale)
     for asked in only:
         if asked not in listed:
             raise InputError(f"ROWS: {table} has no row {asked!r}; choose from {', '.join(listed)}")
@@ -276,8 +283,10 @@ def rows(
         own = [name for name in question_sets or names if _has_set(entry, name)]
         if not own:  # a row of other question sets than those asked for
             continue
+        settings = entry.get("settings", {})
+        alone = settings.get("pretraining") == "none"  # repetitions of pre-training are further fine-tunings there
         runs = tuple(
-            build_run(scale, entry.get("settings", {}), name, seed=seed, pretrain_seed=pretrain_seed)
+            build_run(scale, settings, name, seed=seed + alone * seeds * pretrain_seed, pretrain_seed=pretrain_seed)
             for name in own
             for pretrain_seed in range(pretrain_seeds)
             for seed in range(seeds)
@@ -288,7 +297,7 @@ def rows(
                 table=table,
                 row=key,
                 label=entry["label"],
-                settings=entry.get("settings", {}),
+                settings=settings,
                 paper_row=str(entry.get("paper_row", "")),
                 references=tuple(str(row) for row in entry.get("reference", ())),
                 extra=entry.get("extra", False),
@@ -296,6 +305,15 @@ def rows(
             )
         )
     return out
+
+
+def row_names(table: str, scale: str) -> list[str]:
+    """The rows that a table has at a scale, those included that are run on request only."""
+    return list(_listed(table_settings(table), scale))
+
+
+def _listed(content: dict[str, Any], scale: str) -> dict[str, dict[str, Any]]:
+    return {str(entry["row"]): entry for entry in content["rows"] if scale in entry.get("scales", (scale,))}
 
 
 def _has_set(entry: dict[str, Any], question_set: str) -> bool:

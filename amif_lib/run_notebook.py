@@ -181,6 +181,14 @@ def main(arguments: list[str] | None = None) -> int:
         metavar=("KEY", "VALUE"),
         help="a parameter that the notebook declares; may be repeated",
     )
+    parser.add_argument(
+        "--copy-to",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="put a copy of the executed notebook there too; may be repeated",
+    )
     options = parser.parse_args(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
     try:
@@ -197,6 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
+        for folder in options.copy_to:
+            if options.out.is_file() and folder.is_dir():
+                shutil.copyfile(options.out, folder / options.out.name)
     return 0
 
 

@@ -63,10 +63,10 @@ class Selection:
         """What the scale's last plan asked for (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`), or all with one seed."""
         path = paths.scale_dir(scale) / "plan.json"
         asked = experiments.read_yaml(path)["selection"] if path.is_file() else {}
-        own = [str(entry["row"]) for entry in experiments.table_settings(name)["rows"]]
+        own = experiments.row_names(name, scale)
         return cls(
             tuple(asked.get("question_sets", ())),
-            tuple(row for row in asked.get("rows", ()) if row in own),
+            tuple(row for row in own if {row, f"{name}:{row}"} & set(asked.get("rows", ()))),
             asked.get("seeds", 1),
             asked.get("pretrain_seeds", 1),
         )
@@ -90,11 +90,17 @@ class Selection:
         }
 
 
+def required_notebooks(name: str, scale: str, selection: Selection | None = None) -> list[tuple[RunSpec, ...]]:
+    """The fine-tunings that a table reads, by the notebook that makes them: its rows and the question-only baselines."""
+    selection = selection or Selection.planned(name, scale)
+    needed = [runs for row in selection.rows(name, scale) for runs in row.notebooks]
+    needed += [tuple(runs) for runs in selection.blank_runs(name, scale).values()]
+    return list({tuple(run.run_id for run in runs): runs for runs in needed}.values())
+
+
 def required_runs(name: str, scale: str, selection: Selection | None = None) -> list[RunSpec]:
     """Every fine-tuning that a table reads, each once: its rows and the question-only baselines beside them."""
-    selection = selection or Selection.planned(name, scale)
-    needed = [run for row in selection.rows(name, scale) for run in row.runs]
-    needed += [run for runs in selection.blank_runs(name, scale).values() for run in runs]
+    needed = [run for runs in required_notebooks(name, scale, selection) for run in runs]
     return list({run.run_id: run for run in needed}.values())
 
 

@@ -28,6 +28,7 @@ from amif_lib.table_rows import (
     is_baseline,
     is_synthetic,
     real_name,
+    required_notebooks,
     required_runs,
     saw_test_answers,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Table",
     "is_baseline",
     "is_synthetic",
+    "required_notebooks",
     "required_runs",
     "store",
     "table",

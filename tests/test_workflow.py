@@ -19,7 +19,9 @@ from amif_lib.workflow import engine, job, plan
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = ("--rows", "1,6")  # of Table 4: without pre-training, and the full model
+TABLE = ("--tables", "table4", "--datasets", "phantom_vqa_rad,phantom_slake")
+ROWS = (*TABLE, "--rows", "1,6")  # without pre-training, and the full model
+FINETUNINGS = 3  # notebooks: rows 1 and 6, one baseline; each makes the runs of two question sets
 
 # Executes a notebook's code cells in a plain interpreter: the workflow is the same, a kernel's start is spared.
 RUNNER = """
@@ -29,7 +31,9 @@ def main(arguments=None):
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("-p", dest="given", nargs=2, action="append", default=[])
+    parser.add_argument("--copy-to", type=Path, action="append", default=[])
     options = parser.parse_args(arguments)
+    options.out, options.copy_to = options.out.resolve(), [folder.resolve() for folder in options.copy_to]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(options.notebook, options.out)
     os.chdir(paths.ROOT)
@@ -39,6 +43,8 @@ def main(arguments=None):
         if number == 0:
             assert set(dict(options.given)) <= set(names), "unknown parameter"
             names.update(options.given)
+    for folder in options.copy_to:
+        shutil.copy(options.out, folder)
     return 0
 
 
@@ -50,18 +56,19 @@ import json, os, time
 from amif_lib import paths
 from amif_lib.experiments import load_spec
 
-run, = load_spec(spec)
 time.sleep(float(os.environ.get("TEST_SLEEP", 0)))
-files = ["spec.json", "provenance.json", "metrics.json"]
-files += ["predictions.parquet", "candidates.parquet"] if run.stage == "finetune" else []
 done = lambda run: (run.directory / "metrics.json").is_file()
-ready = not run.parent or done(run.parent)
-with (paths.results() / "trace.txt").open("a") as trace:
-    trace.write(f"{'keep' if done(run) else 'train'} {run.stage} {run.run_id} {'ready' if ready else 'TOO EARLY'}\\n")
-if not done(run):
-    for name in files:
-        content = {"code_digest": "earlier"} if name == "provenance.json" else run.model_dump(mode="json")
-        (run.directory / name).write_text(json.dumps(content))
+for run in load_spec(spec):
+    files = ["spec.json", "provenance.json", "metrics.json"]
+    files += ["predictions.parquet", "candidates.parquet"] if run.stage == "finetune" else []
+    ready = not run.parent or done(run.parent)
+    with (paths.results() / "trace.txt").open("a") as trace:
+        trace.write(f"{'keep' if done(run) else 'train'} {run.stage} {run.run_id} {'ready' if ready else 'TOO EARLY'}\\n")
+    if not done(run):
+        run.directory.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            content = {"code_digest": "earlier"} if name == "provenance.json" else run.model_dump(mode="json")
+            (run.directory / name).write_text(json.dumps(content))
 """
 PRODUCT = """
 from amif_lib import paths
@@ -102,6 +109,9 @@ def write_notebook(path: Path, parameters: str, code: str, prose: str = "# Title
     path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
 
 
+TABLES = ("table1", "table2", "table3", "table4", "table5", "lambda_sweep")
+
+
 class Clone:
     """A copy of the kit, in a folder with a space in its name, with trainings that write files and a trace."""
 
@@ -121,7 +131,7 @@ class Clone:
             write_notebook(self.notebooks / f"{name}.ipynb", 'spec = ""', TRAIN)
         for name, parameter, path in (
             ("01_data_and_manifests", "spec", "data/check.csv"),
-            ("14_table4", "spec", "tables/table4.csv"),
+            *((plan.NOTEBOOKS[name], "spec", f"tables/{name}.csv") for name in TABLES),
             ("90_reproduction_report", "scale", "report.html"),
         ):
             write_notebook(
@@ -185,10 +195,10 @@ def test_everything_is_made_once_and_in_order(finished) -> None:
         "stage2": 1,
         "table4": 1,
         "report": 1,
-        "finetune": 3,
-    }  # rows 1 and 6, one baseline
+        "finetune": 2 * FINETUNINGS,
+    }
     assert {kind: kinds.count(kind) for kind in kinds} == expected
-    assert len(jobs) == sum(expected.values())
+    assert len(jobs) == sum(expected.values()) - FINETUNINGS
     assert not any("TOO EARLY" in line or line.startswith("keep") for line in trace)
     assert (
         kinds.index("teacher")
@@ -199,6 +209,9 @@ def test_everything_is_made_once_and_in_order(finished) -> None:
     )
     assert "| a table |" in out and "report.html" in out and out.count("started") == out.count("done in") == len(jobs)
     assert all((clone.root / "results" / job["output"]).is_file() for job in jobs)
+    executed = {path.parent.name for path in clone.root.glob("results/runs/*/05_finetune_vqa.ipynb")}
+    assert executed == {run for job in jobs if job["rule"] == "finetune" for run in job["runs"]}  # each run has its notebook
+    assert len(executed) == 2 * FINETUNINGS
 
 
 def test_a_second_call_does_nothing_says_so_and_is_fast(finished) -> None:
@@ -206,7 +219,7 @@ def test_a_second_call_does_nothing_says_so_and_is_fast(finished) -> None:
     started = time.monotonic()
     out = clone.call("reproduce", *ROWS)
     assert clone.trace() == [] and "nothing to do" in out and "| a table |" in out
-    assert "5 of 5 runs were made by other code" in out  # their provenance names another code digest
+    assert "8 of 8 runs were made by other code" in out  # their provenance names another code digest
     assert time.monotonic() - started < 20
     assert "0 to do" in clone.call("plan", *ROWS)
 
@@ -226,37 +239,35 @@ def test_changed_code_executes_notebooks_again_but_never_drops_a_finished_run(fi
     plan = clone.call("plan", *ROWS)
     clone.call("reproduce", *ROWS)
     trace = clone.trace()
-    assert [line.split()[0] for line in trace if "finetune" in line] == ["keep"] * 3
+    assert [line.split()[0] for line in trace if "finetune" in line] == ["keep"] * 2 * FINETUNINGS
     assert "table4" in trace and not any("stage" in line for line in trace)
-    assert sum(line.startswith("to do") and "fine-tune" in line for line in plan.splitlines()) == 3
+    assert sum(line.startswith("to do") and "fine-tune" in line for line in plan.splitlines()) == FINETUNINGS
+
+
+def _delete_a_run(clone: Clone) -> str:
+    """One of the two runs that a fine-tuning notebook has made."""
+    jobs = json.loads((clone.root / "results/demo/plan.json").read_text())["jobs"]
+    run = next(job for job in jobs if job["rule"] == "finetune")["runs"][1]
+    shutil.rmtree(clone.root / "results" / "runs" / run)
+    return run
 
 
 def test_a_deleted_run_is_trained_again_and_only_that_run(finished) -> None:
     clone, _, _ = finished
-    run = next(
-        job
-        for job in json.loads((clone.root / "results/demo/plan.json").read_text())["jobs"]
-        if job["rule"] == "finetune"
-    )
-    shutil.rmtree(clone.root / "results" / "runs" / run["name"])
+    run = _delete_a_run(clone)
     clone.call("reproduce", *ROWS)
     trace = clone.trace()
-    assert [line for line in trace if "train" in line] == [f"train finetune {run['name']} ready"]
-    assert not any(line.startswith("keep") for line in trace) and "table4" in trace
+    assert [line for line in trace if "train" in line] == [f"train finetune {run} ready"]
+    assert sum(line.startswith("keep") for line in trace) == 1 and "table4" in trace  # its neighbour is looked at
 
 
 def test_data_in_another_place_are_checked_again_and_what_is_missing_is_still_made(finished, tmp_path) -> None:
     clone, _, _ = finished
-    run = next(
-        job
-        for job in json.loads((clone.root / "results/demo/plan.json").read_text())["jobs"]
-        if job["rule"] == "finetune"
-    )
-    shutil.rmtree(clone.root / "results" / "runs" / run["name"])
+    run = _delete_a_run(clone)
     clone.call("reproduce", *ROWS, AMIF_PHANTOM=str(tmp_path))
     trace = clone.trace()
     assert trace.count("check") == 1 and "table4" in trace
-    assert [line for line in trace if line.startswith(("train", "keep"))] == [f"train finetune {run['name']} ready"]
+    assert [line for line in trace if line.startswith("train")] == [f"train finetune {run} ready"]
     clone.call("reproduce", *ROWS)
     assert clone.trace() == ["check"]
 
@@ -279,13 +290,13 @@ def test_a_failing_notebook_keeps_the_run_and_is_reported_with_its_log(finished)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_call_is_carried_on_by_the_next(tmp_path: Path, how: signal.Signals) -> None:
     clone = Clone(tmp_path / "a clone")
-    process = clone.start("reproduce", "--rows", "1", TEST_SLEEP="1")
+    process = clone.start("reproduce", *TABLE, "--rows", "1", TEST_SLEEP="1")
     for line in process.stdout:
         if "fine-tune" in line and "started" in line:
             break
     process.send_signal(how)
     process.wait(timeout=60)
-    out = clone.call("reproduce", "--rows", "1")
+    out = clone.call("reproduce", *TABLE, "--rows", "1")
     trained = [line for line in clone.trace() if line.startswith("train")]
     assert len(trained) == len(set(trained)) and "TOO EARLY" not in "".join(trained), (trained, out)
     assert (clone.root / "results" / "demo" / "report.html").is_file()
@@ -293,11 +304,11 @@ def test_a_killed_call_is_carried_on_by_the_next(tmp_path: Path, how: signal.Sig
 
 def test_a_live_call_is_not_disturbed(tmp_path: Path) -> None:
     clone = Clone(tmp_path / "a clone")
-    first = clone.start("reproduce", "--rows", "1", TEST_SLEEP="1")
+    first = clone.start("reproduce", *TABLE, "--rows", "1", TEST_SLEEP="1")
     for line in first.stdout:
         if "started" in line:
             break
-    second = clone.start("reproduce", "--rows", "1")
+    second = clone.start("reproduce", *TABLE, "--rows", "1")
     out, _ = first.communicate(timeout=120)
     later, _ = second.communicate(timeout=120)
     assert first.returncode == 0, out
@@ -338,12 +349,14 @@ def test_each_table_of_a_scale_has_its_runs_and_baselines_in_the_plan(monkeypatc
     monkeypatch.setattr(plan, "code_digest", lambda notebook: "")
     for scale in ("demo", "small"):
         made = plan.make_plan(plan.Selection(scale))
-        outputs = [job.output for job in made.jobs]
+        outputs: list[str] = []
+        for each in made.jobs:
+            assert set(each.needs) <= set(outputs), each  # what a job needs comes before it
+            outputs += each.outputs
         assert len(outputs) == len(set(outputs))
-        for number, each in enumerate(made.jobs):
-            assert set(each.needs) <= set(outputs[:number]), each  # what a job needs comes before it
         blank = [run for run in made.runs.values() if run.data.blank_images]
-        assert len(blank) == 1  # once per question set, however many starts
+        sets = list(experiments.scale_settings(scale)["question_sets"])
+        assert sorted(run.data.questions for run in blank) == sorted(sets)  # once per question set, whatever the starts
         for run in blank:  # a baseline differs from a run of the plan in the images alone
             assert (
                 run.model_copy(update={"data": run.data.model_copy(update={"blank_images": False})}).run_id in made.runs
@@ -356,11 +369,15 @@ def test_each_table_of_a_scale_has_its_runs_and_baselines_in_the_plan(monkeypatc
 
 def test_equal_runs_of_two_tables_are_one_job(monkeypatch) -> None:
     monkeypatch.setattr(plan, "code_digest", lambda notebook: "")
-    both = plan.make_plan(plan.Selection("demo", tables=("table4", "table1")))
-    assert set(both.runs) == set(plan.make_plan(plan.Selection("demo")).runs)
-    seeds = plan.make_plan(plan.Selection("demo", seeds=3))
-    stages = [run.stage for run in seeds.runs.values()]
-    assert (stages.count("stage1"), stages.count("stage2"), stages.count("finetune")) == (1, 1, 4 * 3 + 1)
+
+    def count(*tables: str, seeds: int = 1) -> list[int]:
+        made = plan.make_plan(plan.Selection("demo", tables, seeds=seeds)).jobs
+        return [sum(job.rule == rule for job in made) for rule in ("stage1", "stage2", "finetune")]
+
+    assert count("table4", "table3") == [1, 5, 6 + 4 + 1]  # row 1 of Table 3 is row 6 of Table 4; one baseline
+    assert count("table4", seeds=3) == [1, 1, 6 * 3 + 1]
+    # 16 stage-1, 21 stage-2 and 29 fine-tune notebooks; beside them the baseline and the row on published3064
+    assert count() == [16, 21, 29 + 2]
 
 
 def test_trainings_share_the_machine(monkeypatch) -> None:

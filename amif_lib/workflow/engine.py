@@ -52,17 +52,21 @@ def show_plan(selection: Selection, machine: str = "laptop") -> int:
     plan = make_plan(selection)
     use = settings(machine, selection.scale)
     wanted = _pending(_command(plan.write("preview.json"), machine, use))
-    wanted |= {job.output for job in plan.jobs if not (paths.results() / job.output).is_file()}
+    todo = [job for job in plan.jobs if wanted & set(job.outputs) or _lacks(job)]
     width = max(len(job.name) for job in plan.jobs)
     for job in plan.jobs:
-        state = "to do" if job.output in wanted else "done"
+        state = "to do" if job in todo else "done"
         print(f"{state:<6} {TITLES[job.rule]:<9}  {job.name:<{width}}  {job.label}".rstrip())
     trainings = [job for job in plan.jobs if job.rule in TRAININGS]
     print(
-        f"\nSCALE={selection.scale}: {len(plan.jobs)} jobs, {sum(job.output in wanted for job in plan.jobs)} to do; "
-        f"{len(trainings)} of them trainings, {sum(job.output in wanted for job in trainings)} to do."
+        f"\nSCALE={selection.scale}: {len(plan.jobs)} jobs, {len(todo)} to do; "
+        f"{len(trainings)} of them trainings, {sum(job in todo for job in trainings)} to do."
     )
     return 0
+
+
+def _lacks(job: Job) -> bool:
+    return not all((paths.results() / output).is_file() for output in job.outputs)
 
 
 def settings(machine: str, scale: str) -> dict[str, Any]:
@@ -212,7 +216,7 @@ def _report_failures(plan: Plan, entries: list[dict[str, Any]]) -> None:
     if not failed:
         print("\nthe workflow stopped.", end="")
         _show_end(plan.folder / "logs" / "workflow.log")
-    waiting = [job for job in plan.jobs if not (paths.results() / job.output).is_file()]
+    waiting = [job for job in plan.jobs if _lacks(job)]
     print(
         f"\n{len(waiting)} of {len(plan.jobs)} jobs are left. Mend the cause, then call the same command: "
         "what is finished is kept, what was cut off resumes.",

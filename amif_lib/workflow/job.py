@@ -1,6 +1,7 @@
 """Run one job of the workflow: a line when it starts, one now and then, one when it ends; its output in its own log.
 
-`python -m amif_lib.workflow.job --plan PLAN --job stage1/<run_id> --log FILE --threads N --gpus N/TOTAL -- COMMAND`
+`python -m amif_lib.workflow.job --plan PLAN --job data/<name> --log FILE --threads N --gpus N/TOTAL -- COMMAND`, or, for a
+training, `--makes runs/<run_id>/metrics.json` in place of job and command.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from amif_lib import paths
 from amif_lib.launch import exclusive
-from amif_lib.workflow.plan import Job, read
+from amif_lib.workflow.plan import NOTEBOOKS, Job, read
 
 EVERY = 30  # seconds between lines of a job that runs on
 TITLES = {
@@ -85,6 +87,17 @@ def gpus(wanted: int, total: int):
         yield ",".join(taken)
 
 
+def training_command(job: Job) -> list[str]:
+    """The teacher's module, or the stage's notebook on the job's specification file, its executed copy in every run folder."""
+    if job.rule == "teacher":
+        return [sys.executable, "-m", "amif_lib.teachers", "--spec", job.spec]
+    notebook = f"{NOTEBOOKS[job.rule]}.ipynb"
+    first, *others = (str(Path("runs") / run) for run in job.runs)
+    spec = paths.shown(paths.results() / job.spec)
+    command = [sys.executable, "-m", "amif_lib.run_notebook", str(paths.NOTEBOOKS / notebook), "-p", "spec", spec]
+    return [*command, "--out", str(Path(first) / notebook), *(part for each in others for part in ("--copy-to", each))]
+
+
 def run(job: Job, command: list[str], log: Path, threads: int, wanted: int, total: int) -> dict[str, Any]:
     """Run `command` with its output in `log`; returns the line for the journal."""
     environment = {
@@ -132,14 +145,19 @@ def run(job: Job, command: list[str], log: Path, threads: int, wanted: int, tota
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amif_lib.workflow.job", description="Run one job of the workflow.")
     parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--job", required=True, help="<rule>/<name> of a job in the plan")
+    parser.add_argument("--job", help="<rule>/<name> of a job in the plan")
+    parser.add_argument("--makes", help="an output of a training in the plan")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gpus", default="0/0", help="how many of how many")
-    parser.add_argument("command", nargs="+")
+    parser.add_argument("command", nargs="*")
     options = parser.parse_args(arguments)
-    rule, _, name = options.job.partition("/")
-    job = next(job for job in read(options.plan) if (job.rule, job.name) == (rule, name))
+    jobs = read(options.plan)
+    if options.makes:
+        job = next(job for job in jobs if options.makes in job.outputs)
+        options.command = training_command(job)
+    else:
+        job = next(job for job in jobs if f"{job.rule}/{job.name}" == options.job)
     wanted, total = map(int, options.gpus.split("/"))
     entry = run(job, options.command, options.log.resolve(), options.threads, wanted, total)
     with (options.plan.parent / "jobs.jsonl").open("a", encoding="utf-8") as journal:

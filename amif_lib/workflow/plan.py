@@ -23,7 +23,12 @@ NOTEBOOKS = {
     "stage1": "03_stage1_global_alignment",
     "stage2": "04_stage2_local_alignment_and_mining",
     "finetune": "05_finetune_vqa",
+    "table1": "11_table1",
+    "table2": "12_table2",
+    "table3": "13_table3",
     "table4": "14_table4",
+    "table5": "15_table5",
+    "lambda_sweep": "16_lambda_sweep",
     "report": "90_reproduction_report",
 }
 PREDICTIONS = ("predictions.parquet", "candidates.parquet")  # of a fine-tuning; amif_lib.evaluate reads them
@@ -32,7 +37,11 @@ TRAININGS = ("teacher", "stage1", "stage2", "finetune")
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its rule in the Snakefile, the run or table it makes, and the outputs of other jobs it needs."""
+    """One job: its rule in the Snakefile, the run or table it makes, and the outputs of other jobs it needs.
+
+    A fine-tuning job makes the runs of all question sets of a row, in one notebook; it is named by the only run or by
+    a hash of their ids.
+    """
 
     rule: str
     name: str
@@ -41,6 +50,12 @@ class Job:
     spec: str = ""  # specification file of a training; for the data check `<scale>/<table>`
     label: str = ""
     code: str = ""  # digest of what makes the job's result, where a change of it makes the job run again
+    runs: tuple[str, ...] = ()  # ids of the runs that a training job makes
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """One file per run of a training, written last; else the job's product."""
+        return tuple(f"runs/{run}/metrics.json" for run in self.runs) or (self.output,)
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,10 @@ class Plan:
         """
         for run in self.runs.values():
             _write_changed(self.folder / "specs" / f"{run.run_id}.json", run.model_dump(mode="json"))
+        for job in self.jobs:
+            if len(job.runs) > 1:
+                listed = [self.runs[run].model_dump(mode="json") for run in job.runs]
+                _write_changed(self.folder / "specs" / f"{job.name}.json", listed)
         path = self.folder / name
         _write_changed(path, {"selection": asdict(self.selection), "jobs": [asdict(job) for job in self.jobs]})
         return path
@@ -87,10 +106,11 @@ def make_plan(selection: Selection) -> Plan:
     plan = Plan(selection)
     names = selection.tables or experiments.tables_of(scale)
     chosen = {table: rows for table in names if (rows := _rows(table, selection)) or not selection.rows}
-    if unknown := set(selection.rows) - {row for rows in chosen.values() for row in rows}:
+    found = {name for table, rows in chosen.items() for row in rows for name in (row, f"{table}:{row}")}
+    if unknown := set(selection.rows) - found:
         raise InputError(f"ROWS: {', '.join(sorted(unknown))}: no such row in {', '.join(names)} at scale {scale}")
     needed = {
-        table: tables.required_runs(
+        table: tables.required_notebooks(
             table, scale, tables.Selection(selection.question_sets, rows, selection.seeds, selection.pretrain_seeds)
         )
         for table, rows in chosen.items()
@@ -100,14 +120,17 @@ def make_plan(selection: Selection) -> Plan:
     data = _add(
         plan, Job("data", scale, check, (), f"{scale}/{names[0]}", "check the data sets", _notebook_code("data"))
     )
-    for run in (run for runs in needed.values() for run in runs):
-        for step in run.lineage():
-            _add_run(plan, step, data.output)
+    for runs in (runs for notebooks in needed.values() for runs in notebooks):
+        for run in runs:
+            for step in run.lineage()[:-1]:
+                _add_run(plan, (step,), data.output)
+        _add_run(plan, runs, data.output)
     made = []
-    for table, runs in needed.items():
+    for table, notebooks in needed.items():
+        metrics = tuple(dict.fromkeys(_metrics(run) for runs in notebooks for run in runs))
         code = f"{_notebook_code(table)}:{_library_code()}:{experiments.digest(asdict(selection))}"
         made.append(
-            _add(plan, Job("table", table, f"{scale}/tables/{table}.csv", tuple(map(_metrics, runs)), code=code)).output
+            _add(plan, Job("table", table, f"{scale}/tables/{table}.csv", metrics, code=code)).output
         )
     _add(
         plan,
@@ -127,33 +150,39 @@ def runs_of(scale: str) -> list[RunSpec]:
 
 
 def _rows(table: str, selection: Selection) -> tuple[str, ...]:
-    """Those of the rows asked for that a table has; none asked for means all."""
-    found = experiments.rows(table, selection.scale, selection.question_sets, selection.seeds, selection.pretrain_seeds)
-    return tuple(row.row for row in found if row.row in selection.rows)
+    """Those of the rows asked for (`6`, or `table4:6`) that a table has; none asked for means all."""
+    names = experiments.row_names(table, selection.scale)
+    return tuple(row for row in names if {row, f"{table}:{row}"} & set(selection.rows))
 
 
 def _add(plan: Plan, job: Job) -> Job:
-    if all(job.output != other.output for other in plan.jobs):
+    if all(set(job.outputs).isdisjoint(other.outputs) for other in plan.jobs):
         plan.jobs.append(job)
     return job
 
 
-def _add_run(plan: Plan, run: RunSpec, data: str) -> None:
-    """A training with its teacher; the data check comes first, the run it starts from is in the plan already."""
+def _add_run(plan: Plan, runs: tuple[RunSpec, ...], data: str) -> None:
+    """A pre-training with its teacher, or the fine-tunings of one notebook.
+
+    The data check comes first; the runs that they start from are in the plan already, and so may runs of another row be.
+    """
     from amif_lib.teachers import teacher_id
 
-    if run.run_id in plan.runs:
+    runs = tuple({run.run_id: run for run in runs if run.run_id not in plan.runs}.values())
+    if not runs:
         return
-    plan.runs[run.run_id] = run
-    spec = f"{plan.selection.scale}/specs/{run.run_id}.json"
-    needs = [data]
-    if teacher := teacher_id(run):
+    plan.runs |= {run.run_id: run for run in runs}
+    first, ids = runs[0], tuple(run.run_id for run in runs)
+    name = ids[0] if len(ids) == 1 else experiments.digest(ids)
+    spec = f"{plan.selection.scale}/specs/{name}.json"
+    needs = {data: None}
+    if teacher := teacher_id(first):
         job = Job("teacher", teacher, f"runs/{teacher}/metrics.json", (data,), spec, "soft labels")
-        needs.append(_add(plan, job).output)
-    if run.parent:
-        needs.append(_metrics(run.parent))
-    label = run.label or f"{run.train.epochs} epochs, batch {run.train.batch_size}"
-    _add(plan, Job(run.stage, run.run_id, _metrics(run), tuple(needs), spec, label, _notebook_code(run.stage)))
+        needs[_add(plan, job).output] = None
+    needs |= {_metrics(run.parent): None for run in runs if run.parent}
+    label = first.label or f"{first.train.epochs} epochs, batch {first.train.batch_size}"
+    label += f", {len(runs)} question sets" if len(runs) > 1 else ""
+    _add(plan, Job(first.stage, name, _metrics(first), tuple(needs), spec, label, _notebook_code(first.stage), ids))
 
 
 def _metrics(run: RunSpec) -> str:
@@ -161,8 +190,7 @@ def _metrics(run: RunSpec) -> str:
 
 
 def _notebook_code(name: str) -> str:
-    notebook = NOTEBOOKS.get(name)
-    return code_digest(paths.NOTEBOOKS / f"{notebook}.ipynb") if notebook else ""
+    return code_digest(paths.NOTEBOOKS / f"{NOTEBOOKS[name]}.ipynb")
 
 
 def _library_code() -> str:
@@ -183,7 +211,7 @@ def _write_changed(path: Path, content: Any) -> None:
 def read(path: Path) -> list[Job]:
     """The jobs of a written plan."""
     content = json.loads(path.read_text(encoding="utf-8"))
-    return [Job(**{**job, "needs": tuple(job["needs"])}) for job in content["jobs"]]
+    return [Job(**{**job, "needs": tuple(job["needs"]), "runs": tuple(job["runs"])}) for job in content["jobs"]]
 
 
 def of_rule(jobs: Iterable[Job], rule: str) -> dict[str, Job]:
