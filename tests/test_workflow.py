@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -214,13 +213,11 @@ def test_everything_is_made_once_and_in_order(finished) -> None:
     assert len(executed) == 2 * FINETUNINGS
 
 
-def test_a_second_call_does_nothing_says_so_and_is_fast(finished) -> None:
+def test_a_second_call_does_nothing_and_says_so(finished) -> None:
     clone, _, _ = finished
-    started = time.monotonic()
     out = clone.call("reproduce", *ROWS)
     assert clone.trace() == [] and "nothing to do" in out and "| a table |" in out
     assert "8 of 8 runs were made by other code" in out  # their provenance names another code digest
-    assert time.monotonic() - started < 20
     assert "0 to do" in clone.call("plan", *ROWS)
 
 
