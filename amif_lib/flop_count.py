@@ -185,7 +185,7 @@ def teacher_macs(run: RunSpec) -> tuple[int, int]:
 
 def _trained_teacher(run: RunSpec) -> ModelSpec:
     t = run.teacher
-    heads = {name: 1 for name in ("image_heads", "text_heads", "fusion_heads")}
+    heads = dict.fromkeys(("image_heads", "text_heads", "fusion_heads"), 1)
     sizes = {"width": t.width, "image_size": t.image_size, "patch_size": t.patch_size}
     return ModelSpec(**sizes, **heads, image_layers=t.layers, text_layers=t.layers)
 

@@ -48,11 +48,14 @@ def reproduce(selection: Selection, machine: str = "laptop") -> int:
 
 
 def show_plan(selection: Selection, machine: str = "laptop") -> int:
-    """Print every job with whether it would run, without running anything."""
+    """Print what the plan costs and every job with whether it would run, without running anything."""
+    from amif_lib import costs
+
     plan = make_plan(selection)
     use = settings(machine, selection.scale)
     wanted = _pending(_command(plan.write("preview.json"), machine, use))
     wanted |= {job.output for job in plan.jobs if not (paths.results() / job.output).is_file()}
+    print(costs.page(costs.summary(plan.tables, selection.scale)) + "\n")
     width = max(len(job.name) for job in plan.jobs)
     for job in plan.jobs:
         state = "to do" if job.output in wanted else "done"

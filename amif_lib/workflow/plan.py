@@ -53,6 +53,7 @@ class Selection:
     rows: tuple[str, ...] = ()
     seeds: int = 1
     pretrain_seeds: int = 1
+    budget_hours: float = 0.0  # of machine time that the trainings to do may take (`costs.within_budget`); 0: any
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Plan:
     selection: Selection
     jobs: list[Job] = field(default_factory=list)
     runs: dict[str, RunSpec] = field(default_factory=dict)
+    tables: dict[str, list[RunSpec]] = field(default_factory=dict)  # the fine-tunings that each table reads
 
     @property
     def folder(self) -> Path:
@@ -96,6 +98,7 @@ def make_plan(selection: Selection) -> Plan:
         for table, rows in chosen.items()
     }
 
+    plan.tables = needed
     check = f"{scale}/data/check.csv"
     data = _add(
         plan, Job("data", scale, check, (), f"{scale}/{names[0]}", "check the data sets", _notebook_code("data"))
