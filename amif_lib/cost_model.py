@@ -7,6 +7,7 @@ assumed one; `Basis.text` says which. Nothing here needs torch or data.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,23 +137,37 @@ NAMES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
 
 @dataclass(frozen=True)
 class Basis:
-    """Rates by kind of work, FLOP/s, and in words where they are from."""
+    """Rates by kind of work and width of the model, FLOP/s, and in words where they are from."""
 
     device: Device
-    rates: dict[str, float]
+    rates: dict[str, dict[int, float]]
     text: str
     sets: int = 1  # question sets that a fine-tuning's notebook goes through
 
-    def seconds(self, work: dict[str, float]) -> float:
-        """Seconds of a job that does this work, FLOP by kind."""
-        start = JOB_SECONDS / (self.sets if "finetune" in work else 1)
-        return start + sum(flop / self.rates[kind] for kind, flop in work.items())
+    def rate(self, kind: str, width: int) -> float:
+        """FLOP/s of a kind of work: of the models that are nearest in width, since wider ones use a machine better."""
+        known = self.rates[kind]
+        return known[min(known, key=lambda other: abs(math.log(other / width)))]
+
+    def seconds(self, work: Work) -> float:
+        """Seconds of a job that does this work."""
+        start = JOB_SECONDS / (self.sets if any(kind == "finetune" for kind, _ in work) else 1)
+        return start + sum(flop / self.rate(*key) for key, flop in work.items())
 
 
-def work(run: RunSpec) -> dict[str, float]:
-    """Operations of a run by kind."""
-    extra = {"answering": answering_flop(run)} if run.stage == "finetune" else {}
-    return {run.stage: training_flop(run), **extra}
+Work = dict[tuple[str, int], float]  # operations by kind and width of the model
+
+
+def work(run: RunSpec) -> Work:
+    """Operations of a run, its teacher's aside."""
+    out = {(run.stage, run.model.width): training_flop(run)}
+    return out | ({("answering", run.model.width): answering_flop(run)} if run.stage == "finetune" else {})
+
+
+def teacher_work(run: RunSpec) -> Work:
+    """Operations of making a pre-training run's teacher."""
+    trained = run.teacher.source == "trained"
+    return {("teacher", run.teacher.width if trained else flop_count.EXTERNAL.width): teacher_flop(run)}
 
 
 def basis(scale: str, here: bool = True) -> Basis:
@@ -170,7 +185,9 @@ def basis(scale: str, here: bool = True) -> Basis:
         ]
     rate = GPU_PEAK * GPU_USED if device == "gpu" else CPU_RATE
     assumed = f"assumed {GPU_USED:.0%} of an {GPU}'s {GPU_PEAK / 1e12:.0f} bf16 TFLOP/s"
-    places.append((assumed if device == "gpu" else f"assumed {rate / 1e9:.0f} GFLOP/s", dict.fromkeys(KINDS, rate)))
+    places.append(
+        (assumed if device == "gpu" else f"assumed {rate / 1e9:.0f} GFLOP/s", {kind: {1: rate} for kind in KINDS})
+    )
     rates, used = {}, {}
     for kind in KINDS:
         where, found = next(place for place in places if kind in place[1])
@@ -181,10 +198,10 @@ def basis(scale: str, here: bool = True) -> Basis:
     return Basis(device, rates, text, len(experiments.scale_settings(scale)["question_sets"]))
 
 
-def _measured(folder: Path, scale: str, device: Device) -> dict[str, float]:
-    """FLOP/s by kind over the stored runs of a scale that were made on such a device; those that cannot be read are no
+def _measured(folder: Path, scale: str, device: Device) -> dict[str, dict[int, float]]:
+    """FLOP/s by kind and width over the stored runs of a scale that were made on such a device; those that cannot be read are no
     measurements and left out."""
-    done: dict[str, list[float]] = {}
+    done: dict[tuple[str, int], list[float]] = {}
     known: set[str] = set()
     for path in sorted(folder.glob("*/provenance.json")):
         try:
@@ -197,19 +214,24 @@ def _measured(folder: Path, scale: str, device: Device) -> dict[str, float]:
                 continue
             answers = questions(run).train_answers if run.stage == "finetune" else None
             flop = metrics["samples"] * flop_count.sample_flop(run, answers)
-            pairs = [(run.stage, flop, metrics["train_time_s"])]
+            found = [({(run.stage, run.model.width): flop}, metrics["train_time_s"])]
             if run.stage == "finetune":
-                pairs.append(("answering", answering_flop(run), metrics["evaluation_time_s"]))
+                found.append(({("answering", run.model.width): answering_flop(run)}, metrics["evaluation_time_s"]))
             elif run.teacher and metrics.get("teacher", {}).get("id", "") not in known | {""}:
                 known.add(metrics["teacher"]["id"])
-                pairs.append(("teacher", teacher_flop(run), metrics["teacher"]["wall_time_s"]))
+                found.append((teacher_work(run), metrics["teacher"]["wall_time_s"]))
         except (OSError, ValueError, KeyError, TypeError, InputError):
             continue
-        for kind, flop, seconds in pairs:
-            total = done.setdefault(kind, [0.0, 0.0])
-            total[0] += flop
-            total[1] += seconds * made.get("processes", 1)
-    return {kind: flop / seconds for kind, (flop, seconds) in done.items() if seconds > 0}
+        for job, seconds in found:
+            for key, flop in job.items():
+                total = done.setdefault(key, [0.0, 0.0])
+                total[0] += flop
+                total[1] += seconds * made.get("processes", 1)
+    out: dict[str, dict[int, float]] = {}
+    for (kind, width), (flop, seconds) in done.items():
+        if seconds > 0:
+            out.setdefault(kind, {})[width] = flop / seconds
+    return out
 
 
 # --- disk and download, bytes --------------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ from amif_lib.cost_model import (
     GB,
     SIDE_BY_SIDE,
     Basis,
+    Work,
     basis,
     disk,
     downloads,
     prepared,
-    teacher_flop,
+    teacher_work,
     training_flop,
     work,
 )
@@ -59,9 +60,9 @@ def lineages(runs: Iterable[RunSpec]) -> dict[str, RunSpec]:
     return {step.run_id: step for run in runs for step in run.lineage()}
 
 
-def _jobs(runs: dict[str, RunSpec]) -> dict[str, dict[str, float]]:
+def _jobs(runs: dict[str, RunSpec]) -> dict[str, Work]:
     """Work of every training, teachers included, by run id."""
-    out = {teachers.teacher_id(run): {"teacher": teacher_flop(run)} for run in runs.values() if run.teacher}
+    out = {teachers.teacher_id(run): teacher_work(run) for run in runs.values() if run.teacher}
     return out | {name: work(run) for name, run in runs.items()}
 
 
@@ -81,7 +82,7 @@ def summary(plan: dict[str, list[RunSpec]], scale: str, here: bool = True) -> pd
     counted as finished.
     """
     known = basis(scale, here)
-    seen: dict[str, dict[str, float]] = {}
+    seen: dict[str, Work] = {}
     stored: dict[tuple[str, ...], float] = {}
     fetched: dict[str, float | None] = {}
     lines, every = [], {}
@@ -121,7 +122,7 @@ def _counted(runs: Iterable[RunSpec], jobs: dict[str, Any]) -> dict[str, int]:
     return {**books, "teacher": len(jobs) - len(runs), **stages}
 
 
-def _costed(known: Basis, jobs: dict[str, dict[str, float]], runs: list[RunSpec], here: bool) -> dict[str, float]:
+def _costed(known: Basis, jobs: dict[str, Work], runs: list[RunSpec], here: bool) -> dict[str, float]:
     seconds = {name: known.seconds(job) for name, job in jobs.items()}
     left = {name: spent for name, spent in seconds.items() if not (here and finished(name))}
     gpu = known.device == "gpu"

@@ -275,19 +275,35 @@ def test_rates_are_those_of_this_machines_runs_on_the_scales_device(empty_result
     broken.parent.mkdir()
     broken.write_text("{", encoding="utf-8")
     after = cost_model.basis("demo")
-    assert after.rates["stage1"] == pytest.approx(1000 * flop_count.sample_flop(stage1) / 50.0)
+    assert after.rates["stage1"] == {96: pytest.approx(1000 * flop_count.sample_flop(stage1) / 50.0)}
     assert after.rates["finetune"] == before.rates["finetune"]
     assert "stage 1: measured in runs of this scale on this machine" in after.text
     assert cost_model.basis("demo", here=False) == before
     store(empty_results, tip, 30.0, evaluation_time_s=8.0)
     measured = cost_model.basis("demo")
-    assert measured.rates["answering"] == pytest.approx(cost_model.answering_flop(tip) / 8.0)
+    assert measured.rates["answering"] == {96: pytest.approx(cost_model.answering_flop(tip) / 8.0)}
 
 
 def test_without_measurement_the_rate_is_assumed_and_says_so() -> None:
     found = cost_model.basis("paper")
-    assert found.text.startswith("assumed 30% of an A100") and set(found.rates.values()) == {0.3 * 312e12}
-    assert found.seconds({"stage1": 0.3 * 312e12 * 7200}) == pytest.approx(7200 + cost_model.JOB_SECONDS)
+    assert found.text.startswith("assumed 30% of an A100") and {found.rate(kind, 768) for kind in cost_model.KINDS} == {
+        0.3 * 312e12
+    }
+    assert found.seconds({("stage1", 768): 0.3 * 312e12 * 7200}) == pytest.approx(7200 + cost_model.JOB_SECONDS)
+
+
+def test_the_committed_runs_are_predicted_within_a_tenth() -> None:
+    """The reference runs of SCALE=small: training and answering as their own metrics have them, model by model."""
+    known, compared = cost_model.basis("small", here=False), 0
+    for path in sorted((paths.ROOT / "results" / "reference" / "small" / "runs").glob("*/metrics.json")):
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        run = experiments.parse(json.loads(path.with_name("spec.json").read_text(encoding="utf-8")), path.parent.name)
+        if run.data.blank_images:  # one image serves a whole batch: another mixture of work
+            continue
+        spent = metrics["train_time_s"] + metrics.get("evaluation_time_s", 0.0)
+        assert known.seconds(cost_model.work(run)) - cost_model.JOB_SECONDS == pytest.approx(spent, rel=0.1), run.run_id
+        compared += 1
+    assert compared >= 6
 
 
 # --- plans ---------------------------------------------------------------------------------------------------------
