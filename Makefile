@@ -1,15 +1,15 @@
 # AMiF Kit. Each target is one `python -m amif_lib …` command; GNU make 3.81 or newer.
-# Settings: make reproduce SCALE=small DATA_ROOT=/path/to/data   (also MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS)
+# Settings: make reproduce SCALE=small DATA_ROOT=/path/to/data   (also MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS BUDGET_HOURS)
 SHELL := /bin/sh
 RUN := .venv/bin/python -m amif_lib
-export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS DATA_ROOT FROM
+export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS BUDGET_HOURS DATA_ROOT FROM
 
 .PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep audit figures report test smoke-paper lab \
         data data-check settings bench clean ready minilm
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo "Settings: SCALE=demo|small|paper MACHINE=laptop|workstation|slurm DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS= DATA_ROOT="
+	@echo "Settings: SCALE=demo|small|paper MACHINE=laptop|workstation|slurm DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS= BUDGET_HOURS= DATA_ROOT="
 
 env: ready $(if $(MINILM),minilm) ## build .venv from the lock file, or bring it up to date (PYTHON=…, MINILM=1)
 	@echo "environment: .venv is up to date"
@@ -20,7 +20,7 @@ doctor: ready ## what this machine can run, and what is missing
 reproduce: ready $(if $(filter small,$(SCALE)),minilm) ## run what is missing of a scale and print its tables (SCALE=demo)
 	@$(RUN) reproduce
 
-plan: ready ## the jobs of reproduce, and which are to do
+plan: ready ## what reproduce costs, its jobs, and which are to do
 	@$(RUN) plan
 
 table1: ready ## Table 1 with the runs it needs; likewise table2, table3, table4, table5

@@ -1,13 +1,14 @@
 """The command line, `python -m amif_lib …`. Every make target is one of these commands; make is a convenience.
 
 Options default to the environment variables that make passes on (SCALE, MACHINE, DATASETS, ROWS, SEEDS,
-PRETRAIN_SEEDS, DATA_ROOT). Each command imports what it needs when it runs, so that help is instant and the commands
-that need no torch run without it.
+PRETRAIN_SEEDS, BUDGET_HOURS, DATA_ROOT). Each command imports what it needs when it runs, so that help is instant and the
+commands that need no torch run without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
             type=int,
             default=_environment("PRETRAIN_SEEDS", "1"),
             help="pre-trainings per cell, each with its fine-tunings (default: %(default)s)",
+        )
+        sub.add_argument(
+            "--budget-hours",
+            type=_hours,
+            default=_environment("BUDGET_HOURS", "0"),
+            help="only the rows, headline first, whose trainings fit into so many hours (default: all rows)",
         )
     sub = command("run", _run, "train one run: stage 1, stage 2 or a fine-tuning")
     sub.add_argument("spec", help="a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]")
@@ -168,6 +175,17 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
+def _hours(text: str) -> float:
+    """Hours of a budget, 0 for none; argparse makes a usage error of what is no such number."""
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not (math.isfinite(hours) and hours >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours, such as 8 or 0.5")
+    return hours
+
+
 def _selection(options: argparse.Namespace):
     from amif_lib.workflow.plan import Selection
 
@@ -178,6 +196,7 @@ def _selection(options: argparse.Namespace):
         _names(options.rows),
         options.seeds,
         options.pretrain_seeds,
+        options.budget_hours,
     )
 
 

@@ -377,6 +377,20 @@ def test_equal_runs_of_two_tables_are_one_job(monkeypatch) -> None:
     assert count() == [16, 21, 29 + 2]
 
 
+def test_a_budget_keeps_the_headline_first_and_names_what_it_leaves_out(monkeypatch) -> None:
+    monkeypatch.setattr(plan, "code_digest", lambda notebook: "")
+    whole = plan.make_plan(plan.Selection("demo"))
+    some = plan.make_plan(plan.Selection("demo", budget_hours=0.5))
+    assert some.selection.rows[0] == "table1:demo" and set(some.runs) < set(whole.runs) and some.left_out
+    kept = {tuple(name.split(":")) for name in some.selection.rows}
+    every = {(table, row.row) for table in experiments.tables_of("demo") for row in experiments.rows(table, "demo")}
+    assert kept | {(row.table, row.row) for row, _ in some.left_out} == every
+    again = plan.make_plan(plan.Selection("demo", rows=some.selection.rows))  # what tables will look for
+    assert set(again.runs) == set(some.runs)
+    with pytest.raises(InputError, match="no row fits"):
+        plan.make_plan(plan.Selection("demo", budget_hours=1e-4))
+
+
 def test_trainings_share_the_machine(monkeypatch) -> None:
     monkeypatch.delenv("AMIF_PROCESSES", raising=False)
     monkeypatch.setattr(engine, "_cores", lambda: 2)

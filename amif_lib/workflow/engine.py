@@ -29,7 +29,7 @@ PATIENCE = 30  # seconds to wait for an interrupted call that is still going dow
 
 def reproduce(selection: Selection, machine: str = "laptop") -> int:
     """Run what is missing of the selection and print its tables. Exit status 0, or 1 where a job failed."""
-    plan = make_plan(selection)
+    plan = _make_plan(selection)
     use = settings(machine, selection.scale)
     with _only_one(plan) as lock:
         started = time.time()
@@ -48,11 +48,14 @@ def reproduce(selection: Selection, machine: str = "laptop") -> int:
 
 
 def show_plan(selection: Selection, machine: str = "laptop") -> int:
-    """Print every job with whether it would run, without running anything."""
+    """Print what the plan costs and every job with whether it would run, without running anything."""
+    from amif_lib import costs
+
     plan = make_plan(selection)
     use = settings(machine, selection.scale)
     wanted = _pending(_command(plan.write("preview.json"), machine, use))
     todo = [job for job in plan.jobs if wanted & set(job.outputs) or _lacks(job)]
+    print(costs.page(costs.summary(plan.tables, selection.scale)) + "\n")
     width = max(len(job.name) for job in plan.jobs)
     for job in plan.jobs:
         state = "to do" if job in todo else "done"
@@ -63,6 +66,14 @@ def show_plan(selection: Selection, machine: str = "laptop") -> int:
         f"{len(trainings)} of them trainings, {sum(job in todo for job in trainings)} to do."
     )
     return 0
+
+
+def _make_plan(selection: Selection) -> Plan:
+    plan = make_plan(selection)
+    if plan.left_out:
+        listed = ", ".join(f"{row.table}:{row.row} ({hours:.2f} h)" for row, hours in plan.left_out)
+        print(f"BUDGET_HOURS={selection.budget_hours:g} leaves out, with the hours that each would add: {listed}")
+    return plan
 
 
 def _lacks(job: Job) -> bool:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from amif_lib import experiments, files, paths
 from amif_lib.errors import InputError
-from amif_lib.experiments import RunSpec
+from amif_lib.experiments import Row, RunSpec
 from amif_lib.run_notebook import code_digest
 
 NOTEBOOKS = {
@@ -68,15 +68,18 @@ class Selection:
     rows: tuple[str, ...] = ()
     seeds: int = 1
     pretrain_seeds: int = 1
+    budget_hours: float = 0.0  # of machine time that the trainings to do may take (`costs.within_budget`); 0: any
 
 
 @dataclass
 class Plan:
     """The jobs in an order in which each one's needs come first, and the runs behind them by run id."""
 
-    selection: Selection
+    selection: Selection  # what was asked for; with a budget, the rows that fit
+    left_out: list[tuple[Row, float]] = field(default_factory=list)  # rows that do not, with the hours that each would add
     jobs: list[Job] = field(default_factory=list)
     runs: dict[str, RunSpec] = field(default_factory=dict)
+    tables: dict[str, list[RunSpec]] = field(default_factory=dict)  # the fine-tunings that each table reads
 
     @property
     def folder(self) -> Path:
@@ -103,19 +106,23 @@ def make_plan(selection: Selection) -> Plan:
     from amif_lib import tables
 
     scale = selection.scale
-    plan = Plan(selection)
     names = selection.tables or experiments.tables_of(scale)
-    chosen = {table: rows for table in names if (rows := _rows(table, selection)) or not selection.rows}
-    found = {name for table, rows in chosen.items() for row in rows for name in (row, f"{table}:{row}")}
+    found = {name for table in names for row in _rows(table, selection) for name in (row, f"{table}:{row}")}
     if unknown := set(selection.rows) - found:
         raise InputError(f"ROWS: {', '.join(sorted(unknown))}: no such row in {', '.join(names)} at scale {scale}")
+    left_out: list[tuple[Row, float]] = []
+    if selection.budget_hours:
+        kept, left_out = _within_budget(names, selection)
+        selection = replace(selection, rows=kept)
+    plan = Plan(selection, left_out)
+    chosen = {table: rows for table in names if (rows := _rows(table, selection)) or not selection.rows}
     needed = {
         table: tables.required_notebooks(
             table, scale, tables.Selection(selection.question_sets, rows, selection.seeds, selection.pretrain_seeds)
         )
         for table, rows in chosen.items()
     }
-
+    plan.tables = {table: [run for runs in notebooks for run in runs] for table, notebooks in needed.items()}
     check = f"{scale}/data/check.csv"
     data = _add(
         plan, Job("data", scale, check, (), f"{scale}/{names[0]}", "check the data sets", _notebook_code("data"))
@@ -147,6 +154,27 @@ def runs_of(scale: str) -> list[RunSpec]:
         run for table in experiments.tables_of(scale) for run in tables.required_runs(table, scale, tables.Selection())
     ]
     return list({run.run_id: run for tip in tips for run in tip.lineage()}.values())
+
+
+def _within_budget(names: tuple[str, ...], selection: Selection) -> tuple[tuple[str, ...], list[tuple[Row, float]]]:
+    """The rows of `names` that the budget has room for, as `<table>:<row>`, and those left out with their hours."""
+    from amif_lib import costs, tables
+
+    sets, seeds = selection.question_sets, (selection.seeds, selection.pretrain_seeds)
+    rows = [
+        row
+        for table in names
+        if (own := _rows(table, selection)) or not selection.rows
+        for row in experiments.rows(table, selection.scale, sets, *seeds, own)
+    ]
+    blank = tables.Selection(sets, (), *seeds).blank_runs(names[0], selection.scale)
+    baselines = [run for runs in blank.values() for run in runs]
+    kept, left_out = costs.within_budget(rows, selection.budget_hours, selection.scale, baselines)
+    if not kept:
+        raise InputError(
+            f"BUDGET_HOURS={selection.budget_hours:g}: no row fits; the first needs {left_out[0][1]:.2f} hours"
+        )
+    return tuple(f"{row.table}:{row.row}" for row in kept), left_out
 
 
 def _rows(table: str, selection: Selection) -> tuple[str, ...]:
