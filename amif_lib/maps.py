@@ -29,6 +29,7 @@ from amif_lib.datasets import load_questions, load_studies, prepared
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.map_files import HARD_NEGATIVES, MAPS, SOFT_LABELS, Maps
+from amif_lib.map_scores import untrained_file
 from amif_lib.model import AMiF, AMiFForVQA
 from amif_lib.objectives.amif import Pretraining
 from amif_lib.results import Run
@@ -60,14 +61,12 @@ def ensure(run: Run | RunSpec | str) -> list[Path]:
     make = question_maps if spec.stage == "finetune" else report_maps
     out.append(_once(run.directory / MAPS, lambda path: map_files.write(path, make(run))))
     if spec.stage == "stage2" or (spec.knowledge.source == "answers" and spec.knowledge.gate):
-        out.append(_once(untrained_file(spec), lambda path: map_files.write(path, make(run, trained=False))))
+        out.append(_once(untrained_file(spec, _data_set(spec)), lambda path: map_files.write(path, make(run, trained=False))))
     return out
 
 
-def untrained_file(spec: RunSpec) -> Path:
-    """Maps of a model of the same size with random weights, one file per scale, stage and data set."""
-    name = spec.data.questions if spec.stage == "finetune" else HELD_OUT
-    return paths.scale_dir(spec.scale) / "maps" / f"untrained_{spec.stage}_{name}.npz"
+def _data_set(spec: RunSpec) -> str:
+    return spec.data.questions if spec.stage == "finetune" else HELD_OUT
 
 
 def _no_maps(spec: RunSpec) -> str:
