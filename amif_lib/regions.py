@@ -25,19 +25,19 @@ def known(name: str) -> bool:
 
 def of_questions(name: str) -> dict[str, list[str]]:
     """For each question id the labels that the question asks about (none, where it asks about the whole image)."""
-    return _read(manifests.location(name) / "question_regions.json")
+    return _read(_folder(name) / "question_regions.json")
 
 
 def findings(name: str, image_id: str) -> tuple[str, ...]:
     """The findings that an image shows, in the order of the label list."""
-    about = _about(manifests.location(name))
+    about = _about(_folder(name))
     areas = about["images"].get(image_id, about["images"].get(f"{image_id}.jpg", {"areas": {}}))["areas"]
     return tuple(label for label in about["findings"] if label in areas)
 
 
 def mask(name: str, image_id: str, label: str) -> np.ndarray:
     """Where an image shows a label: (H, W) of booleans, at the image's own size."""
-    folder = manifests.location(name)
+    folder = _folder(name)
     number = _about(folder)["labels"].get(label)
     path = folder / "masks" / f"{Path(image_id).stem if image_id.endswith('.png') else image_id}.png"
     if number is None or not path.is_file():
@@ -60,6 +60,15 @@ def naming_word(text: str, label: str) -> str:
     """The words of `text` that name a label, as they are written there (`Nodules` for `nodule`); empty if there are none."""
     found = re.search(rf"(?<!\w){re.escape(label)}s?(?!\w)", text, re.IGNORECASE)
     return found[0] if found else ""
+
+
+def _folder(name: str) -> Path:
+    return _located(name, paths.phantom_root())
+
+
+@lru_cache(maxsize=16)
+def _located(name: str, root: Path) -> Path:  # compares the generator's code each time, which is slow in a loop
+    return manifests.location(name)
 
 
 @lru_cache(maxsize=16)
