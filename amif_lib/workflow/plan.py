@@ -140,15 +140,20 @@ def _add(plan: Plan, job: Job) -> Job:
 
 def _add_run(plan: Plan, run: RunSpec, data: str) -> None:
     """A training with its teacher; the data check comes first, the run it starts from is in the plan already."""
-    from amif_lib.teachers import teacher_id
+    from amif_lib.teachers import teacher_ids
 
     if run.run_id in plan.runs:
         return
     plan.runs[run.run_id] = run
     spec = f"{plan.selection.scale}/specs/{run.run_id}.json"
     needs = [data]
-    if teacher := teacher_id(run):
-        job = Job("teacher", teacher, f"runs/{teacher}/metrics.json", (data,), spec, "soft labels")
+    made = teacher_ids(
+        run
+    )  # of one with noise: that without it, and its own, whose job makes both where the first is absent
+    if made:
+        outputs = [f"runs/{name}/metrics.json" for name in made]
+        first = tuple(job.output for job in plan.jobs if job.output in outputs[:-1])
+        job = Job("teacher", made[-1], outputs[-1], (data, *first), spec, "soft labels")
         needs.append(_add(plan, job).output)
     if run.parent:
         needs.append(_metrics(run.parent))
