@@ -73,6 +73,10 @@ def load_hf_clip(source: str) -> tuple[Any, Any, Any]:
 
     name = source.removeprefix(HF_CLIP)
     folder = hub.find(name)
+    if (kind := hub.config(folder).get("model_type")) != "clip":
+        raise InputError(
+            f"teacher {source!r}: its config.json is a {kind!r}, no 'clip'; name a CLIPModel's folder or hub id"
+        )
     try:
         clip = CLIPModel(CLIPConfig.from_pretrained(folder))
         processor = CLIPImageProcessor.from_pretrained(folder)
