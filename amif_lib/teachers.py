@@ -395,7 +395,10 @@ def read(folder: Path) -> Embeddings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m amif_lib.teachers", description="Fill the embedding cache of a run's teacher."
+        prog="python -m amif_lib.teachers",
+        description="Fill the embedding cache of a run's teacher.",
+        epilog=f"teacher.source: file:PATH, for models with code of their own. {embedding_files.__doc__}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--spec", required=True, help="run file or <scale>/<table>/<row>/stage1")
     arguments = parser.parse_args()
