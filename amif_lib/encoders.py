@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerBase
 
-from amif_lib import hub, tokenizers
+from amif_lib import hub, open_clip_towers, tokenizers
+from amif_lib.errors import InputError
 from amif_lib.experiments import ModelSpec
 
 
@@ -16,6 +19,8 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
+        self.form = spec.image_form
+        activation, norm_first, epsilon = open_clip_towers.FORMS[self.form]
         whole = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=spec.width,
@@ -24,18 +29,28 @@ class ImageEncoder(nn.Module):
                 num_attention_heads=spec.image_heads,
                 image_size=spec.image_size,
                 patch_size=spec.patch_size,
-                hidden_act="quick_gelu",
+                hidden_act=activation,
+                layer_norm_eps=epsilon,
             )
         )
         self.vit = getattr(whole, "vision_model", whole)  # older transformers wrap it once more
+        if not norm_first:
+            self.vit.pre_layrnorm = nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W), normalised -> tokens (B, 1 + patches, d)."""
         return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)
 
     def load(self, source: str) -> hub.LoadReport:
-        """Load a CLIP checkpoint (hub id or folder), its position embeddings interpolated to this resolution."""
-        state = hub.clip_vision_state(hub.read_state(hub.find(source)))
+        """Load a CLIP checkpoint (hub id or folder, or `open_clip:SOURCE`), its position embeddings interpolated to this resolution."""
+        tower = source.startswith(open_clip_towers.PREFIX)
+        if tower:
+            state = open_clip_towers.image_state(source, self.form, self.vit.config.num_attention_heads)
+            open_clip_towers.refuse_left_over(state, self.vit, source)
+        else:
+            folder = hub.find(source)
+            self._refuse_other_activation(source, folder)
+            state = hub.clip_vision_state(hub.read_state(folder))
         name = "embeddings.position_embedding.weight"
         changed = []
         if name in state:
@@ -44,6 +59,18 @@ class ImageEncoder(nn.Module):
                 changed.append(f"{name} {state[name].shape[0]} -> {fitted.shape[0]}")
             state[name] = fitted
         return hub.load_into(self.vit, state, source, changed=changed)
+
+    def _refuse_other_activation(self, source: str, folder: Path) -> None:
+        """A checkpoint's weights fit another activation as well, and then mean something else."""
+        if not (folder / "config.json").is_file():
+            return
+        content = hub.config(folder)
+        found = content.get("vision_config", content).get("hidden_act", "quick_gelu")
+        if found != self.vit.config.hidden_act:
+            raise InputError(
+                f"weights {source!r}: its ViT has {found}, model.image_form {self.form!r} has {self.vit.config.hidden_act}; set "
+                f"model.image_form: {'clip_gelu' if found == 'gelu' else 'clip'}"
+            )
 
 
 def initial_deviation(width: int) -> float:
@@ -93,7 +120,14 @@ class TextEncoder(nn.Module):
         return self.bert.embeddings(input_ids=ids, position_ids=positions)
 
     def load(self, source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> hub.LoadReport:
-        """Load a BERT or DistilBERT checkpoint (hub id or folder), its word rows in the order of `tokenizer` if that is a cut one."""
+        """Load a BERT or DistilBERT checkpoint (hub id or folder, or `open_clip:SOURCE`), word rows in the order of `tokenizer`."""
+        if source.startswith(open_clip_towers.PREFIX):
+            state, theirs = open_clip_towers.text_state(source, self.bert.config.num_attention_heads)
+            own = self.bert.embeddings
+            words, positions = own.word_embeddings.weight, own.position_embeddings.weight
+            changed = open_clip_towers.fit_text(state, theirs, tokenizer or theirs, words, positions)
+            open_clip_towers.refuse_left_over(state, self.bert, source)
+            return hub.load_into(self.bert, state, source, changed=changed)
         state = hub.bert_state(hub.read_state(hub.find(source)))
         changed = (
             tokenizers.fit_rows(state, source, tokenizer, self.bert.embeddings.word_embeddings.weight)

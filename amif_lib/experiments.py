@@ -60,8 +60,10 @@ def data_sets(spec: RunSpec) -> list[str]:
     own = spec.data.tokenizer_questions if reads_texts else ()
     if spec.stage == "finetune":
         names = {spec.data.questions, *own}
-        if reads_texts and spec.parent is None:
+        if (reads_texts and spec.parent is None) or spec.trains_towers:
             names |= {*spec.data.pretrain, *spec.data.decontaminate_against}
+        if spec.trains_towers:
+            names |= {*spec.teacher.data}
     else:
         names = {
             *spec.data.pretrain,
@@ -243,8 +245,10 @@ def build_run(
         )
     own = merge(common, {"data": merge({"questions": question_set}, sets[question_set] or {})})
     own = merge(own, changes)  # a row may change the training file of its question set
-    for name in ("stage1", "stage2", "finetune"):
+    for name in ("stage1", "stage2", "finetune", "teacher"):
         own.pop(name, None)
+    if parent is None and "teacher" in own.get("init", {}).values():
+        own["teacher"] = base.get("teacher", {})
     return parse(
         merge(own, {"stage": "finetune", "scale": scale, "seed": seed, "train": stages["finetune"], "parent": parent}),
         f"specs, scale {scale}, {question_set}",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from amif_lib.run_spec import RunSpec
+    from pydantic import BaseModel
+
+    from amif_lib.run_spec import RunSpec, TeacherSpec
 
 DECODER_FIELDS = (
     "gate_input",
@@ -53,6 +55,21 @@ GLOBAL_FIELDS = (
 )
 
 
+# Settings that joined later: at their default they leave an older run's identity as it was.
+LATER = {"model": ("image_form",), "teacher": ("noise", "towers", "heads")}
+
+
+def _without_defaults(section: str, model: BaseModel, content: dict[str, Any]) -> dict[str, Any]:
+    fields = type(model).model_fields
+    defaults = {name: fields[name].default for name in LATER[section]}
+    return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
+def teacher_read(teacher: TeacherSpec, *exclude: str) -> dict[str, Any]:
+    """The teacher's settings as they enter an identity."""
+    return _without_defaults("teacher", teacher, teacher.model_dump(mode="json", exclude=set(exclude)))
+
+
 def settings_read(spec: RunSpec) -> dict[str, Any]:
     """The run's own settings without those that its stage does not read, and without label and scale name."""
     content = spec.model_dump(mode="json", exclude={"label", "scale", "parent"})
@@ -61,11 +78,20 @@ def settings_read(spec: RunSpec) -> dict[str, Any]:
         for name in names:
             content[section].pop(name)
 
+    content["model"] = _without_defaults("model", spec.model, content["model"])
+    if spec.teacher:
+        content["teacher"] = teacher_read(spec.teacher)
     leave_out("data", "max_missing_images", "most_bad_images")  # whether a run may start, not what comes out
     if spec.stage == "finetune":
-        content.pop("objective"), content.pop("teacher")
+        content.pop("objective")
+        if spec.starts_from_teacher:  # its towers; what it sees of the student's images is not read
+            content["teacher"].pop("views")
+        else:
+            content.pop("teacher")
         leave_out("data", *SAMPLE_FIELDS)
-        if spec.parent or (spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole"):
+        if spec.trains_towers:
+            pass  # it reads texts of `teacher.data`, and embeds the studies
+        elif spec.parent or (spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole"):
             leave_out("data", *STUDY_FIELDS)  # else the tokenizer reads the texts
         if spec.knowledge.source == "none":
             content["knowledge"] = {"source": "none"}

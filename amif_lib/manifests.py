@@ -189,7 +189,7 @@ class Verified(Strict):
 class Generator(Strict):
     """Settings of `phantom.generate`; they determine every file."""
 
-    kind: Literal["mimic_cxr", "roco", "medicat", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"]
+    kind: Literal["mimic_cxr", "roco", "medicat", "shapes", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"]
     seed: int = Field(ge=0)
     size: int = Field(gt=0)
     counts: dict[str, int]

@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from amif_lib import teachers
+from amif_lib import teacher_models
 from amif_lib.datasets import images
 from amif_lib.experiments import TeacherSpec
 from amif_lib.objectives.global_alignment import PretrainingBatch
 
 
 class OnlineTeacher:
-    """Frozen open_clip models, one per fold, that embed the views of a batch. Texts keep their cached embeddings."""
+    """Frozen models, one per fold, that embed the views of a batch. Texts keep their cached embeddings."""
 
     def __init__(self, folder: Path, spec: TeacherSpec, folds: set[int]):
         sources = {k: f"local-dir:{folder / f'fold{k}'}" if spec.source == "trained" else spec.source for k in folds}
-        self.models = {k: teachers.load_open_clip(source)[0].requires_grad_(False) for k, source in sources.items()}
+        self.models = {k: teacher_models.load(source)[0].requires_grad_(False) for k, source in sources.items()}
 
     @torch.no_grad()
     def __call__(self, batch: PretrainingBatch) -> PretrainingBatch:

@@ -190,10 +190,12 @@ def load_encoders(amif: AMiF, spec: RunSpec, tokenizer: Any) -> list[hub.LoadRep
         state = hub.read_state(spec.parent.directory / "model")
         reports.append(hub.load_into(amif, state, f"run {spec.parent.run_id}"))
     else:
-        if spec.init.image != "random":
-            reports.append(amif.image_encoder.load(spec.init.image))
-        if spec.init.text != "random":
-            reports.append(amif.text_encoder.load(spec.init.text, tokenizer))
+        teacher = teachers.towers_source(spec) if spec.starts_from_teacher else ""
+        image, text = (teacher if name == "teacher" else name for name in (spec.init.image, spec.init.text))
+        if image != "random":
+            reports.append(amif.image_encoder.load(image))
+        if text != "random":
+            reports.append(amif.text_encoder.load(text, tokenizer))
     if spec.loads_co_attention and spec.init.co_attention != "random":
         reports.append(load_co_attention(amif, spec.init.co_attention))
     return reports

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from amif_lib import paths
 from amif_lib.objective_spec import ObjectiveSpec, Strict
+from amif_lib.teacher_spec import TeacherSpec
 
 
 def stored_side(image_size: int) -> int:
@@ -37,6 +38,12 @@ class ModelSpec(Strict):
         gt=0,
         description="ViT blocks: 12, with the final layer norm applied to all tokens "
         "(alternative 11, METER's and M3AE's cut) (point 52)",
+    )
+    image_form: Literal["clip", "clip_gelu", "vit"] = Field(
+        "clip",
+        description="which ViT the image encoder is, as weights from elsewhere ask for: OpenAI's CLIP (QuickGELU, layer norm "
+        "before the blocks), the same with GELU (open_clip's own), or timm's (GELU, no norm before the blocks, epsilon 1e-6), "
+        "which is BiomedCLIP's",
     )
     image_heads: int = Field(12, gt=0, description="attention heads of the image encoder")
     text_layers: int = Field(12, gt=0, description="layers of the text encoder")
@@ -102,9 +109,13 @@ class ModelSpec(Strict):
             if self.width % getattr(self, name):
                 raise ValueError(f"{name} {getattr(self, name)} does not divide width {self.width}; change one of them")
         if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}; change one of them")
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide image_size {self.image_size}; change one of them"
+            )
         if self.decoder_cross_layers > self.decoder_layers:
-            raise ValueError(f"decoder_cross_layers {self.decoder_cross_layers} exceeds decoder_layers {self.decoder_layers}")
+            raise ValueError(
+                f"decoder_cross_layers {self.decoder_cross_layers} exceeds decoder_layers {self.decoder_layers}"
+            )
         return self
 
     @property
@@ -114,12 +125,22 @@ class ModelSpec(Strict):
 
 
 class InitSpec(Strict):
-    """Where weights start: `random`, a hub id, or a local folder in the same (Hugging Face) format."""
+    """Where weights start: `random`, a hub id, or a local folder in the same (Hugging Face) format.
 
-    image: str = Field("openai/clip-vit-base-patch16", description="CLIP ViT-B/16 (paper)")
+    Image and text encoder may also start from an open_clip model's towers: `open_clip:SOURCE`, SOURCE as in
+    `teacher.source`, or `teacher`, which is the run's own teacher (Table 4, row 2).
+    """
+
+    image: str = Field(
+        "openai/clip-vit-base-patch16",
+        description="CLIP ViT-B/16 (paper); `open_clip:SOURCE` or `teacher` take a ViT of open_clip or timm, whose form "
+        "`model.image_form` must be",
+    )
     text: str = Field(
         "emilyalsentzer/Bio_ClinicalBERT",
-        description="'ClinicalBERT': Bio_ClinicalBERT, or medicalai/ClinicalBERT (a DistilBERT, converted)",
+        description="'ClinicalBERT': Bio_ClinicalBERT, or medicalai/ClinicalBERT (a DistilBERT, converted); "
+        "`open_clip:SOURCE` or `teacher` take a BERT (BiomedCLIP's), word rows by piece; open_clip's own causal text "
+        "transformer has no counterpart here and is refused",
     )
     decoder: str = Field(
         "emilyalsentzer/Bio_ClinicalBERT", description="as the text encoder; cross-attention random (point 38)"
@@ -221,38 +242,6 @@ class DataSpec(Strict):
         return {key: getattr(self, key) for key in ("training_file", "language", "allow_cross_language")}
 
 
-class TeacherSpec(Strict):
-    """The frozen CLIP-style model whose similarities are the soft labels (section 3.2.1)."""
-
-    source: str = Field(
-        "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-        description="an open_clip name, hub id or `local-dir:` folder; 'trained' is a small open_clip model that "
-        "the kit trains itself",
-    )
-    data: tuple[str, ...] = Field((), description="trained teacher: manifest names it is trained on")
-    cross_fit: int = Field(
-        0,
-        ge=0,
-        description="trained teacher: 0 trains one model on `data` (which must differ from "
-        "the student's), k >= 2 cross-fits k folds by case on the student's own data",
-    )
-    views: Literal["clean", "augmented"] = Field(
-        "clean",
-        description="what the teacher sees: the clean image, embedded once, or the student's augmented views, embedded "
-        "anew at every step, which is slower (point 47)",
-    )
-    image_size: int = Field(64, gt=0, description="trained teacher: side of its input, pixels")
-    patch_size: int = Field(8, gt=0, description="trained teacher: side of a patch, pixels")
-    width: int = Field(128, gt=0, description="trained teacher: width of both towers")
-    layers: int = Field(4, gt=0, description="trained teacher: layers of each tower")
-    embed_dim: int = Field(64, gt=0, description="trained teacher: dimension of its embeddings")
-    text_length: int = Field(64, gt=4, description="trained teacher: tokens of a text")
-    epochs: int = Field(8, gt=0, description="trained teacher: epochs")
-    batch_size: int = Field(64, gt=1, description="trained teacher: batch size")
-    learning_rate: float = Field(5e-4, gt=0, description="trained teacher: highest learning rate")
-    seed: int = Field(0, description="trained teacher: seed")
-
-
 class KnowledgeSpec(Strict):
     """Prior knowledge of the gated cross-attention module (section 3.4.1; Table 4's rows)."""
 
@@ -344,7 +333,27 @@ class RunSpec(Strict):
             raise ValueError(
                 "objective.queue mixes folds, whose teacher embeddings differ; set it or teacher.cross_fit to 0"
             )
+        if self.starts_from_teacher:
+            t = self.teacher
+            if t is None:
+                raise ValueError(
+                    "init: 'teacher' needs a `teacher` section in the run; give one, or name open_clip:SOURCE"
+                )
+            if t.cross_fit or t.noise or t.source.startswith("file:"):
+                raise ValueError(
+                    "init: 'teacher' needs a teacher with one pair of towers: no cross_fit, no noise, no file of embeddings"
+                )
         return self
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Whether encoders start from the run's own teacher: where `init` says so and no parent gives the weights."""
+        return self.parent is None and "teacher" in (self.init.image, self.init.text)
+
+    @property
+    def trains_towers(self) -> bool:
+        """Whether those towers are of a teacher that the kit trains, so that its data decides the result."""
+        return self.starts_from_teacher and self.teacher is not None and self.teacher.source == "trained"
 
     @property
     def run_id(self) -> str:

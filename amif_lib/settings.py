@@ -113,9 +113,9 @@ def page() -> str:
     lines = [
         "# Every setting",
         "",
-        "Generated from `amif_lib/run_spec.py`, `objective_spec.py` and `evaluate.py`. The default is the value a run has when "
-        "its file says nothing. Scales (`specs/scales/`) and table rows change some of them; a run's `spec.json` holds what it "
-        "used.",
+        "Generated from `amif_lib/run_spec.py`, `objective_spec.py`, `teacher_spec.py` and `evaluate.py`. The default is the "
+        "value a run has when its file says nothing. Scales (`specs/scales/`) and table rows change some of them; a run's "
+        "`spec.json` holds what it used.",
         "",
         "## Points that the paper leaves open",
         "",

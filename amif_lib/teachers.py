@@ -1,9 +1,13 @@
-"""The teacher of the soft labels: a frozen open_clip model, its embeddings of every image and text, cached once.
+"""The teacher of the soft labels: a frozen CLIP-style model, its embeddings of every image and text, cached once.
 
-At base and paper scale the teacher is BiomedCLIP by hub id. Where no weights can be had the kit trains a small open_clip
+At base and paper scale the teacher is BiomedCLIP by hub id; Table 5 puts others in its place (`TeacherSpec.source`), of
+which a run sees the same: a table of embeddings by sample id. Where no weights can be had the kit trains a small open_clip
 model itself, in open_clip's own folder format: on a separate draw of the phantom (demo), or cross-fitted by case (small),
 since a teacher fitted on the student's own pairs gives labels close to one-hot. Embeddings of different folds live in
 different spaces, so a batch is drawn from one fold.
+
+A teacher with `noise` is no other model: its embeddings are those of the teacher without, degraded (`embedding_files.with_noise`),
+written as a file of embeddings and read as any such file is.
 
 `python -m amif_lib.teachers --spec RUN.json` fills the cache of a run's teacher.
 """
@@ -21,11 +25,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amif_lib import experiments, manifests, paths, run_spec
+from amif_lib import embedding_files, experiments, identity, manifests, paths, run_spec
 from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
-from amif_lib.experiments import RunSpec, TeacherSpec
+from amif_lib.experiments import RunSpec
 from amif_lib.launch import exclusive
+from amif_lib.teacher_models import HF_CLIP, load, train_open_clip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VECTORS, INDEX, METRICS = "embeddings.safetensors", "index.json", "metrics.json"
+DEGRADED = "embeddings.parquet"  # what a teacher with noise is read from
 
 
 @dataclass
@@ -49,13 +55,16 @@ class Embeddings:
 
 
 def teacher_id(spec: RunSpec) -> str:
-    """Directory name of the teacher of a pre-training run: hash of the teacher and of the data it embeds ("" without one)."""
-    if spec.teacher is None:
+    """Directory name of a run's teacher: hash of the teacher and of the data it embeds.
+
+    "" for a run that uses none: a pre-training without teacher, or a fine-tuning that does not start from its towers.
+    """
+    if not (spec.teacher and (spec.stage != "finetune" or spec.trains_towers)):
         return ""
     data = spec.data
     content = {
         "stored_side": stored_side(spec),
-        "teacher": spec.teacher.model_dump(mode="json", exclude={"views"}),  # what it sees while the student trains
+        "teacher": identity.teacher_read(spec.teacher, "views"),  # views: what it sees while the student trains
         "pretrain": data.pretrain,
         "sections": data.report_sections,
         "figures": data.medicat_figures,
@@ -71,6 +80,17 @@ def teacher_id(spec: RunSpec) -> str:
     if data.single_view_studies != "augment":
         content["single_view_studies"] = data.single_view_studies
     return experiments.digest(content)
+
+
+def without_noise(spec: RunSpec) -> RunSpec:
+    """The run with the teacher whose embeddings its degraded teacher is made from."""
+    return spec.model_copy(update={"teacher": spec.teacher.model_copy(update={"noise": 0.0})})
+
+
+def teacher_ids(spec: RunSpec) -> list[str]:
+    """What must be made for a run's teacher, in this order: for one with noise that without first; [] without teacher."""
+    own = teacher_id(spec)
+    return [teacher_id(without_noise(spec)), own] if own and spec.teacher.noise else [own] if own else []
 
 
 def stored_side(spec: RunSpec) -> int:
@@ -103,13 +123,27 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     from amif_lib.datasets import sources
 
     folder = cache(spec)
-    if not _is_made(folder):
+    if _is_made(folder):
+        _refuse_changed(spec, folder)
+    else:
         with sources.writing(folder.parent):
             pass
         with exclusive(folder.with_name(f".{folder.name}.lock"), f"teacher {folder.name}"):
             if not _is_made(folder):
                 _make(folder, spec, list(studies) if studies is not None else student_studies(spec))
     return folder
+
+
+def _refuse_changed(spec: RunSpec, folder: Path) -> None:
+    """Raise InputError where the file of embeddings is another than the one that the cache was made from."""
+    source = spec.teacher.source
+    if source.startswith(embedding_files.PREFIX) and (path := embedding_files.located(source)).is_file():
+        made = json.loads((folder / METRICS).read_text(encoding="utf-8"))["file_sha256"]
+        if manifests.sha256(path) != made:
+            raise InputError(
+                f"{paths.shown(path)}: changed since teacher {folder.name} was made of it; give the new file another name, or "
+                f"remove what was made of the old one: python -m amif_lib clean --runs {folder.name}"
+            )
 
 
 def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
@@ -121,9 +155,22 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
     aside.mkdir()
     teacher, side = spec.teacher, stored_side(spec)
     pictures = prepared.pictures(spec.data.pretrain, side)
-    if teacher.source != "trained":
-        folds = {0: list(range(len(studies)))}
-        models = {0: load_open_clip(teacher.source)}
+    whole, own_metrics, models = {0: list(range(len(studies)))}, {}, {}
+    if teacher.noise:
+        clean_folder = ensure(without_noise(spec), studies)
+        clean = read(clean_folder)
+        folds = {
+            k: [i for i, s in enumerate(studies) if clean.folds[s.study_id] == k] for k in set(clean.folds.values())
+        }
+        write_degraded(clean, teacher.noise, teacher.seed, aside / DEGRADED)
+        embeddings = from_file(aside / DEGRADED, studies, clean.folds)
+        own_metrics = {"noise": teacher.noise, "degraded_from": clean_folder.name}
+    elif teacher.source.startswith(embedding_files.PREFIX):
+        folds, path = whole, embedding_files.located(teacher.source)
+        embeddings = from_file(path, studies, {study.study_id: 0 for study in studies})
+        own_metrics = {"file_sha256": manifests.sha256(path)}
+    elif teacher.source != "trained":
+        folds, models = whole, {0: load(teacher.source)}
     elif teacher.cross_fit:
         fold_of = assign_folds(studies, teacher.cross_fit)
         folds = {k: [i for i, s in enumerate(studies) if fold_of[s.group_id] == k] for k in range(teacher.cross_fit)}
@@ -138,15 +185,17 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
                 "pairs gives labels close to one-hot: name another set, or set teacher.cross_fit to 2 or more"
             )
         own = [study for name in teacher.data for study in load_studies(name, stored_side=side, **reading(spec))]
-        folds = {0: list(range(len(studies)))}
+        folds = whole
         models = {0: train_open_clip(own, teacher, aside / "fold0", prepared.pictures(teacher.data, side))}
-    embeddings = embed(studies, folds, models, pictures)
+    if models:
+        embeddings = embed(studies, folds, models, pictures)
     metrics = describe(embeddings, studies, folds, spec)
     metrics |= {
         "source": teacher.source,
         "trained_on": list(teacher.data),
         "cross_fit": teacher.cross_fit,
         "studies": len(studies),
+        **own_metrics,
         "wall_time_s": round(time.time() - started, 1),
     }
     _write(aside, embeddings, metrics, spec)
@@ -205,110 +254,6 @@ def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:
     return {group: number % folds for number, group in enumerate(groups)}
 
 
-def load_open_clip(source: str) -> tuple[Any, Any, Any]:
-    """An open_clip model by name with pretrained tag (`ViT-B-16/openai`), hub id or `local-dir:`, as (model, preprocess, tokenizer)."""
-    import open_clip
-
-    name, tag = source, None
-    if ":" not in source and "/" in source:
-        name, _, tag = source.partition("/")
-    try:
-        model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag)
-        return model.eval(), preprocess, open_clip.get_tokenizer(name)
-    except Exception as error:  # hub and file errors of many kinds
-        raise InputError(
-            f"teacher {source!r} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); fetch it where "
-            "there is a network, set HF_HOME to that cache, or give teacher.source: local-dir:FOLDER"
-        ) from None
-
-
-def train_open_clip(
-    studies: Sequence[Study], spec: TeacherSpec, folder: Path, pictures: Pictures
-) -> tuple[Any, Any, Any]:
-    """Train a small CLIP (InfoNCE, one-hot) and save it as an open_clip folder: config, safetensors, tokenizer."""
-    import numpy as np
-    import open_clip
-    import torch
-    from safetensors.torch import save_file
-
-    from amif_lib import progress, tokenizers
-    from amif_lib.batches import ImageCache
-    from amif_lib.datasets import images
-
-    torch.manual_seed(spec.seed)
-    tokenizer = tokenizers.train([study.text for study in studies], 4000, folder)
-    vision = {
-        "image_size": spec.image_size,
-        "patch_size": spec.patch_size,
-        "width": spec.width,
-        "layers": spec.layers,
-        "head_width": 32,
-    }
-    text = {
-        "context_length": spec.text_length,
-        "vocab_size": len(tokenizer),
-        "hf_tokenizer_name": "tokenizer of this folder",
-        "width": spec.width,
-        "heads": max(spec.width // 32, 1),
-        "layers": spec.layers,
-        "pool_type": "eos",
-        "eos_id": tokenizer.sep_token_id,
-        "pad_id": tokenizer.pad_token_id,
-    }
-    model = open_clip.CLIP(embed_dim=spec.embed_dim, vision_cfg=vision, text_cfg=text)
-    ids = torch.tensor(
-        tokenizer([s.text for s in studies], truncation=True, max_length=spec.text_length, padding="max_length")[
-            "input_ids"
-        ]
-    )
-    cache = ImageCache(pictures, spec.image_size, run_spec.stored_side(spec.image_size))
-    steps = spec.epochs * (len(studies) // spec.batch_size)
-    if steps == 0:
-        raise InputError(
-            f"teacher.batch_size: {spec.batch_size} exceeds the {len(studies)} studies to train on; lower it"
-        )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.learning_rate, total_steps=steps, pct_start=0.1)
-    loss_function = open_clip.ClipLoss()
-    bar = progress.bar(steps, f"teacher {folder.name}")
-    for epoch in range(spec.epochs):
-        order = np.random.default_rng((spec.seed, epoch)).permutation(len(studies))
-        for start in range(0, len(order) - spec.batch_size + 1, spec.batch_size):
-            rows = order[start : start + spec.batch_size]
-            rngs = [np.random.default_rng((spec.seed, epoch, int(row))) for row in rows]
-            batch = torch.stack(
-                [
-                    images.augment(
-                        cache[studies[row].images[rng.integers(len(studies[row].images))].image_id],
-                        spec.image_size,
-                        "light",
-                        flip=False,
-                        colour=False,
-                        rng=rng,
-                    )
-                    for row, rng in zip(rows, rngs, strict=True)
-                ]
-            )  # (B, 3, H, W)
-            features = model(batch, ids[rows])
-            loss = loss_function(*features[:3])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, 4.6052)  # log 100, as CLIP
-            bar.step(loss=loss.item())
-    bar.close()
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    config = {
-        "model_cfg": {"embed_dim": spec.embed_dim, "vision_cfg": vision, "text_cfg": text},
-        "preprocess_cfg": {"resize_mode": "squash", "interpolation": "bicubic"},
-    }
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return load_open_clip(f"local-dir:{folder}")
-
-
 def embed(
     studies: Sequence[Study],
     folds: dict[int, list[int]],
@@ -349,6 +294,37 @@ def embed(
         torch.stack(list(found["studies"].values())),
         fold_of,
     )
+
+
+def write_degraded(clean: Embeddings, noise: float, seed: int, path: Path) -> None:
+    """A teacher's embeddings with noise (`embedding_files.with_noise`) as a file of embeddings."""
+    parts = {
+        kind: dict(zip(ids, embedding_files.with_noise(ids, vectors.numpy(), noise, seed, kind), strict=True))
+        for kind, ids, vectors in (
+            ("image", list(clean.images), clean.image_vectors),
+            ("text", list(clean.studies), clean.text_vectors),
+        )
+    }
+    embedding_files.write(path, parts["image"], parts["text"])
+
+
+def from_file(path: Path, studies: Sequence[Study], folds: dict[str, int]) -> Embeddings:
+    """Embeddings of the studies from a file of embeddings (`embedding_files.read`)."""
+    import torch
+
+    images = list(dict.fromkeys(picture.image_id for study in studies for picture in study.images))
+    texts = list(dict.fromkeys(study.study_id for study in studies))
+    image_vectors, text_vectors = map(torch.from_numpy, embedding_files.read(path, images, texts))
+    index = [{name: i for i, name in enumerate(ids)} for ids in (images, texts)]
+    return Embeddings(*index, image_vectors, text_vectors, {name: folds[name] for name in texts})
+
+
+def towers_source(spec: RunSpec) -> str:
+    """What `init.image: teacher` and `init.text: teacher` stand for: a source that `open_clip_towers` reads, trained now if absent."""
+    source = spec.teacher.source
+    if source.startswith(HF_CLIP):
+        return source.removeprefix(HF_CLIP)
+    return "open_clip:" + (f"local-dir:{ensure(spec) / 'fold0'}" if source == "trained" else source)
 
 
 def describe(
@@ -419,7 +395,10 @@ def read(folder: Path) -> Embeddings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m amif_lib.teachers", description="Fill the embedding cache of a run's teacher."
+        prog="python -m amif_lib.teachers",
+        description="Fill the embedding cache of a run's teacher.",
+        epilog=f"teacher.source: file:PATH, for models with code of their own. {embedding_files.__doc__}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--spec", required=True, help="run file or <scale>/<table>/<row>/stage1")
     arguments = parser.parse_args()

@@ -302,7 +302,7 @@ def test_cross_fitting_never_trains_on_a_case_that_it_embeds(monkeypatch, folder
 
 def test_an_unreachable_teacher_says_what_to_do():
     with pytest.raises(InputError, match=r"cannot be loaded .* local-dir:FOLDER"):
-        teachers.load_open_clip("hf-hub:nobody/no-such-teacher")
+        teachers.load("hf-hub:nobody/no-such-teacher")
 
 
 # --- settings page --------------------------------------------------------------------------------------------------------

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amif_lib.datasets import phantom_pretraining_sets, phantom_question_sets
+from amif_lib.datasets import phantom_pretraining_sets, phantom_question_sets, phantom_shapes
 from amif_lib.errors import InputError
 
-WRITERS = phantom_pretraining_sets.WRITERS | phantom_question_sets.WRITERS
+WRITERS = phantom_pretraining_sets.WRITERS | phantom_question_sets.WRITERS | phantom_shapes.WRITERS
 
 
 def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, int]) -> None:
@@ -27,7 +27,8 @@ def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, i
 
     Args:
         kind: `mimic_cxr` (MIMIC-CXR-JPG layout with reports; counts: `studies`); `roco` and `medicat` (single images
-            with captions; counts: `studies`, the listed images); `vqa_rad` (VQA-RAD JSON layout; counts: `train_images,
+            with captions; counts: `studies`, the listed images); `shapes` (coloured shapes with captions, in ROCO's
+            layout; counts: `studies`); `vqa_rad` (VQA-RAD JSON layout; counts: `train_images,
             test_images, train_questions, test_questions`, the questions being at most as many); `slake`, `pathvqa` and
             `vqa_med_2019` in the layouts of those sets (counts also `val_images, val_questions`; SLAKE's Chinese
             questions `train_questions_zh` and so on).

@@ -82,10 +82,10 @@ def _teacher_caches(folders: list[Path]) -> list[Path]:
 def _ancestors(folder: Path) -> list[str]:
     """Ids of the runs and of the teacher that a stored run starts from."""
     from amif_lib import experiments
-    from amif_lib.teachers import teacher_id
+    from amif_lib.teachers import teacher_ids
 
     try:
         spec = experiments.parse(json.loads((folder / "spec.json").read_text(encoding="utf-8")), str(folder))
     except (OSError, ValueError):  # a teacher's folder, or a run that never got as far as its specification
         return []
-    return [name for run in spec.lineage() for name in (run.run_id, teacher_id(run))]
+    return [name for run in spec.lineage() for name in (run.run_id, *teacher_ids(run))]

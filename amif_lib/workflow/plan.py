@@ -194,7 +194,7 @@ def _add_run(plan: Plan, runs: tuple[RunSpec, ...], data: str) -> None:
 
     The data check comes first; the runs that they start from are in the plan already, and so may runs of another row be.
     """
-    from amif_lib.teachers import teacher_id
+    from amif_lib.teachers import teacher_ids
 
     runs = tuple({run.run_id: run for run in runs if run.run_id not in plan.runs}.values())
     if not runs:
@@ -204,8 +204,10 @@ def _add_run(plan: Plan, runs: tuple[RunSpec, ...], data: str) -> None:
     name = ids[0] if len(ids) == 1 else experiments.digest(ids)
     spec = f"{plan.selection.scale}/specs/{name}.json"
     needs = {data: None}
-    if teacher := teacher_id(first):
-        job = Job("teacher", teacher, f"runs/{teacher}/metrics.json", (data,), spec, "soft labels")
+    made = [f"runs/{teacher}/metrics.json" for teacher in teacher_ids(first)]
+    if made:  # of one with noise: that without it, and its own, whose job makes both where the first is absent
+        before = tuple(job.output for job in plan.jobs if job.output in made[:-1])
+        job = Job("teacher", made[-1].split("/")[1], made[-1], (data, *before), spec, "soft labels")
         needs[_add(plan, job).output] = None
     needs |= {_metrics(run.parent): None for run in runs if run.parent}
     label = first.label or f"{first.train.epochs} epochs, batch {first.train.batch_size}"

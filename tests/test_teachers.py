@@ -1,0 +1,558 @@
+"""Teachers of every form, embedding files, noise, and the towers of an open_clip model as the student's encoders."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import BertConfig, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from amif_lib import (
+    embedding_files,
+    experiments,
+    identity,
+    manifests,
+    prepare,
+    smoke,
+    teacher_models,
+    teachers,
+    tokenizers,
+)
+from amif_lib.datasets import images, load_studies, phantom_shapes
+from amif_lib.encoders import ImageEncoder, TextEncoder
+from amif_lib.errors import InputError
+from amif_lib.experiments import ModelSpec
+from amif_lib.objectives import contrastive
+from tests import tiny
+
+WORDS = [
+    "a",
+    "small",
+    "nodule",
+    "in",
+    "the",
+    "left",
+    "lung",
+    ",",
+    "no",
+    "effusion",
+    ".",
+    "heart",
+    "size",
+    "is",
+    "normal",
+]
+
+
+@pytest.fixture(scope="module")
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prepared")  # of this file alone: teachers are kept there too
+
+
+@pytest.fixture(autouse=True)
+def own_results(tmp_path: Path, prepared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("AMIF_PREPARED", str(prepared_folder))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+
+
+def write_tokenizer(folder: Path, words: list[str] = WORDS) -> object:
+    return tokenizers.train([" ".join(words)] * 2, 200, folder)
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """Every tensor random, biases and norms too, which fresh modules have at 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    for value in module.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.2 + (value == 1))
+    return module.eval()
+
+
+def write_open_clip(folder: Path, vision: dict, text: dict | None = None, **config: object) -> str:
+    """An open_clip folder with random weights: an image tower as asked, a BERT (or the text tower as asked)."""
+    tokenizer = write_tokenizer(folder)
+    if text is None:
+        bert = BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+        )
+        bert.save_pretrained(folder)
+        text = {
+            "hf_model_name": ".",
+            "hf_model_pretrained": False,
+            "hf_proj_type": "mlp",
+            "hf_pooler_type": "cls_last_hidden_state_pooler",
+        }
+    text = {"hf_tokenizer_name": "here", "context_length": 24, "vocab_size": len(tokenizer)} | text
+    own = text | ({"hf_model_name": str(folder)} if "hf_model_name" in text else {})
+    kind = open_clip.CustomTextCLIP if "hf_model_name" in text or "timm_model_name" in vision else open_clip.CLIP
+    model = randomised(kind(embed_dim=16, vision_cfg=vision, text_cfg=own, **config))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    custom = {"custom_text": True} if kind is open_clip.CustomTextCLIP else {}
+    content = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, **config, **custom}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": content, "preprocess_cfg": {}}))
+    return f"open_clip:local-dir:{folder}"
+
+
+VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+
+
+def model_spec(**changes: object) -> ModelSpec:
+    return ModelSpec(**(tiny.MODEL | changes))
+
+
+def tower_tokens(tower: torch.nn.Module, last_norm: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """What an open_clip tower gives after its last norm, for every token, and runs."""
+    kept = []
+    handle = last_norm.register_forward_hook(lambda module, given, out: kept.append(out))
+    with torch.no_grad():
+        tower(inputs)
+    handle.remove()
+    return kept[0]
+
+
+# --- the converter ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "config"), [("clip", {"quick_gelu": True}), ("clip_gelu", {})])
+def test_a_native_vit_gives_its_own_features(tmp_path: Path, form: str, config: dict) -> None:
+    source = write_open_clip(tmp_path / "m", VIT, **config)
+    encoder = ImageEncoder(model_spec(image_form=form)).eval()
+    report = encoder.load(source)
+    assert report.matched == len(encoder.vit.state_dict()) and not report.missing and not report.unexpected
+    model = teacher_models.load_open_clip(source.removeprefix("open_clip:"))[0]
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = tower_tokens(model.visual, model.visual.ln_post, pixels)  # (3, 17, 32)
+    with torch.no_grad():
+        found = encoder(pixels)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[:, 0] @ model.visual.proj, model.encode_image(pixels), atol=1e-5, rtol=1e-5)
+    assert expected.std() > 0.1
+
+
+def test_a_timm_vit_gives_its_own_features_and_its_positions_are_interpolated(tmp_path: Path) -> None:
+    source = write_open_clip(tmp_path / "m", TIMM)
+    sizes = {"width": 192, "image_layers": 12, "image_heads": 3, "text_heads": 3, "fusion_heads": 3, "patch_size": 16}
+    encoder = ImageEncoder(model_spec(**sizes, image_size=224, image_form="vit")).eval()
+    report = encoder.load(source)
+    assert report.matched == len(encoder.vit.state_dict()) and not report.missing
+    model = teacher_models.load_open_clip(source.removeprefix("open_clip:"))[0]
+    encoder, model = encoder.double(), model.double()  # twelve layers of large random weights lose digits in float32
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)).double()
+    expected = tower_tokens(model.visual, model.visual.trunk.norm, pixels)
+    with torch.no_grad():
+        found = encoder(pixels)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.visual.head(found[:, 0]), model.encode_image(pixels), atol=1e-5, rtol=1e-5)
+    larger = ImageEncoder(model_spec(**sizes, image_size=288, image_form="vit"))
+    assert larger.load(source).changed == ["embeddings.position_embedding.weight 197 -> 325"]
+
+
+def test_other_image_statistics_are_folded_into_the_weights(tmp_path: Path) -> None:
+    """The same picture, normalised by each one's own statistics, has the same features."""
+    source = write_open_clip(tmp_path / "m", VIT)
+    path = tmp_path / "m" / "open_clip_config.json"
+    mean, std = (0.3, 0.5, 0.6), (0.2, 0.25, 0.5)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocess_cfg": {"mean": mean, "std": std}}))
+    encoder = ImageEncoder(model_spec(image_form="clip_gelu")).eval()
+    encoder.load(source)
+    visual = teacher_models.load_open_clip(source.removeprefix("open_clip:"))[0].visual
+    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def normalised(mean: object, std: object) -> torch.Tensor:
+        return (picture - torch.as_tensor(mean).view(3, 1, 1)) / torch.as_tensor(std).view(3, 1, 1)
+
+    expected = tower_tokens(visual, visual.ln_post, normalised(mean, std))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(normalised(images.MEAN, images.STD)), expected, atol=1e-5, rtol=0)
+
+
+def test_a_bert_tower_gives_its_own_features(tmp_path: Path) -> None:
+    source = write_open_clip(tmp_path / "m", VIT)
+    model, _, tokenizer = teacher_models.load_open_clip(source.removeprefix("open_clip:"))
+    own = tokenizer.tokenizer
+    encoder = TextEncoder(model_spec(vocab_size=len(own))).eval()
+    report = encoder.load(source, own)
+    assert report.matched == len(encoder.bert.state_dict()) and not report.missing and not report.changed
+    texts = ["a small nodule in the left lung .", "no effusion"]
+    ids, mask = tokenizers.encode(own, texts, 24)
+    with torch.no_grad():
+        found = encoder(ids, mask)
+        expected = model.text.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            model.text.proj(found[:, 0]), model.encode_text(tokenizer(texts)), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_word_rows_follow_the_piece_and_positions_the_place(tmp_path: Path) -> None:
+    source = write_open_clip(tmp_path / "m", VIT)
+    model, _, theirs = teacher_models.load_open_clip(source.removeprefix("open_clip:"))
+    ours = write_tokenizer(tmp_path / "ours", ["spleen", "lung", "nodule"])
+    encoder = TextEncoder(model_spec(vocab_size=100, text_positions=80))
+    before = encoder.bert.embeddings.word_embeddings.weight.detach().clone()
+    positions = encoder.bert.embeddings.position_embeddings.weight.detach().clone()
+    report = encoder.load(source, ours)
+    table, own = encoder.bert.embeddings.word_embeddings.weight, model.text.transformer.embeddings
+    for piece, row in ours.get_vocab().items():
+        known = theirs.tokenizer.get_vocab().get(piece)
+        assert torch.equal(table[row], before[row] if known is None else own.word_embeddings.weight[known]), piece
+    assert torch.equal(table[len(ours) :], before[len(ours) :])
+    rows = encoder.bert.embeddings.position_embeddings.weight
+    assert torch.equal(rows[:64], own.position_embeddings.weight) and torch.equal(rows[64:], positions[64:])
+    assert "spleen" not in theirs.tokenizer.get_vocab() and any("positions 64 -> 80" in text for text in report.changed)
+
+
+def test_towers_that_do_not_fit_are_refused_with_the_sizes(tmp_path: Path) -> None:
+    source = write_open_clip(tmp_path / "m", VIT)
+    causal = write_open_clip(tmp_path / "c", VIT, {"width": 32, "heads": 2, "layers": 1})
+    scaled = write_open_clip(tmp_path / "s", VIT | {"ls_init_value": 0.1})
+    for changes, message in (
+        ({}, r"has gelu, a norm before its blocks and epsilon 1e-05, .*set model.image_form: clip_gelu"),
+        ({"image_form": "clip_gelu", "image_heads": 4}, r"2 attention heads, the model 4; set model.image_heads: 2"),
+        ({"image_form": "clip_gelu", "width": 64}, r"is \(\d+.*the model wants \(\d*64"),
+        ({"image_form": "clip_gelu", "image_layers": 1}, r"have no place in the model \(encoder.layers.1"),
+        ({"image_form": "clip_gelu", "image_layers": 3}, r"tensors are missing \(encoder.layers.2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ImageEncoder(model_spec(**changes)).load(source)
+    with pytest.raises(InputError, match=r"ls_1.gamma of the image tower has no counterpart"):
+        ImageEncoder(model_spec(image_form="clip_gelu")).load(scaled)
+    with pytest.raises(InputError, match=r"the text tower is no BERT .*teacher.towers: student"):
+        TextEncoder(model_spec()).load(causal)
+    with pytest.raises(InputError, match=r"word_embeddings.weight is \(\d+, 32\), the model wants \(400, 64\)"):
+        TextEncoder(model_spec(width=64)).load(source)
+
+
+# --- Hugging Face CLIP -----------------------------------------------------------------------------------------------
+
+
+def write_hf_clip(folder: Path) -> CLIPModel:
+    tokenizer = write_tokenizer(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": len(tokenizer), "max_position_embeddings": 20, "eos_token_id": tokenizer.sep_token_id}
+    vision = sizes | {"image_size": 32, "patch_size": 8}
+    model = randomised(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)))
+    model.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return model
+
+
+def test_a_hugging_face_clip_embeds_as_transformers_does_in_batches_of_any_size(tmp_path: Path) -> None:
+    clip = write_hf_clip(tmp_path / "clip")
+    model = teacher_models.load(f"hf-clip:{tmp_path / 'clip'}")
+    studies = load_studies("phantom_shapes")[:70]  # more than one batch of 64
+    pictures = {s.study_id: Image.open(s.images[0].path) for s in studies}
+    folds = {0: list(range(len(studies)))}
+    found = teachers.embed(studies, folds, {0: model}, pictures)
+    from transformers import AutoTokenizer
+
+    processor, tokenizer = (
+        CLIPImageProcessor.from_pretrained(tmp_path / "clip"),
+        AutoTokenizer.from_pretrained(tmp_path / "clip"),
+    )
+    for study in (studies[0], studies[63], studies[69]):  # one by one, without padding
+        with torch.no_grad():
+            pixels = processor(pictures[study.study_id].convert("RGB"), return_tensors="pt")["pixel_values"]
+            image = clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output)[0]
+            ids = tokenizer([study.text], truncation=True, max_length=20, return_tensors="pt")["input_ids"]
+            text = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)[0]
+        own = found.image_vectors[found.images[study.study_id]], found.text_vectors[found.studies[study.study_id]]
+        for vector, expected in zip(own, (image, text), strict=True):
+            torch.testing.assert_close(vector, expected / expected.norm(), atol=1e-5, rtol=0)
+    backwards = teachers.embed(studies[::-1], folds, {0: model}, pictures)
+    again = backwards.image_vectors[[backwards.images[name] for name in found.images]]
+    torch.testing.assert_close(again, found.image_vectors, atol=1e-5, rtol=0)
+
+
+def test_a_hugging_face_clip_that_is_not_there_or_not_one_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"neither a folder nor reachable .*HF_HOME"):
+        teacher_models.load("hf-clip:nobody/no-such-clip")
+    smoke.write_bert(
+        tmp_path / "bert", 200, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16
+    )
+    with pytest.raises(InputError, match=r"is a 'bert', no 'clip'"):
+        teacher_models.load(f"hf-clip:{tmp_path / 'bert'}")
+
+
+# --- files of embeddings ---------------------------------------------------------------------------------------------
+
+
+def vectors(n: int, e: int = 5, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, e)).astype(np.float32)
+
+
+def test_what_is_written_is_read_by_id_in_unit_length(tmp_path: Path) -> None:
+    pictures, texts = dict(zip("abc", vectors(3), strict=True)), dict(zip("ab", 7 * vectors(2, seed=1), strict=True))
+    embedding_files.write(tmp_path / "x.parquet", pictures, texts)
+    image, text = embedding_files.read(tmp_path / "x.parquet", ["c", "a"], ["b"])
+    for found, expected in ((image[0], pictures["c"]), (image[1], pictures["a"]), (text[0], texts["b"])):
+        np.testing.assert_allclose(found, expected / np.sqrt((expected**2).sum()), rtol=1e-6)
+    # from pandas alone, in the documented form
+    frame = pd.DataFrame({"kind": ["text", "image"], "id": ["t", "i"], "vector": [[0.0, 2.0], [3.0, 4.0]]})
+    frame.to_parquet(tmp_path / "y.parquet")
+    image, text = embedding_files.read(tmp_path / "y.parquet", ["i"], ["t"])
+    np.testing.assert_allclose([image[0], text[0]], [[0.6, 0.8], [0, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("image", "i", [1, 2])], r"no vector of text 't' \(1 of the 1 texts"),
+        (
+            [("image", "i", [1, 2]), ("text", "t", [1, 2]), ("image", "i", [2, 1])],
+            r"image 'i' occurs twice \(rows 1 and 3\)",
+        ),
+        ([("image", "i", [1, 2]), ("text", "t", [1, 2, 3])], r"text 't' has 3 numbers, the first row 2"),
+        ([("image", "i", [1, 2]), ("text", "t", [0, 0])], r"text 't' holds zeros alone"),
+        ([("image", "i", [1, float("nan")]), ("text", "t", [1, 2])], r"image 'i' holds a number that is not finite"),
+        ([("picture", "i", [1, 2]), ("text", "t", [1, 2])], r"row 1 \('i'\): kind 'picture'; write image or text"),
+        ([("image", 7, [1, 2])], r"row 1: id 7 is no text"),
+        ([("image", "i", "far"), ("text", "t", "near")], r"column vector holds (large_)?string"),
+        ([("image", "i", ["far"]), ("text", "t", ["near"])], r"must hold lists of floats"),
+    ],
+)
+def test_a_bad_file_of_embeddings_is_named_with_the_id(tmp_path: Path, rows: list, message: str) -> None:
+    path = tmp_path / "bad.parquet"
+    pd.DataFrame(rows, columns=["kind", "id", "vector"]).to_parquet(path)
+    with pytest.raises(InputError, match=rf"bad\.parquet.*{message}") as caught:
+        embedding_files.read(path, ["i"], ["t"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_absent_of_another_kind_or_without_columns_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.parquet: no such file of embeddings; .*DATA_ROOT"):
+        embedding_files.read(tmp_path / "none.parquet", [], [])
+    (tmp_path / "text.parquet").write_text("kind,id,vector\n")
+    with pytest.raises(InputError, match=r"text\.parquet: not a Parquet file"):
+        embedding_files.read(tmp_path / "text.parquet", [], [])
+    pd.DataFrame({"kind": ["image"], "id": ["i"]}).to_parquet(tmp_path / "two.parquet")
+    with pytest.raises(InputError, match=r"two\.parquet: no column 'vector'"):
+        embedding_files.read(tmp_path / "two.parquet", [], [])
+    for bad, message in (
+        ({"a": [1, 2], "b": [1, 2, 3]}, "'b'"),
+        ({"a": [0, 0]}, "zeros"),
+        ({"a": [np.inf, 0]}, "finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            embedding_files.write(tmp_path / "new.parquet", bad, {})
+        assert not (tmp_path / "new.parquet").exists()
+
+
+def stage1(**teacher: object) -> experiments.RunSpec:
+    spec = tiny.run().parent.parent
+    return spec.model_copy(update={"teacher": type(spec.teacher).model_validate(spec.teacher.model_dump() | teacher)})
+
+
+def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_file(tmp_path: Path) -> None:
+    run = stage1(source="file:teachers/x.parquet", data=())
+    studies = teachers.student_studies(run)
+    pictures = list(dict.fromkeys(p.image_id for s in studies for p in s.images))
+    given = dict(zip(pictures, vectors(len(pictures)), strict=True))
+    texts = dict(zip([s.study_id for s in studies], vectors(len(studies), seed=1), strict=True))
+    path = tmp_path / "data" / "teachers" / "x.parquet"
+    embedding_files.write(path, dict(reversed(given.items())), texts | {"not one of the run's": vectors(1)[0]})
+    prepared = prepare.prepare(run)  # what a training reads
+    assert prepared.notes["teacher"]["file_sha256"] == manifests.sha256(path)
+    stored = teachers.read(teachers.ensure(run))
+    for name, row in stored.images.items():
+        np.testing.assert_allclose(stored.image_vectors[row], given[name] / np.linalg.norm(given[name]), rtol=1e-5)
+    assert set(stored.studies) == set(texts) - {"not one of the run's"}
+    embedding_files.write(path, given, texts | {"more": vectors(1)[0]})
+    with pytest.raises(InputError, match=r"x\.parquet: changed since teacher"):
+        teachers.ensure(run)
+    path.unlink()
+    teachers.ensure(run)  # the cache stands for itself
+    with pytest.raises(InputError, match=r"y\.parquet: no such file"):
+        teachers.ensure(stage1(source="file:teachers/y.parquet", data=()))
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+
+def test_noise_has_the_stated_size_and_depends_on_the_id_alone() -> None:
+    clean = vectors(400, 64)
+    clean /= np.linalg.norm(clean, axis=1, keepdims=True)
+    ids = [f"s{i}" for i in range(400)]
+    for noise in (0.5, 1.0, 2.0):
+        noisy = embedding_files.with_noise(ids, clean, noise, 0, "image")
+        np.testing.assert_allclose(np.linalg.norm(noisy, axis=1), 1, rtol=1e-5)
+        cosine = float((noisy * clean).sum(1).mean())
+        assert abs(cosine - 1 / (1 + noise**2) ** 0.5) < 0.02, (noise, cosine)
+    some = embedding_files.with_noise(["s7", "s3"], clean[[7, 3]], 2.0, 0, "image")
+    np.testing.assert_array_equal(some, noisy[[7, 3]])
+    for other in (
+        embedding_files.with_noise(ids, clean, 2.0, 1, "image"),
+        embedding_files.with_noise(ids, clean, 2.0, 0, "text"),
+    ):
+        assert not np.isclose(other, noisy).any(1).all()
+
+
+def test_a_degraded_teacher_shares_the_training_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, plain = [], teachers.train_open_clip
+    monkeypatch.setattr(teachers, "train_open_clip", lambda *a: trained.append(1) or plain(*a))
+    half, whole, base = stage1(noise=0.5), stage1(noise=1.0), stage1()
+    folders = {run.teacher.noise: teachers.ensure(run) for run in (half, whole, base)}
+    assert trained == [1] and len(set(folders.values())) == 3
+    found = {noise: teachers.read(folder) for noise, folder in folders.items()}
+    for noise in (0.5, 1.0):
+        assert list(found[noise].images) == list(found[0.0].images) and found[noise].folds == found[0.0].folds
+        own = embedding_files.with_noise(found[0.0].images, found[0.0].image_vectors.numpy(), noise, 0, "image")
+        np.testing.assert_allclose(found[noise].image_vectors, own, atol=1e-6)
+        metrics = json.loads((folders[noise] / "metrics.json").read_text())
+        assert metrics["noise"] == noise and metrics["degraded_from"] == folders[0.0].name
+        assert (folders[noise] / teachers.DEGRADED).is_file()
+    assert len({half.run_id, whole.run_id, base.run_id}) == 3
+    assert teachers.teacher_ids(half) == [folders[0.0].name, folders[0.5].name] and teachers.teacher_ids(base) == [
+        folders[0.0].name
+    ]
+
+
+def test_noise_makes_the_labels_flatter() -> None:
+    clean = torch.nn.functional.normalize(torch.from_numpy(vectors(64, 32)), dim=-1)
+    positive, share = torch.arange(64), []
+    for noise in (0.0, 0.5, 1.0, 2.0):
+        a, b = (
+            torch.from_numpy(embedding_files.with_noise(map(str, range(64)), clean.numpy(), noise, 0, kind))
+            if noise
+            else clean
+            for kind in ("image", "text")
+        )
+        share.append(contrastive.soft_labels(a @ b.T, 0.1, 0.0, positive).diagonal().mean().item())
+    assert share == sorted(share, reverse=True) and share[0] > 2 * share[-1]
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_new_settings_at_their_defaults_are_no_part_of_an_identity() -> None:
+    run = stage1()
+    content = identity.settings_read(run)
+    assert not {"noise", "towers", "heads"} & set(content["teacher"]) and "image_form" not in content["model"]
+    changed = identity.settings_read(stage1(noise=1.0, towers="student", heads=2))
+    assert {name: changed["teacher"][name] for name in ("noise", "towers", "heads")} == {
+        "noise": 1.0,
+        "towers": "student",
+        "heads": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"noise": 1.0, "views": "augmented"}, "views 'augmented' needs a model"),
+        ({"source": "file:x.parquet", "views": "augmented"}, "views 'augmented' needs a model"),
+        ({"noise": -1}, "noise: Input should be greater than or equal to 0"),
+        ({"heads": 5, "width": 32}, "heads 5 does not divide width 32"),
+    ],
+)
+def test_teachers_that_cannot_be_are_refused(teacher: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        experiments.parse({"stage": "stage1", "scale": "demo", "teacher": teacher}, "tests")
+
+
+# --- a run that starts from its teacher's towers ---------------------------------------------------------------------
+
+
+def towers_run(**teacher: object) -> dict:
+    """Table 4's row 2 in small: a fine-tuning without pre-training, whose encoders are the trained teacher's."""
+    content = tiny.run().model_dump(mode="json", exclude={"parent"})
+    own = tiny.run().parent.parent.teacher.model_dump(mode="json") | {"towers": "student", "layers": 2, "heads": 2}
+    init = content["init"] | {"image": "teacher", "text": "teacher"}
+    return content | {"init": init, "teacher": own | teacher}
+
+
+def test_a_fine_tuning_starts_from_the_towers_of_the_trained_teacher() -> None:
+    run = experiments.parse(towers_run(), "tests")
+    prepared = prepare.prepare(run)
+    folder = teachers.cache(run)
+    model, _, tokenizer = teacher_models.load(f"local-dir:{folder / 'fold0'}")
+    amif = prepared.module.model.amif.eval()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = tower_tokens(model.visual, model.visual.ln_post, pixels)
+        torch.testing.assert_close(amif.image_encoder(pixels), expected, atol=1e-5, rtol=0)
+    layers = amif.text_encoder.bert.encoder.state_dict()
+    theirs = model.text.transformer.encoder.state_dict()
+    assert set(layers) == set(theirs) and all(torch.equal(layers[name], theirs[name]) for name in theirs)
+    ours, vocabulary = prepared.tokenizer.get_vocab(), tokenizer.tokenizer.get_vocab()
+    table, own = amif.text_encoder.bert.embeddings.word_embeddings, model.text.transformer.embeddings.word_embeddings
+    shared = [piece for piece in ours if piece in vocabulary]
+    rows = [[vocab[piece] for piece in shared] for vocab in (ours, vocabulary)]
+    assert len(shared) > 50 and torch.equal(table.weight[rows[0]], own.weight[rows[1]])
+    assert any("pieces" in line for line in prepared.notes["weights"])
+
+
+def test_the_teacher_is_part_of_the_identity_of_such_a_run_and_of_no_other_fine_tuning() -> None:
+    run = experiments.parse(towers_run(), "tests")
+    assert run.run_id != experiments.parse(towers_run(seed=1), "tests").run_id
+    assert run.run_id == experiments.parse(towers_run(views="augmented"), "tests").run_id
+    assert teachers.teacher_id(run) and "phantom_teacher" in experiments.data_sets(run)
+    plain = towers_run() | {"init": tiny.run().model_dump(mode="json")["init"]}
+    other = plain | {"teacher": plain["teacher"] | {"seed": 1}}
+    assert experiments.parse(plain, "tests").run_id == experiments.parse(other, "tests").run_id
+    assert not teachers.teacher_id(experiments.parse(plain, "tests"))
+    external = experiments.parse(towers_run(source="hf-hub:a/b", data=[]), "tests")
+    assert not teachers.teacher_id(external) and teachers.towers_source(external) == "open_clip:hf-hub:a/b"
+    assert teachers.towers_source(experiments.parse(towers_run(source="hf-clip:a/b", data=[]), "tests")) == "a/b"
+
+
+@pytest.mark.parametrize("teacher", [None, {"cross_fit": 2}, {"noise": 1.0}, {"source": "file:x.parquet"}])
+def test_a_teacher_without_one_pair_of_towers_is_refused(teacher: dict | None) -> None:
+    content = towers_run(**teacher) if teacher else towers_run() | {"teacher": None}
+    with pytest.raises(InputError, match=r"init: 'teacher' needs a"):
+        experiments.parse(content, "tests")
+
+
+def test_a_tables_row_can_ask_for_the_teachers_towers_and_for_another_teacher() -> None:
+    settings = {
+        "pretraining": "none",
+        "init": {"image": "teacher", "text": "teacher"},
+        "teacher": {"towers": "student", "heads": 4},
+    }
+    row = experiments.build_run("demo", settings, "phantom_vqa_rad")
+    default = experiments.build_run("demo", {}, "phantom_vqa_rad")
+    assert row.parent is None and row.teacher.towers == "student" and row.teacher.data == ("phantom_teacher",)
+    noisy = experiments.build_run("demo", {"teacher": {"noise": 1.0}}, "phantom_vqa_rad")
+    assert (
+        noisy.teacher is None and noisy.parent.teacher.noise == 1.0 and noisy.parent.parent.teacher.source == "trained"
+    )
+    assert noisy.run_id != default.run_id and teachers.teacher_ids(noisy.parent)[0] == teachers.teacher_id(
+        default.parent
+    )
+
+
+# --- general shapes --------------------------------------------------------------------------------------------------
+
+
+def test_shapes_have_the_colour_and_place_that_their_caption_says() -> None:
+    studies = load_studies("phantom_shapes")
+    latents = json.loads((manifests.location("phantom_shapes") / "latents.json").read_text(encoding="utf-8"))
+    assert len(studies) == 600 == len({s.group_id for s in studies})
+    part = re.compile(r"an? (small|large) (\w+) (\w+) in the (upper|lower) (left|right)")
+    for study in studies[:100]:
+        stated = part.findall(study.text)
+        assert len(stated) == len(latents[study.study_id]["shapes"]) > 0
+        with Image.open(study.images[0].path) as image:
+            pixels = np.asarray(image.convert("RGB"), np.float32)  # (96, 96, 3)
+        for (size, colour, shape, row, column), entry in zip(stated, latents[study.study_id]["shapes"], strict=True):
+            assert (size, colour, shape) == (entry["size"], entry["colour"], entry["shape"])
+            x, y = (round(96 * value) for value in entry["centre"])
+            assert (x > 48, y > 48) == (column == "right", row == "lower")
+            middle = pixels[y - 1 : y + 2, x - 1 : x + 2].mean((0, 1))
+            assert np.abs(middle - phantom_shapes.COLOURS[colour]).max() < 45, (study.study_id, entry)
+    assert len({s.text for s in studies}) > 550
