@@ -128,16 +128,38 @@ class AnswerDecoder(nn.Module):
         past: Sequence[list[Tensor]] | None = None,
     ) -> Tensor:
         """The last layer's output (B, L, d). `memory`: one entry a layer, tokens or what `remember` made of them."""
+        return self.run(self.embed(input_ids, position_ids), attention_mask, memory, memory_mask, past)
+
+    def embed(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """input_ids (B, L), positions 0, 1, … where none are given -> (B, L, d)."""
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
         x = self.embedding_norm(x + self.token_type_embeddings.weight[0])
-        x = F.dropout(x, self.dropout, self.training)  # (B, L, d)
+        return F.dropout(x, self.dropout, self.training)  # (B, L, d)
+
+    def run(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        memory: Sequence[Tensor | KeysValues | None],
+        memory_mask: Tensor | None,
+        past: Sequence[list[Tensor]] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Layers `start` to `stop` of `states`, on x (B, L, d)."""
         mask = None if attention_mask is None else attention_mask.bool()
         memory_mask = None if memory_mask is None else memory_mask.bool()
-        for number, layer in enumerate(self.layers):
-            x = layer(x, mask, memory[number], memory_mask, None if past is None else past[number])  # (B, L, d)
+        for number in range(len(self.layers))[start:stop]:
+            x = self.layers[number](x, mask, memory[number], memory_mask, None if past is None else past[number])
         return x
+
+    @property
+    def blind_layers(self) -> int:
+        """How many layers come before the first that cross-attends: what they compute hangs on the answer alone."""
+        blind = (i for i, layer in enumerate(self.layers) if layer.cross_attention is not None)
+        return next(blind, len(self.layers))
 
     def project(self, x: Tensor) -> Tensor:
         """The output layer: states (..., d) -> logits (..., vocabulary)."""

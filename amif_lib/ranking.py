@@ -7,7 +7,8 @@ token is likeliest; BLIP smooths labels while it ranks.)
 
 All candidates of a question are one packed sequence: the nodes of their prefix trie. A node stands at the position that is
 its depth and sees its ancestors and itself, so that its state is what it would be in each candidate that it begins. Every
-distinct prefix is computed once, and the question's memory is turned into keys and values once.
+distinct prefix is computed once, and the question's memory is turned into keys and values once. Layers of our decoder that
+lie below its first cross-attention know nothing of the question: they run once for all questions.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def rank_answers(
     memory_mask: Tensor,
     candidates: Sequence[Sequence[int]],
     *,
-    pack: int = 512,
+    pack: int = 256,
     chunk: int = 4096,
 ) -> Tensor:
     """Log-likelihood of each candidate answer for each question.
@@ -82,9 +83,10 @@ def rank_answers(
     packs = [pack_trie(part).to(memory.device) for part in cut(ordered, min(pack, chunk))]
     together = max(1, chunk // max(len(part.tokens) for part in packs))  # questions in a pass
 
+    rank = _rank_ours(decoder, packs) if isinstance(decoder, AnswerDecoder) else _rank_theirs(decoder, packs)
+
     def score(memory: Tensor, memory_mask: Tensor) -> Tensor:
-        rows = zip(memory.split(together), memory_mask.split(together), strict=True)
-        return torch.cat([_rank_packs(decoder, *few, packs) for few in rows])
+        return torch.cat([rank(*few) for few in zip(memory.split(together), memory_mask.split(together), strict=True)])
 
     return _in_order(_for_all(decoder, memory, memory_mask, score), ordered, sequences)  # (B, K)
 
@@ -181,37 +183,52 @@ def pack_trie(sequences: Sequence[tuple[int, ...]]) -> Pack:
     )
 
 
-def _rank_packs(decoder: Callable[..., Any], memory: Tensor, memory_mask: Tensor, packs: Sequence[Pack]) -> Tensor:
-    """All packs for a few questions -> (B, U). The memory's keys and values are kept from pack to pack."""
-    scores = []
-    if isinstance(decoder, AnswerDecoder):
-        remembered = decoder.remember(memory)
-        for part in packs:
-            ids = part.tokens.expand(len(memory), -1)  # (B, N)
-            states = decoder.states(ids, part.sees[None, None], remembered, memory_mask, part.depths)  # (B, N, d)
-            scores.append(_sum_edges(states, decoder.project, decoder.head_bias.shape[0], part))
+def _rank_ours(decoder: AnswerDecoder, packs: Sequence[Pack]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that ranks all packs for a few questions -> (B, U). Layers below the first cross-attention run here, once."""
+    blind, nothing = decoder.blind_layers, [None] * len(decoder.layers)
+    begun = [
+        decoder.run(decoder.embed(part.tokens[None], part.depths), part.sees[None, None], nothing, None, stop=blind)
+        for part in packs
+    ]  # each (1, N, d), the same for every question
+
+    def rank(memory: Tensor, memory_mask: Tensor) -> Tensor:
+        remembered, scores = decoder.remember(memory), []
+        for part, x in zip(packs, begun, strict=True):
+            x = x.expand(len(memory), -1, -1)  # (B, N, d)
+            x = decoder.run(x, part.sees[None, None], remembered, memory_mask, start=blind)
+            scores.append(_sum_edges(x, decoder.project, decoder.head_bias.shape[0], part))
         return torch.cat(scores, dim=1)
 
-    more, first = {}, _first_position(decoder)
-    if _is_hugging_face(decoder) and len(packs) > 1:
-        from transformers import DynamicCache, EncoderDecoderCache
+    return rank
 
-        more = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()), "use_cache": True}
-    for part in packs:
-        if more:
-            more["past_key_values"].self_attention_cache = DynamicCache()
-        hidden = torch.zeros(part.sees.shape, dtype=memory.dtype, device=memory.device)
-        hidden.masked_fill_(~part.sees, torch.finfo(memory.dtype).min)  # (N, N), added to the attention scores
-        logits = decoder(
-            input_ids=part.tokens.expand(len(memory), -1),
-            attention_mask=hidden.expand(len(memory), 1, -1, -1),
-            position_ids=part.depths[None] + first,
-            encoder_hidden_states=memory,
-            encoder_attention_mask=memory_mask.to(torch.long),
-            **more,
-        ).logits  # (B, N, vocabulary)
-        scores.append(_sum_edges(logits, lambda part: part, logits.shape[-1], part))
-    return torch.cat(scores, dim=1)
+
+def _rank_theirs(decoder: Callable[..., Any], packs: Sequence[Pack]) -> Callable[[Tensor, Tensor], Tensor]:
+    """As `_rank_ours` for another's decoder; a Hugging Face cache keeps the memory's keys and values from pack to pack."""
+    first = _first_position(decoder)
+
+    def rank(memory: Tensor, memory_mask: Tensor) -> Tensor:
+        more, scores = {}, []
+        if _is_hugging_face(decoder) and len(packs) > 1:
+            from transformers import DynamicCache, EncoderDecoderCache
+
+            more = {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()), "use_cache": True}
+        for part in packs:
+            if more:
+                more["past_key_values"].self_attention_cache = DynamicCache()
+            hidden = torch.zeros(part.sees.shape, dtype=memory.dtype, device=memory.device)
+            hidden.masked_fill_(~part.sees, torch.finfo(memory.dtype).min)  # (N, N), added to the attention scores
+            logits = decoder(
+                input_ids=part.tokens.expand(len(memory), -1),
+                attention_mask=hidden.expand(len(memory), 1, -1, -1),
+                position_ids=part.depths[None] + first,
+                encoder_hidden_states=memory,
+                encoder_attention_mask=memory_mask.to(torch.long),
+                **more,
+            ).logits  # (B, N, vocabulary)
+            scores.append(_sum_edges(logits, lambda logits: logits, logits.shape[-1], part))
+        return torch.cat(scores, dim=1)
+
+    return rank
 
 
 def _sum_edges(states: Tensor, project: Callable[[Tensor], Tensor], vocabulary: int, part: Pack) -> Tensor:
