@@ -38,6 +38,10 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, S, d) -> (B, h, S, d/h)
 
+    def keys_values(self, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """attended (B, T, d) -> keys and values, each (B, h, T, d/h)."""
+        return self._split(self.key(attended)), self._split(self.value(attended))
+
     def forward(
         self,
         x: Tensor,
@@ -45,12 +49,17 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         return_weights: bool = False,
+        kept: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """x (B, S, d), context (B', T, d), mask (B', T) of the attended side -> (B, S, d) and, if asked, (B, h, S, T)."""
+        """x (B, S, d), context (B', T, d), mask of the attended side -> (B, S, d) and, if asked, (B, h, S, T).
+
+        The mask is (B', T), or (B' or 1, 1, S, T) where each query sees its own part. `kept` are `keys_values` of the
+        attended side from before; they take the place of `context`.
+        """
         asking = self.norm(x) if self.pre_norm else x
-        attended = asking if context is None else context
-        q, k, v = self._split(self.query(asking)), self._split(self.key(attended)), self._split(self.value(attended))
-        allowed = None if mask is None else mask[:, None, None, :]  # (B', 1, 1, T)
+        q = self._split(self.query(asking))
+        k, v = self.keys_values(asking if context is None else context) if kept is None else kept
+        allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B', 1, 1, T)
         if k.shape[0] != q.shape[0]:  # one context serves several consecutive queries
             copies = q.shape[0] // k.shape[0]
             k, v = (

@@ -23,6 +23,25 @@ def candidate_answers(questions: Sequence[Question]) -> list[str]:
     return sorted({answer for question in questions for answer in question.answers})
 
 
+def memory_bound(device: torch.device) -> int:
+    """Bytes that answering may take beside the weights: a quarter of what is free on a GPU, 1 GiB elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**30
+
+
+def questions_per_pass(model: AMiFForVQA, bytes_free: int, most: int = 64) -> int:
+    """How many questions are encoded and ranked at once: 1 to `most`, so that activations stay below `bytes_free`.
+
+    A question is taken to need its joint tokens 16 layer-wide fp32 values each (queries, keys, values, a feed-forward's
+    inner layer and copies) and, in every head, one weight per attended token: its own or the knowledge's. Ranking bounds
+    its own passes.
+    """
+    spec = model.spec
+    tokens = (spec.image_size // spec.patch_size) ** 2 + 1 + model.question_length
+    attended = max(tokens, len(model.knowledge_ids))
+    heads = max(spec.fusion_heads, spec.image_heads)
+    return max(1, min(most, bytes_free // (4 * tokens * (16 * spec.width + heads * attended))))
+
+
 @torch.inference_mode()
 def predict(
     model: AMiFForVQA,
@@ -30,14 +49,18 @@ def predict(
     spec: RunSpec,
     folder: Path,
     blank: bool | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> None:
     """Answer the test questions among `questions` (whose training rows give the `train` candidates) and write the files.
 
-    Each process answers its share; each question is counted once, whatever the number of processes.
+    Each process answers its share; each question is counted once, whatever the number of processes. `batch_size`
+    questions go through the network at once: as many as memory allows where it is None. It changes results by no more
+    than rounding.
     """
     model.eval()
     device = model.knowledge_ids.device
+    if batch_size is None:
+        batch_size = questions_per_pass(model, memory_bound(device))
     test = [question for question in questions if question.split == "test"]
     candidates = candidate_answers(questions)
     tokens = model.tokenize_answers(candidates)

