@@ -125,7 +125,7 @@ class PretrainingData(Dataset):
             "input_ids"
         ]
         self.pad, self.mask_token = tokenizer.pad_token_id, tokenizer.mask_token_id
-        self.special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+        self.special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
         self.vocabulary, self.never = len(tokenizer), set(tokenizer.all_special_ids)
         self.full_stop = tokenizer.convert_tokens_to_ids(".")
         self.halves = None
@@ -168,7 +168,8 @@ class PretrainingData(Dataset):
             for p in pictures
         ]
         tokens = np.array(self.tokens[index])
-        dropped = (rng.random(len(tokens)) < self.spec.objective.token_drop) & ~np.isin(tokens, list(self.special))
+        ends = (tokens == self.special[0]) | (tokens == self.special[1])
+        dropped = (rng.random(len(tokens)) < self.spec.objective.token_drop) & ~ends
         out = {
             "views": torch.stack(views),
             "view": int(rng.integers(2)),

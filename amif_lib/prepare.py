@@ -143,7 +143,8 @@ def prepare_questions(spec: RunSpec) -> Prepared:
         )
         model.decoder.untie()
     model.freeze_knowledge()
-    long = sum(len(tokenizer(q.answer)["input_ids"]) > spec.data.answer_length for q in training)
+    whole = tokenizer([q.answer for q in training])["input_ids"]
+    long = sum(len(ids) > spec.data.answer_length for ids in whole)
     notes = {
         "training_questions": len(training),
         "test_questions": sum(q.split == "test" for q in questions),

@@ -12,9 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 from amif_lib.errors import InputError
 
@@ -44,6 +41,8 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of `correct` out of `n` independent questions; InputError unless 0 <= correct <= n > 0."""
     if not 0 <= correct <= n or n == 0:
         raise InputError(f"{correct} correct of {n}: give 0 <= correct <= n and n > 0")
+    from statsmodels.stats.proportion import proportion_confint  # slow to import, and no training needs it
+
     low, high = proportion_confint(correct, n, alpha=1 - level, method="wilson")
     return float(low), float(high)
 
@@ -55,11 +54,15 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
         raise InputError(f"paired test: shapes {first.shape}, {second.shape}; give the same questions, equally ordered")
     wins, losses = int((first & ~second).sum()), int((~first & second).sum())
     table = [[int((first & second).sum()), wins], [losses, int((~first & ~second).sum())]]
-    return McNemar(wins, losses, float(_mcnemar(table, exact=True).pvalue))
+    from statsmodels.stats.contingency_tables import mcnemar as exact_test
+
+    return McNemar(wins, losses, float(exact_test(table, exact=True).pvalue))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjustment of a family of p values."""
+    from statsmodels.stats.multitest import multipletests
+
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.array([])
 
 

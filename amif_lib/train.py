@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from amif_lib import experiments, files, predict, progress, redistribution, results
@@ -99,6 +100,16 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
+def across_processes(out: dict[str, torch.Tensor], device: torch.device) -> dict[str, float]:
+    """The step's numbers by name, in one message: counts add up over processes, the rest are means of equal shares."""
+    counts = torch.tensor([name.startswith("skipped_") for name in out])
+    values = torch.stack([value.detach().float().to(device) for value in out.values()])  # (names,)
+    if world_size() > 1:
+        dist.all_reduce(values)
+    values = values.cpu()
+    return dict(zip(out, torch.where(counts, values, values / world_size()).tolist(), strict=True))
+
+
 def run_spec(spec: RunSpec) -> Path:
     """Train a run to its end (from its last state, if it was cut off) and return its directory. Finished runs are left alone."""
     from accelerate import Accelerator
@@ -145,9 +156,7 @@ def run_spec(spec: RunSpec) -> Path:
         optimizer.zero_grad()
         line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
         schedule.step()
-        for name, value in out.items():  # counts add up over processes, the rest are means of equal shares
-            how = "sum" if name.startswith("skipped_") else "mean"
-            line[name] = float(accelerator.reduce(value.detach().float(), how))
+        line |= across_processes(out, accelerator.device)
         if not math.isfinite(line["total"]):
             raise InputError(
                 f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate"

@@ -123,6 +123,21 @@ def test_stage2_gradients_reach_what_they_should_and_nothing_else(objective, exp
     assert trainable == expected
 
 
+def test_both_views_in_one_pass_are_encoded_as_in_two():
+    """Tokens and gradients: the encoder has nothing that joins samples of a batch."""
+    module, batch = tiny.pretraining("stage1"), tiny.batch()
+    encoder = module.amif.image_encoder
+    weights = torch.randn(2, *encoder(batch.views[:, 0]).shape, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for views in (module.encode_views(batch.views), [encoder(batch.views[:, k]) for k in (0, 1)]):
+        encoder.zero_grad()
+        sum((view * weight).sum() for view, weight in zip(views, weights, strict=True)).backward()
+        gradients.append(
+            ([view.detach() for view in views], {n: p.grad.clone() for n, p in encoder.named_parameters()})
+        )
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("labels", ["soft", "one_hot"])
 def test_mined_negatives_are_never_the_positive_nor_a_duplicate(labels):
     """One-hot labels have no mass off the diagonal: negatives then come from the teacher's Q, without one from the student."""

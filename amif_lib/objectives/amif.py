@@ -75,7 +75,7 @@ class Pretraining(PairClassification):
         with torch.set_grad_enabled(self._encoders_learn):
             text = self.amif.text_encoder(batch.ids, batch.mask)  # R_i: (B, t, d)
             if needs_both:
-                both = [self.amif.image_encoder(batch.views[:, k]) for k in (0, 1)]  # V^(1), V^(2): (B, p+1, d)
+                both = self.encode_views(batch.views)  # V^(1), V^(2): (B, p+1, d)
                 image = pick(torch.stack(both, 1), batch.view)  # V_i: (B, p+1, d)
             else:
                 both, image = None, self.amif.image_encoder(pick(batch.views, batch.view))

@@ -69,9 +69,12 @@ class GlobalAlignment(nn.Module):
                 shapes |= {"teacher_image": (2, teacher_dim), "teacher_text": (teacher_dim,)}
             self.queue = FeatureQueue(objective.queue, shapes)
 
+    def encode_views(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Both views (B, 2, 3, H, W) in one pass of the encoder -> tokens of the first and of the second, (B, p+1, d) each."""
+        return self.amif.image_encoder(views.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+
     def stage1(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        first = self.amif.image_encoder(batch.views[:, 0])[:, 0]  # V^(1) -> [CLS]: (B, d)
-        second = self.amif.image_encoder(batch.views[:, 1])[:, 0]  # (B, d)
+        first, second = (view[:, 0] for view in self.encode_views(batch.views))  # V^(1), V^(2) -> [CLS]: (B, d)
         text = self.amif.text_encoder(batch.ids, batch.mask)[:, 0]  # (B, d)
         return self.global_losses(batch, first, second, text)
 

@@ -43,7 +43,7 @@ class PairClassification(GlobalAlignment):
 
     @torch.no_grad()
     def mine(
-        self, batch: PretrainingBatch, image: Tensor, both: list[Tensor] | None, text: Tensor
+        self, batch: PretrainingBatch, image: Tensor, both: Pair | None, text: Tensor
     ) -> dict[PairType, hard_negatives.Negatives]:
         """Indices into the global batch of each row's hard negatives, per pair type (Eq. 11).
 
@@ -84,7 +84,7 @@ class PairClassification(GlobalAlignment):
         return out
 
     def _similar_sides(
-        self, batch: PretrainingBatch, image: Tensor, both: list[Tensor] | None, text: Tensor
+        self, batch: PretrainingBatch, image: Tensor, both: Pair | None, text: Tensor
     ) -> tuple[dict[PairType, Pair], float]:
         """Global embeddings (N, e) of both sides per pair type, whose similarity says what is a hard negative, and tau.
 
@@ -116,7 +116,7 @@ class PairClassification(GlobalAlignment):
         self,
         batch: PretrainingBatch,
         image: Tensor,
-        both: list[Tensor] | None,
+        both: Pair | None,
         text: Tensor,
         negatives: dict[PairType, hard_negatives.Negatives],
         fused: Pair | None,
