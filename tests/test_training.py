@@ -170,10 +170,11 @@ def test_a_stored_specification_reads_back_equal_whatever_its_numbers(tmp_path):
 
 def test_rows_of_table_4_share_their_pre_training():
     rows = experiments.rows("table4", "demo")
-    assert [row.row for row in rows] == ["1", "3", "5", "6"]
+    assert [row.row for row in rows] == ["1", "2", "3", "4", "5", "6"]
     parents = {row.row: {run.parent.run_id if run.parent else None for run in row.runs} for row in rows}
-    assert parents["1"] == {None} and parents["3"] == parents["5"] == parents["6"] != {None}
-    assert len({run.run_id for row in rows for run in row.runs}) == 4
+    assert parents["1"] == parents["2"] == {None}
+    assert parents["3"] == parents["4"] == parents["5"] == parents["6"] != {None}
+    assert len({run.run_id for row in rows for run in row.runs}) == 6 * len(rows[0].runs)
 
 
 @pytest.mark.parametrize(
