@@ -11,7 +11,7 @@ import pandas as pd
 from amif_lib import evaluate
 from amif_lib.table_cells import SPLITS
 from amif_lib.table_notes import code_note, not_run, notes, question_sets
-from amif_lib.table_rows import NAMES, SCALE_NOTES, dataset_name, is_synthetic, real_name
+from amif_lib.table_rows import NAMES, SCALE_NOTES, dataset_name, is_synthetic, real_name, short_dataset_name
 from amif_lib.table_tests import supported_cells
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "paper_layout",
     "question_sets",
     "seeds_layout",
+    "short_dataset_name",
     "short_name",
     "supported_cells",
     "supported_differences",
@@ -78,7 +79,7 @@ def compact(table: Table, strong: Callable[[str], str] = str) -> pd.DataFrame:
                 cell = part.loc[row]
                 text = f"{cell.ours:.1f} [{cell.ci_low:.1f}, {cell.ci_high:.1f}]"
                 text = strong(text) if (row, dataset, "overall") in bold else text
-            entry[_short_set(dataset)] = text + (f" / {theirs[row]:.2f}" if row in theirs else "")
+            entry[short_dataset_name(dataset)] = text + (f" / {theirs[row]:.2f}" if row in theirs else "")
     return pd.DataFrame(list(out.values()))
 
 
@@ -89,10 +90,6 @@ def compact_note(table: Table) -> str:
     where = ", on the real data sets" if any(map(is_synthetic, table.datasets)) else ""
     theirs = f" / the paper's number{where}" if len(table.published) else "; the paper prints no number"
     return f"Overall accuracy in percent: ours [95% interval]{theirs}."
-
-
-def _short_set(dataset: str) -> str:
-    return f"{'phantom ' if is_synthetic(dataset) else ''}{NAMES.get(real_name(dataset), dataset)}"
 
 
 def _rows(table: Table) -> dict[str, dict[str, str]]:
@@ -126,7 +123,7 @@ def supported_differences(table: Table) -> str:
     named = {line.row: line.label if table.name == "table1" else f"#{line.row}" for line in table.lines}
     if len(found):
         sure = [
-            f"{named[t.row]} over {named[t.against]} on {_short_set(t.dataset)} "
+            f"{named[t.row]} against {named[t.against]} on {short_dataset_name(t.dataset)} "
             f"{t.difference:+.1f} [{t.ci_low:.1f}, {t.ci_high:.1f}]"
             for t in found[found["supported"]].itertuples()
         ]
@@ -135,7 +132,7 @@ def supported_differences(table: Table) -> str:
         out.append(which + (": " + "; ".join(sure[:MOST_SHOWN]) + rest if sure else "") + ".")
     for row, group in tested[tested["kind"] == "baseline"].groupby("row", sort=False):
         won = (group["supported"] & (group["difference"] > 0)).groupby(group["dataset"], sort=False).all()
-        yes, no = ([_short_set(name) for name in won.index[won == way]] for way in (True, False))
+        yes, no = ([short_dataset_name(name) for name in won.index[won == way]] for way in (True, False))
         said = [f"better than every baseline on {', '.join(yes)}"] if yes else []
         said += [f"not shown to be better than every baseline on {', '.join(no)}"] if no else []
         out.append(f"{named[row]} is {'; '.join(said)}.")

@@ -36,6 +36,11 @@ def dataset_name(dataset: str) -> str:
     return NAMES.get(dataset, dataset)
 
 
+def short_dataset_name(dataset: str) -> str:
+    """A question set's name for a column or a panel, with what it is not: real."""
+    return f"{'phantom ' if is_synthetic(dataset) else ''}{NAMES.get(real_name(dataset), dataset)}"
+
+
 def is_synthetic(dataset: str) -> bool:
     return dataset.startswith("phantom_")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,12 @@ def wrong_at(*positions: int) -> list[str]:
     return [swapped[answer] if n in positions else answer for n, answer in enumerate(GOLD)]
 
 
+@cache
+def _provenance() -> dict:
+    """Of this machine, asked once: it calls git."""
+    return results.provenance(seconds=90.0)
+
+
 def write_run(
     spec: RunSpec,
     chosen: list[str] | None = None,
@@ -133,7 +140,7 @@ def write_run(
     write = {
         "spec.json": spec.model_dump(mode="json"),
         "metrics.json": {"stage": spec.stage, "steps": 10, "train_time_s": 30.0, **(metrics or {})},
-        "provenance.json": results.provenance(seconds=90.0) | {"code_digest": digest},
+        "provenance.json": _provenance() | {"code_digest": digest},
     }
     for name, content in write.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
