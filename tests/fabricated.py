@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,17 @@ def questions(*arguments: object, **named: object) -> list[Question]:
     ]
 
 
-def install(monkeypatch, folder: Path) -> None:
-    """Send results to `folder`, and make data sets and their manifests unnecessary."""
+def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad",)) -> None:
+    """Send results to `folder`, make data sets and their manifests unnecessary, and give the demo these question sets."""
+    known = experiments.scale_settings
+
+    def settings(scale: str) -> dict:
+        found = known(scale)
+        if scale == "demo":
+            found["question_sets"] = {name: found["question_sets"][name] for name in sets}
+        return found
+
+    monkeypatch.setattr(experiments, "scale_settings", settings)
     monkeypatch.setenv("AMIF_RESULTS", str(folder))
     monkeypatch.setattr(datasets, "load_questions", questions)
     for module in (experiments, baselines):
@@ -111,6 +121,12 @@ def wrong_at(*positions: int) -> list[str]:
     return [swapped[answer] if n in positions else answer for n, answer in enumerate(GOLD)]
 
 
+@cache
+def _provenance() -> dict:
+    """Of this machine, asked once: it calls git."""
+    return results.provenance(seconds=90.0)
+
+
 def write_run(
     spec: RunSpec,
     chosen: list[str] | None = None,
@@ -124,7 +140,7 @@ def write_run(
     write = {
         "spec.json": spec.model_dump(mode="json"),
         "metrics.json": {"stage": spec.stage, "steps": 10, "train_time_s": 30.0, **(metrics or {})},
-        "provenance.json": results.provenance(seconds=90.0) | {"code_digest": digest},
+        "provenance.json": _provenance() | {"code_digest": digest},
     }
     for name, content in write.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
@@ -144,11 +160,16 @@ def write_table(
     selection: tables.Selection | None = None,
     digests: dict[str, str] | None = None,
 ) -> None:
-    """Every run that a table needs: `wrong` holds, per row, the positions answered wrongly by each of its runs."""
+    """Every run that a table needs: `wrong` holds, per row, the positions answered wrongly by each of its runs.
+
+    A row that `wrong` leaves out is wrong where the row before it is.
+    """
     selection = selection or tables.Selection()
+    positions: tuple[int, ...] = ()
     for row in selection.rows(name, scale):
+        positions = wrong.get(row.row, positions)
         for run in row.runs:
-            write_run(run, wrong_at(*wrong[row.row]), (digests or {}).get(row.row, "code1"), blank=wrong_at(*range(8)))
+            write_run(run, wrong_at(*positions), (digests or {}).get(row.row, "code1"), blank=wrong_at(*range(8)))
             for stage in run.lineage()[:-1]:
                 write_run(
                     stage,

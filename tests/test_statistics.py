@@ -180,3 +180,73 @@ def test_paired_tests_refuse_different_lengths():
         statistics.mcnemar([1, 0], [1])
     with pytest.raises(InputError, match="image ids"):
         statistics.bootstrap([1, 0], ["a"])
+
+
+def test_mean_difference_matches_full_enumeration_of_two_sets():
+    """Two sets of three and two images: every joint draw is enumerated, 27 x 4 of them."""
+    sets = [
+        ([1, 1, 0, 1, 1], [0, 1, 0, 0, 1], ["a", "a", "b", "c", "c"]),
+        ([1, 0, 1], [1, 1, 0], ["d", "e", "e"]),
+    ]
+    got = statistics.bootstrap_mean_difference(sets, draws=40_000)
+    assert got.value == pytest.approx((2 / 5 + 0 / 3) / 2)
+    gaps = []
+    for first, second, images in sets:
+        names, gap = sorted(set(images)), []
+        for draw in itertools.product(names, repeat=len(names)):
+            chosen = [n for name in draw for n, image in enumerate(images) if image == name]
+            gap.append(np.mean([first[n] - second[n] for n in chosen]))
+        gaps.append(gap)
+    exact = np.array([(a + b) / 2 for a in gaps[0] for b in gaps[1]])
+    assert got.low == pytest.approx(np.percentile(exact, 2.5), abs=0.02)
+    assert got.high == pytest.approx(np.percentile(exact, 97.5), abs=0.02)
+    smaller = min((exact <= 1e-12).mean(), (exact >= -1e-12).mean())
+    assert got.p == pytest.approx(min(1, 2 * smaller), abs=0.02)
+
+
+def test_mean_difference_of_one_set_is_the_difference():
+    rng = np.random.default_rng(0)
+    first, second, images = rng.random(40) < 0.6, rng.random(40) < 0.5, np.repeat(range(10), 4)
+    assert statistics.bootstrap_mean_difference([(first, second, images)]) == statistics.bootstrap_difference(
+        first, second, images
+    )
+    with pytest.raises(InputError, match="no data set"):
+        statistics.bootstrap_mean_difference([])
+
+
+def test_pretrainings_are_drawn_before_their_fine_tunings():
+    """Runs that agree within a pre-training and differ between two: the draw has the variance of two, not of six runs."""
+    images = np.arange(400)
+    right = np.stack([images < 400 * share for share in (0.4, 0.4, 0.4, 0.6, 0.6, 0.6)])
+    nested = statistics.bootstrap(right, images, draws=20_000, pretrainings=[0, 0, 0, 1, 1, 1])
+    flat = statistics.bootstrap(right, images, draws=20_000)
+    sampling = 0.25 / 400  # binomial, near enough
+    for got, between in ((nested, 0.1**2 / 2), (flat, 0.1**2 / 6)):
+        width = (got.high - got.low) / (2 * 1.96)
+        assert width == pytest.approx(math.sqrt(sampling + between), rel=0.15)
+    order = [3, 0, 4, 1, 5, 2]  # the order of runs does not matter, only which pre-training each has
+    again = statistics.bootstrap(right[order], images, draws=20_000, pretrainings=[1, 0, 1, 0, 1, 0])
+    assert again == nested
+    with pytest.raises(InputError, match="as many fine-tuning seeds"):
+        statistics.bootstrap(right, images, pretrainings=[0, 0, 0, 0, 1, 1])
+
+
+def test_shared_pretrainings_cancel_in_a_difference():
+    """Two rows on the same two pre-trainings, one a constant step above the other: only images vary, and they are paired."""
+    images = np.arange(100)
+    low = np.stack([images < 40, images < 60])
+    high = np.stack([images < 50, images < 70])
+    shared = statistics.bootstrap_difference(high, low, images, pretrainings=([0, 1], [0, 1]))
+    assert shared.value == pytest.approx(0.1)
+    assert (shared.high - shared.low) / (2 * 1.96) == pytest.approx(math.sqrt(0.1 * 0.9 / 100), rel=0.25)
+    apart = statistics.bootstrap_difference(high, low, images)  # as if they were fine-tunings: drawn on their own
+    assert apart.high - apart.low > 1.5 * (shared.high - shared.low)
+
+
+def test_against_a_printed_level():
+    rng = np.random.default_rng(3)
+    right, images = rng.random(200) < 0.7, np.repeat(range(50), 4)
+    plain = statistics.bootstrap(right, images, draws=10_000)
+    got = statistics.bootstrap_against(right, images, 0.5)
+    assert (got.value, got.low, got.high) == pytest.approx((plain.value - 0.5, plain.low - 0.5, plain.high - 0.5))
+    assert got.p < 0.001 < 0.3 < statistics.bootstrap_against(right, images, float(plain.value)).p

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib import evaluate, experiments, paths, results, statistics, table_rows, tables
+from amif_lib import evaluate, layout, paths, results, statistics, table_rows, table_tests, tables
 from amif_lib.errors import InputError
 from amif_lib.tables import Selection
 from tests import fabricated
 from tests.fabricated import write_run, write_table, wrong_at
 
-WRONG = {"1": (0, 1, 3, 5, 6, 8), "3": (0, 1, 5, 8), "5": (0, 5), "6": (5,)}
+WRONG = {"1": (0, 1, 3, 5, 6, 8), "2": (0, 1, 3, 5, 8), "3": (0, 1, 5, 8), "4": (0, 5, 8), "5": (0, 5), "6": (5,)}
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_paired_tests_by_hand(demo):
         for row, against, kind in zip(got["row"], got["against"], got["kind"], strict=True)
         if kind == "reference"
     }
-    assert pairs == {("3", "1"), ("5", "3"), ("6", "5")}
+    assert {pair for pair in pairs if "2" not in pair} == {("3", "1"), ("4", "3"), ("5", "4"), ("5", "3"), ("6", "5")}
     assert set(got.loc[got["kind"] == "baseline", "row"]) == {"6"}  # the headline row alone
     one = got[(got["row"] == "3") & (got["split"] == "overall") & (got["protocol"] == "paper")].iloc[0]
     assert (one["wins"], one["losses"]) == ("2", "0") and float(one["mcnemar_p"]) == 0.5
@@ -124,16 +124,16 @@ def test_paired_tests_by_hand(demo):
 def test_a_row_without_anything_to_compare_with(demo):
     whole = tables.Table("table4", "demo", Selection(only=("1",)))
     assert whole.tests.empty and list(whole.tests.columns) == tables.TEST_COLUMNS
-    assert "None in this selection" in tables.store(whole)[2].read_text(encoding="utf-8")
+    assert "None in this selection" in tables.store(whole)[3].read_text(encoding="utf-8")
 
 
 def test_rows_that_saw_test_answers_are_marked_and_never_strict(monkeypatch, demo):
-    monkeypatch.setattr(table_rows, "LEAKING_FILES", ("default",))
+    monkeypatch.setattr(table_rows, "LEAKING_FILES", ("official1797",))
     whole = tables.Table("table4", "demo")
     strict = whole.cells[whole.cells["protocol"].str.startswith("strict")]
     assert set(strict["row"]) == {"most_frequent", "nearest_question"}
     assert set(whole.tests["protocol"]) == {"paper"}
-    assert tables.store(whole)[2].read_text(encoding="utf-8").count("gate†") == 1
+    assert tables.store(whole)[3].read_text(encoding="utf-8").count("gate†") == 1
 
 
 def test_seeds(monkeypatch, tmp_path):
@@ -160,13 +160,7 @@ def test_the_scale_plan_decides_what_a_table_holds(demo):
 
 
 def test_average_over_sets_is_marked_as_partial(monkeypatch, tmp_path):
-    fabricated.install(monkeypatch, tmp_path)
-    real = experiments.scale_settings
-    monkeypatch.setattr(
-        experiments,
-        "scale_settings",
-        lambda scale: real(scale) | {"question_sets": {"phantom_vqa_rad": {}, "phantom_slake": {}}},
-    )
+    fabricated.install(monkeypatch, tmp_path, ("phantom_vqa_rad", "phantom_slake"))
     write_table("table4", "demo", WRONG)
     for run in Selection(("phantom_slake",)).rows("table4", "demo")[-1].runs:
         write_run(run, wrong_at(5, 6, 7), blank=wrong_at(*range(8)))
@@ -179,9 +173,10 @@ def test_average_over_sets_is_marked_as_partial(monkeypatch, tmp_path):
 
 def test_required_runs_are_what_a_missing_one_is_missed_from(demo):
     needed = tables.required_runs("table4", "demo")
-    assert len(needed) == 5 and sum(run.data.blank_images for run in needed) == 1
+    assert len(needed) == 1 + len(Selection().rows("table4", "demo"))
+    assert sum(run.data.blank_images for run in needed) == 1
     assert results.missing(needed) == []
-    lost = needed[1]
+    lost = Selection(only=("3",)).rows("table4", "demo")[0].runs[0]
     (lost.directory / "predictions.parquet").unlink()
     assert [run.run_id for run in results.missing(needed)] == [lost.run_id]
     with pytest.raises(
@@ -193,12 +188,12 @@ def test_required_runs_are_what_a_missing_one_is_missed_from(demo):
 
 
 def test_headline_row_and_its_table4_row_are_one_run():
-    head, row = (Selection().rows(name, "demo")[-1] for name in ("table1", "table4"))
-    assert head.runs[0].run_id == row.runs[0].run_id
+    head, row = (Selection(only=(row,)).rows(name, "demo")[0] for name, row in (("table1", "demo"), ("table4", "6")))
+    assert [run.run_id for run in head.runs] == [run.run_id for run in row.runs] and len(head.runs) == 4
 
 
 def test_missing_question_and_unknown_question_are_refused(demo):
-    run = Selection().rows("table4", "demo")[0].runs[0]
+    run = Selection(only=("1",)).rows("table4", "demo")[0].runs[0]
     frame = fabricated.predictions(wrong_at())
     evaluate.write_predictions(run.directory, frame.iloc[:-1], fabricated.candidates())
     with pytest.raises(InputError, match=r"row 1 .*lacks question test-11"):
@@ -215,20 +210,20 @@ def test_missing_question_and_unknown_question_are_refused(demo):
 
 def test_written_files(demo):
     written = tables.write("table4", "demo")
-    assert [p.name for p in written] == ["table4.csv", "table4_tests.csv", "table4.md", "table4.tex"]
+    assert [p.name for p in written] == ["table4" + ending for ending in tables.FILES]
     numbers = ["ours", "ours_sd", "ci_low", "ci_high", "paper", "delta", "n_seeds", "n_questions"]
     back, cells = pd.read_csv(written[0], dtype={"row": str}), tables.table("table4", "demo")
     assert list(back.columns) == tables.COLUMNS and list(back["row"]) == list(cells["row"])
     np.testing.assert_allclose(back[numbers].astype(float), cells[numbers].astype(float), atol=6e-5)
-    for page in written[2:]:
+    for page in written[3:]:
         text = page.read_text(encoding="utf-8")
         assert "synthetic demo data; not comparable with the paper" in text
         assert "91.67 [" in text and "80.49" in text and "MIXED" not in text
-    tex = written[3].read_text(encoding="utf-8")
+    tex = written[4].read_text(encoding="utf-8")
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
     widths = {line.count("&") for line in tex.splitlines() if line.endswith(r"\\")}
     assert len(widths) == 1
-    assert str(paths.results()) not in written[2].read_text(encoding="utf-8")
+    assert str(paths.results()) not in written[3].read_text(encoding="utf-8")
     before = [p.read_bytes() for p in written]
     assert [p.read_bytes() for p in tables.write("table4", "demo")] == before  # same input, same bytes
 
@@ -252,6 +247,208 @@ def test_bold_needs_support(monkeypatch, tmp_path):
     assert {row for row, *_ in supported_cells(sure)} == {"5"}
     worse = sure.assign(difference=-1.0)
     assert supported_cells(worse) == set()
+
+
+# --- four question sets, seeds of pre-training, selections ---
+
+SETS = ("phantom_vqa_rad", "phantom_slake", "phantom_pathvqa", "phantom_vqa_med_2019")
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        fabricated.install(patch, tmp_path_factory.mktemp("four sets"), SETS)
+        write_table("table4", "demo", WRONG)
+        slake = Selection(("phantom_slake",)).rows("table4", "demo")
+        for row in slake:
+            if row.row == "5":  # row 5 is as good as row 4 on three sets, and worse on this one
+                write_run(row.runs[0], wrong_at(0, 3, 5, 6), blank=wrong_at(*range(8)))
+        write_table("table1", "demo", {"demo": (5,), "published3064": (5, 6)})
+        yield tables.Table("table4", "demo"), tables.Table("table1", "demo")
+
+
+def test_averages_over_four_sets_have_the_papers_number_and_a_paired_test(four):
+    cells, tested = four[0].cells, four[0].tests
+    average = cells[(cells["row"] == "5") & (cells["dataset"] == "avg") & (cells["protocol"] == "paper")].iloc[0]
+    assert average["ours"] == pytest.approx((3 * 100 * 10 / 12 + 100 * 8 / 12) / 4) and average["paper"] == 77.71
+    assert average["n_questions"] == 48 and len(average["run_ids"].split()) == 4
+    found = tested[(tested["dataset"] == "avg") & (tested["protocol"] == "paper") & (tested["kind"] == "reference")]
+    one = found[(found["row"] == "5") & (found["against"] == "3")].iloc[0]
+    assert one["difference"] == pytest.approx((3 * 100 * 2 / 12 + 0) / 4) and one["n_questions"] == 48
+    assert (one["wins"], one["losses"], one["mcnemar_p"]) == ("", "", "")
+    images = [image for image, *_ in fabricated.TEST]
+    parts = [
+        ([n not in wrong for n in range(12)], [n not in WRONG["3"] for n in range(12)], images)
+        for wrong in ((0, 5), (0, 3, 5, 6), (0, 5), (0, 5))
+    ]
+    expected = statistics.bootstrap_mean_difference(parts)
+    assert (one["ci_low"], one["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
+    assert one["bootstrap_p"] == expected.p
+
+
+def test_holm_families_are_all_questions_and_their_parts(four):
+    tested = four[0].tests
+    for _, family in tested.groupby(["kind", "protocol", tested["split"] == "overall"]):
+        p = [
+            max([b, *map(float, m.split())]) for m, b in zip(family["mcnemar_p"], family["bootstrap_p"], strict=True)
+        ]  # printed with four digits
+        assert list(family["p_holm"]) == pytest.approx(list(statistics.holm(p)), rel=1e-3)
+
+
+def test_compact_table_stands_first_and_details_below(four):
+    text = layout.markdown(four[0])
+    first, _, rest = text.partition("\n## Notes")
+    header = next(line for line in first.splitlines() if line.startswith("| #"))
+    shown = [name.strip() for name in header.strip("|").split("|")]
+    assert shown == ["#", "row", "Avg", *(f"phantom {n}" for n in ("VQA-RAD", "SLAKE", "PathVQA", "VQA-2019"))]
+    row = next(line for line in first.splitlines() if line.startswith("| 6 "))
+    assert row.count(" / ") == 5 and "/ 78.93" in row and "91.7 [" in row and "/ 80.49" in row
+    assert max(map(len, first.splitlines())) < 400 and len(first.splitlines()) < 30
+    for dataset in SETS:
+        assert f"\n## {layout.dataset_name(dataset)}\n" in rest
+    lacking = sorted({"1", "2", "3", "4", "5", "6"} - {row.row for row in four[0].rows})
+    assert ("without the paper's row" in first) == bool(lacking)
+
+
+def test_rows_of_the_paper_that_are_left_out_are_named(four):
+    part = tables.Table("table4", "demo", Selection(("phantom_slake",), only=("3", "6")))
+    assert "Part of the table: without the paper's rows 1, 2, 4, 5." in layout.markdown(part)
+    assert layout.markdown(part).count("Part of the table") == 1
+
+
+def test_table1_holds_other_methods_with_their_printed_numbers_alone(four):
+    frame = layout.compact(four[1])
+    others = frame[frame["#"] == ""]["row"].tolist()[:14]
+    assert others[0] == "MMQ [13]" and others[-1] == "BiomedCLIP [57]"
+    lapa = frame[frame["row"] == "LaPA [16]"].iloc[0]
+    assert lapa["phantom VQA-RAD"] == "- / 79.38" and lapa["phantom PathVQA"] == "" and lapa["Avg"] == ""
+    ours = frame[frame["#"] == "ours"].set_index("row")
+    assert list(ours.index) == ["AMiF", "AMiF, trained on published3064† (extra)"]
+    assert ours.loc["AMiF", "phantom VQA-RAD"].endswith("/ 80.49")
+    assert [bool(text) for text in ours.iloc[1]] == [True, False, True, False, False, False]
+    wide = layout.paper_layout(four[1], datasets=["phantom_vqa_rad"]).set_index("row")
+    assert wide.loc["MUMC [29]", "paper (real VQA-RAD), open"] == "71.50" and wide.loc["MUMC [29]", "open"] == ""
+    assert wide.loc["AMiF", "open"].startswith("80.00 [") and len(wide) == 14 + 2 + 4
+    notes = " ".join(layout.notes(four[1]))  # 13 and 10 of the other methods have open and closed figures
+    assert "mixes two definitions on phantom" not in notes and "mixes two definitions on VQA-RAD" in notes
+    assert "13 of 13 other methods" in notes and "10 of 10 other methods" in notes
+    assert set(four[1].cells["row"]) == {
+        "demo", "published3064", "most_frequent", "nearest_question", "question_only:demo", "blank_at_test:demo"
+    }  # fmt: skip
+
+
+def test_the_leaking_row_is_never_strict_nor_averaged(four):
+    extra = four[1].cells[four[1].cells["row"] == "published3064"]
+    assert set(extra["protocol"]) == {"paper", "paper/answer_type"} and set(extra["dataset"]) == {"phantom_vqa_rad"}
+    assert extra["paper"].isna().all()
+    against = four[1].tests[four[1].tests["row"] == "published3064"]
+    assert set(against["against"]) == {"demo"} and set(against["protocol"]) == {"paper"}
+
+
+def test_lambda_sweep_is_compared_with_its_middle_and_has_no_paper_column(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path)
+    write_table("lambda_sweep", "demo", {"0": (0, 1), "0.01": (0,), "0.05": (0, 5)})
+    whole = tables.Table("lambda_sweep", "demo")
+    assert whole.cells["paper"].isna().all()
+    found = whole.tests[whole.tests["kind"] == "reference"]
+    assert set(found["against"]) == {"0.01"} and "0.01" not in set(found["row"]) and found["row"].nunique() == 7
+    assert layout.heading(whole).startswith("Lambda sweep:")
+    assert not [name for name in layout.compact(whole) if "paper" in name]
+
+
+def test_pretraining_seeds(monkeypatch, tmp_path):
+    """Row 1 has no pre-training: its runs are the same for every pre-training seed, and each counts once."""
+    fabricated.install(monkeypatch, tmp_path)
+    selection = Selection(seeds=2, pretrain_seeds=2, only=("1", "3"))
+    write_table("table4", "demo", WRONG, selection)
+    second = [run for run in selection.rows("table4", "demo")[1].runs if run.parent.seed == 1]
+    for run, wrong in zip(second, ((0,), (0, 1)), strict=True):
+        write_run(run, wrong_at(*wrong), blank=wrong_at(*range(8)))
+    whole = tables.Table("table4", "demo", selection)
+    one, three = (cell(whole.cells, row, "overall") for row in ("1", "3"))
+    assert one["n_seeds"] == 2 and len(one["run_ids"].split()) == 2 and one["ours_sd"] == 0
+    assert three["n_seeds"] == 4 and three["ours"] == pytest.approx(100 * (8 + 8 + 11 + 10) / 48)
+    right = [[n not in wrong for n in range(12)] for wrong in (WRONG["3"], WRONG["3"], (0,), (0, 1))]
+    images = [image for image, *_ in fabricated.TEST]
+    expected = statistics.bootstrap(right, images, pretrainings=[0, 0, 1, 1])
+    assert (three["ci_low"], three["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
+    tested = whole.tests[(whole.tests["row"] == "3") & (whole.tests["split"] == "overall")].iloc[0]
+    assert tested["wins"].split() == ["2", "2", "5", "4"]  # each run of row 3 with row 1's of the same seed
+    each = whole.seeds[(whole.seeds["row"] == "3") & (whole.seeds["split"] == "overall")]
+    each = each[each["protocol"] == "paper"]
+    assert list(zip(each["pretrain_seed"], each["seed"], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert list(each["ours"]) == pytest.approx([100 * k / 12 for k in (8, 8, 11, 10)])
+    text = layout.markdown(whole)
+    assert "2 pre-trainings (PRETRAIN_SEEDS), drawn first, and 2 fine-tunings (SEEDS)" in text
+    assert "## Each run" not in text  # more than three
+
+
+def test_each_seed_is_printed_where_there_are_two_or_three(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path)
+    selection = Selection(seeds=3, only=("6",))
+    write_table("table4", "demo", WRONG, selection)
+    last = selection.rows("table4", "demo")[0].runs[2]
+    write_run(last, wrong_at(5, 6, 7), blank=wrong_at(*range(8)))
+    whole = tables.Table("table4", "demo", selection)
+    shown = layout.seeds_layout(whole).set_index("row")
+    assert shown.loc["6: ours, answer vocabulary, gate"].tolist() == ["91.67, 91.67, 75.00"]
+    text = layout.markdown(whole)
+    assert "91.67, 91.67, 75.00" in text and "3 fine-tunings (SEEDS) of one pre-training" in text
+    single = tables.Table("table4", "demo", Selection(only=("6",)))
+    assert layout.seeds_layout(single).empty and "one training per cell" in layout.markdown(single)
+
+
+def test_rows_made_by_different_code_are_not_judged(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path)
+    write_table("table4", "paper", {"1": tuple(range(12)), "3": ()}, Selection(("vqa_rad",)), digests={"3": "code2"})
+    tested = tables.Table("table4", "paper", Selection(("vqa_rad",))).tests
+    mixed = tested[(tested["row"] == "3") & (tested["against"] == "1") & (tested["split"] == "overall")]
+    assert not mixed["supported"].any() and set(mixed["replication"]) == {table_tests.MIXED}
+    as_in_the_paper = mixed[mixed["protocol"] == "paper"].iloc[0]
+    assert as_in_the_paper["difference"] == 100 and as_in_the_paper["p_holm"] < 0.05
+    same = tested[(tested["row"] == "6") & (tested["against"] == "5")]
+    assert table_tests.MIXED not in set(same["replication"])
+
+
+def test_a_csv_edited_by_hand_changes_nothing_and_is_written_anew(demo, capsys):
+    written = tables.write("table4", "demo")
+    before = [path.read_bytes() for path in written]
+    assert "note" not in capsys.readouterr().out
+    text = written[0].read_text(encoding="utf-8")
+    written[0].write_text(text.replace("91.6667", "99.9999"), encoding="utf-8")
+    cells = tables.table("table4", "demo")
+    assert cell(cells, "6", "overall")["ours"] == pytest.approx(100 * 11 / 12)
+    tables.store(tables.Table("table4", "demo"))
+    assert [path.read_bytes() for path in written] == before
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1 and "table4.csv did not hold what the stored runs say" in said
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (Selection(only=("7",)), r"ROWS: table4 has no row '7'; choose from 1, "),
+        (Selection(("vqa_rad",)), r"DATASETS: 'vqa_rad' is not a question set of scale demo"),
+        (Selection(seeds=0), r"SEEDS=0 PRETRAIN_SEEDS=1: at least 1 each"),
+    ],
+)
+def test_impossible_selections(demo, selection, message):
+    with pytest.raises(InputError, match=message):
+        tables.table("table4", "demo", selection)
+
+
+def test_a_doubled_question_and_a_deleted_file_are_refused(demo):
+    run = Selection(only=("3",)).rows("table4", "demo")[0].runs[0]
+    path = run.directory / "predictions.parquet"
+    frame = pd.read_parquet(path)
+    pd.concat([frame, frame.iloc[[4]]]).to_parquet(path)
+    with pytest.raises(InputError, match=r"question test-04 is predicted twice"):
+        tables.table("table4", "demo")
+    assert not (paths.scale_dir("demo") / "tables").exists()
+    path.unlink()
+    with pytest.raises(InputError, match=rf"lacks row 3 \(phantom_vqa_rad, seed 0\) = run {run.run_id}"):
+        tables.write("table4", "demo")
+    assert not (paths.scale_dir("demo") / "tables").exists()
 
 
 # --- the published numbers ---
