@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,15 +15,17 @@ from amif_lib.figures import Drawn
 SCORES = "map_scores.csv"
 
 
-def draw_all(scale: str) -> list[Path]:
+def draw_all(scale: str, only: Collection[str] = ()) -> list[Path]:
     """Draw what the stored runs allow into `results/<scale>/figures/`, each as PDF, SVG, PNG, CSV and caption.
 
+    `only` names the figures to draw (default: all), such as `fig6_lambda`.
     A figure whose runs are absent is left out, and one line says which and why; a figure of an earlier call goes with it, so
     that nothing stale is taken for new. Returns the files; raises InputError where nothing at all can be drawn.
     """
     import matplotlib.pyplot as plt
 
     figures.use_style()
+    map_scores.rows_of.cache_clear()  # the plan may be another one by now
     folder, tables, written = paths.scale_dir(scale) / "figures", tables_of(scale), []
     scores: list[Drawn] = []
 
@@ -49,7 +51,11 @@ def draw_all(scale: str) -> list[Path]:
         "calibration": lambda: result_figures.calibration(scale),
         "run_costs": lambda: result_figures.run_costs(scale, tables),
     }
-    (folder / SCORES).unlink(missing_ok=True)
+    if unknown := sorted(set(only) - set(drawings)):
+        raise InputError(f"figure {unknown[0]!r}: unknown; choose from {', '.join(drawings)}")
+    drawings = {name: draw for name, draw in drawings.items() if not only or name in only}
+    if any(name.startswith("map_scores") for name in drawings):
+        (folder / SCORES).unlink(missing_ok=True)
     left_out = []
     for name, draw in drawings.items():
         try:
@@ -71,9 +77,9 @@ def draw_all(scale: str) -> list[Path]:
 def training_curves(scale: str) -> Drawn:
     """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
     runs = {}
-    for row in result_figures.Selection.planned("table1", scale).rows("table1", scale):
+    for row in map_scores.rows_of("table1", scale):
         for run in (run for tip in row.runs for run in tip.lineage() if not row.extra):
-            if (paths.run_dir(run.run_id) / "metrics.jsonl").is_file():
+            if all((paths.run_dir(run.run_id) / name).is_file() for name in ("metrics.jsonl", "metrics.json")):
                 runs[run.run_id] = results.load_run(run.run_id)
     caption = "Total loss of the full model: every step (pale) and its running mean. " + figures.note(scale)
     return figures.training_curves(list(runs.values())), figures.training_data(list(runs.values())), caption

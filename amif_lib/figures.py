@@ -49,6 +49,8 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
     path = Path(path)
     written = []
     with mpl.rc_context({"svg.hashsalt": "amif", "svg.fonttype": "none", "pdf.fonttype": 42}):
+        figure.draw_without_rendering()  # laid out once, not anew for every format
+        figure.set_layout_engine("none")
         for kind, metadata in METADATA.items():
             written.append(path.with_name(f"{path.name}.{kind}"))
             with files.write_aside(written[-1]) as aside:
@@ -72,9 +74,11 @@ def training_data(runs: Sequence[Run]) -> pd.DataFrame:
     if not runs:
         raise InputError("training curves: no run given")
     data = pd.concat([_loss(run) for run in runs], ignore_index=True)
-    shared = data.groupby(["stage", "label"])["run_id"].transform("nunique") > 1  # e.g. the same row with two seeds
-    data.loc[shared, "label"] += " (" + data.loc[shared, "run_id"] + ")"
-    return data
+    for told_by in ("dataset", "run_id"):  # the same row on several question sets, or with several seeds
+        shared = data.groupby(["stage", "label"])["run_id"].transform("nunique") > 1
+        if told_by == "run_id" or data.loc[shared, "dataset"].nunique() > 1:
+            data.loc[shared, "label"] += " (" + data.loc[shared, told_by] + ")"
+    return data.drop(columns="dataset")
 
 
 def _loss(run: Run) -> pd.DataFrame:
@@ -89,6 +93,7 @@ def _loss(run: Run) -> pd.DataFrame:
             "stage": run.spec.stage,
             "run_id": run.run_id,
             "label": label,
+            "dataset": dataset_name(run.spec.data.questions) if run.spec.stage == "finetune" else "",
             "step": history["step"],
             "loss": history["total"],
             "smoothed": smooth,

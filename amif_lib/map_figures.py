@@ -5,6 +5,7 @@ What is drawn was stored by `maps.ensure` when the runs were trained; neither to
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from amif_lib import experiments, map_files, map_scores, paths, redistribution
+from amif_lib import map_files, map_scores, paths, redistribution
 from amif_lib.errors import InputError
 from amif_lib.figures import Drawn, note
 from amif_lib.layout import dataset_name, short_name
@@ -29,11 +30,11 @@ HELD = "studies that no student is trained on"
 RULE = (
     "Examples by rule, not by looking: in file order, the first {n} whose text names a finding that the image shows, each "
     "with another finding. White: the known region. Each map is scaled from its lowest to its highest cell; the number "
-    "says how far it is from flat (highest cell over mean cell)."
+    "below says how far it is from flat (highest over mean cell)."
 )
 TITLES = {
-    "pointing": "highest cell inside (pointing game)",
-    "iou": "overlap of the highest cells (IoU)",
+    "pointing": "pointing game",
+    "iou": "IoU",
     "mass": "mass inside",
 }
 MARKS = {  # source -> marker, colour, name
@@ -46,10 +47,14 @@ MARKS = {  # source -> marker, colour, name
 MAP_NAMES = {"transport_plan": "transport plan", "attention": "attention", "gate": "gate"}
 
 
-def underlined(text: str, word: str) -> str:
-    """`text` with the first occurrence of `word` underlined (by combining characters, which every output can show)."""
-    before, found, after = text.partition(word)
-    return before + "".join(letter + "\u0332" for letter in found) + after
+def underlined(text: str, word: str, width: int = 24) -> str:
+    """`text` in lines of at most `width` letters with the first `word` underlined.
+
+    Lines are cut first, since the underline is a combining character (U+0332) after each letter, which every output can show.
+    """
+    lines = textwrap.fill(" ".join(text.split()), width)
+    pattern = r"\s".join(re.escape(part) for part in word.split())
+    return re.sub(pattern, lambda found: re.sub(r"(\S)", "\\1\u0332", found[0]), lines, count=1)
 
 
 def local_alignment(scale: str) -> Drawn:
@@ -85,8 +90,9 @@ def gated_attention(scale: str) -> Drawn:
 def _maps(scale: str, table: str, row: str, stage: str) -> Maps:
     """Stored maps of a row's first run of a stage that has some."""
     runs: dict[str, RunSpec] = {}
-    for entry in experiments.rows(table, scale, only=(row,)):
-        runs |= map_scores.with_maps(entry.runs, stage)
+    for entry in map_scores.rows_of(table, scale):
+        if entry.row == row:
+            runs |= map_scores.with_maps(entry.runs, stage)
     if not runs:
         raise InputError(
             f"{short_name(table)} row {row}: no {stage} run holds maps (regions are known of demo data only)"
@@ -106,7 +112,11 @@ def _gallery(columns: Sequence[tuple[str, Maps, str, str]], caption: str, scale:
         raise InputError(redistribution.why_not(first.data_set, "images"))
     rows = len(first.examples)
     figure, axes = plt.subplots(
-        rows, 1 + len(columns), figsize=(1.75 * (1 + len(columns)) + 1.9, 1.75 * rows + 0.4), squeeze=False
+        rows,
+        1 + len(columns),
+        figsize=(1.75 * (1 + len(columns)) + 1.9, 1.75 * rows + 0.4),
+        squeeze=False,
+        layout="compressed",
     )
     plotted = []
     for line, (place, example) in zip(axes, enumerate(first.examples), strict=True):
@@ -116,13 +126,13 @@ def _gallery(columns: Sequence[tuple[str, Maps, str, str]], caption: str, scale:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         text = underlined(first.texts[example], first.words[example])
-        line[0].set_ylabel(textwrap.fill(text, 24), rotation=0, ha="right", va="center", fontsize="small", labelpad=8)
+        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize="small", labelpad=8)
         _outline(line[0], outline)
         for axis, (title, maps, name, source) in zip(line[1:], columns, strict=True):
             values = maps.values[name][maps.examples[place]]
             axis.imshow(values, cmap="viridis", alpha=0.55, extent=(0, 1, 1, 0), interpolation="nearest")
             _outline(axis, outline)
-            axis.set_xlabel(f"{values.max() / values.mean():.2f}", fontsize="x-small", labelpad=2)
+            axis.set_xlabel(f"max / mean {values.max() / values.mean():.2f}", fontsize="x-small", labelpad=2)
             if place == 0:
                 axis.set_title(title, fontsize="small", fontweight="normal", loc="center")
             plotted += [
@@ -156,11 +166,15 @@ def scores_figure(scores: pd.DataFrame, stage: str, scale: str, tables: Sequence
     if part.empty:
         raise InputError(f"no {stage} run of {', '.join(short_name(name) for name in tables)} holds maps")
     part = part[(part["dataset"] == "all") | ~part["row"].isin(part.loc[part["dataset"] == "all", "row"])]
-    names = {}
+    rows: dict[str, dict[str, list[str]]] = {}
     for line in part.drop_duplicates(["table", "row"]).itertuples():
-        names.setdefault(line.run_ids, []).append(f"{short_name(line.table)} row {line.row}")
+        rows.setdefault(line.run_ids, {}).setdefault(short_name(line.table), []).append(f"#{line.row}")
     labels = part.drop_duplicates("run_ids").set_index("run_ids")["label"]
-    lines = {ids: f"{' = '.join(rows)}\n{textwrap.shorten(labels[ids], 40)}" for ids, rows in names.items()}
+    lines = {
+        ids: ", ".join(f"{name} {' '.join(own)}" for name, own in by_table.items())
+        + f"\n{textwrap.shorten(labels[ids], 40)}"
+        for ids, by_table in rows.items()
+    }
     part = part.drop_duplicates(["run_ids", "map", "measure", "source"]).assign(
         name=lambda frame: frame["run_ids"].map(lines)
     )
@@ -172,23 +186,25 @@ def scores_figure(scores: pd.DataFrame, stage: str, scale: str, tables: Sequence
         sharey=True,
         sharex="col",
         squeeze=False,
-        figsize=(10.4, 0.9 + len(kinds) * (0.5 + 0.42 * len(lines))),
+        figsize=(9.6, 0.9 + len(kinds) * (0.5 + 0.36 * len(lines))),
     )
     for line, kind in zip(axes, kinds, strict=True):
         for axis, measure in zip(line, MEASURES, strict=True):
             panel = part[(part["map"] == kind) & (part["measure"] == measure)]
             for source, (marker, colour, _) in MARKS.items():
                 own = panel[panel["source"] == source]
-                y = own["run_ids"].map(height)
+                y = np.array([height[ids] for ids in own["run_ids"]])
                 if source == "model":
                     axis.hlines(y, own["ci_low"], own["ci_high"], color=colour, linewidth=1.6, zorder=3)
                 axis.scatter(own["value"], y, marker=marker, color=colour, s=30, zorder=4 if source == "model" else 2)
-            axis.set(xlim=(0, None), ylim=(min(height.values()) - 0.6, 0.6))
+            axis.set(ylim=(min(height.values()) - 0.6, 0.6))
             axis.set_yticks(list(height.values()), list(lines.values()), fontsize="x-small")
             axis.tick_params(axis="y", length=0)
             axis.grid(axis="x", color="0.92", linewidth=0.8, zorder=0)
             axis.spines["left"].set_visible(False)
             axis.set_title(f"{MAP_NAMES[kind]}: {TITLES[measure]}", fontsize="small")
+    for axis in axes[0]:
+        axis.set_xlim(left=0)  # of the whole column
     shown = [source for source in MARKS if source in set(part["source"])]
     handles = [plt.Line2D([], [], marker=MARKS[s][0], color=MARKS[s][1], linestyle="") for s in shown]
     figure.legend(handles, [MARKS[s][2] for s in shown], loc="outside lower center", ncols=3)

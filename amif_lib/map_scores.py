@@ -24,7 +24,7 @@ from scipy.stats import hypergeom
 
 from amif_lib import map_files, paths
 from amif_lib.errors import InputError
-from amif_lib.experiments import RunSpec
+from amif_lib.experiments import Row, RunSpec
 from amif_lib.map_files import MAPS, Maps
 from amif_lib.statistics import DRAWS
 from amif_lib.table_rows import Selection
@@ -155,7 +155,7 @@ def table(scale: str, tables: Iterable[str]) -> pd.DataFrame:
     known: dict[tuple[str, ...], list[dict[str, object]]] = {}
     lines: list[dict[str, object]] = []
     for name in tables:
-        for row in Selection.planned(name, scale).rows(name, scale):
+        for row in rows_of(name, scale):
             for stage in ("stage2", "finetune"):
                 runs = with_maps(row.runs, stage)
                 if not runs:
@@ -168,6 +168,12 @@ def table(scale: str, tables: Iterable[str]) -> pd.DataFrame:
     if not lines:
         raise InputError(f"no run of SCALE={scale} holds maps; regions are known of demo data only")
     return pd.DataFrame(lines).reindex(columns=list(COLUMNS))
+
+
+@lru_cache(maxsize=32)
+def rows_of(name: str, scale: str) -> tuple[Row, ...]:
+    """The rows of a table with the runs that the scale's last plan asked for. Kept, since expanding a table takes a second."""
+    return tuple(Selection.planned(name, scale).rows(name, scale))
 
 
 def with_maps(tips: Iterable[RunSpec], stage: str) -> dict[str, RunSpec]:

@@ -9,10 +9,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from amif_lib import experiments, map_files, paths, redistribution
+from amif_lib import map_files, paths, redistribution
 from amif_lib.errors import InputError
 from amif_lib.figures import Drawn, note
 from amif_lib.map_files import HARD_NEGATIVES, SOFT_LABELS
+from amif_lib.map_scores import rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,6 +87,8 @@ def hard_negative_gallery(scale: str) -> Drawn:
         raise InputError(f"{paths.shown(path)}: missing; notebook 04 makes it once the run is trained")
     table = pd.read_csv(path, keep_default_na=False)
     shows = {"text", "negative_text"} <= set(table) and not redistribution.withheld(spec.data.pretrain, "texts")
+    if not shows:
+        table = table.drop(columns=["text", "negative_text"], errors="ignore")
     known = "same_findings" in table
     if not shows and not known:
         raise InputError("texts of the pre-training sets may not be shown and their findings are not known")
@@ -97,8 +100,8 @@ def hard_negative_gallery(scale: str) -> Drawn:
     if shows and len(part):
         cells = [
             [
-                textwrap.fill(textwrap.shorten(line.text, 150), 52),
-                textwrap.fill(textwrap.shorten(line.negative_text, 150), 52),
+                textwrap.fill(textwrap.shorten(line.text, 190), 68),
+                textwrap.fill(textwrap.shorten(line.negative_text, 190), 68),
                 f"{100 * line.probability:.1f}%\n({line.probability / line.uniform:.1f} x uniform)",
                 {"True": "the same", "False": "others"}.get(str(getattr(line, "same_findings", "")), ""),
             ]
@@ -114,8 +117,12 @@ def hard_negative_gallery(scale: str) -> Drawn:
         )
         drawn.auto_set_font_size(False)
         drawn.set_fontsize(7)
-        for cell in drawn.get_celld().values():
+        for (row, _), cell in drawn.get_celld().items():
             cell.set(edgecolor="0.8", linewidth=0.6)
+            cell.PAD = 0.015
+            if row == 0:
+                cell.set_height(0.4 * cell.get_height())
+                cell.set_text_props(fontweight="bold")
     if known:
         _same_findings(axes[1], table)
     else:
@@ -147,12 +154,13 @@ def _same_findings(axis: Axes, table: pd.DataFrame) -> None:
         axis.bar_label(bars, [f"{share:.0f}" for share in shares], size=7, padding=2)
     axis.set_yticks(y, [KINDS[kind] for kind in kinds])
     axis.set(xlabel="negatives with the same findings, %")
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="x-small")
+    axis.margins(x=0.08)
+    axis.figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 def headline(scale: str, stage: str) -> RunSpec:
     """The full model's run of a pre-training stage, of the first start and data set."""
-    for row in experiments.rows("table1", scale):
+    for row in rows_of("table1", scale):
         if not row.extra:
             for run in row.runs[0].lineage():
                 if run.stage == stage:
@@ -166,7 +174,7 @@ def _arrays(spec: RunSpec) -> dict[str, np.ndarray]:
 
 def _one_hot(scale: str) -> dict[str, np.ndarray] | None:
     """The same arrays of Table 2 row 3, whose labels are one-hot; None where it was not run."""
-    for row in experiments.rows("table2", scale, only=("3",)):
+    for row in (row for row in rows_of("table2", scale) if row.row == "3"):
         run = next(run for run in row.runs[0].lineage() if run.stage == "stage1")
         if (paths.run_dir(run.run_id) / SOFT_LABELS).is_file():
             return _arrays(run)

@@ -14,8 +14,8 @@ from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.figures import BASELINE, OURS, Drawn, note
 from amif_lib.layout import dataset_name
+from amif_lib.map_scores import rows_of
 from amif_lib.statistics import bootstrap
-from amif_lib.table_rows import Selection
 
 PAPERS_LAMBDA = 0.01
 BINS = 10
@@ -56,6 +56,7 @@ def lambda_curve(scale: str) -> Drawn:
         ticks = [value for value in (0, 0.001, 0.01, 0.1, 1) if own["lambda"].min() <= value <= own["lambda"].max()]
         axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
         axis.minorticks_off()
+        axis.set_xlim(-0.0004, 1.6 * own["lambda"].max())
         axis.set(title=dataset_name(name), xlabel="λ", ylabel="accuracy, %" if axis in axes[:, 0] else "")
         axis.grid(axis="y", color="0.92", linewidth=0.8)
     columns = ["dataset", "lambda", "ours", "ours_sd", "ci_low", "ci_high", "n_seeds", "n_questions", "run_ids"]
@@ -106,7 +107,9 @@ def accuracy_by_type(scale: str) -> Drawn:
         height = {kind: -place for place, kind in enumerate(kinds["question_type"])}
         for kind, shift, colour, marker in (("full model", 0.12, OURS, "o"), ("question only", -0.18, BASELINE, "s")):
             line = own[own["kind"] == kind]
-            y = line["question_type"].map(height) + shift
+            if line.empty:
+                continue
+            y = np.array([height[name] + shift for name in line["question_type"]])
             axis.hlines(y, line["ci_low"], line["ci_high"], color=colour, linewidth=1.5)
             axis.scatter(line["accuracy"], y, color=colour, marker=marker, s=26, zorder=3, label=kind)
         axis.set_yticks(
@@ -181,7 +184,7 @@ def calibration(scale: str) -> Drawn:
         bins["ci_low"], bins["ci_high"] = [e.low for e in drawn], [e.high for e in drawn]
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
         axis.vlines(bins["confidence"], bins["ci_low"], bins["ci_high"], color=OURS, linewidth=1.3)
-        axis.plot(bins["confidence"], bins["accuracy"], marker="o", markersize=4.5, color=OURS)
+        axis.plot(bins["confidence"], bins["accuracy"], marker="o", markersize=4.5, color=OURS, clip_on=False)
         axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="share right" if axis is axes[0, 0] else "")
         axis.set_title(dataset_name(dataset).replace(" (", "\n("), fontsize="small")
         axis.text(
@@ -232,7 +235,7 @@ def run_costs(scale: str, tables: Iterable[str]) -> Drawn:
     """Wall time of every finished run of the tables: one point per run, and the sum of each stage."""
     rows, seen = [], set()
     for name in tables:
-        for row in Selection.planned(name, scale).rows(name, scale):
+        for row in rows_of(name, scale):
             for run in (run for tip in row.runs for run in tip.lineage()):
                 if run.run_id in seen or not (paths.run_dir(run.run_id) / "metrics.json").is_file():
                     continue
@@ -260,7 +263,7 @@ def run_costs(scale: str, tables: Iterable[str]) -> Drawn:
     left.bar_label(bars, [f" {s:.1f} min, {n} runs" for s, n in zip(sums.sum(axis=1), counts, strict=True)], size=8)
     left.set_yticks(y, [STAGES[stage] for stage in stages])
     left.set(xlabel="minutes, all runs together", xlim=(0, 1.45 * sums.sum(axis=1).max()))
-    left.legend(loc="lower right", fontsize="x-small")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     rng = np.random.default_rng(0)
     for stage, level in zip(stages, y, strict=True):
         own = data.loc[data["stage"] == stage, "wall_time_s"]
@@ -281,7 +284,7 @@ def run_costs(scale: str, tables: Iterable[str]) -> Drawn:
 def _headlines(scale: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """Per question set: run ids of the full model (one per seed) and of its question-only baseline that have predictions."""
     found: dict[str, tuple[list[str], list[str]]] = {}
-    rows = [row for row in Selection.planned("table1", scale).rows("table1", scale) if not row.extra][:1]
+    rows = [row for row in rows_of("table1", scale) if not row.extra][:1]
     for run in (run for row in rows for run in row.runs):
         ours, blank = found.setdefault(run.data.questions, ([], []))
         for wanted, ids in ((run, ours), (experiments.blank_image_run(run), blank)):

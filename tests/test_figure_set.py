@@ -1,0 +1,294 @@
+"""Every figure from made-up runs: what is drawn, what its numbers are, what is left out and why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+
+from amif_lib import (
+    experiments,
+    figure_set,
+    map_figures,
+    map_files,
+    map_scores,
+    paths,
+    redistribution,
+    result_figures,
+    results,
+)
+from amif_lib.errors import InputError
+from amif_lib.map_files import Maps
+from tests import fabricated
+
+SIDE, N = 8, 12
+WORDS = ("nodule", "mass", "infarct", "ascites")
+FIGURES = {
+    "fig4_local_alignment",
+    "fig5_gated_attention",
+    "fig6_lambda",
+    "map_scores_stage2",
+    "map_scores_finetune",
+    "training_curves",
+    "soft_labels",
+    "hard_negatives",
+    "accuracy_by_type",
+    "calibration",
+    "run_costs",
+}
+LAMBDAS = ("0", "0.001", "0.01", "0.1", "1")
+
+
+def made_up_maps(data_set: str, names: tuple[str, ...], seed: int, looks: float) -> Maps:
+    """Maps that put a share `looks` on the region and the rest anywhere."""
+    rng = np.random.default_rng(seed)
+    coverage = np.zeros((N, SIDE, SIDE))
+    for i in range(N):
+        coverage[i, i % 6 : i % 6 + 2, (3 * i) % 7] = 1
+    values = {}
+    for name in names:
+        noise = rng.random((N, SIDE, SIDE))
+        values[name] = looks * coverage / 2 + (1 - looks) * noise / noise.sum((1, 2), keepdims=True)
+    words = [WORDS[i % 4] for i in range(N)]
+    texts = [f"Which side is the {word} on, as far as can be seen?" for word in words]
+    ids = [f"q{i}" for i in range(N)]
+    maps = Maps(data_set, ids, [f"i{i // 2}" for i in range(N)], words, words, texts, coverage, values, [0, 3])
+    maps.pictures = rng.integers(0, 255, (2, 96, 96)).astype(np.uint8)
+    maps.outlines = np.stack([np.kron(coverage[i], np.ones((12, 12))) for i in (0, 3)]).astype(bool)
+    return maps
+
+
+def store(run, names, looks):
+    data_set = run.data.questions if run.stage == "finetune" else "phantom_teacher"
+    folder = fabricated.write_run(run) if run.stage != "finetune" else run.directory
+    map_files.write(folder / map_files.MAPS, made_up_maps(data_set, names, 0, looks))
+    fresh = made_up_maps(data_set, names, 1, 0.0)
+    map_files.write(map_scores.untrained_file(run, data_set), fresh)
+
+
+def make(folder) -> None:
+    fabricated.write_table("table1", "demo", {"demo": (0, 5), "published3064": ()})
+    for table, rows in (("table2", {"4": 0.1, "8": 0.6}), ("table4", {"5": 0.2, "6": 0.5})):
+        for row in experiments.rows(table, "demo", only=tuple(rows)):
+            for tip in row.runs:
+                for run in tip.lineage():
+                    if run.stage == "stage2" and table == "table2":  # Table 4 shares that of row 8
+                        store(run, ("transport_plan", "attention"), rows[row.row])
+                    elif run.stage == "finetune":
+                        if not results.is_finished(run):
+                            fabricated.write_run(run, fabricated.wrong_at(0))
+                        gate = ("gate",) if run.knowledge.gate else ()
+                        store(run, ("transport_plan", "attention", *gate), rows[row.row])
+    full = experiments.rows("table1", "demo")[0].runs[0].lineage()
+    rng = np.random.default_rng(0)
+    arrays = {"version": np.array(map_files.VERSION), "ids": np.array(list("abcdef"))}
+    arrays["findings"] = np.array(["nodule", "", "nodule", "mass; infarct", "", ""])
+    for pair in ("i2t", "t2t"):
+        for panel in ("teacher", "labels", "student"):
+            arrays[f"{pair}_{panel}"] = rng.dirichlet(np.full(6, 0.3), 6).astype(np.float16)
+    map_files.write_arrays(full[0].directory / map_files.SOFT_LABELS, arrays)
+    lines = [
+        {
+            "step": 9, "pair": pair, "id": f"s{i}", "negative_id": f"s{i + 1}", "probability": 0.4, "uniform": 0.1,
+            "rank": 1, "findings": "nodule", "negative_findings": "nodule" if i < 3 else "", "same_findings": i < 3,
+            "p_same": 0.3, "uniform_same": 0.2, "text": f"A nodule, number {i}. " * 12, "negative_text": "Nothing.",
+        }
+        for pair in ("image_text", "text_text") for i in range(8)
+    ]  # fmt: skip
+    pd.DataFrame(lines).to_csv(full[1].directory / map_files.HARD_NEGATIVES, index=False)
+    cells = [
+        {
+            "table": "lambda_sweep", "row": row, "dataset": dataset, "split": "overall", "protocol": protocol,
+            "ours": 50.0 + place, "ours_sd": np.nan, "n_seeds": 1, "n_questions": 12, "ci_low": 40.0, "ci_high": 70.0,
+            "run_ids": "x",
+        }
+        for dataset in ("phantom_vqa_rad", "avg") for protocol in ("paper", "strict@1")
+        for place, row in enumerate((*LAMBDAS, "most_frequent"))
+    ]  # fmt: skip
+    path = paths.scale_dir("demo") / "tables" / "lambda_sweep.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(cells).to_csv(path, index=False)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("a folder with spaces")
+        fabricated.install(patch, folder)
+        make(folder)
+        yield {path.name: path for path in figure_set.draw_all("demo")}
+
+
+def numbers(drawn, name) -> pd.DataFrame:
+    return pd.read_csv(drawn[f"{name}.csv"], dtype={"row": str})
+
+
+def test_every_figure_comes_with_its_numbers_and_says_what_it_is_worth(drawn):
+    assert {name.split(".")[0] for name in drawn} == FIGURES | {"map_scores"}
+    for name in FIGURES:
+        kinds = {path.suffix for path in drawn.values() if path.stem == name}
+        assert kinds == {".pdf", ".svg", ".png", ".csv", ".txt"}, name
+        assert "synthetic demo data" in drawn[f"{name}.txt"].read_text(encoding="utf-8"), name
+        assert drawn[f"{name}.png"].read_bytes().startswith(b"\x89PNG") and len(numbers(drawn, name))
+        assert drawn[f"{name}.png"].parent == paths.scale_dir("demo") / "figures"
+
+
+def test_figure_6_shows_the_stored_table_and_no_baseline(drawn):
+    data = numbers(drawn, "fig6_lambda")
+    assert sorted(set(data["lambda"])) == [0, 0.001, 0.01, 0.1, 1] and set(data["dataset"]) == {
+        "phantom_vqa_rad",
+        "avg",
+    }
+    assert len(data) == 10 and data.loc[data["lambda"] == 0.1, "ours"].tolist() == [53, 53]
+
+
+def test_map_scores_are_in_the_table_by_row(drawn):
+    scores = pd.read_csv(drawn["map_scores.csv"], dtype={"row": str})
+    own = scores[(scores["measure"] == "mass") & (scores["map"] == "transport_plan") & (scores["stage"] == "stage2")]
+    value = own[own["source"] == "model"].drop_duplicates(["table", "row"]).set_index(["table", "row"])["value"]
+    # the share that was put on the region, and what noise leaves there (two cells of 64)
+    assert value["table2", "4"] == pytest.approx(0.1 + 0.9 * 2 / 64, abs=0.01)
+    assert value["table2", "8"] == pytest.approx(0.6 + 0.4 * 2 / 64, abs=0.01)
+    assert value["table2", "8"] == value["table1", "demo"]  # one run, two tables
+    chance = own[own["source"] == "chance"]["value"]
+    assert np.allclose(chance, 2 / 64, atol=1e-5)
+    whole = scores[(scores["table"] == "table4") & (scores["row"] == "6") & (scores["dataset"] == "all")]
+    sets = len(experiments.scale_settings("demo")["question_sets"])
+    assert set(whole["n"]) == {sets * N} and set(whole["n_images"]) == {sets * N / 2}
+    assert (whole["ci_low"] <= whole["value"] + 1e-5).all() and (whole["value"] <= whole["ci_high"] + 1e-5).all()
+
+
+def test_examples_are_drawn_cell_by_cell(drawn):
+    data = numbers(drawn, "fig4_local_alignment")
+    assert set(data["id"]) == {"q0", "q3"} and set(data["run"]) == {"table2 row 4", "table2 row 8"}
+    assert len(data) == 2 * 2 * SIDE * SIDE
+    cell = data[(data["id"] == "q0") & (data["run"] == "table2 row 8") & (data["region_coverage"] == 1)]
+    assert len(cell) == 2 and (cell["value"] > 0.3).all()
+    assert set(numbers(drawn, "fig5_gated_attention")["map"]) == {"attention", "gate"}
+
+
+def test_accuracy_by_type_is_that_of_the_predictions(drawn):
+    """All twelve questions are of one type; the full model is made to miss two of them, the baseline nine."""
+    data = numbers(drawn, "accuracy_by_type").query("dataset == 'phantom_vqa_rad'").set_index("kind")
+    assert data.loc["full model", "accuracy"] == pytest.approx(100 * 10 / 12)
+    assert data.loc["question only", "accuracy"] == pytest.approx(100 * 3 / 12)
+    assert data.loc["full model", "n_questions"] == 12 and data.loc["full model", "n_images"] == 5
+
+
+def test_calibration_by_hand(drawn):
+    """A right answer has log-likelihood -5 overwritten by -1 and six others -20; a wrong one -1 against the right one's -5."""
+    right, wrong = 1 / (1 + 6 * np.exp(-19)), 1 / (1 + np.exp(-4) + 5 * np.exp(-19))
+    data = numbers(drawn, "calibration").query("dataset == 'phantom_vqa_rad'")
+    assert data["n"].sum() == 12 and len(data) == 1  # both lie in the last bin
+    confidence = (10 * right + 2 * wrong) / 12
+    assert data["confidence"].iloc[0] == pytest.approx(confidence, rel=1e-5)
+    assert data["ece"].iloc[0] == pytest.approx(confidence - 10 / 12, rel=1e-4)
+    assert data["ece_low"].iloc[0] <= data["ece"].iloc[0] <= data["ece_high"].iloc[0]
+
+
+def test_expected_calibration_error_by_hand():
+    confidence, correct = np.array([0.95, 0.85, 0.85, 0.2, 0.15]), np.array([1, 1, 0, 0, 1])
+    # bins (.9, 1]: gap .05, one; (.8, .9]: |.5 - .85| = .35, two; (.1, .2]: |.5 - .175| = .325, two
+    expected = (0.05 + 2 * 0.35 + 2 * 0.325) / 5
+    assert result_figures.expected_calibration_error(confidence, correct) == pytest.approx(expected)
+    assert result_figures.calibration_bins(confidence, correct)["n"].tolist() == [2, 2, 1]
+
+
+def test_run_costs_count_each_shared_run_once(drawn):
+    data = numbers(drawn, "run_costs")
+    assert data["run_id"].is_unique and (data["training_s"] == 30).all() and (data["evaluation_s"] == 60).all()
+
+
+def test_what_is_missing_is_left_out_with_its_reason_and_its_old_picture_goes(drawn, capsys):
+    path = paths.scale_dir("demo") / "tables" / "lambda_sweep.csv"
+    kept = path.read_bytes()
+    path.unlink()
+    try:
+        names = {p.name for p in figure_set.draw_all("demo", only=("fig6_lambda", "run_costs"))}
+    finally:
+        path.write_bytes(kept)
+    out = capsys.readouterr().out.splitlines()
+    assert (
+        len(out) == 1
+        and out[0].startswith("left out: fig6_lambda: ")
+        and "lambda_sweep.csv: missing; make sweep" in out[0]
+    )
+    assert (
+        "fig6_lambda.png" not in names
+        and not drawn["fig6_lambda.png"].exists()
+        and drawn["fig5_gated_attention.png"].exists()
+    )
+    figure_set.draw_all("demo")
+
+
+def test_pictures_and_texts_that_may_not_be_shown_are_not(drawn, monkeypatch, capsys):
+    monkeypatch.setattr(redistribution, "may_show", lambda name, kind: False)
+    shows = ("fig4_local_alignment", "fig5_gated_attention")
+    names = {p.stem for p in figure_set.draw_all("demo", only=(*shows, "hard_negatives"))}
+    assert names == {"hard_negatives"}
+    assert capsys.readouterr().out.count("images not shown, since its terms do not allow it") == 2
+    assert "A nodule, number" not in drawn["hard_negatives.svg"].read_text(encoding="utf-8")
+    assert not {"text", "negative_text"} & set(numbers(drawn, "hard_negatives"))
+    monkeypatch.undo()
+    figure_set.draw_all("demo", only=(*shows, "hard_negatives"))
+    assert "A nodule, number" in drawn["hard_negatives.svg"].read_text(encoding="utf-8")
+
+
+def test_an_unknown_figure_is_refused():
+    with pytest.raises(InputError, match="figure 'fig7': unknown; choose from fig4_local_alignment"):
+        figure_set.draw_all("demo", only=("fig7",))
+
+
+def test_nothing_stored_is_an_error(monkeypatch, tmp_path, capsys):
+    fabricated.install(monkeypatch, tmp_path)
+    with pytest.raises(InputError, match="no figure can be drawn; train its runs first"):
+        figure_set.draw_all("demo")
+    assert capsys.readouterr().out.count("left out: ") == len(FIGURES)
+
+
+def test_equal_runs_give_equal_files(drawn):
+    before = {name: path.read_bytes() for name, path in drawn.items()}
+    again = figure_set.draw_all("demo", only=("fig5_gated_attention", "map_scores_stage2", "accuracy_by_type"))
+    assert len(again) == 16  # with the scores of all maps
+    assert [path.name for path in again if path.read_bytes() != before[path.name]] == []
+
+
+def test_without_torch(drawn):
+    script = (
+        "import importlib.abc, sys\n"
+        "class NoTorch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers'): raise ImportError(f'{name} is not there')\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "import pytest; from pathlib import Path; from tests import fabricated\n"
+        "fabricated.install(pytest.MonkeyPatch(), Path(sys.argv[1]))\n"
+        "from amif_lib import cli, figures\n"
+        "figures.METADATA = {'png': {}}\n"  # the quickest format
+        "sys.exit(cli.main(['figures', '--scale', 'demo']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(paths.results())],
+        capture_output=True,
+        text=True,
+        cwd=paths.ROOT,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stdout and done.stdout.count(".png") == len(FIGURES)
+
+
+def test_the_word_is_underlined_across_lines():
+    """The combining low line follows each letter of the word, and no blank."""
+    text = map_figures.underlined("Here the  pleural effusion lies", "pleural effusion", width=16)
+    low = "\u0332"
+    assert text.replace(low, "") == "Here the pleural\neffusion lies"
+    assert text.count(low) == len("pleuraleffusion") and f"l{low}\ne{low}" in text and f"e{low} lies" not in text
+    assert map_figures.underlined("a mass, a mass", "mass").count(low) == 4
