@@ -61,7 +61,7 @@ class Selection:
     @classmethod
     def planned(cls, name: str, scale: str) -> Selection:
         """What the scale's last plan asked for (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`), or all with one seed."""
-        path = paths.scale_dir(scale) / "plan.json"
+        path = paths.plan(scale)
         asked = experiments.read_yaml(path)["selection"] if path.is_file() else {}
         own = [str(entry["row"]) for entry in experiments.table_settings(name)["rows"]]
         return cls(
@@ -88,6 +88,14 @@ class Selection:
         return {
             row.row: [experiments.blank_image_run(run) for run in row.runs] for row in once.headlines(name, scale)[:1]
         }
+
+
+def planned_tables(scale: str) -> list[str]:
+    """The tables that the scale's last plan makes, or, without a plan, those that the scale names."""
+    path = paths.plan(scale)
+    if not path.is_file():
+        return list(experiments.tables_of(scale))
+    return [job["name"] for job in experiments.read_yaml(path)["jobs"] if job["rule"] == "table"]
 
 
 def required_runs(name: str, scale: str, selection: Selection | None = None) -> list[RunSpec]:
