@@ -95,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="for example table1 or lambda_sweep")
     for made in (
         sub,
-        command("figures", _figures, "draw all figures from stored runs, without training"),
         command("report", _report, "make the report page from stored runs, without training"),
     ):
         _add_scale(made)
@@ -220,13 +219,6 @@ def _table(options: argparse.Namespace) -> None:
 
     for path in tables.write(options.name, options.scale):
         print(path.read_text(encoding="utf-8") if path.suffix == ".md" else paths.shown(path))
-
-
-def _figures(options: argparse.Namespace) -> None:
-    from amif_lib import figure_set
-
-    for path in figure_set.draw_all(options.scale):
-        print(paths.shown(path))
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ is a hash of one JSON text: equal runs of different tables share a directory.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from functools import lru_cache
@@ -190,7 +191,7 @@ def scale_settings(scale: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise InputError(f"SCALE={scale}: unknown; choose one of {', '.join(known)}")
-    return read_yaml(path)
+    return copy.deepcopy(_read_once(path, path.stat().st_mtime_ns))  # callers take it apart
 
 
 def table_settings(table: str) -> dict[str, Any]:
@@ -198,7 +199,12 @@ def table_settings(table: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in paths.SPECS.glob("*.yaml"))
         raise InputError(f"table {table!r}: no specification {paths.shown(path)}; known: {', '.join(known)}")
-    return read_yaml(path)
+    return copy.deepcopy(_read_once(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _read_once(path: Path, _changed: int) -> Any:
+    return read_yaml(path)  # a table of thirty rows would parse its scale's file hundreds of times
 
 
 def build_run(

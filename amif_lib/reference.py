@@ -23,7 +23,7 @@ from amif_lib.experiments import RunSpec
 from amif_lib.table_rows import Selection, planned_tables, required_runs
 
 BYTES = 20_000_000  # all scales together (DESIGN.md)
-MAPS_BYTES = 4_000_000  # of a scale's arrays; what is over it is left out, rows of late tables first
+MAPS_BYTES = 3_000_000  # of a scale's arrays; what is over it is left out, rows of late tables first
 FILE_BYTES = 400_000  # a figure's file above this is left out: it can be drawn again
 POINTS = {"finetune": 50, "stage1": 100, "stage2": 100}  # of a training's history
 ARRAYS = ("maps.npz", "soft_labels.npz", "hard_negatives.csv", "hard_negatives.json", "hard_negatives.npz")
