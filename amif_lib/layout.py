@@ -1,30 +1,46 @@
-"""A collected table as a person reads it: the paper's layout in Markdown, LaTeX and HTML."""
+"""A collected table as a person reads it: the paper's layout in Markdown and HTML (`layout_latex` has LaTeX)."""
 
 from __future__ import annotations
 
 import html as _html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from amif_lib import baselines, evaluate, statistics
-from amif_lib.table_rows import SCALE_NOTES
+from amif_lib import evaluate
+from amif_lib.table_cells import SPLITS
+from amif_lib.table_notes import code_note, not_run, notes, question_sets
+from amif_lib.table_rows import NAMES, SCALE_NOTES, dataset_name, is_synthetic, real_name
+from amif_lib.table_tests import supported_cells
 
 if TYPE_CHECKING:
     from amif_lib.tables import Table
 
-NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg"}
-SPLITS = ("open", "closed", "overall")
+__all__ = [
+    "NAMES",
+    "both_definitions",
+    "caption",
+    "code_note",
+    "compact",
+    "compact_note",
+    "dataset_name",
+    "grid",
+    "heading",
+    "html",
+    "markdown",
+    "notes",
+    "paper_layout",
+    "question_sets",
+    "seeds_layout",
+    "short_name",
+    "supported_cells",
+    "supported_differences",
+    "tests_layout",
+]
 STRICT = evaluate.PROTOCOLS["strict"].title
 NOT_ABOUT_THE_ROW = ("row", "label", "dataset", "split", "value", "citation", "underlined")
-
-
-def dataset_name(dataset: str) -> str:
-    """What a reader calls a question set; a demo set says which layout it imitates."""
-    if dataset.startswith("phantom_"):
-        return f"phantom ({NAMES.get(dataset.removeprefix('phantom_'), dataset)} layout)"
-    return NAMES.get(dataset, dataset)
+MOST_SHOWN = 6  # differences that the summary names
 
 
 def heading(table: Table) -> str:
@@ -32,7 +48,7 @@ def heading(table: Table) -> str:
 
 
 def short_name(name: str) -> str:
-    return f"Table {name.removeprefix('table')}" if name.startswith("table") else name.capitalize()
+    return f"Table {name.removeprefix('table')}" if name.startswith("table") else name.replace("_", " ").capitalize()
 
 
 def caption(table: Table, dataset: str) -> str:
@@ -43,72 +59,163 @@ def caption(table: Table, dataset: str) -> str:
     )
 
 
-def supported_cells(tested: pd.DataFrame) -> set[tuple[str, str, str]]:
-    """`(row, dataset, split)` to set in bold under the protocol `paper`.
+def compact(table: Table, strong: Callable[[str], str] = str) -> pd.DataFrame:
+    """Overall accuracy under the protocol `paper`: one column per question set, the average first, ours / the paper's.
 
-    A row with a reference: better than the reference; a headline row without one: better than every baseline beside
-    it; each time with the paired tests' support.
+    A table of one question set has that set's open and closed accuracies in their own columns (`paper_layout`). Rows of
+    Table 1 that are other people's methods have the paper's number alone. `strong` marks supported cells.
     """
-    own = tested[tested["protocol"] == "paper"]
-    bold = set()
-    for key, group in own.groupby(["row", "dataset", "split"]):
-        reference = group[group["kind"] == "reference"]
-        judged = reference if len(reference) else group
-        if (judged["supported"] & (judged["difference"] > 0)).all():
-            bold.add(key)
-    return bold
+    if len(table.datasets) == 1:
+        return paper_layout(table, strong)
+    bold, out = table.supported, _rows(table)
+    shown = table.cells[(table.cells["protocol"] == "paper") & (table.cells["split"] == "overall")]
+    for dataset in sorted(dict.fromkeys(shown["dataset"]), key=lambda name: not name.startswith("avg")):
+        part = shown[shown["dataset"] == dataset].set_index("row")
+        theirs = _theirs(table, dataset, "overall") | part["paper"].dropna().to_dict()
+        for row, entry in out.items():
+            text = "-" if row in theirs else ""
+            if row in part.index:
+                cell = part.loc[row]
+                text = f"{cell.ours:.1f} [{cell.ci_low:.1f}, {cell.ci_high:.1f}]"
+                text = strong(text) if (row, dataset, "overall") in bold else text
+            entry[_short_set(dataset)] = text + (f" / {theirs[row]:.2f}" if row in theirs else "")
+    return pd.DataFrame(list(out.values()))
 
 
-def paper_layout(table: Table, strong: Callable[[str], str] = str, protocol: str = "paper") -> pd.DataFrame:
+def compact_note(table: Table) -> str:
+    """How to read a cell of `compact`, as a sentence; empty for a table of one question set, whose columns say it."""
+    if len(table.datasets) == 1:
+        return ""
+    where = ", on the real data sets" if any(map(is_synthetic, table.datasets)) else ""
+    theirs = f" / the paper's number{where}" if len(table.published) else "; the paper prints no number"
+    return f"Overall accuracy in percent: ours [95% interval]{theirs}."
+
+
+def _short_set(dataset: str) -> str:
+    return f"{'phantom ' if is_synthetic(dataset) else ''}{NAMES.get(real_name(dataset), dataset)}"
+
+
+def _rows(table: Table) -> dict[str, dict[str, str]]:
+    """Number and label by row: other people's methods of Table 1, then the table's rows, then the baselines."""
+    out = {}
+    own = {line.paper_row for line in table.lines}
+    if table.name == "table1":
+        others = table.published[~table.published["row"].isin(own)].drop_duplicates("row")
+        out = {cell.row: {"#": "", "row": f"{cell.label} [{cell.citation}]"} for cell in others.itertuples()}
+    for line in sorted(table.lines, key=lambda line: line.kind == "baseline"):
+        marks = "†" if any(other.leaks for other in table.lines if other.row == line.row) else ""
+        marks += " (extra)" if line.extra and line.kind == "row" else ""
+        number = "" if line.kind == "baseline" else "ours" if table.name == "table1" else line.row
+        out.setdefault(line.row, {"#": number, "row": line.label + marks})
+    return out
+
+
+def _theirs(table: Table, dataset: str, split: str) -> dict[str, float]:
+    """The paper's numbers of other people's methods, which have no run of ours, by row."""
+    known, own = table.published, {line.paper_row for line in table.lines}
+    if table.name != "table1":
+        return {}
+    here = (known["dataset"] == real_name(dataset)) & (known["split"] == split) & ~known["row"].isin(own)
+    return known[here].set_index("row")["value"].to_dict()
+
+
+def supported_differences(table: Table) -> str:
+    """In a few sentences: which differences the paired tests support, over references and over the baselines."""
+    tested = table.tests[(table.tests["protocol"] == "paper") & (table.tests["split"] == "overall")]
+    found, out = tested[tested["kind"] == "reference"], []
+    named = {line.row: line.label if table.name == "table1" else f"#{line.row}" for line in table.lines}
+    if len(found):
+        sure = [
+            f"{named[t.row]} over {named[t.against]} on {_short_set(t.dataset)} "
+            f"{t.difference:+.1f} [{t.ci_low:.1f}, {t.ci_high:.1f}]"
+            for t in found[found["supported"]].itertuples()
+        ]
+        rest = f"; and {len(sure) - MOST_SHOWN} more" if len(sure) > MOST_SHOWN else ""
+        which = f"{len(sure)} of {len(found)} differences between rows and their references are supported"
+        out.append(which + (": " + "; ".join(sure[:MOST_SHOWN]) + rest if sure else "") + ".")
+    for row, group in tested[tested["kind"] == "baseline"].groupby("row", sort=False):
+        won = (group["supported"] & (group["difference"] > 0)).groupby(group["dataset"], sort=False).all()
+        yes, no = ([_short_set(name) for name in won.index[won == way]] for way in (True, False))
+        said = [f"better than every baseline on {', '.join(yes)}"] if yes else []
+        said += [f"not shown to be better than every baseline on {', '.join(no)}"] if no else []
+        out.append(f"{named[row]} is {'; '.join(said)}.")
+    return " ".join(out)
+
+
+def paper_layout(
+    table: Table,
+    strong: Callable[[str], str] = str,
+    protocol: str = "paper",
+    datasets: Sequence[str] | None = None,
+) -> pd.DataFrame:
     """Rows as in the paper, baselines below; per question set and split one column of ours and one of the paper's.
 
     The overall accuracy under the protocol `strict` stands beside that under `paper`. `strong` marks the cells that
-    `supported_cells` names.
+    `supported_cells` names. `datasets` selects question sets (default: all, and their average). Behind the paper's
+    number stands the difference where the two are like for like.
     """
-    cells, bold = table.cells, supported_cells(table.tests)
+    cells, bold = table.cells, table.supported
+    cells = cells if datasets is None else cells[cells["dataset"].isin(datasets)]
     known = table.published
     about = [name for name in known if name not in NOT_ABOUT_THE_ROW]  # e.g. pretraining, knowledge, gate
-    out: dict[str, dict[str, str]] = {}
-    for line in {line.row: line for line in reversed(table.lines)}.values():  # one per row, whatever its question sets
-        marks = "†" if any(other.leaks for other in table.lines if other.row == line.row) else ""
-        described = known[known["row"] == line.paper_row].head(1)[about].to_dict("records")
-        out[line.row] = {
-            "#": line.row if line.kind == "row" else "",
-            "row": line.label + marks,
-            **{name.replace("_", " "): text for entry in described for name, text in entry.items()},
-        }
-    out = {row: out[row] for row in dict.fromkeys(cells.loc[cells["protocol"] == protocol, "row"])}
+    out, paper_rows = _rows(table), {line.row: line.paper_row for line in table.lines}
+    for row, entry in out.items():
+        described = known[known["row"] == paper_rows.get(row, row)].head(1)[about].to_dict("records")
+        entry |= {name.replace("_", " "): text for found in described for name, text in found.items()}
+    filled = set(cells.loc[cells["protocol"] == protocol, "row"])
     for dataset in dict.fromkeys(cells["dataset"]):
-        real = dataset.removeprefix("phantom_")
+        real = real_name(dataset)
         printed = set(known.loc[known["dataset"] == real.split(" ")[0], "split"]) or {"overall"}
         for split in (s for s in SPLITS if s in printed):
             part = cells[(cells["dataset"] == dataset) & (cells["split"] == split) & (cells["protocol"] == protocol)]
-            ours, theirs = _columns(table, dataset, split)
+            ours, theirs = _columns(table, dataset, split, datasets is not None)
             for cell in part.itertuples():
                 strong_here = protocol == "paper" and (cell.row, dataset, split) in bold
                 out[cell.row][ours] = strong(_accuracy(cell)) if strong_here else _accuracy(cell)
                 if protocol == "paper" and part["paper"].notna().any():
-                    out[cell.row][theirs] = "" if pd.isna(cell.paper) else f"{cell.paper:.2f}"
+                    delta = "" if pd.isna(cell.delta) else f" ({cell.delta:+.2f})"
+                    out[cell.row][theirs] = "" if pd.isna(cell.paper) else f"{cell.paper:.2f}{delta}"
+            for row, value in (_theirs(table, dataset, split) if protocol == "paper" else {}).items():
+                out[row][theirs] = f"{value:.2f}"
+                filled.add(row)
             if protocol == "paper" and split == "overall":  # beside it, without any test answer seen
                 same = (cells["dataset"] == dataset) & (cells["split"] == split)
                 for cell in cells[same & (cells["protocol"] == STRICT)].itertuples():
                     out[cell.row][f"{STRICT} {ours}"] = _accuracy(cell)
+    frame = pd.DataFrame([entry for row, entry in out.items() if row in filled]).fillna("")
+    first = [name for name in ("#", "row", *(n.replace("_", " ") for n in about)) if name in frame]
+    ordered = [name for name in _column_order(table, cells, datasets is not None) if name in frame]
+    return frame[[*first, *ordered]]
+
+
+def _column_order(table: Table, cells: pd.DataFrame, alone: bool) -> list[str]:
+    """Titles of all number columns in reading order: a row without ours must not push its column to the front."""
+    out = []
+    for dataset in dict.fromkeys(cells["dataset"]):
+        for split in SPLITS:
+            ours, theirs = _columns(table, dataset, split, alone)
+            out += [ours, theirs, f"{STRICT} {ours}"]
+    return list(dict.fromkeys(out))
+
+
+def seeds_layout(table: Table) -> pd.DataFrame:
+    """Each run's overall accuracy under the protocol `paper`, in the order of seeds; empty unless two or three runs."""
+    part = table.seeds[(table.seeds["protocol"] == "paper") & (table.seeds["split"] == "overall")]
+    if not 2 <= part.groupby(["row", "dataset"]).size().max() <= 3:
+        return pd.DataFrame()
+    out: dict[str, dict[str, str]] = {}
+    for (row, label, dataset), group in part.groupby(["row", "label", "dataset"], sort=False):
+        entry = out.setdefault(row, {"row": f"{row}: {label}" if ":" not in row else label})
+        entry[dataset_name(dataset)] = ", ".join(f"{value:.2f}" for value in group["ours"])
     return pd.DataFrame(list(out.values())).fillna("")
 
 
-def _columns(table: Table, dataset: str, split: str) -> tuple[str, str]:
+def _columns(table: Table, dataset: str, split: str, alone: bool = False) -> tuple[str, str]:
     """Titles of our and of the paper's column; a table of a single question set does not repeat its name."""
-    real = NAMES.get(dataset.removeprefix("phantom_"), dataset)
-    alone, synthetic = len(table.datasets) == 1, dataset.startswith("phantom_")
+    real, synthetic = NAMES.get(real_name(dataset), dataset), is_synthetic(dataset)
+    alone = alone or len(table.datasets) == 1
     ours = split if alone else f"{dataset_name(dataset)} {split}"
     return ours, f"paper (real {real}), {split}" if synthetic else f"paper, {split if alone else ours}"
-
-
-def question_sets(table: Table) -> str:
-    """The question sets in words, with their numbers of test questions."""
-    whole = table.cells[table.cells["split"] == "overall"].groupby("dataset", sort=False)["n_questions"].first()
-    listed = ", ".join(f"{dataset_name(name)} ({whole[name]} test questions)" for name in table.datasets)
-    return f"Question set{'s' if len(table.datasets) > 1 else ''}: {listed}."
 
 
 def _accuracy(cell: object) -> str:
@@ -154,143 +261,52 @@ def tests_layout(table: Table) -> pd.DataFrame:
                 f"{d:+.2f} [{low:+.2f}, {high:+.2f}]"
                 for d, low, high in zip(part["difference"], part["ci_low"], part["ci_high"], strict=True)
             ],
-            "only this right / only that right": part["wins"] + " / " + part["losses"],
+            "only this right / only that right": [
+                f"{w} / {l}" if w else "" for w, l in zip(part["wins"], part["losses"], strict=True)
+            ],
             "McNemar p": part["mcnemar_p"],
+            "bootstrap p": part["bootstrap_p"].map("{:.3g}".format),
             "p after Holm": part["p_holm"].map("{:.3g}".format),
             "replication": part["replication"],
         }
     )
 
 
-def notes(table: Table) -> list[str]:
-    """What a reader must know to read the numbers, one paragraph each, plain text."""
-    several = max(len(line.answers) for line in table.lines) > 1
-    out = [f"Scale: {SCALE_NOTES[table.scale]}."]
-    out += [f"Protocol {p.title}: {p.note}" for p in (evaluate.PROTOCOLS["paper"], evaluate.PROTOCOLS["strict"])]
-    out.append(
-        f"Accuracy in percent with a 95% interval from resampling images {statistics.DRAWS:,} times"
-        + (
-            ", crossed with seeds; ± is the standard deviation over seeds."
-            if several
-            else "; one training seed, so it does not hold the spread between trainings."
-        )
-    )
-    out.append(
-        "Bold: better than the row's reference (a headline row without one: than every baseline beside it), "
-        "exact McNemar and image-resampling test both p < .05 after Holm's correction within the table."
-    )
-    for dataset in table.datasets:
-        settings = table.question_settings(dataset)
-        stored = baselines.stored(table.scale, dataset, **settings)
-        which = f"{dataset_name(dataset)} (training file {settings['training_file']}"
-        which += ")" if settings["language"] == "en" else f", language {settings['language']})"
-        ceiling, by_form = (_in_words(stored[name]) for name in ("vocabulary_ceiling", "most_frequent_by_form"))
-        new = int((~stored["nearest_question"]["image_in_training"]).sum())
-        if new:
-            out.append(
-                f"{which}: {new} of {len(stored['nearest_question'])} test questions are on an image without a "
-                "training question; there the nearest-question baseline gives the most frequent answer."
-            )
-        out.append(f"{which}: no method that answers with training answers can pass {ceiling}")
-        out.append(
-            f"{which}: the most frequent answer, found separately for questions that start like a yes/no "
-            f"question, scores {by_form}"
-        )
-    if any(line.leaks for line in table.lines):
-        out.append(
-            "† trained on a file, or with a knowledge vocabulary, that holds test answers (or on test images, language "
-            "en+zh); never shown under strict."
-        )
-    out.append(code_note(table))
-    return out
-
-
-def _in_words(frame: pd.DataFrame) -> str:
-    scored = evaluate.score(frame, None, evaluate.PROTOCOLS["generate"])
-    found = evaluate.accuracy_table(scored).set_index(["definition", "split"])["accuracy"]
-    return (
-        f"{found['answer_type', 'overall']:.2f} overall, {found['answer_type', 'open']:.2f} open and "
-        f"{found['answer_type', 'closed']:.2f} closed by answer_type, {found['yes_no', 'open']:.2f} and "
-        f"{found['yes_no', 'closed']:.2f} by yes/no."
-    )
-
-
-def code_note(table: Table) -> str:
-    """Which code made the runs; a mixture is said in capitals."""
-    if len(table.digests) == 1:
-        return f"All runs were made by one version of the code (digest {next(iter(table.digests))})."
-    listed = "; ".join(f"{digest}: runs {', '.join(ids)}" for digest, ids in sorted(table.digests.items()))
-    return (
-        f"MIXED CODE: the runs of this table were made by {len(table.digests)} versions of the code, so "
-        f"differences between rows may come from the code ({listed}). Run them again to compare."
-    )
-
-
 def markdown(table: Table) -> str:
-    """The whole table as one Markdown page."""
+    """The whole table as one Markdown page: what `make reproduce` prints, up to the notes, then the details."""
     parts = [f"# {heading(table)}", f"**{SCALE_NOTES[table.scale]}**"]
-    parts.append(question_sets(table))
+    parts.append(" ".join(filter(None, [question_sets(table), not_run(table)])))
     if len(table.digests) > 1:
         parts.append(f"**{code_note(table)}**")
     parts += [
-        "## Protocol paper",
-        _grid(paper_layout(table, lambda text: f"**{text}**")),
-        f"## Protocol {STRICT}",
-        _grid(paper_layout(table, protocol=STRICT)),
+        "## Ours beside the paper, protocol paper",
+        compact_note(table),
+        grid(compact(table, _bold)),
+        supported_differences(table),
     ]
-    for dataset in table.datasets:
-        parts += [
-            f"## Open and closed by both definitions: {dataset_name(dataset)}",
-            _grid(both_definitions(table, dataset)),
-        ]
-    compared = _grid(tests_layout(table)) if len(table.tests) else "None in this selection."
-    parts += ["## Paired tests, all questions", compared]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes(table))]
+    for dataset in table.datasets:
+        parts += [f"## {dataset_name(dataset)}"]
+        parts += [grid(paper_layout(table, _bold, datasets=[dataset]))] if len(table.datasets) > 1 else []
+        parts += ["Open and closed by both definitions:", grid(both_definitions(table, dataset))]
+    each = seeds_layout(table)
+    if len(each):
+        parts += ["## Each run, overall accuracy, protocol paper", grid(each)]
+    compared = grid(tests_layout(table)) if len(table.tests) else "None in this selection."
+    parts += ["## Paired tests, all questions", compared]
     cells = table.cells
     runs = cells[cells["run_ids"] != ""].drop_duplicates(["row", "dataset"])[["row", "dataset", "run_ids"]]
-    parts += ["## Runs", _grid(runs)]
-    return "\n\n".join(parts) + "\n"
+    parts += ["## Runs", grid(runs)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _grid(frame: pd.DataFrame) -> str:
+def _bold(text: str) -> str:
+    return f"**{text}**"
+
+
+def grid(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table, texts and numbers as they are."""
     return frame.to_markdown(index=False, disable_numparse=True)
-
-
-def _tex(text: str) -> str:
-    for plain, escaped in (
-        ("\\", r"\textbackslash{}"),
-        ("&", r"\&"),
-        ("%", r"\%"),
-        ("#", r"\#"),
-        ("_", r"\_"),
-        ("±", r"$\pm$"),
-        ("†", r"$\dagger$"),
-        ("→", r"$\to$"),
-    ):
-        text = text.replace(plain, escaped)
-    return text
-
-
-def latex(table: Table) -> str:
-    """The paper's layout for LaTeX (booktabs), protocol `paper`."""
-    start, end = "\x01", "\x02"  # survive escaping
-    frame = paper_layout(table, lambda text: f"{start}{text}{end}")
-    lines = [" & ".join(map(_tex, frame.columns)) + r" \\", r"\midrule"]
-    kinds = ["row" if number else "baseline" for number in frame["#"]]
-    for position, values in enumerate(frame.itertuples(index=False)):
-        if position and kinds[position] != kinds[position - 1]:
-            lines.append(r"\midrule")
-        lines.append(" & ".join(map(_tex, values)).replace(start, r"\textbf{").replace(end, "}") + r" \\")
-    body = "\n".join(lines)
-    alignment = "".join("r" if column.split()[-1] in SPLITS else "l" for column in frame.columns)
-    caption = _tex(
-        f"{heading(table)}: {SCALE_NOTES[table.scale]}. Accuracy in percent with a 95% interval. {code_note(table)}"
-    )
-    return (
-        f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
-        f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{body}\n\\bottomrule\n"
-        "\\end{tabular}\n\\end{table}\n"
-    )
 
 
 def html(frame: pd.DataFrame, kind: str = "numbers") -> str:

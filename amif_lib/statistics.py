@@ -18,7 +18,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from amif_lib.errors import InputError
 
-DRAWS = 2000
+DRAWS = 2000  # for intervals
+TEST_DRAWS = 10_000  # for differences: Holm over m comparisons needs p values below .05 / m
 
 
 @dataclass(frozen=True)
@@ -80,26 +81,47 @@ def _by_image(correct: ArrayLike, images: ArrayLike) -> tuple[np.ndarray, np.nda
     return sums, np.bincount(index, minlength=len(names)).astype(float)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def _image_weights(count: int, draws: int, seed: int) -> np.ndarray:
     """How often each of `count` images occurs in each bootstrap draw -> (draws, count)."""
-    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    return drawn.astype(np.float32)  # small whole numbers: exact
 
 
-def _seed_mean(per_seed: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Mean over seeds drawn with replacement, (draws, S) -> (draws,). One seed is itself."""
-    draws, seeds = per_seed.shape
-    if seeds == 1:
-        return per_seed[:, 0]
-    weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)  # (draws, S)
-    return (per_seed * weights).sum(1) / seeds
+def _seed_mean(per_run: np.ndarray, pretrainings: Sequence[int] | None, seed: int, first_seed: int) -> np.ndarray:
+    """Mean over runs drawn with replacement, (draws, S) -> (draws,). One run is itself.
+
+    `pretrainings` names each run's pre-training: those are drawn first, then runs within each. Their draws depend on
+    `first_seed` alone, so that systems and data sets that share pre-trainings share the draw.
+    """
+    draws, runs = per_run.shape
+    if runs == 1:
+        return per_run[:, 0]
+    names, group = np.unique([0] * runs if pretrainings is None else pretrainings, return_inverse=True)
+    if len(group) != runs or len(set(np.bincount(group))) > 1:
+        raise InputError(f"bootstrap: {runs} runs of {len(names)} pre-trainings; give each as many fine-tuning seeds")
+    cube = per_run[:, np.argsort(group, kind="stable")].reshape(draws, len(names), -1)  # (draws, P, F)
+    if len(names) > 1:
+        chosen = np.random.default_rng([first_seed, 2]).integers(len(names), size=cube.shape[:2])
+        cube = np.take_along_axis(cube, chosen[:, :, None], axis=1)
+    if (own := cube.shape[2]) > 1:
+        generator = np.random.default_rng([seed, 1])
+        cube = cube * generator.multinomial(own, np.full(own, 1 / own), size=cube.shape[:2]) / own
+    return cube.sum(2).mean(1)
 
 
-def _draws(groups: list[tuple[np.ndarray, np.ndarray]], draws: int, seed: int) -> list[np.ndarray]:
+Group = tuple[np.ndarray, np.ndarray, Sequence[int] | None]  # right answers (S, C), questions (C,), pre-trainings (S,)
+
+
+def _draws(groups: list[Group], draws: int, seed: int, first_seed: int | None = None) -> list[np.ndarray]:
     """Bootstrap accuracies, one array (draws,) per system; all systems see the same resampled images."""
     weights = _image_weights(len(groups[0][1]), draws, seed)  # (draws, C)
-    generator = np.random.default_rng([seed, 1])
-    return [_seed_mean((weights @ sums.T) / (weights @ counts)[:, None], generator) for sums, counts in groups]
+    first_seed = seed if first_seed is None else first_seed
+    out = []
+    for position, (sums, counts, pretrainings) in enumerate(groups):
+        per_run = (weights @ sums.T.astype(np.float32)).astype(float) / (weights @ counts.astype(np.float32))[:, None]
+        out.append(_seed_mean(per_run, pretrainings, seed + 1000 * position, first_seed))
+    return out
 
 
 def _interval(sample: np.ndarray) -> tuple[float, float]:
@@ -107,42 +129,99 @@ def _interval(sample: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap(correct: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def _two_sided(sample: np.ndarray) -> float:
+    """Twice the smaller share of draws on either side of no difference, never below 2 / (draws + 1)."""
+    sample = np.where(np.abs(sample) < 1e-12, 0.0, sample)  # what rounding makes of equal accuracies
+    below, above = (1 + (sample <= 0).sum()) / (1 + len(sample)), (1 + (sample >= 0).sum()) / (1 + len(sample))
+    return float(min(1.0, 2 * min(below, above)))
+
+
+def bootstrap(
+    correct: ArrayLike,
+    images: ArrayLike,
+    draws: int = DRAWS,
+    seed: int = 0,
+    pretrainings: Sequence[int] | None = None,
+) -> Estimate:
     """Accuracy with a percentile interval from resampling images, crossed with seeds.
 
-    `correct` is (n,) or, for several seeds, (S, n), of 0 and 1; `images` (n,) names each question's image. All answers
-    right or all wrong leave nothing to resample: then the interval is Wilson's over the images' number.
+    `correct` is (n,) or, for several runs, (S, n), of 0 and 1; `images` (n,) names each question's image. Runs that come
+    from several pre-trainings, named in `pretrainings` (S,), are drawn in two steps: pre-trainings, then runs of each.
+    All answers right or all wrong leave nothing to resample: then the interval is Wilson's over the images' number.
     """
     sums, counts = _by_image(correct, images)
     value = float(sums.sum() / (counts.sum() * len(sums)))
     if value in (0.0, 1.0):
         return Estimate(value, *wilson(round(value * len(counts)), len(counts)))
-    return Estimate(value, *_interval(_draws([(sums, counts)], draws, seed)[0]))
+    return Estimate(value, *_interval(_draws([(sums, counts, pretrainings)], draws, seed)[0]))
 
 
 def bootstrap_difference(
-    first: ArrayLike, second: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0
+    first: ArrayLike,
+    second: ArrayLike,
+    images: ArrayLike,
+    draws: int = TEST_DRAWS,
+    seed: int = 0,
+    pretrainings: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
 ) -> Estimate:
     """Accuracy of `first` minus `second` on the same questions, images resampled jointly, seeds of each on their own.
 
-    Shapes as in `bootstrap`; the two may have different numbers of seeds. `p` is twice the smaller share of draws on
+    Shapes as in `bootstrap`; the two may have different numbers of runs. `p` is twice the smaller share of draws on
     either side of no difference, so never below 2 / (draws + 1).
     """
-    groups = [_by_image(first, images), _by_image(second, images)]
-    value = float(np.mean(np.asarray(first, dtype=float)) - np.mean(np.asarray(second, dtype=float)))
-    sample = np.subtract(*_draws(groups, draws, seed))
-    below, above = (1 + (sample <= 0).sum()) / (1 + draws), (1 + (sample >= 0).sum()) / (1 + draws)
-    return Estimate(value, *_interval(sample), p=float(min(1.0, 2 * min(below, above))))
+    return bootstrap_mean_difference([(first, second, images)], draws, seed, pretrainings)
 
 
-def bootstrap_mean(parts: Sequence[tuple[ArrayLike, ArrayLike]], draws: int = DRAWS, seed: int = 0) -> Estimate:
+def bootstrap_against(
+    correct: ArrayLike,
+    images: ArrayLike,
+    level: float,
+    draws: int = TEST_DRAWS,
+    seed: int = 0,
+    pretrainings: Sequence[int] | None = None,
+) -> Estimate:
+    """Accuracy minus a fixed `level` (a share that is only printed), with interval and p; the level has no variance."""
+    sums, counts = _by_image(correct, images)
+    sample = _draws([(sums, counts, pretrainings)], draws, seed)[0] - level
+    return Estimate(float(sums.sum() / (counts.sum() * len(sums))) - level, *_interval(sample), p=_two_sided(sample))
+
+
+def bootstrap_mean(
+    parts: Sequence[tuple[ArrayLike, ArrayLike]],
+    draws: int = DRAWS,
+    seed: int = 0,
+    pretrainings: Sequence[int] | None = None,
+) -> Estimate:
     """Unweighted mean of the accuracies on several data sets (the paper's Avg), each resampled on its own.
 
-    `parts` holds `(correct, images)` per data set, shapes as in `bootstrap`.
+    `parts` holds `(correct, images)` per data set, shapes as in `bootstrap`; sets share the draw of pre-trainings.
     """
     if not parts:
         raise InputError("no data set to average")
-    groups = [_by_image(correct, images) for correct, images in parts]
-    value = float(np.mean([sums.sum() / (counts.sum() * len(sums)) for sums, counts in groups]))
-    samples = [_draws([group], draws, seed + position)[0] for position, group in enumerate(groups)]
+    groups = [(*_by_image(correct, images), pretrainings) for correct, images in parts]
+    value = float(np.mean([sums.sum() / (counts.sum() * len(sums)) for sums, counts, _ in groups]))
+    samples = [_draws([group], draws, seed + position, seed)[0] for position, group in enumerate(groups)]
     return Estimate(value, *_interval(np.mean(samples, axis=0)))
+
+
+def bootstrap_mean_difference(
+    parts: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]],
+    draws: int = TEST_DRAWS,
+    seed: int = 0,
+    pretrainings: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
+) -> Estimate:
+    """Unweighted mean over data sets of the paired differences in accuracy: two rows' Avg columns compared.
+
+    `parts` holds `(first, second, images)` per data set; within a set the two see the same resampled images, and sets
+    are resampled on their own. `pretrainings` names those of the first's and of the second's runs. `p` is as in
+    `bootstrap_difference`.
+    """
+    if not parts:
+        raise InputError("no data set to compare on")
+    values, samples = [], []
+    for position, (first, second, images) in enumerate(parts):
+        groups = [(*_by_image(x, images), own) for x, own in zip((first, second), pretrainings, strict=True)]
+        values.append(float(np.mean(np.asarray(first, dtype=float)) - np.mean(np.asarray(second, dtype=float))))
+        samples.append(np.subtract(*_draws(groups, draws, seed + position, seed)))
+    sample = np.mean(samples, axis=0)
+    return Estimate(float(np.mean(values)), *_interval(sample), p=_two_sided(sample))

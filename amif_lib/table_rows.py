@@ -14,6 +14,7 @@ PAPER_SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")  # the four sets of
 LEAKING_FILES = ("published3064",)  # training files that hold test answers: `strict` cannot be claimed for them
 SHOWN_BASELINES = ("most_frequent", "nearest_question")
 MODEL_BASELINES = ("question_only", "blank_at_test")
+NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg"}
 SCALE_NOTES = {
     "demo": "synthetic demo data; not comparable with the paper",
     "small": "a small model on real VQA-RAD, trained on a laptop without the paper's weights and data; not comparable "
@@ -26,6 +27,13 @@ SCALE_NOTES = {
 def real_name(dataset: str) -> str:
     """The real data set that a demo set stands for: `phantom_vqa_rad` -> `vqa_rad`."""
     return dataset.removeprefix("phantom_")
+
+
+def dataset_name(dataset: str) -> str:
+    """What a reader calls a question set; a demo set says which layout it imitates."""
+    if dataset.startswith("phantom_"):
+        return f"phantom ({NAMES.get(dataset.removeprefix('phantom_'), dataset)} layout)"
+    return NAMES.get(dataset, dataset)
 
 
 def is_synthetic(dataset: str) -> bool:
@@ -106,9 +114,14 @@ def required_runs(name: str, scale: str, selection: Selection | None = None) -> 
     return list({run.run_id: run for run in needed}.values())
 
 
+def seeds_of(spec: RunSpec) -> tuple[int | None, int]:
+    """The seeds of a fine-tuning's pre-training (None where it has none) and of the fine-tuning itself."""
+    return (spec.parent.seed if spec.parent else None), spec.seed
+
+
 @dataclass(frozen=True)
 class Line:
-    """One row of a table on one question set: the answers of all its seeds."""
+    """One row of a table on one question set: the answers of all its runs, each run once."""
 
     row: str
     label: str
@@ -120,10 +133,19 @@ class Line:
     paper_row: str = ""
     headline: str = ""  # the headline row that these runs are, or that this baseline belongs to
     leaks: bool = False  # test answers were seen in training
+    extra: bool = False  # not a row of the paper's
+    drawn: tuple[tuple[int | None, int], ...] = ()  # per run: pre-training seed (None: no pre-training), own seed
 
     @property
     def seeds(self) -> list[int]:
+        """Columns of `score`, one per run."""
         return list(range(len(self.answers)))
+
+    @property
+    def pretrainings(self) -> list[int] | None:
+        """Each run's pre-training seed, where there are several."""
+        first = [pretraining for pretraining, _ in self.drawn]
+        return first if len(set(first)) > 1 else None
 
     @property
     def protocols(self) -> list[evaluate.Protocol]:

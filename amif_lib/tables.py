@@ -7,16 +7,17 @@ trains: a missing run is an error that says how to make it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from amif_lib import baselines, evaluate, experiments, files, paths, results, statistics
+from amif_lib import baselines, evaluate, experiments, files, paths, results, table_cells, table_tests
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
+from amif_lib.table_cells import COLUMNS
 from amif_lib.table_rows import (
     MODEL_BASELINES,
     PAPER_SETS,
@@ -27,10 +28,11 @@ from amif_lib.table_rows import (
     Selection,
     is_baseline,
     is_synthetic,
-    real_name,
     required_runs,
     saw_test_answers,
+    seeds_of,
 )
+from amif_lib.table_tests import NOT_TESTED, TEST_COLUMNS
 
 __all__ = [
     "COLUMNS",
@@ -51,50 +53,7 @@ __all__ = [
     "write",
 ]
 
-COLUMNS = [
-    "table",
-    "row",
-    "label",
-    "dataset",
-    "split",
-    "protocol",
-    "ours",
-    "ours_sd",
-    "n_seeds",
-    "n_questions",
-    "ci_low",
-    "ci_high",
-    "paper",
-    "delta",
-    "run_ids",
-    "scale",
-]
-TEST_COLUMNS = [
-    "table",
-    "row",
-    "label",
-    "dataset",
-    "split",
-    "protocol",
-    "against",
-    "against_label",
-    "kind",
-    "difference",
-    "ci_low",
-    "ci_high",
-    "wins",
-    "losses",
-    "mcnemar_p",
-    "bootstrap_p",
-    "p_holm",
-    "supported",
-    "replication",
-    "n_seeds",
-    "n_questions",
-    "scale",
-]
-FILES = (".csv", "_tests.csv", ".md", ".tex")
-NOT_TESTED = "not tested at this scale"
+FILES = (".csv", "_tests.csv", "_seeds.csv", ".md", ".tex")
 
 
 class Table:
@@ -113,15 +72,24 @@ class Table:
         self.blank = selection.blank_runs(name, scale)
         self._refuse_missing()
         self.runs: dict[str, results.Run] = {}
-        self._scored: dict[tuple[str, str, str], pd.DataFrame] = {}
+        self._scored: dict[tuple[str, ...], pd.DataFrame] = {}
+        self._answers: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
         self.datasets = tuple(dict.fromkeys(run.data.questions for row in self.rows for run in row.runs))
         self.lines = [line for dataset in self.datasets for line in self._lines(dataset)]
         self._refuse_different_questions()
         self.digests = results.digests(self.runs.values())
+        self.digest_of = {run_id: digest for digest, ids in self.digests.items() for run_id in ids}
+
+    @property
+    def seed_counts(self) -> tuple[int, int]:
+        """The most fine-tunings of one pre-training, and the most pre-trainings, that a row has on one question set."""
+        counts = [[first for first, _ in line.drawn] for line in self.lines if line.kind == "row"]
+        return max(max(map(each.count, each)) for each in counts), max(len(set(each)) for each in counts)
 
     def question_settings(self, dataset: str) -> dict:
         """Which questions the table's rows are trained on; the baselines learn from the same."""
-        return next(run.data.question_settings for run in self.rows[0].runs if run.data.questions == dataset)
+        runs = (run for row in self.rows if not row.extra for run in row.runs)
+        return next(run.data.question_settings for run in runs if run.data.questions == dataset)
 
     @cached_property
     def published(self) -> pd.DataFrame:
@@ -167,7 +135,7 @@ class Table:
         lines = []
         headline_of = {run.run_id: row.row for row in self.headlines for run in row.runs}
         for row in self.rows:
-            specs = [run for run in row.runs if run.data.questions == dataset]
+            specs = list({run.run_id: run for run in row.runs if run.data.questions == dataset}.values())
             if not specs:  # a row of other question sets
                 continue
             runs = [self._run(spec) for spec in specs]
@@ -183,6 +151,8 @@ class Table:
                     row.paper_row,
                     headline_of.get(runs[0].run_id, ""),
                     any(map(saw_test_answers, specs)),
+                    row.extra,
+                    tuple(map(seeds_of, specs)),
                 )
             )
         stored = baselines.stored(self.scale, dataset, **self.question_settings(dataset))
@@ -211,7 +181,16 @@ class Table:
                 answers = tuple(self.runs[run_id].blank_test for run_id in shown.run_ids)
                 name, label = f"{MODEL_BASELINES[1]}:{head.row}", f"blank images at test time only{suffix}"
                 lines.append(
-                    Line(name, label, dataset, "baseline", answers, shown.run_ids, headline=head.row, leaks=shown.leaks)
+                    replace(
+                        shown,
+                        row=name,
+                        label=label,
+                        kind="baseline",
+                        answers=answers,
+                        references=(),
+                        paper_row="",
+                        headline=head.row,
+                    )
                 )
         return lines
 
@@ -229,7 +208,7 @@ class Table:
                         f"{min(odd)} of {dataset} ({len(odd)} in all); run its fine-tuning again"
                     )
 
-    # --- cells ---
+    # --- what is read off it ---
 
     def correct(self, line: Line, protocol: evaluate.Protocol) -> pd.DataFrame:
         """`line.score(protocol)`, worked out once."""
@@ -238,181 +217,41 @@ class Table:
             self._scored[key] = line.score(protocol)
         return self._scored[key]
 
+    def answers(
+        self, line: Line, protocol: evaluate.Protocol, split: str = "overall", definition: str = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which answers are right and on which image, of a split by a definition of closed (default: the protocol's).
+
+        (S, n) of 0 and 1 and (n,) names, the questions in the same order for every line of a question set; worked out
+        once.
+        """
+        key = (line.row, line.dataset, protocol.name, split, definition or protocol.closed)
+        if key not in self._answers:
+            scored = self.correct(line, protocol)
+            chosen = evaluate.select(scored, split, key[-1]).to_numpy()
+            right = scored[line.seeds].to_numpy(dtype=float).T
+            self._answers[key] = right[:, chosen], scored["image_id"].to_numpy()[chosen]
+        return self._answers[key]
+
+    @cached_property
+    def supported(self) -> set[tuple[str, str, str]]:
+        """`(row, dataset, split)` that is set in bold (see `table_tests.supported_cells`)."""
+        return table_tests.supported_cells(self.tests)
+
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One line per cell, columns `COLUMNS`, accuracies in percent (see `table`)."""
-        rows = [cell for line in self.lines for cell in self._cells(line)]
-        if len(self.datasets) > 1:
-            rows += self._averages()
-        return pd.DataFrame(rows, columns=COLUMNS)
+        return table_cells.cells(self)
 
-    def _cells(self, line: Line) -> list[dict[str, object]]:
-        out = []
-        for protocol in line.protocols:
-            correct = self.correct(line, protocol)
-            for definition in evaluate.DEFINITIONS:
-                for split in ("open", "closed", "overall"):
-                    part = correct[evaluate.select(correct, split, definition)]
-                    own = definition == protocol.closed
-                    if not len(part) or (split == "overall" and not own):
-                        continue
-                    estimate = statistics.bootstrap(part[line.seeds].to_numpy().T, part["image_id"])
-                    _, deviation = statistics.combine_seeds([part[seed].mean() for seed in line.seeds])
-                    shown = protocol.title if own else f"{protocol.title}/{definition}"
-                    out.append(self._cell(line, line.dataset, split, shown, estimate, deviation, len(part)))
-        return out
-
-    def _cell(
-        self,
-        line: Line,
-        dataset: str,
-        split: str,
-        protocol: str,
-        estimate: statistics.Estimate,
-        deviation: float,
-        questions: int,
-        run_ids: Sequence[str] | None = None,
-    ) -> dict[str, object]:
-        paper = self._published(line.paper_row, dataset, split) if protocol == "paper" else np.nan
-        like_for_like = self.scale in ("base", "paper") and not any(map(is_synthetic, self.datasets))
-        return {
-            "table": self.name,
-            "row": line.row,
-            "label": line.label,
-            "dataset": dataset,
-            "split": split,
-            "protocol": protocol,
-            "ours": 100 * estimate.value,
-            "ours_sd": 100 * deviation,
-            "n_seeds": len(line.answers),
-            "n_questions": questions,
-            "ci_low": 100 * estimate.low,
-            "ci_high": 100 * estimate.high,
-            "paper": paper,
-            "delta": 100 * estimate.value - paper if like_for_like else np.nan,
-            "run_ids": " ".join(line.run_ids if run_ids is None else run_ids),
-            "scale": self.scale,
-        }
-
-    def _published(self, paper_row: str, dataset: str, split: str) -> float:
-        if not paper_row:
-            return np.nan
-        known = self.published
-        here = (known["row"] == paper_row) & (known["dataset"] == real_name(dataset)) & (known["split"] == split)
-        return float(known["value"][here].iloc[0]) if here.any() else np.nan
-
-    def _averages(self) -> list[dict[str, object]]:
-        """The paper's Avg: the unweighted mean of the overall accuracies, marked where it spans fewer than its sets."""
-        whole = {real_name(dataset) for dataset in self.datasets} == set(PAPER_SETS)
-        name = "avg" if whole else f"avg ({len(self.datasets)} of {len(PAPER_SETS)} sets)"
-        out = []
-        for row in dict.fromkeys(line.row for line in self.lines):
-            lines = [line for line in self.lines if line.row == row]
-            if len(lines) < len(self.datasets):
-                continue
-            for protocol in min((line.protocols for line in lines), key=len):  # strict only if no set leaks
-                scored = [self.correct(line, protocol) for line in lines]
-                parts = [
-                    (one[line.seeds].to_numpy().T, one["image_id"]) for one, line in zip(scored, lines, strict=True)
-                ]
-                seeds = range(min(len(line.answers) for line in lines))
-                _, deviation = statistics.combine_seeds([np.mean([one[s].mean() for one in scored]) for s in seeds])
-                out.append(
-                    self._cell(
-                        lines[0],
-                        name,
-                        "overall",
-                        protocol.title,
-                        statistics.bootstrap_mean(parts),
-                        deviation,
-                        sum(map(len, scored)),
-                        [i for line in lines for i in line.run_ids],
-                    )
-                )
-        return out
-
-    # --- paired tests ---
-
-    def comparisons(self) -> list[tuple[Line, Line, str]]:
-        """Pairs to test: each row with its reference, each headline row with the baselines beside it."""
-        out = []
-        for line in (x for x in self.lines if x.kind == "row"):
-            beside = [x for x in self.lines if x.dataset == line.dataset]
-            out += [(line, other, "reference") for name in line.references for other in beside if other.row == name]
-            out += [
-                (line, other, "baseline")
-                for other in beside
-                if line.headline
-                and other.kind == "baseline"
-                and (other.headline in ("", line.headline) or other.row.startswith(MODEL_BASELINES[0]))
-            ]
-        return out
+    @cached_property
+    def seeds(self) -> pd.DataFrame:
+        """Each run's own accuracy (see `table_cells.seeds`)."""
+        return table_cells.seeds(self)
 
     @cached_property
     def tests(self) -> pd.DataFrame:
         """Paired tests, one line per comparison, split and protocol; columns `TEST_COLUMNS` (see `tests`)."""
-        rows = []
-        for line, other, kind in self.comparisons():
-            for protocol in line.protocols:
-                first, second = self.correct(line, protocol), self.correct(other, protocol)
-                for split in ("open", "closed", "overall"):
-                    chosen = evaluate.select(first, split, protocol.closed)
-                    if chosen.any():
-                        rows.append(self._test(line, other, kind, split, protocol, first[chosen], second[chosen]))
-        out = pd.DataFrame(rows, columns=[*TEST_COLUMNS, "p"])
-        out["p_holm"] = out.groupby(["kind", "protocol"])["p"].transform(lambda p: statistics.holm(list(p)))
-        out["supported"] = out["p_holm"] < 0.05
-        out["replication"] = [
-            self._verdict(*entry) for entry in zip(out["supported"], out["difference"], out["dataset"], strict=True)
-        ]
-        return out[TEST_COLUMNS]
-
-    def _test(
-        self,
-        line: Line,
-        other: Line,
-        kind: str,
-        split: str,
-        protocol: evaluate.Protocol,
-        first: pd.DataFrame,
-        second: pd.DataFrame,
-    ) -> dict[str, object]:
-        a, b = first[line.seeds].to_numpy().T, second[other.seeds].to_numpy().T  # (S, n), (S', n)
-        if len(b) not in (1, len(a)):
-            raise InputError(
-                f"{self.name}: row {line.row} has {len(a)} seeds, row {other.row} {len(b)}; use the same SEEDS for both"
-            )
-        each = [statistics.mcnemar(x, b[seed % len(b)]) for seed, x in enumerate(a)]
-        gap = statistics.bootstrap_difference(a, b, first["image_id"])
-        return {
-            "table": self.name,
-            "row": line.row,
-            "label": line.label,
-            "dataset": line.dataset,
-            "split": split,
-            "protocol": protocol.title,
-            "against": other.row,
-            "against_label": other.label,
-            "kind": kind,
-            "difference": 100 * gap.value,
-            "ci_low": 100 * gap.low,
-            "ci_high": 100 * gap.high,
-            "wins": " ".join(str(test.wins) for test in each),
-            "losses": " ".join(str(test.losses) for test in each),
-            "mcnemar_p": " ".join(f"{test.p:.4g}" for test in each),
-            "bootstrap_p": gap.p,
-            "p": max(gap.p, *(test.p for test in each)),
-            "n_seeds": len(a),
-            "n_questions": len(first),
-            "scale": self.scale,
-        }
-
-    def _verdict(self, supported: bool, difference: float, dataset: str) -> str:
-        if self.scale not in ("base", "paper") or is_synthetic(dataset):
-            return NOT_TESTED
-        if not supported:
-            return "within noise"
-        return "better" if difference > 0 else "worse"
+        return table_tests.tests(self)
 
 
 def table(name: str, scale: str, selection: Selection | None = None) -> pd.DataFrame:
@@ -431,34 +270,44 @@ def tests(name: str, scale: str, selection: Selection | None = None) -> pd.DataF
     """Paired tests of a table's rows with their references and of its headline rows with the baselines.
 
     `difference` is in points of accuracy, its interval from resampling images jointly; `wins`, `losses` and the exact
-    McNemar p are given per seed. `p_holm` is the larger of the bootstrap's and all McNemar p values, adjusted by Holm
-    over the comparisons of one kind and protocol; `supported` is `p_holm < .05`. `replication` is a verdict at base
-    and paper scale only.
+    McNemar p are given per seed. Averages over question sets are compared as well, by the bootstrap of the mean
+    difference alone. `p_holm` is the larger of the bootstrap's and all McNemar p values, adjusted by Holm over the
+    comparisons of one kind and protocol, those on all questions apart from those on open or closed ones; `supported` is
+    `p_holm < .05`. `replication` is a verdict at base and paper scale only. Rows that different code made are not judged.
     """
     return Table(name, scale, selection).tests
 
 
 def write(name: str, scale: str, selection: Selection | None = None) -> list[Path]:
-    """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `.md` and `.tex`; returns their paths."""
+    """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `_seeds.csv`, `.md` and `.tex`; returns their paths."""
     return store(Table(name, scale, selection), always=True)
 
 
 def store(whole: Table, always: bool = False) -> list[Path]:
     """Write the files of a collected table, each aside and then moved into place.
 
-    A file that holds the same text already is left alone, unless `always` (a workflow goes by time stamps).
+    A file that holds the same text already is left alone, unless `always` (a workflow goes by time stamps). The files
+    are for people: nothing of the kit reads numbers back from them, so that an edited one changes nothing, and is
+    written anew with a note.
     """
-    from amif_lib.layout import latex, markdown
+    from amif_lib.layout import markdown
+    from amif_lib.layout_latex import latex
 
     texts = (
         whole.cells.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
         whole.tests.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+        whole.seeds.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
         markdown(whole),
         latex(whole),
     )
     folder = paths.scale_dir(whole.scale) / "tables"
     written = [folder / f"{whole.name}{ending}" for ending in FILES]
     for path, text in zip(written, texts, strict=True):
-        if always or not path.is_file() or path.read_text(encoding="utf-8") != text:
+        same = path.is_file() and path.read_bytes() == text.encode()
+        if path.is_file() and not same and path.suffix == ".csv":
+            print(
+                f"note: {paths.shown(path)} did not hold what the stored runs say (edited, or of other runs); written anew"
+            )
+        if always or not same:
             files.write_text(path, text)
     return written

@@ -60,8 +60,17 @@ def questions(*arguments: object, **named: object) -> list[Question]:
     ]
 
 
-def install(monkeypatch, folder: Path) -> None:
-    """Send results to `folder`, and make data sets and their manifests unnecessary."""
+def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad",)) -> None:
+    """Send results to `folder`, make data sets and their manifests unnecessary, and give the demo these question sets."""
+    known = experiments.scale_settings
+
+    def settings(scale: str) -> dict:
+        found = known(scale)
+        if scale == "demo":
+            found["question_sets"] = {name: found["question_sets"][name] for name in sets}
+        return found
+
+    monkeypatch.setattr(experiments, "scale_settings", settings)
     monkeypatch.setenv("AMIF_RESULTS", str(folder))
     monkeypatch.setattr(datasets, "load_questions", questions)
     for module in (experiments, baselines):
@@ -144,11 +153,16 @@ def write_table(
     selection: tables.Selection | None = None,
     digests: dict[str, str] | None = None,
 ) -> None:
-    """Every run that a table needs: `wrong` holds, per row, the positions answered wrongly by each of its runs."""
+    """Every run that a table needs: `wrong` holds, per row, the positions answered wrongly by each of its runs.
+
+    A row that `wrong` leaves out is wrong where the row before it is.
+    """
     selection = selection or tables.Selection()
+    positions: tuple[int, ...] = ()
     for row in selection.rows(name, scale):
+        positions = wrong.get(row.row, positions)
         for run in row.runs:
-            write_run(run, wrong_at(*wrong[row.row]), (digests or {}).get(row.row, "code1"), blank=wrong_at(*range(8)))
+            write_run(run, wrong_at(*positions), (digests or {}).get(row.row, "code1"), blank=wrong_at(*range(8)))
             for stage in run.lineage()[:-1]:
                 write_run(
                     stage,
