@@ -29,6 +29,9 @@ table4: ready ## Table 4 of the paper, with the runs it needs
 table1 table2 table3 table5: ready
 	@$(RUN) reproduce --tables $@
 
+figures: ready ## every figure that the stored runs allow; no training
+	@$(RUN) figures
+
 report: ready ## the report page, from stored runs
 	@$(RUN) report
 
@@ -60,7 +63,7 @@ bench: ready ## time the data feed on this machine
 clean: ready ## remove caches and workflow state; finished runs too with RUNS=1; never data
 	@$(RUN) clean $(if $(RUNS),--runs)
 
-sweep figures:
+sweep:
 	@echo "make $@: not part of this release" >&2; exit 2
 
 # The environment, for the Pythons that requirements.lock has packages for. .venv/.installed is written last and holds a checksum of what was installed and the folder's name, so

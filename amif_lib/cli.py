@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help="for example table1 or lambda_sweep")
     for made in (
         sub,
+        command("figures", _figures, "draw every figure that the stored runs allow, without training"),
         command("report", _report, "make the report page from stored runs, without training"),
     ):
         _add_scale(made)
@@ -219,6 +220,12 @@ def _table(options: argparse.Namespace) -> None:
 
     for path in tables.write(options.name, options.scale):
         print(path.read_text(encoding="utf-8") if path.suffix == ".md" else paths.shown(path))
+
+
+def _figures(options: argparse.Namespace) -> int:
+    from amif_lib import figure_set
+
+    return figure_set.main(options.scale)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -18,13 +18,15 @@ import seaborn as sns
 from amif_lib import files, paths
 from amif_lib.errors import InputError
 from amif_lib.layout import dataset_name
-from amif_lib.table_rows import is_baseline, is_synthetic, real_name
+from amif_lib.table_rows import SCALE_NOTES, is_baseline, is_synthetic, real_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from amif_lib.results import Run
+
+Drawn = tuple["Figure", pd.DataFrame, str]  # a figure, the numbers in it, its caption
 
 OURS, BASELINE, PAPER = "#0173b2", "#767676", "#d55e00"
 MARKERS = {"ours": "o", "baseline": "s", "paper": "D"}
@@ -58,6 +60,11 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
         written.append(path.with_name(f"{path.name}.txt"))
         files.write_text(written[-1], caption + "\n")
     return written
+
+
+def note(scale: str) -> str:
+    """The last sentence of a caption: what the scale is worth."""
+    return f"SCALE={scale}: {SCALE_NOTES[scale]}."
 
 
 def training_data(runs: Sequence[Run]) -> pd.DataFrame:

@@ -1,0 +1,89 @@
+"""Every figure of a scale that its stored runs allow: `make figures`. No torch, no data, no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+
+from amif_lib import figures, files, map_figures, map_scores, paths, pretraining_figures, result_figures, results
+from amif_lib.errors import InputError
+from amif_lib.experiments import tables_of
+from amif_lib.figures import Drawn
+
+SCORES = "map_scores.csv"
+
+
+def draw_all(scale: str) -> list[Path]:
+    """Draw what the stored runs allow into `results/<scale>/figures/`, each as PDF, SVG, PNG, CSV and caption.
+
+    A figure whose runs are absent is left out, and one line says which and why; a figure of an earlier call goes with it, so
+    that nothing stale is taken for new. Returns the files; raises InputError where nothing at all can be drawn.
+    """
+    import matplotlib.pyplot as plt
+
+    figures.use_style()
+    folder, tables, written = paths.scale_dir(scale) / "figures", tables_of(scale), []
+    scores: list[Drawn] = []
+
+    def scored(stage: str) -> Drawn:
+        if not scores:
+            scores.append((None, map_scores.table(scale, tables), ""))
+            files.write_text(
+                folder / SCORES, scores[0][1].to_csv(index=False, lineterminator="\n", float_format="%.5g")
+            )
+            written.append(folder / SCORES)
+        return map_figures.scores_figure(scores[0][1], stage, scale)
+
+    drawings: dict[str, Callable[[], Drawn]] = {
+        "fig4_local_alignment": lambda: map_figures.local_alignment(scale),
+        "fig5_gated_attention": lambda: map_figures.gated_attention(scale),
+        "fig6_lambda": lambda: result_figures.lambda_curve(scale),
+        "map_scores_stage2": lambda: scored("stage2"),
+        "map_scores_finetune": lambda: scored("finetune"),
+        "training_curves": lambda: training_curves(scale),
+        "soft_labels": lambda: pretraining_figures.soft_label_maps(scale),
+        "hard_negatives": lambda: pretraining_figures.hard_negative_gallery(scale),
+        "accuracy_by_type": lambda: result_figures.accuracy_by_type(scale),
+        "calibration": lambda: result_figures.calibration(scale),
+        "run_costs": lambda: result_figures.run_costs(scale, tables),
+    }
+    (folder / SCORES).unlink(missing_ok=True)
+    left_out = []
+    for name, draw in drawings.items():
+        try:
+            figure, data, caption = draw()
+        except InputError as error:
+            left_out.append(f"{name}: {error}")
+            for old in folder.glob(f"{name}.*"):
+                old.unlink()
+            continue
+        written += figures.save(figure, folder / name, data, caption)
+        plt.close(figure)
+    for line in left_out:
+        print(f"left out: {line}")
+    if len(left_out) == len(drawings):
+        raise InputError(f"SCALE={scale}: no figure can be drawn; train its runs first (make reproduce SCALE={scale})")
+    return written
+
+
+def training_curves(scale: str) -> Drawn:
+    """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
+    runs = {}
+    for row in result_figures.Selection.planned("table1", scale).rows("table1", scale):
+        for run in (run for tip in row.runs for run in tip.lineage() if not row.extra):
+            if (paths.run_dir(run.run_id) / "metrics.jsonl").is_file():
+                runs[run.run_id] = results.load_run(run.run_id)
+    caption = "Total loss of the full model: every step (pale) and its running mean. " + figures.note(scale)
+    return figures.training_curves(list(runs.values())), figures.training_data(list(runs.values())), caption
+
+
+def main(scale: str) -> int:
+    """`python -m amif_lib figures`."""
+    mpl.use("Agg")
+    written = draw_all(scale)
+    for path in written:
+        if path.suffix in (".png", ".csv"):
+            print(paths.shown(path))
+    return 0

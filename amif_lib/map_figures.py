@@ -1,0 +1,203 @@
+"""Pictures of where a model looks: Figs. 4 and 5 of the paper for fixed examples, and the scores of all maps.
+
+What is drawn was stored by `maps.ensure` when the runs were trained; neither torch nor data is needed.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from amif_lib import experiments, map_files, map_scores, paths, redistribution
+from amif_lib.errors import InputError
+from amif_lib.figures import Drawn, note
+from amif_lib.layout import dataset_name, short_name
+from amif_lib.map_files import Maps
+from amif_lib.map_scores import MEASURES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from amif_lib.experiments import RunSpec
+
+HELD = "studies that no student is trained on"
+RULE = (
+    "Examples by rule, not by looking: in file order, the first {n} whose text names a finding that the image shows, each "
+    "with another finding. White: the known region. Each map is scaled from its lowest to its highest cell; the number "
+    "says how far it is from flat (highest cell over mean cell)."
+)
+TITLES = {
+    "pointing": "highest cell inside (pointing game)",
+    "iou": "overlap of the highest cells (IoU)",
+    "mass": "mass inside",
+}
+MARKS = {  # source -> marker, colour, name
+    "model": ("o", "#0173b2", "the row's model, 95% interval"),
+    "untrained": ("s", "#de8f05", "untrained model"),
+    "another region": ("v", "#029e73", "the model's map, regions of other images"),
+    "centre": ("+", "#cc78bc", "Gaussian in the middle"),
+    "chance": ("|", "#555555", "random map"),
+}
+MAP_NAMES = {"transport_plan": "transport plan", "attention": "attention", "gate": "gate"}
+
+
+def underlined(text: str, word: str) -> str:
+    """`text` with the first occurrence of `word` underlined (by combining characters, which every output can show)."""
+    before, found, after = text.partition(word)
+    return before + "".join(letter + "\u0332" for letter in found) + after
+
+
+def local_alignment(scale: str) -> Drawn:
+    """Fig. 4: the transport plan of the underlined word, without and with hard-negative mining (Table 2, rows 4 and 8)."""
+    runs = [("without mining\n(Table 2 row 4)", "table2", "4"), ("with mining\n(Table 2 row 8)", "table2", "8")]
+    columns = [
+        (title, _maps(scale, table, row, "stage2"), "transport_plan", f"{table} row {row}")
+        for title, table, row in runs
+    ]
+    caption = (
+        "Fig. 4 of the paper: share of the underlined word's transported mass that each patch receives after stage 2, "
+        f"without and with hard-negative mining, on reports of {columns[0][1].data_set}, which no student is trained on. "
+    )
+    return _gallery(columns, caption, scale)
+
+
+def gated_attention(scale: str) -> Drawn:
+    """Fig. 5: attention of the underlined word to the patches, without and with the gate (Table 4, rows 5 and 6)."""
+    without, gated = (_maps(scale, "table4", row, "finetune") for row in ("5", "6"))
+    columns = [
+        ("attention, no gate\n(Table 4 row 5)", without, "attention", "table4 row 5"),
+        ("attention, gate\n(Table 4 row 6)", gated, "attention", "table4 row 6"),
+        ("the gate itself\n(Table 4 row 6)", gated, "gate", "table4 row 6"),
+    ]
+    caption = (
+        "Fig. 5 of the paper: attention of the underlined word to the patches in the last co-attention layer after "
+        f"fine-tuning without and with the gate, and the gate's mean over channels, test questions of "
+        f"{dataset_name(without.data_set)}. "
+    )
+    return _gallery(columns, caption, scale)
+
+
+def _maps(scale: str, table: str, row: str, stage: str) -> Maps:
+    """Stored maps of a row's first run of a stage that has some."""
+    runs: dict[str, RunSpec] = {}
+    for entry in experiments.rows(table, scale, only=(row,)):
+        runs |= map_scores.with_maps(entry.runs, stage)
+    if not runs:
+        raise InputError(
+            f"{short_name(table)} row {row}: no {stage} run holds maps (regions are known of demo data only)"
+        )
+    return map_files.read(paths.run_dir(next(iter(runs))) / map_files.MAPS)
+
+
+def _gallery(columns: Sequence[tuple[str, Maps, str, str]], caption: str, scale: str) -> Drawn:
+    """One row per example: the image with its region, then each column's map over it."""
+    first = columns[0][1]
+    for title, maps, *_ in columns:
+        if maps.data_set != first.data_set or [maps.ids[i] for i in maps.examples] != [
+            first.ids[i] for i in first.examples
+        ]:
+            raise InputError(f"{title.splitlines()[0]}: its examples are not those of {columns[0][0].splitlines()[0]}")
+    if not redistribution.may_show(first.data_set, "images"):
+        raise InputError(redistribution.why_not(first.data_set, "images"))
+    rows = len(first.examples)
+    figure, axes = plt.subplots(
+        rows, 1 + len(columns), figsize=(1.75 * (1 + len(columns)) + 1.9, 1.75 * rows + 0.4), squeeze=False
+    )
+    plotted = []
+    for line, (place, example) in zip(axes, enumerate(first.examples), strict=True):
+        picture, outline = first.pictures[place], first.outlines[place]
+        for axis in line:
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        text = underlined(first.texts[example], first.words[example])
+        line[0].set_ylabel(textwrap.fill(text, 24), rotation=0, ha="right", va="center", fontsize="small", labelpad=8)
+        _outline(line[0], outline)
+        for axis, (title, maps, name, source) in zip(line[1:], columns, strict=True):
+            values = maps.values[name][maps.examples[place]]
+            axis.imshow(values, cmap="viridis", alpha=0.55, extent=(0, 1, 1, 0), interpolation="nearest")
+            _outline(axis, outline)
+            axis.set_xlabel(f"{values.max() / values.mean():.2f}", fontsize="x-small", labelpad=2)
+            if place == 0:
+                axis.set_title(title, fontsize="small", fontweight="normal", loc="center")
+            plotted += [
+                (
+                    first.ids[example],
+                    first.words[example],
+                    source,
+                    name,
+                    i,
+                    j,
+                    values[i, j],
+                    first.coverage[example, i, j],
+                )
+                for i, j in np.ndindex(values.shape)
+            ]
+    names = ["id", "word", "run", "map", "cell_row", "cell_column", "value", "region_coverage"]
+    return figure, pd.DataFrame(plotted, columns=names), f"{caption}{RULE.format(n=rows)} {note(scale)}"
+
+
+def _outline(axis: Axes, region: np.ndarray) -> None:
+    side = (np.arange(region.shape[0]) + 0.5) / region.shape[0]
+    axis.contour(side, side, region.astype(float), levels=[0.5], colors="white", linewidths=1.1)
+
+
+def scores_figure(scores: pd.DataFrame, stage: str, scale: str, tables: Sequence[str] = ("table2", "table4")) -> Drawn:
+    """Scores of `map_scores.table` for the rows of some tables: a panel per measure and map, a line per row.
+
+    Rows that share their runs are drawn once. Where a row has several question sets the pooled scores are drawn.
+    """
+    part = scores[(scores["stage"] == stage) & scores["table"].isin(tables)]
+    if part.empty:
+        raise InputError(f"no {stage} run of {', '.join(short_name(name) for name in tables)} holds maps")
+    part = part[(part["dataset"] == "all") | ~part["row"].isin(part.loc[part["dataset"] == "all", "row"])]
+    names = {}
+    for line in part.drop_duplicates(["table", "row"]).itertuples():
+        names.setdefault(line.run_ids, []).append(f"{short_name(line.table)} row {line.row}")
+    labels = part.drop_duplicates("run_ids").set_index("run_ids")["label"]
+    lines = {ids: f"{' = '.join(rows)}\n{textwrap.shorten(labels[ids], 40)}" for ids, rows in names.items()}
+    part = part.drop_duplicates(["run_ids", "map", "measure", "source"]).assign(
+        name=lambda frame: frame["run_ids"].map(lines)
+    )
+    kinds = [name for name in MAP_NAMES if name in set(part["map"])]
+    height = {ids: -place for place, ids in enumerate(lines)}
+    figure, axes = plt.subplots(
+        len(kinds),
+        len(MEASURES),
+        sharey=True,
+        sharex="col",
+        squeeze=False,
+        figsize=(10.4, 0.9 + len(kinds) * (0.5 + 0.42 * len(lines))),
+    )
+    for line, kind in zip(axes, kinds, strict=True):
+        for axis, measure in zip(line, MEASURES, strict=True):
+            panel = part[(part["map"] == kind) & (part["measure"] == measure)]
+            for source, (marker, colour, _) in MARKS.items():
+                own = panel[panel["source"] == source]
+                y = own["run_ids"].map(height)
+                if source == "model":
+                    axis.hlines(y, own["ci_low"], own["ci_high"], color=colour, linewidth=1.6, zorder=3)
+                axis.scatter(own["value"], y, marker=marker, color=colour, s=30, zorder=4 if source == "model" else 2)
+            axis.set(xlim=(0, None), ylim=(min(height.values()) - 0.6, 0.6))
+            axis.set_yticks(list(height.values()), list(lines.values()), fontsize="x-small")
+            axis.tick_params(axis="y", length=0)
+            axis.grid(axis="x", color="0.92", linewidth=0.8, zorder=0)
+            axis.spines["left"].set_visible(False)
+            axis.set_title(f"{MAP_NAMES[kind]}: {TITLES[measure]}", fontsize="small")
+    shown = [source for source in MARKS if source in set(part["source"])]
+    handles = [plt.Line2D([], [], marker=MARKS[s][0], color=MARKS[s][1], linestyle="") for s in shown]
+    figure.legend(handles, [MARKS[s][2] for s in shown], loc="outside lower center", ncols=3)
+    sets = sorted(set(part["dataset"]) - {"all"})
+    on = dataset_name(sets[0]) if len(sets) == 1 else "test questions of all sets"
+    what = f"reports of {HELD}" if stage == "stage2" else on
+    n = f"n = {part['n'].min()}" if part["n"].nunique() == 1 else f"n = {part['n'].min()} to {part['n'].max()}"
+    caption = (
+        f"Do the maps point at the known region? {what}, {n}; a cell belongs to the region where the region covers half "
+        "of it (else the most covered cell). Intervals from resampling images. " + note(scale)
+    )
+    return figure, part.drop(columns="name"), caption

@@ -1,0 +1,307 @@
+"""Pictures of results: Fig. 6 (lambda), accuracy by type of question, calibration of answer probabilities, cost of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from amif_lib import evaluate, experiments, paths, results
+from amif_lib.errors import InputError
+from amif_lib.experiments import RunSpec
+from amif_lib.figures import BASELINE, OURS, Drawn, note
+from amif_lib.layout import dataset_name
+from amif_lib.statistics import bootstrap
+from amif_lib.table_rows import Selection
+
+PAPERS_LAMBDA = 0.01
+BINS = 10
+STAGES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
+PAPER = evaluate.PROTOCOLS["paper"]
+
+
+# --- Fig. 6 ----------------------------------------------------------------------------------------------------------
+
+
+def lambda_curve(scale: str) -> Drawn:
+    """Fig. 6: overall accuracy against lambda, one panel per question set, from the stored table `lambda_sweep`.
+
+    The paper's values are not in its text, so none are drawn. The axis is linear near 0 and logarithmic beyond.
+    """
+    path = paths.scale_dir(scale) / "tables" / "lambda_sweep.csv"
+    if not path.is_file():
+        raise InputError(f"{paths.shown(path)}: missing; make sweep SCALE={scale} makes it")
+    table = pd.read_csv(path, dtype={"row": str})
+    part = table[(table["split"] == "overall") & (table["protocol"] == PAPER.title)].copy()
+    part["lambda"] = pd.to_numeric(part["row"], errors="coerce")  # baselines have names
+    part = part[part["lambda"].notna()].sort_values(["dataset", "lambda"])
+    if part["lambda"].nunique() < 2:
+        raise InputError(f"{paths.shown(path)}: {part['lambda'].nunique()} value of lambda; a curve needs two or more")
+    names = list(dict.fromkeys(table.loc[table["dataset"].isin(set(part["dataset"])), "dataset"]))
+    across = min(3, len(names))
+    figure, axes = plt.subplots(
+        -(-len(names) // across), across, figsize=(3.3 * across + 0.4, 2.7 * -(-len(names) // across)), squeeze=False
+    )
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
+        own = part[part["dataset"] == name]
+        axis.vlines(own["lambda"], own["ci_low"], own["ci_high"], color=OURS, linewidth=1.4)
+        axis.plot(own["lambda"], own["ours"], marker="o", markersize=5, color=OURS)
+        axis.axvline(PAPERS_LAMBDA, color=BASELINE, linestyle=":", linewidth=1, zorder=0)
+        axis.set_xscale("symlog", linthresh=0.001, linscale=0.5)
+        ticks = [value for value in (0, 0.001, 0.01, 0.1, 1) if own["lambda"].min() <= value <= own["lambda"].max()]
+        axis.set_xticks(ticks, [f"{value:g}" for value in ticks])
+        axis.minorticks_off()
+        axis.set(title=dataset_name(name), xlabel="λ", ylabel="accuracy, %" if axis in axes[:, 0] else "")
+        axis.grid(axis="y", color="0.92", linewidth=0.8)
+    columns = ["dataset", "lambda", "ours", "ours_sd", "ci_low", "ci_high", "n_seeds", "n_questions", "run_ids"]
+    caption = (
+        "Fig. 6 of the paper: overall accuracy (protocol paper) against the weight λ of the positive pair, with 95% "
+        "intervals from resampling images; dotted: the paper's choice, 0.01. The paper prints no numbers for this figure. "
+        "Each panel has an axis of its own. " + note(scale)
+    )
+    return figure, part[columns], caption
+
+
+# --- accuracy by type of question ------------------------------------------------------------------------------------
+
+
+def accuracy_by_type(scale: str) -> Drawn:
+    """Accuracy of the full model per question type and set, beside the question-only baseline of the same questions."""
+    rows = []
+    for dataset, ours, blank in _headlines(scale):
+        for kind, runs in (("full model", ours), ("question only", blank)):
+            if not runs:
+                continue
+            scored = [evaluate.score(*_answers(run_id), PAPER).set_index("question_id").sort_index() for run_id in runs]
+            for name, part in scored[0].groupby("question_type"):
+                correct = np.stack([each.loc[part.index, "correct"] for each in scored])  # (S, n)
+                estimate = bootstrap(correct, part["image_id"])
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "question_type": name or "(none given)",
+                        "kind": kind,
+                        "accuracy": 100 * estimate.value,
+                        "ci_low": 100 * estimate.low,
+                        "ci_high": 100 * estimate.high,
+                        "n_questions": len(part),
+                        "n_images": part["image_id"].nunique(),
+                        "run_ids": " ".join(runs),
+                    }
+                )
+    data = pd.DataFrame(rows)
+    sets = list(dict.fromkeys(data["dataset"]))
+    number = [data.loc[data["dataset"] == name, "question_type"].nunique() for name in sets]
+    figure, axes = plt.subplots(
+        len(sets), 1, figsize=(6.6, 0.7 * len(sets) + 0.34 * sum(number) + 0.3), height_ratios=number, squeeze=False
+    )
+    for axis, name in zip(axes[:, 0], sets, strict=True):
+        own = data[data["dataset"] == name]
+        kinds = own[own["kind"] == own["kind"].iloc[0]].sort_values("n_questions", ascending=False)
+        height = {kind: -place for place, kind in enumerate(kinds["question_type"])}
+        for kind, shift, colour, marker in (("full model", 0.12, OURS, "o"), ("question only", -0.18, BASELINE, "s")):
+            line = own[own["kind"] == kind]
+            y = line["question_type"].map(height) + shift
+            axis.hlines(y, line["ci_low"], line["ci_high"], color=colour, linewidth=1.5)
+            axis.scatter(line["accuracy"], y, color=colour, marker=marker, s=26, zorder=3, label=kind)
+        axis.set_yticks(
+            list(height.values()), [f"{k} (n = {n})" for k, n in zip(height, kinds["n_questions"], strict=True)]
+        )
+        axis.set(title=dataset_name(name), xlim=(-2, 102), ylim=(min(height.values()) - 0.6, 0.6))
+        axis.set_xticks(range(0, 101, 25))
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.grid(axis="x", color="0.92", linewidth=0.8, zorder=0)
+    axes[-1, 0].set_xlabel("accuracy, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    caption = (
+        "Accuracy of the full model (protocol paper) by the data set's own type of question, with 95% intervals from "
+        "resampling images, beside the same network trained and tested on blank images. " + note(scale)
+    )
+    return figure, data, caption
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def calibration_bins(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> pd.DataFrame:
+    """Reliability diagram in bins of equal width: `low, high, n, confidence (mean), accuracy`, empty bins left out.
+
+    A confidence on a border belongs to the lower bin, as in Guo et al. 2017.
+    """
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows = []
+    for number in np.unique(place):
+        own = place == number
+        rows.append((number / bins, (number + 1) / bins, int(own.sum()), confidence[own].mean(), correct[own].mean()))
+    return pd.DataFrame(rows, columns=["low", "high", "n", "confidence", "accuracy"])
+
+
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """ECE (Guo et al. 2017, Eq. 3): mean distance of accuracy and confidence over bins, weighted by their questions."""
+    table = calibration_bins(confidence, correct, bins)
+    return float((table["n"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["n"].sum())
+
+
+def confidences(frame: pd.DataFrame, candidates: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Probability of the chosen answer among the test answers, and whether it is right, (n,) each.
+
+    The probability is the softmax of the stored log-likelihoods over the candidates of the protocol `paper`: every
+    distinct answer of the test questions.
+    """
+    scores = np.stack([np.asarray(row, dtype=float) for row in frame["log_likelihoods"]])  # (n, K)
+    scores = scores[:, candidates["in_test"].to_numpy(dtype=bool)]
+    shifted = np.exp(scores - scores.max(1, keepdims=True))
+    return (shifted / shifted.sum(1, keepdims=True)).max(1), evaluate.score(frame, candidates, PAPER)[
+        "correct"
+    ].to_numpy()
+
+
+def calibration(scale: str) -> Drawn:
+    """Reliability diagrams of the full model, a panel per question set: is an answer as often right as it is probable?"""
+    sets = [(dataset, runs) for dataset, runs, _ in _headlines(scale) if runs]
+    figure, axes = plt.subplots(
+        2, len(sets), figsize=(2.7 * len(sets) + 0.6, 3.6), height_ratios=(3, 1), sharex=True, squeeze=False
+    )
+    plotted = []
+    for (dataset, runs), (axis, below) in zip(sets, axes.T, strict=True):
+        each = [(run_id, *_answers(run_id)) for run_id in runs]
+        found = [confidences(frame, candidates) for _, frame, candidates in each]
+        confidence, correct = (np.concatenate(part) for part in zip(*found, strict=True))
+        images = np.concatenate([frame["image_id"].to_numpy(dtype=str) for _, frame, _ in each])
+        bins = calibration_bins(confidence, correct)
+        low, high = _ece_interval(confidence, correct, images)
+        error = expected_calibration_error(confidence, correct)
+        drawn = [bootstrap(correct[own], images[own]) for own in (_inside(confidence, b) for b in bins.itertuples())]
+        bins["ci_low"], bins["ci_high"] = [e.low for e in drawn], [e.high for e in drawn]
+        axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        axis.vlines(bins["confidence"], bins["ci_low"], bins["ci_high"], color=OURS, linewidth=1.3)
+        axis.plot(bins["confidence"], bins["accuracy"], marker="o", markersize=4.5, color=OURS)
+        axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="share right" if axis is axes[0, 0] else "")
+        axis.set_title(dataset_name(dataset).replace(" (", "\n("), fontsize="small")
+        axis.text(
+            0.03,
+            0.97,
+            f"ECE {100 * error:.1f}%\n({100 * low:.1f} to {100 * high:.1f})",
+            transform=axis.transAxes,
+            va="top",
+            fontsize=7.5,
+        )
+        below.bar(bins["low"], bins["n"] / len(runs), width=1 / BINS, align="edge", color="#56b4e9", edgecolor="white")
+        below.set(xlabel="probability of the answer", ylabel="questions" if axis is axes[0, 0] else "")
+        about = {"dataset": dataset, "run_ids": " ".join(runs), "ece": error, "ece_low": low, "ece_high": high}
+        plotted.append(bins.assign(**about))
+    caption = (
+        "Calibration of the full model: share of right answers against the probability of the chosen answer, which is the "
+        "softmax of the log-likelihoods over the candidates of the protocol paper (all distinct test answers). Bins of equal "
+        f"width; ECE is the expected calibration error over {BINS} bins; 95% intervals from resampling images. The ECE of a "
+        "finite sample is biased upwards, and so is its interval. " + note(scale)
+    )
+    return figure, pd.concat(plotted, ignore_index=True), caption
+
+
+def _inside(confidence: np.ndarray, row) -> np.ndarray:
+    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    return place == round(row.low * BINS)
+
+
+def _ece_interval(
+    confidence: np.ndarray, correct: np.ndarray, images: np.ndarray, draws: int = 500
+) -> tuple[float, float]:
+    names, index = np.unique(images, return_inverse=True)
+    members = [np.flatnonzero(index == place) for place in range(len(names))]
+    rng, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
+        place = np.clip(np.ceil(confidence[rows] * BINS).astype(int) - 1, 0, BINS - 1)
+        gap = np.bincount(place, correct[rows] - confidence[rows], minlength=BINS)  # n (accuracy - confidence) per bin
+        found.append(np.abs(gap).sum() / len(rows))
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+# --- cost of runs ----------------------------------------------------------------------------------------------------
+
+
+def run_costs(scale: str, tables: Iterable[str]) -> Drawn:
+    """Wall time of every finished run of the tables: one point per run, and the sum of each stage."""
+    rows, seen = [], set()
+    for name in tables:
+        for row in Selection.planned(name, scale).rows(name, scale):
+            for run in (run for tip in row.runs for run in tip.lineage()):
+                if run.run_id in seen or not (paths.run_dir(run.run_id) / "metrics.json").is_file():
+                    continue
+                seen.add(run.run_id)
+                stored = results.load_run(run.run_id)
+                whole, training = stored.provenance.get("wall_time_s", np.nan), stored.metrics["train_time_s"]
+                about = {
+                    "run_id": run.run_id,
+                    "stage": run.stage,
+                    "dataset": run.data.questions if run.stage == "finetune" else "",
+                }
+                rows.append(
+                    about | {"training_s": training, "evaluation_s": max(0.0, whole - training), "wall_time_s": whole}
+                )
+    data = pd.DataFrame(rows)
+    if data.empty:
+        raise InputError(f"no finished run of SCALE={scale}")
+    stages = [stage for stage in STAGES if stage in set(data["stage"])]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 1.4 + 0.45 * len(stages)), sharey=True)
+    y = -np.arange(len(stages), dtype=float)
+    sums = data.groupby("stage")[["training_s", "evaluation_s"]].sum().reindex(stages) / 60
+    left.barh(y, sums["training_s"], color=OURS, height=0.6, label="training")
+    bars = left.barh(y, sums["evaluation_s"], left=sums["training_s"], color="#de8f05", height=0.6, label="answering")
+    counts = data["stage"].value_counts().reindex(stages)
+    left.bar_label(bars, [f" {s:.1f} min, {n} runs" for s, n in zip(sums.sum(axis=1), counts, strict=True)], size=8)
+    left.set_yticks(y, [STAGES[stage] for stage in stages])
+    left.set(xlabel="minutes, all runs together", xlim=(0, 1.45 * sums.sum(axis=1).max()))
+    left.legend(loc="lower right", fontsize="x-small")
+    rng = np.random.default_rng(0)
+    for stage, level in zip(stages, y, strict=True):
+        own = data.loc[data["stage"] == stage, "wall_time_s"]
+        right.scatter(own, level + rng.uniform(-0.22, 0.22, len(own)), s=14, color=OURS, alpha=0.6, linewidth=0)
+        right.vlines(own.median(), level - 0.32, level + 0.32, color="#d55e00", linewidth=2)
+    right.set(xlabel="seconds per run (line: median)", xlim=(0, None))
+    right.grid(axis="x", color="0.92", linewidth=0.8, zorder=0)
+    caption = (
+        f"Wall time of the {len(data)} finished runs behind the tables, each shared run once, as stored with the runs; "
+        "teachers are not in it. " + note(scale)
+    )
+    return figure, data, caption
+
+
+# --- stored runs -----------------------------------------------------------------------------------------------------
+
+
+def _headlines(scale: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Per question set: run ids of the full model (one per seed) and of its question-only baseline that have predictions."""
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    rows = [row for row in Selection.planned("table1", scale).rows("table1", scale) if not row.extra][:1]
+    for run in (run for row in rows for run in row.runs):
+        ours, blank = found.setdefault(run.data.questions, ([], []))
+        for wanted, ids in ((run, ours), (experiments.blank_image_run(run), blank)):
+            if _has_predictions(wanted) and wanted.run_id not in ids:
+                ids.append(wanted.run_id)
+    found = {dataset: runs for dataset, runs in found.items() if runs[0]}
+    if not found:
+        raise InputError(f"no finished fine-tuning of the full model at SCALE={scale}; make table1 trains it")
+    for dataset, (ours, blank) in found.items():
+        yield dataset, ours, blank
+
+
+def _has_predictions(run: RunSpec) -> bool:
+    return (paths.run_dir(run.run_id) / evaluate.PREDICTIONS).is_file()
+
+
+@lru_cache(maxsize=64)
+def _read(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return evaluate.read_predictions(folder)
+
+
+def _answers(run_id: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return _read(str(paths.run_dir(run_id)))

@@ -1,0 +1,196 @@
+"""What `maps.ensure` stores: equal to `explain` one by one, on the right questions, never on training studies."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from amif_lib import explain, manifests, map_files, map_scores, maps, paths, results, teachers, tokenizers, train
+from amif_lib.datasets import load_questions, load_studies
+from amif_lib.errors import InputError
+from amif_lib.objectives import contrastive
+from tests import tiny
+
+CHANGES = {"data": {"question_length": 16}}  # some questions are cut
+
+
+@pytest.fixture(scope="module")
+def lineage(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AMIF_RESULTS", str(tmp_path_factory.mktemp("results")))
+    patch.setenv("AMIF_HEADLESS", "1")
+    runs = tiny.run(**CHANGES).lineage()
+    for spec in runs:
+        train.run_spec(spec)
+        maps.ensure(spec)
+    yield runs
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def asked(lineage):
+    return map_files.read(lineage[2].directory / map_files.MAPS)
+
+
+def test_question_maps_are_those_of_explain(lineage, asked):
+    """Rows from all parts of the batch, one by one without padding; questions of different length share a batch."""
+    model = results.load_run(lineage[2]).model()
+    questions = {q.question_id: q for q in load_questions("phantom_vqa_rad")}
+    lengths = set()
+    for row in (0, 1, 7, 60, len(asked) - 1):
+        question = questions[asked.ids[row]]
+        lengths.add(len(question.question.split()))
+        single = model.explain(question.image_path, question.question, asked.words[row])
+        assert set(single) == set(asked.values) == {"attention", "transport_plan", "gate"}
+        for name, values in single.items():
+            wanted = values.numpy() if name == "gate" else (values / values.sum()).numpy()
+            np.testing.assert_allclose(asked.values[name][row], wanted, rtol=1e-4, atol=1e-5)  # a 65,535th of the range
+    assert len(lengths) > 1
+
+
+def test_questions_are_the_first_that_name_what_the_image_shows(asked):
+    """From the annotation files and label maps themselves."""
+    folder = manifests.location("phantom_vqa_rad")
+    about = json.loads((folder / "question_regions.json").read_text(encoding="utf-8"))
+    labels = json.loads((folder / "masks.json").read_text(encoding="utf-8"))["labels"]
+    expected = []
+    for question in (q for q in load_questions("phantom_vqa_rad") if q.split == "test"):
+        for label in about[question.question_id]:
+            pixels = np.asarray(Image.open(folder / "masks" / f"{question.image_id}.png"))
+            if label in question.question.lower() and (pixels == labels[label]).any():
+                expected.append((question.question_id, question.image_id, label, pixels == labels[label]))
+    expected = expected[: maps.MOST]
+    assert [(i, image, label) for i, image, label, _ in expected] == list(
+        zip(asked.ids, asked.image_ids, asked.labels, strict=True)
+    )
+    for row in (0, len(asked) // 2):  # 96 pixels on a grid of 4 x 4
+        share = expected[row][3].reshape(4, 24, 4, 24).mean((1, 3))
+        np.testing.assert_allclose(asked.coverage[row], share, atol=1e-3)
+
+
+def test_examples_follow_the_rule():
+    assert maps.first_of_each(["a", "a", "b", "c", "d", "e"], ["1", "2", "1", "3", "4", "5"], 3) == [0, 3, 4]
+
+
+def test_report_maps_are_of_studies_that_no_stage_is_trained_on(lineage):
+    stored = map_files.read(lineage[1].directory / map_files.MAPS)
+    held_out = {study.study_id for study in load_studies(maps.HELD_OUT)}
+    trained_on = {study.study_id for study in teachers.student_studies(lineage[1])}
+    assert set(stored.ids) <= held_out and not set(stored.ids) & trained_on
+    assert set(stored.values) == {"transport_plan", "attention"}
+    np.testing.assert_allclose(stored.values["transport_plan"].sum((1, 2)), 1, rtol=1e-3)
+    assert all(word in text for word, text in zip(stored.words, stored.texts, strict=True))
+
+
+def test_a_report_map_recomputed_alone(lineage):
+    """The first row from the saved weights: image, report, co-attention, plan, the word's columns."""
+    from amif_lib.datasets import images
+    from amif_lib.model import AMiF
+    from amif_lib.objectives import transport
+
+    run = lineage[1]
+    stored = map_files.read(run.directory / map_files.MAPS)
+    study = next(s for s in load_studies(maps.HELD_OUT) if s.study_id == stored.ids[0])
+    picture = next(i for i in study.images if i.image_id == stored.image_ids[0])
+    tokenizer, amif = tokenizers.load(run.directory / "model"), AMiF(run.model)
+    amif.load(run.directory / "model")
+    amif.eval()
+    ids, mask = tokenizers.encode(tokenizer, [study.text], run.data.text_length)
+    from amif_lib.datasets import encoding
+
+    pixels = images.to_tensor(encoding.as_stored(picture.path, run.model.stored_side), run.model.image_size)[None]
+    with torch.inference_mode():
+        image, text = amif.image_encoder(pixels), amif.text_encoder(ids, mask)
+        x, y, _ = amif.co_attention(image, text, None, mask, "image_text")
+        columns = tokenizers.content_mask(ids, mask, (tokenizer.cls_token_id, tokenizer.sep_token_id))
+        plan = transport.ipot(transport.cosine_cost(x[:, 1:], y), None, columns)[0]
+    places = explain.word_positions(tokenizer, ids[0], stored.words[0])
+    wanted = plan[:, places].sum(1)
+    np.testing.assert_allclose(
+        stored.values["transport_plan"][0].ravel(), (wanted / wanted.sum()).numpy(), rtol=1e-3, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_untrained_model_is_asked_the_same_and_answers_otherwise(lineage, stage):
+    run = lineage[stage]
+    stored = map_files.read(run.directory / map_files.MAPS)
+    fresh = map_files.read(map_scores.untrained_file(run, stored.data_set))
+    assert (fresh.ids, fresh.words) == (stored.ids, stored.words) and set(fresh.values) == set(stored.values)
+    assert all(not np.allclose(fresh.values[name], stored.values[name], rtol=1e-4) for name in fresh.values)
+
+
+def test_soft_labels_are_distributions_of_the_first_batch(lineage):
+    run = lineage[0]
+    stored = map_files.read_arrays(run.directory / map_files.SOFT_LABELS)
+    n = run.train.batch_size
+    embeddings = teachers.read(teachers.cache(run))
+    texts = torch.stack([embeddings.text_vectors[embeddings.studies[name]] for name in stored["ids"].tolist()])
+    q = (texts @ texts.T / run.objective.teacher_temperature).softmax(1).numpy()
+    np.testing.assert_allclose(stored["t2t_teacher"], q, atol=1e-3)
+    np.testing.assert_allclose(stored["t2t_labels"], q + run.objective.positive_weight * np.eye(n), atol=1e-3)
+    for name in ("i2t_student", "t2t_student", "i2t_teacher"):
+        assert stored[name].shape == (n, n)
+        np.testing.assert_allclose(stored[name].astype(float).sum(1), 1, atol=5e-3)
+
+
+def test_mined_negatives_are_those_that_training_drew(lineage):
+    """The last step's draw, made again by the training's own module; probabilities by hand from the teacher's texts."""
+    run = lineage[1]
+    table = pd.read_csv(run.directory / map_files.HARD_NEGATIVES, dtype={"id": str, "negative_id": str})
+    assert set(table["step"]) == {results.load_run(run).metrics["steps"] - 1}
+    assert set(table["pair"]) == {"image_text", "image_image", "text_text"}
+    assert (table["id"] != table["negative_id"]).all()
+    part = table[table["pair"] == "text_text"].reset_index(drop=True)
+    embeddings = teachers.read(teachers.cache(run))
+    studies = {s.study_id: s for s in teachers.student_studies(run)}
+    vectors = torch.stack([embeddings.text_vectors[embeddings.studies[name]] for name in part["id"]])
+    q = contrastive.soft_labels(
+        vectors @ vectors.T, run.objective.teacher_temperature, 0.0, torch.arange(len(part))
+    ).numpy()
+    names, texts = list(part["id"]), [studies[name].text.lower() for name in part["id"]]
+    assert len(names) == run.train.batch_size
+    for i, line in part.iterrows():
+        allowed = [j for j in range(len(names)) if j != i and texts[j] != texts[i]]
+        j = names.index(line["negative_id"])
+        assert j in allowed
+        assert line["probability"] == pytest.approx(q[i, j] / q[i, allowed].sum(), rel=1e-3)
+        assert line["uniform"] == pytest.approx(1 / len(allowed), rel=1e-3)
+        assert line["same_findings"] == (line["findings"] == line["negative_findings"]) or pd.isna(line["findings"])
+
+
+def test_done_once_and_again_where_it_is_gone(lineage):
+    path = lineage[2].directory / map_files.MAPS
+    before = path.stat().st_mtime_ns
+    assert path in maps.ensure(lineage[2].run_id) and path.stat().st_mtime_ns == before
+    assert path.stat().st_size < 300_000
+    kept = path.read_bytes()
+    path.write_bytes(b"half")
+    maps.ensure(lineage[2])
+    assert path.read_bytes() == kept  # equal input, equal file
+
+
+def test_runs_without_regions_say_so(lineage, capsys):
+    from amif_lib.experiments import blank_image_run
+
+    blank = blank_image_run(lineage[2])
+    train.run_spec(blank)
+    assert maps.ensure(blank) == [] and "no maps: it is trained on blank images" in capsys.readouterr().out
+    real = lineage[2].model_copy(update={"data": lineage[2].data.model_copy(update={"questions": "vqa_rad"})})
+    assert maps._no_maps(real) == "no regions are known of vqa_rad"
+    seen = lineage[1].model_copy(update={"data": lineage[1].data.model_copy(update={"pretrain": (maps.HELD_OUT,)})})
+    assert "is trained on phantom_teacher" in maps._no_maps(seen)
+
+
+def test_an_unfinished_run_is_refused(lineage):
+    folder = paths.run_dir("0123456789ab")
+    folder.mkdir()
+    spec = lineage[2].model_copy(update={"seed": 9})
+    (folder / "spec.json").write_text(json.dumps(spec.model_dump(mode="json")), encoding="utf-8")
+    with pytest.raises(InputError, match="not finished; train it first"):
+        maps.ensure("0123456789ab")
