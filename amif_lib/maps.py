@@ -61,7 +61,9 @@ def ensure(run: Run | RunSpec | str) -> list[Path]:
     make = question_maps if spec.stage == "finetune" else report_maps
     out.append(_once(run.directory / MAPS, lambda path: map_files.write(path, make(run))))
     if spec.stage == "stage2" or (spec.knowledge.source == "answers" and spec.knowledge.gate):
-        out.append(_once(untrained_file(spec, _data_set(spec)), lambda path: map_files.write(path, make(run, trained=False))))
+        out.append(
+            _once(untrained_file(spec, _data_set(spec)), lambda path: map_files.write(path, make(run, trained=False)))
+        )
     return out
 
 

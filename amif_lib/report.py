@@ -35,7 +35,6 @@ VERDICTS = {
 }
 FIRST = ("fig4", "fig5", "fig6", "map_scores", "training_curves")  # figures in this order, then the others by name
 PIXELS = 1500  # widest embedded picture
-BYTES = 8_000_000  # of the page
 
 
 def write(scale: str) -> Path:
@@ -55,9 +54,9 @@ def write(scale: str) -> Path:
     runs = _all_runs([*whole, *([head] if head else [])])
     figures.use_style()
     figure_set.draw_all(scale)
-    for table in whole:
-        _draw_accuracy(table, folder)
-    said = claims.table(scale)
+    if head:  # of the other tables the page has the numbers alone
+        _draw_accuracy(head, folder)
+    said = claims.table(scale, known={table.name: table for table in whole})
     content = {
         "scale": scale,
         "scale_note": tables.SCALE_NOTES[scale],
@@ -66,6 +65,7 @@ def write(scale: str) -> Path:
         "code_notes": [layout.code_note(table) for table in whole if len(table.digests) > 1],
         "headline": _section(head) if head else None,
         "overview": as_html(overview(whole)) if len(whole) > 1 else None,
+        "overview_note": layout.compact_note(whole[0]) if whole else "",
         "tables": [_section(table) for table in whole if table.name != "table1"],
         "figures": (shown := _figures(folder))[0],
         "accuracy_figures": shown[1],
@@ -131,42 +131,26 @@ def _all_runs(whole: list[tables.Table]) -> list[Run]:
 
 def overview(whole: list[tables.Table]) -> pd.DataFrame:
     """All rows of all tables: overall accuracy under the protocol `paper`, per question set and on average, in percent."""
-    return pd.concat([_overall(table).assign(table=layout.short_name(table.name)) for table in whole]).pipe(
-        lambda frame: frame[["table", *(name for name in frame if name != "table")]].fillna("")
-    )
+    frames = [layout.compact(table, _strong) for table in whole]
+    for table, frame in zip(whole, frames, strict=True):
+        frame.insert(0, "table", layout.short_name(table.name))
+    return pd.concat(frames, ignore_index=True).fillna("")
 
 
-def _overall(table: tables.Table) -> pd.DataFrame:
-    """One line per row: overall accuracy, the average with its interval first; supported cells are strong."""
-    bold, out = layout.supported_cells(table.tests), {}
-    cells = table.cells[(table.cells["protocol"] == "paper") & (table.cells["split"] == "overall")]
-    own = {line.row for line in table.lines if line.kind == "row"}
-    average = [name for name in dict.fromkeys(cells["dataset"]) if name.startswith("avg")]
-    for cell in cells.itertuples():
-        entry = out.setdefault(cell.row, {"#": cell.row if cell.row in own else "", "row": cell.label})
-        text = f"{cell.ours:.1f} [{cell.ci_low:.1f}, {cell.ci_high:.1f}]"
-        text = f"\x01{text}\x02" if (cell.row, cell.dataset, "overall") in bold else text
-        entry[layout.dataset_name(cell.dataset)] = text
-        if cell.dataset in average or not average:
-            entry["paper" if len(average) or len(table.datasets) == 1 else f"paper, {cell.dataset}"] = (
-                "" if pd.isna(cell.paper) else f"{cell.paper:.2f}"
-            )
-    frame = pd.DataFrame(list(out.values())).fillna("")
-    return frame[
-        ["#", "row", *sorted(frame.columns[2:], key=lambda name: (name != layout.dataset_name("avg"), name != "paper"))]
-    ]
+def _strong(text: str) -> str:
+    return f"\x01{text}\x02"
 
 
 def _section(table: tables.Table) -> dict[str, Any]:
     written = [f"tables/{table.name}{ending}" for ending in tables.FILES]
-    compact = len(table.datasets) > 1
     return {
         "name": table.name,
         "short": layout.short_name(table.name),
         "title": layout.heading(table),
         "question_sets": layout.question_sets(table),
-        "compact": as_html(_overall(table)) if compact else None,
-        "paper": as_html(layout.paper_layout(table, lambda text: f"\x01{text}\x02")),
+        "compact": as_html(layout.compact(table, _strong)) if len(table.datasets) > 1 else None,
+        "compact_note": layout.compact_note(table),
+        "paper": as_html(layout.paper_layout(table, _strong)),
         "definitions": [
             (layout.dataset_name(dataset), as_html(layout.both_definitions(table, dataset)))
             for dataset in table.datasets
@@ -213,13 +197,18 @@ def _embedded(picture: Path) -> dict[str, str]:
 
 
 def small_png(picture: Path) -> tuple[bytes, int, int]:
-    """A PNG's bytes, width and height, at most `PIXELS` wide and with a palette of 256 colours where that is smaller."""
+    """A PNG's bytes at most `PIXELS` wide, with a palette of 256 colours where that is smaller, and its size on the page.
+
+    The size is in CSS pixels: 110 to the inch that the figure was drawn for, so that its letters are as large as the page's.
+    """
     with Image.open(picture) as opened:
+        inches = opened.width / opened.info.get("dpi", (200, 200))[0]
         image = opened.convert("RGB")
-    if image.width > PIXELS:
-        image = image.resize((PIXELS, round(image.height * PIXELS / image.width)), Image.Resampling.LANCZOS)
+    width, ratio = round(110 * inches), image.height / image.width
+    scaled = image.width > PIXELS
+    if scaled:
+        image = image.resize((PIXELS, round(PIXELS * ratio)), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(out, format="PNG", optimize=True)
-    if image.width == PIXELS or out.tell() < picture.stat().st_size:
-        return out.getvalue(), image.width, image.height
-    return picture.read_bytes(), image.width, image.height
+    small = scaled or out.tell() < picture.stat().st_size
+    return out.getvalue() if small else picture.read_bytes(), width, round(width * ratio)

@@ -71,7 +71,7 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
     """The full model's settings that differ from SCALE=paper: `setting, stage, SCALE=paper`, then one per start."""
     paper_sets = experiments.scale_settings("paper")["question_sets"]
     paper = _settings(experiments.build_run("paper", {}, next(iter(paper_sets))))
-    ours = {row.label: _settings(row.runs[0]) for row in tables.Selection().rows("table1", scale)}
+    ours = {row.label: _settings(row.runs[0]) for row in tables.Selection().rows("table1", scale) if not row.extra}
     rows: dict[tuple[str, ...], list[str]] = {}
     for stage, name in dict.fromkeys(key for found in ours.values() for key in found):
         values = [_plain(found.get((stage, name))) for found in ours.values()]

@@ -102,9 +102,13 @@ class ModelSpec(Strict):
             if self.width % getattr(self, name):
                 raise ValueError(f"{name} {getattr(self, name)} does not divide width {self.width}; change one of them")
         if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}; change one of them")
+            raise ValueError(
+                f"patch_size {self.patch_size} does not divide image_size {self.image_size}; change one of them"
+            )
         if self.decoder_cross_layers > self.decoder_layers:
-            raise ValueError(f"decoder_cross_layers {self.decoder_cross_layers} exceeds decoder_layers {self.decoder_layers}")
+            raise ValueError(
+                f"decoder_cross_layers {self.decoder_cross_layers} exceeds decoder_layers {self.decoder_layers}"
+            )
         return self
 
     @property
