@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -126,6 +127,16 @@ BASELINES: dict[str, tuple[str, Callable[[Sequence[Question]], pd.DataFrame]]] =
 }
 
 
+def stored_path(scale: str, dataset: str, training_file: str, language: str = "en") -> Path:
+    """The file of `stored`: of the scale's results, of `results/private/` or, under FROM=reference, of the reference."""
+    if paths.from_reference():
+        folder = paths.reference(scale) / "baselines"
+    else:
+        folder = redistribution.folder(paths.scale_dir(scale) / "baselines", texts=[dataset])  # it holds the questions
+    which = training_file if language == "en" else f"{training_file}-{language}"
+    return folder / f"{dataset}-{which}-{manifest_digest(dataset)}-{RULES}.parquet"
+
+
 def stored(
     scale: str, dataset: str, training_file: str, language: str = "en", allow_cross_language: bool = False
 ) -> dict[str, pd.DataFrame]:
@@ -135,10 +146,13 @@ def stored(
     not English) and manifest digest, so that tables can be made again without the data (under `results/private/` where
     the set's texts may not be shown). Raises InputError where neither file nor data exist.
     """
-    folder = redistribution.folder(paths.scale_dir(scale) / "baselines", texts=[dataset])  # it holds the questions
-    which = training_file if language == "en" else f"{training_file}-{language}"
-    path = folder / f"{dataset}-{which}-{manifest_digest(dataset)}-{RULES}.parquet"
+    path = stored_path(scale, dataset, training_file, language)
     if not path.is_file():
+        if paths.from_reference():
+            raise InputError(
+                f"{paths.shown(path)}: no such file; the reference results of scale {scale} hold no answers of {dataset} (its "
+                "texts may not be passed on), or were made for an earlier version of the data"
+            )
         from amif_lib.datasets import load_questions
 
         questions = load_questions(

@@ -6,7 +6,7 @@ runs; it is a verdict at base and paper scale on real data only. Claims stand in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,9 @@ class Replication:
     judge: str = ""  # how a supported result reads: `better`, `close`; nothing where it is not to be judged
 
 
-def table(scale: str, names: Sequence[str] = ()) -> pd.DataFrame:
-    """Each claim as a line with both verdicts, columns `COLUMNS`; `names` selects those about these tables.
+def table(scale: str, names: Sequence[str] = (), known: Mapping[str, tables.Table] | None = None) -> pd.DataFrame:
+    """Each claim as a line with both verdicts, columns `COLUMNS`; `names` selects those about these tables;
+    `known` are tables that the caller has collected already.
 
     `ours` is the difference of our two rows in points (for a claim against published methods our own accuracy, in
     percent), with its 95% interval; `p` is the paired bootstrap's, `p_holm` adjusts it by Holm over the claims of one
@@ -59,7 +60,10 @@ def table(scale: str, names: Sequence[str] = ()) -> pd.DataFrame:
     ]
     if names:
         found = [one for one in found if one[2] in names]
-    collected = {name: _collect(name, scale) for name in dict.fromkeys(name for *_, name in found if name)}
+    collected = {
+        name: (known or {}).get(name) or _collect(name, scale)
+        for name in dict.fromkeys(name for *_, name in found if name)
+    }
     rows = []
     for record, said, name in found:
         ours = _replicate(record, collected.get(name))

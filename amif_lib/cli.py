@@ -1,8 +1,8 @@
 """The command line, `python -m amif_lib …`. Every make target is one of these commands; make is a convenience.
 
 Options default to the environment variables that make passes on (SCALE, MACHINE, DATASETS, ROWS, SEEDS,
-PRETRAIN_SEEDS, BUDGET_HOURS, DATA_ROOT). Each command imports what it needs when it runs, so that help is instant and the
-commands that need no torch run without it.
+PRETRAIN_SEEDS, BUDGET_HOURS, DATA_ROOT, FROM). Each command imports what it needs when it runs, so that help is instant and
+the commands that need no torch run without it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in FOLDERS:  # relative to where the command was called; the jobs run elsewhere
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
+    if getattr(options, "origin", ""):
+        os.environ["FROM"] = options.origin
     try:
+        paths.from_reference()  # any other FROM is refused here
         return options.run(options) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -97,9 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--processes", type=int, help="default: $AMIF_PROCESSES, else one per GPU")
     sub = command("table", _table, "make one table from stored runs, without training")
     sub.add_argument("name", help="for example table1 or lambda_sweep")
-    _add_scale(sub)
-    _add_scale(command("figures", _figures, "draw every figure that the stored runs allow, without training"))
-    _add_scale(command("report", _report, "make the report page from stored runs, without training"))
+    for made in (
+        sub,
+        command("figures", _figures, "draw every figure that the stored runs allow, without training"),
+        command("report", _report, "make the report page from stored runs, without training"),
+    ):
+        _add_scale(made)
+        made.add_argument(
+            "--from", dest="origin", metavar="reference", help="read committed results in place of your own (or FROM=)"
+        )
     command(
         "smoke-paper",
         _smoke,
@@ -239,21 +248,23 @@ def _figures(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from amif_lib import run_notebook
-    from amif_lib.workflow.plan import NOTEBOOKS
-
-    if origin := _environment("FROM"):
-        raise InputError(
-            f"FROM={origin}: a report from committed results is not part of this release; leave FROM unset"
-        )
-    notebook = NOTEBOOKS["report"] + ".ipynb"
     folder = paths.scale_dir(options.scale)
-    status = run_notebook.main(
-        [str(paths.NOTEBOOKS / notebook), "--out", str(folder / "notebooks" / notebook), "-p", "scale", options.scale]
-    )
-    if status == 0:
-        print(f"Report: {paths.shown(folder / 'report.html')}")
-    return status
+    if paths.from_reference():  # the light install has no notebook runner
+        from amif_lib import report
+
+        report.write(options.scale)
+    else:
+        from amif_lib import run_notebook
+        from amif_lib.workflow.plan import NOTEBOOKS
+
+        notebook = NOTEBOOKS["report"] + ".ipynb"
+        out = folder / "notebooks" / notebook
+        if status := run_notebook.main(
+            [str(paths.NOTEBOOKS / notebook), "--out", str(out), "-p", "scale", options.scale]
+        ):
+            return status
+    print(f"Report: {paths.shown(folder / 'report.html')}")
+    return 0
 
 
 def _smoke(options: argparse.Namespace) -> int | None:

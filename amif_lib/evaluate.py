@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from amif_lib import files, paths
+from amif_lib import compact, files, paths
 from amif_lib.datasets.records import normalise_answer
 from amif_lib.errors import InputError
 from amif_lib.statistics import wilson
@@ -157,19 +157,11 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
     not the likeliest test answer (the file was edited).
     """
     folder = Path(folder)
-    out = []
-    for name in (PREDICTIONS, CANDIDATES):
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"{paths.shown(path)}: no such file; run the fine-tuning again (notebook 05_finetune_vqa)")
-        try:
-            out.append(pd.read_parquet(path))
-        except (OSError, ValueError) as error:
-            detail = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"{paths.shown(path)}: not a readable Parquet file ({detail}); delete it and run the fine-tuning again"
-            ) from None
-    frame, candidates = out
+    frame = read_parquet(folder / PREDICTIONS)
+    if compact.is_compact(frame):
+        frame, candidates = compact.expand(folder, frame)
+    else:
+        candidates = read_parquet(folder / CANDIDATES)
     _check_candidates(candidates, paths.shown(folder / CANDIDATES))
     scores = _check_frame(frame, candidates, paths.shown(folder / PREDICTIONS))
     frame["gold"] = [list(accepted) for accepted in frame["gold"]]
@@ -183,6 +175,19 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
             "edited, restore it"
         )
     return frame, candidates
+
+
+def read_parquet(path: Path, remedy: str = "run the fine-tuning again (notebook 05_finetune_vqa)") -> pd.DataFrame:
+    """A Parquet file. Raises InputError, which ends in `remedy`, where it is absent or damaged."""
+    if not path.is_file():
+        raise InputError(f"{paths.shown(path)}: no such file; {remedy}")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        detail = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{paths.shown(path)}: not a readable Parquet file ({detail}); delete it and {remedy}"
+        ) from None
 
 
 def _check_candidates(candidates: pd.DataFrame, where: str) -> None:
@@ -281,9 +286,10 @@ def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protoc
         chosen = _choose(frame, stacked, candidates, protocol, "predictions")
     out = frame[["question_id", "image_id", "question_type", *DEFINITIONS.values()]].reset_index(drop=True)
     out["prediction"] = chosen
+    texts = {text for gold in frame["gold"] for text in gold}.union(chosen)
+    plain = {text: normalise_answer(text) for text in texts}  # each text once: tables score hundreds of runs
     out["correct"] = [
-        normalise_answer(text) in {normalise_answer(answer) for answer in gold}
-        for text, gold in zip(chosen, frame["gold"], strict=True)
+        plain[text] in {plain[answer] for answer in gold} for text, gold in zip(chosen, frame["gold"], strict=True)
     ]
     return out
 

@@ -6,11 +6,12 @@ is a hash of one JSON text: equal runs of different tables share a directory.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -29,6 +30,9 @@ from amif_lib.run_spec import (
     TeacherSpec,
     TrainSpec,
 )
+
+if TYPE_CHECKING:
+    from amif_lib.manifests import Manifest
 
 __all__ = [
     "DataSpec",
@@ -96,11 +100,22 @@ def manifest_digest(name: str) -> str:
     if "alternatives" in content:
         from amif_lib import manifests
 
-        form = manifests.as_found(manifests.load(name))
+        form = manifests.load(name)
+        form = _reference_form(form) if paths.from_reference() else manifests.as_found(form)
         if form.version != content["version"]:
             other = next(each for each in content["alternatives"] if each["version"] == form.version)
             content = {**content, "trees": [], **other}
     return digest({key: content[key] for key in DATA_KEYS if key in content})
+
+
+def _reference_form(manifest: Manifest) -> Manifest:
+    """The form of a set that the reference results were made with, whatever lies on this machine."""
+    for path in sorted(paths.reference().glob("*/plan.json")):
+        version = read_yaml(path).get("forms", {}).get(manifest.name)
+        for other in manifest.alternatives:
+            if other.version == version:
+                return manifest.model_copy(update={"version": other.version})
+    return manifest
 
 
 @lru_cache
@@ -185,7 +200,7 @@ def scale_settings(scale: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise InputError(f"SCALE={scale}: unknown; choose one of {', '.join(known)}")
-    return read_yaml(path)
+    return copy.deepcopy(_read_once(path, path.stat().st_mtime_ns))  # callers take it apart
 
 
 def table_settings(table: str) -> dict[str, Any]:
@@ -193,7 +208,12 @@ def table_settings(table: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in paths.SPECS.glob("*.yaml"))
         raise InputError(f"table {table!r}: no specification {paths.shown(path)}; known: {', '.join(known)}")
-    return read_yaml(path)
+    return copy.deepcopy(_read_once(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _read_once(path: Path, _changed: int) -> Any:
+    return read_yaml(path)  # a table of thirty rows would parse its scale's file hundreds of times
 
 
 def build_run(

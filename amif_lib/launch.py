@@ -34,6 +34,7 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     defaults to $AMIF_PROCESSES, else the number of visible GPUs, else 1; the result does not depend on it. A run that
     another process is training is waited for. Raises InputError for a bad spec, RuntimeError for a failed subprocess.
     """
+    paths.refuse_reference("training")
     run = spec if isinstance(spec, RunSpec) else _single(str(spec))
     count = processes if processes is not None else asked_processes() or max(1, _gpus())
     if count < 1:

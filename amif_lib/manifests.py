@@ -116,9 +116,15 @@ class Download(Strict):
     revision: str = ""
     target: str = Field(description="path under the set's folder; an archive is unpacked beside it where `unpack` says")
     bytes: int = Field(0, ge=0, description="0: size not known beforehand")
-    about_bytes: int = Field(0, ge=0, description="a rounded size, where `bytes` is not known: to plan with, never checked")
-    sha256: str = Field("", pattern="^([0-9a-f]{64})?$", description="empty: no checksum is known; the data check decides")
-    unpack: str = Field("", description="folder under the set's folder that the archive is unpacked into; empty: kept as it is")
+    about_bytes: int = Field(
+        0, ge=0, description="a rounded size, where `bytes` is not known: to plan with, never checked"
+    )
+    sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="empty: no checksum is known; the data check decides"
+    )
+    unpack: str = Field(
+        "", description="folder under the set's folder that the archive is unpacked into; empty: kept as it is"
+    )
     official: bool = Field(True, description="the data set's own place, not a mirror")
     exercised: bool = Field(False, description="whether this address was ever fetched by the kit's makers")
 

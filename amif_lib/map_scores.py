@@ -184,7 +184,7 @@ def with_maps(tips: Iterable[RunSpec], stage: str) -> dict[str, RunSpec]:
 
 def untrained_file(spec: RunSpec, data_set: str) -> Path:
     """Maps of a model of the same size with random weights: one file per scale, stage and data set."""
-    return paths.scale_dir(spec.scale) / "maps" / f"untrained_{spec.stage}_{data_set}.npz"
+    return paths.scale_source(spec.scale) / "maps" / f"untrained_{spec.stage}_{data_set}.npz"
 
 
 def _of_runs(runs: dict[str, RunSpec], stage: str) -> list[dict[str, object]]:

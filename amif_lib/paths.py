@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from amif_lib.errors import InputError
+
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent  # the clone: notebooks/, results/, data_manifests/ lie here
 SPECS = PACKAGE / "specs"
@@ -16,6 +18,28 @@ MANIFESTS = ROOT / "data_manifests"
 def results() -> Path:
     """Where results go: `$AMIF_RESULTS`, or `results/` of the clone. Read at call time, so that a test can redirect it."""
     return Path(os.environ.get("AMIF_RESULTS") or ROOT / "results").expanduser().resolve()
+
+
+def from_reference() -> bool:
+    """Whether stored runs are those of `results/reference/` (`FROM=reference`). Raises InputError for any other FROM."""
+    origin = os.environ.get("FROM", "")
+    if origin not in ("", "reference"):
+        raise InputError(f"FROM={origin}: unknown; use FROM=reference, or leave it unset for your own runs")
+    return bool(origin)
+
+
+def refuse_reference(what: str) -> None:
+    """Raise InputError under `FROM=reference` for `what` trains or stores runs: the reference is only read."""
+    if from_reference():
+        raise InputError(
+            f"FROM=reference: {what} makes runs, and committed results are only read; use make report or make figures, "
+            "or leave FROM unset"
+        )
+
+
+def reference(scale: str = "") -> Path:
+    """Committed results of our own runs. Always those of the clone, and never written to by what reads them."""
+    return ROOT / "results" / "reference" / scale
 
 
 def published() -> Path:
@@ -51,13 +75,28 @@ def _writable(folder: Path) -> bool:
 
 
 def run_dir(run_id: str) -> Path:
-    """`results/runs/<run_id>/`, whose content DESIGN fixes."""
+    """`results/runs/<run_id>/`, whose content DESIGN fixes; under FROM=reference the committed copy of it."""
+    if from_reference():
+        return next(iter(reference().glob(f"*/runs/{run_id}")), reference() / "runs" / run_id)
     return results() / "runs" / run_id
 
 
 def scale_dir(scale: str) -> Path:
-    """`results/<scale>/`: tables, figures, report and executed notebooks that belong to a scale rather than a run."""
-    return results() / scale
+    """`results/<scale>/`: tables, figures, report and executed notebooks that belong to a scale rather than a run.
+
+    Under FROM=reference it is `results/from_reference/<scale>/`, so that neither reference nor own results are touched.
+    """
+    return results() / "from_reference" / scale if from_reference() else results() / scale
+
+
+def scale_source(scale: str) -> Path:
+    """Where what was stored with a scale's runs is read: as `scale_dir`, but the reference itself under FROM=reference."""
+    return reference(scale) if from_reference() else results() / scale
+
+
+def plan(scale: str) -> Path:
+    """What was asked for when the runs were made (`DATASETS= ROWS= SEEDS=`), written by `make reproduce`."""
+    return scale_source(scale) / "plan.json"
 
 
 def shown(path: Path) -> str:

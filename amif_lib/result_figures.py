@@ -31,7 +31,7 @@ def lambda_curve(scale: str) -> Drawn:
 
     The paper's values are not in its text, so none are drawn. The axis is linear near 0 and logarithmic beyond.
     """
-    path = paths.scale_dir(scale) / "tables" / "lambda_sweep.csv"
+    path = paths.scale_source(scale) / "tables" / "lambda_sweep.csv"
     if not path.is_file():
         raise InputError(f"{paths.shown(path)}: missing; make sweep SCALE={scale} makes it")
     table = pd.read_csv(path, dtype={"row": str})

@@ -86,7 +86,14 @@ class Run:
 
     @cached_property
     def spec(self) -> RunSpec:
-        return parse(self._json("spec.json"), paths.shown(self.directory / "spec.json"))
+        return parse(self._spec(), paths.shown(self.directory / "spec.json"))
+
+    def _spec(self) -> dict[str, Any]:
+        """The specification with its lineage; in reference results a parent is named by its run id."""
+        content = self._json("spec.json")
+        if isinstance(content.get("parent"), str):
+            content["parent"] = Run(self.directory.parent / content["parent"])._spec()
+        return content
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -172,9 +179,10 @@ def load_run(run: str | Path | RunSpec) -> Run:
 def is_finished(spec: RunSpec) -> bool:
     """Whether a run has all that its readers need: metrics, provenance and, for a fine-tuning, predictions."""
     names = ["spec.json", "metrics.json", "provenance.json"]
-    if spec.stage == "finetune":
-        names += [evaluate.PREDICTIONS, evaluate.CANDIDATES]
-    return all((spec.directory / name).is_file() for name in names)
+    if spec.stage == "finetune":  # in reference results the candidates are stored once for many runs
+        names += [evaluate.PREDICTIONS] if paths.from_reference() else [evaluate.PREDICTIONS, evaluate.CANDIDATES]
+    folder = spec.directory
+    return all((folder / name).is_file() for name in names)
 
 
 def missing(specs: Iterable[RunSpec]) -> list[RunSpec]:

@@ -74,7 +74,7 @@ class Selection:
     @classmethod
     def planned(cls, name: str, scale: str) -> Selection:
         """What the scale's last plan asked for (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`), or all with one seed."""
-        path = paths.scale_dir(scale) / "plan.json"
+        path = paths.plan(scale)
         asked = experiments.read_yaml(path)["selection"] if path.is_file() else {}
         own = experiments.row_names(name, scale)
         return cls(
@@ -109,6 +109,14 @@ def required_notebooks(name: str, scale: str, selection: Selection | None = None
     needed = [runs for row in selection.rows(name, scale) for runs in row.notebooks]
     needed += [tuple(runs) for runs in selection.blank_runs(name, scale).values()]
     return list({tuple(run.run_id for run in runs): runs for runs in needed}.values())
+
+
+def planned_tables(scale: str) -> list[str]:
+    """The tables that the scale's last plan makes, or, without a plan, those that the scale names."""
+    path = paths.plan(scale)
+    if not path.is_file():
+        return list(experiments.tables_of(scale))
+    return [job["name"] for job in experiments.read_yaml(path)["jobs"] if job["rule"] == "table"]
 
 
 def required_runs(name: str, scale: str, selection: Selection | None = None) -> list[RunSpec]:

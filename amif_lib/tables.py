@@ -114,6 +114,17 @@ class Table:
         if not names:
             return
         rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        if paths.from_reference():
+            if not paths.plan(self.scale).is_file():
+                known = ", ".join(sorted(path.parent.name for path in paths.reference().glob("*/plan.json"))) or "none"
+                raise InputError(
+                    f"FROM=reference SCALE={self.scale}: no committed results; there are those of: {known}"
+                )
+            raise InputError(
+                f"{self.name} at scale {self.scale}: the reference results were made for an earlier version of the settings "
+                f"or without this table: {', '.join(names[:4])}{rest} is not stored; use the release that they came with, "
+                "or leave FROM unset and run it yourself"
+            )
         raise InputError(
             f"{self.name} at scale {self.scale} lacks {', '.join(names[:4])}{rest}; run `make reproduce "
             f"SCALE={self.scale}`, or notebook 05_finetune_vqa with spec={self.scale}/{self.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -19,7 +21,7 @@ from tests.fabricated import write_run, write_table, wrong_at
 
 matplotlib.use("Agg")
 
-from amif_lib import figures, load_run, paths, report, results, tables
+from amif_lib import experiments, figure_set, figures, load_run, paths, report, report_facts, results, tables
 from amif_lib.errors import InputError
 
 WRONG = {"1": (0, 1, 3, 5, 6, 8), "3": (0, 1, 5, 8), "5": (0, 5), "6": (5,)}
@@ -30,8 +32,18 @@ def demo(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("a folder with spaces")
         fabricated.install(patch, folder)
+        write_table("table1", "demo", {"demo": WRONG["6"], "published3064": (1,)})
         write_table("table4", "demo", WRONG)
+        plan("table1", "table4")
         yield folder
+
+
+def plan(*names: str) -> None:
+    """A plan of these tables, as `make reproduce` leaves it behind."""
+    jobs = [{"rule": "data", "name": "demo"}, *({"rule": "table", "name": name} for name in names)]
+    path = paths.plan("demo")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"selection": {}, "jobs": jobs}), encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -47,7 +59,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "link"):
+        if tag not in ("meta", "img", "br", "link"):  # these have no end
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -76,7 +88,7 @@ def test_page_needs_nothing_else(page):
     names = {tag for tag, _ in page.tags}
     assert not names & {"script", "link", "iframe"}
     sources = page.all("img", "src")
-    assert len(sources) == 2 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(sources) >= 3 and all(s.startswith("data:image/png;base64,") for s in sources)
     assert all(base64.b64decode(s.split(",", 1)[1]).startswith(b"\x89PNG") for s in sources)
     assert all(page.all("img", "alt"))
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
@@ -89,6 +101,7 @@ def test_every_link_resolves(page):
     outside = [link for link in links if not link.startswith("#")]
     assert all((paths.scale_dir("demo") / link).exists() for link in outside)
     runs = {Path(link).name for link in outside if link.startswith("../runs/")}
+    assert len(outside) > len(runs)
     assert runs == {run.name for run in (paths.results() / "runs").iterdir()}  # pre-training runs too
 
 
@@ -112,8 +125,13 @@ def test_page_holds_the_numbers(page):
     assert "MIXED CODE" not in page.text
 
 
+def without_figures(monkeypatch) -> None:
+    monkeypatch.setattr(figure_set, "draw_all", lambda scale: [])
+    monkeypatch.setattr(report, "_draw_accuracy", lambda *arguments: None)
+
+
 def test_tables_written_by_the_report_keep_their_time_stamp_when_nothing_changed(monkeypatch, demo, page):
-    monkeypatch.setattr(report, "_figures", lambda *arguments: [])
+    without_figures(monkeypatch)
     path = paths.scale_dir("demo") / "tables" / "table4.csv"
     before = path.stat().st_mtime_ns
     report.write("demo")
@@ -130,19 +148,48 @@ def test_page_escapes_what_it_is_given(monkeypatch, demo):
         return [row.model_copy(update={"label": "<script>alert(1)</script>"}) for row in rows(self, name, scale)]
 
     monkeypatch.setattr(tables.Selection, "rows", with_markup)
-    monkeypatch.setattr(report, "_figures", lambda *arguments: [])
+    without_figures(monkeypatch)
     text = report.write("demo").read_text(encoding="utf-8")
     assert "<script>" not in text and "&lt;script&gt;" in text
 
 
-def test_planned_tables(demo, page):
-    plan = paths.scale_dir("demo") / "plan.json"
-    assert report.planned_tables("demo") == ["table4"]
-    plan.write_text(json.dumps({"selection": {}, "jobs": [{"rule": "table", "name": "table1"}, {"rule": "data"}]}))
-    try:
-        assert report.planned_tables("demo") == ["table1"]
-    finally:
-        plan.unlink()
+def test_planned_tables(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path)
+    assert report.planned_tables("demo") == list(experiments.tables_of("demo"))
+    plan("table5")
+    assert report.planned_tables("demo") == ["table5"]
+
+
+def test_headline_comes_before_the_tables_and_every_part_is_in_the_contents(page):
+    parts = ["headline", "overview", "table4", "figures", "claims", "protocol", "settings", "runs", "cost", "checklist"]
+    ids = [attributes["id"] for tag, attributes in page.tags if tag == "h2"]
+    assert [name for name in ids if name in parts] == parts
+    assert {f"#{name}" for name in ids} == {link for link in page.all("a", "href") if link.startswith("#")}
+
+
+def test_checklist_says_what_the_runs_say(demo, page):
+    runs = [load_run(run) for run in tables.required_runs("table4", "demo")]
+    found = {name: (answer, words) for name, answer, words in report_facts.checklist("demo", [], runs)}
+    assert found["Claims"][0] == "no" and "no claim of the paper is tested" in found["Claims"][1]
+    assert found["Seeds and error bars"][0] == "partly" and "One fine-tuning seed" in found["Seeds and error bars"][1]
+    assert f"{len(runs) * 90 // 60 // 60}:{len(runs) * 90 // 60:02d}:00" in found["Compute"][1]  # 90 s each
+    assert "drawn by the kit" in found["New assets"][1] and "MIT" in found["Licences"][1]
+    unknown = runs[0]
+    unknown.provenance["wall_time_s"] = None
+    again = {name: answer for name, answer, _ in report_facts.checklist("paper", [], runs)}
+    assert again["Compute"] == "partly" and again["Claims"] == "yes"
+    assert all(name in page.text for name in found)
+
+
+def test_pictures_are_made_small_and_keep_their_looks(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 2000, 3), dtype=np.uint8)
+    pixels[:, :1900] = (1, 115, 178)
+    Image.fromarray(pixels).save(tmp_path / "a.png", dpi=(200, 200))
+    data, width, height = report.small_png(tmp_path / "a.png")
+    got = Image.open(io.BytesIO(data))
+    assert got.width == report.PIXELS and len(data) < (tmp_path / "a.png").stat().st_size
+    assert (width, height) == (1100, 28)  # 10 inches
+    assert got.convert("RGB").getpixel((10, 10)) == pytest.approx((1, 115, 178), abs=4)
 
 
 def test_report_with_a_missing_run_is_refused(monkeypatch, tmp_path):
@@ -156,14 +203,19 @@ def test_settings_that_differ():
     got = report.settings_that_differ("small").set_index(["setting", "stage"])
     assert got.loc[("model.image_size", "all stages")].tolist()[:2] == ["288", "128"]
     assert got.loc[("train.epochs", "fine-tuning"), "SCALE=paper"] == "60"
-    assert list(got.columns) == ["SCALE=paper", "AMiF, init=random", "AMiF, init=minilm"]
+    got = report.settings_that_differ("small")
+    assert list(got.columns[2:]) == ["SCALE=paper", "AMiF, init=random", "AMiF, init=minilm"]
     assert report.settings_that_differ("paper").empty
 
 
 def test_cost_is_the_sum_of_wall_times(demo):
     runs = [load_run(run) for run in tables.required_runs("table4", "demo")]
     got = report.cost(runs).set_index("stage")
-    assert got.loc["fine-tuning"].tolist() == [5, "0:07:30", "0:01:30"]  # five runs of 90 s
+    assert got.loc["fine-tuning"].tolist() == [
+        len(runs),
+        f"0:{len(runs) * 3 // 2:02d}:{len(runs) % 2 * 30:02d}",
+        "0:01:30",
+    ]
 
 
 # --- figures ---

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from amif_lib import baselines, cli, datasets, evaluate, manifests, paths, prediction_files, score
+from amif_lib import baselines, cli, datasets, evaluate, manifests, paths, prediction_files, results, score
 from amif_lib.errors import InputError
 
 REFERENCE = paths.ROOT / "results" / "reference" / "small"
@@ -315,7 +315,7 @@ def run_folder(folder: Path, spec: dict | None = None, edit=lambda frame: frame)
 
 
 def a_spec(training_file: str) -> dict:
-    content = json.loads((FINE_TUNED[0] / "spec.json").read_text(encoding="utf-8"))
+    content = results.load_run(FINE_TUNED[0]).spec.model_dump(mode="json")
     content["data"]["training_file"] = training_file
     return content
 

@@ -29,6 +29,7 @@ PATIENCE = 30  # seconds to wait for an interrupted call that is still going dow
 
 def reproduce(selection: Selection, machine: str = "laptop") -> int:
     """Run what is missing of the selection and print its tables. Exit status 0, or 1 where a job failed."""
+    paths.refuse_reference("reproduce")
     plan = _make_plan(selection)
     use = settings(machine, selection.scale)
     with _only_one(plan) as lock:
@@ -51,7 +52,8 @@ def show_plan(selection: Selection, machine: str = "laptop") -> int:
     """Print what the plan costs and every job with whether it would run, without running anything."""
     from amif_lib import costs
 
-    plan = make_plan(selection)
+    paths.refuse_reference("plan")
+    plan = _make_plan(selection)
     use = settings(machine, selection.scale)
     wanted = _pending(_command(plan.write("preview.json"), machine, use))
     todo = [job for job in plan.jobs if wanted & set(job.outputs) or _lacks(job)]
