@@ -217,7 +217,9 @@ def test_doctor_speaks_plainly_and_always_succeeds(tmp_path) -> None:
         assert words in done.stdout
     small = done.stdout.split("SCALE=small")[1].split("SCALE=")[0]
     assert "not yet" in small and "data set vqa_rad missing: set DATA_ROOT" in small
-    assert re.search(r"^  paper +missing: medicat, mimic_cxr, pathvqa, roco, slake, vqa_med_2019, vqa_rad", done.stdout, re.M)
+    assert re.search(
+        r"^  paper +missing: medicat, mimic_cxr, pathvqa, roco, slake, vqa_med_2019, vqa_rad", done.stdout, re.M
+    )
 
 
 def test_doctor_weighs_the_machine(monkeypatch, tmp_path) -> None:

@@ -182,9 +182,7 @@ def test_settings_of_decontamination_are_part_of_the_ids_of_runs() -> None:
 
 
 @pytest.mark.parametrize(("reader", "splits"), decontaminate.PROTECTED_SPLITS.items())
-def test_which_images_are_protected(
-    monkeypatch: pytest.MonkeyPatch, reader: str, splits: tuple[str, ...]
-) -> None:
+def test_which_images_are_protected(monkeypatch: pytest.MonkeyPatch, reader: str, splits: tuple[str, ...]) -> None:
     """Of SLAKE, PathVQA and VQA-Med-2019 the held-out images; of VQA-RAD, whose splits share images, all."""
     made = [
         Question(str(n), f"{split}{n}", Path(f"{split}{n}.jpg"), "q", ("a",), split, False, False)

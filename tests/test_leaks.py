@@ -341,7 +341,10 @@ def test_languages_are_the_variants_of_slake(shared_data: Path, monkeypatch: pyt
     table = leaks.report("slake").set_index(["training_file", "test"])
     english = table.loc["en"].iloc[0]
     assert numbers(english, "n_test", "unseen_answer", "on_train_image") == [1061, 2, 0]
-    assert table.loc[("en+zh", "en test"), "on_train_image"].tolist()[2:4] == [781, 917]  # by Chinese training, with val
+    assert table.loc[("en+zh", "en test"), "on_train_image"].tolist()[2:4] == [
+        781,
+        917,
+    ]  # by Chinese training, with val
 
 
 def test_no_torch() -> None:

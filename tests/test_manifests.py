@@ -21,7 +21,16 @@ from amif_lib.errors import InputError
 CLONE = Path(__file__).parents[1]
 QUESTION_SETS = ["pathvqa", "slake", "vqa_med_2019", "vqa_rad"]
 PHANTOM_QUESTIONS = [f"phantom_{name}" for name in QUESTION_SETS]
-PRETRAINING = ["medicat", "medpix2", "mimic_cxr", "phantom_medicat", "phantom_mimic_cxr", "phantom_roco", "phantom_teacher", "roco"]
+PRETRAINING = [
+    "medicat",
+    "medpix2",
+    "mimic_cxr",
+    "phantom_medicat",
+    "phantom_mimic_cxr",
+    "phantom_roco",
+    "phantom_teacher",
+    "roco",
+]
 KNOWN = [*PRETRAINING, *PHANTOM_QUESTIONS, *QUESTION_SETS]
 
 
@@ -278,7 +287,9 @@ def test_data_check_writes_a_page(own_set: Path, tmp_path: Path, monkeypatch, ca
     unseen = cells(markdown, leaks.MEANINGS["unseen_answer"])
     assert unseen == [[leaks.MEANINGS["unseen_answer"], "1"]]  # "no", where training has "yes" and "ct"
     assert measured == ["tiny"] and "nothing recorded to compare with" in markdown
-    assert "- Record fields: qid, phrase_type," in markdown and "Licence stated at:</strong> https://osf.io/89kps/" in html
+    assert (
+        "- Record fields: qid, phrase_type," in markdown and "Licence stated at:</strong> https://osf.io/89kps/" in html
+    )
     assert "- Environment variables: DATA_ROOT" in markdown and "a mirror, 1,793 and 451 questions" in markdown
     for words in (
         "counts of &lt;questions&gt;",
@@ -324,7 +335,9 @@ def test_real_sets_are_as_recorded(shared_data: Path, monkeypatch: pytest.Monkey
         assert set(table["status"]) == {"ok"}, table[table["status"] != "ok"]
         assert {*table["kind"], "images"} - {"folder"} == set(manifests.load(name).checks)
         compared = table.loc[table["kind"] == "leak", "item"]
-        assert len(compared) == (4 * 5 - 1 if name == "vqa_rad" else 0)  # five numbers of each variant; one is not recorded
+        assert len(compared) == (
+            4 * 5 - 1 if name == "vqa_rad" else 0
+        )  # five numbers of each variant; one is not recorded
 
 
 def test_a_test_question_copied_into_training_is_a_changed_leak(shared_data: Path, tmp_path: Path, monkeypatch) -> None:
@@ -383,7 +396,18 @@ def test_leaks_are_compared_as_recorded(own_set: Path) -> None:
 
 def test_what_does_not_describe_the_data_itself_is_not_in_its_digest() -> None:
     """Terms, places, checks and leakage may be recorded better without making any result another one."""
-    terms = {"mirrors", "fields", "encoding", "checks", "leakage", "verified", "licence", "access", "variants", "evidence"}
+    terms = {
+        "mirrors",
+        "fields",
+        "encoding",
+        "checks",
+        "leakage",
+        "verified",
+        "licence",
+        "access",
+        "variants",
+        "evidence",
+    }
     assert terms <= set(manifests.Manifest.model_fields) and not terms & set(experiments.DATA_KEYS)
 
 

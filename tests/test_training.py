@@ -259,9 +259,7 @@ def test_teacher_embeddings_are_those_of_the_stored_open_clip_model(finished):
     model.eval()
     picture = encoding.as_stored(study.images[0].path, teachers.stored_side(stage1))
     with torch.inference_mode():
-        image = torch.nn.functional.normalize(
-            model.encode_image(preprocess(picture.convert("RGB"))[None]), dim=-1
-        )
+        image = torch.nn.functional.normalize(model.encode_image(preprocess(picture.convert("RGB"))[None]), dim=-1)
         text = torch.nn.functional.normalize(model.encode_text(open_clip.get_tokenizer(name)([study.text])), dim=-1)
     torch.testing.assert_close(
         stored.image_vectors[stored.images[study.images[0].image_id]], image[0], atol=1e-5, rtol=1e-4

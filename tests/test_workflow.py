@@ -209,7 +209,9 @@ def test_everything_is_made_once_and_in_order(finished) -> None:
     assert "| a table |" in out and "report.html" in out and out.count("started") == out.count("done in") == len(jobs)
     assert all((clone.root / "results" / job["output"]).is_file() for job in jobs)
     executed = {path.parent.name for path in clone.root.glob("results/runs/*/05_finetune_vqa.ipynb")}
-    assert executed == {run for job in jobs if job["rule"] == "finetune" for run in job["runs"]}  # each run has its notebook
+    assert executed == {
+        run for job in jobs if job["rule"] == "finetune" for run in job["runs"]
+    }  # each run has its notebook
     assert len(executed) == 2 * FINETUNINGS
 
 

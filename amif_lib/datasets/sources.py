@@ -110,9 +110,7 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise
-        raise InputError(
-            f"{paths.shown(folder)}: cannot be written ({error.strerror or error}); {REMEDY}"
-        ) from None
+        raise InputError(f"{paths.shown(folder)}: cannot be written ({error.strerror or error}); {REMEDY}") from None
 
 
 def in_order(function: Callable[[Item], Made], items: Iterable[Item], ahead: int = 4) -> Iterator[Made]:

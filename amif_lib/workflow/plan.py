@@ -76,7 +76,9 @@ class Plan:
     """The jobs in an order in which each one's needs come first, and the runs behind them by run id."""
 
     selection: Selection  # what was asked for; with a budget, the rows that fit
-    left_out: list[tuple[Row, float]] = field(default_factory=list)  # rows that do not, with the hours that each would add
+    left_out: list[tuple[Row, float]] = field(
+        default_factory=list
+    )  # rows that do not, with the hours that each would add
     jobs: list[Job] = field(default_factory=list)
     runs: dict[str, RunSpec] = field(default_factory=dict)
     tables: dict[str, list[RunSpec]] = field(default_factory=dict)  # the fine-tunings that each table reads
@@ -136,9 +138,7 @@ def make_plan(selection: Selection) -> Plan:
     for table, notebooks in needed.items():
         metrics = tuple(dict.fromkeys(_metrics(run) for runs in notebooks for run in runs))
         code = f"{_notebook_code(table)}:{_library_code()}:{experiments.digest(asdict(selection))}"
-        made.append(
-            _add(plan, Job("table", table, f"{scale}/tables/{table}.csv", metrics, code=code)).output
-        )
+        made.append(_add(plan, Job("table", table, f"{scale}/tables/{table}.csv", metrics, code=code)).output)
     _add(
         plan,
         Job("report", scale, f"{scale}/report.html", tuple(made), code=f"{_notebook_code('report')}:{_library_code()}"),
