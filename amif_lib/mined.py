@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +20,7 @@ from amif_lib.model import AMiF
 from amif_lib.objectives import contrastive, hard_negatives
 from amif_lib.objectives.amif import Pretraining
 from amif_lib.objectives.global_alignment import pick
+from amif_lib.objectives.pair_classification import negatives_drawn_from
 from amif_lib.results import Run
 from amif_lib.train import epoch_keys
 
@@ -46,7 +49,7 @@ def soft_labels(run: Run) -> dict[str, np.ndarray]:
     """
     spec, o = run.spec, run.spec.objective
     data, module = _data(run)
-    keys = _steps(data, spec)[0][2]
+    _, keys = _step(data, spec, last=False)
     batch = data.collate([data[key] for key in keys[:SHOWN]])
     first, second = (module.amif.image_encoder(batch.views[:, k])[:, 0] for k in (0, 1))
     own = module.features(batch, first, second, module.amif.text_encoder(batch.ids, batch.mask)[:, 0])
@@ -95,12 +98,13 @@ def mined_negatives(run: Run) -> pd.DataFrame:
     """
     spec, o = run.spec, run.spec.objective
     data, module = _data(run)
-    steps = _steps(data, spec)
-    _, step, keys = steps[min(len(steps), spec.train.max_steps or len(steps)) - 1]
+    step, keys = _step(data, spec, last=True)
     batch = data.collate([data[key] for key in keys])
-    both = [module.amif.image_encoder(batch.views[:, k]) for k in (0, 1)]
-    image = pick(torch.stack(both, 1), batch.view)
-    text = module.amif.text_encoder(batch.ids, batch.mask)
+    both = image = text = None  # the teacher's embeddings are enough
+    if negatives_drawn_from(o, batch.teacher_text is not None).startswith("student"):
+        both = [module.amif.image_encoder(batch.views[:, k]) for k in (0, 1)]
+        image = pick(torch.stack(both, 1), batch.view)
+        text = module.amif.text_encoder(batch.ids, batch.mask)
     drawn = module.mine(batch, image, both, text)
     sides, temperature = module._similar_sides(batch, image, both, text)
     studies, named = [data.studies[key[1]] for key in keys], _named(spec)
@@ -160,9 +164,12 @@ def _data(run: Run) -> tuple[PretrainingData, Pretraining]:
     return PretrainingData(studies, spec, tokenizer, embeddings), network(run, tokenizer, teacher_dim=dim)
 
 
-def _steps(data: PretrainingData, spec: RunSpec) -> list[tuple[int, int, list[tuple[int, int]]]]:
-    """(epoch, step, sample keys) of every step of the training."""
-    return list(epoch_keys(SimpleNamespace(data=data, folds=data.folds), spec, 0))
+def _step(data: PretrainingData, spec: RunSpec, last: bool) -> tuple[int, list[tuple[int, int]]]:
+    """Number and sample keys of the training's first or last step."""
+    steps = epoch_keys(SimpleNamespace(data=data, folds=data.folds), spec, 0)
+    wanted = islice(steps, spec.train.max_steps or None) if last else islice(steps, 1)
+    _, step, keys = deque(wanted, maxlen=1)[0]
+    return step, keys
 
 
 def _shows(study: Any) -> list[str]:

@@ -59,6 +59,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "plan",
         "run",
         "table",
+        "figures",
         "report",
         "smoke-paper",
         "data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -117,11 +118,21 @@ def make(folder) -> None:
     pd.DataFrame(cells).to_csv(path, index=False)
 
 
+def quicken(patch) -> None:
+    """Two question sets and three tables, and each specification is read once."""
+    whole = experiments.scale_settings("demo")
+    names = ("phantom_vqa_rad", "phantom_slake")
+    whole["question_sets"] = {name: whole["question_sets"][name] for name in names}
+    patch.setattr(experiments, "scale_settings", lambda scale: copy.deepcopy(whole))
+    patch.setattr(figure_set, "tables_of", lambda scale: ("table1", "table2", "table4"))
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("a folder with spaces")
         fabricated.install(patch, folder)
+        quicken(patch)
         make(folder)
         yield {path.name: path for path in figure_set.draw_all("demo")}
 
@@ -248,6 +259,7 @@ def test_an_unknown_figure_is_refused():
 
 def test_nothing_stored_is_an_error(monkeypatch, tmp_path, capsys):
     fabricated.install(monkeypatch, tmp_path)
+    quicken(monkeypatch)
     with pytest.raises(InputError, match="no figure can be drawn; train its runs first"):
         figure_set.draw_all("demo")
     assert capsys.readouterr().out.count("left out: ") == len(FIGURES)
@@ -267,8 +279,8 @@ def test_without_torch(drawn):
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in ('torch', 'transformers'): raise ImportError(f'{name} is not there')\n"
         "sys.meta_path.insert(0, NoTorch())\n"
-        "import pytest; from pathlib import Path; from tests import fabricated\n"
-        "fabricated.install(pytest.MonkeyPatch(), Path(sys.argv[1]))\n"
+        "import pytest; from pathlib import Path; from tests import fabricated, test_figure_set\n"
+        "fabricated.install(patch := pytest.MonkeyPatch(), Path(sys.argv[1])); test_figure_set.quicken(patch)\n"
         "from amif_lib import cli, figures\n"
         "figures.METADATA = {'png': {}}\n"  # the quickest format
         "sys.exit(cli.main(['figures', '--scale', 'demo']))\n"
