@@ -100,9 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--processes", type=int, help="default: $AMIF_PROCESSES, else one per GPU")
     sub = command("table", _table, "make one table from stored runs, without training")
     sub.add_argument("name", help="for example table1 or lambda_sweep")
+    drawn = command("figures", _figures, "draw every figure that the stored runs allow, without training")
+    drawn.add_argument("--allow-none", action="store_true", help="runs that allow no figure are no error")
+    drawn.add_argument("--notebook", action="store_true", help="execute notebook 20 about maps as well")
     for made in (
         sub,
-        command("figures", _figures, "draw every figure that the stored runs allow, without training"),
+        drawn,
         command("report", _report, "make the report page from stored runs, without training"),
     ):
         _add_scale(made)
@@ -241,10 +244,23 @@ def _table(options: argparse.Namespace) -> None:
         print(path.read_text(encoding="utf-8") if path.suffix == ".md" else paths.shown(path))
 
 
+def _execute(notebook: str, scale: str) -> int:
+    """Execute a notebook that has the parameter `scale`; the executed copy goes to the scale's folder."""
+    from amif_lib import run_notebook
+
+    source, out = (folder / f"{notebook}.ipynb" for folder in (paths.NOTEBOOKS, paths.scale_dir(scale) / "notebooks"))
+    return run_notebook.main([str(source), "--out", str(out), "-p", "scale", scale])
+
+
 def _figures(options: argparse.Namespace) -> int:
     from amif_lib import figure_set
 
-    return figure_set.main(options.scale)
+    status = figure_set.main(options.scale, options.allow_none)
+    if not status and options.notebook:
+        from amif_lib.workflow.plan import NOTEBOOKS
+
+        status = _execute(NOTEBOOKS["maps"], options.scale)
+    return status
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -254,14 +270,9 @@ def _report(options: argparse.Namespace) -> int:
 
         report.write(options.scale)
     else:
-        from amif_lib import run_notebook
         from amif_lib.workflow.plan import NOTEBOOKS
 
-        notebook = NOTEBOOKS["report"] + ".ipynb"
-        out = folder / "notebooks" / notebook
-        if status := run_notebook.main(
-            [str(paths.NOTEBOOKS / notebook), "--out", str(out), "-p", "scale", options.scale]
-        ):
+        if status := _execute(NOTEBOOKS["report"], options.scale):
             return status
     print(f"Report: {paths.shown(folder / 'report.html')}")
     return 0
@@ -324,11 +335,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from amif_lib import run_notebook
-
-    notebook = "40_benchmarks.ipynb"
-    out = paths.scale_dir(options.scale) / "notebooks" / notebook
-    return run_notebook.main([str(paths.NOTEBOOKS / notebook), "--out", str(out), "-p", "scale", options.scale])
+    return _execute("40_benchmarks", options.scale)
 
 
 def _audit(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 
 from amif_lib import figures, files, map_figures, map_scores, paths, pretraining_figures, result_figures, results
 from amif_lib.errors import InputError
@@ -13,6 +14,7 @@ from amif_lib.experiments import tables_of
 from amif_lib.figures import Drawn
 
 SCORES = "map_scores.csv"
+INDEX = "figures.csv"  # which figures there are, with their captions; written last by `main`
 
 
 def draw_all(scale: str, only: Collection[str] = ()) -> list[Path]:
@@ -85,10 +87,18 @@ def training_curves(scale: str) -> Drawn:
     return figures.training_curves(list(runs.values())), figures.training_data(list(runs.values())), caption
 
 
-def main(scale: str) -> int:
-    """`python -m amif_lib figures`."""
+def main(scale: str, allow_none: bool = False) -> int:
+    """`python -m amif_lib figures`; with `allow_none` runs that allow no figure are no error."""
     mpl.use("Agg")
-    written = draw_all(scale)
+    try:
+        written = draw_all(scale)
+    except InputError:
+        if not allow_none:
+            raise
+        written = []
+    captions = {path.stem: path.read_text(encoding="utf-8").strip() for path in written if path.suffix == ".txt"}
+    index = pd.DataFrame({"figure": list(captions), "caption": list(captions.values())})
+    files.write_text(paths.scale_dir(scale) / "figures" / INDEX, index.to_csv(index=False, lineterminator="\n"))
     for path in written:
         if path.suffix in (".png", ".csv"):
             print(paths.shown(path))

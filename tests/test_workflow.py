@@ -79,6 +79,18 @@ path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text("made")
 path.with_suffix(".md").write_text("| a table |")
 """
+FIGURES = """
+from amif_lib import paths
+
+
+def main(scale, allow_none=False):
+    path = paths.scale_dir(scale) / "figures" / "figures.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("figure,caption\\n")
+    with (paths.results() / "trace.txt").open("a") as trace:
+        trace.write("figures\\n")
+    return 0
+"""
 TEACHER = """
 def ensure(spec, studies=None):
     folder = paths.run_dir(teacher_id(spec))
@@ -124,10 +136,12 @@ class Clone:
         runner.write_text(runner.read_text().split("def main(")[0] + RUNNER)
         teachers = root / "amif_lib" / "teachers.py"
         teachers.write_text(teachers.read_text().split('if __name__ == "__main__"')[0] + TEACHER)
+        (root / "amif_lib" / "figure_set.py").write_text(FIGURES)
         self.notebooks = root / "notebooks"
         self.notebooks.mkdir()
         for name in ("03_stage1_global_alignment", "04_stage2_local_alignment_and_mining", "05_finetune_vqa"):
             write_notebook(self.notebooks / f"{name}.ipynb", 'spec = ""', TRAIN)
+        write_notebook(self.notebooks / f"{plan.NOTEBOOKS['maps']}.ipynb", 'scale = ""', "pass")
         for name, parameter, path in (
             ("01_data_and_manifests", "spec", "data/check.csv"),
             *((plan.NOTEBOOKS[name], "spec", f"tables/{name}.csv") for name in TABLES),
@@ -193,6 +207,7 @@ def test_everything_is_made_once_and_in_order(finished) -> None:
         "stage1": 1,
         "stage2": 1,
         "table4": 1,
+        "figures": 1,
         "report": 1,
         "finetune": 2 * FINETUNINGS,
     }
@@ -204,6 +219,7 @@ def test_everything_is_made_once_and_in_order(finished) -> None:
         < kinds.index("stage1")
         < kinds.index("stage2")
         < kinds.index("table4")
+        < kinds.index("figures")
         < kinds.index("report")
     )
     assert "| a table |" in out and "report.html" in out and out.count("started") == out.count("done in") == len(jobs)

@@ -30,6 +30,7 @@ TITLES = {
     "stage2": "stage 2",
     "finetune": "fine-tune",
     "table": "table",
+    "figures": "figures",
     "report": "report",
 }
 

@@ -29,6 +29,7 @@ NOTEBOOKS = {
     "table4": "14_table4",
     "table5": "15_table5",
     "lambda_sweep": "16_lambda_sweep",
+    "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
 PREDICTIONS = ("predictions.parquet", "candidates.parquet")  # of a fine-tuning; amif_lib.evaluate reads them
@@ -139,10 +140,12 @@ def make_plan(selection: Selection) -> Plan:
         metrics = tuple(dict.fromkeys(_metrics(run) for runs in notebooks for run in runs))
         code = f"{_notebook_code(table)}:{_library_code()}:{experiments.digest(asdict(selection))}"
         made.append(_add(plan, Job("table", table, f"{scale}/tables/{table}.csv", metrics, code=code)).output)
-    _add(
-        plan,
-        Job("report", scale, f"{scale}/report.html", tuple(made), code=f"{_notebook_code('report')}:{_library_code()}"),
-    )
+    every = {"table2", "table4"} <= set(needed) and not selection.rows  # the runs that the notebook about maps shows
+    maps = NOTEBOOKS["maps"] if every and scale == "demo" else ""
+    code = f"{_notebook_code('maps')}:{_library_code()}"
+    made.append(_add(plan, Job("figures", scale, f"{scale}/figures/figures.csv", tuple(made), maps, code=code)).output)
+    code = f"{_notebook_code('report')}:{_library_code()}"
+    _add(plan, Job("report", scale, f"{scale}/report.html", tuple(made), code=code))
     return plan
 
 
