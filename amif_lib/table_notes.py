@@ -75,7 +75,7 @@ def notes(table: Table) -> list[str]:
         f"Accuracy in percent with a 95% interval from resampling images {statistics.DRAWS:,} times; {variance(table)}"
     )
     out.append(
-        "Bold: better than each of the row's references (a headline row without one: than every baseline beside it), "
+        "Bold: better than each of the row's references (in Table 1: the full model, than every baseline beside it), "
         "exact McNemar of every run and image-resampling test all p < .05 after Holm's correction within the table; "
         "averages over sets by resampling alone."
     )

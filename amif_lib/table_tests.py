@@ -179,14 +179,14 @@ def verdict(supported: bool, difference: float) -> str:
 def supported_cells(tested: pd.DataFrame) -> set[tuple[str, str, str]]:
     """`(row, dataset, split)` to set in bold under the protocol `paper`.
 
-    A row with a reference: better than the reference; a headline row without one: better than every baseline beside
-    it; each time with the paired tests' support.
+    A row with references: better than each of them; in Table 1 the full model, which has none: better than every
+    baseline beside it; each time with the paired tests' support.
     """
     own = tested[tested["protocol"] == "paper"]
     bold = set()
     for key, group in own.groupby(["row", "dataset", "split"]):
         reference = group[group["kind"] == "reference"]
-        judged = reference if len(reference) else group
-        if (judged["supported"] & (judged["difference"] > 0)).all():
+        judged = reference if len(reference) else group[group["table"] == "table1"]
+        if len(judged) and (judged["supported"] & (judged["difference"] > 0)).all():
             bold.add(key)
     return bold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -63,10 +64,10 @@ def questions(*arguments: object, **named: object) -> list[Question]:
 
 def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad",)) -> None:
     """Send results to `folder`, make data sets and their manifests unnecessary, and give the demo these question sets."""
-    known = experiments.scale_settings
+    known = cache(experiments.scale_settings)  # it reads a file, once per run asked for
 
     def settings(scale: str) -> dict:
-        found = known(scale)
+        found = deepcopy(known(scale))
         if scale == "demo":
             found["question_sets"] = {name: found["question_sets"][name] for name in sets}
         return found

@@ -247,6 +247,11 @@ def test_bold_needs_support(monkeypatch, tmp_path):
     assert {row for row, *_ in supported_cells(sure)} == {"5"}
     worse = sure.assign(difference=-1.0)
     assert supported_cells(worse) == set()
+    baselines = tested[(tested["kind"] == "baseline") & (tested["row"] == "6")].assign(supported=True, difference=1.0)
+    assert supported_cells(baselines) == set()  # above its baselines, which says nothing about the other rows
+    assert {row for row, *_ in supported_cells(baselines.assign(table="table1"))} == {"6"}
+    one_fails = baselines["against"] != "question_only:demo"
+    assert supported_cells(baselines.assign(table="table1", supported=one_fails)) == set()
 
 
 # --- four question sets, seeds of pre-training, selections ---
