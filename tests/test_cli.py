@@ -68,6 +68,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "score",
         "audit",
         "settings",
+        "figures",
         "reference",
         "lab",
         "clean",
