@@ -69,6 +69,7 @@ def test_help_lists_every_command_without_torch() -> None:
         "score",
         "audit",
         "settings",
+        "figures",
         "reference",
         "lab",
         "clean",
@@ -124,7 +125,7 @@ def test_input_errors_are_one_line_and_status_2(monkeypatch, capsys) -> None:
         said = capsys.readouterr()
         assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "Traceback" not in said.err
     monkeypatch.setenv("FROM", "reference")
-    assert cli.main(["report"]) == 2 and "FROM=reference" in capsys.readouterr().err
+    assert cli.main(["reproduce"]) == 2 and "FROM=reference" in capsys.readouterr().err
 
 
 def test_settings_come_from_the_environment_as_make_passes_them(monkeypatch) -> None:
