@@ -82,9 +82,9 @@ def table(scale: str, names: Sequence[str] = (), known: Mapping[str, tables.Tabl
     return out[COLUMNS]
 
 
-def write(scale: str, names: Sequence[str] = ()) -> list[Path]:
-    """Write `results/<scale>/tables/claims.csv` and `.md`; returns their paths."""
-    frame = table(scale, names)
+def write(scale: str, frame: pd.DataFrame | None = None) -> list[Path]:
+    """Write `results/<scale>/tables/claims.csv` and `.md` (`frame`: what `table` gave, if at hand); returns their paths."""
+    frame = table(scale) if frame is None else frame
     stem = paths.scale_dir(scale) / "tables" / "claims"
     written = [stem.with_suffix(".csv"), stem.with_suffix(".md")]
     files.write_text(written[0], frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

@@ -76,6 +76,12 @@ def draw_all(scale: str, only: Collection[str] = ()) -> list[Path]:
     return written
 
 
+def is_current(scale: str) -> bool:
+    """Whether `main` has drawn the scale's figures since its tables were last made anew."""
+    index, made = paths.scale_dir(scale) / "figures" / INDEX, (paths.scale_dir(scale) / "tables").glob("*.csv")
+    return index.is_file() and all(path.stat().st_mtime <= index.stat().st_mtime for path in made)
+
+
 def training_curves(scale: str) -> Drawn:
     """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
     runs = {}

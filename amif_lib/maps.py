@@ -43,6 +43,10 @@ EXAMPLES = 4
 BATCH = 50
 
 
+class NothingNamed(InputError):
+    """A data set whose texts name no finding with a known region; VQA-Med-2019's ask "what is abnormal"."""
+
+
 def ensure(run: Run | RunSpec | str) -> list[Path]:
     """Store what figures need of a finished run, unless it is there; returns the files. Says in one line why there are none."""
     run = run if isinstance(run, Run) else results.load_run(run)
@@ -58,7 +62,11 @@ def ensure(run: Run | RunSpec | str) -> list[Path]:
         print(f"{spec.stage} {run.run_id}: no maps: {reason}")
         return out
     make = question_maps if spec.stage == "finetune" else report_maps
-    out.append(_once(run.directory / MAPS, lambda path: map_files.write(path, make(run))))
+    try:
+        out.append(_once(run.directory / MAPS, lambda path: map_files.write(path, make(run))))
+    except NothingNamed as error:
+        print(f"{spec.stage} {run.run_id}: no maps: {error}")
+        return out
     if spec.stage == "stage2" or (spec.knowledge.source == "answers" and spec.knowledge.gate):
         out.append(
             _once(untrained_file(spec, _data_set(spec)), lambda path: map_files.write(path, make(run, trained=False)))
@@ -111,9 +119,7 @@ def question_maps(run: Run, trained: bool = True) -> Maps:
             if word and label in regions.findings(name, question.image_id):
                 found.append((question.question_id, question.image_id, label, word, question.question))
     ids = [model.tokenizer(row[4], truncation=True, max_length=spec.data.question_length)["input_ids"] for row in found]
-    return _collect(
-        name, spec, found, ids, model.tokenizer, lambda *batch: explain.batch_maps(model, *batch), run.run_id
-    )
+    return _collect(name, spec, found, ids, model.tokenizer, lambda *batch: explain.batch_maps(model, *batch))
 
 
 def report_maps(run: Run, trained: bool = True) -> Maps:
@@ -132,7 +138,7 @@ def report_maps(run: Run, trained: bool = True) -> Maps:
                     ids.append(tokens)
         if len(found) > 4 * MOST:  # some words lie behind the text length
             break
-    return _collect(HELD_OUT, spec, found, ids, tokenizer, lambda *batch: _plan_maps(module, *batch), run.run_id)
+    return _collect(HELD_OUT, spec, found, ids, tokenizer, lambda *batch: _plan_maps(module, *batch))
 
 
 def _collect(
@@ -142,7 +148,6 @@ def _collect(
     ids: Sequence[list[int]],
     tokenizer: Any,
     maps_of: Callable[..., dict[str, Tensor]],
-    run_id: str,
 ) -> Maps:
     """Maps of the rows `(id, image id, label, word, text)` whose word lies within the text length, in batches."""
     rows, places = [], []
@@ -155,7 +160,7 @@ def _collect(
         if len(rows) == MOST:
             break
     if not rows:
-        raise InputError(f"run {run_id}: no text of {name} names a finding that its image shows; raise the text length")
+        raise NothingNamed(f"no text of {name}, cut to its length, names a finding that its image shows")
     cache = ImageCache(prepared.pictures([name], spec.model.stored_side), spec.model.image_size, spec.model.stored_side)
     parts = []
     for start in range(0, len(rows), BATCH):
