@@ -6,14 +6,13 @@ assumed one; `Basis.text` says which. Nothing here needs torch or data.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from amif_lib import experiments, flop_count, manifests, paths, teachers
+from amif_lib import experiments, flop_count, manifests, paths, results, teachers
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.flop_count import evaluation_flop
@@ -205,11 +204,8 @@ def _measured(folder: Path, scale: str, device: Device) -> dict[str, dict[int, f
     known: set[str] = set()
     for path in sorted(folder.glob("*/provenance.json")):
         try:
-            metrics, made, content = (
-                json.loads((path.parent / f"{name}.json").read_text(encoding="utf-8"))
-                for name in ("metrics", "provenance", "spec")
-            )
-            run = experiments.parse(content, path.parent.name)
+            stored = results.Run(path.parent)
+            metrics, made, run = stored.metrics, stored.provenance, stored.spec
             if run.scale != scale or bool(made["hardware"]["gpus"]) != (device == "gpu"):
                 continue
             answers = questions(run).train_answers if run.stage == "finetune" else None

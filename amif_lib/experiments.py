@@ -308,9 +308,8 @@ def rows(
         if not own:  # a row of other question sets than those asked for
             continue
         settings = entry.get("settings", {})
-        alone = settings.get("pretraining") == "none"  # repetitions of pre-training are further fine-tunings there
         runs = tuple(
-            build_run(scale, settings, name, seed=seed + alone * seeds * pretrain_seed, pretrain_seed=pretrain_seed)
+            build_run(scale, settings, name, seed=seed, pretrain_seed=pretrain_seed)
             for name in own
             for pretrain_seed in range(pretrain_seeds)
             for seed in range(seeds)

@@ -167,7 +167,7 @@ def test_lambda_is_compared_with_its_neighbours(monkeypatch, tmp_path):
 
 
 def test_written_files_hold_both_verdicts_and_damaged_runs_are_refused(demo, monkeypatch):
-    written = claims.write("demo", ["table4"])
+    written = claims.write("demo", claims.table("demo", ["table4"]))
     assert [path.name for path in written] == ["claims.csv", "claims.md"]
     assert len(pd.read_csv(written[0])) == (demo["table"] == "table4").sum()
     page = written[1].read_text(encoding="utf-8")
@@ -176,7 +176,7 @@ def test_written_files_hold_both_verdicts_and_damaged_runs_are_refused(demo, mon
     before = written[0].read_bytes()
     written[0].write_text("edited", encoding="utf-8")
     assert claims.table("demo")["ours"].notna().sum() == demo["ours"].notna().sum()
-    claims.write("demo", ["table4"])
+    claims.write("demo", claims.table("demo", ["table4"]))
     assert written[0].read_bytes() == before
     run = Selection(only=("3",)).rows("table4", "demo")[0].runs[0]
     kept = (run.directory / evaluate.PREDICTIONS).read_bytes()

@@ -69,7 +69,6 @@ def test_help_lists_every_command_without_torch() -> None:
         "score",
         "audit",
         "settings",
-        "figures",
         "reference",
         "lab",
         "clean",

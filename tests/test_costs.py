@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from amif_lib import cli, cost_model, costs, experiments, flop_count, paths, tables
+from amif_lib import cli, cost_model, costs, experiments, flop_count, paths, results, tables
 from amif_lib.cost_model import GB
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.workflow.plan import Selection, make_plan
 
 STUDIES = 525_827  # 227,827 + 81,000 + 217,000, the sets at the sizes that the paper's sources state
-PAPER_RUNS = (12, 17, 24)  # stage 1, stage 2, notebooks; 16, 21, 29 with Table 4 row 2 and Table 5 rows 2 to 5
+PAPER_RUNS = (16, 21, 29)  # stage 1, stage 2, notebooks
 
 
 @pytest.fixture(autouse=True)
@@ -275,13 +275,13 @@ def test_rates_are_those_of_this_machines_runs_on_the_scales_device(empty_result
     broken.parent.mkdir()
     broken.write_text("{", encoding="utf-8")
     after = cost_model.basis("demo")
-    assert after.rates["stage1"] == {96: pytest.approx(1000 * flop_count.sample_flop(stage1) / 50.0)}
+    assert after.rates["stage1"] == {stage1.model.width: pytest.approx(1000 * flop_count.sample_flop(stage1) / 50.0)}
     assert after.rates["finetune"] == before.rates["finetune"]
     assert "stage 1: measured in runs of this scale on this machine" in after.text
     assert cost_model.basis("demo", here=False) == before
     store(empty_results, tip, 30.0, evaluation_time_s=8.0)
     measured = cost_model.basis("demo")
-    assert measured.rates["answering"] == {96: pytest.approx(cost_model.answering_flop(tip) / 8.0)}
+    assert measured.rates["answering"] == {tip.model.width: pytest.approx(cost_model.answering_flop(tip) / 8.0)}
 
 
 def test_without_measurement_the_rate_is_assumed_and_says_so() -> None:
@@ -297,7 +297,7 @@ def test_the_committed_runs_are_predicted_within_a_tenth() -> None:
     known, compared = cost_model.basis("small", here=False), 0
     for path in sorted((paths.ROOT / "results" / "reference" / "small" / "runs").glob("*/metrics.json")):
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        run = experiments.parse(json.loads(path.with_name("spec.json").read_text(encoding="utf-8")), path.parent.name)
+        run = results.Run(path.parent).spec
         if run.data.blank_images:  # one image serves a whole batch: another mixture of work
             continue
         spent = metrics["train_time_s"] + metrics.get("evaluation_time_s", 0.0)

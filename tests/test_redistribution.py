@@ -160,6 +160,9 @@ def marked_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         root = tmp_path / str(allowed)
         monkeypatch.setattr(paths, "ROOT", root)
         fabricated.install(monkeypatch, root / "results")
+        (root / "results" / "demo").mkdir(parents=True)
+        plan = {"selection": {}, "jobs": [{"rule": "table", "name": "table4"}]}
+        (root / "results" / "demo" / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
         fabricated.write_table("table4", "demo", dict.fromkeys(("1", "3", "5", "6"), ()))
         return root / "results"
 
@@ -186,7 +189,10 @@ def test_report_and_reference_hold_no_text_that_is_withheld(marked_runs, allowed
 def test_baselines_of_a_withheld_set_are_private_and_read_again(marked_runs, monkeypatch: pytest.MonkeyPatch) -> None:
     results = marked_runs(False)
     first = baselines.stored("demo", "phantom_vqa_rad", "default")["nearest_question"]
-    assert list((results / "private" / "demo" / "baselines").glob("*.parquet")) and not (results / "demo").exists()
+    assert (
+        list((results / "private" / "demo" / "baselines").glob("*.parquet"))
+        and not (results / "demo" / "baselines").exists()
+    )
     monkeypatch.setattr(datasets, "load_questions", None)  # not called any more
     again = baselines.stored("demo", "phantom_vqa_rad", "default")["nearest_question"]
     assert first["prediction"].tolist() == again["prediction"].tolist()
