@@ -41,6 +41,9 @@ APPROXIMATE_WEIGHTS = {
     "emilyalsentzer/Bio_ClinicalBERT": 0.436e9,
     "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224": 0.784e9,
     "sentence-transformers/all-MiniLM-L6-v2": 0.091e9,
+    "ViT-B-16/openai": 0.6e9,
+    "hf-clip:flaviagiammarino/pubmed-clip-vit-base-patch32": 0.605e9,
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": 0.44e9,
 }
 DOCUMENTED_STUDIES = {"medicat": 217_060}  # all figures; how many are flagged radiology is not known
 
@@ -277,7 +280,7 @@ def downloads(runs: Iterable[RunSpec]) -> dict[str, float | None]:
         out[name] = APPROXIMATE_SETS.get(name) or float(known) or None
     sources = {s for r in runs for s in (r.init.image, r.init.text, r.init.decoder, r.init.tokenizer)}
     sources |= {run.teacher.source for run in runs if run.teacher}
-    for source in sorted(sources - {"random", "trained"}):
-        if not source.startswith("local-dir:") and not Path(source).expanduser().is_dir():
+    for source in sorted({s.removeprefix("open_clip:") for s in sources} - {"random", "trained", "teacher"}):
+        if not source.startswith(("local-dir:", "file:")) and not Path(source.removeprefix("hf-clip:")).expanduser().is_dir():
             out[source] = APPROXIMATE_WEIGHTS.get(source)
     return out
