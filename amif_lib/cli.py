@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
             default=_environment("BUDGET_HOURS", "0"),
             help="only the rows, headline first, whose trainings fit into so many hours (default: all rows)",
         )
-    sub = command("run", _run, "train one run: stage 1, stage 2 or a fine-tuning")
+    sub = command(
+        "run", _run, "train one run (stage 1, stage 2 or a fine-tuning), or those of a table's row on all question sets"
+    )
     sub.add_argument("spec", help="a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]")
     sub.add_argument("--processes", type=int, help="default: $AMIF_PROCESSES, else one per GPU")
     sub = command("table", _table, "make one table from stored runs, without training")
@@ -232,9 +234,11 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from amif_lib.experiments import load_spec
     from amif_lib.launch import train
 
-    train(options.spec, options.processes)
+    for run in load_spec(options.spec):  # a table's row is one run per question set
+        train(run, options.processes)
 
 
 def _table(options: argparse.Namespace) -> None:

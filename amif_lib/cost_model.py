@@ -281,6 +281,9 @@ def downloads(runs: Iterable[RunSpec]) -> dict[str, float | None]:
     sources = {s for r in runs for s in (r.init.image, r.init.text, r.init.decoder, r.init.tokenizer)}
     sources |= {run.teacher.source for run in runs if run.teacher}
     for source in sorted({s.removeprefix("open_clip:") for s in sources} - {"random", "trained", "teacher"}):
-        if not source.startswith(("local-dir:", "file:")) and not Path(source.removeprefix("hf-clip:")).expanduser().is_dir():
+        if (
+            not source.startswith(("local-dir:", "file:"))
+            and not Path(source.removeprefix("hf-clip:")).expanduser().is_dir()
+        ):
             out[source] = APPROXIMATE_WEIGHTS.get(source)
     return out

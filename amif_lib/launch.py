@@ -145,7 +145,8 @@ def name_holder(lock: int, process: int) -> None:
 def _single(spec: str) -> RunSpec:
     found = load_spec(spec)
     if len(found) != 1:
-        names = ", ".join(f"{run.run_id} ({run.label or run.stage})" for run in found)
+        names = ", ".join(f"{run.run_id} ({run.data.questions or run.stage}: {run.label})" for run in found[:3])
+        names += f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise InputError(f"spec={spec!r}: names {len(found)} runs, one is needed: {names}")
     return found[0]
 

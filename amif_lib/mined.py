@@ -158,7 +158,8 @@ def _data(run: Run) -> tuple[PretrainingData, Pretraining]:
     """A pre-training run's samples and its stored network."""
     spec = run.spec
     studies = teachers.student_studies(spec)
-    embeddings = teachers.read(teachers.ensure(spec, studies)) if spec.teacher is not None else None
+    with torch.inference_mode(False), torch.enable_grad():  # a teacher that is gone is trained again
+        embeddings = teachers.read(teachers.ensure(spec, studies)) if spec.teacher is not None else None
     tokenizer = tokenizers.load(run.directory / "model")
     dim = 1 if embeddings is None else embeddings.text_vectors.shape[1]
     return PretrainingData(studies, spec, tokenizer, embeddings), network(run, tokenizer, teacher_dim=dim)

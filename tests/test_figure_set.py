@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
@@ -118,12 +117,11 @@ def make(folder) -> None:
     pd.DataFrame(cells).to_csv(path, index=False)
 
 
+SETS = ("phantom_vqa_rad", "phantom_slake")
+
+
 def quicken(patch) -> None:
-    """Two question sets and three tables, and each specification is read once."""
-    whole = experiments.scale_settings("demo")
-    names = ("phantom_vqa_rad", "phantom_slake")
-    whole["question_sets"] = {name: whole["question_sets"][name] for name in names}
-    patch.setattr(experiments, "scale_settings", lambda scale: copy.deepcopy(whole))
+    """Three tables."""
     patch.setattr(figure_set, "tables_of", lambda scale: ("table1", "table2", "table4"))
 
 
@@ -131,7 +129,7 @@ def quicken(patch) -> None:
 def drawn(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("a folder with spaces")
-        fabricated.install(patch, folder)
+        fabricated.install(patch, folder, SETS)
         quicken(patch)
         make(folder)
         yield {path.name: path for path in figure_set.draw_all("demo")}
@@ -258,7 +256,7 @@ def test_an_unknown_figure_is_refused():
 
 
 def test_nothing_stored_is_an_error(monkeypatch, tmp_path, capsys):
-    fabricated.install(monkeypatch, tmp_path)
+    fabricated.install(monkeypatch, tmp_path, SETS)
     quicken(monkeypatch)
     with pytest.raises(InputError, match="no figure can be drawn; train its runs first"):
         figure_set.draw_all("demo")
