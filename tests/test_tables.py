@@ -617,3 +617,12 @@ def test_damaged_published_file(monkeypatch, tmp_path):
         results.published("table4")
     with pytest.raises(InputError, match=r"table9\.csv: no such file"):
         results.published("table9")
+
+
+def test_notebooks_say_the_same_of_holms_families():
+    found = sorted((paths.PACKAGE.parent / "notebooks").glob("1[1-6]_*.ipynb"))
+    assert len(found) == 6
+    for path in found:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = " ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        assert table_tests.HOLM in " ".join(text.split()), path.name
