@@ -23,6 +23,8 @@ RESULT = [*COLUMNS[:3], "dataset", "split", "paper", "recomputed", "verdict", "c
 RESULT += ["smallest_p", "needed", "beyond_noise", "note"]
 
 
+NOT_CLOSE = ", too small to be told apart on so many questions, which does not show that they are close"
+
 # --- rows that tables share ---
 
 
@@ -138,7 +140,8 @@ def claims(discordance: float = DISCORDANCE) -> pd.DataFrame:
     """Each claim of the prose with the paper's figure, the recomputed one and a verdict.
 
     `recomputed`: the difference or lead in points, the spread for `close`, the number of questions for `size`.
-    `verdict`: `ok`, `wrong`, `misleading`, `not comparable`, `cannot be checked`, or for a size `differs`.
+    `verdict`: `ok`, `wrong`, `misleading`, `not comparable`, `cannot be checked`, for a size `differs`, for rows said to be
+    close `within noise` where their spread is below what so many questions can show, which does not show them equal.
     `can_be_significant`: `yes` or `no` in the best case (no question lost; `smallest_p`), empty where no test applies.
     `needed` is the smallest significant difference at this share of discordant questions, and `beyond_noise` says
     whether the claim reaches it.
@@ -267,8 +270,8 @@ def _close(record: dict[str, str], discordance: float) -> dict[str, object]:
     near = values[high] - values[low] < known["needed"]
     return {
         "recomputed": round(values[high] - values[low], 4),
-        "verdict": "ok" if near else "wrong",
-        "note": "; ".join(["spread of the rows", *left_out]),
+        "verdict": "within noise" if near else "wrong",
+        "note": "; ".join([f"spread of the rows{NOT_CLOSE if near else ''}", *left_out]),
     } | known
 
 

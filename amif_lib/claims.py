@@ -12,20 +12,52 @@ from pathlib import Path
 
 import pandas as pd
 
-from amif_lib import audit, audit_claims, evaluate, experiments, files, paths, results, statistics, table_tests, tables
+from amif_lib import (
+    audit,
+    audit_claims,
+    audit_power,
+    evaluate,
+    experiments,
+    files,
+    paths,
+    results,
+    statistics,
+    table_tests,
+    tables,
+)
 from amif_lib.audit_sources import SETS, hundredths
 from amif_lib.layout import grid
 from amif_lib.table_cells import average_name
 from amif_lib.table_rows import Line, dataset_name, real_name
 
 COLUMNS = ["claim", "where", "says", "table", "dataset", "split", "paper", "recomputed", "audit", "can_be_significant"]
-COLUMNS += ["audit_note", "compared", "ours", "ci_low", "ci_high", "p", "p_holm", "replication", "note", "n_questions"]
+COLUMNS += [
+    "needed",
+    "beyond_noise",
+    "audit_note",
+    "compared",
+    "ours",
+    "ci_low",
+    "ci_high",
+    "p",
+    "p_holm",
+    "replication",
+    "note",
+    "n_questions",
+]
 COLUMNS += ["run_ids", "scale"]
 NOT_RUN = "not run"
 NO_RUNS = "not about runs"
 # Figure 6 is the one claim whose numbers are in no table: the row said to be locally best, and its neighbours.
 FIGURES = {"lambda": ("lambda_sweep", "0.01", ("0.005", "0.05"))}
 PAPER = evaluate.PROTOCOLS["paper"]
+READING = (
+    "*Significant in the best case*: whether a difference of that size can reach p < .05 on so many questions at all, if "
+    "no question is lost. *Needed*: the smallest significant difference in points when "
+    f"{audit_power.DISCORDANCE:.0%} of the answers differ; *beyond noise*: whether the paper's difference reaches it. *p "
+    "after Holm* is that of the table's own paired tests where these make the same comparison, else over the other "
+    "comparisons of the table's claims."
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +71,7 @@ class Replication:
     ci_low: float = float("nan")
     ci_high: float = float("nan")
     p: float = float("nan")
+    p_holm: float = float("nan")  # of the same comparison in the table's own tests, where it is one of them
     n_questions: int | None = None
     run_ids: str = ""
     judge: str = ""  # how a supported result reads: `better`, `close`; nothing where it is not to be judged
@@ -49,8 +82,9 @@ def table(scale: str, names: Sequence[str] = (), known: Mapping[str, tables.Tabl
     `known` are tables that the caller has collected already.
 
     `ours` is the difference of our two rows in points (for a claim against published methods our own accuracy, in
-    percent), with its 95% interval; `p` is the paired bootstrap's, `p_holm` adjusts it by Holm over the claims of one
-    table. `replication`: `holds`, `opposite` or `within noise` where it may be judged, else why it is not.
+    percent), with its 95% interval; `p` is the bootstrap's. `p_holm` is that of the table's own paired tests where
+    these make the same comparison; the other comparisons of a table's claims, each once, are a Holm family of their own.
+    `replication`: `holds`, `opposite` or `within noise` where it may be judged, else why it is not.
     Rows that the scale's last plan leaves out read "not run". Raises InputError as `tables.Table` does where stored runs
     are damaged, or where `results/paper/` is.
     """
@@ -70,16 +104,26 @@ def table(scale: str, names: Sequence[str] = (), known: Mapping[str, tables.Tabl
         rows.append(
             {key: said[key] for key in ("claim", "where", "says", "dataset", "split", "paper", "recomputed")}
             | {"table": name, "audit": said["verdict"], "can_be_significant": said["can_be_significant"]}
+            | {key: said[key] for key in ("needed", "beyond_noise")}
             | {"audit_note": said["note"], "scale": scale}
             | vars(ours)
         )
     out = pd.DataFrame(rows, columns=[*COLUMNS, "judge"]).astype({"n_questions": "Int64"})
-    tested = out["p"].notna()
-    out["p_holm"] = out[tested].groupby("table")["p"].transform(lambda p: statistics.holm(list(p)))
+    out["p_holm"] = out["p_holm"].fillna(_own_family(out[out["p"].notna() & out["p_holm"].isna()]))
     out["replication"] = [
         _verdict(*one) for one in zip(out["replication"], out["judge"], out["ours"], out["p_holm"], strict=True)
     ]
     return out[COLUMNS]
+
+
+def _own_family(tested: pd.DataFrame) -> pd.Series:
+    """Holm over each table's comparisons, each counted once however many claims it bears; index as `tested`."""
+    pairs = [" - ".join(sorted(compared.split(" - "))) for compared in tested["compared"]]
+    keys = tested[["table", "dataset", "split", "run_ids", "p"]].assign(pair=pairs)
+    once = keys.drop_duplicates()
+    adjusted = once.groupby("table")["p"].transform(lambda p: statistics.holm(list(p)))
+    known = dict(zip(once.itertuples(index=False, name=None), adjusted, strict=True))
+    return pd.Series([known[key] for key in keys.itertuples(index=False, name=None)], tested.index, dtype=float)
 
 
 def write(scale: str, frame: pd.DataFrame | None = None) -> list[Path]:
@@ -104,7 +148,9 @@ def layout(frame: pd.DataFrame) -> pd.DataFrame:
             "paper says": frame["paper"].map(_number),
             "recomputed": frame["recomputed"].map(_number),
             "audit": frame["audit"],
-            "can be significant": frame["can_be_significant"],
+            "significant in the best case": frame["can_be_significant"],
+            "needed": frame["needed"].map(lambda points: "" if pd.isna(points) else f"{points:.2f}"),
+            "beyond noise": frame["beyond_noise"],
             "ours": [
                 ""
                 if pd.isna(value)
@@ -129,9 +175,8 @@ def markdown(frame: pd.DataFrame, scale: str) -> str:
     """The claims as one Markdown page."""
     return (
         f"# Claims of the paper (SCALE={scale})\n\n**{tables.SCALE_NOTES[scale]}**\n\n"
-        "*Audit* is about the paper's own numbers, *replication* about our runs; neither follows from the other. `can be "
-        "significant`: whether a difference of that size can reach p < .05 on so many questions at all, in the best "
-        f"case.\n\n{grid(layout(frame))}\n"
+        f"*Audit* is about the paper's own numbers, *replication* about our runs; neither follows from the other. {READING}"
+        f"\n\n{grid(layout(frame))}\n"
     )
 
 
@@ -199,7 +244,8 @@ def _best(record: dict[str, str], whole: tables.Table, first: str, others: Seque
     if gaps[nearest][0].value < 0:
         p = min(1.0, gaps[nearest][0].p * len(others))
     note = f"the one of {len(others)} rows with the smallest difference" if len(others) > 1 else ""
-    return _found(record, whole, f"#{first} - #{nearest}", gaps[nearest], p, used, note)
+    known = _of_the_table(whole, lines[first], lines[nearest], record["split"]) if len(others) == 1 else float("nan")
+    return _found(record, whole, f"#{first} - #{nearest}", gaps[nearest], p, used, note, known)
 
 
 def _close(record: dict[str, str], whole: tables.Table, names: Sequence[str]) -> Replication:
@@ -222,6 +268,16 @@ def _difference(
     return table_tests.difference(whole, first, second, PAPER, split)
 
 
+def _of_the_table(whole: tables.Table, first: list[Line], second: list[Line], split: str) -> float:
+    """The Holm-adjusted p of two rows, whichever is the reference, in the table's own tests; NaN where it has none."""
+    dataset = first[0].dataset if len(first) == 1 else average_name(whole)
+    found = whole.tests[(whole.tests["kind"] == "reference") & (whole.tests["protocol"] == PAPER.title)]
+    found = found[(found["dataset"] == dataset) & (found["split"] == split)]
+    pair = {first[0].row, second[0].row}
+    same = [{row, against} == pair for row, against in zip(found["row"], found["against"], strict=True)]
+    return float(found["p_holm"][same].iloc[0]) if any(same) else float("nan")
+
+
 def _found(
     record: dict[str, str],
     whole: tables.Table,
@@ -230,6 +286,7 @@ def _found(
     p: float,
     used: list[Line],
     note: str,
+    p_holm: float = float("nan"),
 ) -> Replication:
     estimate, questions = gap
     reason = table_tests.withheld(whole, used, used)
@@ -239,7 +296,8 @@ def _found(
     ids = dict.fromkeys(run_id for line in used for run_id in line.run_ids)
     low, high = 100 * estimate.low, 100 * estimate.high
     judge = "" if reason else "close" if record["kind"] == "close" else "better"
-    return Replication(reason, note, compared, 100 * estimate.value, low, high, p, questions, " ".join(ids), judge)
+    ours = 100 * estimate.value
+    return Replication(reason, note, compared, ours, low, high, p, p_holm, questions, " ".join(ids), judge)
 
 
 def _beside_published(record: dict[str, str], whole: tables.Table, own: str) -> Replication:
@@ -264,12 +322,14 @@ def _beside_published(record: dict[str, str], whole: tables.Table, own: str) -> 
         interval = (100 * estimate.value, 100 * estimate.low, 100 * estimate.high)
         printed = hundredths(f"table1:{rival}", record["dataset"], record["split"]) / 100
         note = f"our own accuracy{as_they}; {rival} has {printed:.2f} on the real set"
-        return Replication(reason, note, "ours", *interval, float("nan"), len(images), ids)
+        return Replication(reason, note, "ours", *interval, n_questions=len(images), run_ids=ids)
     level = float(known[rival]) / 100
     gap = statistics.bootstrap_against(right, images, level, pretrainings=lines[0].pretrainings)
     note = f"{rival} has {100 * level:.2f} as printed: not paired, and its own chance is not in the interval{as_they}"
     interval = (100 * gap.value, 100 * gap.low, 100 * gap.high)
-    return Replication("", note, f"ours - {rival}", *interval, gap.p, len(images), ids, "better")
+    return Replication(
+        "", note, f"ours - {rival}", *interval, gap.p, n_questions=len(images), run_ids=ids, judge="better"
+    )
 
 
 def _verdict(reason: str, judge: str, ours: float, p: float) -> str:

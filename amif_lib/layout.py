@@ -10,7 +10,8 @@ import pandas as pd
 
 from amif_lib import evaluate
 from amif_lib.table_cells import SPLITS
-from amif_lib.table_notes import code_note, not_run, notes, question_sets
+from amif_lib.table_notes import bold as bold_note
+from amif_lib.table_notes import code_note, not_run, notes, one_training, question_sets
 from amif_lib.table_rows import NAMES, SCALE_NOTES, dataset_name, is_synthetic, real_name, short_dataset_name
 from amif_lib.table_tests import supported_cells
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NAMES",
+    "bold_note",
     "both_definitions",
     "caption",
     "code_note",
@@ -30,6 +32,7 @@ __all__ = [
     "html",
     "markdown",
     "notes",
+    "one_training",
     "paper_layout",
     "question_sets",
     "seeds_layout",
@@ -279,6 +282,7 @@ def markdown(table: Table) -> str:
         "## Ours beside the paper, protocol paper",
         compact_note(table),
         grid(compact(table, _bold)),
+        " ".join(filter(None, [bold_note(table), one_training(table)])),
         supported_differences(table),
     ]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes(table))]

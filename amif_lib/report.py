@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from amif_lib import evaluate, figures, files, layout, paths, results, tables
+from amif_lib import evaluate, figures, files, layout, paths, results, table_tests, tables
 from amif_lib.report_facts import (
     STAGES,
     as_html,
@@ -72,7 +72,9 @@ def write(scale: str) -> Path:
         "figures": (shown := _figures(folder))[0],
         "accuracy_figures": shown[1],
         "claims": as_html(claims.layout(said), "words"),
+        "claims_reading": claims.READING.replace("*", ""),
         "n_claims": int(said["claim"].nunique()),
+        "holm": table_tests.HOLM,
         "protocols": [evaluate.PROTOCOLS[name] for name in tables.PROTOCOLS],
         "teacher": statistics_of(runs, "teacher"),
         "collapse": statistics_of(runs, "collapse"),
@@ -152,6 +154,7 @@ def _section(table: tables.Table) -> dict[str, Any]:
         "question_sets": layout.question_sets(table),
         "compact": as_html(layout.compact(table, _strong)) if len(table.datasets) > 1 else None,
         "compact_note": layout.compact_note(table),
+        "bold": " ".join(filter(None, [layout.bold_note(table), layout.one_training(table)])),
         "paper": as_html(layout.paper_layout(table, _strong)),
         "definitions": [
             (layout.dataset_name(dataset), as_html(layout.both_definitions(table, dataset)))

@@ -95,7 +95,8 @@ def _seed_mean(per_run: np.ndarray, pretrainings: Sequence[int] | None, seed: in
     """Mean over runs drawn with replacement, (draws, S) -> (draws,). One run is itself.
 
     `pretrainings` names each run's pre-training: those are drawn first, then runs within each. Their draws depend on
-    `first_seed` alone, so that systems and data sets that share pre-trainings share the draw.
+    `first_seed` alone, so that systems and data sets that share pre-trainings share the draw. What a mean of S drawn
+    runs is off the mean of all is widened by sqrt(S / (S - 1)): the plain bootstrap has (S - 1) / S of the variance.
     """
     draws, runs = per_run.shape
     if runs == 1:
@@ -104,13 +105,15 @@ def _seed_mean(per_run: np.ndarray, pretrainings: Sequence[int] | None, seed: in
     if len(group) != runs or len(set(np.bincount(group))) > 1:
         raise InputError(f"bootstrap: {runs} runs of {len(names)} pre-trainings; give each as many fine-tuning seeds")
     cube = per_run[:, np.argsort(group, kind="stable")].reshape(draws, len(names), -1)  # (draws, P, F)
-    if len(names) > 1:
-        chosen = np.random.default_rng([first_seed, 2]).integers(len(names), size=cube.shape[:2])
+    out = cube.mean((1, 2))
+    if (first := len(names)) > 1:
+        chosen = np.random.default_rng([first_seed, 2]).integers(first, size=cube.shape[:2])
         cube = np.take_along_axis(cube, chosen[:, :, None], axis=1)
+        out = out + np.sqrt(first / (first - 1)) * (cube.mean((1, 2)) - out)
     if (own := cube.shape[2]) > 1:
-        generator = np.random.default_rng([seed, 1])
-        cube = cube * generator.multinomial(own, np.full(own, 1 / own), size=cube.shape[:2]) / own
-    return cube.sum(2).mean(1)
+        weights = np.random.default_rng([seed, 1]).multinomial(own, np.full(own, 1 / own), size=cube.shape[:2]) / own
+        out = out + np.sqrt(own / (own - 1)) * ((cube * weights).sum(2) - cube.mean(2)).mean(1)
+    return out
 
 
 Group = tuple[np.ndarray, np.ndarray, Sequence[int] | None]  # right answers (S, C), questions (C,), pre-trainings (S,)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from amif_lib import baselines, evaluate, statistics
 from amif_lib.table_rows import SCALE_NOTES, dataset_name, real_name
+from amif_lib.table_tests import HOLM, lacking_references
 
 if TYPE_CHECKING:
     from amif_lib.tables import Table
@@ -49,6 +50,23 @@ def variance(table: Table) -> str:
     )
 
 
+def bold(table: Table) -> str:
+    """What a bold cell says, as a sentence."""
+    if table.name == "table1":
+        return "Bold: better than every baseline below, with the paired tests' support; not a comparison with published rows."
+    return "Bold: better than each of the row's references, with the paired tests' support."
+
+
+def one_training(table: Table) -> str:
+    """What the tests of rows that were trained once are about; empty where every row has several runs."""
+    if min(len(line.answers) for line in table.lines if line.kind == "row") > 1:
+        return ""
+    about = "With one training of a row the tests are about these trained models, not about the methods"
+    if table.scale in ("base", "paper"):
+        return f"{about}: such comparisons are not judged, and none with a reference is bold. Give SEEDS=3."
+    return f"{about}: another training may come out otherwise."
+
+
 def two_definitions(table: Table) -> list[str]:
     """What Table 1's open and closed columns count, method by method, as far as the printed figures tell."""
     from amif_lib import audit
@@ -75,10 +93,14 @@ def notes(table: Table) -> list[str]:
         f"Accuracy in percent with a 95% interval from resampling images {statistics.DRAWS:,} times; {variance(table)}"
     )
     out.append(
-        "Bold: better than each of the row's references (in Table 1: the full model, than every baseline beside it), "
-        "exact McNemar of every run and image-resampling test all p < .05 after Holm's correction within the table; "
-        "averages over sets by resampling alone."
+        f"{bold(table)} Supported: exact McNemar of every run and image-resampling test all p < .05 after Holm's correction; "
+        f"averages over sets by resampling alone. {HOLM}"
     )
+    if once := one_training(table):
+        out.append(once)
+    if lost := lacking_references(table.lines):
+        listed = "; ".join(f"row {row} without {', '.join(names)}" for row, names in lost.items())
+        out.append(f"Never bold here, because references are not in this selection and so not tested: {listed}.")
     if table.name == "table1":
         out += two_definitions(table)
     for dataset in table.datasets:
@@ -88,7 +110,12 @@ def notes(table: Table) -> list[str]:
         which += ")" if settings["language"] == "en" else f", language {settings['language']})"
         ceiling, by_form = (_in_words(stored[name]) for name in ("vocabulary_ceiling", "most_frequent_by_form"))
         new = int((~stored["nearest_question"]["image_in_training"]).sum())
-        if new:
+        if new == len(stored["nearest_question"]):
+            out.append(
+                f"{which}: no test question is on an image with a training question, so that the nearest-question baseline "
+                "would be the most frequent answer again; it is left out."
+            )
+        elif new:
             out.append(
                 f"{which}: {new} of {len(stored['nearest_question'])} test questions are on an image without a "
                 "training question; there the nearest-question baseline gives the most frequent answer."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -40,6 +41,12 @@ TEST_COLUMNS = [
 ]
 NOT_TESTED = "not tested at this scale"
 MIXED = "not judged: the two rows were made by different code"
+ONE_TRAINING = "one training: not judged"  # the test holds no variance between trainings
+HOLM = (
+    "Holm's correction is over the comparisons of one kind (rows with their references, or with the baselines) under one "
+    "protocol of a table: those on all questions, averages among them, are one family, those on open and on closed "
+    "questions together another."
+)
 
 
 def comparisons(table: Table) -> list[tuple[Line, Line, str]]:
@@ -163,12 +170,15 @@ def _test(
 
 
 def withheld(table: Table, first: list[Line], second: list[Line]) -> str:
-    """Why a difference of two rows is not judged, or nothing: different code, or a scale or data that tests no claim."""
+    """Why a difference of two rows is not judged, or nothing: different code, a scale or data that tests no claim, or a row that was
+    trained once, so that no spread between trainings is in the test (a baseline's own training is not asked for).
+    """
     if len({table.digest_of[run_id] for line in (*first, *second) for run_id in line.run_ids}) > 1:
         return MIXED
     if table.scale not in ("base", "paper") or any(is_synthetic(line.dataset) for line in first):
         return NOT_TESTED
-    return ""
+    trained = [line for line in (*first, *second) if line.kind == "row"]
+    return ONE_TRAINING if min(len(line.answers) for line in trained) == 1 else ""
 
 
 def verdict(supported: bool, difference: float) -> str:
@@ -176,17 +186,31 @@ def verdict(supported: bool, difference: float) -> str:
     return "within noise" if not supported else "better" if difference > 0 else "worse"
 
 
-def supported_cells(tested: pd.DataFrame) -> set[tuple[str, str, str]]:
+def supported_cells(tested: pd.DataFrame, lines: Sequence[Line]) -> set[tuple[str, str, str]]:
     """`(row, dataset, split)` to set in bold under the protocol `paper`.
 
-    A row with references: better than each of them; in Table 1 the full model, which has none: better than every
-    baseline beside it; each time with the paired tests' support.
+    A row with references: better than each of them, and none of them missing in this selection; in Table 1 the full
+    model, which has none: better than every baseline beside it; each time with the paired tests' support. Never bold: a
+    row that saw test answers, and a row that is set against a reference on account of one training at base or paper scale.
     """
     own = tested[tested["protocol"] == "paper"]
+    needed = {line.row: set(line.references) for line in lines if line.kind == "row"}
+    leaking = {line.row for line in lines if line.leaks}
     bold = set()
-    for key, group in own.groupby(["row", "dataset", "split"]):
+    for key, group in own[~own["row"].isin(leaking)].groupby(["row", "dataset", "split"]):
         reference = group[group["kind"] == "reference"]
-        judged = reference if len(reference) else group[group["table"] == "table1"]
-        if len(judged) and (judged["supported"] & (judged["difference"] > 0)).all():
+        judged = reference if needed[key[0]] else group[group["table"] == "table1"]
+        whole = needed[key[0]] <= set(judged["against"]) and (reference["replication"] != ONE_TRAINING).all()
+        if whole and len(judged) and (judged["supported"] & (judged["difference"] > 0)).all():
             bold.add(key)
     return bold
+
+
+def lacking_references(lines: Sequence[Line]) -> dict[str, list[str]]:
+    """Rows with references that this selection leaves out on some question set, and which: they are never bold."""
+    have = {(line.row, line.dataset) for line in lines}
+    out: dict[str, list[str]] = {}
+    for line in (x for x in lines if x.kind == "row" and not x.leaks):
+        lost = [name for name in line.references if (name, line.dataset) not in have]
+        out[line.row] = list(dict.fromkeys([*out.get(line.row, []), *lost]))
+    return {row: lost for row, lost in out.items() if lost}

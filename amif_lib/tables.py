@@ -161,6 +161,8 @@ class Table:
         lines += [
             Line(name, baselines.BASELINES[name][0], dataset, "baseline", ((stored[name], None),))
             for name in SHOWN_BASELINES
+            if name != "nearest_question"
+            or stored[name]["image_in_training"].any()  # else the most frequent answer again
         ]
         for head in self.headlines:
             suffix = f", {head.label.removeprefix('AMiF, ')}" if len(self.headlines) > 1 else ""
@@ -197,18 +199,27 @@ class Table:
         return lines
 
     def _refuse_different_questions(self) -> None:
+        """Every line has the baseline's questions, and of each the same image, answers and definitions of closed."""
         for dataset in self.datasets:
             lines = [line for line in self.lines if line.dataset == dataset]
-            expected = set(next(x for x in lines if x.row == SHOWN_BASELINES[0]).answers[0][0]["question_id"])
+            known = next(x for x in lines if x.row == SHOWN_BASELINES[0]).answers[0][0].set_index("question_id")
+            expected = set(known.index)
             for line in lines:
-                for got in (set(frame["question_id"]) for frame, _ in line.answers):
-                    if got == expected:
-                        continue
-                    what, odd = ("lacks", expected - got) if expected - got else ("has the unknown", got - expected)
-                    raise InputError(
-                        f"{self.name}, row {line.row} (run {', '.join(line.run_ids)}): {what} question "
-                        f"{min(odd)} of {dataset} ({len(odd)} in all); run its fine-tuning again"
-                    )
+                for run_id, (frame, _) in zip(line.run_ids or [""] * len(line.answers), line.answers, strict=True):
+                    where = f"{self.name}, row {line.row} (run {run_id})"
+                    if (got := set(frame["question_id"])) != expected:
+                        what, odd = ("lacks", expected - got) if expected - got else ("has the unknown", got - expected)
+                        raise InputError(
+                            f"{where}: {what} question {min(odd)} of {dataset} ({len(odd)} in all); run its fine-tuning again"
+                        )
+                    own = frame.set_index("question_id").loc[known.index]
+                    for field in ("image_id", "gold", *evaluate.DEFINITIONS.values()):
+                        for question, have, should in zip(known.index, own[field], known[field], strict=True):
+                            if (list(have) != list(should)) if field == "gold" else have != should:
+                                raise InputError(
+                                    f"{where}: question {question} of {dataset}: {field} is {_plain(have)}, in the present "
+                                    f"data {_plain(should)}; run its fine-tuning again"
+                                )
 
     # --- what is read off it ---
 
@@ -238,7 +249,7 @@ class Table:
     @cached_property
     def supported(self) -> set[tuple[str, str, str]]:
         """`(row, dataset, split)` that is set in bold (see `table_tests.supported_cells`)."""
-        return table_tests.supported_cells(self.tests)
+        return table_tests.supported_cells(self.tests, self.lines)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -254,6 +265,10 @@ class Table:
     def tests(self) -> pd.DataFrame:
         """Paired tests, one line per comparison, split and protocol; columns `TEST_COLUMNS` (see `tests`)."""
         return table_tests.tests(self)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, list | tuple | np.ndarray) else value
 
 
 def table(name: str, scale: str, selection: Selection | None = None) -> pd.DataFrame:
@@ -275,7 +290,8 @@ def tests(name: str, scale: str, selection: Selection | None = None) -> pd.DataF
     McNemar p are given per seed. Averages over question sets are compared as well, by the bootstrap of the mean
     difference alone. `p_holm` is the larger of the bootstrap's and all McNemar p values, adjusted by Holm over the
     comparisons of one kind and protocol, those on all questions apart from those on open or closed ones; `supported` is
-    `p_holm < .05`. `replication` is a verdict at base and paper scale only. Rows that different code made are not judged.
+    `p_holm < .05`. `replication` is a verdict at base and paper scale only, and not of a row that was trained once. Rows
+    that different code made are not judged.
     """
     return Table(name, scale, selection).tests
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 
-from amif_lib import audit_claims, claims, evaluate, paths, statistics, table_tests
+from amif_lib import audit_claims, claims, evaluate, paths, statistics, table_tests, tables
 from amif_lib.errors import InputError
 from amif_lib.tables import Selection
 from tests import fabricated
@@ -29,11 +31,17 @@ def right(*wrong: int) -> list[bool]:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo_table(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         fabricated.install(patch, tmp_path_factory.mktemp("claims"), SETS)
         write_table("table4", "demo", WRONG)
-        yield claims.table("demo")
+        whole = tables.Table("table4", "demo")
+        yield claims.table("demo", known={"table4": whole}), whole
+
+
+@pytest.fixture(scope="module")
+def demo(demo_table):
+    return demo_table[0]
 
 
 def test_every_claim_has_both_verdicts_and_the_audits_are_the_audits(demo):
@@ -54,8 +62,39 @@ def test_replication_by_hand_and_not_judged_on_synthetic_data(demo):
     assert line(demo, "question_vocabulary")["ours"] == pytest.approx(100 / 12)
     judged = demo[demo["ours"].notna()]
     assert set(judged["replication"]) == {"not tested at this scale"} and len(judged) >= 4
-    p = demo[demo["p"].notna() & (demo["table"] == "table4")]
-    assert list(p["p_holm"]) == pytest.approx(list(statistics.holm(list(p["p"]))))
+
+
+def test_a_comparison_has_one_adjusted_p(demo_table):
+    """Where the table tests the same rows its p counts; the rest is a family in which equal comparisons count once."""
+    demo, whole = demo_table
+    own = whole.tests[(whole.tests["protocol"] == "paper") & (whole.tests["split"] == "overall")]
+    own = own[(own["dataset"] == "avg") & (own["kind"] == "reference")].set_index(["row", "against"])["p_holm"]
+    assert line(demo, "pretraining")["p_holm"] == own["3", "1"] and line(demo, "gate")["p_holm"] == own["6", "5"]
+    index = [7, 3, 5, 9]
+    tested = pd.DataFrame(
+        {
+            "table": ["table4", "table4", "table4", "table2"],
+            "dataset": "avg",
+            "split": "overall",
+            "run_ids": ["a b", "a b", "a c", "d e"],
+            "compared": ["#3 - #1", "#1 - #3", "#4 - #1", "#2 - #1"],
+            "p": [0.02, 0.02, 0.03, 0.04],
+        },
+        index=index,
+    )  # two comparisons of table 4: 2 * 0.02, then 0.03 but not below it; one of table 2
+    assert claims._own_family(tested).to_dict() == pytest.approx({7: 0.04, 3: 0.04, 5: 0.04, 9: 0.04})
+    tested.loc[5, "compared"], tested.loc[5, "p"] = "#4 - #1", 0.005
+    assert claims._own_family(tested).to_dict() == pytest.approx({7: 0.02, 3: 0.02, 5: 0.01, 9: 0.04})
+    assert claims._own_family(tested[:0]).empty
+
+
+def test_what_the_papers_numbers_can_show_is_named_as_such(demo):
+    audited = audit_claims.claims()
+    pd.testing.assert_frame_equal(demo[["needed", "beyond_noise"]], audited[["needed", "beyond_noise"]])
+    shown = claims.layout(demo)
+    assert {"significant in the best case", "needed", "beyond noise"} <= set(
+        shown
+    ) and "can be significant" not in shown
 
 
 def test_what_was_not_run_says_so(demo):
@@ -64,6 +103,14 @@ def test_what_was_not_run_says_so(demo):
     assert set(demo.loc[demo["claim"] == "size", "replication"]) == {"not about runs"}
     part = claims.table("demo", ["table2"])
     assert set(part["table"]) == {"table2"} and set(part["replication"]) == {"not run"}
+
+
+def two_seeds(**selection: list[str]) -> Selection:
+    """A plan of the paper scale with two fine-tunings per row, since one training is not judged."""
+    paths.scale_dir("paper").mkdir(parents=True, exist_ok=True)
+    asked = {"selection": {"question_sets": [], "rows": [], "seeds": 2} | selection}
+    paths.plan("paper").write_text(json.dumps(asked), encoding="utf-8")
+    return Selection(tuple(selection.get("question_sets", ())), seeds=2)
 
 
 @pytest.fixture
@@ -76,6 +123,8 @@ def test_verdicts_at_paper_scale(paper):
     """Row 3 is right where row 1 is wrong, everywhere; row 4 equals row 3; row 5 is all wrong."""
     wrong = {"1": tuple(range(12)), "2": tuple(range(12)), "3": (), "4": (), "5": tuple(range(12)), "6": (5,)}
     write_table("table4", "paper", wrong)
+    assert claims.table("paper", ["table4"]).set_index("claim").loc["gate", "replication"] == table_tests.ONE_TRAINING
+    write_table("table4", "paper", wrong, two_seeds())
     got = claims.table("paper", ["table4"]).set_index("claim")
     assert got.loc["pretraining", "replication"] == "holds" and got.loc["pretraining", "ours"] == 100
     assert got.loc["question_vocabulary", "replication"] == "within noise"
@@ -109,7 +158,7 @@ def test_table1_on_synthetic_data_shows_our_accuracy_and_no_difference(paper):
 
 
 def test_table1_is_set_against_printed_numbers(paper):
-    write_table("table1", "paper", {"hub": (0, 1, 2), "published3064": ()})
+    write_table("table1", "paper", {"hub": (0, 1, 2), "published3064": ()}, two_seeds())
     got = claims.table("paper", ["table1"])
     one = line(got, "over_biomedclip", dataset="vqa_rad")
     assert one["compared"] == "ours - BiomedCLIP" and one["ours"] == pytest.approx(75 - 75.20)
@@ -123,18 +172,14 @@ def test_table1_is_set_against_printed_numbers(paper):
 
 
 def test_fewer_sets_are_labelled_and_not_judged(paper, tmp_path):
-    chosen = Selection(("vqa_rad", "slake"))
-    write_table("table4", "paper", WRONG, chosen)
-    paths.scale_dir("paper").mkdir(exist_ok=True)
-    plan = '{"selection": {"question_sets": ["vqa_rad", "slake"], "rows": [], "seeds": 1}}'
-    (paths.scale_dir("paper") / "plan.json").write_text(plan, encoding="utf-8")
+    write_table("table4", "paper", WRONG, two_seeds(question_sets=["vqa_rad", "slake"]))
     got = claims.table("paper", ["table4"]).set_index("claim").loc["pretraining"]
     assert got["replication"] == "not tested on 2 of 4 sets" and "average over 2 of 4 sets" in got["note"]
     assert got["ours"] == pytest.approx(100 * 2 / 12)
 
 
 def test_rows_of_different_code_are_not_judged(paper):
-    write_table("table4", "paper", {"1": tuple(range(12)), "3": (), "4": ()}, digests={"3": "code2"})
+    write_table("table4", "paper", {"1": tuple(range(12)), "3": (), "4": ()}, two_seeds(), digests={"3": "code2"})
     got = claims.table("paper", ["table4"]).set_index("claim")
     assert got.loc["pretraining", "replication"] == table_tests.MIXED
     assert got.loc["gate", "replication"] == "within noise"

@@ -10,6 +10,7 @@ import sys
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -22,7 +23,18 @@ from tests.fabricated import write_run, write_table, wrong_at
 
 matplotlib.use("Agg")
 
-from amif_lib import experiments, figure_set, figures, load_run, paths, report, report_facts, results, tables
+from amif_lib import (
+    experiments,
+    figure_set,
+    figures,
+    load_run,
+    paths,
+    report,
+    report_facts,
+    results,
+    table_tests,
+    tables,
+)
 from amif_lib.errors import InputError
 
 WRONG = {"1": (0, 1, 3, 5, 6, 8), "3": (0, 1, 5, 8), "5": (0, 5), "6": (5,)}
@@ -174,12 +186,46 @@ def test_checklist_says_what_the_runs_say(demo, page):
     assert found["Claims"][0] == "no" and "no claim of the paper is tested" in found["Claims"][1]
     assert found["Seeds and error bars"][0] == "partly" and "One fine-tuning seed" in found["Seeds and error bars"][1]
     assert str(timedelta(seconds=90 * len(runs))) in found["Compute"][1]  # 90 s each
+    assert found["Splits"][0] == "partly" and "phantom_vqa_rad's test questions" in found["Splits"][1]
+    assert "this scale's own" in found["Hyper-parameters"][1] and table_tests.HOLM in found["Seeds and error bars"][1]
     assert "drawn by the kit" in found["New assets"][1] and "MIT" in found["Licences"][1]
     unknown = runs[0]
     unknown.provenance["wall_time_s"] = None
     again = {name: answer for name, answer, _ in report_facts.checklist("paper", [], runs)}
-    assert again["Compute"] == "partly" and again["Claims"] == "yes"
+    assert again["Compute"] == "partly" and again["Claims"] == again["Splits"] == "yes"
+    assert "by training loss" in _answers("small", runs)["Splits"][1]
+    assert "follow the paper" in _answers("paper", runs)["Hyper-parameters"][1]
     assert all(name in page.text for name in found)
+
+
+def _answers(scale: str, runs: list) -> dict[str, tuple[str, str]]:
+    return {name: (answer, words) for name, answer, words in report_facts.checklist(scale, [], runs)}
+
+
+def test_checklist_tells_fine_tunings_from_pretrainings():
+    said = {}
+    for counts in ((1, 1), (2, 1), (1, 3), (2, 3)):
+        table = SimpleNamespace(seed_counts=counts)
+        found = {name: (answer, words) for name, answer, words in report_facts.checklist("demo", [table], [])}
+        said[counts] = found["Seeds and error bars"]
+    assert [answer for answer, _ in said.values()] == ["partly", "yes", "yes", "yes"]
+    assert "up to 2 seeds; the intervals" in said[2, 1][1] and "Pre-training was done once" in said[2, 1][1]
+    assert "One fine-tuning seed per pre-training. Pre-training was repeated with up to 3 seeds" in said[1, 3][1]
+    assert "repeated with up to 2 seeds" in said[2, 3][1] and "up to 3 seeds" in said[2, 3][1]
+
+
+def test_cost_holds_each_teacher_once():
+    def run(stage: str, teacher: dict | None) -> SimpleNamespace:
+        metrics = {} if teacher is None else {"teacher": teacher}
+        return SimpleNamespace(spec=SimpleNamespace(stage=stage), metrics=metrics, provenance={"wall_time_s": 60.0})
+
+    one, two = {"id": "a", "wall_time_s": 90.0}, {"id": "b", "wall_time_s": 30.5}
+    runs = [run("stage1", one), run("stage2", one), run("stage1", two), run("finetune", None)]
+    got = report.cost(runs).set_index("stage")
+    assert got.loc["teacher"].tolist() == [2, "0:02:00", "0:01:30"] and got.loc["stage 1"].tolist()[0] == 2
+    two["wall_time_s"] = None
+    assert report.cost(runs).set_index("stage").loc["teacher"].tolist() == [2, "unknown", "0:01:30"]
+    assert "teacher" not in set(report.cost([run("finetune", None)])["stage"])
 
 
 def test_pictures_are_made_small_and_keep_their_looks(tmp_path):

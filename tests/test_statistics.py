@@ -215,13 +215,16 @@ def test_mean_difference_of_one_set_is_the_difference():
 
 
 def test_pretrainings_are_drawn_before_their_fine_tunings():
-    """Runs that agree within a pre-training and differ between two: the draw has the variance of two, not of six runs."""
+    """Runs that agree within a pre-training and differ between two: the draw has the variance of two, not of six runs.
+
+    The pre-trainings are 0.1 off their mean: variance 0.1^2 * 2 / (2 - 1) between them, 0.1^2 * 6 / 5 if taken as six runs.
+    """
     images = np.arange(400)
     right = np.stack([images < 400 * share for share in (0.4, 0.4, 0.4, 0.6, 0.6, 0.6)])
     nested = statistics.bootstrap(right, images, draws=20_000, pretrainings=[0, 0, 0, 1, 1, 1])
     flat = statistics.bootstrap(right, images, draws=20_000)
     sampling = 0.25 / 400  # binomial, near enough
-    for got, between in ((nested, 0.1**2 / 2), (flat, 0.1**2 / 6)):
+    for got, between in ((nested, 2 * 0.1**2 / 2), (flat, 1.2 * 0.1**2 / 6)):
         width = (got.high - got.low) / (2 * 1.96)
         assert width == pytest.approx(math.sqrt(sampling + between), rel=0.15)
     order = [3, 0, 4, 1, 5, 2]  # the order of runs does not matter, only which pre-training each has
@@ -229,6 +232,18 @@ def test_pretrainings_are_drawn_before_their_fine_tunings():
     assert again == nested
     with pytest.raises(InputError, match="as many fine-tuning seeds"):
         statistics.bootstrap(right, images, pretrainings=[0, 0, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(("accuracies", "pretrainings"), [((0.2, 0.8), None), ((0.2, 0.5, 0.8), None),
+                                                          ((0.2, 0.8), [0, 1])])  # fmt: skip
+def test_few_seeds_have_the_sample_variance(accuracies, pretrainings):
+    """The same images in each draw, so that only runs vary: the mean's variance is s^2 / S with ddof 1, by hand."""
+    per_run = np.tile(accuracies, (40_000, 1))
+    sample = statistics._seed_mean(per_run, pretrainings, 0, 0)
+    assert sample.mean() == pytest.approx(np.mean(accuracies), abs=0.005)
+    assert sample.var() == pytest.approx(np.var(accuracies, ddof=1) / len(accuracies), rel=0.03)
+    if len(accuracies) == 2:  # drawn twice the first, one each, twice the second: 0.5 -+ sqrt(2) * 0.3
+        assert sorted(set(sample.round(6))) == pytest.approx([0.5 - 0.3 * 2**0.5, 0.5, 0.5 + 0.3 * 2**0.5], abs=1e-5)
 
 
 def test_shared_pretrainings_cancel_in_a_difference():

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib import evaluate, experiments, layout, paths, results, statistics, table_rows, table_tests, tables
+from amif_lib import (
+    evaluate,
+    experiments,
+    layout,
+    layout_latex,
+    paths,
+    results,
+    statistics,
+    table_rows,
+    table_tests,
+    tables,
+)
 from amif_lib.errors import InputError
 from amif_lib.tables import Selection
 from tests import fabricated
@@ -87,7 +99,7 @@ def test_delta_on_real_data_at_paper_scale(monkeypatch, tmp_path):
     assert np.isnan(cell(got, "hub", "overall", "strict@1")["delta"])
     assert np.isnan(cell(got, "hub", "closed", "paper/answer_type")["delta"])
     verdicts = tables.tests("table1", "paper")["replication"]
-    assert set(verdicts) <= {"better", "worse", "within noise"}
+    assert set(verdicts) == {table_tests.ONE_TRAINING}
 
 
 def test_small_scale_prints_the_paper_but_no_difference_and_no_verdict(monkeypatch, tmp_path):
@@ -210,6 +222,21 @@ def test_missing_question_and_unknown_question_are_refused(demo):
         tables.table("table4", "demo")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [("image_id", "i9", "image_id is i9, in the present data i1"), ("gold", ["no"], r"gold is \['no'\], .* \['yes'\]"),
+     ("closed_field", False, "closed_field is False"), ("closed_yes_no", False, "closed_yes_no is False")],
+)  # fmt: skip
+def test_questions_of_other_data_are_refused(demo, field, value, shown):
+    """The same question ids, of which one has another image, answer or definition of closed."""
+    run = Selection(only=("1",)).rows("table4", "demo")[0].runs[0]
+    frame = fabricated.predictions(wrong_at())
+    frame.at[0, field] = value
+    evaluate.write_predictions(run.directory, frame, fabricated.candidates())
+    with pytest.raises(InputError, match=rf"row 1 \(run {run.run_id}\): question test-00 of phantom_vqa_rad: {shown}"):
+        tables.table("table4", "demo")
+
+
 def test_written_files(demo):
     written = tables.write("table4", "demo")
     assert [p.name for p in written] == ["table4" + ending for ending in tables.FILES]
@@ -225,6 +252,7 @@ def test_written_files(demo):
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 1
     widths = {line.count("&") for line in tex.splitlines() if line.endswith(r"\\")}
     assert len(widths) == 1
+    assert "Bold: better than each of the row's references" in tex and "one training per cell" in tex
     assert str(paths.results()) not in written[3].read_text(encoding="utf-8")
     before = [p.read_bytes() for p in written]
     assert [p.read_bytes() for p in tables.write("table4", "demo")] == before  # same input, same bytes
@@ -244,16 +272,54 @@ def test_bold_needs_support(monkeypatch, tmp_path):
     write_table("table4", "demo", WRONG)
     whole = tables.Table("table4", "demo")
     tested = whole.tests
-    assert supported_cells(tested) == set()
+    assert supported_cells(tested, whole.lines) == set()
     sure = tested.assign(supported=(tested["row"] == "5") & (tested["kind"] == "reference"))
-    assert {row for row, *_ in supported_cells(sure)} == {"5"}
+    assert {row for row, *_ in supported_cells(sure, whole.lines)} == {"5"}
+    leaking = [replace(line, leaks=line.row == "5") for line in whole.lines]
+    assert supported_cells(sure, leaking) == set()  # it saw test answers
+    part = sure[
+        (sure["row"] == "5") & (sure["against"] != "3")
+    ]  # of the references 4 and 3 one is not in the selection
+    assert supported_cells(part, [line for line in whole.lines if line.row != "3"]) == set()
+    assert supported_cells(sure.assign(replication=table_tests.ONE_TRAINING), whole.lines) == set()
     worse = sure.assign(difference=-1.0)
-    assert supported_cells(worse) == set()
+    assert supported_cells(worse, whole.lines) == set()
     baselines = tested[(tested["kind"] == "baseline") & (tested["row"] == "6")].assign(supported=True, difference=1.0)
-    assert supported_cells(baselines) == set()  # above its baselines, which says nothing about the other rows
-    assert {row for row, *_ in supported_cells(baselines.assign(table="table1"))} == {"6"}
+    assert supported_cells(baselines, whole.lines) == set()  # above its baselines, which says nothing about other rows
+    head = [replace(line, references=()) for line in whole.lines]  # as the full model in Table 1
+    assert {row for row, *_ in supported_cells(baselines.assign(table="table1"), head)} == {"6"}
     one_fails = baselines["against"] != "question_only:demo"
-    assert supported_cells(baselines.assign(table="table1", supported=one_fails)) == set()
+    assert supported_cells(baselines.assign(table="table1", supported=one_fails), head) == set()
+
+
+def test_references_that_a_selection_leaves_out_are_named(demo):
+    part = tables.Table("table4", "demo", Selection(only=("4", "5")))
+    assert table_tests.lacking_references(part.lines) == {"4": ["3"], "5": ["3"]}
+    assert "not tested: row 4 without 3; row 5 without 3." in " ".join(layout.notes(part))
+    assert "Never bold here" not in " ".join(layout.notes(tables.Table("table4", "demo")))
+
+
+def test_one_training_is_not_judged(monkeypatch, tmp_path):
+    """Row 4 is right where row 3 is wrong, everywhere: with one training each no verdict and no bold, with two both."""
+    fabricated.install(monkeypatch, tmp_path)
+    for seeds, said, bold in ((1, table_tests.ONE_TRAINING, False), (2, "better", True)):
+        selection = Selection(("vqa_rad",), only=("3", "4"), seeds=seeds)
+        write_table("table4", "paper", {"3": tuple(range(12)), "4": ()}, selection)
+        whole = tables.Table("table4", "paper", selection)
+        one = whole.tests[(whole.tests["split"] == "overall") & (whole.tests["protocol"] == "paper")].iloc[0]
+        assert (one["row"], one["against"], one["replication"]) == ("4", "3", said) and one["supported"]
+        assert (("4", "vqa_rad", "overall") in whole.supported) is bold
+        assert (table_tests.HOLM in " ".join(layout.notes(whole))) and ("SEEDS=3" in layout.markdown(whole)) is not bold
+
+
+def test_nearest_question_is_left_out_where_no_test_image_is_in_training(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path)
+    monkeypatch.setattr(fabricated, "TRAIN", [(f"other {image}", *rest) for image, *rest in fabricated.TRAIN])
+    write_table("table4", "demo", WRONG)
+    whole = tables.Table("table4", "demo")
+    assert "nearest_question" not in {line.row for line in whole.lines} | set(whole.tests["against"])
+    assert "most_frequent" in {line.row for line in whole.lines}
+    assert "it is left out" in " ".join(layout.notes(whole))
 
 
 # --- four question sets, seeds of pre-training, selections ---
@@ -326,6 +392,21 @@ def test_compact_table_stands_first_and_details_below(four):
         assert f"\n## {layout.dataset_name(dataset)}\n" in rest
     lacking = sorted({"1", "2", "3", "4", "5", "6"} - {row.row for row in four[0].rows})
     assert ("without the paper's row" in first) == bool(lacking)
+
+
+def test_latex_of_several_sets_has_one_column_each(four):
+    tex = layout_latex.latex(four[1])
+    header = next(line for line in tex.splitlines() if line.startswith(r"\# & row"))
+    assert header == r"\# & row & Avg & phantom VQA-RAD & phantom SLAKE & phantom PathVQA & phantom VQA-2019 \\"
+    caption = next(line for line in tex.splitlines() if line.startswith(r"\caption"))
+    for words in (
+        "better than every baseline below",
+        "not a comparison with published rows",
+        r"$\dagger$: saw",
+        "(extra): not",
+    ):
+        assert words in caption
+    assert "(extra)" not in layout_latex.latex(four[0]) and r"$\dagger$" not in layout_latex.latex(four[0])
 
 
 def test_rows_of_the_paper_that_are_left_out_are_named(four):
@@ -536,3 +617,12 @@ def test_damaged_published_file(monkeypatch, tmp_path):
         results.published("table4")
     with pytest.raises(InputError, match=r"table9\.csv: no such file"):
         results.published("table9")
+
+
+def test_notebooks_say_the_same_of_holms_families():
+    found = sorted((paths.PACKAGE.parent / "notebooks").glob("1[1-6]_*.ipynb"))
+    assert len(found) == 6
+    for path in found:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = " ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        assert table_tests.HOLM in " ".join(text.split()), path.name
