@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from amif_lib import audit, audit_claims, evaluate, experiments, files, paths, results, statistics, table_tests, tables
+from amif_lib import (
+    audit,
+    audit_claims,
+    evaluate,
+    experiments,
+    files,
+    map_claims,
+    paths,
+    results,
+    statistics,
+    table_tests,
+    tables,
+)
 from amif_lib.audit_sources import SETS, hundredths
 from amif_lib.layout import grid
 from amif_lib.table_cells import average_name
@@ -66,7 +78,11 @@ def table(scale: str, names: Sequence[str] = (), known: Mapping[str, tables.Tabl
     }
     rows = []
     for record, said, name in found:
-        ours = _replicate(record, collected.get(name))
+        ours = (
+            Replication(**map_claims.replicate(record, scale))
+            if record["kind"] == "map"
+            else _replicate(record, collected.get(name))
+        )
         rows.append(
             {key: said[key] for key in ("claim", "where", "says", "dataset", "split", "paper", "recomputed")}
             | {"table": name, "audit": said["verdict"], "can_be_significant": said["can_be_significant"]}
