@@ -429,7 +429,7 @@ def test_questions_and_seeds_needed() -> None:
 
 def test_claims_and_verdicts() -> None:
     found = audit_claims.claims()
-    assert len(found) == 34
+    assert len(found) == 36
 
     def column(name: str, claim: str, dataset: str = "avg", split: str = "overall") -> list[object]:
         line = (found["claim"] == claim) & (found["dataset"] == dataset) & (found["split"] == split)
