@@ -18,7 +18,7 @@ from amif_lib.errors import InputError
 from amif_lib.layout import dataset_name
 
 COLUMNS = ("claim", "where", "says", "kind", "paper", "first", "second", "dataset", "split")
-KINDS = ("best", "lead", "difference", "direction", "close", "figure", "size")
+KINDS = ("best", "lead", "difference", "direction", "close", "figure", "map", "size")
 RESULT = [*COLUMNS[:3], "dataset", "split", "paper", "recomputed", "verdict", "can_be_significant"]
 RESULT += ["smallest_p", "needed", "beyond_noise", "note"]
 
@@ -122,7 +122,7 @@ def read_claims() -> list[dict[str, str]]:
             raise InputError(f"{where}: paper is empty, but a {record['kind']} needs the paper's number")
         if record["dataset"] not in (*SETS, "avg"):
             raise InputError(f"{where}: unknown dataset {record['dataset']!r}; restore the file")
-        needed = {"best": 1, "lead": 1, "difference": 2, "direction": 2, "close": 2}.get(record["kind"], 0)
+        needed = {"best": 1, "lead": 1, "difference": 2, "direction": 2, "close": 2, "map": 2}.get(record["kind"], 0)
         cells = [*record["first"].split(), *record["second"].split()]
         if len(cells) < needed:
             raise InputError(f"{where}: a {record['kind']} compares at least {needed} cells; restore the file")
@@ -146,7 +146,7 @@ def claims(discordance: float = DISCORDANCE) -> pd.DataFrame:
     `needed` is the smallest significant difference at this share of discordant questions, and `beyond_noise` says
     whether the claim reaches it.
     """
-    judge = {"best": _best, "lead": _lead, "close": _close, "figure": _figure, "size": _size}
+    judge = {"best": _best, "lead": _lead, "close": _close, "figure": _figure, "map": _map, "size": _size}
     rows = []
     for record in read_claims():
         line = {name: record[name] for name in ("claim", "where", "says", "dataset", "split")}
@@ -283,6 +283,10 @@ def _figure(record: dict[str, str], discordance: float) -> dict[str, object]:
         "beyond_noise": "",
         "note": "the figure's values are printed nowhere",
     }
+
+
+def _map(record: dict[str, str], discordance: float) -> dict[str, object]:
+    return _figure(record, discordance) | {"note": "pictures only, no numbers in the paper"}
 
 
 def _size(record: dict[str, str], discordance: float) -> dict[str, object]:

@@ -19,6 +19,7 @@ from amif_lib import (
     evaluate,
     experiments,
     files,
+    map_claims,
     paths,
     results,
     statistics,
@@ -100,7 +101,11 @@ def table(scale: str, names: Sequence[str] = (), known: Mapping[str, tables.Tabl
     }
     rows = []
     for record, said, name in found:
-        ours = _replicate(record, collected.get(name))
+        ours = (
+            Replication(**map_claims.replicate(record, scale))
+            if record["kind"] == "map"
+            else _replicate(record, collected.get(name))
+        )
         rows.append(
             {key: said[key] for key in ("claim", "where", "says", "dataset", "split", "paper", "recomputed")}
             | {"table": name, "audit": said["verdict"], "can_be_significant": said["can_be_significant"]}

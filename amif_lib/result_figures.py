@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from amif_lib import evaluate, experiments, paths, results
+from amif_lib import evaluate, experiments, paths, results, tables
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.figures import BASELINE, OURS, Drawn, note
 from amif_lib.layout import dataset_name
 from amif_lib.map_scores import rows_of
-from amif_lib.statistics import bootstrap
+from amif_lib.statistics import bootstrap, over_runs, resampled_sums, wilson
+from amif_lib.table_rows import seeds_of
 
 PAPERS_LAMBDA = 0.01
 BINS = 10
 STAGES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
 PAPER = evaluate.PROTOCOLS["paper"]
+Headline = tuple[str, list[RunSpec], list[RunSpec]]  # question set, the full model's runs, its question-only baseline's
 
 
 # --- Fig. 6 ----------------------------------------------------------------------------------------------------------
 
 
 def lambda_curve(scale: str) -> Drawn:
-    """Fig. 6: overall accuracy against lambda, one panel per question set, from the stored table `lambda_sweep`.
+    """Fig. 6: overall accuracy against lambda, one panel per question set, from the stored runs of `lambda_sweep`.
 
-    The paper's values are not in its text, so none are drawn. The axis is linear near 0 and logarithmic beyond.
+    The paper's values are not in its text, so none are drawn. The axis is linear near 0 and logarithmic beyond. Raises
+    InputError as `tables.Table` does: a curve lacks no point. No CSV of a table is read.
     """
-    path = paths.scale_source(scale) / "tables" / "lambda_sweep.csv"
-    if not path.is_file():
-        raise InputError(f"{paths.shown(path)}: missing; make sweep SCALE={scale} makes it")
-    table = pd.read_csv(path, dtype={"row": str})
+    whole = tables.Table("lambda_sweep", scale)
+    table = whole.cells
     part = table[(table["split"] == "overall") & (table["protocol"] == PAPER.title)].copy()
     part["lambda"] = pd.to_numeric(part["row"], errors="coerce")  # baselines have names
     part = part[part["lambda"].notna()].sort_values(["dataset", "lambda"])
     if part["lambda"].nunique() < 2:
-        raise InputError(f"{paths.shown(path)}: {part['lambda'].nunique()} value of lambda; a curve needs two or more")
+        raise InputError(
+            f"lambda_sweep at scale {scale}: {part['lambda'].nunique()} value of lambda in the plan; a curve needs two or more"
+        )
     names = list(dict.fromkeys(table.loc[table["dataset"].isin(set(part["dataset"])), "dataset"]))
     across = min(3, len(names))
     figure, axes = plt.subplots(
@@ -62,8 +65,8 @@ def lambda_curve(scale: str) -> Drawn:
     columns = ["dataset", "lambda", "ours", "ours_sd", "ci_low", "ci_high", "n_seeds", "n_questions", "run_ids"]
     caption = (
         "Fig. 6 of the paper: overall accuracy (protocol paper) against the weight λ of the positive pair, with 95% "
-        "intervals from resampling images; dotted: the paper's choice, 0.01. The paper prints no numbers for this figure. "
-        "Each panel has an axis of its own. " + note(scale)
+        f"intervals from resampling images; {spread(*whole.seed_counts)} Dotted: the paper's choice, 0.01. The paper "
+        "prints no numbers for this figure. Each panel has an axis of its own. " + note(scale)
     )
     return figure, part[columns], caption
 
@@ -74,14 +77,17 @@ def lambda_curve(scale: str) -> Drawn:
 def accuracy_by_type(scale: str) -> Drawn:
     """Accuracy of the full model per question type and set, beside the question-only baseline of the same questions."""
     rows = []
-    for dataset, ours, blank in _headlines(scale):
+    sets = list(_headlines(scale))
+    for dataset, ours, blank in sets:
         for kind, runs in (("full model", ours), ("question only", blank)):
             if not runs:
                 continue
-            scored = [evaluate.score(*_answers(run_id), PAPER).set_index("question_id").sort_index() for run_id in runs]
+            scored = [
+                evaluate.score(*_answers(run.run_id), PAPER).set_index("question_id").sort_index() for run in runs
+            ]
             for name, part in scored[0].groupby("question_type"):
                 correct = np.stack([each.loc[part.index, "correct"] for each in scored])  # (S, n)
-                estimate = bootstrap(correct, part["image_id"])
+                estimate = bootstrap(correct, part["image_id"], pretrainings=_pretrainings(runs))
                 rows.append(
                     {
                         "dataset": dataset,
@@ -92,16 +98,16 @@ def accuracy_by_type(scale: str) -> Drawn:
                         "ci_high": 100 * estimate.high,
                         "n_questions": len(part),
                         "n_images": part["image_id"].nunique(),
-                        "run_ids": " ".join(runs),
+                        "run_ids": _ids(runs),
                     }
                 )
     data = pd.DataFrame(rows)
-    sets = list(dict.fromkeys(data["dataset"]))
-    number = [data.loc[data["dataset"] == name, "question_type"].nunique() for name in sets]
+    names = list(dict.fromkeys(data["dataset"]))
+    number = [data.loc[data["dataset"] == name, "question_type"].nunique() for name in names]
     figure, axes = plt.subplots(
-        len(sets), 1, figsize=(6.6, 0.7 * len(sets) + 0.34 * sum(number) + 0.3), height_ratios=number, squeeze=False
+        len(names), 1, figsize=(6.6, 0.7 * len(names) + 0.34 * sum(number) + 0.3), height_ratios=number, squeeze=False
     )
-    for axis, name in zip(axes[:, 0], sets, strict=True):
+    for axis, name in zip(axes[:, 0], names, strict=True):
         own = data[data["dataset"] == name]
         kinds = own[own["kind"] == own["kind"].iloc[0]].sort_values("n_questions", ascending=False)
         height = {kind: -place for place, kind in enumerate(kinds["question_type"])}
@@ -124,7 +130,8 @@ def accuracy_by_type(scale: str) -> Drawn:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     caption = (
         "Accuracy of the full model (protocol paper) by the data set's own type of question, with 95% intervals from "
-        "resampling images, beside the same network trained and tested on blank images. " + note(scale)
+        f"resampling images, beside the same network trained and tested on blank images; {_variance(sets)} "
+        + note(scale)
     )
     return figure, data, caption
 
@@ -166,22 +173,24 @@ def confidences(frame: pd.DataFrame, candidates: pd.DataFrame) -> tuple[np.ndarr
 
 
 def calibration(scale: str) -> Drawn:
-    """Reliability diagrams of the full model, a panel per question set: is an answer as often right as it is probable?"""
-    sets = [(dataset, runs) for dataset, runs, _ in _headlines(scale) if runs]
+    """Reliability diagrams of the full model, a panel per question set: is an answer as often right as it is probable?
+
+    Of several runs the bins hold the answers of all together; the ECE is the mean of each run's own.
+    """
+    sets = [one for one in _headlines(scale) if one[1]]
     figure, axes = plt.subplots(
         2, len(sets), figsize=(2.7 * len(sets) + 0.6, 3.6), height_ratios=(3, 1), sharex=True, squeeze=False
     )
     plotted = []
-    for (dataset, runs), (axis, below) in zip(sets, axes.T, strict=True):
-        each = [(run_id, *_answers(run_id)) for run_id in runs]
-        found = [confidences(frame, candidates) for _, frame, candidates in each]
-        confidence, correct = (np.concatenate(part) for part in zip(*found, strict=True))
-        images = np.concatenate([frame["image_id"].to_numpy(dtype=str) for _, frame, _ in each])
-        bins = calibration_bins(confidence, correct)
-        low, high = _ece_interval(confidence, correct, images)
-        error = expected_calibration_error(confidence, correct)
-        drawn = [bootstrap(correct[own], images[own]) for own in (_inside(confidence, b) for b in bins.itertuples())]
-        bins["ci_low"], bins["ci_high"] = [e.low for e in drawn], [e.high for e in drawn]
+    for (dataset, runs, _), (axis, below) in zip(sets, axes.T, strict=True):
+        each = [_answers(run.run_id) for run in runs]
+        each = [(frame.sort_values("question_id"), candidates) for frame, candidates in each]
+        confidence, correct = (np.stack(part) for part in zip(*(confidences(*one) for one in each), strict=True))
+        images = each[0][0]["image_id"].to_numpy(dtype=str)
+        bins = calibration_bins(confidence.ravel(), correct.ravel())
+        error = float(np.mean([expected_calibration_error(*one) for one in zip(confidence, correct, strict=True)]))
+        intervals, (low, high) = calibration_intervals(confidence, correct, images, _pretrainings(runs))
+        bins["ci_low"], bins["ci_high"] = intervals.T
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", zorder=0)
         axis.vlines(bins["confidence"], bins["ci_low"], bins["ci_high"], color=OURS, linewidth=1.3)
         axis.plot(bins["confidence"], bins["accuracy"], marker="o", markersize=4.5, color=OURS, clip_on=False)
@@ -197,35 +206,42 @@ def calibration(scale: str) -> Drawn:
         )
         below.bar(bins["low"], bins["n"] / len(runs), width=1 / BINS, align="edge", color="#56b4e9", edgecolor="white")
         below.set(xlabel="probability of the answer", ylabel="questions" if axis is axes[0, 0] else "")
-        about = {"dataset": dataset, "run_ids": " ".join(runs), "ece": error, "ece_low": low, "ece_high": high}
+        about = {"dataset": dataset, "run_ids": _ids(runs), "ece": error, "ece_low": low, "ece_high": high}
         plotted.append(bins.assign(**about))
+    several = max(len(runs) for _, runs, _ in sets) > 1
+    pooled = "Bins hold the answers of all runs together; the ECE is the mean of each run's own. " if several else ""
     caption = (
         "Calibration of the full model: share of right answers against the probability of the chosen answer, which is the "
         "softmax of the log-likelihoods over the candidates of the protocol paper (all distinct test answers). Bins of equal "
-        f"width; ECE is the expected calibration error over {BINS} bins; 95% intervals from resampling images. The ECE of a "
-        "finite sample is biased upwards, and so is its interval. " + note(scale)
+        f"width; ECE is the expected calibration error over {BINS} bins. {pooled}95% intervals from resampling images; "
+        f"{_variance(sets)} The ECE of a finite sample is biased upwards, and so is its interval. " + note(scale)
     )
     return figure, pd.concat(plotted, ignore_index=True), caption
 
 
-def _inside(confidence: np.ndarray, row) -> np.ndarray:
-    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    return place == round(row.low * BINS)
+def calibration_intervals(
+    confidence: np.ndarray, correct: np.ndarray, images: np.ndarray, pretrainings: Sequence[int] | None = None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """95% intervals of the accuracy in each bin that is not empty, (B, 2), and of the ECE, from resampling images and runs.
 
-
-def _ece_interval(
-    confidence: np.ndarray, correct: np.ndarray, images: np.ndarray, draws: int = 500
-) -> tuple[float, float]:
-    names, index = np.unique(images, return_inverse=True)
-    members = [np.flatnonzero(index == place) for place in range(len(names))]
-    rng, found = np.random.default_rng(0), []
-    for _ in range(draws):
-        rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
-        place = np.clip(np.ceil(confidence[rows] * BINS).astype(int) - 1, 0, BINS - 1)
-        gap = np.bincount(place, correct[rows] - confidence[rows], minlength=BINS)  # n (accuracy - confidence) per bin
-        found.append(np.abs(gap).sum() / len(rows))
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    `confidence` and `correct` are (S, n), one row per run. A bin with all answers right or all wrong has Wilson's interval
+    over its images, as in `statistics.bootstrap`.
+    """
+    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # (S, n)
+    intervals, gap = [], np.zeros(())
+    for number in np.unique(place):
+        own = (place == number).astype(float)
+        share, inside = (own * correct).sum() / own.sum(), len(set(images[own.any(0)]))
+        if share in (0, 1):
+            intervals.append(wilson(int(share) * inside, inside))
+        else:  # a ratio of sums, to first order: other draws have another number of answers in the bin
+            above = over_runs(resampled_sums(own * (correct - share), images), pretrainings)
+            below = resampled_sums(own, images).mean(1)
+            intervals.append(share + np.percentile(above[below > 0] / below[below > 0], [2.5, 97.5]))
+        gap = gap + np.abs(resampled_sums(own * (correct - confidence), images))  # (draws, S)
+    error = over_runs(gap / resampled_sums(np.ones_like(confidence), images), pretrainings)
+    low, high = np.clip(np.percentile(error, [2.5, 97.5]), 0, 1)
+    return np.clip(intervals, 0, 1), (float(low), float(high))
 
 
 # --- cost of runs ----------------------------------------------------------------------------------------------------
@@ -281,20 +297,47 @@ def run_costs(scale: str, tables: Iterable[str]) -> Drawn:
 # --- stored runs -----------------------------------------------------------------------------------------------------
 
 
-def _headlines(scale: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Per question set: run ids of the full model (one per seed) and of its question-only baseline that have predictions."""
-    found: dict[str, tuple[list[str], list[str]]] = {}
+def _headlines(scale: str) -> Iterator[Headline]:
+    """Per question set: the full model's runs (one per seed) and those of its question-only baseline that have predictions."""
+    found: dict[str, tuple[dict[str, RunSpec], dict[str, RunSpec]]] = {}
     rows = [row for row in rows_of("table1", scale) if not row.extra][:1]
     for run in (run for row in rows for run in row.runs):
-        ours, blank = found.setdefault(run.data.questions, ([], []))
-        for wanted, ids in ((run, ours), (experiments.blank_image_run(run), blank)):
-            if _has_predictions(wanted) and wanted.run_id not in ids:
-                ids.append(wanted.run_id)
+        ours, blank = found.setdefault(run.data.questions, ({}, {}))
+        for wanted, runs in ((run, ours), (experiments.blank_image_run(run), blank)):
+            if _has_predictions(wanted):
+                runs[wanted.run_id] = wanted
     found = {dataset: runs for dataset, runs in found.items() if runs[0]}
     if not found:
         raise InputError(f"no finished fine-tuning of the full model at SCALE={scale}; make table1 trains it")
     for dataset, (ours, blank) in found.items():
-        yield dataset, ours, blank
+        yield dataset, list(ours.values()), list(blank.values())
+
+
+def _pretrainings(runs: Sequence[RunSpec]) -> list[int] | None:
+    """Each run's pre-training seed, where there are several, as tables have it."""
+    first = [seeds_of(run)[0] for run in runs]
+    return first if len(set(first)) > 1 else None
+
+
+def _ids(runs: Iterable[RunSpec]) -> str:
+    return " ".join(run.run_id for run in runs)
+
+
+def _variance(sets: Iterable[Headline]) -> str:
+    """Which variance the full model's intervals hold."""
+    counts = [[seeds_of(run)[0] for run in runs] for _, runs, _ in sets]
+    return spread(max(max(map(each.count, each)) for each in counts), max(len(set(each)) for each in counts))
+
+
+def spread(own: int, first: int) -> str:
+    """The end of a caption's sentence on intervals: which variance they hold, by fine-tunings per pre-training and
+    pre-trainings."""
+    if own == first == 1:
+        return "one training per point, so that they hold no spread between trainings."
+    if first == 1:
+        return f"crossed with {own} fine-tunings of one pre-training: they hold no spread between pre-trainings."
+    of_each = f"{own} fine-tunings of each" if own > 1 else "each fine-tuned once"
+    return f"crossed with {first} pre-trainings, drawn first, {of_each}: they hold the spread between whole trainings."
 
 
 def _has_predictions(run: RunSpec) -> bool:

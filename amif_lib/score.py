@@ -1,7 +1,7 @@
 """Anyone's predictions on the test questions of a question set, scored as the kit scores its own.
 
-Answers alone allow one protocol, `generate`: the answer as it stands. The others choose among candidates, which takes
-every candidate's log-likelihood; a run folder of the kit holds them and is scored under all. Beside the score stand the
+Answers alone are scored `as given`: each as it stands, however it was found. The protocols choose among candidates, which
+takes every candidate's log-likelihood; a run folder of the kit holds them and is scored under all. Beside the score stand the
 baselines and what training answers can reach at most. Only annotations are read; nothing here needs torch.
 """
 
@@ -39,6 +39,17 @@ LABELS = {
     "candidate_ceiling": "ceiling of the given candidates",
 }
 ARTICLES = ("a", "an", "the")
+AS_GIVEN = evaluate.Protocol(
+    name="as given",
+    version=1,
+    candidates="generate",
+    closed="yes_no",
+    note="Each answer of the file as it stands, whether it was generated or picked from a list: in lower case with white space "
+    "collapsed, equal to an accepted answer or wrong. Open and closed are reported by both definitions: yes_no (the answer "
+    "is yes or no) and answer_type (the data set's own mark).",
+)
+TITLES = {**{name: protocol.title for name, protocol in PROTOCOLS.items()}, AS_GIVEN.name: AS_GIVEN.name}  # as printed
+NOTES = {TITLES[protocol.name]: protocol.note for protocol in (*PROTOCOLS.values(), AS_GIVEN)}
 INTERVALS = (
     "Accuracies and intervals (95%) are percentages. Wilson's interval takes questions as independent; the other one "
     "resamples images, since questions on one image are not. p values are not adjusted for their number."
@@ -88,7 +99,7 @@ def score_file(
     questions = _load(settings)
     asked = baselines.vocabulary_ceiling(questions)  # for its columns, which are those of stored predictions
     notes = [f"{paths.shown(path)}: {len(asked)} test questions on {asked['image_id'].nunique()} images."]
-    ranked, listed, protocols = None, None, [PROTOCOLS["generate"]]
+    ranked, listed, protocols = None, None, [AS_GIVEN]
     if folder:
         frame, ranked = _stored(folder, asked, questions, settings)
         protocols = list(PROTOCOLS.values())
@@ -105,14 +116,14 @@ def score_file(
         frame = asked.assign(generated=[given.answers[question] for question in asked["question_id"]])
         listed = prediction_files.read_candidates(candidates) if candidates else None
         notes += _about_answers(frame, questions, listed)
-        others = ", ".join(protocol.title for protocol in PROTOCOLS.values() if protocol not in protocols)
+        others = ", ".join(p.title for p in PROTOCOLS.values() if p.candidates != "generate")
         notes.append(
             f"Not scored: {others}. These choose the likeliest of a list of candidates, so they need the log-likelihood "
             "of every candidate for every question: a run folder of the kit with its predictions.parquet."
         )
     notes += _about_data(questions, settings)
     scored = {protocol.name: _with_lenient(evaluate.score(frame, ranked, protocol), frame) for protocol in protocols}
-    notes += _lenient_examples(protocols[0].title, scored[protocols[0].name], frame, settings["dataset"])
+    notes += _lenient_examples(TITLES[protocols[0].name], scored[protocols[0].name], frame, settings["dataset"])
     out = table(scored, questions, listed)
     for position, (name, value) in enumerate(settings.items()):
         out.insert(position, name, value)
@@ -147,7 +158,7 @@ def table(
             if not part.any():
                 continue
             ours, images = predictions["correct"][part], predictions["image_id"][part]
-            about = {"protocol": PROTOCOLS[protocol].title, "split": split, "definition": definition}
+            about = {"protocol": TITLES[protocol], "split": split, "definition": definition}
             for system, frame in {"predictions": predictions, **beside}.items():
                 row = about | {"system": system, "label": LABELS[system]} | _accuracy(frame["correct"][part], images)
                 if system == "predictions":
@@ -189,8 +200,7 @@ def page(score: Score) -> str:
     """A score to read, as Markdown: the notes, then two tables per protocol."""
     out = [*score.notes, INTERVALS]
     for title, lines in score.table.groupby("protocol", sort=False):
-        protocol = next(p for p in PROTOCOLS.values() if p.title == title)
-        out += [f"\n## {title}\n\n{protocol.note}\n", _scores(lines).to_markdown(index=False, disable_numparse=True)]
+        out += [f"\n## {title}\n\n{NOTES[title]}\n", _scores(lines).to_markdown(index=False, disable_numparse=True)]
         out += ["", _differences(lines).to_markdown(index=False, disable_numparse=True)]
     return "\n".join(out)
 
@@ -319,12 +329,23 @@ def _about_answers(frame: pd.DataFrame, questions: Sequence[Question], listed: C
     odd = given[(given != "") & ~given.isin(listed)]
     outside = f"{len(odd)} (first: question {odd.index[0]})" if len(odd) else "0"
     out.append(f"Candidates: {len(listed)}. Answers that are not among them: {outside}.")
-    if listed == test:
-        out.append("They are the test answers, as under protocol paper: compare with no score of strict@1.")
-    elif known := len(test_only & set(listed)):
-        out.append(f"Of them, only test questions have {known}: compare with no score of strict@1.")
+    train = {answer for q in questions if q.split == "train" for answer in q.answers}
+    known = len(test_only & set(listed))
+    if set(listed) == test:
+        out.append(
+            "They are the test answers, as under protocol paper: compare with it, and with no score of strict@1."
+        )
+    elif set(listed) == train:
+        out.append("They are the training answers, as under strict@1: compare with it, and with no score of paper.")
+    elif known:
+        out.append(
+            f"They are no protocol's. Of them, only test questions have {known}: compare with no score of strict@1."
+        )
     else:
-        out.append("None of them is an answer that only test questions have: strict@1 is the protocol to compare with.")
+        out.append(
+            "They are no protocol's. None of them is an answer that only test questions have: strict@1, which ranks all "
+            f"{len(train)} training answers, is nearest."
+        )
     return out
 
 

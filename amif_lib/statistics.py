@@ -162,6 +162,17 @@ def bootstrap(
     return Estimate(value, *_interval(_draws([(sums, counts, pretrainings)], draws, seed)[0]))
 
 
+def resampled_sums(values: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Sum of `values` (S, n) over the questions of resampled images, in the draws that `bootstrap` uses -> (draws, S)."""
+    sums, counts = _by_image(values, images)
+    return _image_weights(len(counts), draws, seed).astype(float) @ sums.T
+
+
+def over_runs(per_run: np.ndarray, pretrainings: Sequence[int] | None = None, seed: int = 0) -> np.ndarray:
+    """Mean of (draws, S) over runs drawn as `bootstrap` draws them -> (draws,). Equal calls draw the same runs."""
+    return _seed_mean(per_run, pretrainings, seed, seed)
+
+
 def bootstrap_difference(
     first: ArrayLike,
     second: ArrayLike,

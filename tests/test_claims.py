@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib import audit_claims, claims, evaluate, paths, statistics, table_tests, tables
+from amif_lib import audit_claims, claims, evaluate, map_files, paths, statistics, table_tests, tables
 from amif_lib.errors import InputError
 from amif_lib.tables import Selection
 from tests import fabricated
@@ -209,6 +210,45 @@ def test_lambda_is_compared_with_its_neighbours(monkeypatch, tmp_path):
     got = claims.table("demo", ["lambda_sweep"]).iloc[0]
     assert got["audit"] == "cannot be checked" and got["compared"] == "#0.01 - #0.05"
     assert got["ours"] == pytest.approx(100 / 12)
+
+
+def made_up_maps(share: float, data_set: str) -> map_files.Maps:
+    """Four maps of 2 x 2 cells on two images: the region is one cell, and holds `share` of the first image's two maps."""
+    coverage = np.zeros((4, 2, 2))
+    coverage[:, 0, 1] = 1
+    values = np.full((4, 2, 2), 0.25)
+    values[:2] = (1 - share) / 3
+    values[:2, 0, 1] = share
+    names = [f"q{n}" for n in range(4)]
+    texts = (names, ["i1", "i1", "i2", "i2"], ["mass"] * 4, ["mass"] * 4, ["Where is the mass?"] * 4)
+    return map_files.Maps(data_set, *texts, coverage, {"attention": values, "transport_plan": values})
+
+
+def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, tmp_path):
+    """Fig. 5: of eight questions on two sets, half have a share of 0.65 inside with the gate and 0.35 without, half 0.25."""
+    fabricated.install(monkeypatch, tmp_path, SETS[:2])
+    assert line(claims.table("demo", ["table4"]), "gated_maps")["replication"] == "not run"
+    write_table("table4", "demo", WRONG)
+    got = line(claims.table("demo", ["table4"]), "gated_maps")
+    assert got["replication"] == "no maps" and pd.isna(got["ours"]) and got["audit"] == "cannot be checked"
+    for row, share in (("6", 0.65), ("5", 0.35)):
+        for run in Selection(only=(row,)).rows("table4", "demo")[0].runs:
+            map_files.write(run.directory / map_files.MAPS, made_up_maps(share, run.data.questions))
+    frame = claims.table("demo", ["table4"])
+    got = line(frame, "gated_maps")
+    assert got["replication"] == "not tested at this scale" and got["compared"] == "#6 - #5" and got["n_questions"] == 8
+    assert got["ours"] == pytest.approx(15, abs=1e-3) and "45.00% against 30.00%" in got["note"]
+    # four images, each of which has both maps 30 points apart or none: draws hold 0 to 4 of the former
+    assert (got["ci_low"], got["ci_high"]) == pytest.approx((0, 30), abs=1e-3)
+    assert pd.isna(got["p_holm"]) and frame.loc[frame["claim"] == "gate", "p_holm"].notna().all()
+    run = Selection(only=("5",)).rows("table4", "demo")[0].runs[0]
+    other = made_up_maps(0.35, run.data.questions)
+    other.ids[0] = "q9"
+    map_files.write(run.directory / map_files.MAPS, other)
+    with pytest.raises(
+        InputError, match="table4 rows 6 and 5: their maps are of different questions of phantom_vqa_rad"
+    ):
+        claims.table("demo", ["table4"])
 
 
 def test_written_files_hold_both_verdicts_and_damaged_runs_are_refused(demo, monkeypatch):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 from amif_lib import (
     experiments,
@@ -23,6 +24,7 @@ from amif_lib import (
     redistribution,
     result_figures,
     results,
+    tables,
 )
 from amif_lib.errors import InputError
 from amif_lib.map_files import Maps
@@ -43,7 +45,7 @@ FIGURES = {
     "calibration",
     "run_costs",
 }
-LAMBDAS = ("0", "0.001", "0.01", "0.1", "1")
+LAMBDAS = (0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
 
 
 def made_up_maps(data_set: str, names: tuple[str, ...], seed: int, looks: float) -> Maps:
@@ -74,7 +76,9 @@ def store(run, names, looks):
 
 
 def make(folder) -> None:
-    fabricated.write_table("table1", "demo", {"demo": (0, 5), "published3064": ()})
+    values = experiments.row_names("lambda_sweep", "demo")
+    fabricated.write_table("lambda_sweep", "demo", {row: tuple(range(n)) for n, row in enumerate(reversed(values))})
+    fabricated.write_table("table1", "demo", {"demo": (0, 5), "published3064": ()})  # the sweep's 0.01 as well
     for table, rows in (("table2", {"4": 0.1, "8": 0.6}), ("table4", {"5": 0.2, "6": 0.5})):
         for row in experiments.rows(table, "demo", only=tuple(rows)):
             for tip in row.runs:
@@ -103,18 +107,6 @@ def make(folder) -> None:
         for pair in ("image_text", "text_text") for i in range(8)
     ]  # fmt: skip
     pd.DataFrame(lines).to_csv(full[1].directory / map_files.HARD_NEGATIVES, index=False)
-    cells = [
-        {
-            "table": "lambda_sweep", "row": row, "dataset": dataset, "split": "overall", "protocol": protocol,
-            "ours": 50.0 + place, "ours_sd": np.nan, "n_seeds": 1, "n_questions": 12, "ci_low": 40.0, "ci_high": 70.0,
-            "run_ids": "x",
-        }
-        for dataset in ("phantom_vqa_rad", "avg") for protocol in ("paper", "strict@1")
-        for place, row in enumerate((*LAMBDAS, "most_frequent"))
-    ]  # fmt: skip
-    path = paths.scale_dir("demo") / "tables" / "lambda_sweep.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(cells).to_csv(path, index=False)
 
 
 SETS = ("phantom_vqa_rad", "phantom_slake")
@@ -149,13 +141,33 @@ def test_every_figure_comes_with_its_numbers_and_says_what_it_is_worth(drawn):
         assert drawn[f"{name}.png"].parent == paths.scale_dir("demo") / "figures"
 
 
-def test_figure_6_shows_the_stored_table_and_no_baseline(drawn):
+def test_figure_6_shows_the_stored_runs_and_no_baseline(drawn):
+    """The largest lambda misses none of twelve questions, each smaller one misses one more; 0.01 is the full model."""
     data = numbers(drawn, "fig6_lambda")
-    assert sorted(set(data["lambda"])) == [0, 0.001, 0.01, 0.1, 1] and set(data["dataset"]) == {
-        "phantom_vqa_rad",
-        "avg",
-    }
-    assert len(data) == 10 and data.loc[data["lambda"] == 0.1, "ours"].tolist() == [53, 53]
+    assert set(data["dataset"]) == {*SETS, "avg (2 of 4 sets)"} and len(data) == 3 * len(LAMBDAS)
+    for _, own in data.groupby("dataset"):
+        assert own["lambda"].tolist() == list(LAMBDAS)
+        assert own["ours"].tolist() == pytest.approx([100 * (12 - n) / 12 for n in (7, 6, 5, 2, 3, 2, 1, 0)])
+
+
+def test_figure_6_reads_no_table_back(drawn, monkeypatch):
+    """A table edited by hand, lying where the kit writes it, is not opened at all."""
+    path = paths.scale_dir("demo") / "tables" / "lambda_sweep.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "table,row,dataset,split,protocol,ours\nlambda_sweep,0.1,avg,overall,paper,99.0\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(
+        tables.Table,
+        "cells",
+        numbers(drawn, "fig6_lambda").assign(split="overall", protocol="paper", row=lambda f: f["lambda"].astype(str)),
+    )
+    try:
+        figure, data, _ = result_figures.lambda_curve("demo")
+    finally:
+        path.unlink()
+    plt.close(figure)
+    assert data["ours"].tolist() == numbers(drawn, "fig6_lambda")["ours"].tolist()
 
 
 def test_map_scores_are_in_the_table_by_row(drawn):
@@ -202,6 +214,33 @@ def test_calibration_by_hand(drawn):
     assert data["ece_low"].iloc[0] <= data["ece"].iloc[0] <= data["ece_high"].iloc[0]
 
 
+def test_intervals_draw_pre_trainings_first(tmp_path, monkeypatch):
+    """Two pre-trainings of three fine-tunings each: the first answers all rightly, the second nothing.
+
+    One draw in four holds the second alone, so that intervals go from none to all. Drawn as six runs, one in 64 would, which
+    is less than the 2.5% that an interval leaves out.
+    """
+    fabricated.install(monkeypatch, tmp_path, SETS[:1])
+    row = tables.Selection(seeds=3, pretrain_seeds=2).rows("table1", "demo")[0]
+    assert len(row.runs) == 6
+    for run in row.runs:
+        fabricated.write_run(run, fabricated.wrong_at(*(range(12) if run.parent.seed else ())))
+    monkeypatch.setattr(result_figures, "rows_of", lambda name, scale: (row,))
+    figure, data, caption = result_figures.accuracy_by_type("demo")
+    plt.close(figure)
+    assert data["accuracy"].tolist() == [50] and data["ci_low"].item() <= 0 and data["ci_high"].item() >= 100
+    assert "crossed with 2 pre-trainings, drawn first, 3 fine-tunings of each" in caption
+    figure, data, caption = result_figures.calibration("demo")
+    plt.close(figure)
+    assert "crossed with 2 pre-trainings" in caption and "mean of each run's own" in caption
+    assert len(data) == 1 and data["n"].iloc[0] == 72 and data["accuracy"].iloc[0] == 0.5
+    assert data[["ci_low", "ci_high"]].to_numpy().tolist() == [[0, 1]]
+    right, wrong = 1 / (1 + 6 * np.exp(-19)), 1 / (1 + np.exp(-4) + 5 * np.exp(-19))
+    # the mean of two runs' errors, not the error of the pooled answers (about 0.49 too, by the sign of the gaps)
+    assert data["ece"].iloc[0] == pytest.approx(((1 - right) + wrong) / 2, rel=1e-5)
+    assert data["ece_low"].iloc[0] <= 1 - right + 1e-6 and data["ece_high"].iloc[0] >= wrong - 1e-5
+
+
 def test_expected_calibration_error_by_hand():
     confidence, correct = np.array([0.95, 0.85, 0.85, 0.2, 0.15]), np.array([1, 1, 0, 0, 1])
     # bins (.9, 1]: gap .05, one; (.8, .9]: |.5 - .85| = .35, two; (.1, .2]: |.5 - .175| = .325, two
@@ -216,7 +255,8 @@ def test_run_costs_count_each_shared_run_once(drawn):
 
 
 def test_what_is_missing_is_left_out_with_its_reason_and_its_old_picture_goes(drawn, capsys):
-    path = paths.scale_dir("demo") / "tables" / "lambda_sweep.csv"
+    row = experiments.rows("lambda_sweep", "demo", only=("0.5",))[0]
+    path = row.runs[0].directory / "metrics.json"
     kept = path.read_bytes()
     path.unlink()
     try:
@@ -224,17 +264,13 @@ def test_what_is_missing_is_left_out_with_its_reason_and_its_old_picture_goes(dr
     finally:
         path.write_bytes(kept)
     out = capsys.readouterr().out.splitlines()
-    assert (
-        len(out) == 1
-        and out[0].startswith("left out: fig6_lambda: ")
-        and "lambda_sweep.csv: missing; make sweep" in out[0]
-    )
+    assert len(out) == 1 and out[0].startswith("left out: fig6_lambda: lambda_sweep at scale demo lacks row 0.5 (")
     assert (
         "fig6_lambda.png" not in names
         and not drawn["fig6_lambda.png"].exists()
         and drawn["fig5_gated_attention.png"].exists()
     )
-    figure_set.draw_all("demo")
+    figure_set.draw_all("demo", only=("fig6_lambda",))
 
 
 def test_pictures_and_texts_that_may_not_be_shown_are_not(drawn, monkeypatch, capsys):

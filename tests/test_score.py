@@ -69,7 +69,7 @@ def scored(path: Path, **options: object) -> score.Score:
     return score.score_file(path, "vqa_rad", **options)
 
 
-def cell(table: pd.DataFrame, system: str, split: str, definition: str = "", protocol: str = "generate@1") -> pd.Series:
+def cell(table: pd.DataFrame, system: str, split: str, definition: str = "", protocol: str = "as given") -> pd.Series:
     wanted = {"protocol": protocol, "system": system, "split": split, "definition": definition}
     found = table[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
     assert len(found) == 1
@@ -185,9 +185,10 @@ def test_predictions_on_other_splits_are_left_out_and_said(made: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "ceiling", "message"),
     [
-        (["yes", "no", "left lung"], 4, "strict@1 is the protocol to compare with"),
-        ({"yes": 0, "no": 1, "left lung": 2, "left": 3, "The x-ray": 4}, 6, "They are the test answers, as under protocol"),
-        ({"0": "yes", "1": "Left"}, 3, "Of them, only test questions have 1"),
+        (["yes", "no", "left lung"], 4, "They are the training answers, as under strict@1: compare with it"),
+        (["yes", "no"], 3, "They are no protocol's. None of them is an answer that only test questions have: strict@1"),
+        ({"yes": 0, "no": 1, "left lung": 2, "left": 3, "The x-ray": 4}, 6, "They are the test answers, as under protocol paper: compare with it"),
+        ({"0": "yes", "1": "Left"}, 3, "They are no protocol's. Of them, only test questions have 1"),
         ("left\nyes\n\n", 3, "Candidates: 2. Answers that are not among them: 2 (first: question 12)."),
     ],
 )  # fmt: skip
@@ -290,6 +291,8 @@ def test_command_needs_no_torch_and_no_image(made: Path) -> None:
     stored = pd.read_csv(out, keep_default_na=False)
     assert cell(stored, "predictions", "open", "yes_no")["correct"] == 1
     assert [p.name for p in out.parent.iterdir()] == ["out.csv"]
+    assert "## as given" in done.stdout and "generated or picked from a list" in done.stdout
+    assert "yes_no (the answer" in done.stdout and "generate@1" not in done.stdout  # whose meaning is another
 
 
 # --- run folders ---
