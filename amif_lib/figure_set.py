@@ -8,7 +8,17 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 
-from amif_lib import figures, files, map_figures, map_scores, paths, pretraining_figures, result_figures, results
+from amif_lib import (
+    figures,
+    files,
+    map_figures,
+    map_files,
+    map_scores,
+    paths,
+    pretraining_figures,
+    result_figures,
+    results,
+)
 from amif_lib.errors import InputError
 from amif_lib.experiments import tables_of
 from amif_lib.figures import Drawn
@@ -68,6 +78,8 @@ def draw_all(scale: str, only: Collection[str] = ()) -> list[Path]:
                 old.unlink()
             continue
         written += figures.save(figure, folder / name, data, caption)
+        if map_files.STALE in caption:
+            print(f"warning: {name}: map files made by other code than this; its caption says how many")
         plt.close(figure)
     for line in left_out:
         print(f"left out: {line}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -60,20 +61,23 @@ def underlined(text: str, word: str, width: int = 24) -> str:
 def local_alignment(scale: str) -> Drawn:
     """Fig. 4: the transport plan of the underlined word, without and with hard-negative mining (Table 2, rows 4 and 8)."""
     runs = [("without mining\n(Table 2 row 4)", "table2", "4"), ("with mining\n(Table 2 row 8)", "table2", "8")]
+    stored = [_file(scale, table, row, "stage2") for _, table, row in runs]
     columns = [
-        (title, _maps(scale, table, row, "stage2"), "transport_plan", f"{table} row {row}")
-        for title, table, row in runs
+        (title, map_files.read(path), "transport_plan", f"{table} row {row}")
+        for path, (title, table, row) in zip(stored, runs, strict=True)
     ]
     caption = (
         "Fig. 4 of the paper: share of the underlined word's transported mass that each patch receives after stage 2, "
         f"without and with hard-negative mining, on reports of {columns[0][1].data_set}, which no student is trained on. "
+        + map_files.code_note(stored)
     )
     return _gallery(columns, caption, scale)
 
 
 def gated_attention(scale: str) -> Drawn:
     """Fig. 5: attention of the underlined word to the patches, without and with the gate (Table 4, rows 5 and 6)."""
-    without, gated = (_maps(scale, "table4", row, "finetune") for row in ("5", "6"))
+    stored = [_file(scale, "table4", row, "finetune") for row in ("5", "6")]
+    without, gated = map(map_files.read, stored)
     columns = [
         ("attention, no gate\n(Table 4 row 5)", without, "attention", "table4 row 5"),
         ("attention, gate\n(Table 4 row 6)", gated, "attention", "table4 row 6"),
@@ -82,13 +86,13 @@ def gated_attention(scale: str) -> Drawn:
     caption = (
         "Fig. 5 of the paper: attention of the underlined word to the patches in the last co-attention layer after "
         f"fine-tuning without and with the gate, and the gate's mean over channels, test questions of "
-        f"{dataset_name(without.data_set)}. "
+        f"{dataset_name(without.data_set)}. " + map_files.code_note(stored)
     )
     return _gallery(columns, caption, scale)
 
 
-def _maps(scale: str, table: str, row: str, stage: str) -> Maps:
-    """Stored maps of a row's first run of a stage that has some."""
+def _file(scale: str, table: str, row: str, stage: str) -> Path:
+    """Where the maps lie of a row's first run of a stage that has some."""
     runs: dict[str, RunSpec] = {}
     for entry in map_scores.rows_of(table, scale):
         if entry.row == row:
@@ -97,7 +101,7 @@ def _maps(scale: str, table: str, row: str, stage: str) -> Maps:
         raise InputError(
             f"{short_name(table)} row {row}: no {stage} run holds maps (regions are known of demo data only)"
         )
-    return map_files.read(paths.run_dir(next(iter(runs))) / map_files.MAPS)
+    return paths.run_dir(next(iter(runs))) / map_files.MAPS
 
 
 def _gallery(columns: Sequence[tuple[str, Maps, str, str]], caption: str, scale: str) -> Drawn:
@@ -214,6 +218,16 @@ def scores_figure(scores: pd.DataFrame, stage: str, scale: str, tables: Sequence
     n = f"n = {part['n'].min()}" if part["n"].nunique() == 1 else f"n = {part['n'].min()} to {part['n'].max()}"
     caption = (
         f"Do the maps point at the known region? {what}, {n}; a cell belongs to the region where the region covers half "
-        "of it (else the most covered cell). Intervals from resampling images. " + note(scale)
+        "of it (else the most covered cell). Intervals from resampling images, no spread between trainings. "
+        + map_files.code_note(_files(part, scale))
+        + note(scale)
     )
     return figure, part.drop(columns="name"), caption
+
+
+def _files(scores: pd.DataFrame, scale: str) -> list[Path]:
+    """Every stored file that scores were made from: the runs' maps and those of untrained models."""
+    found = [paths.run_dir(run_id) / map_files.MAPS for ids in scores["run_ids"].unique() for run_id in ids.split()]
+    asked = scores[["stage", "dataset"]].drop_duplicates().itertuples(index=False)
+    fresh = [map_scores.untrained_path(scale, stage, data_set) for stage, data_set in asked]
+    return [path for path in (*found, *fresh) if path.is_file()]

@@ -7,18 +7,20 @@ cells, which scoring goes by, survives in a small file. The first examples come 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from amif_lib import files, paths
+from amif_lib import files, paths, results
 from amif_lib.errors import InputError
 
 MAPS, SOFT_LABELS, HARD_NEGATIVES = "maps.npz", "soft_labels.npz", "hard_negatives.csv"
 VERSION = 1  # of what the three files hold; a run with an older one is done again
 STEPS = 65535
 PICTURE = 96  # side of an example's picture, pixels
+STALE = "Made by other code than this"
 TEXTS = ("ids", "image_ids", "labels", "words", "texts")
 
 
@@ -80,9 +82,10 @@ def read(path: Path) -> Maps:
 
 
 def write_arrays(path: Path, content: dict[str, np.ndarray]) -> Path:
-    """Write named arrays as a compressed `.npz`, aside first."""
+    """Write named arrays as a compressed `.npz`, aside first, with the digest of the code that makes them as `code`."""
+    digest = np.array(results.map_digest())
     with files.write_aside(path) as aside, aside.open("wb") as file:
-        np.savez_compressed(file, **content)
+        np.savez_compressed(file, **content, code=digest)
     return path
 
 
@@ -111,3 +114,19 @@ def is_current(path: Path) -> bool:
         return bool(read_arrays(path))
     except InputError:
         return False
+
+
+def code_note(found: Iterable[Path]) -> str:
+    """For a caption: how many of these `.npz` other code has made (`results.MAP_MODULES`), or code not noted; else empty.
+
+    Neither is an error: finished runs keep their maps, and a reader is told.
+    """
+    current, codes = results.map_digest(), []
+    for path in dict.fromkeys(found):
+        with np.load(path, allow_pickle=False) as stored:
+            codes.append(str(stored["code"]) if "code" in stored.files else "")
+    unknown, other = codes.count(""), sum(code not in ("", current) for code in codes)
+    out = f"{STALE}: {other} of {len(codes)} map files; delete them and run the notebooks again. " if other else ""
+    return out + (
+        f"Of unknown code, made before it was noted: {unknown} of {len(codes)} map files. " if unknown else ""
+    )

@@ -75,14 +75,17 @@ def score_all(values: np.ndarray, coverage: np.ndarray) -> dict[str, np.ndarray]
     }
 
 
+@lru_cache(maxsize=4096)  # few sizes, asked for again by every run
+def _chance_iou(count: int, size: int) -> float:
+    common = np.arange(size + 1)
+    return float((hypergeom.pmf(common, count, size, size) * common / (2 * size - common)).sum())
+
+
 def chance(coverage: np.ndarray) -> dict[str, np.ndarray]:
     """What a map of independent random numbers scores on average on each region, exactly: (n,) each."""
     cells = region_cells(coverage)
     count, k = cells.shape[1], cells.sum(1)
-    iou = []
-    for size in k:
-        common = np.arange(size + 1)
-        iou.append(float((hypergeom.pmf(common, count, size, size) * common / (2 * size - common)).sum()))
+    iou = [_chance_iou(count, int(size)) for size in k]
     return {"pointing": k / count, "iou": np.array(iou), "mass": coverage.reshape(len(coverage), -1).mean(1)}
 
 
@@ -184,7 +187,12 @@ def with_maps(tips: Iterable[RunSpec], stage: str) -> dict[str, RunSpec]:
 
 def untrained_file(spec: RunSpec, data_set: str) -> Path:
     """Maps of a model of the same size with random weights: one file per scale, stage and data set."""
-    return paths.scale_source(spec.scale) / "maps" / f"untrained_{spec.stage}_{data_set}.npz"
+    return untrained_path(spec.scale, spec.stage, data_set)
+
+
+def untrained_path(scale: str, stage: str, data_set: str) -> Path:
+    """The same by the names of scale and stage."""
+    return paths.scale_source(scale) / "maps" / f"untrained_{stage}_{data_set}.npz"
 
 
 def _of_runs(runs: dict[str, RunSpec], stage: str) -> list[dict[str, object]]:

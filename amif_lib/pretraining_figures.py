@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,8 @@ GALLERY = 6
 
 def soft_label_maps(scale: str) -> Drawn:
     """Heat maps of the teacher's Q, the labels H and the student's P on one batch; beside them a one-hot student's P."""
-    full = _arrays(headline(scale, "stage1"))
+    used = [paths.run_dir(headline(scale, "stage1").run_id) / SOFT_LABELS]
+    full = map_files.read_arrays(used[0])
     pictures = [
         (pair, title, full[f"{pair}_{key}"])
         for pair in PAIRS
@@ -36,9 +38,10 @@ def soft_label_maps(scale: str) -> Drawn:
         if f"{pair}_{key}" in full
     ]
     one_hot = _one_hot(scale)
-    if one_hot is not None and one_hot["ids"].tolist() == full["ids"].tolist():
+    if one_hot is not None and (other := map_files.read_arrays(one_hot))["ids"].tolist() == full["ids"].tolist():
+        used.append(one_hot)
         title = "P of a student with one-hot labels"
-        pictures += [(pair, title, one_hot[f"{pair}_student"]) for pair in PAIRS]
+        pictures += [(pair, title, other[f"{pair}_student"]) for pair in PAIRS]
     findings = [text or "no finding" for text in full["findings"].tolist()]
     order = np.array(sorted(range(len(findings)), key=lambda i: (findings[i] == "no finding", findings[i], i)))
     across = max(sum(pair == p for p, *_ in pictures) for pair in PAIRS)
@@ -66,7 +69,9 @@ def soft_label_maps(scale: str) -> Drawn:
     bar.set_label("probability (colour: square root)", fontsize="small")
     caption = (
         f"Soft labels of stage 1 on the first {len(order)} samples of its first batch: whom each sample (row) is asked to "
-        "resemble. Samples with equal findings lie side by side. Probabilities are over these samples. " + note(scale)
+        "resemble. Samples with equal findings lie side by side. Probabilities are over these samples. "
+        + map_files.code_note(used)
+        + note(scale)
     )
     return figure, pd.DataFrame(plotted, columns=["pair", "panel", "row_id", "column_id", "probability"]), caption
 
@@ -168,14 +173,10 @@ def headline(scale: str, stage: str) -> RunSpec:
     raise InputError(f"SCALE={scale}: the full model has no {stage}")
 
 
-def _arrays(spec: RunSpec) -> dict[str, np.ndarray]:
-    return map_files.read_arrays(paths.run_dir(spec.run_id) / SOFT_LABELS)
-
-
-def _one_hot(scale: str) -> dict[str, np.ndarray] | None:
+def _one_hot(scale: str) -> Path | None:
     """The same arrays of Table 2 row 3, whose labels are one-hot; None where it was not run."""
     for row in (row for row in rows_of("table2", scale) if row.row == "3"):
         run = next(run for run in row.runs[0].lineage() if run.stage == "stage1")
-        if (paths.run_dir(run.run_id) / SOFT_LABELS).is_file():
-            return _arrays(run)
+        if (path := paths.run_dir(run.run_id) / SOFT_LABELS).is_file():
+            return path
     return None

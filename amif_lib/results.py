@@ -51,6 +51,8 @@ RESULT_MODULES = (
     "ranking.py",
     "datasets/*.py",
 )
+# What makes a run's maps and soft-label pictures (`map_files`); training reads none of it, so they have a digest of their own.
+MAP_MODULES = ("maps.py", "mined.py", "explain.py", "regions.py", "map_files.py")
 VERSIONED = (
     "torch",
     "transformers",
@@ -192,7 +194,16 @@ def missing(specs: Iterable[RunSpec]) -> list[RunSpec]:
 
 def code_digest(package: Path = paths.PACKAGE) -> str:
     """Short hash of the result-determining modules (`RESULT_MODULES`): names and text, line endings set aside."""
-    found = sorted({path for pattern in RESULT_MODULES for path in package.glob(pattern)})
+    return _digest(package, RESULT_MODULES)
+
+
+def map_digest(package: Path = paths.PACKAGE) -> str:
+    """The same of `MAP_MODULES`."""
+    return _digest(package, MAP_MODULES)
+
+
+def _digest(package: Path, modules: Iterable[str]) -> str:
+    found = sorted({path for pattern in modules for path in package.glob(pattern)})
     total = hashlib.sha256()
     for path in found:
         text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
