@@ -159,7 +159,8 @@ def bootstrap(
     value = float(sums.sum() / (counts.sum() * len(sums)))
     if value in (0.0, 1.0):
         return Estimate(value, *wilson(round(value * len(counts)), len(counts)))
-    return Estimate(value, *_interval(_draws([(sums, counts, pretrainings)], draws, seed)[0]))
+    drawn = _draws([(sums, counts, pretrainings)], draws, seed)[0]
+    return Estimate(value, *_interval(drawn.clip(0, 1)))  # widened for few seeds, a draw may leave [0, 1]
 
 
 def resampled_sums(values: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -218,7 +219,7 @@ def bootstrap_mean(
     groups = [(*_by_image(correct, images), pretrainings) for correct, images in parts]
     value = float(np.mean([sums.sum() / (counts.sum() * len(sums)) for sums, counts, _ in groups]))
     samples = [_draws([group], draws, seed + position, seed)[0] for position, group in enumerate(groups)]
-    return Estimate(value, *_interval(np.mean(samples, axis=0)))
+    return Estimate(value, *_interval(np.mean(samples, axis=0).clip(0, 1)))
 
 
 def bootstrap_mean_difference(
