@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from dataclasses import asdict, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from amif_lib.experiments import RunSpec
 from amif_lib.table_rows import Selection, planned_tables, required_runs
 
 BYTES = 20_000_000  # all scales together (DESIGN.md)
-MAPS_BYTES = 3_000_000  # of a scale's arrays; what is over it is left out, rows of late tables first
+MAPS_BYTES = 6_000_000  # of a scale's arrays; what is over it is left out, rows that no figure of maps shows first
+SHOWN = ("table2", "table4")  # the tables that figures of maps show
 FILE_BYTES = 400_000  # a figure's file above this is left out: it can be drawn again
 POINTS = {"finetune": 50, "stage1": 100, "stage2": 100}  # of a training's history
 ARRAYS = ("maps.npz", "soft_labels.npz", "hard_negatives.csv", "hard_negatives.json", "hard_negatives.npz")
@@ -72,7 +74,8 @@ def _fill(aside: Path, scale: str, source: Path, made: list[Path]) -> None:
         for row in Selection.planned(name, scale).headlines(name, scale)
         for run in row.runs
     }
-    for spec in specs:
+    shown = {spec.run_id for spec in _runs(scale, [name for name in names if name in SHOWN])}
+    for spec in sorted(specs, key=lambda spec: spec.run_id not in shown):  # those first, as long as there is room for maps
         folder = aside / "runs" / spec.run_id
         files.write_text(folder / "spec.json", _plain(_own_spec(spec)))
         for name in ("metrics.json", "provenance.json"):
@@ -103,9 +106,9 @@ def _asked(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in ("training_file", "language")}
 
 
-def _runs(scale: str) -> list[RunSpec]:
-    """Every run behind the scale's tables, ancestors first, in the tables' order."""
-    tips = [run for name in planned_tables(scale) for run in required_runs(name, scale)]
+def _runs(scale: str, names: Sequence[str] | None = None) -> list[RunSpec]:
+    """Every run behind the scale's tables (or those named), ancestors first, in the tables' order."""
+    tips = [run for name in (planned_tables(scale) if names is None else names) for run in required_runs(name, scale)]
     found = list({run.run_id: run for tip in tips for run in tip.lineage()}.values())
     if lacking := results.missing(found):
         raise InputError(
