@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, replace
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,9 @@ def _fill(aside: Path, scale: str, source: Path, made: list[Path]) -> None:
         for run in row.runs
     }
     shown = {spec.run_id for spec in _runs(scale, [name for name in names if name in SHOWN])}
-    for spec in sorted(specs, key=lambda spec: spec.run_id not in shown):  # those first, as long as there is room for maps
+    for spec in sorted(
+        specs, key=lambda spec: spec.run_id not in shown
+    ):  # those first, as long as there is room for maps
         folder = aside / "runs" / spec.run_id
         files.write_text(folder / "spec.json", _plain(_own_spec(spec)))
         for name in ("metrics.json", "provenance.json"):
