@@ -267,7 +267,7 @@ def store(folder: Path, run: RunSpec, seconds: float, gpus: list[str] | None = N
 def test_rates_are_those_of_this_machines_runs_on_the_scales_device(empty_results: Path) -> None:
     stage1, _, tip = experiments.build_run("demo", {}, "phantom_vqa_rad").lineage()
     before = cost_model.basis("demo")
-    assert "reference runs of SCALE=small" in before.text and "this machine" not in before.text
+    assert "reference runs of SCALE=demo" in before.text and "this machine" not in before.text
     store(empty_results, stage1, 50.0)
     other = experiments.build_run("demo", {}, "phantom_vqa_rad", pretrain_seed=1).lineage()[0]
     store(empty_results, other, 1.0, gpus=["A100"])  # says nothing about a CPU
