@@ -199,7 +199,9 @@ def files_png(source: Path, target: Path) -> None:
 
 
 def _plain(content: Any) -> str:
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n"
+    """One line of JSON; paths inside the clone become relative, since they say where it lay."""
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    return text.replace(f"{paths.ROOT.as_posix()}/", "") + "\n"
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -293,3 +294,9 @@ def test_committed_results_are_of_the_present_code():
         if os.environ.get("RELEASE") == "1":
             pytest.fail("\n".join(stale))
         warnings.warn("; ".join(stale), stacklevel=1)
+
+
+def test_committed_results_name_no_folder_of_the_machine_that_made_them():
+    for path in sorted((paths.ROOT / "results" / "reference").rglob("*.json")):
+        assert not re.search(r"[\" :](/[\w.-]+){3,}", path.read_text(encoding="utf-8")), path
+    assert reference._plain({"at": f"local-dir:{paths.ROOT / 'data'}"}) == '{"at":"local-dir:data"}\n'
