@@ -43,10 +43,8 @@ COLUMNS += [
     "p",
     "p_holm",
     "replication",
-    "note",
-    "n_questions",
 ]
-COLUMNS += ["run_ids", "scale"]
+COLUMNS += ["note", "n_questions", "run_ids", "scale"]
 NOT_RUN = "not run"
 NO_RUNS = "not about runs"
 # Figure 6 is the one claim whose numbers are in no table: the row said to be locally best, and its neighbours.

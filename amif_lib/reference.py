@@ -18,7 +18,18 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from amif_lib import baselines, compact, evaluate, experiments, files, manifests, paths, redistribution, results
+from amif_lib import (
+    baselines,
+    compact,
+    evaluate,
+    experiments,
+    files,
+    manifests,
+    map_files,
+    paths,
+    redistribution,
+    results,
+)
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.table_rows import Selection, planned_tables, required_runs
@@ -28,7 +39,7 @@ MAPS_BYTES = 6_000_000  # of a scale's arrays; what is over it is left out, rows
 SHOWN = ("table2", "table4")  # the tables that figures of maps show
 FILE_BYTES = 400_000  # a figure's file above this is left out: it can be drawn again
 POINTS = {"finetune": 50, "stage1": 100, "stage2": 100}  # of a training's history
-ARRAYS = ("maps.npz", "soft_labels.npz", "hard_negatives.csv", "hard_negatives.json", "hard_negatives.npz")
+ARRAYS = (map_files.MAPS, map_files.SOFT_LABELS, map_files.HARD_NEGATIVES)
 
 
 def store(scale: str) -> Path:
@@ -59,7 +70,7 @@ def _fill(aside: Path, scale: str, source: Path, made: list[Path]) -> None:
             _copy(file, aside / "tables" / file.name)
     for file in sorted((source / "figures").glob("*.*")):
         if file.suffix == ".png":
-            files_png(file, aside / "figures" / file.name)
+            _copy_png(file, aside / "figures" / file.name)
         elif file.suffix in (".csv", ".svg", ".txt") and file.stat().st_size <= FILE_BYTES:
             _copy(file, aside / "figures" / file.name)
     names = planned_tables(scale)
@@ -75,9 +86,8 @@ def _fill(aside: Path, scale: str, source: Path, made: list[Path]) -> None:
         for run in row.runs
     }
     shown = {spec.run_id for spec in _runs(scale, [name for name in names if name in SHOWN])}
-    for spec in sorted(
-        specs, key=lambda spec: spec.run_id not in shown
-    ):  # those first, as long as there is room for maps
+    specs.sort(key=lambda spec: spec.run_id not in shown)  # those first, as long as there is room for maps
+    for spec in specs:
         folder = aside / "runs" / spec.run_id
         files.write_text(folder / "spec.json", _plain(_own_spec(spec)))
         for name in ("metrics.json", "provenance.json"):
@@ -188,7 +198,7 @@ def _refuse_size(aside: Path, target: Path) -> None:
         )
 
 
-def files_png(source: Path, target: Path) -> None:
+def _copy_png(source: Path, target: Path) -> None:
     """Copy a picture with a palette of 128 colours, which our figures hardly need more of, where that is smaller."""
     with files.write_aside(target) as aside:
         with Image.open(source) as picture:

@@ -133,10 +133,6 @@ class Run:
         """The answers that were ranked, columns of `evaluate.CANDIDATE_COLUMNS`."""
         return self._stored[1]
 
-    @property
-    def has_blank_test(self) -> bool:
-        return (self.directory / BLANK_TEST / evaluate.PREDICTIONS).is_file()
-
     @cached_property
     def blank_test(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Predictions and candidates of the same model with blank images at test time only."""

@@ -84,7 +84,9 @@ def _by_image(correct: ArrayLike, images: ArrayLike) -> tuple[np.ndarray, np.nda
     return sums, np.bincount(index, minlength=len(names)).astype(float)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(
+    maxsize=40
+)  # four question sets with their splits, for intervals and tests: every row of every table uses them
 def _image_weights(count: int, draws: int, seed: int) -> np.ndarray:
     """How often each of `count` images occurs in each bootstrap draw -> (draws, count)."""
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)

@@ -14,13 +14,9 @@ from amif_lib.table_rows import PAPER_SETS, Line, is_synthetic, real_name
 if TYPE_CHECKING:
     from amif_lib.tables import Table
 
+KEYS = ["table", "row", "label", "dataset", "split", "protocol"]
 COLUMNS = [
-    "table",
-    "row",
-    "label",
-    "dataset",
-    "split",
-    "protocol",
+    *KEYS,
     "ours",
     "ours_sd",
     "n_seeds",
@@ -32,19 +28,7 @@ COLUMNS = [
     "run_ids",
     "scale",
 ]
-SEED_COLUMNS = [
-    "table",
-    "row",
-    "label",
-    "dataset",
-    "split",
-    "protocol",
-    "pretrain_seed",
-    "seed",
-    "run_id",
-    "ours",
-    "scale",
-]
+SEED_COLUMNS = [*KEYS, "pretrain_seed", "seed", "run_id", "ours", "scale"]
 SPLITS = ("open", "closed", "overall")
 
 

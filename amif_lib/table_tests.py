@@ -9,19 +9,14 @@ import pandas as pd
 
 from amif_lib import evaluate, statistics
 from amif_lib.errors import InputError
-from amif_lib.table_cells import SPLITS, average_name, on_all_sets
+from amif_lib.table_cells import KEYS, SPLITS, average_name, on_all_sets
 from amif_lib.table_rows import MODEL_BASELINES, Line, is_synthetic
 
 if TYPE_CHECKING:
     from amif_lib.tables import Table
 
 TEST_COLUMNS = [
-    "table",
-    "row",
-    "label",
-    "dataset",
-    "split",
-    "protocol",
+    *KEYS,
     "against",
     "against_label",
     "kind",
@@ -31,14 +26,8 @@ TEST_COLUMNS = [
     "wins",
     "losses",
     "mcnemar_p",
-    "bootstrap_p",
-    "p_holm",
-    "supported",
-    "replication",
-    "n_seeds",
-    "n_questions",
-    "scale",
 ]
+TEST_COLUMNS += ["bootstrap_p", "p_holm", "supported", "replication", "n_seeds", "n_questions", "scale"]
 NOT_TESTED = "not tested at this scale"
 MIXED = "not judged: the two rows were made by different code"
 ONE_TRAINING = "one training: not judged"  # the test holds no variance between trainings

@@ -195,6 +195,19 @@ def test_examples_are_drawn_cell_by_cell(drawn):
     assert set(numbers(drawn, "fig5_gated_attention")["map"]) == {"attention", "gate"}
 
 
+def test_figures_are_drawn_again_when_a_table_is_made_anew_and_not_for_the_claims(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
+    assert not figure_set.is_current("demo")
+    for second, name in enumerate(("tables/table1.csv", "figures/figures.csv", "tables/claims.csv")):
+        path = tmp_path / "demo" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x", encoding="utf-8")
+        os.utime(path, (1000 + second, 1000 + second))
+    assert figure_set.is_current("demo")
+    os.utime(tmp_path / "demo" / "tables" / "table1.csv", (2000, 2000))
+    assert not figure_set.is_current("demo")
+
+
 def test_accuracy_by_type_is_that_of_the_predictions(drawn):
     """All twelve questions are of one type; the full model is made to miss two of them, the baseline nine."""
     data = numbers(drawn, "accuracy_by_type").query("dataset == 'phantom_vqa_rad'").set_index("kind")

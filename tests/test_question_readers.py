@@ -486,6 +486,12 @@ def test_any_accepted_answer_counts_and_validation_answers_are_candidates(
     model = AMiFForVQA(spec.model, experiments.KnowledgeSpec(source="none"), *none, tokenizer, 24, 12)
     predict.predict(model, questions, spec, tmp_path / "run", blank=True)  # the images do not matter here
     frame, candidates = evaluate.read_predictions(tmp_path / "run")
+    predict.predict(model, questions, spec, tmp_path / "one by one", blank=True, batch_size=1)
+    alone, _ = evaluate.read_predictions(tmp_path / "one by one")
+    np.testing.assert_allclose(np.stack(alone["log_likelihoods"]), np.stack(frame["log_likelihoods"]), atol=1e-4)
+    assert alone["question_id"].tolist() == frame["question_id"].tolist()
+    per_pass = [predict.questions_per_pass(model, room) for room in (0, 2**20, 2**21, 2**40)]
+    assert per_pass[0] == 1 and per_pass[1] in (per_pass[2] // 2, 1) and per_pass[3] == 64
     by_split = {name: set(candidates.query(f"in_{name}").answer) for name in ("train", "val", "test")}
     assert by_split["val"] == {"pa"} and {"skull and contents", "ct w/contrast"} <= by_split["test"] - by_split["train"]
     assert frame["gold"].map(len).tolist() == [3, 2, 1]

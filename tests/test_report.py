@@ -318,7 +318,7 @@ def test_load_run(demo):
         assert load_run(given).run_id == spec.run_id
     run = load_run(spec)
     assert run.spec == spec and run.metrics["train_time_s"] == 30 and len(run.history) == 10
-    assert len(run.predictions) == 12 and len(run.candidates) == 7 and run.has_blank_test
+    assert len(run.predictions) == 12 and len(run.candidates) == 7 and len(run.blank_test[0]) == 12
     assert len(run.blank_test[0]) == 12
     with pytest.raises(InputError, match="not a run folder"):
         load_run("0123456789ab")

@@ -314,3 +314,13 @@ def test_settings_page_is_current_and_explains_every_field():
     for model in (experiments.ObjectiveSpec, experiments.KnowledgeSpec, experiments.TeacherSpec):
         for name in model.model_fields:
             assert f"`{name}`" in settings.page()
+
+
+def test_a_steps_numbers_over_processes(monkeypatch):
+    """Two processes of equal shares: losses are averaged, counts of skipped rows added up."""
+    out = {"total": torch.tensor(1.0), "skipped_text_text": torch.tensor(2), "pair_accuracy": torch.tensor(0.5)}
+    assert train.across_processes(out, torch.device("cpu")) == {name: float(value) for name, value in out.items()}
+    monkeypatch.setattr(train, "world_size", lambda: 2)
+    monkeypatch.setattr(train.dist, "all_reduce", lambda values: values.add_(torch.tensor([3.0, 5.0, 0.7])))
+    got = train.across_processes(out, torch.device("cpu"))
+    assert got == pytest.approx({"total": 2.0, "skipped_text_text": 7.0, "pair_accuracy": 0.6})

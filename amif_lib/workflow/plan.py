@@ -77,9 +77,7 @@ class Plan:
     """The jobs in an order in which each one's needs come first, and the runs behind them by run id."""
 
     selection: Selection  # what was asked for; with a budget, the rows that fit
-    left_out: list[tuple[Row, float]] = field(
-        default_factory=list
-    )  # rows that do not, with the hours that each would add
+    left_out: list[tuple[Row, float]] = field(default_factory=list)  # rows that do not fit, with the hours of each
     jobs: list[Job] = field(default_factory=list)
     runs: dict[str, RunSpec] = field(default_factory=dict)
     tables: dict[str, list[RunSpec]] = field(default_factory=dict)  # the fine-tunings that each table reads
