@@ -324,3 +324,13 @@ def test_a_steps_numbers_over_processes(monkeypatch):
     monkeypatch.setattr(train.dist, "all_reduce", lambda values: values.add_(torch.tensor([3.0, 5.0, 0.7])))
     got = train.across_processes(out, torch.device("cpu"))
     assert got == pytest.approx({"total": 2.0, "skipped_text_text": 7.0, "pair_accuracy": 0.6})
+
+
+def test_a_notebook_has_every_question_set_once_with_one_seed():
+    (row,) = experiments.rows("table4", "demo", seeds=3, pretrain_seeds=2, only=("6",))
+    found = {}
+    for runs in row.notebooks:
+        assert [run.data.questions for run in runs] == list(experiments.scale_settings("demo")["question_sets"])
+        (seeds,) = {(run.seed, run.parent.seed) for run in runs}
+        found[seeds] = {run.run_id for run in runs}
+    assert len(found) == len(row.notebooks) == 6 and set().union(*found.values()) == {run.run_id for run in row.runs}
