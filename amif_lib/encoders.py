@@ -88,6 +88,22 @@ def interpolate_positions(table: Tensor, positions: int) -> Tensor:
     return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])  # (1, d, m, m) -> (1 + m*m, d)
 
 
+def length_groups(mask: Tensor, most: int = 4, worth: float = 0.85) -> list[tuple[Tensor, int]]:
+    """Rows of a batch of texts in up to `most` groups of like length: (row indices (b,), longest text) of each.
+
+    One group, where that would not bring the tokens computed below the share `worth` of those of the whole batch.
+    """
+    rows, width = mask.shape
+    place = torch.arange(1, width + 1, device=mask.device)
+    lengths, order = (mask * place).amax(1).clamp_min(1).sort(stable=True)  # (B,): up to the last real token
+    size = -(-rows // most)
+    longest = lengths[size - 1 :: size].tolist() + ([int(lengths[-1])] if rows % size else [])
+    groups = list(zip(order.split(size), longest, strict=True))
+    if sum(len(own) * length for own, length in groups) > worth * rows * width:
+        return [(torch.arange(rows, device=mask.device), width)]
+    return groups
+
+
 class TextEncoder(nn.Module):
     """BERT encoder (Devlin et al., 2019) without a pooler; starts from a ClinicalBERT at paper scale."""
 
@@ -109,8 +125,16 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids and mask (B, T) -> tokens (B, T, d)."""
-        return self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        """ids and mask (B, T) -> tokens (B, T, d). Texts of like length run together, so that padding costs little."""
+        groups = length_groups(mask)
+        if len(groups) == 1:
+            return self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        parts = []
+        for rows, length in groups:
+            own = ids[rows, :length], mask[rows, :length].long()  # (b, T) -> (b, length)
+            tokens = self.bert(input_ids=own[0], attention_mask=own[1]).last_hidden_state  # (b, length, d)
+            parts.append(F.pad(tokens, (0, 0, 0, ids.shape[1] - length)))  # (b, length, d) -> (b, T, d)
+        return torch.cat(parts)[torch.cat([rows for rows, _ in groups]).argsort()]  # (B, T, d)
 
     def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1).

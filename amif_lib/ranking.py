@@ -25,8 +25,17 @@ from torch import Tensor, nn
 from amif_lib.decoder import AnswerDecoder
 from amif_lib.errors import InputError
 
-LOGITS = 2**25  # logits in memory at once where the output layer can be applied in parts: 128 MiB in fp32
-WHOLE_LOGITS = 2**27  # where a pass returns them whole
+WHOLE_LOGITS = 2**27  # logits in memory at once where a pass returns them whole: 512 MiB in fp32
+
+
+def tokens_at_once(device: torch.device) -> int:
+    """Tokens in one forward pass: enough to fill a GPU; on a CPU few enough that what lies between two layers stays in its cache."""
+    return 4096 if device.type == "cuda" else 1024
+
+
+def logits_at_once(device: torch.device) -> int:
+    """Logits in memory at once where the output layer can be applied in parts: 128 MiB in fp32 on a GPU, 4 MiB on a CPU."""
+    return 2**25 if device.type == "cuda" else 2**20
 
 
 @torch.no_grad()
@@ -37,7 +46,7 @@ def rank_answers(
     candidates: Sequence[Sequence[int]],
     *,
     pack: int = 256,
-    chunk: int = 4096,
+    chunk: int | None = None,
 ) -> Tensor:
     """Log-likelihood of each candidate answer for each question.
 
@@ -59,8 +68,8 @@ def rank_answers(
     pack
         Most trie nodes in one packed sequence (one candidate at least); a larger trie is cut along its subtrees.
     chunk
-        Most tokens in one forward pass, all questions together (one pack of one question at least). Both bound the
-        memory taken and never change a result by more than rounding.
+        Most tokens in one forward pass, all questions together (one pack of one question at least); by default
+        `tokens_at_once`. Both bound the memory taken and never change a result by more than rounding.
 
     Returns
     -------
@@ -76,7 +85,7 @@ def rank_answers(
     sequences, distinct = _checked(decoder, memory, memory_mask, candidates)
     if not _takes_a_trie(decoder):
         return rank_in_buckets(decoder, memory, memory_mask, candidates, chunk=chunk)
-    vocabulary = _sizes(decoder)[0]
+    vocabulary, chunk = _sizes(decoder)[0], chunk or tokens_at_once(memory.device)
     if vocabulary and not isinstance(decoder, AnswerDecoder):
         chunk = min(chunk, max(1, WHOLE_LOGITS // vocabulary))
     ordered = sorted(distinct)
@@ -235,7 +244,7 @@ def _sum_edges(states: Tensor, project: Callable[[Tensor], Tensor], vocabulary: 
     """States (B, N, d) -> log-likelihood of each candidate (B, U), the output layer applied to a few nodes at a time."""
     batch, nodes = states.shape[:2]
     edges = states.new_zeros(batch, len(part.edge_nodes) + 1, dtype=torch.float32)  # the last one fills up short paths
-    step = max(1, LOGITS // (batch * vocabulary))
+    step = max(1, logits_at_once(states.device) // (batch * vocabulary))
     for start in range(0, nodes, step):
         stop = min(start + step, nodes)
         logits = project(states[:, start:stop]).float()  # (B, n, vocabulary)
@@ -251,14 +260,14 @@ def rank_in_buckets(
     memory_mask: Tensor,
     candidates: Sequence[Sequence[int]],
     *,
-    chunk: int = 4096,
+    chunk: int | None = None,
 ) -> Tensor:
     """As `rank_answers`, each distinct candidate a row of its own and rows of one length a pass: for any causal decoder.
 
     Ours projects the memory to keys and values once a pass; for another it is repeated for every row.
     """
     sequences, distinct = _checked(decoder, memory, memory_mask, candidates)
-    ordered = sorted(distinct, key=lambda s: (len(s), s))
+    ordered, chunk = sorted(distinct, key=lambda s: (len(s), s)), chunk or tokens_at_once(memory.device)
 
     def score(memory: Tensor, memory_mask: Tensor) -> Tensor:
         found, start = [], 0

@@ -19,11 +19,12 @@ from transformers import (
 
 from amif_lib import hub, knowledge, tokenizers
 from amif_lib.datasets import images
-from amif_lib.encoders import ImageEncoder, TextEncoder, interpolate_positions
+from amif_lib.encoders import ImageEncoder, TextEncoder, interpolate_positions, length_groups
 from amif_lib.errors import InputError
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
 from amif_lib.fusion import CoAttention, GatedCrossAttention
 from amif_lib.model import AMiF, AMiFForVQA
+from tests import tiny
 
 TINY = ModelSpec(
     width=32,
@@ -456,3 +457,32 @@ def test_cut_vocabulary_keeps_pieces_and_their_embeddings(tmp_path):
     table = hub.bert_state(hub.read_state(tmp_path / "bert"))["embeddings.word_embeddings.weight"]
     for piece, row in cut.get_vocab().items():
         assert torch.equal(encoder.bert.embeddings.word_embeddings.weight[row], table[whole.get_vocab()[piece]])
+
+
+@pytest.mark.parametrize("lengths", [[3, 40, 5, 17, 4, 4, 31, 6, 9], [2, 50], [7] * 8, [1]])
+def test_texts_in_groups_of_like_length_give_what_each_gives_alone(lengths):
+    torch.manual_seed(0)
+    encoder = TextEncoder(ModelSpec(**tiny.MODEL))
+    ids = torch.randint(5, 400, (len(lengths), max(lengths)))
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    groups = length_groups(mask)
+    assert sorted(row for rows, _ in groups for row in rows.tolist()) == list(range(len(lengths)))
+    assert all(lengths[row] <= length for rows, length in groups for row in rows.tolist())
+    weight = torch.randn(*ids.shape, tiny.MODEL["width"]) * mask[..., None]  # only real tokens count
+    found = encoder(ids, mask)
+    (found * weight).sum().backward()
+    gradient = encoder.bert.embeddings.word_embeddings.weight.grad.clone()
+    encoder.zero_grad()
+    for row, length in enumerate(lengths):
+        alone = encoder.bert(input_ids=ids[row : row + 1, :length]).last_hidden_state[0]  # (length, d)
+        assert torch.allclose(found[row, :length], alone, atol=1e-5)
+        (alone * weight[row, :length]).sum().backward()
+    assert torch.allclose(gradient, encoder.bert.embeddings.word_embeddings.weight.grad, atol=1e-4)
+
+
+def test_groups_save_tokens_and_heed_a_mask_with_a_hole():
+    mask = torch.zeros(16, 64, dtype=torch.bool)
+    mask[:12, :6], mask[12:, 50] = True, True  # four rows are real at one late token only
+    groups = length_groups(mask)
+    assert sum(len(rows) * length for rows, length in groups) == 12 * 6 + 4 * 51
+    assert length_groups(torch.ones(16, 64, dtype=torch.bool))[0][1] == 64

@@ -144,7 +144,7 @@ def test_thousands_of_answers_in_bounded_memory(kind, memory, monkeypatch):
 
     if kind == "ours":
         monkeypatch.setattr("amif_lib.decoder.F.linear", linear)
-    monkeypatch.setattr(ranking, "LOGITS", 100 * VOCABULARY)
+    monkeypatch.setattr(ranking, "logits_at_once", lambda device: 100 * VOCABULARY)
     got = rank_answers(decoder, *memory, lists, pack=200, chunk=450)
     hook.remove()
     assert max(tokens) <= 450 and len(tokens) > 50

@@ -416,7 +416,8 @@ def test_trainings_share_the_machine(monkeypatch) -> None:
     monkeypatch.delenv("AMIF_PROCESSES", raising=False)
     monkeypatch.setattr(engine, "_cores", lambda: 2)
     monkeypatch.setattr(engine, "_gpus", lambda: 0)
-    assert engine.settings("laptop", "demo")["threads"] == 1  # two side by side
+    use = engine.settings("laptop", "demo")
+    assert (use["threads"], use["cores"]) == (1, 2)  # two side by side; one that is alone of its kind on both cores
     monkeypatch.setattr(engine, "_cores", lambda: 16)
     monkeypatch.setattr(engine, "_gpus", lambda: 4)
     use = engine.settings("workstation", "paper")

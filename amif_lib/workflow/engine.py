@@ -85,8 +85,8 @@ def _lacks(job: Job) -> bool:
 def settings(machine: str, scale: str) -> dict[str, Any]:
     """How the jobs share a machine: threads, GPUs and memory of one training, and what there is in all.
 
-    Without a GPU two trainings run side by side; at these sizes one alone gains little from more cores. Raises
-    InputError for an unknown machine or one that cannot be used.
+    Without a GPU two trainings run side by side, since one gains less from a second core than the next one does; a kind of
+    training of which there is one takes all `cores`. Raises InputError for an unknown machine or one that cannot be used.
     """
     if machine not in MACHINES:
         raise InputError(f"MACHINE={machine}: unknown; choose one of {', '.join(MACHINES)}")
@@ -98,13 +98,22 @@ def settings(machine: str, scale: str) -> dict[str, Any]:
             plugin = "snakemake-executor-plugin-slurm>=2.7"
             raise InputError(f'MACHINE=slurm: its plugin is not installed; .venv/bin/pip install "{plugin}"')
         per_job = processes if scale in ("base", "paper") else 0
-        return {"scale": scale, "threads": 8, "gpus": 0, "gpus_per_job": per_job, "mem_mb": memory, "memory": 0}
+        return {
+            "scale": scale,
+            "threads": 8,
+            "cores": 8,
+            "gpus": 0,
+            "gpus_per_job": per_job,
+            "mem_mb": memory,
+            "memory": 0,
+        }
     devices, free = _gpus(), int(psutil.virtual_memory().available / 1e6 * 0.9)
     if devices and processes > devices:
         raise InputError(f"AMIF_PROCESSES={processes}: {devices} GPUs visible; lower it")
     per_job = processes if devices else 0
     threads = max(1, _cores() // (devices // per_job if devices else 2))
-    shares = {"threads": threads, "gpus": devices, "gpus_per_job": per_job, "mem_mb": min(memory, free)}
+    cores = threads if devices else _cores()
+    shares = {"threads": threads, "cores": cores, "gpus": devices, "gpus_per_job": per_job, "mem_mb": min(memory, free)}
     return {"scale": scale, "memory": free, **shares}
 
 
