@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -237,6 +237,14 @@ class QuestionBatch:
     answer_mask: Tensor  # (B, L)
     weight: Tensor  # (B,)
     total: int  # questions in the global batch
+
+    def split(self, rows: int) -> list[QuestionBatch]:
+        """Parts of at most `rows` questions, whose losses add up to that of the whole."""
+        batched = {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and len(v) == len(self.ids)}
+        return [
+            replace(self, **{name: value[start : start + rows] for name, value in batched.items()})
+            for start in range(0, len(self.ids), rows)
+        ]
 
     def to(self, device: torch.device) -> QuestionBatch:
         return QuestionBatch(

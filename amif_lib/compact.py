@@ -2,10 +2,11 @@
 
 A run's `predictions.parquet` then holds, per question, the generated answer, the prediction and the log-likelihoods of
 some candidates; the questions and the candidates lie once in `shared/` of the scale, named by the digest of their
-content. Kept are the candidates within `MARGIN` of the best one and every one that a protocol could choose: over test,
-training or validation answers or all of them, by sum or mean, over yes and no alone. Kept numbers are half precision,
+content. Kept is every candidate that a protocol could choose: over test, training or validation answers or all of them, by
+sum or mean, over yes and no alone; of runs whose probabilities are drawn (calibration) also those within `MARGIN` of the
+best one. Kept numbers are half precision,
 or single precision for a question whose choice half precision would change. So every protocol chooses as before, and
-probabilities over the candidates are exact to about 1%. `evaluate.read_predictions` reads both forms.
+with `MARGIN` probabilities over the candidates are exact to about 1%. `evaluate.read_predictions` reads both forms.
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ def is_compact(frame: pd.DataFrame) -> bool:
     return {"questions_digest", "candidates_digest", "kept"} <= set(frame)
 
 
-def write(folder: Path, frame: pd.DataFrame, candidates: pd.DataFrame, shared: Path) -> None:
+def write(
+    folder: Path, frame: pd.DataFrame, candidates: pd.DataFrame, shared: Path, probabilities: bool = True
+) -> None:
     """Write predictions, as `evaluate.read_predictions` gives them, in the small form.
 
+    Without `probabilities` only what can be chosen is kept, about a fifth of the size.
     `shared` is the folder for questions and candidates; what another run put there already is not written again.
     """
     scores = np.stack([np.asarray(row, dtype=np.float32) for row in frame["log_likelihoods"]])  # (n, K)
     sets = _choosable(candidates)
-    kept = scores >= scores.max(1, keepdims=True) - MARGIN
+    kept = scores >= scores.max(1, keepdims=True) - (MARGIN if probabilities else 0)
     for row, column in ((np.arange(len(scores)), best) for best in _choices(scores, candidates, sets)):
         kept[row, column] = True
     kept |= np.isin(candidates["answer"], ("yes", "no"))[None]

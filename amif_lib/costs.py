@@ -36,6 +36,7 @@ __all__ = ["evaluation_flop", "expected", "page", "summary", "training_flop", "w
 
 SCALES = ("demo", "small", "base", "paper")
 CARD = 80  # GB of memory of one GPU, to say how many a plan needs
+FEW = 16  # samples at a time, to say what gradient caching needs
 
 
 def is_extra(run: RunSpec) -> bool:
@@ -78,8 +79,8 @@ def summary(plan: dict[str, list[RunSpec]], scale: str, here: bool = True) -> pd
     paper's, over all question sets) and `extra` (baselines, leaking training files) needed; runs by stage needed, of these
     `shared` with earlier tables, `new`, `finished`; of the new ones `flop`, `hours` (of machine time, as many trainings side
     by side as the scale's device takes), `hours_left` (without finished ones), `gpu_hours`, `gpu_memory` (peak over all
-    GPUs together, bytes), `disk` and `download` (bytes). Without `here` this machine's runs are neither measured nor
-    counted as finished.
+    GPUs together, bytes; `gpu_memory_few`: of one GPU, `FEW` samples at a time), `disk` and `download` (bytes). Without
+    `here` this machine's runs are neither measured nor counted as finished.
     """
     known = basis(scale, here)
     seen: dict[str, Work] = {}
@@ -133,6 +134,7 @@ def _costed(known: Basis, jobs: dict[str, Work], runs: list[RunSpec], here: bool
         "hours_left": _wall(known, left, runs) / 3600,
         "gpu_hours": sum(seconds.values()) / 3600 if gpu else 0.0,
         "gpu_memory": max(map(flop_count.gpu_memory, runs), default=0.0) if gpu else 0.0,
+        "gpu_memory_few": max((flop_count.gpu_memory(r, 1, FEW) for r in runs), default=0.0) if gpu else 0.0,
     }
 
 
@@ -196,7 +198,11 @@ def page(found: pd.DataFrame) -> str:
         cards = (
             f"{about['cards']} of {CARD} GB hold every run" if about["cards"] else f"no 64 of {CARD} GB hold every run"
         )
-        text.append(f"GPU memory: modelled, at the full batch, over all GPUs together; {cards}.")
+        few = max((line["gpu_memory_few"] for line in found.to_dict("records")), default=0.0)
+        text.append(
+            f"GPU memory: modelled, at the full batch, over all GPUs together; {cards}. One GPU that holds less computes fewer "
+            f"samples at a time, by itself (AMIF_MICRO_BATCH), with the same objective: {few / GB:.0f} GB at {FEW}."
+        )
         text.append("time is that of one GPU; n of them (AMIF_PROCESSES=n) take an n-th of it at best.")
     else:
         text.append("GPU: none needed.")
@@ -224,7 +230,7 @@ def expected(table: str) -> str:
         cost = f"{duration(3600 * line['hours'])} on two cores"
         if about["device"] == "gpu":
             cost = f"{line['gpu_hours']:.0f} GPU hours ({about['basis']})"
-            cost += f", {line['gpu_memory'] / GB:.0f} GB of GPU memory in all"
+            cost += f", {line['gpu_memory'] / GB:.0f} GB of GPU memory in all ({line['gpu_memory_few'] / GB:.0f} at {FEW} samples at a time)"
         lines.append(
             f"#   {scale:<6} {runs} runs, {cost}, disk {_size(line['disk'])}, download {_size(line['download'])}"
         )

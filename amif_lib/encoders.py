@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionMode
 from amif_lib import hub, open_clip_towers, tokenizers
 from amif_lib.errors import InputError
 from amif_lib.experiments import ModelSpec
+from amif_lib.micro_batch import in_rows
 
 
 class ImageEncoder(nn.Module):
@@ -37,6 +38,7 @@ class ImageEncoder(nn.Module):
         if not norm_first:
             self.vit.pre_layrnorm = nn.Identity()
 
+    @in_rows
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W), normalised -> tokens (B, 1 + patches, d)."""
         return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)
@@ -124,6 +126,7 @@ class TextEncoder(nn.Module):
             add_pooling_layer=False,
         )
 
+    @in_rows
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids and mask (B, T) -> tokens (B, T, d). Texts of like length run together, so that padding costs little."""
         groups = length_groups(mask)

@@ -222,7 +222,8 @@ def build_run(
     """One fine-tuning with its whole lineage, from a scale's settings and a row's changes.
 
     `settings` may hold `start` (a named initialisation of the scale), `pretraining` (`both`, `stage1` or `none`) and the
-    sections of `RunSpec`, of which `train` is given per stage as `stage1`, `stage2` and `finetune`.
+    sections of `RunSpec`, of which `train` is given per stage as `stage1`, `stage2` and `finetune`. A scale's question set
+    may hold data settings and a `finetune` of its own.
     """
     base = scale_settings(scale)
     starts = base.pop("starts", {})
@@ -238,15 +239,18 @@ def build_run(
     if pretraining not in ("both", "stage1", "none"):
         raise InputError(f"pretraining: {pretraining!r} is not one of both, stage1, none")
     base = merge(base, changes)
-    stages = {name: base.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
-    for name, content in stages.items():  # also of a stage that this row does not run
-        if unknown := sorted(set(content) - set(TrainSpec.model_fields)):
-            known = ", ".join(TrainSpec.model_fields)
-            raise InputError(f"specs, scale {scale}: {name}.{unknown[0]}: unknown key; known: {known}")
     if question_set not in sets:
         raise InputError(
             f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(sets)}"
         )
+    stages = {name: base.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
+    of_set = dict(sets[question_set] or {})
+    own_training = of_set.pop("finetune", {})  # of this set alone; a row's change goes before it
+    stages["finetune"] = merge(merge(stages["finetune"], own_training), changes.get("finetune", {}))
+    for name, content in stages.items():  # also of a stage that this row does not run
+        if unknown := sorted(set(content) - set(TrainSpec.model_fields)):
+            known = ", ".join(TrainSpec.model_fields)
+            raise InputError(f"specs, scale {scale}: {name}.{unknown[0]}: unknown key; known: {known}")
 
     common = {key: base[key] for key in ("model", "init", "data", "objective", "knowledge") if key in base}
     parent: dict[str, Any] | None = None
@@ -263,7 +267,7 @@ def build_run(
                 "parent": parent,
             },
         )
-    own = merge(common, {"data": merge({"questions": question_set}, sets[question_set] or {})})
+    own = merge(common, {"data": merge({"questions": question_set}, of_set)})
     own = merge(own, changes)  # a row may change the training file of its question set
     for name in ("stage1", "stage2", "finetune", "teacher"):
         own.pop(name, None)

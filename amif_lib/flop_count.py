@@ -217,24 +217,34 @@ def parameters(run: RunSpec) -> dict[str, int]:
     return out
 
 
-def gpu_memory(run: RunSpec, processes: int = 1) -> float:
+def gpu_memory(run: RunSpec, processes: int = 1, rows_at_once: int = 0) -> float:
     """Peak bytes on each of `processes` GPUs that share a batch: a model, not a measurement.
 
     Weights, gradients and AdamW's two moments in fp32 (16 bytes per parameter), and activations in 16 bits: 34 bytes per
     token, channel and block where attention maps are not kept (Korthikanti et al. 2022, eq. 2 without its last term), 14
     more for cross-attention; of the decoder also its logits, thrice. Nothing is recomputed to save memory.
+
+    With `rows_at_once` that many rows are (`micro_batch`): of a pre-training's whole batch remain the outputs of encoders
+    and co-attention and their gradients, in fp32, and the activations of a few rows of one of these modules.
     """
     m, d = run.model, run.model.width
     p, rows = patches(m) + 1, run.train.batch_size / processes
+    few = min(rows_at_once or rows, rows)
+    weights = 16.0 * sum(parameters(run).values())
     if run.stage == "finetune":
         t, answer = run.data.question_length, min(ANSWER_TOKENS, run.data.answer_length)
         plain = p * m.image_layers + t * m.text_layers + answer * m.decoder_layers + p + t
         cross = (p + t) * m.fusion_layers
-        logits = answer * m.vocab_size * 12
-    else:
-        found = passes(run)
-        plain = found.images * p * m.image_layers + sum(found.texts) * m.text_layers
-        sides = [t if m.co_attention == "one_way" else s + t for s, t in found.pairs]
-        cross, logits = sum(sides) * m.fusion_layers, found.predicted * m.vocab_size * 12
-    kept = d * (BLOCK_BYTES * (plain + cross) + CROSS_BYTES * cross) + logits
-    return 16.0 * sum(parameters(run).values()) + rows * kept
+        return weights + few * (d * (BLOCK_BYTES * (plain + cross) + CROSS_BYTES * cross) + answer * m.vocab_size * 12)
+    found = passes(run)
+    sides = [t if m.co_attention == "one_way" else s + t for s, t in found.pairs]
+    logits = found.predicted * m.vocab_size * 12
+    modules = [  # activations of one row in each
+        (found.images * p * m.image_layers * BLOCK_BYTES, found.images),
+        (sum(found.texts) * m.text_layers * BLOCK_BYTES, len(found.texts)),
+        (sum(sides) * m.fusion_layers * (BLOCK_BYTES + CROSS_BYTES), len(sides)),
+    ]
+    if few == rows:
+        return weights + rows * (d * sum(kept for kept, _ in modules) + logits)
+    outputs = 8 * d * (found.images * p + sum(found.texts) + sum(sides))
+    return weights + rows * (outputs + logits) + few * d * max(kept / max(1, calls) for kept, calls in modules)

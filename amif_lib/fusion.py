@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amif_lib.micro_batch import in_rows
+
 PairType = Literal["image_text", "image_image", "text_text"]
 PAIR_TYPES: tuple[PairType, ...] = ("image_text", "image_image", "text_text")
 
@@ -167,6 +169,7 @@ class CoAttention(nn.Module):
             own = image if pair_type == "image_image" else self.text_stream
         return own, own
 
+    @in_rows
     def forward(
         self,
         a: Tensor,

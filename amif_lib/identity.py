@@ -56,7 +56,7 @@ GLOBAL_FIELDS = (
 
 
 # Settings that joined later: at their default they leave an older run's identity as it was.
-LATER = {"model": ("image_form",), "teacher": ("noise", "towers", "heads")}
+LATER = {"model": ("image_form",), "teacher": ("noise", "towers", "heads"), "objective": ("transport_tolerance",)}
 
 
 def _without_defaults(section: str, model: BaseModel, content: dict[str, Any]) -> dict[str, Any]:
@@ -104,6 +104,8 @@ def settings_read(spec: RunSpec) -> dict[str, Any]:
     if spec.stage == "stage1":
         kept = (*GLOBAL_FIELDS, *(("token_drop",) if spec.objective.copies_texts else ()))
         content["objective"] = {name: content["objective"][name] for name in kept}
+    elif spec.stage == "stage2":
+        content["objective"] = _without_defaults("objective", spec.objective, content["objective"])
     if spec.parent:  # weights come from there
         leave_out("init", "image", "text")
     if not spec.loads_co_attention:

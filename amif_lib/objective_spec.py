@@ -80,8 +80,13 @@ class ObjectiveSpec(Strict):
         description="token masses: uniform over real tokens, proportional to the token's norm, or to the attention "
         "that it gets from the other side in the last co-attention layer (point 26)",
     )
-    transport_solver: Literal["ipot", "exact"] = Field(
-        "ipot", description="IPOT (paper), or POT's network simplex on CPU"
+    transport_solver: Literal["ipot", "adaptive", "exact"] = Field(
+        "ipot",
+        description="IPOT (paper); entropic plans until each is certified to be within `transport_tolerance` of the optimum; "
+        "or POT's network simplex on CPU",
+    )
+    transport_tolerance: float = Field(
+        0.01, gt=0, lt=1, description="of `adaptive`: largest duality gap, relative to the plan's cost"
     )
     transport_beta: float = Field(0.5, gt=0, description="IPOT's proximal weight (UNITER's)")
     transport_iterations: int = Field(50, gt=0, description="IPOT's iterations (UNITER's)")
@@ -138,6 +143,10 @@ class ObjectiveSpec(Strict):
             raise ValueError("global_inter is false and global_intra is 'none': stage 1 would have no loss")
         if self.marginals == "attention" and self.transport_on == "unimodal":
             raise ValueError("marginals 'attention' are co-attention's, transport_on is 'unimodal'; change one of them")
+        if self.plan_gradient == "unrolled" and self.transport_solver != "ipot":
+            raise ValueError(
+                f"plan_gradient 'unrolled' is IPOT's and transport_solver is '{self.transport_solver}'; change one of them"
+            )
         return self
 
     @property

@@ -79,7 +79,7 @@ def _fill(aside: Path, scale: str, source: Path, made: list[Path]) -> None:
     for path in sorted((source / "maps").glob("*.npz")):
         _copy(path, aside / "maps" / path.name)
         left -= path.stat().st_size
-    with_blank = {
+    headlines = {  # answered on blank images too, and drawn in the figure of calibration
         run.run_id
         for name in names
         for row in Selection.planned(name, scale).headlines(name, scale)
@@ -96,10 +96,11 @@ def _fill(aside: Path, scale: str, source: Path, made: list[Path]) -> None:
             lines = thinned(results.Run(spec.directory).history, spec.stage)
             files.write_text(folder / "metrics.jsonl", "".join(_plain(line) for line in lines))
         if spec.stage == "finetune" and redistribution.may_show(spec.data.questions, "texts"):
-            for part in ("", results.BLANK_TEST) if spec.run_id in with_blank else ("",):
+            headline = spec.run_id in headlines
+            for part in ("", results.BLANK_TEST) if headline else ("",):
                 if (spec.directory / part / evaluate.PREDICTIONS).is_file():
                     stored = evaluate.read_predictions(spec.directory / part)
-                    compact.write(folder / part, *stored, aside / compact.SHARED)
+                    compact.write(folder / part, *stored, aside / compact.SHARED, probabilities=headline and not part)
         for name in ARRAYS if not redistribution.notice(spec) and spec.seed == 0 else ():
             if (path := spec.directory / name).is_file() and path.stat().st_size <= left:
                 _copy(path, folder / name)

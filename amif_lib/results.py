@@ -42,6 +42,7 @@ RESULT_MODULES = (
     "batches.py",
     "train.py",
     "distributed.py",
+    "micro_batch.py",
     "teachers.py",
     "teacher_models.py",
     "embedding_files.py",

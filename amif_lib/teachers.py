@@ -106,31 +106,47 @@ def cache(spec: RunSpec) -> Path:
 
 
 def _is_made(folder: Path) -> bool:
-    """Whether a cache is whole and is the one that the metrics in the run folder describe."""
-    try:
-        same = (folder / METRICS).read_bytes() == (paths.run_dir(folder.name) / METRICS).read_bytes()
-    except OSError:
+    """Whether a cache is whole, and no run folder describes another one."""
+    if not all((folder / name).is_file() for name in (VECTORS, INDEX, METRICS, "spec.json")):
         return False
-    return same and all((folder / name).is_file() for name in (VECTORS, INDEX))
+    public = paths.run_dir(folder.name) / METRICS
+    return not public.exists() or public.read_bytes() == (folder / METRICS).read_bytes()
+
+
+def _publish(folder: Path) -> None:
+    """Put a cache's metrics and settings, which name no record, into the run folder, where they are not there yet."""
+    public = paths.run_dir(folder.name)
+    if (public / METRICS).exists():
+        return
+    beside = public.with_name(f"{public.name}.part{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for name in (METRICS, "spec.json"):
+        shutil.copyfile(folder / name, beside / name)
+    shutil.rmtree(public, ignore_errors=True)
+    beside.replace(public)
 
 
 def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     """The teacher's cache, with its embeddings of the run's studies; trained and embedded now if absent.
 
     `results/runs/<teacher_id>/` holds what names no record: `metrics.json` and `spec.json`. Where it is there and the
-    cache is gone (or another's), both are made again; of several processes one makes it and the others wait.
+    cache is gone (or another's), both are made again; a cache that another results folder has made is taken as it is. Of
+    several processes one makes it and the others wait.
     """
     from amif_lib.datasets import sources
 
     folder = cache(spec)
     if _is_made(folder):
         _refuse_changed(spec, folder)
-    else:
-        with sources.writing(folder.parent):
-            pass
-        with exclusive(folder.with_name(f".{folder.name}.lock"), f"teacher {folder.name}"):
-            if not _is_made(folder):
-                _make(folder, spec, list(studies) if studies is not None else student_studies(spec))
+        if (paths.run_dir(folder.name) / METRICS).exists():
+            return folder
+    with sources.writing(folder.parent):
+        pass
+    with exclusive(folder.with_name(f".{folder.name}.lock"), f"teacher {folder.name}"):
+        if not _is_made(folder):
+            _make(folder, spec, list(studies) if studies is not None else student_studies(spec))
+        _publish(folder)
     return folder
 
 
@@ -199,15 +215,9 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
         "wall_time_s": round(time.time() - started, 1),
     }
     _write(aside, embeddings, metrics, spec)
-    public = paths.run_dir(folder.name)
-    beside = public.with_name(aside.name)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for name in (METRICS, "spec.json"):
-        shutil.copyfile(aside / name, beside / name)
-    for made, target in ((aside, folder), (beside, public)):
-        shutil.rmtree(target, ignore_errors=True)
-        made.replace(target)
+    for stale in (paths.run_dir(folder.name), folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    aside.replace(folder)
     log.info(
         "teacher %s: mean Q_ii %.3f, effective neighbours %.1f, held-out retrieval %.3f",
         folder.name,

@@ -7,6 +7,7 @@ that `accelerate launch` or `torchrun` starts once per process. A run that was c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -26,6 +27,7 @@ from amif_lib.batches import global_batches, loader, share
 from amif_lib.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
+from amif_lib.micro_batch import MicroBatch
 from amif_lib.objectives import monitor
 from amif_lib.prepare import Prepared, prepare
 
@@ -110,6 +112,14 @@ def across_processes(out: dict[str, torch.Tensor], device: torch.device) -> dict
     return dict(zip(out, torch.where(counts, values, values / world_size()).tolist(), strict=True))
 
 
+def forward_and_backward(accelerator: Any, module: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+    """Losses of a batch with gradients, exchanged with no other process: to see whether it fits into memory."""
+    with accelerator.autocast():
+        out = module(batch)
+    out["total"].backward()
+    return out
+
+
 def run_spec(spec: RunSpec) -> Path:
     """Train a run to its end (from its last state, if it was cut off) and return its directory. Finished runs are left alone."""
     from accelerate import Accelerator
@@ -138,6 +148,7 @@ def run_spec(spec: RunSpec) -> Path:
         prepared.best_epoch.forget()
     module, optimizer = accelerator.prepare(prepared.module, optimizer)
     module.train()
+    micro = MicroBatch(prepared.module, -(-spec.train.batch_size // world_size()), spec.stage)
     if accelerator.is_main_process:
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
         keep_lines(folder / "metrics.jsonl", first_step)
@@ -145,12 +156,22 @@ def run_spec(spec: RunSpec) -> Path:
     history, saved = [], time.time()
     plan = [item for item in epoch_keys(prepared, spec, first_step) if item[1] < steps]
     workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu else 0
+
+    def losses(part: Any, last: bool) -> dict[str, torch.Tensor]:
+        """Losses of a part of a batch, its gradients added to those of the parts before it; the last one's are exchanged."""
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            out = module(part)
+            accelerator.backward(out["total"])
+        return out
+
     for (epoch, step, _), batch in zip(
         plan, loader(prepared.data, [keys for _, _, keys in plan], workers), strict=True
     ):
         batch = batch.to(accelerator.device)
-        out = module(batch if prepared.teacher is None else prepared.teacher(batch))
-        accelerator.backward(out["total"])
+        batch = batch if prepared.teacher is None else prepared.teacher(batch)
+        if on_gpu and world_size() > 1 and step == first_step:
+            micro.find(batch, lambda part: forward_and_backward(accelerator, prepared.module, part))
+        out = micro.step(batch, losses)
         norm = accelerator.clip_grad_norm_(module.parameters(), spec.train.clip_norm)
         optimizer.step()
         optimizer.zero_grad()

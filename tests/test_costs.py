@@ -214,6 +214,16 @@ def test_parameters_and_memory_at_the_size_of_the_paper() -> None:
     assert flop_count.gpu_memory(paper("stage2")) > flop_count.gpu_memory(paper("stage1")) > 40 * GB
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "finetune"])
+def test_the_base_scale_fits_a_card_of_24_gb_some_rows_at_a_time(stage) -> None:
+    run = next(one for one in experiments.build_run("base", {}, "pathvqa").lineage() if one.stage == stage)
+    whole = flop_count.gpu_memory(run)
+    few = [flop_count.gpu_memory(run, 1, rows) for rows in (1, 16, 64)]
+    assert few == sorted(few) and few[1] < 20 * GB < whole  # a fifth is left to transport, kernels and fragmentation
+    assert flop_count.gpu_memory(run, 1, run.train.batch_size) == whole
+    assert few[0] > 16 * sum(flop_count.parameters(run).values())
+
+
 # --- counts of data ------------------------------------------------------------------------------------------------
 
 

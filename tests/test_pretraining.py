@@ -241,6 +241,7 @@ def test_norm_masses_and_exact_plans_run_and_stay_feasible():
     for objective in (
         {"marginals": "norm"},
         {"transport_solver": "exact"},
+        {"transport_solver": "adaptive"},
         {"plan_gradient": "unrolled", "transport_iterations": 5},
         {"cost": "dot", "transport_beta": 50.0},
         {"transport_on": "unimodal"},

@@ -1,4 +1,5 @@
-"""One global batch, however many processes: losses, gradients and mined negatives of P processes equal those of one."""
+"""One global batch, however many processes: and however many rows at a time: losses, gradients and mined negatives
+of P processes equal those of one."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ from tests import two_process_worker as worker
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def gradients(processes: int, out: Path) -> dict[str, torch.Tensor]:
+VARIANTS = {
+    "two processes": (2, 0),
+    "four": (4, 0),
+    "one, three rows at a time": (1, 3),
+    "two, one row at a time": (2, 1),
+}
+
+
+def gradients(processes: int, out: Path, rows: int = 0) -> dict[str, torch.Tensor]:
     arguments = ["-m", "tests.two_process_worker", str(out), str(processes)]
     launcher = [
         "-m",
@@ -30,7 +39,7 @@ def gradients(processes: int, out: Path) -> dict[str, torch.Tensor]:
         str(free_port()),
     ]
     command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "AMIF_MICRO_BATCH": str(rows or "")}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
     )
@@ -39,14 +48,22 @@ def gradients(processes: int, out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    return [gradients(processes, folder / f"{processes}.safetensors") for processes in (1, 2)]
+    ways = {"one process": (1, 0), **VARIANTS}
+    return {
+        name: gradients(processes, folder / f"{number}.safetensors", rows)
+        for number, (name, (processes, rows)) in enumerate(ways.items())
+    }
 
 
+@pytest.mark.parametrize("way", VARIANTS)
 @pytest.mark.parametrize("case", [*worker.OBJECTIVES, *worker.FINETUNINGS])
-def test_two_processes_give_the_losses_gradients_and_negatives_of_one(case, both):
-    one, two = ({name: value for name, value in found.items() if name.startswith(f"{case}/")} for found in both)
+def test_losses_gradients_and_negatives_are_those_of_one_process_with_the_whole_batch(case, way, found):
+    one, two = (
+        {name: value for name, value in found[each].items() if name.startswith(f"{case}/")}
+        for each in ("one process", way)
+    )
     assert one.keys() == two.keys() and f"{case}/total" in one
     largest = max(float(value.abs().max()) for name, value in one.items() if "negatives/" not in name)
     for name, value in one.items():
@@ -58,6 +75,6 @@ def test_two_processes_give_the_losses_gradients_and_negatives_of_one(case, both
             )
 
 
-def test_processes_agree_on_when_to_save(both):
+def test_processes_agree_on_when_to_save(found):
     """Clocks differ, and a process that saves alone waits for the others for ever."""
-    assert both[1]["agreed"].tolist() == [True, True]
+    assert found["two processes"]["agreed"].tolist() == [True, True]

@@ -96,11 +96,12 @@ def random_predictions(close: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     return frame, candidates
 
 
+@pytest.mark.parametrize("probabilities", [True, False])
 @pytest.mark.parametrize("close", [False, True])
-def test_small_form_keeps_every_choice_and_the_probabilities(tmp_path, close):
+def test_small_form_keeps_every_choice_and_where_asked_the_probabilities(tmp_path, close, probabilities):
     evaluate.write_predictions(tmp_path / "whole", *random_predictions(close))
     before, candidates = evaluate.read_predictions(tmp_path / "whole")
-    compact.write(tmp_path / "runs" / "a", before, candidates, tmp_path / "shared")
+    compact.write(tmp_path / "runs" / "a", before, candidates, tmp_path / "shared", probabilities)
     after, same = evaluate.read_predictions(tmp_path / "runs" / "a")
     pd.testing.assert_frame_equal(same, candidates)
     fixed = [name for name in before if name != "log_likelihoods"]
@@ -128,7 +129,9 @@ def test_small_form_keeps_every_choice_and_the_probabilities(tmp_path, close):
     first, second = (np.stack(frame["log_likelihoods"]) for frame in (before, after))
     odds = [np.exp(x - x.max(1, keepdims=True)) for x in (first, second)]
     odds = [x / x.sum(1, keepdims=True) for x in odds]
-    assert np.abs(odds[0] - odds[1]).max() < 0.01
+    assert not probabilities or np.abs(odds[0] - odds[1]).max() < 0.01
+    stored = pd.read_parquet(tmp_path / "runs" / "a" / "predictions.parquet")["kept"].str.len().sum()
+    assert probabilities or stored <= 60 * (2 + 16)  # yes, no, and one choice per set of candidates and kind of score
 
 
 def test_damaged_small_form_is_named(tmp_path):

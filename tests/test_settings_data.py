@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -458,3 +459,17 @@ def test_numbers_that_are_none_and_misspelt_stages_are_refused():
         experiments.parse(content, "a spec")
     with pytest.raises(InputError, match=r"stage2\.epoch: unknown key; known: epochs"):  # though the row has no stage 2
         experiments.build_run("demo", {"pretraining": "none", "stage2": {"epoch": 3}}, "phantom_vqa_rad")
+
+
+def test_a_question_set_may_have_a_fine_tuning_of_its_own_and_a_row_goes_before_it(monkeypatch):
+    plain = experiments.scale_settings("demo")
+    plain["question_sets"]["phantom_slake"]["finetune"] = {"epochs": 7}
+    monkeypatch.setattr(experiments, "scale_settings", lambda scale: copy.deepcopy(plain))
+    slake, rad = (experiments.build_run("demo", {}, f"phantom_{name}") for name in ("slake", "vqa_rad"))
+    assert slake.train == rad.train.model_copy(update={"epochs": 7}) and rad.train.epochs == plain["finetune"]["epochs"]
+    assert slake.data.language == "en" and slake.parent == rad.parent  # pre-training knows nothing of it
+    row = experiments.build_run("demo", {"finetune": {"epochs": 2}}, "phantom_slake")
+    assert row.train.epochs == 2
+    plain["question_sets"]["phantom_slake"]["finetune"] = {"epoch": 7}
+    with pytest.raises(InputError, match=r"finetune\.epoch: unknown key; known: epochs"):
+        experiments.build_run("demo", {}, "phantom_slake")

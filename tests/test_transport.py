@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from amif_lib.errors import InputError
 from amif_lib.objectives import transport
+from amif_lib.objectives.adaptive_transport import adaptive
 
 PATCHES, WORDS = 324, 64
 
@@ -116,6 +117,90 @@ def test_cost_gap_and_marginals_on_the_four_token_families(family):
     for beta, iterations in WRONG_SETTINGS[family]:
         other = rounded_gap(transport.ipot(cost, row_mask, col_mask, beta, iterations), cost, row_mask, col_mask)
         assert other != pytest.approx(default_gap, rel=tolerance), (beta, iterations)
+
+
+# --- adaptive ---
+
+
+def gap_of_each(plan, cost, row_mask, col_mask, mass=None):
+    """(cost - ot.emd2) / ot.emd2 of each problem."""
+    gaps = []
+    for i in range(len(cost)):
+        block = cost[i][row_mask[i]][:, col_mask[i]].double().numpy()
+        a = uniform(block.shape[0]) if mass is None else mass[i][row_mask[i]].double().numpy()
+        best = ot.emd2(a / a.sum(), uniform(block.shape[1]), block)
+        found = float((plan[i].double() * cost[i].double())[row_mask[i]][:, col_mask[i]].sum())
+        gaps.append((found - best) / abs(best))
+    return np.array(gaps)
+
+
+@pytest.mark.parametrize(
+    ("family", "tolerance"),
+    # a thousandth is beyond the stages allowed where tokens lie in clusters: the last test here has the warning
+    [*((family, 0.01) for family in GAPS), ("gauss", 0.001), ("cone", 0.001), ("low-rank", 0.001)],
+)
+def test_every_adaptive_plan_is_feasible_and_as_near_the_optimum_as_asked(family, tolerance):
+    cost, row_mask, col_mask = problems(family, 50)  # twenty-five with all patches, twenty-five with fewer
+    plan = adaptive(cost, row_mask, col_mask, tolerance)
+    a, b = transport.uniform_mass(row_mask), transport.uniform_mass(col_mask)
+    assert plan.dtype == torch.float32 and not plan.requires_grad and (plan >= 0).all()
+    assert (plan.sum(2) - a).abs().max() < 1e-6 and (plan.sum(1) - b).abs().max() < 1e-6
+    assert plan[~(row_mask[:, :, None] & col_mask[:, None])].abs().max() == 0
+    gaps = gap_of_each(plan, cost, row_mask, col_mask)
+    assert gaps.min() > -1e-5 and gaps.max() < tolerance + 1e-5
+    assert gaps.max() > tolerance / 100  # the tolerance decides; it is not the exact plan
+
+
+def test_adaptive_plans_do_not_depend_on_neighbours_or_padding():
+    cost, row_mask, col_mask = problems("clustered", 4)
+    together = adaptive(cost, row_mask, col_mask)
+    for i in range(4):
+        p, t = int(row_mask[i].sum()), int(col_mask[i].sum())
+        alone = adaptive(cost[i : i + 1, :p, :t])
+        assert torch.allclose(together[i, :p, :t], alone[0], atol=1e-7)
+
+
+def test_adaptive_solves_what_is_degenerate():
+    same = torch.full((1, 5, 3), 2.0)
+    assert torch.allclose(adaptive(same), torch.full((1, 5, 3), 1 / 15))
+    free = 1 - torch.eye(4)[None]  # the best plan costs nothing
+    assert transport.transport_cost(adaptive(free), free).item() < 1e-4
+    negative = -torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    everything = torch.ones(2, 6, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool)
+    assert np.abs(gap_of_each(adaptive(negative, None, None, 1e-3), negative, *everything)).max() < 1e-3 + 1e-5
+    wide = torch.randn(1, 40, 8, generator=torch.Generator().manual_seed(1)) * 300
+    one = torch.ones(1, 40, dtype=torch.bool), torch.ones(1, 8, dtype=torch.bool)
+    assert np.abs(gap_of_each(adaptive(wide), wide, *one)).max() < 0.01 + 1e-5
+    empty = adaptive(torch.rand(2, 3, 2), torch.tensor([[True, True, False], [False] * 3]))
+    assert empty[1].abs().max() == 0 and empty[0].sum().item() == pytest.approx(1)
+    assert adaptive(torch.zeros(0, 3, 2)).shape == (0, 3, 2)
+
+
+def test_adaptive_meets_given_masses_and_runs_in_fp32_under_autocast():
+    cost, row_mask, col_mask = problems("low-rank", 4)
+    mass = torch.rand(row_mask.shape, generator=torch.Generator().manual_seed(2)) * row_mask
+    plan = adaptive(cost, row_mask, col_mask, row_mass=mass)
+    assert (plan.sum(2) - mass / mass.sum(1, keepdim=True)).abs().max() < 1e-6
+    assert gap_of_each(plan, cost, row_mask, col_mask, mass).max() < 0.01 + 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(adaptive(cost, row_mask, col_mask, row_mass=mass), plan)
+
+
+def test_what_adaptive_cannot_do_is_said():
+    for value, message in ((0.0, "tolerance is 0.0"), (-1.0, "tolerance is -1.0")):
+        with pytest.raises(InputError, match=message):
+            adaptive(torch.rand(1, 3, 2), tolerance=value)
+    broken = torch.rand(1, 3, 2)
+    broken[0, 1, 1] = torch.nan
+    with pytest.raises(InputError, match="non-finite"):
+        adaptive(broken)
+    cost, row_mask, col_mask = problems("clustered", 2)
+    with pytest.warns(UserWarning, match=r"2 of 2 plans are within .*% of the optimum and not within 0\.10%"):
+        plan = adaptive(cost, row_mask, col_mask, 0.001, most_stages=1)
+    assert (plan.sum(2) - transport.uniform_mass(row_mask)).abs().max() < 1e-6
+
+
+# --- IPOT, continued ---
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 50])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from amif_lib import train
 from amif_lib.batches import QuestionBatch, share
 from amif_lib.distributed import agreed, gather_objects, own_rows, rank, world_size
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
+from amif_lib.micro_batch import MicroBatch
 from amif_lib.model import AMiFForVQA
 from amif_lib.prepare import FineTuning
 from tests import tiny
@@ -87,9 +89,16 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
     if case.startswith("finetune"):  # a step before: unused parameters that are not looked for stop the second one
         wrapped(batch)["total"].backward()
         module.zero_grad()
-    found = wrapped(batch)
-    found["total"].backward()
-    total = found["total"].detach().clone()
+    stage = "finetune" if case.startswith("finetune") else module.stage
+    micro = MicroBatch(module, -(-SAMPLES // world_size()), stage)  # $AMIF_MICRO_BATCH rows at a time, if set
+
+    def run(part: object, last: bool) -> dict[str, torch.Tensor]:
+        with contextlib.nullcontext() if last or world_size() == 1 else wrapped.no_sync():
+            found = wrapped(part)
+            found["total"].backward()
+        return found
+
+    total = micro.step(batch, run)["total"].clone()
     if world_size() > 1:
         dist.all_reduce(total)
         total /= world_size()

@@ -15,6 +15,7 @@ from amif_lib.distributed import gather, pad_to_common_length
 from amif_lib.experiments import ObjectiveSpec
 from amif_lib.model import AMiF, initialise
 from amif_lib.objectives import hard_negatives, masked_language, monitor, transport
+from amif_lib.objectives.adaptive_transport import adaptive
 from amif_lib.objectives.global_alignment import PretrainingBatch, pick
 from amif_lib.objectives.pair_classification import Pair, PairClassification
 from amif_lib.tokenizers import content_mask
@@ -166,6 +167,8 @@ class Pretraining(PairClassification):
             masses = {"row_mass": heard, "col_mass": on_words.sum((1, 2))}  # (B, t)
         if o.transport_solver == "exact":
             plan = transport.exact(cost, row_mask, column_mask, **masses)
+        elif o.transport_solver == "adaptive":
+            plan = adaptive(cost, row_mask, column_mask, o.transport_tolerance, **masses)
         else:
             plan = transport.ipot(
                 cost,

@@ -1,0 +1,128 @@
+"""Gradient caching: the whole batch's losses and gradients, in less memory, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from amif_lib.errors import InputError
+from amif_lib.micro_batch import MicroBatch, limit_rows
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def gradients(module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def run_on(module):
+    def run(part, last):
+        out = module(part)
+        out["total"].backward()
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_out_of_memory_halves_the_rows_and_changes_no_gradient(stage, monkeypatch):
+    monkeypatch.delenv("AMIF_MICRO_BATCH", raising=False)
+    changes = {"queue": 6} if stage == "stage1" else {"stage2_trains": "all"}
+    batch = tiny.batch(8)
+    whole = tiny.pretraining(stage, **changes)
+    expected = MicroBatch(whole, 8, stage).step(batch, run_on(whole))
+    module, tried = tiny.pretraining(stage, **changes), []
+
+    def refuse(_, inputs, named):
+        rows = len(named["pixel_values"])
+        tried.append(rows)
+        if rows > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module.amif.image_encoder.vit.register_forward_pre_hook(refuse, with_kwargs=True)
+    micro = MicroBatch(module, 8, stage)
+    found = micro.step(batch, run_on(module))
+    assert micro.rows == 2 and max(tried) > 3 and tried[-1] <= 2
+    torch.testing.assert_close(found["total"], expected["total"], atol=1e-5, rtol=1e-5)
+    own, theirs = gradients(module), gradients(whole)
+    assert own.keys() == theirs.keys() and own
+    largest = max(float(value.abs().max()) for value in theirs.values())
+    for name, value in theirs.items():
+        torch.testing.assert_close(own[name], value, atol=1e-5 * largest, rtol=1e-3)
+    if stage == "stage1":  # the step that failed left nothing in the queue
+        assert int(module.queue.filled) == int(whole.queue.filled) == 6
+        torch.testing.assert_close(module.queue.image, whole.queue.image)
+
+
+def test_random_states_are_those_of_the_first_time():
+    """Dropout draws alike when a part is computed again: else gradients would belong to another network than the loss."""
+    module = tiny.pretraining("stage1", model={"dropout": 0.5})
+    module.train()
+    limit_rows(module, 3)
+    torch.manual_seed(1)
+    loss = module(tiny.batch(8))["total"]
+    loss.backward()
+    name, p = next((n, p) for n, p in module.named_parameters() if n.endswith("word_embeddings.weight"))
+    direction, step = p.grad / p.grad.norm(), 1e-2
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            p += sign * step * direction
+            torch.manual_seed(1)
+            values.append(float(module(tiny.batch(8))["total"]))
+            p -= sign * step * direction
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(p.grad.norm()), rel=0.05), name
+
+
+def test_one_row_that_does_not_fit_and_a_bad_setting_are_said_plainly(monkeypatch):
+    module = tiny.pretraining("stage1")
+
+    def full(part, last):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.delenv("AMIF_MICRO_BATCH", raising=False)
+    with pytest.raises(InputError, match="one sample at a time"):
+        MicroBatch(module, 8, "stage1").step(tiny.batch(8), full)
+    monkeypatch.setenv("AMIF_MICRO_BATCH", "few")
+    with pytest.raises(InputError, match="AMIF_MICRO_BATCH='few': give a whole number"):
+        MicroBatch(module, 8, "stage1")
+
+
+MEMORY = """
+import resource, torch
+from tests import tiny
+from amif_lib.micro_batch import limit_rows
+torch.set_num_threads(1)
+module = tiny.pretraining("stage1", model={"image_layers": 6, "text_layers": 6})
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+module(tiny.batch(8, length=48))["total"].backward()
+batch, found = tiny.batch(256, length=48), [peak()]
+for rows in (16, 0):
+    limit_rows(module, rows)
+    module.zero_grad()
+    module(batch)["total"].backward()
+    found.append(peak())
+print(found[1] - found[0], found[2] - found[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
+def test_sixteen_rows_at_a_time_take_less_than_a_third_of_the_memory():
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    cached, whole = map(int, done.stdout.split()[-2:])
+    assert whole > 50_000 and cached < 0.35 * whole, (cached, whole)
