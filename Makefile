@@ -60,7 +60,7 @@ data-check: ready ## check the data sets that SCALE needs against their manifest
 settings: ready ## every setting with its default and alternatives
 	@$(RUN) settings
 
-bench: ready ## time the data feed and answer ranking on this machine
+bench: ready ## time data feed, ranking, transport and training on this machine
 	@$(RUN) bench
 
 clean: ready ## remove caches and workflow state; finished runs too with RUNS=1; never data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from amif_lib.datasets.records import Question, Study
 from amif_lib.distributed import rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
+from amif_lib.finetuning import QuestionBatch
 from amif_lib.objectives import masked_language
 from amif_lib.objectives.global_alignment import PretrainingBatch
 from amif_lib.teachers import Embeddings
@@ -223,32 +223,6 @@ class PretrainingData(Dataset):
             **numbers,
             **teacher,
             **more,
-        )
-
-
-@dataclass
-class QuestionBatch:
-    """B questions with their answers; `weight` is 0 on rows that only fill up an uneven split over processes."""
-
-    images: Tensor  # (B, 3, H, W), or (1, 3, H, W) where all are blank
-    ids: Tensor  # (B, t)
-    mask: Tensor  # (B, t)
-    answers: Tensor  # (B, L)
-    answer_mask: Tensor  # (B, L)
-    weight: Tensor  # (B,)
-    total: int  # questions in the global batch
-
-    def split(self, rows: int) -> list[QuestionBatch]:
-        """Parts of at most `rows` questions, whose losses add up to that of the whole."""
-        batched = {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and len(v) == len(self.ids)}
-        return [
-            replace(self, **{name: value[start : start + rows] for name, value in batched.items()})
-            for start in range(0, len(self.ids), rows)
-        ]
-
-    def to(self, device: torch.device) -> QuestionBatch:
-        return QuestionBatch(
-            **{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         )
 
 

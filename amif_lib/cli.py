@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         text = f"all its records are the {split} questions, in place of those in FILE"
         sub.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=text)
     sub.add_argument("--out", type=Path, help="write the table to this CSV file too")
-    sub = command("bench", _bench, "time the data feed and answer ranking on this machine (notebook 40)")
+    sub = command("bench", _bench, "time data feed, ranking, transport and training on this machine (notebook 40)")
     _add_scale(sub)
     sub = command("score", _score, "score anyone's predictions on the test questions of a data set, beside baselines")
     sub.add_argument(

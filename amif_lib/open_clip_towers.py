@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from amif_lib import teacher_models
-from amif_lib.datasets import images
 from amif_lib.errors import InputError
 
 PREFIX = "open_clip:"
@@ -119,6 +118,8 @@ def _renamed(source: str, name: str, value: Tensor) -> dict[str, Tensor]:
 
 def _folded(state: dict[str, Tensor], mean: Any, std: Any) -> dict[str, Tensor]:
     """Image statistics other than the student's, and a bias of the patch embedding, as patch weights and positions of the same effect."""
+    from amif_lib.datasets import images
+
     patches, positions = "embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"
     if len(state[positions]) == 1 + round((len(state[positions]) - 1) ** 0.5) ** 2:
         bias = state.pop("patch_bias", None)

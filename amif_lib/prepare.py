@@ -8,32 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amif_lib import hub, knowledge, paths, results, teachers, tokenizers
-from amif_lib.batches import PretrainingData, QuestionBatch, QuestionData
+from amif_lib.batches import PretrainingData, QuestionData
 from amif_lib.datasets import decontaminate, load_questions, prepared
 from amif_lib.distributed import gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
+from amif_lib.finetuning import FineTuning
 from amif_lib.model import AMiF, AMiFForVQA
 from amif_lib.objectives.amif import Pretraining
 from amif_lib.objectives.pair_classification import negatives_drawn_from
 from amif_lib.online_teacher import OnlineTeacher
 from amif_lib.selection import BestEpoch
-
-
-class FineTuning(nn.Module):
-    """The Med-VQA network with its loss: conditional language modelling of the answer (section 3.4.2)."""
-
-    def __init__(self, model: AMiFForVQA):
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """Mean over the questions of the global batch; the factor undoes the mean that processes take of gradients."""
-        loss = self.model(batch.images, batch.ids, batch.mask, batch.answers, batch.answer_mask)  # (B,)
-        return {"total": (loss * batch.weight).sum() * world_size() / batch.total}
 
 
 @dataclass

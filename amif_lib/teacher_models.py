@@ -13,12 +13,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from amif_lib import run_spec
-from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
 from amif_lib.run_spec import TeacherSpec
 
 if TYPE_CHECKING:
     from amif_lib.datasets.prepared import Pictures
+    from amif_lib.datasets.records import Study
 
 HF_CLIP, LOCAL = "hf-clip:", "local-dir:"
 REMEDY = (
@@ -203,7 +203,7 @@ def train_open_clip(
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.learning_rate, total_steps=steps, pct_start=0.1)
     loss_function = open_clip.ClipLoss()
-    bar = progress.bar(steps, f"teacher {folder.name}")
+    bar = progress.bar(steps, f"teacher {folder.name.removeprefix('.')}")
     for epoch in range(spec.epochs):
         order = np.random.default_rng((spec.seed, epoch)).permutation(len(studies))
         for start in range(0, len(order) - spec.batch_size + 1, spec.batch_size):

@@ -21,37 +21,26 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amif_lib import embedding_files, experiments, identity, manifests, paths, run_spec
+from amif_lib import embedding_files, experiments, identity, manifests, paths, results, run_spec
 from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.launch import exclusive
-from amif_lib.teacher_models import HF_CLIP, load, train_open_clip
+from amif_lib.teacher_embeddings import INDEX, SHARDS, Embeddings, embed, read, write_index, write_vectors
+from amif_lib.teacher_models import HF_CLIP, load, load_open_clip, train_open_clip
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from amif_lib.datasets.prepared import Pictures
+    from amif_lib.run_spec import TeacherSpec
 
 log = logging.getLogger(__name__)
 
-VECTORS, INDEX, METRICS = "embeddings.safetensors", "index.json", "metrics.json"
+METRICS = "metrics.json"
 DEGRADED = "embeddings.parquet"  # what a teacher with noise is read from
-
-
-@dataclass
-class Embeddings:
-    """Unit-length teacher embeddings: image (by image id) and text (by study id), and each study's fold."""
-
-    images: dict[str, int]
-    studies: dict[str, int]
-    image_vectors: Tensor  # (images, e)
-    text_vectors: Tensor  # (studies, e)
-    folds: dict[str, int]
 
 
 def teacher_id(spec: RunSpec) -> str:
@@ -107,7 +96,7 @@ def cache(spec: RunSpec) -> Path:
 
 def _is_made(folder: Path) -> bool:
     """Whether a cache is whole, and no run folder describes another one."""
-    if not all((folder / name).is_file() for name in (VECTORS, INDEX, METRICS, "spec.json")):
+    if not all((folder / name).exists() for name in (SHARDS, INDEX, METRICS, "spec.json")):
         return False
     public = paths.run_dir(folder.name) / METRICS
     return not public.exists() or public.read_bytes() == (folder / METRICS).read_bytes()
@@ -166,9 +155,11 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
     from amif_lib.datasets import load_studies, prepared
 
     started = time.time()
-    aside = folder.with_name(folder.name + f".part{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    aside = folder.with_name(f"{folder.name}.part-{results.code_digest()}")  # an interrupted job goes on there
+    for other in folder.parent.glob(f"{folder.name}.part*"):
+        if other != aside:
+            shutil.rmtree(other)
+    aside.mkdir(exist_ok=True)
     teacher, side = spec.teacher, stored_side(spec)
     pictures = prepared.pictures(spec.data.pretrain, side)
     whole, own_metrics, models = {0: list(range(len(studies)))}, {}, {}
@@ -191,7 +182,7 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
         fold_of = assign_folds(studies, teacher.cross_fit)
         folds = {k: [i for i, s in enumerate(studies) if fold_of[s.group_id] == k] for k in range(teacher.cross_fit)}
         models = {
-            k: train_open_clip([s for s in studies if fold_of[s.group_id] != k], teacher, aside / f"fold{k}", pictures)
+            k: _trained([s for s in studies if fold_of[s.group_id] != k], teacher, aside / f"fold{k}", pictures)
             for k in folds
         }
     else:
@@ -202,9 +193,11 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
             )
         own = [study for name in teacher.data for study in load_studies(name, stored_side=side, **reading(spec))]
         folds = whole
-        models = {0: train_open_clip(own, teacher, aside / "fold0", prepared.pictures(teacher.data, side))}
+        models = {0: _trained(own, teacher, aside / "fold0", prepared.pictures(teacher.data, side))}
     if models:
-        embeddings = embed(studies, folds, models, pictures)
+        embeddings = embed(studies, folds, models, pictures, aside / SHARDS)
+    else:
+        write_vectors(aside / SHARDS, embeddings)
     metrics = describe(embeddings, studies, folds, spec)
     metrics |= {
         "source": teacher.source,
@@ -264,46 +257,14 @@ def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:
     return {group: number % folds for number, group in enumerate(groups)}
 
 
-def embed(
-    studies: Sequence[Study],
-    folds: dict[int, list[int]],
-    models: dict[int, tuple[Any, Any, Any]],
-    pictures: Pictures,
-) -> Embeddings:
-    """Unit-length embeddings of clean images and texts (no augmentation), each by the model of its study's fold."""
-    import torch
-    import torch.nn.functional as F
-
-    from amif_lib import progress
-
-    found: dict[str, dict[str, Tensor]] = {"images": {}, "studies": {}}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    bar = progress.bar(len(studies), "teacher embeddings")
-    with torch.inference_mode():
-        for fold, members in folds.items():
-            model, preprocess, tokenizer = models[fold]
-            model.to(device)
-            for start in range(0, len(members), 64):
-                part = [studies[i] for i in members[start : start + 64]]
-                ids = [picture.image_id for study in part for picture in study.images]
-                pixels = torch.stack([preprocess(pictures[image_id].convert("RGB")) for image_id in ids]).to(device)
-                vectors = F.normalize(model.encode_image(pixels).float(), dim=-1).cpu()  # (images, e)
-                found["images"] |= dict(zip(ids, vectors, strict=True))
-                texts = F.normalize(
-                    model.encode_text(tokenizer([study.text for study in part]).to(device)).float(), dim=-1
-                ).cpu()
-                found["studies"] |= {study.study_id: vector for study, vector in zip(part, texts, strict=True)}
-                bar.step(len(part))
-            model.cpu()
-    bar.close()
-    fold_of = {studies[i].study_id: fold for fold, members in folds.items() for i in members}
-    return Embeddings(
-        {name: i for i, name in enumerate(found["images"])},
-        {name: i for i, name in enumerate(found["studies"])},
-        torch.stack(list(found["images"].values())),
-        torch.stack(list(found["studies"].values())),
-        fold_of,
-    )
+def _trained(studies: list[Study], teacher: TeacherSpec, folder: Path, pictures: Pictures) -> tuple[Any, Any, Any]:
+    """The open_clip model of `folder`, trained now unless an interrupted job has finished it."""
+    if not folder.is_dir():
+        aside = folder.with_name(f".{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        train_open_clip(studies, teacher, aside, pictures)
+        aside.replace(folder)
+    return load_open_clip(f"local-dir:{folder}")
 
 
 def write_degraded(clean: Embeddings, noise: float, seed: int, path: Path) -> None:
@@ -376,31 +337,9 @@ def describe(
 
 
 def _write(folder: Path, embeddings: Embeddings, metrics: dict[str, Any], spec: RunSpec) -> None:
-    from safetensors.torch import save_file
-
-    save_file(
-        {"images": embeddings.image_vectors.contiguous(), "texts": embeddings.text_vectors.contiguous()},
-        folder / VECTORS,
-    )
-    index = {"images": list(embeddings.images), "studies": list(embeddings.studies), "folds": embeddings.folds}
-    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    write_index(folder, embeddings)
     (folder / "spec.json").write_text(spec.teacher.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-
-
-def read(folder: Path) -> Embeddings:
-    """Embeddings of a cache that `ensure` has made."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / VECTORS)
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return Embeddings(
-        {name: i for i, name in enumerate(index["images"])},
-        {name: i for i, name in enumerate(index["studies"])},
-        tensors["images"],
-        tensors["texts"],
-        index["folds"],
-    )
 
 
 def main() -> None:

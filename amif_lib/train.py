@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from amif_lib import experiments, files, predict, progress, redistribution, results
+from amif_lib import compiling, experiments, files, predict, progress, redistribution, results
 from amif_lib.batches import global_batches, loader, share
 from amif_lib.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.errors import InputError
@@ -146,6 +146,8 @@ def run_spec(spec: RunSpec) -> Path:
     first_step, spent = restore(folder / "state", prepared.module, optimizer, schedule)
     if prepared.best_epoch is not None and first_step == 0:
         prepared.best_epoch.forget()
+    if compiling.asked():
+        compiling.compile_blocks(prepared.module)
     module, optimizer = accelerator.prepare(prepared.module, optimizer)
     module.train()
     micro = MicroBatch(prepared.module, -(-spec.train.batch_size // world_size()), spec.stage)

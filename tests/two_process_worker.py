@@ -12,16 +12,18 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from amif_lib import train
-from amif_lib.batches import QuestionBatch, share
+from amif_lib import predict, tokenizers, train
+from amif_lib.batches import share
+from amif_lib.datasets import load_questions
 from amif_lib.distributed import agreed, gather_objects, own_rows, rank, world_size
 from amif_lib.experiments import KnowledgeSpec, ModelSpec
+from amif_lib.finetuning import FineTuning, QuestionBatch
 from amif_lib.micro_batch import MicroBatch
 from amif_lib.model import AMiFForVQA
-from amif_lib.prepare import FineTuning
 from tests import tiny
 
 SAMPLES = 8
+QUESTIONS = 11
 FINETUNINGS = ("finetune", "finetune without gate")
 OBJECTIVES = {
     "stage1": {},
@@ -111,6 +113,18 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
     return out
 
 
+def evaluation(folder: Path) -> None:
+    """Predictions of an untrained network for `QUESTIONS` test questions, a number that no number of processes divides."""
+    run = tiny.run()
+    found = load_questions("phantom_vqa_rad", **run.data.question_settings)
+    asked = [q for split in ("train", "test") for q in [q for q in found if q.split == split][:QUESTIONS]]
+    texts = [text for q in asked for text in (q.question, *q.answers)]
+    tokenizer = tokenizers.train(texts, 400, folder.with_name(f"{folder.name}-tokenizer-{rank()}"))
+    torch.manual_seed(0)
+    model = AMiFForVQA(run.model, KnowledgeSpec(), torch.arange(5, 20), torch.arange(15), tokenizer, 24, 12)
+    predict.predict(model, asked, run, folder, batch_size=2)
+
+
 def main(out: Path, processes: int) -> None:
     torch.set_num_threads(1)
     if processes > 1:
@@ -120,6 +134,7 @@ def main(out: Path, processes: int) -> None:
     tensors["agreed"] = torch.tensor(gather_objects(agreed(rank() == 0)))
     if rank() == 0:
         save_file(tensors, out)
+    evaluation(out.with_suffix(""))
     if processes > 1:
         dist.destroy_process_group()
 

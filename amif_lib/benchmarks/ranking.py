@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from amif_lib import datasets, hub, manifests, paths, progress, tokenizers
+from amif_lib.benchmarks import synthetic
 from amif_lib.benchmarks.feed import machine, one_thread
 from amif_lib.decoder import AnswerDecoder
 from amif_lib.files import write_aside
@@ -31,12 +31,6 @@ from amif_lib.ranking import pack_trie, rank_answers
 # question tokens make the memory.
 PAPER = {"vocab_size": 28_996, "width": 768, "layers": 12, "cross_layers": 6, "heads": 12, "positions": 512}
 MEMORY_TOKENS = 355
-# How many of VQA-RAD's 121 test answers and 517 answers have 3, 4, … word pieces, [CLS] and [SEP] included (BERT's pieces).
-LENGTHS = {
-    121: {3: 23, 4: 19, 5: 17, 6: 18, 7: 17, 8: 8, 9: 3, 10: 4, 11: 3, 12: 1, 13: 4, 14: 2, 16: 1, 24: 1},
-    517: {3: 62, 4: 94, 5: 96, 6: 77, 7: 57, 8: 29, 9: 24, 10: 16, 11: 12, 12: 12, 13: 14, 14: 8, 15: 4, 16: 2, 17: 1}
-    | {19: 1, 20: 2, 21: 1, 22: 2, 24: 1, 25: 1, 32: 1},
-}
 TILED, BUCKETED = "tiled", "tiled by length, keys cached"
 TRIE, TOGETHER = "packed trie", "packed trie, questions together"
 
@@ -79,18 +73,7 @@ def answer_lists(vocabulary: int) -> dict[str, list[list[int]]]:
             name: [[token % vocabulary for token in ids] for ids in tokenizer(texts)["input_ids"]]
             for name, texts in found.items()
         }
-    return {f"generated, {count}": generated(count, vocabulary) for count in LENGTHS}
-
-
-def generated(count: int, vocabulary: int) -> list[list[int]]:
-    """`count` (121 or 517) answers, [CLS] first and [SEP] last, with the lengths of VQA-RAD's."""
-    rng = np.random.default_rng(count)
-    share = 1 / np.arange(1, vocabulary - 4)
-    return [
-        [2, *(4 + rng.choice(len(share), length - 2, p=share / share.sum())).tolist(), 3]
-        for length, number in LENGTHS[count].items()
-        for _ in range(number)
-    ]
+    return {f"generated, {count}": synthetic.answers(count, vocabulary) for count in synthetic.LENGTHS}
 
 
 @torch.inference_mode()

@@ -35,6 +35,7 @@ def clean(runs: list[str] | None = None, dry_run: bool = False) -> list[Path]:
     if runs is not None and not runs:
         folders = [path for path in (paths.results() / "runs").glob("*") if path.is_dir()]
         found += [paths.results() / "runs", *scales, *_teacher_caches(folders)]
+        found += [path for root in _teacher_roots() for path in root.glob("*.part-*")]  # of interrupted ones
     else:
         found += [
             folder / name
@@ -75,8 +76,12 @@ def _with_descendants(names: list[str]) -> list[Path]:
 
 def _teacher_caches(folders: list[Path]) -> list[Path]:
     """What teachers among these run folders keep beside the data (`teachers.cache`)."""
+    return [root / folder.name for root in _teacher_roots() for folder in folders]
+
+
+def _teacher_roots() -> list[Path]:
     roots = {paths.prepared_root(base) for base in (paths.data_root(), paths.phantom_root())}
-    return [root / "teachers" / folder.name for root in sorted(roots) for folder in folders]
+    return [root / "teachers" for root in sorted(roots)]
 
 
 def _ancestors(folder: Path) -> list[str]:

@@ -1,0 +1,267 @@
+"""Training and answering at a scale's size on synthetic inputs: samples a second, operations a second, memory, hours.
+
+The network, the losses, gradient caching, clipping and AdamW are those that training uses, on random weights and random
+batches; what is left out is the data feed (`benchmarks.feed`), the exchange between processes and the collapse monitor of
+every tenth step. Operations are
+`flop_count`'s: what the objective needs, not what activation checkpointing computes again. The share of the card's rate is
+of a large matrix product in the same number format, measured in the same run.
+
+torch, transformers and accelerate are enough, with pydantic and PyYAML of the light install; no network, no data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amif_lib import compiling, experiments, flop_count, progress
+from amif_lib.benchmarks import synthetic
+from amif_lib.errors import InputError
+from amif_lib.experiments import RunSpec
+from amif_lib.finetuning import FineTuning
+from amif_lib.micro_batch import MicroBatch
+from amif_lib.model import AMiF, AMiFForVQA
+from amif_lib.objectives.amif import Pretraining
+from amif_lib.ranking import rank_answers
+
+STAGES = ("stage1", "stage2", "finetune")
+WARM_UP = 2  # steps before the clock starts: kernels are chosen, memory is allocated, blocks are compiled
+ANSWERS = 121  # candidates of a ranked question: VQA-RAD's test answers
+
+
+def lineage(scale: str, text_length: int = 0) -> dict[str, RunSpec]:
+    """The scale's full model by stage; reports of `text_length` tokens where given."""
+    settings = experiments.scale_settings(scale)
+    changes = {"data": {"text_length": text_length}} if text_length else {}
+    run = experiments.build_run(scale, changes, next(iter(settings["question_sets"])))
+    return {each.stage: each for each in run.lineage()}
+
+
+def precision(device: str) -> torch.dtype:
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+@contextlib.contextmanager
+def number_format(device: str) -> Iterator[None]:
+    """Mixed precision as training has it: bf16 on a GPU, fp32 elsewhere."""
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        yield
+
+
+def now(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def matmul_rate(device: str, side: int = 0) -> float:
+    """FLOP/s of a square matrix product in training's number format: the median of ten."""
+    side = side or (8192 if device == "cuda" else 1024)
+    a, b = (torch.randn(side, side, device=device, dtype=precision(device)) for _ in range(2))
+    times = []
+    for _ in range(12):
+        start = now(device)
+        a @ b
+        times.append(now(device) - start)
+    return 2 * side**3 / statistics.median(times[2:])
+
+
+def build(run: RunSpec, device: str) -> nn.Module:
+    """The module that a run trains, with random weights."""
+    if run.stage == "finetune":
+        tokens = flop_count.knowledge_tokens(run)
+        ids = synthetic.texts(1, max(2, tokens), run.model.vocab_size, torch.Generator().manual_seed(0))[0, :tokens]
+        owner = torch.arange(tokens) // flop_count.CANDIDATE_TOKENS
+        lengths = run.data.question_length, run.data.answer_length
+        return FineTuning(AMiFForVQA(run.model, run.knowledge, ids, owner, None, *lengths)).to(device)
+    special = (synthetic.CLS, synthetic.SEP)
+    teacher_dim = synthetic.TEACHER_DIM if run.teacher else 0
+    return Pretraining(AMiF(run.model), run.objective, run.stage, run.seed, special, teacher_dim).to(device)
+
+
+def train(
+    run: RunSpec, device: str, steps: int, compiled: bool = False, done: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Time `steps` optimiser steps of a run on one synthetic batch; a batch that does not fit is computed in parts.
+
+    Returns `stage, batch, rows_at_once, text_length, compiled, seconds_per_step, samples_per_second, tflop_per_sample,
+    tflop_per_second, peak_memory_gb` (of the GPU; None on a CPU) and `first_loss, last_loss`.
+    """
+    torch.manual_seed(run.seed)
+    module = build(run, device).train()
+    if compiled:
+        compiling.compile_blocks(module)
+    size, answer = run.train.batch_size, min(flop_count.ANSWER_TOKENS, run.data.answer_length)
+    batch = (synthetic.questions(run, size, answer) if run.stage == "finetune" else synthetic.studies(run, size)).to(
+        torch.device(device)
+    )
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=run.train.learning_rate, weight_decay=0.01, fused=True)
+    micro = MicroBatch(module, size, run.stage)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    def losses(part: Any, last: bool) -> dict[str, torch.Tensor]:
+        with number_format(device):
+            out = module(part)
+        out["total"].backward()
+        return out
+
+    times, totals = [], []
+    for _ in range(WARM_UP + steps):
+        start = now(device)
+        out = micro.step(batch, losses)
+        torch.nn.utils.clip_grad_norm_(trained, run.train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(now(device) - start)
+        totals.append(float(out["total"]))
+        done()
+    seconds = statistics.median(times[WARM_UP:])
+    flop = flop_count.sample_flop(run)
+    return {
+        "stage": run.stage,
+        "batch": size,
+        "rows_at_once": micro.rows,
+        "text_length": run.data.text_length,
+        "compiled": compiled,
+        "seconds_per_step": seconds,
+        "samples_per_second": size / seconds,
+        "tflop_per_sample": flop / 1e12,
+        "tflop_per_second": size * flop / seconds / 1e12,
+        "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
+        "first_loss": totals[0],
+        "last_loss": totals[-1],
+    }
+
+
+@torch.inference_mode()
+def answer(run: RunSpec, device: str, questions: int, repeats: int) -> dict[str, Any]:
+    """Time the answering of `questions` at once: encode, fuse, rank `ANSWERS` candidates exactly. Seconds a question."""
+    torch.manual_seed(run.seed)
+    model = build(run, device).model.eval()
+    batch = synthetic.questions(run, questions, 2).to(torch.device(device))
+    candidates = synthetic.answers(ANSWERS, run.model.vocab_size)
+    times = []
+    for _ in range(WARM_UP + repeats):
+        start = now(device)
+        with number_format(device):
+            memory, mask = model.encode(batch.images, batch.ids, batch.mask)
+        rank_answers(model.decoder, memory.float(), mask, candidates)
+        times.append(now(device) - start)
+    seconds = statistics.median(times[WARM_UP:])
+    return {"questions": questions, "candidates": ANSWERS, "seconds_per_question": seconds / questions}
+
+
+def projected(rates: dict[str, float], scale: str) -> list[dict[str, Any]]:
+    """Hours of the scale's tables at measured rates (FLOP/s by stage), every distinct run once: `table, stage, runs, hours`.
+
+    `headline` is the full model with one fine-tuning; answering and teachers are not in it. Raises ImportError where the
+    manifests cannot be read (pandas).
+    """
+    from amif_lib import cost_model
+
+    headline = lineage(scale)
+    plans = {"headline": list(headline.values())}
+    for table in experiments.scale_settings(scale)["tables"]:
+        plans[table] = [each for row in experiments.rows(table, scale) for run in row.runs for each in run.lineage()]
+    rows = []
+    for table, runs in plans.items():
+        distinct = {run.run_id: run for run in runs}
+        for stage in STAGES:
+            own = [run for run in distinct.values() if run.stage == stage]
+            hours = sum(cost_model.training_flop(run) for run in own) / rates[stage] / 3600
+            rows.append({"table": table, "stage": stage, "runs": len(own), "hours": hours})
+    return rows
+
+
+def machine(device: str) -> dict[str, str | int]:
+    """Hardware and versions that the numbers hang on."""
+    found: dict[str, str | int] = {"device": torch.cuda.get_device_name() if device == "cuda" else processor()}
+    found["precision"] = str(precision(device)).removeprefix("torch.")
+    if device == "cpu":
+        found["threads"] = torch.get_num_threads()
+    for name in ("torch", "transformers", "accelerate"):
+        found[name] = metadata.version(name)
+    return found
+
+
+def processor() -> str:
+    path = Path("/proc/cpuinfo")  # Linux
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor() or platform.machine())}, {os.cpu_count()} cores"
+
+
+def write(
+    folder: Path,
+    scale: str = "paper",
+    device: str = "",
+    steps: int = 5,
+    batch: int = 0,
+    text_length: int = 0,
+    ways: tuple[bool, ...] = (False,),
+    stages: tuple[str, ...] = STAGES,
+    questions: tuple[int, ...] = (1, 64),
+) -> list[Path]:
+    """Measure and write `training.csv`, `answering.csv` and, where it can be, `hours.csv`; returns the files.
+
+    `ways` says for each round whether the blocks are compiled; `batch` and `text_length` of 0 are the scale's.
+    Raises InputError for an unknown scale or a device that is not there.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch sees no GPU here; leave it out, or give cpu")
+    runs = lineage(scale, text_length)
+    if batch:
+        for stage, run in runs.items():
+            runs[stage] = run.model_copy(update={"train": run.train.model_copy(update={"batch_size": batch})})
+    rate, here = matmul_rate(device), machine(device)
+    bar = progress.bar(len(stages) * len(ways) * (WARM_UP + steps) + len(questions), "timing training and answering")
+    trained, answered = [], []
+    for stage in stages:
+        for compiled in ways:
+            found = train(runs[stage], device, steps, compiled, bar.step)
+            found |= {"matmul_tflop_per_second": rate / 1e12}
+            found |= {"share_of_matmul_rate": found["tflop_per_second"] / found["matmul_tflop_per_second"]}
+            trained.append({"scale": scale, **found, **here})
+            if device == "cuda":
+                torch.cuda.empty_cache()
+    for count in questions:
+        answered.append({"scale": scale, **answer(runs["finetune"], device, count, steps), **here})
+        bar.step()
+    bar.close()
+    files = [_csv(folder / "training.csv", trained), _csv(folder / "answering.csv", answered)]
+    if set(stages) == set(STAGES):
+        best = {s: max(row["tflop_per_second"] for row in trained if row["stage"] == s) * 1e12 for s in STAGES}
+        try:
+            hours = projected(best, scale)
+        except ImportError as missing:
+            print(f"hours are not projected: {missing}; install the light set of the README, or run it elsewhere with")
+            print(f"  python -m amif_lib.benchmark --scale {scale} --rates '{json.dumps(best)}'")
+        else:
+            files.append(_csv(folder / "hours.csv", hours))
+    return files
+
+
+def _csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    from amif_lib.files import write_aside
+
+    shown = [{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    with write_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(shown[0]))
+        writer.writeheader()
+        writer.writerows(shown)
+    return path

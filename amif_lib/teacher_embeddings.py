@@ -1,0 +1,152 @@
+"""The teacher's embeddings as they are cached: computed shard by shard, so that an interrupted job goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amif_lib import experiments
+from amif_lib.datasets.records import Study
+from amif_lib.files import write_aside
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from amif_lib.datasets.prepared import Pictures
+
+SHARDS, INDEX = "embeddings", "index.json"
+SHARD = 4096  # studies whose embeddings are written together: what an interrupted job has to embed again at most
+
+
+@dataclass
+class Embeddings:
+    """Unit-length teacher embeddings: image (by image id) and text (by study id), and each study's fold."""
+
+    images: dict[str, int]
+    studies: dict[str, int]
+    image_vectors: Tensor  # (images, e)
+    text_vectors: Tensor  # (studies, e)
+    folds: dict[str, int]
+
+
+def embed(
+    studies: Sequence[Study],
+    folds: dict[int, list[int]],
+    models: dict[int, tuple[Any, Any, Any]],
+    pictures: Pictures,
+    folder: Path,
+) -> Embeddings:
+    """Unit-length embeddings of clean images and texts (no augmentation), each by the model of its study's fold.
+
+    They are written to `folder` in shards of `SHARD` studies, named by the digest of what was embedded, and a shard that is
+    there is not made again. Every image is embedded once, and so is every text that several studies of a shard share.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from amif_lib import progress
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    image_index, study_index = {}, {}
+    vectors, rows = {"images": [], "texts": []}, {"images": 0, "texts": 0}
+    parts = [
+        (fold, [studies[i] for i in members[start : start + SHARD]])
+        for fold, members in folds.items()
+        for start in range(0, len(members), SHARD)
+    ]
+    bar = progress.bar(sum(len(_image_ids(part)) + len(part) for _, part in parts), "teacher embeddings")
+    used = set()
+    for number, (fold, part) in enumerate(parts):
+        ids, texts = _image_ids(part), [study.text for study in part]
+        path = folder / f"{number:05d}-{experiments.digest([fold, ids, texts])}.safetensors"
+        if path.is_file():
+            bar.step(len(ids) + len(texts))
+        else:
+            models[fold][0].to(device)
+            found = _embedded(ids, texts, models[fold], pictures, device, bar.step)
+            models[fold][0].cpu()
+            with write_aside(path) as aside:
+                save_file(found, aside)
+        used.add(path.name)
+        found = load_file(path)
+        image_index |= {name: rows["images"] + i for i, name in enumerate(ids)}
+        study_index |= {study.study_id: rows["texts"] + i for i, study in enumerate(part)}
+        for kind in rows:
+            vectors[kind].append(found[kind])
+            rows[kind] += len(found[kind])
+    for path in folder.iterdir():
+        if path.name not in used:  # of an interrupted job whose studies were others
+            path.unlink()
+    bar.close()
+    fold_of = {studies[i].study_id: fold for fold, members in folds.items() for i in members}
+    return Embeddings(image_index, study_index, torch.cat(vectors["images"]), torch.cat(vectors["texts"]), fold_of)
+
+
+def _image_ids(studies: Sequence[Study]) -> list[str]:
+    return list(dict.fromkeys(picture.image_id for study in studies for picture in study.images))
+
+
+def _embedded(
+    ids: list[str],
+    texts: list[str],
+    model: tuple[Any, Any, Any],
+    pictures: Pictures,
+    device: str,
+    step: Callable[[int], None],
+) -> dict[str, Tensor]:
+    """Embeddings `images` (images, e) and `texts` (studies, e) of one shard; `step` is told how many are done."""
+    import torch
+    import torch.nn.functional as F
+
+    network, preprocess, tokenizer = model
+    distinct = list(dict.fromkeys(texts))
+    images, words = [], []
+    with torch.inference_mode():
+        for start in range(0, len(ids), 64):
+            pixels = torch.stack([preprocess(pictures[name].convert("RGB")) for name in ids[start : start + 64]])
+            images.append(F.normalize(network.encode_image(pixels.to(device)).float(), dim=-1).cpu())  # (64, e)
+            step(len(pixels))
+        for start in range(0, len(distinct), 64):
+            tokens = tokenizer(distinct[start : start + 64]).to(device)
+            words.append(F.normalize(network.encode_text(tokens).float(), dim=-1).cpu())  # (64, e)
+            step(len(words[-1]))
+        step(len(texts) - len(distinct))
+    row = {text: i for i, text in enumerate(distinct)}
+    return {"images": torch.cat(images), "texts": torch.cat(words)[[row[text] for text in texts]]}  # (., e)
+
+
+def write_vectors(folder: Path, embeddings: Embeddings) -> None:
+    """Embeddings that are no model's, as one shard."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    with write_aside(folder / "00000.safetensors") as aside:
+        save_file(
+            {"images": embeddings.image_vectors.contiguous(), "texts": embeddings.text_vectors.contiguous()}, aside
+        )
+
+
+def write_index(folder: Path, embeddings: Embeddings) -> None:
+    """Which row of a cache's shards, taken together, belongs to which image and study."""
+    shards = sorted(path.name for path in (folder / SHARDS).iterdir())
+    content = {"shards": shards, "images": embeddings.images, "studies": embeddings.studies, "folds": embeddings.folds}
+    (folder / INDEX).write_text(json.dumps(content), encoding="utf-8")
+
+
+def read(folder: Path) -> Embeddings:
+    """Embeddings of a cache that `teachers.ensure` has made."""
+    import torch
+    from safetensors.torch import load_file
+
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    parts = [load_file(folder / SHARDS / name) for name in index["shards"]]
+    return Embeddings(
+        index["images"],
+        index["studies"],
+        torch.cat([part["images"] for part in parts]),  # (images, e)
+        torch.cat([part["texts"] for part in parts]),  # (studies, e)
+        index["folds"],
+    )
