@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from amif_lib import benchmark, compiling, cost_model, experiments, flop_count, micro_batch
-from amif_lib.benchmarks import growth, synthetic, training, transport
+from amif_lib.benchmarks import growth, synthetic, teacher_views, training, transport
 from amif_lib.datasets import medicat
 from amif_lib.errors import InputError
 from tests import tiny
@@ -192,3 +192,27 @@ def test_transport_solvers_are_compared_on_the_same_problems(tmp_path: Path, mon
         # the common loop and the kit's IPOT are the same algorithm
         first, second = by_way.loc[transport.COMMON], by_way.loc["IPOT, beta 0.5, 50 iterations"]
         assert first["mean_gap"] == pytest.approx(second["mean_gap"], abs=1e-3)
+
+
+def test_labels_of_clean_and_augmented_views_are_compared_on_the_same_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
+
+    def seen(views: str) -> experiments.RunSpec:
+        content = tiny.run().model_dump(mode="json")
+        for part in (content["parent"], content["parent"]["parent"]):
+            part["teacher"]["views"] = views
+        return experiments.parse(content, "tests")
+
+    monkeypatch.setattr(teacher_views, "runs", lambda scale: {views: seen(views) for views in teacher_views.VIEWS})
+    labels, scores = map(pd.read_csv, teacher_views.write("demo", batches=2))
+    assert len(labels) == 2 and (labels["divergence"] > 0).all() and labels["same_nearest"].between(0, 1).all()
+    bound = (labels["divergence"] / 2) ** 0.5  # Pinsker
+    assert (labels["total_variation"] > 0).all() and (labels["total_variation"] <= bound + 1e-9).all()
+    assert (labels[["neighbours_clean", "neighbours_augmented"]] >= 1).all(axis=None)
+    assert (labels["mean_q_ii_clean"] != labels["mean_q_ii_augmented"]).all()
+    assert scores["teacher_sees"].tolist() == ["clean", "augmented"]
+    first, second = scores["accuracy"]
+    assert scores["difference"].iloc[1] == pytest.approx(second - first)
+    assert (scores["low"] <= scores["accuracy"]).all() and (scores["accuracy"] <= scores["high"]).all()
