@@ -145,16 +145,21 @@ def _ways(
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread for the block, so that a rate is one core's."""
+def on_threads(count: int) -> Iterator[None]:
+    """Torch on `count` threads for the block."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread() -> contextlib.AbstractContextManager[None]:
+    """Torch on one thread for the block, so that a rate is one core's."""
+    return on_threads(1)
 
 
 def machine() -> dict[str, str | int]:

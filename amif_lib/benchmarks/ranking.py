@@ -4,12 +4,13 @@ The rivals are written from published descriptions: ALBEF's ranking, which repea
 answers to the longest (here without its filter by first token, which is not exact), and the fairer one that ranks answers of
 one length at a time and turns the memory into keys and values once. Each is timed on the first question: its time grows as
 the number of questions does. The trie is timed on that question too, and on all questions in one call, where what hangs on
-the answers alone is computed once. On a CPU it is processor time of one thread, on a GPU the clock.
+the answers alone is computed once. On a CPU it is processor time of one thread, and the clock with all cores; on a GPU the clock.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from amif_lib import datasets, hub, manifests, paths, progress, tokenizers
 from amif_lib.benchmarks import synthetic
-from amif_lib.benchmarks.feed import machine, one_thread
+from amif_lib.benchmarks.feed import machine, on_threads
 from amif_lib.decoder import AnswerDecoder
 from amif_lib.files import write_aside
 from amif_lib.ranking import pack_trie, rank_answers
@@ -42,10 +43,12 @@ def write(scale: str, questions: int = 8, device: str | None = None, size: dict[
     size = PAPER if size is None else size
     devices = [device] if device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     lists = answer_lists(size["vocab_size"])
-    bar = progress.bar(len(devices) * len(lists) * 4, "timing answer ranking")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ways = [(where, n) for where in devices for n in (sorted({1, cores}) if where == "cpu" else [1])]
+    bar = progress.bar(len(ways) * len(lists) * 4, "timing answer ranking")
     frames = [
-        measure(candidates, questions, where, size, bar.step).assign(answers=name)
-        for where in devices
+        measure(candidates, questions, where, size, bar.step, threads=threads).assign(answers=name)
+        for where, threads in ways
         for name, candidates in lists.items()
     ]
     bar.close()
@@ -84,6 +87,7 @@ def measure(
     size: dict[str, int] = PAPER,
     done: Callable[[], None] = lambda: None,
     memory_tokens: int = MEMORY_TOKENS,
+    threads: int = 1,
 ) -> pd.DataFrame:
     """Seconds a question of each way, random weights, fp32.
 
@@ -106,12 +110,12 @@ def measure(
     }
     seconds: dict[str, float] = {}
     scores: dict[str, Tensor] = {}
-    with one_thread():
+    with on_threads(threads):
         for way, (rank, count) in ways.items():
             rank(decoder, memory[:1], mask[:1], candidates[:2])  # a first call allocates and chooses kernels
-            start = _now(device)
+            start = _now(device, threads)
             scores[way] = rank(decoder, memory[:count], mask[:count], candidates)
-            seconds[way] = (_now(device) - start) / count
+            seconds[way] = (_now(device, threads) - start) / count
             done()
     nodes = pack_trie(sorted({tuple(c) for c in candidates})).tokens
     rows = [
@@ -121,7 +125,7 @@ def measure(
             "candidates": len(candidates),
             "prefixes": len(nodes),
             "questions": count,
-            "threads": 1,
+            "threads": threads,
             "dtype": "float32",
             "seconds_per_question": round(seconds[way], 6),
             "faster_than_tiled": round(seconds[TILED] / seconds[way], 2),
@@ -177,8 +181,7 @@ def bucketed(
     return scores
 
 
-def _now(device: str) -> float:
-    if device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
+def _now(device: str, threads: int) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.process_time() if device == "cpu" and threads == 1 else time.perf_counter()
