@@ -36,6 +36,10 @@ class QuestionBatch:
             **{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         )
 
+    def pin_memory(self) -> QuestionBatch:
+        """In page-locked memory, from which copies to a GPU run beside its work; a DataLoader calls this."""
+        return QuestionBatch(**{k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
 
 class FineTuning(nn.Module):
     """The Med-VQA network with its loss: conditional language modelling of the answer (section 3.4.2)."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from amif_lib import benchmark, compiling, cost_model, experiments, flop_count, micro_batch
 from amif_lib.benchmarks import growth, synthetic, teacher_views, training, transport
@@ -73,6 +74,18 @@ def test_synthetic_batches_have_the_runs_shapes() -> None:
     assert batch.mask.all() and (batch.ids[:, 0] == synthetic.CLS).all() and (batch.ids[:, -1] == synthetic.SEP).all()
     assert (batch.halves_ids[:, :, 0] == synthetic.CLS).all()
     assert synthetic.questions(run, 2, 5).answers.shape == (2, 6)
+
+
+def test_a_data_loader_can_pin_both_kinds_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It pins tensors in containers that it knows, and calls `pin_memory` of any other; without one nothing is pinned."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    run = training.lineage("demo")["stage2"]
+    for batch in (synthetic.studies(run, 2), synthetic.questions(run, 2, 3)):
+        pinned.clear()
+        same = pin_memory(batch)
+        tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+        assert type(same) is type(batch) and len(pinned) == len(tensors) > 5
 
 
 def test_compiled_blocks_give_what_they_gave_before_and_keep_their_names() -> None:

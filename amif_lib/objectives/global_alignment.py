@@ -50,6 +50,12 @@ class PretrainingBatch:
             }
         )
 
+    def pin_memory(self) -> PretrainingBatch:
+        """In page-locked memory, from which copies to a GPU run beside its work; a DataLoader calls this."""
+        return PretrainingBatch(
+            **{name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        )
+
 
 class GlobalAlignment(nn.Module):
     """Images, views and texts of a study drawn together, by soft labels or one-hot ones."""
