@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m amif_lib
 export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS BUDGET_HOURS DATA_ROOT FROM
 
 .PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep audit figures report test smoke-paper lab \
-        data data-check settings bench clean ready minilm
+        data data-check settings bench clean lock ready minilm
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,7 +43,7 @@ audit: ready ## what the paper's own numbers and the annotation files say; no tr
 
 test: ready ## all tests, linting and notebook hygiene
 	@$(MAKE) --no-print-directory minilm || echo "note: without these weights the tests that read them are skipped"
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 smoke-paper: ready ## one optimiser step of each training at the paper's full size, on a CPU
 	@$(RUN) smoke-paper
@@ -62,6 +62,10 @@ settings: ready ## every setting with its default and alternatives
 
 bench: ready ## time data feed, ranking, transport and training on this machine
 	@$(RUN) bench
+
+lock: ## remake requirements.lock after a change of pyproject.toml (needs uv)
+	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --custom-compile-command "make lock" -q -o requirements.lock
 
 clean: ready ## remove caches and workflow state; finished runs too with RUNS=1; never data
 	@$(RUN) clean $(if $(RUNS),--runs)
