@@ -121,6 +121,7 @@ class PretrainingData(Dataset):
             raise InputError("data.pretrain: no studies; name at least one pre-training set")
         self.studies, self.spec, self.embeddings = list(studies), spec, embeddings
         self.cache = _cache(spec, spec.data.pretrain)
+        self.both_views = spec.objective.reads_both_views(spec.stage)
         self.tokens = tokenizer([s.text for s in studies], truncation=True, max_length=spec.data.text_length)[
             "input_ids"
         ]
@@ -163,16 +164,24 @@ class PretrainingData(Dataset):
         strength = data.augment_multi_view if several else data.augment_single_view
         pictures = [study.images[k] for k in chosen]
         size = self.spec.model.image_size
-        views = [
-            images.augment(self.cache[p.image_id], size, strength, flip=data.flip, colour=data.colour, rng=rng)
-            for p in pictures
-        ]
+        view = int(rng.integers(2))  # which one is V_i
+        made = {
+            k: images.augment(
+                self.cache[pictures[k].image_id],
+                size,
+                strength,
+                flip=data.flip,
+                colour=data.colour,
+                rng=np.random.default_rng((self.spec.seed, step, index, 2 + k)),  # the same, whether the other is made
+            )
+            for k in ((0, 1) if self.both_views else (view,))
+        }
         tokens = np.array(self.tokens[index])
         ends = (tokens == self.special[0]) | (tokens == self.special[1])
         dropped = (rng.random(len(tokens)) < self.spec.objective.token_drop) & ~ends
         out = {
-            "views": torch.stack(views),
-            "view": int(rng.integers(2)),
+            "views": torch.stack([made.get(k, made[view]) for k in (0, 1)]),  # (2, 3, H, W)
+            "view": view,
             "tokens": tokens,
             "copy": np.where(dropped, self.mask_token, tokens),
             "view_label": [self.view_number[f"{p.view} {strength}"] for p in pictures],
@@ -296,6 +305,7 @@ def loader(dataset: Any, keys: Sequence[Sequence[tuple]], workers: int) -> DataL
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
+        generator=torch.Generator(),  # its seed for workers, which draw by sample, is not taken from dropout's draws
     )
 
 

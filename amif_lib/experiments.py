@@ -245,7 +245,7 @@ def build_run(
         )
     stages = {name: base.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
     of_set = dict(sets[question_set] or {})
-    own_training = of_set.pop("finetune", {})  # of this set alone; a row's change goes before it
+    own_training = of_set.pop("finetune", {})  # of this set alone, before a start's; a row's own change goes before it
     stages["finetune"] = merge(merge(stages["finetune"], own_training), changes.get("finetune", {}))
     for name, content in stages.items():  # also of a stage that this row does not run
         if unknown := sorted(set(content) - set(TrainSpec.model_fields)):

@@ -94,7 +94,7 @@ def passes(run: RunSpec) -> Passes:
     shares = 2 if run.model.projection_sharing == "alignment" else 1
     if run.stage == "stage1":
         copies = int(o.copies_texts)
-        return Passes(2, (t,) * (1 + copies), projections=3 * shares + copies)
+        return Passes(1 + o.reads_both_views("stage1"), (t,) * (1 + copies), projections=3 * shares + copies)
     mines, contrasts = o.weight_hard_negatives > 0, o.weight_local > 0 and o.local_contrast != "positives"
     kinds = o.pair_types if mines else ()
     positives = {"per_type": kinds, "image_text": ("image_text",), "none": ()}[o.pair_positives]
@@ -116,7 +116,7 @@ def passes(run: RunSpec) -> Passes:
         texts.append(t)
         pairs.append((p, t))
     return Passes(
-        1 + ("image_image" in kinds or o.weight_global > 0),
+        1 + o.reads_both_views("stage2"),
         tuple(texts),
         tuple(pairs),
         transports=(o.weight_local > 0) * (1 + contrasts),

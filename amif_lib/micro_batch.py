@@ -143,7 +143,7 @@ class MicroBatch:
                         total[name] = total.get(name, 0) + value.detach()
                 return total
             except torch.OutOfMemoryError:
-                if world_size() > 1:
+                if world_size() > 1 and self.rows > 1:
                     few = max(1, self.rows // 2)
                     raise InputError(
                         f"out of memory with {self.rows} samples at a time per process; set AMIF_MICRO_BATCH={few} and start again: "
@@ -152,14 +152,17 @@ class MicroBatch:
             self.halve()  # outside the handler, which holds on to what the failed step had in memory
             put_back()
 
-    def find(self, batch: Any, run: Callable[[Any], dict[str, Tensor]]) -> None:
+    def find(self, batch: Any, run: Callable[[Any], dict[str, Tensor]], reserve: int = 0) -> None:
         """Halve until a step on this process's `batch` alone fits, and agree with the other processes on the least.
 
         For several processes, before the first step; `run` does forward and backward, without messages to the others.
+        `reserve` bytes are kept free for what is not there yet: the optimiser's moments, and other processes' samples.
         """
         with alone():
             put_back = self.snapshot()
+            kept = torch.empty(reserve, dtype=torch.uint8, device=next(self.module.parameters()).device)
             self.step(batch, lambda part, last: run(part))
+            del kept
             put_back()
         self.rows = min(gather_objects(self.rows))
         self._apply()

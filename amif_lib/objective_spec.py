@@ -149,6 +149,13 @@ class ObjectiveSpec(Strict):
             )
         return self
 
+    def reads_both_views(self, stage: str) -> bool:
+        """Whether a stage reads both views of a study; else the drawn one stands for both, in the feed and the encoder."""
+        in_global = self.global_intra == "both" or (self.global_inter and self.inter_view != "random")
+        if stage == "stage1":
+            return in_global
+        return (self.weight_hard_negatives > 0 and "image_image" in self.pair_types) or self.weight_global > 0
+
     @property
     def copies_texts(self) -> bool:
         """Whether a loss of stage 1 reads text copies."""

@@ -131,7 +131,7 @@ def write_vectors(folder: Path, embeddings: Embeddings) -> None:
 
 def write_index(folder: Path, embeddings: Embeddings) -> None:
     """Which row of a cache's shards, taken together, belongs to which image and study."""
-    shards = sorted(path.name for path in (folder / SHARDS).iterdir())
+    shards = sorted(path.name for path in (folder / SHARDS).glob("[!.]*.safetensors"))  # not what a killed job left
     content = {"shards": shards, "images": embeddings.images, "studies": embeddings.studies, "folds": embeddings.folds}
     (folder / INDEX).write_text(json.dumps(content), encoding="utf-8")
 

@@ -120,6 +120,16 @@ def forward_and_backward(accelerator: Any, module: nn.Module, batch: Any) -> dic
     return out
 
 
+def to_come(spec: RunSpec, module: nn.Module) -> int:
+    """Bytes that a first step without other processes does not need yet: AdamW's moments, and tokens gathered from them."""
+    moments = sum(8 * p.numel() for p in module.parameters() if p.requires_grad)
+    if spec.stage == "finetune":
+        return moments
+    tokens = (spec.model.image_size // spec.model.patch_size) ** 2 + 1 + spec.data.text_length
+    others = spec.train.batch_size - spec.train.batch_size // world_size()
+    return moments + others * tokens * spec.model.width * 4 * 2  # fp32, and its gradient
+
+
 def run_spec(spec: RunSpec) -> Path:
     """Train a run to its end (from its last state, if it was cut off) and return its directory. Finished runs are left alone."""
     from accelerate import Accelerator
@@ -172,7 +182,11 @@ def run_spec(spec: RunSpec) -> Path:
         batch = batch.to(accelerator.device)
         batch = batch if prepared.teacher is None else prepared.teacher(batch)
         if on_gpu and world_size() > 1 and step == first_step:
-            micro.find(batch, lambda part: forward_and_backward(accelerator, prepared.module, part))
+            micro.find(
+                batch,
+                lambda part: forward_and_backward(accelerator, prepared.module, part),
+                to_come(spec, prepared.module),
+            )
         out = micro.step(batch, losses)
         norm = accelerator.clip_grad_norm_(module.parameters(), spec.train.clip_norm)
         optimizer.step()
@@ -281,6 +295,8 @@ def finish(
 def store(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: int, seconds: float) -> None:
     """Save what a cut-off run needs to go on; each process its own random state. Written aside, then renamed."""
     randoms = gather_objects(torch.get_rng_state())
+    on_gpu = torch.cuda.is_available()
+    gpu_randoms = gather_objects(torch.cuda.get_rng_state() if on_gpu else None)
     if rank() == 0:
         aside = folder.with_suffix(".part")
         shutil.rmtree(aside, ignore_errors=True)
@@ -293,6 +309,7 @@ def store(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: 
                 "step": step,
                 "seconds": seconds,
                 "random": randoms,
+                "gpu_random": gpu_randoms,
             },
             aside / "training_state.pt",
         )
@@ -315,7 +332,10 @@ def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> t
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(state["random"][rank() % len(state["random"])])
+    own = rank() % len(state["random"])
+    torch.set_rng_state(state["random"][own])
+    if torch.cuda.is_available() and state.get("gpu_random", [None])[own] is not None:
+        torch.cuda.set_rng_state(state["gpu_random"][own])
     log.info("continuing at step %d", state["step"])
     return state["step"], state["seconds"]
 

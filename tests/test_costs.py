@@ -400,6 +400,11 @@ def test_expected_costs_are_comment_lines_per_scale() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["phantom_vqa_rad", "phantom_slake", "phantom_pathvqa", "phantom_vqa_med_2019"])
+def test_a_fine_tuning_of_the_demo_sees_at_least_four_thousand_samples(name: str) -> None:
+    assert 4000 <= cost_model.samples(experiments.build_run("demo", {}, name)) <= 9000
+
+
 # --- budget --------------------------------------------------------------------------------------------------------
 
 

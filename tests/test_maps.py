@@ -112,8 +112,8 @@ def test_a_report_map_recomputed_alone(lineage):
     places = explain.word_positions(tokenizer, ids[0], stored.words[0])
     wanted = plan[:, places].sum(1)
     np.testing.assert_allclose(
-        stored.values["transport_plan"][0].ravel(), (wanted / wanted.sum()).numpy(), rtol=1e-3, atol=1e-6
-    )
+        stored.values["transport_plan"][0].ravel(), (wanted / wanted.sum()).numpy(), rtol=1e-3, atol=1e-5
+    )  # stored with 16 bits
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -121,8 +121,8 @@ def test_a_jpeg_of_the_right_size_is_kept_and_lossless_is_used_where_it_is_small
 
 
 def test_records_and_masks_are_stored_beside_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    questions = datasets.load_questions("phantom_vqa_rad")
-    made = prepared.ensure("phantom_vqa_rad", 36, questions)
+    questions = datasets.load_questions("phantom_vqa_rad")  # at a side of their own: other tests prepare some at 36
+    made = prepared.ensure("phantom_vqa_rad", 40, questions)
     (file,) = made.folder.glob("records-*.parquet")
     table = pq.read_table(file).to_pylist()
     assert [(r["question_id"], r["question"], r["answers"], r["split"]) for r in table] == [
@@ -136,7 +136,7 @@ def test_records_and_masks_are_stored_beside_the_images(monkeypatch: pytest.Monk
     monkeypatch.setattr(encoding, "encode", never)
     twice = next(i for i, q in enumerate(questions) if sum(q.image_id == other.image_id for other in questions) > 1)
     fewer = questions[:twice] + questions[twice + 1 :]  # other records of the same images
-    again = prepared.ensure("phantom_vqa_rad", 36, fewer)
+    again = prepared.ensure("phantom_vqa_rad", 40, fewer)
     assert again.folder == made.folder and len(list(made.folder.glob("records-*.parquet"))) == 2
 
 

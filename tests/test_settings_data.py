@@ -18,8 +18,9 @@ from amif_lib.batches import PretrainingData, balanced, global_batches
 from amif_lib.datasets import images, prepared
 from amif_lib.datasets.records import Study, StudyImage
 from amif_lib.errors import InputError
-from amif_lib.experiments import ModelSpec, TeacherSpec
+from amif_lib.experiments import ModelSpec, ObjectiveSpec, TeacherSpec
 from amif_lib.model import AMiF
+from amif_lib.objectives.amif import Pretraining
 from amif_lib.online_teacher import OnlineTeacher
 from amif_lib.tokenizers import in_halves, shuffle_sentences
 from tests import tiny
@@ -120,6 +121,35 @@ def samples(studies, tokenizer, objective, keys=((3, 5),)):
     return data, [data[key] for key in keys]
 
 
+@pytest.mark.parametrize("intra", ["both", "none"])
+def test_a_view_that_no_loss_reads_is_not_made_and_changes_nothing(studies, tokenizer, monkeypatch, intra):
+    """Stage 1 without image-image alignment reads one view of a study: fewer augmentations, the same view, the same loss."""
+    made = []
+    plain = images.augment
+    monkeypatch.setattr(images, "augment", lambda *a, **k: made.append(1) or plain(*a, **k))
+    stage1 = tiny.run(objective={"global_intra": intra, "labels": "one_hot"}).lineage()[0]
+    data = PretrainingData(studies[:6], stage1, tokenizer, None)
+    batch = data.collate([data[(3, i)] for i in range(6)])
+    assert len(made) == (12 if intra == "both" else 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectiveSpec, "reads_both_views", lambda self, stage: True)
+        both = PretrainingData(studies[:6], stage1, tokenizer, None)
+        whole = both.collate([both[(3, i)] for i in range(6)])
+    drawn, same = (torch.stack([x.views[i, x.view[i]] for i in range(6)]) for x in (batch, whole))
+    assert torch.equal(drawn, same) and torch.equal(batch.view, whole.view)
+    torch.manual_seed(0)
+    network = AMiF(stage1.model)
+    passes = []
+    network.image_encoder.register_forward_hook(lambda module, given, out: passes.append(len(given[0])))
+    module = Pretraining(network, stage1.objective, "stage1", 0, (2, 3), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectiveSpec, "reads_both_views", lambda self, stage: True)
+        second = module(whole)["total"]
+    first = module(batch)["total"]
+    assert first.item() == pytest.approx(second.item(), rel=1e-5)
+    assert passes == [12, 12 if intra == "both" else 6]
+
+
 def test_masks_are_keyed_by_step_and_sample_and_disturb_no_other_draw(studies, tokenizer):
     plain, (before,) = samples(studies, tokenizer, {})
     assert "mlm_tokens" not in before and plain.collate([before]).mlm_ids is None
@@ -155,7 +185,7 @@ def test_online_teacher_embeds_the_students_views(studies, tokenizer, tmp_path):
     spec = TeacherSpec(source="trained", views="augmented", epochs=1, batch_size=8, **size)
     pictures = prepared.pictures(["phantom_mimic_cxr"], run_spec.stored_side(32))
     model = teachers.train_open_clip(studies, spec, tmp_path / "fold0", pictures)
-    cached = teachers.embed(studies, {0: list(range(len(studies)))}, {0: model}, pictures)
+    cached = teachers.embed(studies, {0: list(range(len(studies)))}, {0: model}, pictures, tmp_path / "embeddings")
     online = OnlineTeacher(tmp_path, spec, {0})
     assert not any(p.requires_grad for p in online.models[0].parameters())
 

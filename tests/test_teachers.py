@@ -375,6 +375,9 @@ def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_fi
     for name, row in stored.images.items():
         np.testing.assert_allclose(stored.image_vectors[row], given[name] / np.linalg.norm(given[name]), rtol=1e-5)
     assert set(stored.studies) == set(texts) - {"not one of the run's"}
+    noisy = stage1(source="file:teachers/x.parquet", data=(), noise=0.5)
+    for _ in range(2):  # made, and found again
+        assert json.loads((teachers.ensure(noisy) / "metrics.json").read_text())["noise"] == 0.5
     embedding_files.write(path, given, texts | {"more": vectors(1)[0]})
     with pytest.raises(InputError, match=r"x\.parquet: changed since teacher"):
         teachers.ensure(run)

@@ -186,6 +186,17 @@ def test_adaptive_meets_given_masses_and_runs_in_fp32_under_autocast():
         assert torch.equal(adaptive(cost, row_mask, col_mask, row_mass=mass), plan)
 
 
+def test_adaptive_certifies_with_a_token_of_next_to_no_mass():
+    """Its row of the kernel underflows; a bound that is not a number must not count as one that is met."""
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        cost, mass = torch.rand(1, 12, 8, generator=g), torch.ones(1, 12)
+        mass[0, 3] = 1e-11
+        plan = adaptive(cost, tolerance=0.003, row_mass=mass)
+        everything = torch.ones(1, 12, dtype=torch.bool), torch.ones(1, 8, dtype=torch.bool)
+        assert gap_of_each(plan, cost, *everything, mass).max() < 0.003 + 1e-5
+
+
 def test_what_adaptive_cannot_do_is_said():
     for value, message in ((0.0, "tolerance is 0.0"), (-1.0, "tolerance is -1.0")):
         with pytest.raises(InputError, match=message):

@@ -99,7 +99,7 @@ def adaptive(
                 return plan
             a, b, c, eps = rows[open_], cols[open_], cost[open_], regularisation[open_].unsqueeze(1)
             found, f[open_], g[open_] = _scaled(c, a, b, f[open_], g[open_], eps)
-            bound[open_] = torch.maximum(bound[open_], _dual_value(c, a, b, f[open_]))
+            bound[open_] = torch.fmax(bound[open_], _dual_value(c, a, b, f[open_]))
             feasible = round_to_feasible(found, a, b)
             c = finite[open_]
             value, raw = transport_cost(feasible, c), transport_cost(found, c)
@@ -108,7 +108,7 @@ def adaptive(
             by_marginals, by_entropy = (value - raw).abs(), (raw - bound[open_]).abs()
             regularisation[open_] /= torch.where(by_marginals < by_entropy / 2, SHRINK, 1.0)
             allowed = torch.maximum(tolerance * least[open_].abs(), ROUNDING * spread[open_].sqrt())
-            open_ = open_[least[open_] - bound[open_] > allowed]
+            open_ = open_[~(least[open_] - bound[open_] <= allowed)]
         if len(open_):
             gap = float(((least - bound) / least.abs())[open_].max())
             warnings.warn(
@@ -130,8 +130,8 @@ def _scaled(cost: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: Tenso
         columns = b / plan.sum(1).clamp_min(TINY)  # (b, p, t) -> (b, t)
         plan.mul_(columns.unsqueeze(1))
         u, v = u * rows, v * columns
-    f = f + torch.where(a > 0, eps * u.clamp_min(TINY).log(), 0.0)
-    g = g + torch.where(b > 0, eps * v.clamp_min(TINY).log(), 0.0)
+    f = f + torch.where(a > 0, eps * u.clamp(TINY, 1 / TINY).log(), 0.0)
+    g = g + torch.where(b > 0, eps * v.clamp(TINY, 1 / TINY).log(), 0.0)
     return plan, f, g
 
 

@@ -71,8 +71,7 @@ class Pretraining(PairClassification):
 
     def stage2(self, batch: PretrainingBatch) -> dict[str, Tensor]:
         o = self.objective
-        mines_images = o.weight_hard_negatives > 0 and "image_image" in o.pair_types
-        needs_both = mines_images or o.weight_global > 0
+        needs_both = o.reads_both_views("stage2")
         with torch.set_grad_enabled(self._encoders_learn):
             text = self.amif.text_encoder(batch.ids, batch.mask)  # R_i: (B, t, d)
             if needs_both:

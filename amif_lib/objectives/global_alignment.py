@@ -80,7 +80,10 @@ class GlobalAlignment(nn.Module):
         return self.amif.image_encoder(views.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
 
     def stage1(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        first, second = (view[:, 0] for view in self.encode_views(batch.views))  # V^(1), V^(2) -> [CLS]: (B, d)
+        if self.objective.reads_both_views("stage1"):
+            first, second = (view[:, 0] for view in self.encode_views(batch.views))  # V^(1), V^(2) -> [CLS]: (B, d)
+        else:  # V_i stands for both: (B, 3, H, W) -> [CLS]: (B, d)
+            first = second = self.amif.image_encoder(pick(batch.views, batch.view))[:, 0]
         text = self.amif.text_encoder(batch.ids, batch.mask)[:, 0]  # (B, d)
         return self.global_losses(batch, first, second, text)
 
