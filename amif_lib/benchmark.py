@@ -26,6 +26,17 @@ def show(path: Path, columns: tuple[str, ...]) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
+def read_rates(text: str) -> dict[str, float]:
+    """FLOP/s by stage from JSON. Raises InputError where it is something else."""
+    try:
+        rates = json.loads(text)
+        return {stage: float(rates[stage]) for stage in ("stage1", "stage2", "finetune")}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            '--rates: give JSON such as {"stage1": 1e14, "stage2": 8e13, "finetune": 6e13}, in FLOP/s'
+        ) from None
+
+
 COLUMNS = {
     "training.csv": (
         *("stage", "batch", "rows_at_once", "text_length", "compiled", "seconds_per_step", "samples_per_second"),
@@ -49,6 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--compile", choices=("no", "yes", "both"), default="no", help="torch.compile the network's blocks"
     )
+    parser.add_argument(
+        "--memory-gb", type=float, default=0, help="of the GPU that may be used, to see what fits a smaller one"
+    )
     parser.add_argument("--out", type=Path, help="folder for the CSV files; default: results/<scale>/benchmarks")
     parser.add_argument("--rates", help="project hours from rates that another machine measured: JSON, FLOP/s by stage")
     given = parser.parse_args(arguments)
@@ -60,9 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
         from amif_lib.benchmarks import training
 
         if given.rates:
-            files = [training._csv(folder / "hours.csv", training.projected(json.loads(given.rates), given.scale))]
+            files = [training.write_hours(folder, read_rates(given.rates), given.scale)]
         else:
             ways = {"no": (False,), "yes": (True,), "both": (False, True)}[given.compile]
+            training.cap_memory(given.memory_gb)
             files = training.write(folder, given.scale, given.device, given.steps, given.batch, given.text_length, ways)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

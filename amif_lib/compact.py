@@ -4,7 +4,7 @@ A run's `predictions.parquet` then holds, per question, the generated answer, th
 some candidates; the questions and the candidates lie once in `shared/` of the scale, named by the digest of their
 content. Kept is every candidate that a protocol could choose: over test, training or validation answers or all of them, by
 sum or mean, over yes and no alone; of runs whose probabilities are drawn (calibration) also those within `MARGIN` of the
-best one. Kept numbers are half precision,
+best one, of all and of the test answers. Kept numbers are half precision,
 or single precision for a question whose choice half precision would change. So every protocol chooses as before, and
 with `MARGIN` probabilities over the candidates are exact to about 1%. `evaluate.read_predictions` reads both forms.
 """
@@ -43,6 +43,9 @@ def write(
     scores = np.stack([np.asarray(row, dtype=np.float32) for row in frame["log_likelihoods"]])  # (n, K)
     sets = _choosable(candidates)
     kept = scores >= scores.max(1, keepdims=True) - (MARGIN if probabilities else 0)
+    test = candidates["in_test"].to_numpy(dtype=bool)
+    if probabilities and test.any():  # a protocol may leave the best candidate of all out
+        kept |= test[None] & (scores >= scores[:, test].max(1, keepdims=True) - MARGIN)
     for row, column in ((np.arange(len(scores)), best) for best in _choices(scores, candidates, sets)):
         kept[row, column] = True
     kept |= np.isin(candidates["answer"], ("yes", "no"))[None]

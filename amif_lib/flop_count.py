@@ -2,7 +2,8 @@
 
 An operation is half of a multiply-accumulate (FLOP = 2 x MAC); matrix products are counted, norms and activations are not.
 A training step costs three forward passes (one for the gradient of the inputs, one for that of the weights), a frozen
-part one. Texts count at their longest, since a batch is padded to its longest text: the numbers are upper bounds there.
+part one. Texts count at their longest, since a batch is padded to its longest text: the numbers are upper bounds there. Adaptive
+transport, whose iterations depend on the tokens, counts as IPOT with the iterations set.
 
 Shapes: S tokens of one side, T of the other, d = width.
 """

@@ -80,7 +80,8 @@ def compact(table: Table, strong: Callable[[str], str] = str) -> pd.DataFrame:
             text = "-" if row in theirs else ""
             if row in part.index:
                 cell = part.loc[row]
-                text = f"{cell.ours:.1f} [{cell.ci_low:.1f}, {cell.ci_high:.1f}]"
+                spread = f" ± {cell.ours_sd:.1f}" if pd.notna(cell.ours_sd) else ""
+                text = f"{cell.ours:.1f}{spread} [{cell.ci_low:.1f}, {cell.ci_high:.1f}]"
                 text = strong(text) if (row, dataset, "overall") in bold else text
             entry[short_dataset_name(dataset)] = text + (f" / {theirs[row]:.2f}" if row in theirs else "")
     return pd.DataFrame(list(out.values()))
@@ -92,7 +93,16 @@ def compact_note(table: Table) -> str:
         return ""
     where = ", on the real data sets" if any(map(is_synthetic, table.datasets)) else ""
     theirs = f" / the paper's number{where}" if len(table.published) else "; the paper prints no number"
-    return f"Overall accuracy in percent: ours [95% interval]{theirs}."
+    cells = table.cells[(table.cells["protocol"] == "paper") & (table.cells["split"] == "overall")]
+    asked = cells[cells["dataset"].isin(table.datasets)].groupby("dataset", sort=False)["n_questions"].max()
+    n = ", ".join(f"{short_dataset_name(name)} {count:.0f}" for name, count in asked.items())
+    spread = " ± standard deviation over the runs" if cells["ours_sd"].notna().any() else ""
+    return f"Overall accuracy in percent: ours{spread} [95% interval]{theirs}. Test questions: {n}."
+
+
+def row_labels(table: Table) -> dict[str, str]:
+    """What the layouts print in their column `row`, by row."""
+    return {row: entry["row"] for row, entry in _rows(table).items()}
 
 
 def _rows(table: Table) -> dict[str, dict[str, str]]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from amif_lib.layout import bold_note, code_note, compact, compact_note, heading, one_training, paper_layout
+from amif_lib.layout import (
+    bold_note,
+    code_note,
+    compact,
+    compact_note,
+    heading,
+    one_training,
+    paper_layout,
+    row_labels,
+)
 from amif_lib.table_cells import SPLITS
 from amif_lib.table_notes import variance
 from amif_lib.table_rows import SCALE_NOTES
@@ -36,11 +45,18 @@ def latex(table: Table) -> str:
     several = len(table.datasets) > 1
     frame = (compact if several else paper_layout)(table, lambda text: f"{start}{text}{end}")
     lines = [" & ".join(map(_tex, frame.columns)) + r" \\", r"\midrule"]
+    runs_of = {  # the runs behind a row, question set by question set
+        label: "; ".join(f"{line.dataset} {' '.join(line.run_ids)}" for line in table.lines if line.row == row)
+        for row, label in row_labels(table).items()
+        if any(line.run_ids for line in table.lines if line.row == row)
+    }
     kinds = ["row" if number else "baseline" for number in frame["#"]]
     for position, values in enumerate(frame.itertuples(index=False)):
         if position and kinds[position] != kinds[position - 1]:
             lines.append(r"\midrule")
         lines.append(" & ".join(map(_tex, values)).replace(start, r"\textbf{").replace(end, "}") + r" \\")
+        if runs := runs_of.get(values[1]):
+            lines.append(f"% runs: {runs}")
     body = "\n".join(lines)
     alignment = "".join(
         "r" if (several and n > 1) or column.split()[-1] in SPLITS else "l" for n, column in enumerate(frame.columns)

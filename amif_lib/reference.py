@@ -73,6 +73,8 @@ def _fill(aside: Path, scale: str, source: Path, made: list[Path]) -> None:
             _copy_png(file, aside / "figures" / file.name)
         elif file.suffix in (".csv", ".svg", ".txt") and file.stat().st_size <= FILE_BYTES:
             _copy(file, aside / "figures" / file.name)
+    for file in sorted((source / "benchmarks").glob("*.csv")):
+        _copy(file, aside / "benchmarks" / file.name)
     names = planned_tables(scale)
     specs = _runs(scale)
     left = MAPS_BYTES

@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from amif_lib import evaluate, figures, files, layout, paths, results, table_tests, tables
+from amif_lib import evaluate, figures, files, layout, paths, results, table_figures, table_tests, tables
 from amif_lib.report_facts import (
     STAGES,
     as_html,
@@ -57,6 +57,9 @@ def write(scale: str) -> Path:
         figure_set.main(scale, allow_none=True)
     if head:  # of the other tables the page has the numbers alone
         _draw_accuracy(head, folder)
+    for table in whole:  # drawn by the tables' notebooks, unless only the runs are there
+        if not (folder / "figures" / f"accuracy_{table.name}.png").is_file():
+            table_figures.save(table)
     said = claims.table(scale, known={table.name: table for table in whole})
     claims.write(scale, said)
     content = {

@@ -82,10 +82,15 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
     """The full model's settings that differ from SCALE=paper: `setting, stage, SCALE=paper`, then one per start."""
     paper_sets = experiments.scale_settings("paper")["question_sets"]
     paper = _settings(experiments.build_run("paper", {}, next(iter(paper_sets))))
-    ours = {row.label: _settings(row.runs[0]) for row in tables.Selection().rows("table1", scale) if not row.extra}
+    of_sets = {
+        row.label: [(run.data.questions, _settings(run)) for run in row.runs if run.seed == row.runs[0].seed]
+        for row in tables.Selection().rows("table1", scale)
+        if not row.extra
+    }
+    ours = {label: found[0][1] for label, found in of_sets.items()}
     rows: dict[tuple[str, ...], list[str]] = {}
     for stage, name in dict.fromkeys(key for found in ours.values() for key in found):
-        values = [_plain(found.get((stage, name))) for found in ours.values()]
+        values = [_of_sets(found, (stage, name)) for found in of_sets.values()]
         theirs = _plain(paper.get((stage, name)))
         if any(value != theirs for value in values):
             rows.setdefault((name, theirs, *values), []).append(STAGES.get(stage, "all stages"))
@@ -93,6 +98,13 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
         [[name, ", ".join(stages), *values] for (name, *values), stages in rows.items()],
         columns=["setting", "stage", "SCALE=paper", *ours],
     )
+
+
+def _of_sets(found: list[tuple[str, dict[tuple[str, str], Any]]], key: tuple[str, str]) -> str:
+    """A setting's value; of training, with the question sets that have another."""
+    first = _plain(found[0][1].get(key))
+    others = [f"{name}: {value}" for name, own in found[1:] if (value := _plain(own.get(key))) != first]
+    return f"{first} ({', '.join(others)})" if others and key[1].startswith("train.") else first
 
 
 def _plain(value: object) -> str:

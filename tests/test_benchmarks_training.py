@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from amif_lib import benchmark, compiling, cost_model, experiments, flop_count, micro_batch
+from amif_lib import benchmark, compiling, cost_model, experiments, flop_count, micro_batch, table_rows
 from amif_lib.benchmarks import growth, synthetic, teacher_views, training, transport
 from amif_lib.datasets import medicat
 from amif_lib.errors import InputError
@@ -61,7 +61,8 @@ def test_hours_are_operations_over_rates_and_every_distinct_run_counts_once() ->
     for stage, rate in rates.items():
         expected = cost_model.training_flop(headline[stage]) / rate / 3600
         assert found["headline", stage]["hours"] == pytest.approx(expected) and found["headline", stage]["runs"] == 1
-    table2 = [run for row in experiments.rows("table2", "paper") for run in row.runs]
+    table2 = table_rows.required_runs("table2", "paper")
+    assert any(run.data.blank_images for run in table2)
     for stage in rates:
         distinct = {each.run_id for run in table2 for each in run.lineage() if each.stage == stage}
         assert found["table2", stage]["runs"] == len(distinct)
@@ -158,9 +159,16 @@ def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture, tmp_path
     assert "huge" in capsys.readouterr().err
     assert benchmark.main(["--steps", "0"]) == 1
     assert "--steps needs at least 1" in capsys.readouterr().err
+    for text in ("{", '{"stage1": 1}', "[]"):
+        assert benchmark.main(["--rates", text, "--out", str(tmp_path)]) == 1
+        assert "--rates: give JSON" in capsys.readouterr().err
+    with pytest.raises(InputError, match="SCALE=paper: this comparison trains"):
+        teacher_views.write("paper")
     if not torch.cuda.is_available():
         assert benchmark.main(["--device", "cuda", "--out", str(tmp_path)]) == 1
         assert "sees no GPU" in capsys.readouterr().err
+        assert benchmark.main(["--memory-gb", "24", "--out", str(tmp_path)]) == 1
+        assert "--memory-gb: PyTorch sees no GPU" in capsys.readouterr().err
 
 
 def test_curves_hold_every_point_and_grow_with_what_is_computed(

@@ -95,11 +95,11 @@ def test_one_row_that_does_not_fit_and_a_bad_setting_are_said_plainly(monkeypatc
 
 
 MEMORY = """
-import re, torch
+import re, sys, torch
 from tests import tiny
 from amif_lib.micro_batch import limit_rows
 torch.set_num_threads(1)
-module = tiny.pretraining("stage1", model={"image_layers": 6, "text_layers": 6})
+module = tiny.pretraining(sys.argv[1], model={"image_layers": 6, "text_layers": 6, "fusion_layers": 3}, transport_iterations=3)
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])  # ru_maxrss begins at the parent's
 module(tiny.batch(8, length=48))["total"].backward()
 batch, found = tiny.batch(256, length=48), [peak()]
@@ -113,9 +113,10 @@ print(found[1] - found[0], found[2] - found[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
-def test_sixteen_rows_at_a_time_take_less_than_a_third_of_the_memory():
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_sixteen_rows_at_a_time_take_less_than_a_third_of_the_memory(stage):
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY],
+        [sys.executable, "-c", MEMORY, stage],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -12,7 +12,19 @@ import pandas as pd
 import pytest
 import torch
 
-from amif_lib import evaluate, experiments, paths, prepare, results, run_spec, selection, settings, teachers, tokenizers
+from amif_lib import (
+    evaluate,
+    experiments,
+    paths,
+    prepare,
+    report_facts,
+    results,
+    run_spec,
+    selection,
+    settings,
+    teachers,
+    tokenizers,
+)
 from amif_lib import train as train
 from amif_lib.batches import PretrainingData, balanced, global_batches
 from amif_lib.datasets import images, prepared
@@ -503,3 +515,9 @@ def test_a_question_set_may_have_a_fine_tuning_of_its_own_and_a_row_goes_before_
     plain["question_sets"]["phantom_slake"]["finetune"] = {"epoch": 7}
     with pytest.raises(InputError, match=r"finetune\.epoch: unknown key; known: epochs"):
         experiments.build_run("demo", {}, "phantom_slake")
+
+
+def test_the_report_names_the_question_sets_that_train_otherwise():
+    demo = report_facts.settings_that_differ("demo").set_index(["setting", "stage"])
+    (of_sets,) = demo.loc[("train.epochs", "fine-tuning")].drop("SCALE=paper")
+    assert of_sets == "3 (phantom_slake: 2, phantom_pathvqa: 2)"

@@ -399,7 +399,11 @@ def test_latex_of_several_sets_has_one_column_each(four):
     header = next(line for line in tex.splitlines() if line.startswith(r"\# & row"))
     assert header == r"\# & row & Avg & phantom VQA-RAD & phantom SLAKE & phantom PathVQA & phantom VQA-2019 \\"
     caption = next(line for line in tex.splitlines() if line.startswith(r"\caption"))
+    listed = [line for line in tex.splitlines() if line.startswith("% runs: ")]
+    known = {run for line in four[1].lines for run in line.run_ids}
+    assert known == {word.strip(";") for line in listed for word in line.split()} & known and known
     for words in (
+        "Test questions: phantom VQA-RAD",
         "better than every baseline below",
         "not a comparison with published rows",
         r"$\dagger$: saw",

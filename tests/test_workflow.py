@@ -56,10 +56,11 @@ from amif_lib import paths
 from amif_lib.experiments import load_spec
 
 time.sleep(float(os.environ.get("TEST_SLEEP", 0)))
-done = lambda run: (run.directory / "metrics.json").is_file()
+answers = lambda run: ["predictions.parquet", "candidates.parquet"] if run.stage == "finetune" else []
+needed = lambda run: ["spec.json", "provenance.json", "metrics.json", *answers(run)]
+done = lambda run: all((run.directory / name).is_file() for name in needed(run))
 for run in load_spec(spec):
-    files = ["spec.json", "provenance.json", "metrics.json"]
-    files += ["predictions.parquet", "candidates.parquet"] if run.stage == "finetune" else []
+    files = needed(run)
     ready = not run.parent or done(run.parent)
     with (paths.results() / "trace.txt").open("a") as trace:
         trace.write(f"{'keep' if done(run) else 'train'} {run.stage} {run.run_id} {'ready' if ready else 'TOO EARLY'}\\n")
@@ -274,6 +275,33 @@ def test_a_deleted_run_is_trained_again_and_only_that_run(finished) -> None:
     trace = clone.trace()
     assert [line for line in trace if "train" in line] == [f"train finetune {run} ready"]
     assert sum(line.startswith("keep") for line in trace) == 1 and "table4" in trace  # its neighbour is looked at
+
+
+def test_a_deleted_file_of_predictions_is_made_again(finished) -> None:
+    clone, _, _ = finished
+    jobs = json.loads((clone.root / "results/demo/plan.json").read_text())["jobs"]
+    run = next(job for job in jobs if job["rule"] == "finetune")["runs"][0]
+    (clone.root / "results" / "runs" / run / "predictions.parquet").unlink()
+    clone.call("reproduce", *ROWS)
+    assert [line for line in clone.trace() if "train" in line] == [f"train finetune {run} ready"]
+    assert (clone.root / "results" / "runs" / run / "predictions.parquet").is_file()
+
+
+def test_a_changed_setting_of_a_row_trains_that_row_alone(finished) -> None:
+    clone, _, _ = finished
+    path = clone.root / "amif_lib" / "specs" / "table4.yaml"
+    before = path.read_text()
+    old = "settings: {knowledge: {source: answers, gate: true}}}"
+    assert before.count(old) == 1  # row 6
+    path.write_text(before.replace(old, "settings: {knowledge: {source: answers, gate: true}, finetune: {epochs: 1}}}"))
+    clone.call("reproduce", *ROWS)
+    trained = [line for line in clone.trace() if line.startswith("train")]
+    assert len(trained) == 2 and all(line.startswith("train finetune") for line in trained), trained  # its two sets
+    found = [json.loads((clone.root / "results" / "runs" / x.split()[2] / "spec.json").read_text()) for x in trained]
+    assert {run["train"]["epochs"] for run in found} == {1} and all(run["knowledge"]["gate"] for run in found)
+    path.write_text(before)
+    clone.call("reproduce", *ROWS)
+    assert not any(line.startswith("train") for line in clone.trace())  # the earlier runs are there
 
 
 def test_data_in_another_place_are_checked_again_and_what_is_missing_is_still_made(finished, tmp_path) -> None:

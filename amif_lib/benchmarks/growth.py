@@ -1,8 +1,8 @@
 """How cost grows: seconds over batch size, candidates, answer length, image size, processes and corpus size.
 
-Trainings and rankings are those of a scale's network on synthetic inputs, one thread each, processor time (the clock where
-several processes work together). The corpus is generated in MedICaT's layout, a JSON Lines file and a folder of image names, and
-read, tokenised and cut into an epoch's batches as training does.
+Trainings and rankings are those of a scale's network on synthetic inputs, one thread each, processor time; where several
+processes work together, forward and backward alone, by the clock. The corpus is generated in MedICaT's layout, a JSON Lines
+file and a folder of image names, and read, tokenised and cut into an epoch's batches as training does.
 """
 
 from __future__ import annotations
@@ -126,13 +126,7 @@ def _ranked(run: RunSpec, candidates: list[list[int]], repeats: int) -> float:
 
 def over_candidates(runs: dict[str, RunSpec], x: int, repeats: int) -> dict[str, float]:
     run = runs["finetune"]
-    pool = synthetic.answers(517, run.model.vocab_size)
-    rng = random.Random(x)
-    # longer lists than VQA-RAD's: answers of its lengths with other last pieces
-    answers = [
-        [*ids[:-2], rng.randrange(synthetic.FIRST_WORD, run.model.vocab_size), ids[-1]]
-        for ids in rng.choices(pool, k=x)
-    ]
+    answers = synthetic.more_answers(x, run.model.vocab_size)
     return {"ranking, a question": _ranked(run, answers, repeats)}
 
 
@@ -160,7 +154,7 @@ def over_processes(runs: dict[str, RunSpec], x: int, repeats: int) -> dict[str, 
                 capture_output=True,
                 timeout=600,
             )
-            out[f"{stage}, a step"] = json.loads(found.read_text(encoding="utf-8"))
+            out[f"{stage}, forward and backward"] = json.loads(found.read_text(encoding="utf-8"))
     return out
 
 

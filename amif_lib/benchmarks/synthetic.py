@@ -31,6 +31,15 @@ def answers(count: int, vocabulary: int) -> list[list[int]]:
     ]
 
 
+def more_answers(count: int, vocabulary: int, seed: int = 0) -> list[list[int]]:
+    """Any number of answers whose lengths and pieces are distributed as those of VQA-RAD's 517."""
+    rng = np.random.default_rng((count, seed))
+    share, often = 1 / np.arange(1, vocabulary - 4), np.array(list(LENGTHS[517].values()))
+    lengths = rng.choice(list(LENGTHS[517]), count, p=often / often.sum())
+    pieces = 4 + rng.choice(len(share), (count, max(LENGTHS[517])), p=share / share.sum())
+    return [[CLS, *row[: length - 2].tolist(), SEP] for row, length in zip(pieces, lengths, strict=True)]
+
+
 def texts(rows: int, length: int, vocabulary: int, generator: torch.Generator) -> Tensor:
     """(rows, length) token ids without padding: the dearest batch, and what operations are counted for."""
     ids = torch.randint(FIRST_WORD, vocabulary, (rows, length), generator=generator)

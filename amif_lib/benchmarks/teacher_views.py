@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from amif_lib import evaluate, experiments, paths, statistics, train
+from amif_lib import cost_model, evaluate, experiments, launch, paths, statistics, train
 from amif_lib.batches import loader
+from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.files import write_aside
 from amif_lib.objectives import contrastive
@@ -26,7 +27,12 @@ VIEWS = ("clean", "augmented")
 
 
 def write(scale: str, batches: int = 20) -> list[Path]:
-    """Write `teacher_views_labels.csv` and `teacher_views_scores.csv` of a scale that the kit's machine can train."""
+    """Write `teacher_views_labels.csv` and `teacher_views_scores.csv`.
+
+    Both trainings run now unless they are finished: minutes at demo scale. Raises InputError at a scale that needs a GPU.
+    """
+    if cost_model.DEVICES[scale] != "cpu":
+        raise InputError(f"SCALE={scale}: this comparison trains the full model twice; give demo or small")
     folder = paths.scale_dir(scale) / "benchmarks"
     out = []
     for name, frame in (("labels", labels(scale, batches)), ("scores", scores(scale))):
@@ -83,7 +89,7 @@ def scores(scale: str, protocol: str = "paper") -> pd.DataFrame:
     correct, images, rows = {}, None, []
     for views, run in runs(scale).items():
         for each in run.lineage():
-            train.run_spec(each)
+            launch.train(each)
         stored = Run(run.directory)
         scored = evaluate.score(stored.predictions, stored.candidates, evaluate.PROTOCOLS[protocol])
         correct[views], images = scored["correct"].to_numpy(float), scored["image_id"].to_numpy()

@@ -61,9 +61,22 @@ def number_format(device: str) -> Iterator[None]:
 
 
 def now(device: str) -> float:
+    """Seconds: of the clock, and of the processor where one thread of it does all the work."""
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def cap_memory(gigabytes: float) -> None:
+    """Let this process take no more of the GPU than that, as if it had no more; 0: all of it. Raises InputError without a GPU."""
+    if not gigabytes:
+        return
+    if not torch.cuda.is_available():
+        raise InputError("--memory-gb: PyTorch sees no GPU here; leave it out")
+    whole = torch.cuda.get_device_properties(0).total_memory / 1e9
+    if not 0 < gigabytes <= whole:
+        raise InputError(f"--memory-gb {gigabytes:g}: give a number up to {whole:.0f}, what the GPU has")
+    torch.cuda.set_per_process_memory_fraction(gigabytes / whole)
 
 
 def matmul_rate(device: str, side: int = 0) -> float:
@@ -110,8 +123,6 @@ def train(
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=run.train.learning_rate, weight_decay=0.01, fused=True)
     micro = MicroBatch(module, size, run.stage)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
 
     def losses(part: Any, last: bool) -> dict[str, torch.Tensor]:
         with number_format(device):
@@ -120,7 +131,9 @@ def train(
         return out
 
     times, totals = [], []
-    for _ in range(WARM_UP + steps):
+    for number in range(WARM_UP + steps):
+        if number == WARM_UP and device == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # a step that did not fit is no measure of those that do
         start = now(device)
         out = micro.step(batch, losses)
         torch.nn.utils.clip_grad_norm_(trained, run.train.clip_norm)
@@ -165,18 +178,19 @@ def answer(run: RunSpec, device: str, questions: int, repeats: int) -> dict[str,
     return {"questions": questions, "candidates": ANSWERS, "seconds_per_question": seconds / questions}
 
 
-def projected(rates: dict[str, float], scale: str) -> list[dict[str, Any]]:
+def projected(rates: dict[str, float], scale: str, text_length: int = 0) -> list[dict[str, Any]]:
     """Hours of the scale's tables at measured rates (FLOP/s by stage), every distinct run once: `table, stage, runs, hours`.
 
-    `headline` is the full model with one fine-tuning; answering and teachers are not in it. Raises ImportError where the
-    manifests cannot be read (pandas).
+    `headline` is the full model with one fine-tuning, with reports of `text_length` tokens where given; a table has its
+    question-only baselines too. Answering and teachers are not in it. Raises ImportError where the manifests cannot be read
+    (pandas).
     """
-    from amif_lib import cost_model
+    from amif_lib import cost_model, table_rows
 
-    headline = lineage(scale)
+    headline = lineage(scale, text_length)
     plans = {"headline": list(headline.values())}
     for table in experiments.scale_settings(scale)["tables"]:
-        plans[table] = [each for row in experiments.rows(table, scale) for run in row.runs for each in run.lineage()]
+        plans[table] = [each for run in table_rows.required_runs(table, scale) for each in run.lineage()]
     rows = []
     for table, runs in plans.items():
         distinct = {run.run_id: run for run in runs}
@@ -247,13 +261,18 @@ def write(
     if set(stages) == set(STAGES):
         best = {s: max(row["tflop_per_second"] for row in trained if row["stage"] == s) * 1e12 for s in STAGES}
         try:
-            hours = projected(best, scale)
+            hours = projected(best, scale, text_length)
         except ImportError as missing:
             print(f"hours are not projected: {missing}; install the light set of the README, or run it elsewhere with")
             print(f"  python -m amif_lib.benchmark --scale {scale} --rates '{json.dumps(best)}'")
         else:
             files.append(_csv(folder / "hours.csv", hours))
     return files
+
+
+def write_hours(folder: Path, rates: dict[str, float], scale: str) -> Path:
+    """`hours.csv` from rates that another machine measured."""
+    return _csv(folder / "hours.csv", projected(rates, scale))
 
 
 def _csv(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -55,8 +55,9 @@ class Job:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """One file per run of a training, written last; else the job's product."""
-        return tuple(f"runs/{run}/metrics.json" for run in self.runs) or (self.output,)
+        """Of each run of a training the metrics, written last, and a fine-tuning's predictions; else the job's product."""
+        names = ("metrics.json", *(PREDICTIONS if self.rule == "finetune" else ()))
+        return tuple(f"runs/{run}/{name}" for run in self.runs for name in names) or (self.output,)
 
 
 @dataclass(frozen=True)
