@@ -57,8 +57,8 @@ def write(scale: str) -> Path:
         figure_set.main(scale, allow_none=True)
     if head:  # of the other tables the page has the numbers alone
         _draw_accuracy(head, folder)
-    for table in whole:  # drawn by the tables' notebooks, unless only the runs are there
-        if not (folder / "figures" / f"accuracy_{table.name}.png").is_file():
+    for table in whole:  # drawn by the tables' notebooks, which FROM=reference does without
+        if paths.from_reference() or not (folder / "figures" / f"accuracy_{table.name}.png").is_file():
             table_figures.save(table)
     said = claims.table(scale, known={table.name: table for table in whole})
     claims.write(scale, said)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageFilter
 
 from amif_lib import experiments, manifests, paths, progress
+from amif_lib.benchmarks import processor
 from amif_lib.datasets import images, phantom, prepared, shards
 from amif_lib.files import write_aside
 from amif_lib.run_spec import stored_side
@@ -165,11 +166,4 @@ def one_thread() -> contextlib.AbstractContextManager[None]:
 def machine() -> dict[str, str | int]:
     """The processor and the versions that the rates hang on."""
     found = {name: metadata.version(name) for name in ("pillow", "numpy", "pyarrow", "torch", "torchvision")}
-    return {"cpu": _cpu(), "cores": os.cpu_count() or 1, "python": platform.python_version()} | found
-
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")  # Linux
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    return {"cpu": processor(), "cores": os.cpu_count() or 1, "python": platform.python_version()} | found

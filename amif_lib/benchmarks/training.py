@@ -15,7 +15,6 @@ import contextlib
 import csv
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ import torch
 from torch import nn
 
 from amif_lib import compiling, experiments, flop_count, progress
-from amif_lib.benchmarks import synthetic
+from amif_lib.benchmarks import processor, synthetic
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.finetuning import FineTuning
@@ -203,20 +202,15 @@ def projected(rates: dict[str, float], scale: str, text_length: int = 0) -> list
 
 def machine(device: str) -> dict[str, str | int]:
     """Hardware and versions that the numbers hang on."""
-    found: dict[str, str | int] = {"device": torch.cuda.get_device_name() if device == "cuda" else processor()}
+    found: dict[str, str | int] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {os.cpu_count()} cores"
+    }
     found["precision"] = str(precision(device)).removeprefix("torch.")
     if device == "cpu":
         found["threads"] = torch.get_num_threads()
     for name in ("torch", "transformers", "accelerate"):
         found[name] = metadata.version(name)
     return found
-
-
-def processor() -> str:
-    path = Path("/proc/cpuinfo")  # Linux
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.processor() or platform.machine())}, {os.cpu_count()} cores"
 
 
 def write(
