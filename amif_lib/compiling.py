@@ -1,4 +1,4 @@
-"""torch.compile for the network's repeated blocks: each kind is compiled once and serves all its layers.
+"""torch.compile for the network's repeated blocks, each kind compiled once for all its layers, and for IPOT's iteration.
 
 A setting of the machine, `$AMIF_COMPILE`, and not of the run: it changes results by rounding. Off unless asked for: the first
 steps take minutes longer, and whether the rest is faster shows `python -m amif_lib.benchmark`, which times both.
@@ -6,11 +6,16 @@ steps take minutes longer, and whether the rest is faster shows `python -m amif_
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+from collections.abc import Callable, Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from amif_lib.errors import InputError
+from amif_lib.objectives import transport
 
 BLOCKS = ("CLIPEncoderLayer", "BertLayer", "CoAttentionLayer", "DecoderLayer", "GatedCrossAttention")
 
@@ -32,3 +37,27 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> int:
     for block in blocks:
         block.compile(backend=backend, dynamic=True)
     return len(blocks)
+
+
+def compile_transport(backend: str = "inductor") -> None:
+    """Compile one iteration of IPOT, for any batch size and lengths; plans that carry a gradient are computed as before.
+
+    The iteration and not the loop of fifty: the loop compiles for a minute and is then slower than without, on a CPU.
+    """
+    transport.step_without_gradient = _compiled_step(backend)
+
+
+@functools.cache
+def _compiled_step(backend: str) -> Callable[..., Tensor]:
+    return torch.compile(transport.proximal_step, backend=backend, dynamic=True)
+
+
+@contextlib.contextmanager
+def compiled_transport() -> Iterator[None]:
+    """The same for the length of a `with` block."""
+    before = transport.step_without_gradient
+    try:
+        compile_transport()
+        yield
+    finally:
+        transport.step_without_gradient = before

@@ -112,6 +112,8 @@ def passes(run: RunSpec) -> Passes:
         side = t // 2 if o.text_positive == "halves" else t
         texts += {"halves": [side, side], "copy": [t], "shuffled": [t]}.get(o.text_positive, [])
         pairs += [(side, side)] * (1 + ("text_text" in positives and o.text_positive != "none"))
+    if o.weight_global > 0 and o.copies_texts:
+        texts.append(t)
     predicted = o.mlm_probability * t if o.weight_mlm > 0 else 0.0
     if predicted:
         texts.append(t)

@@ -56,7 +56,11 @@ GLOBAL_FIELDS = (
 
 
 # Settings that joined later: at their default they leave an older run's identity as it was.
-LATER = {"model": ("image_form",), "teacher": ("noise", "towers", "heads"), "objective": ("transport_tolerance",)}
+LATER = {
+    "model": ("image_form",),
+    "teacher": ("noise", "towers", "heads"),
+    "objective": ("transport_tolerance", "image_image_views"),
+}
 
 
 def _without_defaults(section: str, model: BaseModel, content: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec, load_spec
 
 TAIL = 30  # lines of a failed training's log that the error repeats
+FEWER_ROWS = "fewer_rows"  # in the run's folder: one of several processes ran out of memory, and how many rows to try
 
 
 def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
@@ -56,6 +57,14 @@ def asked_processes() -> int | None:
     text = os.environ.get("AMIF_PROCESSES")
     if text and (not text.isdigit() or int(text) < 1):
         raise InputError(f"AMIF_PROCESSES={text!r}: give a whole number of at least 1")
+    return int(text) if text else None
+
+
+def asked_workers() -> int | None:
+    """$AMIF_WORKERS, processes that decode and augment for each training process, or None. Raises InputError for no number."""
+    text = os.environ.get("AMIF_WORKERS")
+    if text and not text.isdigit():
+        raise InputError(f"AMIF_WORKERS={text!r}: give a whole number, 0 to decode in the training process itself")
     return int(text) if text else None
 
 
@@ -183,10 +192,29 @@ def _accelerate_config() -> dict:
 
 
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
-    """Train in a subprocess, passing its lines on as they come and keeping them in `train.log`."""
-    spec_file = run.directory / "spec.json"
+    """Train in a subprocess; where its processes run out of memory they are started again, with fewer rows at a time each."""
+    spec_file, fewer = run.directory / "spec.json", run.directory / FEWER_ROWS
     files.write_text(spec_file, json.dumps(run.model_dump(mode="json"), indent=1))
-    line, environment = command(run, processes, spec_file)
+    settings: dict[str, str] = {}
+    while True:
+        fewer.unlink(missing_ok=True)
+        line, environment = command(run, processes, spec_file)
+        status, tail = _logged(run, line, environment | settings, lock)
+        if not status:
+            return
+        if not fewer.is_file():
+            break
+        settings = {"AMIF_MICRO_BATCH": fewer.read_text(encoding="utf-8").strip()}
+        print(
+            f"out of memory: started again with AMIF_MICRO_BATCH={settings['AMIF_MICRO_BATCH']}, from the last stored step"
+        )
+    raise RuntimeError(
+        f"training {run.run_id} failed (exit status {status}); {paths.shown(run.directory / 'train.log')} ends:\n{tail}"
+    )
+
+
+def _logged(run: RunSpec, line: list[str], environment: dict[str, str], lock: int | None) -> tuple[int, str]:
+    """Exit status and last lines of a command, whose lines are passed on as they come and kept in `train.log`."""
     tail: deque[str] = deque(maxlen=TAIL)
     with (run.directory / "train.log").open("a", encoding="utf-8") as log:
         child = subprocess.Popen(
@@ -214,11 +242,7 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
         except BaseException:  # interrupted in the notebook or the kernel is going down: take the training along
             _stop(child)
             raise
-    if status:
-        raise RuntimeError(
-            f"training {run.run_id} failed (exit status {status}); {paths.shown(run.directory / 'train.log')} ends:\n"
-            + "".join(tail)
-        )
+    return status, "".join(tail)
 
 
 def _stop(child: subprocess.Popen, patience: float = 15) -> None:

@@ -29,6 +29,17 @@ from amif_lib.errors import InputError
 log = logging.getLogger(__name__)
 
 
+class TooManyRows(InputError):
+    """One of several processes ran out of memory with `rows` rows at a time; `fewer` are to be tried, by all of them."""
+
+    def __init__(self, rows: int):
+        self.fewer = max(1, rows // 2)
+        super().__init__(
+            f"out of memory with {rows} samples at a time per process; set AMIF_MICRO_BATCH={self.fewer} and start again: "
+            "the run continues, with the same objective"
+        )
+
+
 def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates the `forward` of a module that treats every row of a batch on its own.
 
@@ -132,7 +143,8 @@ class MicroBatch:
     def step(self, batch: Any, run: Callable[[Any, bool], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Losses of a whole batch with their gradients: `run(part, last)` of each part, again with fewer rows if memory runs out.
 
-        Where several processes train, one cannot start a step again by itself: InputError says what to set.
+        Where several processes train, one cannot start a step again by itself: TooManyRows says what to set, and
+        `launch.train` sets it and starts all of them again.
         """
         while True:
             put_back, total = self.snapshot(), {}
@@ -144,11 +156,7 @@ class MicroBatch:
                 return total
             except torch.OutOfMemoryError:
                 if world_size() > 1 and self.rows > 1:
-                    few = max(1, self.rows // 2)
-                    raise InputError(
-                        f"out of memory with {self.rows} samples at a time per process; set AMIF_MICRO_BATCH={few} and start again: "
-                        "the run continues, with the same objective"
-                    ) from None
+                    raise TooManyRows(self.rows) from None
             self.halve()  # outside the handler, which holds on to what the failed step had in memory
             put_back()
 

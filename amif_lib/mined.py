@@ -104,6 +104,7 @@ def mined_negatives(run: Run) -> pd.DataFrame:
     if negatives_drawn_from(o, batch.teacher_text is not None).startswith("student"):
         both = [module.amif.image_encoder(batch.views[:, k]) for k in (0, 1)]
         image = pick(torch.stack(both, 1), batch.view)
+        both = both if o.image_image_views == "two" else [image, image]
         text = module.amif.text_encoder(batch.ids, batch.mask)
     drawn = module.mine(batch, image, both, text)
     sides, temperature = module._similar_sides(batch, image, both, text)
@@ -118,7 +119,9 @@ def mined_negatives(run: Run) -> pd.DataFrame:
         if o.exclude_duplicates:
             barred |= hard_negatives.duplicates(batch.group, batch.text_key)
         if kind == "image_image" and o.same_view_negatives:
-            barred |= batch.view_label[:, 1, None] != batch.view_label[None, :, 1]
+            two = o.image_image_views == "two"
+            label = batch.view_label[:, 1] if two else pick(batch.view_label, batch.view)  # (N,)
+            barred |= label[:, None] != label[None, :]
         weights = weights.masked_fill(barred, 0)
         if o.negative_distribution == "top_k":
             order = weights.argsort(1, descending=True, stable=True).argsort(1)

@@ -115,6 +115,12 @@ class ObjectiveSpec(Strict):
         description="a mined image partner has the view label (view and augmentation) of the "
         "positive's partner, so that the pair is not told by view type",
     )
+    image_image_views: Literal["two", "one"] = Field(
+        "two",
+        description="what a (V,V) pair is of: the two views of a study and of the mined one; or the drawn view of each, so "
+        "that stage 2 makes and encodes one view (the cheapest reading, with pair_positives 'image_text' and "
+        "text_positive 'none'); an image beside itself is no positive, so pair_positives may not be 'per_type' then (point 16)",
+    )
     negative_directions: Literal["one", "both"] = Field(
         "one", description="(V_i, R_m) only (Eq. 11), or (V_m, R_i) too (point 21)"
     )
@@ -143,6 +149,11 @@ class ObjectiveSpec(Strict):
             raise ValueError("global_inter is false and global_intra is 'none': stage 1 would have no loss")
         if self.marginals == "attention" and self.transport_on == "unimodal":
             raise ValueError("marginals 'attention' are co-attention's, transport_on is 'unimodal'; change one of them")
+        if self.image_image_views == "one" and self.pair_positives == "per_type" and "image_image" in self.pair_types:
+            raise ValueError(
+                "image_image_views 'one' with pair_positives 'per_type' would pair an image with itself as a positive; set "
+                "pair_positives to 'image_text' or 'none'"
+            )
         if self.plan_gradient == "unrolled" and self.transport_solver != "ipot":
             raise ValueError(
                 f"plan_gradient 'unrolled' is IPOT's and transport_solver is '{self.transport_solver}'; change one of them"
@@ -154,7 +165,13 @@ class ObjectiveSpec(Strict):
         in_global = self.global_intra == "both" or (self.global_inter and self.inter_view != "random")
         if stage == "stage1":
             return in_global
-        return (self.weight_hard_negatives > 0 and "image_image" in self.pair_types) or self.weight_global > 0
+        pairs_views = self.pairs_images and self.image_image_views == "two"
+        return pairs_views or (self.weight_global > 0 and in_global)
+
+    @property
+    def pairs_images(self) -> bool:
+        """Whether stage 2 classifies pairs of images."""
+        return self.weight_hard_negatives > 0 and "image_image" in self.pair_types
 
     @property
     def copies_texts(self) -> bool:

@@ -40,7 +40,7 @@ POINTS: dict[str, tuple[str, ...]] = {
     "co-attention of pairs of one modality": ("model.same_modality_pairs",),
     "Concat of unequal lengths (Eq. 12)": ("model.pair_pooling",),
     "pooler before the pair head": ("model.pair_pooler",),
-    "positives of the pair loss": ("objective.pair_positives",),
+    "positives of the pair loss": ("objective.pair_positives", "objective.image_image_views"),
     "positive of a text pair": ("objective.text_positive", "objective.token_drop", "model.pair_head"),
     "positive of an image pair": (),
     "distribution of hard negatives": (

@@ -1,9 +1,14 @@
-"""The teacher's embeddings as they are cached: computed shard by shard, so that an interrupted job goes on where it was."""
+"""The teacher's embeddings as they are cached: shard by shard, so that an interrupted job goes on where it was.
+
+A shard holds each vector beside the digest of what it is of (an image's bytes as prepared, a report's text), so that another
+choice of data takes from it what the same model has embedded before.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from amif_lib.datasets.prepared import Pictures
+
+Known = dict[str, dict[bytes, "Tensor"]]  # of "images" and "texts": vector (e,) by content
 
 SHARDS, INDEX = "embeddings", "index.json"
 SHARD = 4096  # studies whose embeddings are written together: what an interrupted job has to embed again at most
@@ -38,11 +45,13 @@ def embed(
     models: dict[int, tuple[Any, Any, Any]],
     pictures: Pictures,
     folder: Path,
+    others: Iterable[Path] = (),
 ) -> Embeddings:
     """Unit-length embeddings of clean images and texts (no augmentation), each by the model of its study's fold.
 
     They are written to `folder` in shards of `SHARD` studies, named by the digest of what was embedded, and a shard that is
-    there is not made again. Every image is embedded once, and so is every text that several studies of a shard share.
+    there is not made again. What the same model has embedded in `others`, folders of shards, is taken from there, by content;
+    in a shard every content is embedded once.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -50,6 +59,7 @@ def embed(
     from amif_lib import progress
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    known = by_content(others)
     image_index, study_index = {}, {}
     vectors, rows = {"images": [], "texts": []}, {"images": 0, "texts": 0}
     parts = [
@@ -66,7 +76,7 @@ def embed(
             bar.step(len(ids) + len(texts))
         else:
             models[fold][0].to(device)
-            found = _embedded(ids, texts, models[fold], pictures, device, bar.step)
+            found = _embedded(ids, texts, models[fold], pictures, device, known, bar.step)
             models[fold][0].cpu()
             with write_aside(path) as aside:
                 save_file(found, aside)
@@ -89,33 +99,63 @@ def _image_ids(studies: Sequence[Study]) -> list[str]:
     return list(dict.fromkeys(picture.image_id for study in studies for picture in study.images))
 
 
+def by_content(folders: Iterable[Path]) -> Known:
+    """The vectors in folders of shards, by the digest of what they are of; shards that do not say it hold none."""
+    from safetensors.torch import load_file
+
+    found: Known = {"images": {}, "texts": {}}
+    for path in sorted(path for folder in folders for path in folder.glob("[!.]*.safetensors")):
+        shard = load_file(path)
+        for kind, vectors in found.items():
+            if f"{kind}_of" in shard:
+                vectors |= zip(map(bytes, shard[f"{kind}_of"].numpy()), shard[kind], strict=True)
+    return found
+
+
 def _embedded(
     ids: list[str],
     texts: list[str],
     model: tuple[Any, Any, Any],
     pictures: Pictures,
     device: str,
+    known: Known,
     step: Callable[[int], None],
 ) -> dict[str, Tensor]:
-    """Embeddings `images` (images, e) and `texts` (studies, e) of one shard; `step` is told how many are done."""
+    """Embeddings `images` (images, e) and `texts` (studies, e) of one shard, and the digests (., 16) of what they are of.
+
+    `step` is told how many are done.
+    """
     import torch
     import torch.nn.functional as F
 
     network, preprocess, tokenizer = model
-    distinct = list(dict.fromkeys(texts))
-    images, words = [], []
-    with torch.inference_mode():
-        for start in range(0, len(ids), 64):
-            pixels = torch.stack([preprocess(pictures[name].convert("RGB")) for name in ids[start : start + 64]])
-            images.append(F.normalize(network.encode_image(pixels.to(device)).float(), dim=-1).cpu())  # (64, e)
-            step(len(pixels))
-        for start in range(0, len(distinct), 64):
-            tokens = tokenizer(distinct[start : start + 64]).to(device)
-            words.append(F.normalize(network.encode_text(tokens).float(), dim=-1).cpu())  # (64, e)
-            step(len(words[-1]))
-        step(len(texts) - len(distinct))
-    row = {text: i for i, text in enumerate(distinct)}
-    return {"images": torch.cat(images), "texts": torch.cat(words)[[row[text] for text in texts]]}  # (., e)
+
+    def images(rows: list[int]) -> Tensor:
+        pixels = torch.stack([preprocess(pictures[ids[row]].convert("RGB")) for row in rows])
+        return network.encode_image(pixels.to(device))  # (b, e)
+
+    def words(rows: list[int]) -> Tensor:
+        return network.encode_text(tokenizer([texts[row] for row in rows]).to(device))  # (b, e)
+
+    out = {}
+    for kind, contents, encode in (
+        ("images", (pictures.content(name) for name in ids), images),
+        ("texts", (text.encode() for text in texts), words),
+    ):
+        digests = [hashlib.sha256(content).digest()[:16] for content in contents]
+        rows = {digest: row for row, digest in reversed(list(enumerate(digests)))}  # the first of each content
+        new = sorted(row for digest, row in rows.items() if digest not in known[kind])
+        step(len(digests) - len(new))
+        vectors = {}
+        with torch.inference_mode():
+            for start in range(0, len(new), 64):
+                part = new[start : start + 64]
+                found = F.normalize(encode(part).float(), dim=-1).cpu()  # (b, e)
+                vectors |= {digests[row]: vector for row, vector in zip(part, found, strict=True)}
+                step(len(part))
+        out[kind] = torch.stack([vectors[d] if d in vectors else known[kind][d] for d in digests])  # (n, e)
+        out[f"{kind}_of"] = torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, 16)
+    return out
 
 
 def write_vectors(folder: Path, embeddings: Embeddings) -> None:

@@ -143,6 +143,26 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     return folder
 
 
+def same_model(spec: RunSpec) -> list[Path]:
+    """Shards of other caches whose vectors are this teacher's: the same published model, which saw images of the same size.
+
+    A model that the kit trains is another one in every cache.
+    """
+    if spec.teacher.source == "trained":
+        return []
+    own, found = identity.teacher_read(spec.teacher, "views"), []
+    for home in dict.fromkeys(manifests.derived_folder(name) / "teachers" for name in spec.data.pretrain):
+        for folder in sorted(path for path in home.glob("[!.]*") if path.name != teacher_id(spec) and _is_made(path)):
+            try:
+                theirs = run_spec.TeacherSpec.model_validate_json((folder / "spec.json").read_text(encoding="utf-8"))
+            except ValueError:  # of another version of the kit
+                continue
+            side = _content(folder / METRICS).get("stored_side")
+            if identity.teacher_read(theirs, "views") == own and side == stored_side(spec):
+                found.append(folder / SHARDS)
+    return found
+
+
 def _refuse_changed(spec: RunSpec, folder: Path) -> None:
     """Raise InputError where the file of embeddings is another than the one that the cache was made from."""
     source = spec.teacher.source
@@ -201,7 +221,7 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
         folds = whole
         models = {0: _trained(own, teacher, aside / "fold0", prepared.pictures(teacher.data, side))}
     if models:
-        embeddings = embed(studies, folds, models, pictures, aside / SHARDS)
+        embeddings = embed(studies, folds, models, pictures, aside / SHARDS, same_model(spec))
     else:
         write_vectors(aside / SHARDS, embeddings)
     metrics = describe(embeddings, studies, folds, spec)
@@ -210,6 +230,7 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
         "trained_on": list(teacher.data),
         "cross_fit": teacher.cross_fit,
         "studies": len(studies),
+        "stored_side": side,
         **own_metrics,
         "code_digest": results.code_digest(),
         "wall_time_s": round(time.time() - started, 1),

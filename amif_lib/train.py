@@ -27,7 +27,8 @@ from amif_lib.batches import global_batches, loader, share
 from amif_lib.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
-from amif_lib.micro_batch import MicroBatch
+from amif_lib.launch import FEWER_ROWS, asked_workers
+from amif_lib.micro_batch import MicroBatch, TooManyRows
 from amif_lib.objectives import monitor
 from amif_lib.prepare import Prepared, prepare
 
@@ -158,6 +159,7 @@ def run_spec(spec: RunSpec) -> Path:
         prepared.best_epoch.forget()
     if compiling.asked():
         compiling.compile_blocks(prepared.module)
+        compiling.compile_transport()
     module, optimizer = accelerator.prepare(prepared.module, optimizer)
     module.train()
     micro = MicroBatch(prepared.module, -(-spec.train.batch_size // world_size()), spec.stage)
@@ -167,7 +169,9 @@ def run_spec(spec: RunSpec) -> Path:
     bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=accelerator.is_main_process)
     history, saved = [], time.time()
     plan = [item for item in epoch_keys(prepared, spec, first_step) if item[1] < steps]
-    workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu else 0
+    workers = asked_workers()
+    if workers is None:
+        workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu else 0
 
     def losses(part: Any, last: bool) -> dict[str, torch.Tensor]:
         """Losses of a part of a batch, its gradients added to those of the parts before it; the last one's are exchanged."""
@@ -362,7 +366,11 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for spec in experiments.load_spec(arguments.spec):
-        run_spec(spec)
+        try:
+            run_spec(spec)
+        except TooManyRows as error:  # for whoever started the processes, to start them again
+            files.write_text(spec.directory / FEWER_ROWS, f"{error.fewer}\n")
+            raise
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def test_a_generated_corpus_is_read_whole(tmp_path: Path) -> None:
 def test_transport_solvers_are_compared_on_the_same_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
     frame = pd.read_csv(transport.write("demo", problems=4, repeats=1))
-    assert frame.groupby("family")["way"].apply(list).map(len).to_dict() == dict.fromkeys(transport.FAMILIES, 7)
+    assert frame.groupby("family")["way"].apply(list).map(len).to_dict() == dict.fromkeys(transport.FAMILIES, 8)
     for name, rows in frame.groupby("family"):
         by_way = rows.set_index("way")
         assert abs(by_way.loc[transport.EXACT, "largest_gap"]) < 1e-3

@@ -141,6 +141,8 @@ def _counted(step) -> float:
         ("stage1", {}, {}),
         ("stage1", {"text_text_second": "copy"}, {"projection": "mlp", "projection_sharing": "alignment"}),
         ("stage2", {}, {}),
+        ("stage2", {"pair_positives": "image_text", "text_positive": "none", "image_image_views": "one"}, {}),
+        ("stage2", {"weight_global": 1.0, "text_text_second": "copy"}, {}),
         ("stage2", {"pair_positives": "none", "negative_directions": "both", "text_positive": "halves"}, {}),
         ("stage2", {"weight_hard_negatives": 0.0}, {"co_attention": "one_way"}),
         (

@@ -140,6 +140,55 @@ def test_a_failing_subprocess_raises_with_the_end_of_its_log(run, monkeypatch) -
 
 
 @pytest.mark.skipif(os.name == "nt", reason="process groups of POSIX")
+def test_processes_that_run_out_of_memory_are_started_again_with_fewer_rows(run, monkeypatch, capsys) -> None:
+    script(
+        monkeypatch,
+        "import os, pathlib, sys\n"
+        "rows = int(os.environ.get('AMIF_MICRO_BATCH', 64))\n"
+        "print('rows', rows)\n"
+        "if rows > 16:\n"
+        "    (pathlib.Path(sys.argv[1]).parent / 'fewer_rows').write_text(str(rows // 2))\n"
+        "    sys.exit(1)\n",
+    )
+    monkeypatch.delenv("AMIF_MICRO_BATCH", raising=False)
+    launch.train(run, 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("rows")] == ["rows 64", "rows 32", "rows 16"]
+    assert "out of memory: started again with AMIF_MICRO_BATCH=16, from the last stored step" in lines
+    script(monkeypatch, "import sys; sys.exit(1)")  # another failure, after one of memory, is not tried again
+    (run.directory / "fewer_rows").write_text("8")
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        launch.train(run, 2)
+
+
+def test_a_training_process_leaves_word_of_how_many_rows_to_try(run, monkeypatch, tmp_path) -> None:
+    from amif_lib import train
+    from amif_lib.micro_batch import TooManyRows
+
+    def fails(spec) -> None:
+        raise TooManyRows(48)
+
+    monkeypatch.setattr(train, "run_spec", fails)
+    spec_file = tmp_path / "spec.json"
+    spec_file.write_text(run.model_dump_json())
+    monkeypatch.setattr(sys, "argv", ["train", "--spec", str(spec_file)])
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(InputError, match=r"out of memory with 48 samples .* set AMIF_MICRO_BATCH=24"):
+        train.main()
+    assert (run.directory / launch.FEWER_ROWS).read_text() == "24\n"
+
+
+@pytest.mark.parametrize(("text", "found"), [(None, None), ("0", 0), ("6", 6)])
+def test_workers_that_decode_are_asked_for_by_number(text, found, monkeypatch) -> None:
+    monkeypatch.delenv("AMIF_WORKERS", raising=False)
+    if text is not None:
+        monkeypatch.setenv("AMIF_WORKERS", text)
+    assert launch.asked_workers() == found
+    monkeypatch.setenv("AMIF_WORKERS", "many")
+    with pytest.raises(InputError, match="AMIF_WORKERS='many': give a whole number"):
+        launch.asked_workers()
+
+
 def test_an_interrupted_cell_takes_the_training_and_its_workers_along(run, monkeypatch) -> None:
     script(
         monkeypatch,

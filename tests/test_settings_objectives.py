@@ -129,6 +129,47 @@ def test_mean_over_pairs_is_their_sum_over_their_number(objective, pairs):
     assert values["sum"] == pytest.approx(pairs * values["mean"], rel=1e-5)
 
 
+ONE_VIEW = {"pair_positives": "image_text", "image_image_views": "one"}
+
+
+def test_one_view_stands_on_both_sides_of_a_pair_of_images():
+    """By hand: (V,V) negatives pair the drawn views of both samples, and nothing of the other view is read."""
+    module, batch = (
+        tiny.pretraining("stage2", **ONE_VIEW, pair_types=("image_image",), weight_local=0.0).eval(),
+        tiny.batch(8),
+    )
+    amif, rows = module.amif, torch.arange(8)
+    drawn = amif.image_encoder(batch.views[rows, batch.view])
+    mined = module.mine(batch, drawn, (drawn, drawn), None)["image_image"]
+    label = batch.view_label[rows, batch.view]
+    assert mined.valid.any() and (label[mined.index[mined.valid]] == label[mined.valid]).all()
+    pair = amif.co_attention(drawn, drawn[mined.index.clamp_min(0)], None, None, "image_image")[:2]
+    each = torch.nn.functional.cross_entropy(
+        amif.pair_head(*pair, None, None, "image_image"), torch.ones(8, dtype=torch.long), reduction="none"
+    )
+    found = module(batch)["hard_negatives"]
+    torch.testing.assert_close(found, (each * mined.valid).mean())
+    other = type(batch)(**vars(batch) | {"views": batch.views.clone()})
+    other.views[rows, 1 - batch.view] = torch.nan
+    torch.testing.assert_close(module(other)["hard_negatives"], found)
+
+
+def test_one_view_is_neither_made_nor_encoded_twice_and_is_no_positive():
+    assert ObjectiveSpec().reads_both_views("stage2") and not ObjectiveSpec(**ONE_VIEW).reads_both_views("stage2")
+    assert ObjectiveSpec(**ONE_VIEW, weight_global=1.0).reads_both_views("stage2")  # Eq. 6-8 compare the views
+    with pytest.raises(ValidationError, match="an image with itself as a positive"):
+        ObjectiveSpec(image_image_views="one")
+
+
+@pytest.mark.parametrize("source", ["soft_labels", "student"])
+def test_one_view_with_the_global_loss_kept_and_with_every_source_of_negatives(source):
+    objective = ONE_VIEW | {"weight_global": 1.0, "global_intra": "text", "negative_distribution": source}
+    module = tiny.pretraining("stage2", **objective)
+    found = module(tiny.batch())
+    found["total"].backward()
+    assert torch.isfinite(found["total"]) and found["global"] > 0
+
+
 def test_halves_pair_first_half_with_own_and_with_anothers_second_half():
     module, batch = tiny.pretraining("stage2", text_positive="halves", pair_types=("text_text",)).eval(), tiny.batch(6)
     amif = module.amif

@@ -32,7 +32,7 @@ from amif_lib import (
 from amif_lib.datasets import images, load_studies, phantom_shapes
 from amif_lib.encoders import ImageEncoder, TextEncoder
 from amif_lib.errors import InputError
-from amif_lib.experiments import ModelSpec
+from amif_lib.experiments import ModelSpec, TeacherSpec
 from amif_lib.objectives import contrastive
 from tests import tiny
 
@@ -255,11 +255,21 @@ def write_hf_clip(folder: Path) -> CLIPModel:
     return model
 
 
+class Stored(dict):
+    """Image files by id, as prepared sets give them: pictures and the bytes they are stored as."""
+
+    def __getitem__(self, name: str) -> Image.Image:
+        return Image.open(self.get(name))
+
+    def content(self, name: str) -> bytes:
+        return self.get(name).read_bytes()
+
+
 def test_a_hugging_face_clip_embeds_as_transformers_does_in_batches_of_any_size(tmp_path: Path) -> None:
     clip = write_hf_clip(tmp_path / "clip")
     model = teacher_models.load(f"hf-clip:{tmp_path / 'clip'}")
     studies = load_studies("phantom_shapes")[:70]  # more than one batch of 64
-    pictures = {s.study_id: Image.open(s.images[0].path) for s in studies}
+    pictures = Stored({s.study_id: s.images[0].path for s in studies})
     folds = {0: list(range(len(studies)))}
     found = teachers.embed(studies, folds, {0: model}, pictures, tmp_path / "a")
     from transformers import AutoTokenizer
@@ -280,6 +290,63 @@ def test_a_hugging_face_clip_embeds_as_transformers_does_in_batches_of_any_size(
     backwards = teachers.embed(studies[::-1], folds, {0: model}, pictures, tmp_path / "b")
     again = backwards.image_vectors[[backwards.images[name] for name in found.images]]
     torch.testing.assert_close(again, found.image_vectors, atol=1e-5, rtol=0)
+
+
+def test_another_choice_of_data_embeds_only_what_the_model_has_not_seen(tmp_path: Path) -> None:
+    write_hf_clip(tmp_path / "clip")
+    network, *rest = teacher_models.load(f"hf-clip:{tmp_path / 'clip'}")
+    encoded = {"image": 0, "text": 0}
+
+    class Counting(torch.nn.Module):
+        def encode_image(self, pixels):
+            encoded["image"] += len(pixels)
+            return network.encode_image(pixels)
+
+        def encode_text(self, ids):
+            encoded["text"] += len(ids)
+            return network.encode_text(ids)
+
+    model = (Counting(), *rest)
+    studies = load_studies("phantom_shapes")[:30]
+    pictures = Stored({s.study_id: s.images[0].path for s in studies})
+    first = teachers.embed(studies[:20], {0: list(range(20))}, {0: model}, pictures, tmp_path / "a")
+    texts = {study.text for study in studies[:20]}
+    assert encoded == {"image": 20, "text": len(texts)}
+    # another order, ten more studies, and one of the old ones with another image under its id
+    pictures[studies[3].study_id] = studies[25].images[0].path
+    second = teachers.embed(studies[::-1], {0: list(range(30))}, {0: model}, pictures, tmp_path / "b", [tmp_path / "a"])
+    more = {study.text for study in studies[20:]} - texts
+    assert encoded == {"image": 20 + 10, "text": len(texts | more)}  # the changed image is equal to a new one
+    for study in studies[:20]:
+        same = torch.equal(
+            first.image_vectors[first.images[study.study_id]], second.image_vectors[second.images[study.study_id]]
+        )
+        assert same == (study is not studies[3])
+    changed, equal = (second.image_vectors[second.images[studies[i].study_id]] for i in (3, 25))
+    assert torch.equal(changed, equal)
+
+
+def test_only_caches_of_the_same_published_model_and_image_size_are_taken_from(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(teachers.manifests, "derived_folder", lambda name: tmp_path)
+    source = f"hf-clip:{tmp_path / 'clip'}"
+
+    def cache(name: str, side: int, **changes) -> Path:
+        folder = tmp_path / "teachers" / name
+        (folder / "embeddings").mkdir(parents=True)
+        teacher = TeacherSpec(**({"source": source} | changes))
+        (folder / "spec.json").write_text(teacher.model_dump_json())
+        (folder / "index.json").write_text("{}")
+        (folder / "metrics.json").write_text(json.dumps({"stored_side": side}))
+        return folder / "embeddings"
+
+    spec = tiny.run(stage="stage1").model_copy(update={"teacher": TeacherSpec(source=source)})
+    side = teachers.stored_side(spec)
+    same, views = cache("same", side), cache("views", side, views="augmented")
+    cache("smaller", side - 1)
+    cache("another", side, source="hf-clip:other")
+    assert teachers.same_model(spec) == [same, views]  # what a teacher sees while the student trains is not cached
+    trained = spec.model_copy(update={"teacher": TeacherSpec(source="trained", data=("phantom_teacher",))})
+    assert teachers.same_model(trained) == []
 
 
 def test_a_hugging_face_clip_that_is_not_there_or_not_one_says_what_to_do(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def train(
     module = build(run, device).train()
     if compiled:
         compiling.compile_blocks(module)
+        compiling.compile_transport()
     size, answer = run.train.batch_size, min(flop_count.ANSWER_TOKENS, run.data.answer_length)
     batch = (synthetic.questions(run, size, answer) if run.stage == "finetune" else synthetic.studies(run, size)).to(
         torch.device(device)

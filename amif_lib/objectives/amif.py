@@ -78,7 +78,8 @@ class Pretraining(PairClassification):
                 both = self.encode_views(batch.views)  # V^(1), V^(2): (B, p+1, d)
                 image = pick(torch.stack(both, 1), batch.view)  # V_i: (B, p+1, d)
             else:
-                both, image = None, self.amif.image_encoder(pick(batch.views, batch.view))
+                image = self.amif.image_encoder(pick(batch.views, batch.view))
+                both = (image, image) if o.pairs_images or o.weight_global > 0 else None
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         negatives = (

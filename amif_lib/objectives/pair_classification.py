@@ -67,7 +67,8 @@ class PairClassification(GlobalAlignment):
             )  # Q; lambda sits on the diagonal, never drawn
             barred = exclude
             if kind == "image_image" and o.same_view_negatives:
-                label = gather(batch.view_label)[:, 1]  # (N,)
+                label = gather(batch.view_label)  # (N, 2)
+                label = label[:, 1] if o.image_image_views == "two" else pick(label, gather(batch.view))  # (N,)
                 other_view = label[:, None] != label[None, :]  # (N, N)
                 barred = other_view if exclude is None else exclude | other_view
             generator = torch.Generator().manual_seed(hash((self.seed, batch.step, number)) & 0x7FFFFFFF)
@@ -94,8 +95,13 @@ class PairClassification(GlobalAlignment):
         which = gather(batch.view)
         if not negatives_drawn_from(o, batch.teacher_text is not None).startswith("student"):
             views, texts = gather(batch.teacher_views), gather(batch.teacher_text)
-            sides = {"image_text": (pick(views, which), texts), "image_image": (views[:, 0], views[:, 1])}
-            return sides | {"text_text": (texts, texts)}, o.teacher_temperature
+            drawn = pick(views, which)  # (N, e)
+            images = (views[:, 0], views[:, 1]) if o.image_image_views == "two" else (drawn, drawn)
+            return {
+                "image_text": (drawn, texts),
+                "image_image": images,
+                "text_text": (texts, texts),
+            }, o.teacher_temperature
         texts = gather(project("text", text[:, 0], intra=True))
         sides = {
             "image_text": (gather(project("image", image[:, 0])), gather(project("text", text[:, 0]))),

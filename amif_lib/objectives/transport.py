@@ -216,18 +216,39 @@ def ipot(
         return _scale(exponent, real, rows, cols, iterations)
 
 
+def proximal_step(
+    plan: Tensor,
+    scaling: Tensor,
+    kernel: Tensor,
+    floor: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    no_row: Tensor,
+    no_col: Tensor,
+) -> Tensor:
+    """One IPOT iteration, in place on `plan` (B, p, t); returns the column scaling (B, 1, t) that the next one starts with.
+
+    Sums instead of matrix products: the same on hardware that rounds those. `compiling.compile_transport` puts a compiled
+    one in its place, for plans without gradient.
+    """
+    plan.mul_(kernel).mul_(scaling)  # in place; where a gradient is asked for, autograd keeps copies by itself
+    plan.mul_(rows / (plan.sum(dim=2, keepdim=True) + no_row))  # (B, p, t) -> (B, p, 1)
+    change = cols / (plan.sum(dim=1, keepdim=True) + no_col)  # (B, p, t) -> (B, 1, t)
+    plan.mul_(change).clamp_min_(floor)
+    return scaling * change
+
+
+step_without_gradient = proximal_step
+
+
 def _scale(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor, iterations: int) -> Tensor:
-    """IPOT's iterations on the plan itself. Sums instead of matrix products: the same on hardware that rounds those."""
+    """IPOT's iterations on the plan itself."""
     no_row, no_col = (rows == 0).float(), (cols == 0).float()  # keeps a padded sum of 0 from being divided by
     kernel = torch.exp(-exponent)  # (B, p, t)
     plan, floor = real.float(), real * SMALLEST_ENTRY
-    scaling = cols  # (B, 1, t), carried from one iteration to the next
+    step, scaling = proximal_step if torch.is_grad_enabled() else step_without_gradient, cols  # (B, 1, t)
     for _ in range(iterations):
-        plan.mul_(kernel).mul_(scaling)  # in place; where a gradient is asked for, autograd keeps copies by itself
-        plan.mul_(rows / (plan.sum(dim=2, keepdim=True) + no_row))  # (B, p, t) -> (B, p, 1)
-        change = cols / (plan.sum(dim=1, keepdim=True) + no_col)  # (B, p, t) -> (B, 1, t)
-        scaling = scaling * change
-        plan.mul_(change).clamp_min_(floor)
+        scaling = step(plan, scaling, kernel, floor, rows, cols, no_row, no_col)
     return plan
 
 
