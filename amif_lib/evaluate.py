@@ -7,6 +7,7 @@ to run again. Nothing here needs torch.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -157,6 +158,15 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
     not the likeliest test answer (the file was edited).
     """
     folder = Path(folder)
+    files_of = [path for name in (PREDICTIONS, CANDIDATES) if (path := folder / name).is_file()]
+    stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files_of)
+    frame, candidates = _read(folder.resolve(), stamps)
+    return frame.copy(deep=False), candidates.copy(deep=False)  # a column of one's own does no harm to other readers
+
+
+@lru_cache(maxsize=1000)  # several tables and figures read the same runs
+def _read(folder: Path, stamps: tuple[tuple[int, int], ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What `read_predictions` returns of files as they are at this time."""
     frame = read_parquet(folder / PREDICTIONS)
     if compact.is_compact(frame):
         frame, candidates = compact.expand(folder, frame)

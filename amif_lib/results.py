@@ -42,6 +42,7 @@ RESULT_MODULES = (
     "finetuning.py",
     "batches.py",
     "train.py",
+    "determinism.py",
     "distributed.py",
     "micro_batch.py",
     "teachers.py",

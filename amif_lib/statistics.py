@@ -6,6 +6,7 @@ output.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,7 +65,13 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down adjustment of a family of p values."""
     from statsmodels.stats.multitest import multipletests
 
-    return multipletests(p_values, method="holm")[1] if len(p_values) else np.array([])
+    if not len(p_values):
+        return np.array([])
+    gc.freeze()  # multipletests collects garbage each time, which takes long where many runs are loaded
+    try:
+        return multipletests(p_values, method="holm")[1]
+    finally:
+        gc.unfreeze()
 
 
 def combine_seeds(values: Sequence[float]) -> tuple[float, float]:
@@ -91,6 +98,18 @@ def _image_weights(count: int, draws: int, seed: int) -> np.ndarray:
     """How often each of `count` images occurs in each bootstrap draw -> (draws, count)."""
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
     return drawn.astype(np.float32)  # small whole numbers: exact
+
+
+@lru_cache(maxsize=400)  # a row is compared with several others, in several tables
+def _resampled(sums: bytes, counts: bytes, runs: int, draws: int, seed: int) -> np.ndarray:
+    """Accuracies in each draw of images, (draws, S), of right answers (S, C) and questions (C,), both fp64 as bytes."""
+    both = (
+        np.frombuffer(sums + counts).reshape(runs + 1, -1).astype(np.float32)
+    )  # (S + 1, C): small whole numbers, exact
+    drawn = _image_weights(both.shape[1], draws, seed) @ both.T  # (draws, C), (C, S + 1) -> (draws, S + 1)
+    out = drawn[:, :-1].astype(float) / drawn[:, -1:]
+    out.flags.writeable = False
+    return out
 
 
 def _seed_mean(per_run: np.ndarray, pretrainings: Sequence[int] | None, seed: int, first_seed: int) -> np.ndarray:
@@ -123,11 +142,10 @@ Group = tuple[np.ndarray, np.ndarray, Sequence[int] | None]  # right answers (S,
 
 def _draws(groups: list[Group], draws: int, seed: int, first_seed: int | None = None) -> list[np.ndarray]:
     """Bootstrap accuracies, one array (draws,) per system; all systems see the same resampled images."""
-    weights = _image_weights(len(groups[0][1]), draws, seed)  # (draws, C)
     first_seed = seed if first_seed is None else first_seed
     out = []
     for position, (sums, counts, pretrainings) in enumerate(groups):
-        per_run = (weights @ sums.T.astype(np.float32)).astype(float) / (weights @ counts.astype(np.float32))[:, None]
+        per_run = _resampled(sums.tobytes(), counts.tobytes(), len(sums), draws, seed)
         out.append(_seed_mean(per_run, pretrainings, seed + 1000 * position, first_seed))
     return out
 

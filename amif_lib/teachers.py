@@ -294,7 +294,10 @@ def _trained(studies: list[Study], teacher: TeacherSpec, folder: Path, pictures:
     if not folder.is_dir():
         aside = folder.with_name(f".{folder.name}")
         shutil.rmtree(aside, ignore_errors=True)
-        train_open_clip(studies, teacher, aside, pictures)
+        from amif_lib.determinism import deterministic
+
+        with deterministic():
+            train_open_clip(studies, teacher, aside, pictures)
         aside.replace(folder)
     return load_open_clip(f"local-dir:{folder}")
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from amif_lib import compiling, experiments, files, predict, progress, redistribution, results
 from amif_lib.batches import global_batches, loader, share
+from amif_lib.determinism import deterministic
 from amif_lib.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
@@ -131,6 +132,7 @@ def to_come(spec: RunSpec, module: nn.Module) -> int:
     return moments + others * tokens * spec.model.width * 4 * 2  # fp32, and its gradient
 
 
+@deterministic()
 def run_spec(spec: RunSpec) -> Path:
     """Train a run to its end (from its last state, if it was cut off) and return its directory. Finished runs are left alone."""
     from accelerate import Accelerator
