@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -93,6 +95,25 @@ def is_current(scale: str) -> bool:
     index, folder = paths.scale_dir(scale) / "figures" / INDEX, paths.scale_dir(scale) / "tables"
     made = [path for path in folder.glob("*.csv") if path.stem != "claims"]  # that one the report writes after drawing
     return index.is_file() and all(path.stat().st_mtime <= index.stat().st_mtime for path in made)
+
+
+def start(scale: str) -> subprocess.Popen:
+    """Let another process draw the scale's figures; `finish` waits for it."""
+    line = [sys.executable, "-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
+    origin = ["--from", "reference"] if paths.from_reference() else []
+    return subprocess.Popen(
+        [*line, *origin], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", cwd=paths.ROOT
+    )
+
+
+def finish(scale: str, process: subprocess.Popen) -> None:
+    """Wait for what `start` started and pass on what it printed. Raises InputError with its last line where it failed."""
+    said = process.communicate()[0]
+    print(said, end="", flush=True)
+    if process.returncode:
+        lines = said.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise InputError(f"SCALE={scale}: the figures could not be drawn: {lines[-1].removeprefix('error: ')}")
+    (paths.scale_dir(scale) / "figures" / INDEX).touch()  # newer than tables that were made meanwhile, of the same runs
 
 
 def training_curves(scale: str) -> Drawn:

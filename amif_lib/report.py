@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +45,34 @@ def write(scale: str) -> Path:
     relative path). Under FROM=reference the runs are the committed ones and the page goes to
     `results/from_reference/<scale>/`. Raises InputError where a table that the scale's plan names lacks runs.
     """
-    from amif_lib import claims, figure_set
+    from amif_lib import figure_set
 
     folder = paths.scale_dir(scale)
+    drawing = None if figure_set.is_current(scale) else figure_set.start(scale)  # beside the tables, on another core
+    try:
+        return _write(scale, folder, drawing)
+    finally:
+        if drawing and drawing.poll() is None:  # a table could not be made
+            drawing.kill()
+            drawing.wait()
+
+
+def _write(scale: str, folder: Path, drawing: subprocess.Popen | None) -> Path:
+    from amif_lib import claims, figure_set
+
     whole = [tables.Table(name, scale) for name in planned_tables(scale)]
     head = _headline(scale, whole)
     for table in whole:
         tables.store(table)
     runs = _all_runs([*whole, *([head] if head else [])])
     figures.use_style()
-    if not figure_set.is_current(scale):
-        figure_set.main(scale, allow_none=True)
     if head:  # of the other tables the page has the numbers alone
         _draw_accuracy(head, folder)
     for table in whole:  # drawn by the tables' notebooks, which FROM=reference does without
         if paths.from_reference() or not (folder / "figures" / f"accuracy_{table.name}.png").is_file():
             table_figures.save(table)
+    if drawing:
+        figure_set.finish(scale, drawing)
     said = claims.table(scale, known={table.name: table for table in whole})
     claims.write(scale, said)
     content = {

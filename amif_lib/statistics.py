@@ -112,6 +112,14 @@ def _resampled(sums: bytes, counts: bytes, runs: int, draws: int, seed: int) -> 
     return out
 
 
+@lru_cache(maxsize=40)
+def _run_weights(count: int, size: tuple[int, int], seed: int) -> np.ndarray:
+    """The share that each of `count` runs of a pre-training has in each bootstrap draw -> (draws, P, count)."""
+    drawn = np.random.default_rng([seed, 1]).multinomial(count, np.full(count, 1 / count), size=size) / count
+    drawn.flags.writeable = False
+    return drawn
+
+
 def _seed_mean(per_run: np.ndarray, pretrainings: Sequence[int] | None, seed: int, first_seed: int) -> np.ndarray:
     """Mean over runs drawn with replacement, (draws, S) -> (draws,). One run is itself.
 
@@ -132,7 +140,7 @@ def _seed_mean(per_run: np.ndarray, pretrainings: Sequence[int] | None, seed: in
         cube = np.take_along_axis(cube, chosen[:, :, None], axis=1)
         out = out + np.sqrt(first / (first - 1)) * (cube.mean((1, 2)) - out)
     if (own := cube.shape[2]) > 1:
-        weights = np.random.default_rng([seed, 1]).multinomial(own, np.full(own, 1 / own), size=cube.shape[:2]) / own
+        weights = _run_weights(own, cube.shape[:2], seed)
         out = out + np.sqrt(own / (own - 1)) * ((cube * weights).sum(2) - cube.mean(2)).mean(1)
     return out
 
