@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import pandas as pd
 
 from amif_lib import map_files, map_scores, paths, redistribution
 from amif_lib.errors import InputError
+from amif_lib.experiments import tables_of
 from amif_lib.figures import Drawn, note
 from amif_lib.layout import dataset_name, short_name
 from amif_lib.map_files import Maps
@@ -25,13 +27,16 @@ from amif_lib.map_scores import MEASURES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from amif_lib.experiments import RunSpec
-
 HELD = "studies that no student is trained on"
 RULE = (
     "Examples by rule, not by looking: in file order, the first {n} whose text names a finding that the image shows, each "
     "with another finding. White: the known region. Each map is scaled from its lowest to its highest cell; the number "
     "below says how far it is from flat (highest over mean cell)."
+)
+RULE_WITHOUT_REGIONS = (
+    "Examples by rule, not by looking: in file order, the first {n} test questions that hold a word of a training answer, each "
+    "with another word and image; what the word names has no known region, so that nothing is scored. Each map is scaled from "
+    "its lowest to its highest cell; the number below says how far it is from flat (highest over mean cell)."
 )
 TITLES = {
     "pointing": "pointing game",
@@ -60,58 +65,79 @@ def underlined(text: str, word: str, width: int = 24) -> str:
 
 def local_alignment(scale: str) -> Drawn:
     """Fig. 4: the transport plan of the underlined word, without and with hard-negative mining (Table 2, rows 4 and 8)."""
-    runs = [("without mining\n(Table 2 row 4)", "table2", "4"), ("with mining\n(Table 2 row 8)", "table2", "8")]
-    stored = [_file(scale, table, row, "stage2") for _, table, row in runs]
-    columns = [
-        (title, map_files.read(path), "transport_plan", f"{table} row {row}")
-        for path, (title, table, row) in zip(stored, runs, strict=True)
-    ]
+    columns = _columns(
+        scale, "stage2", [("without mining", "table2", "4"), ("with mining", "table2", "8")], "transport_plan"
+    )
+    first = columns[0].maps
+    texts = "reports" if first.coverage.any() else "test questions"
     caption = (
         "Fig. 4 of the paper: share of the underlined word's transported mass that each patch receives after stage 2, "
-        f"without and with hard-negative mining, on reports of {columns[0][1].data_set}, which no student is trained on. "
-        + map_files.code_note(stored)
+        f"without and with hard-negative mining, on {texts} of {first.data_set}, which no student is trained on. "
     )
     return _gallery(columns, caption, scale)
 
 
 def gated_attention(scale: str) -> Drawn:
     """Fig. 5: attention of the underlined word to the patches, without and with the gate (Table 4, rows 5 and 6)."""
-    stored = [_file(scale, "table4", row, "finetune") for row in ("5", "6")]
-    without, gated = map(map_files.read, stored)
-    columns = [
-        ("attention, no gate\n(Table 4 row 5)", without, "attention", "table4 row 5"),
-        ("attention, gate\n(Table 4 row 6)", gated, "attention", "table4 row 6"),
-        ("the gate itself\n(Table 4 row 6)", gated, "gate", "table4 row 6"),
-    ]
+    columns = _columns(
+        scale, "finetune", [("attention, no gate", "table4", "5"), ("attention, gate", "table4", "6")], "attention"
+    )
+    gated = columns[-1]
+    columns.append(replace(gated, title=gated.title.replace("attention, gate", "the gate itself"), kind="gate"))
     caption = (
         "Fig. 5 of the paper: attention of the underlined word to the patches in the last co-attention layer after "
         f"fine-tuning without and with the gate, and the gate's mean over channels, test questions of "
-        f"{dataset_name(without.data_set)}. " + map_files.code_note(stored)
+        f"{dataset_name(gated.maps.data_set)}. "
     )
     return _gallery(columns, caption, scale)
 
 
-def _file(scale: str, table: str, row: str, stage: str) -> Path:
-    """Where the maps lie of a row's first run of a stage that has some."""
-    runs: dict[str, RunSpec] = {}
-    for entry in map_scores.rows_of(table, scale):
-        if entry.row == row:
-            runs |= map_scores.with_maps(entry.runs, stage)
-    if not runs:
-        raise InputError(
-            f"{short_name(table)} row {row}: no {stage} run holds maps (regions are known of demo data only)"
+@dataclass(frozen=True)
+class Column:
+    """A column of a gallery: one kind of map of one run."""
+
+    title: str
+    maps: Maps
+    kind: str
+    source: str  # table and row
+    file: Path
+
+
+def _columns(scale: str, stage: str, wanted: Sequence[tuple[str, str, str]], kind: str) -> list[Column]:
+    """A column per `(title, table, row)`; at a scale without that table the last one alone, of Table 1's full model."""
+    if wanted[0][1] not in tables_of(scale):
+        full = next((row.row for row in map_scores.rows_of("table1", scale) if not row.extra), "")
+        wanted = [(wanted[-1][0], "table1", full)]
+    columns = []
+    for title, table, row in wanted:
+        path = _file(scale, table, row, stage)
+        columns.append(
+            Column(f"{title}\n({short_name(table)} row {row})", map_files.read(path), kind, f"{table} row {row}", path)
         )
-    return paths.run_dir(next(iter(runs))) / map_files.MAPS
+    return columns
 
 
-def _gallery(columns: Sequence[tuple[str, Maps, str, str]], caption: str, scale: str) -> Drawn:
-    """One row per example: the image with its region, then each column's map over it."""
-    first = columns[0][1]
-    for title, maps, *_ in columns:
+def _file(scale: str, table: str, row: str, stage: str) -> Path:
+    """Where the maps lie of a row's first run of a stage that has some: those with regions, else examples."""
+    tips = [run for entry in map_scores.rows_of(table, scale) if entry.row == row for run in entry.runs]
+    for name in (map_files.MAPS, map_files.EXAMPLE_MAPS):
+        if runs := map_scores.with_maps(tips, stage, name):
+            return paths.run_dir(next(iter(runs))) / name
+    raise InputError(
+        f"{short_name(table)} row {row}: no {stage} run holds maps (of real data there are some where images may be shown)"
+    )
+
+
+def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
+    """One row per example: the image with its region, where one is known, then each column's map over it."""
+    first, located = columns[0].maps, bool(columns[0].maps.coverage.any())
+    for column in columns:
+        maps = column.maps
         if maps.data_set != first.data_set or [maps.ids[i] for i in maps.examples] != [
             first.ids[i] for i in first.examples
         ]:
-            raise InputError(f"{title.splitlines()[0]}: its examples are not those of {columns[0][0].splitlines()[0]}")
+            own, other = (each.title.splitlines()[0] for each in (column, columns[0]))
+            raise InputError(f"{own}: its examples are not those of {other}")
     if not redistribution.may_show(first.data_set, "images"):
         raise InputError(redistribution.why_not(first.data_set, "images"))
     rows = len(first.examples)
@@ -124,7 +150,7 @@ def _gallery(columns: Sequence[tuple[str, Maps, str, str]], caption: str, scale:
     )
     plotted = []
     for line, (place, example) in zip(axes, enumerate(first.examples), strict=True):
-        picture, outline = first.pictures[place], first.outlines[place]
+        picture, outline = first.pictures[place], first.outlines[place] if located else None
         for axis in line:
             axis.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
             axis.set(xticks=[], yticks=[])
@@ -132,31 +158,28 @@ def _gallery(columns: Sequence[tuple[str, Maps, str, str]], caption: str, scale:
         text = underlined(first.texts[example], first.words[example])
         line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize="small", labelpad=8)
         _outline(line[0], outline)
-        for axis, (title, maps, name, source) in zip(line[1:], columns, strict=True):
-            values = maps.values[name][maps.examples[place]]
+        for axis, column in zip(line[1:], columns, strict=True):
+            values = column.maps.values[column.kind][column.maps.examples[place]]
             axis.imshow(values, cmap="viridis", alpha=0.55, extent=(0, 1, 1, 0), interpolation="nearest")
             _outline(axis, outline)
             axis.set_xlabel(f"max / mean {values.max() / values.mean():.2f}", fontsize="x-small", labelpad=2)
             if place == 0:
-                axis.set_title(title, fontsize="small", fontweight="normal", loc="center")
+                axis.set_title(column.title, fontsize="small", fontweight="normal", loc="center")
+            about = (first.ids[example], first.words[example], column.source, column.kind)
             plotted += [
-                (
-                    first.ids[example],
-                    first.words[example],
-                    source,
-                    name,
-                    i,
-                    j,
-                    values[i, j],
-                    first.coverage[example, i, j],
-                )
+                (*about, i, j, values[i, j], first.coverage[example, i, j] if located else np.nan)
                 for i, j in np.ndindex(values.shape)
             ]
     names = ["id", "word", "run", "map", "cell_row", "cell_column", "value", "region_coverage"]
-    return figure, pd.DataFrame(plotted, columns=names), f"{caption}{RULE.format(n=rows)} {note(scale)}"
+    alone = "" if len({column.source for column in columns}) > 1 else f"SCALE={scale} runs no row to set beside it. "
+    caption += map_files.code_note([column.file for column in columns]) + alone
+    rule = (RULE if located else RULE_WITHOUT_REGIONS).format(n=rows)
+    return figure, pd.DataFrame(plotted, columns=names), f"{caption}{rule} {note(scale)}"
 
 
-def _outline(axis: Axes, region: np.ndarray) -> None:
+def _outline(axis: Axes, region: np.ndarray | None) -> None:
+    if region is None:
+        return
     side = (np.arange(region.shape[0]) + 0.5) / region.shape[0]
     axis.contour(side, side, region.astype(float), levels=[0.5], colors="white", linewidths=1.1)
 

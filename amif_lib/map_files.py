@@ -17,6 +17,7 @@ from amif_lib import files, paths, results
 from amif_lib.errors import InputError
 
 MAPS, SOFT_LABELS, HARD_NEGATIVES = "maps.npz", "soft_labels.npz", "hard_negatives.csv"
+EXAMPLE_MAPS = "example_maps.npz"  # of images without known regions: nothing covers any cell
 VERSION = 1  # of what the three files hold; a run with an older one is done again
 STEPS = 65535
 PICTURE = 96  # side of an example's picture, pixels

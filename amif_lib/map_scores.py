@@ -179,10 +179,10 @@ def rows_of(name: str, scale: str) -> tuple[Row, ...]:
     return tuple(Selection.planned(name, scale).rows(name, scale))
 
 
-def with_maps(tips: Iterable[RunSpec], stage: str) -> dict[str, RunSpec]:
-    """Run id -> the runs of a stage behind these fine-tunings that hold maps, each once."""
+def with_maps(tips: Iterable[RunSpec], stage: str, file: str = MAPS) -> dict[str, RunSpec]:
+    """Run id -> the runs of a stage behind these fine-tunings that hold maps (with regions, unless `file` says so), each once."""
     found = {run.run_id: run for tip in tips for run in tip.lineage() if run.stage == stage}
-    return {run_id: run for run_id, run in found.items() if (paths.run_dir(run_id) / MAPS).is_file()}
+    return {run_id: run for run_id, run in found.items() if (paths.run_dir(run_id) / file).is_file()}
 
 
 def untrained_file(spec: RunSpec, data_set: str) -> Path:

@@ -8,12 +8,14 @@
   `hard_negatives.csv`, the negatives that were drawn in the run's last step;
 - stage 1: `soft_labels.npz`, the teacher's labels beside the student's probabilities on the run's first batch.
 
-Regions are known of generated data only, so that runs on real data have no `maps.npz`. None of it is read by training.
+Regions are known of generated data only. Runs on real data have no `maps.npz` but `example_maps.npz`: the same maps of a few test
+questions, chosen by a rule, of sets whose images may be shown; there is nothing to score them by. None of it is read by training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from amif_lib.batches import ImageCache, pad
 from amif_lib.datasets import load_questions, load_studies, prepared
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
-from amif_lib.map_files import HARD_NEGATIVES, MAPS, SOFT_LABELS, Maps
+from amif_lib.map_files import EXAMPLE_MAPS, HARD_NEGATIVES, MAPS, SOFT_LABELS, Maps
 from amif_lib.map_scores import untrained_file
 from amif_lib.mined import mined_negatives, network, soft_labels
 from amif_lib.model import AMiFForVQA
@@ -37,7 +39,11 @@ from amif_lib.results import Run
 if TYPE_CHECKING:
     import pandas as pd
 
+    from amif_lib.datasets.records import Question
+
 HELD_OUT = "phantom_teacher"  # studies drawn apart: the soft labels' teacher is trained on them, no student ever is
+SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
+SHORTEST = 5  # letters of a word that an example is about: shorter ones of training answers are mostly no findings
 MOST = 150  # questions or reports per run, the first in file order
 EXAMPLES = 4
 BATCH = 50
@@ -61,6 +67,12 @@ def ensure(run: Run | RunSpec | str) -> list[Path]:
     if reason := _no_maps(spec):
         print(f"{spec.stage} {run.run_id}: no maps: {reason}")
         return out
+    if unknown := _without_regions(spec):
+        try:
+            return [*out, _once(run.directory / EXAMPLE_MAPS, lambda path: map_files.write(path, example_maps(run)))]
+        except NothingNamed as error:
+            print(f"{spec.stage} {run.run_id}: no regions are known of {', '.join(unknown)}, and no examples: {error}")
+            return out
     make = question_maps if spec.stage == "finetune" else report_maps
     try:
         out.append(_once(run.directory / MAPS, lambda path: map_files.write(path, make(run))))
@@ -82,12 +94,15 @@ def _no_maps(spec: RunSpec) -> str:
     """Why a fine-tuning or stage-2 run has no maps; empty where it has."""
     if spec.stage == "finetune" and spec.data.blank_images:
         return "it is trained on blank images"
-    names = [spec.data.questions] if spec.stage == "finetune" else list(spec.data.pretrain)
-    if unknown := [name for name in names if not regions.known(name)]:
-        return f"no regions are known of {', '.join(unknown)}"
-    if spec.stage == "stage2" and HELD_OUT in names:
+    if spec.stage == "stage2" and HELD_OUT in spec.data.pretrain:
         return f"it is trained on {HELD_OUT}, whose regions would score it"
     return ""
+
+
+def _without_regions(spec: RunSpec) -> list[str]:
+    """The sets of a fine-tuning or stage-2 run of which no regions are known."""
+    names = [spec.data.questions] if spec.stage == "finetune" else spec.data.pretrain
+    return [name for name in names if not regions.known(name)]
 
 
 def _once(path: Path, make: Callable[[Path], Any]) -> Path:
@@ -111,15 +126,77 @@ def question_maps(run: Run, trained: bool = True) -> Maps:
     if not trained:
         model = _untrained(model)
     asked, found = regions.of_questions(name), []
-    for question in load_questions(name, **spec.data.question_settings):
-        if question.split != "test" or question.language != "en":
-            continue
+    for question in _tested(load_questions(name, **spec.data.question_settings)):
         for label in asked.get(question.question_id, ()):
             word = regions.naming_word(question.question, label)
             if word and label in regions.findings(name, question.image_id):
                 found.append((question.question_id, question.image_id, label, word, question.question))
     ids = [model.tokenizer(row[4], truncation=True, max_length=spec.data.question_length)["input_ids"] for row in found]
     return _collect(name, spec, found, ids, model.tokenizer, lambda *batch: explain.batch_maps(model, *batch))
+
+
+def example_maps(run: Run) -> Maps:
+    """Maps of up to `EXAMPLES` test questions of a set whose images may be shown, each about a word, without regions.
+
+    By a rule and never by looking: in file order, the first test questions that hold a word of a training answer (`SHORTEST`
+    letters or more; the longest of several), each with another word and another image. A fine-tuning's are of its own
+    set, a stage-2 run's of the first of `SHOWN` that is here, of which no pre-training sees an image.
+    """
+    spec = run.spec
+    name, questions = _shown_questions(spec)
+    known = {word for q in questions if q.split == "train" for word in _words(q.answer) if len(word) >= SHORTEST}
+    if spec.stage == "finetune":
+        model = AMiFForVQA.from_pretrained(run.directory / "model")
+        tokenizer, make = model.tokenizer, lambda *batch: explain.batch_maps(model, *batch)
+    else:
+        tokenizer = tokenizers.load(run.directory / "model")
+        module = network(run, tokenizer, True)
+        make = lambda *batch: _plan_maps(module, *batch)  # noqa: E731
+    found, ids = [], []
+    for question in _tested(questions):
+        words = [word for word in _words(question.question) if word in known]
+        tokens = tokenizer(question.question, truncation=True, max_length=spec.data.question_length)["input_ids"]
+        if words and question.image_id not in {row[1] for row in found}:
+            word = max(words, key=len)
+            start = question.question.lower().index(word)
+            written = question.question[start : start + len(word)]
+            if word not in {row[2] for row in found} and _within(tokenizer, tokens, written):
+                found.append((question.question_id, question.image_id, word, written, question.question))
+                ids.append(tokens)
+        if len(found) == EXAMPLES:
+            break
+    return _collect(name, spec, found, ids, tokenizer, make, located=False)
+
+
+def _shown_questions(spec: RunSpec) -> tuple[str, list[Question]]:
+    """The question set whose images stand as examples for a run on real data."""
+    if spec.stage == "finetune":
+        name = spec.data.questions
+        if withheld := next((kind for kind in redistribution.KINDS if not redistribution.may_show(name, kind)), None):
+            raise NothingNamed(redistribution.why_not(name, withheld))
+        return name, load_questions(name, **spec.data.question_settings)
+    for name in SHOWN:
+        try:
+            return name, load_questions(name)
+        except InputError:  # not here
+            continue
+    raise NothingNamed(f"none of {', '.join(SHOWN)} is under DATA_ROOT, whose images may be shown")
+
+
+def _tested(questions: Iterable[Question]) -> Iterator[Question]:
+    return (question for question in questions if question.split == "test" and question.language == "en")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def _within(tokenizer: Any, tokens: list[int], word: str) -> bool:
+    """Whether a word lies within a question's tokens, which are cut to a length."""
+    try:
+        return bool(explain.word_positions(tokenizer, torch.tensor(tokens), word))
+    except InputError:
+        return False
 
 
 def report_maps(run: Run, trained: bool = True) -> Maps:
@@ -148,8 +225,12 @@ def _collect(
     ids: Sequence[list[int]],
     tokenizer: Any,
     maps_of: Callable[..., dict[str, Tensor]],
+    located: bool = True,
 ) -> Maps:
-    """Maps of the rows `(id, image id, label, word, text)` whose word lies within the text length, in batches."""
+    """Maps of the rows `(id, image id, label, word, text)` whose word lies within the text length, in batches.
+
+    `located`: the label's region is known; else nothing covers any cell.
+    """
     rows, places = [], []
     for row, tokens in zip(found, ids, strict=True):
         try:
@@ -175,7 +256,7 @@ def _collect(
         if key != "gate" or spec.knowledge.gate
     }
     side = spec.model.image_size // spec.model.patch_size
-    masks = [regions.mask(name, row[1], row[2]) for row, _ in rows]
+    masks = [regions.mask(name, row[1], row[2]) if located else np.zeros((side, side), bool) for row, _ in rows]
     ids_, images_, labels, words, texts = (list(column) for column in zip(*(row for row, _ in rows), strict=True))
     out = Maps(name, ids_, images_, labels, words, texts, np.stack([regions.coverage(m, side) for m in masks]), values)
     if not redistribution.may_show(name, "texts"):

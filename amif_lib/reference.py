@@ -39,7 +39,7 @@ MAPS_BYTES = 6_000_000  # of a scale's arrays; what is over it is left out, rows
 SHOWN = ("table2", "table4")  # the tables that figures of maps show
 FILE_BYTES = 400_000  # a figure's file above this is left out: it can be drawn again
 POINTS = {"finetune": 50, "stage1": 100, "stage2": 100}  # of a training's history
-ARRAYS = (map_files.MAPS, map_files.SOFT_LABELS, map_files.HARD_NEGATIVES)
+ARRAYS = (map_files.MAPS, map_files.EXAMPLE_MAPS, map_files.SOFT_LABELS, map_files.HARD_NEGATIVES)
 
 
 def store(scale: str) -> Path:

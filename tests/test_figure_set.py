@@ -195,6 +195,30 @@ def test_examples_are_drawn_cell_by_cell(drawn):
     assert set(numbers(drawn, "fig5_gated_attention")["map"]) == {"attention", "gate"}
 
 
+def test_examples_without_regions_are_drawn_without_outline_and_not_scored(tmp_path, monkeypatch):
+    """At a scale with Table 1 alone, as `small`: the full model, with nothing beside it."""
+    fabricated.install(monkeypatch, tmp_path, SETS)
+    monkeypatch.setattr(figure_set, "tables_of", lambda scale: ("table1",))
+    monkeypatch.setattr(map_figures, "tables_of", lambda scale: ("table1",))
+    row = experiments.rows("table1", "demo")[0]
+    for run in row.runs[0].lineage():
+        if not results.is_finished(run):
+            fabricated.write_run(run, *([fabricated.wrong_at(0)] if run.stage == "finetune" else []))
+        kinds = ("transport_plan", "attention", *(["gate"] if run.stage == "finetune" else []))
+        maps = made_up_maps("phantom_vqa_rad", kinds, 0, 0.5)
+        maps.coverage[:] = 0
+        maps.outlines[:] = False
+        map_files.write(run.directory / map_files.EXAMPLE_MAPS, maps)
+    for name, columns in (("fig4_local_alignment", 1), ("fig5_gated_attention", 2)):
+        figure, data, caption = getattr(map_figures, name.split("_", 1)[1])("demo")
+        drawn = [axis for axis in figure.axes if axis.images]
+        assert len(drawn) == 2 * (1 + columns) and not any(axis.collections for axis in drawn)  # no contour
+        assert data["region_coverage"].isna().all() and set(data["run"]) == {"table1 row demo"}
+        assert "no known region" in caption and "SCALE=demo runs no row to set beside it." in caption
+    with pytest.raises(InputError, match="no run of SCALE=demo holds maps"):
+        map_scores.table("demo", ("table1",))
+
+
 def test_figures_are_drawn_again_when_a_table_is_made_anew_and_not_for_the_claims(tmp_path, monkeypatch):
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
     assert not figure_set.is_current("demo")

@@ -181,10 +181,55 @@ def test_runs_without_regions_say_so(lineage, capsys):
     blank = blank_image_run(lineage[2])
     train.run_spec(blank)
     assert maps.ensure(blank) == [] and "no maps: it is trained on blank images" in capsys.readouterr().out
-    real = lineage[2].model_copy(update={"data": lineage[2].data.model_copy(update={"questions": "vqa_rad"})})
-    assert maps._no_maps(real) == "no regions are known of vqa_rad"
     seen = lineage[1].model_copy(update={"data": lineage[1].data.model_copy(update={"pretrain": (maps.HELD_OUT,)})})
     assert "is trained on phantom_teacher" in maps._no_maps(seen)
+
+
+@pytest.fixture
+def without_regions(lineage, monkeypatch):
+    """The lineage, as if its sets came without regions, as real ones do."""
+    monkeypatch.setattr(maps.regions, "known", lambda name: False)
+    monkeypatch.setattr(maps, "SHOWN", ("vqa_med_2019_that_is_not_here", "phantom_vqa_rad"))
+    yield lineage
+    for run in lineage:
+        (run.directory / map_files.EXAMPLE_MAPS).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "kinds"), [(1, {"transport_plan", "attention"}), (2, {"transport_plan", "attention", "gate"})]
+)
+def test_examples_without_regions_are_the_first_about_another_answer_word_and_image(without_regions, stage, kinds):
+    run = without_regions[stage]
+    assert run.directory / map_files.EXAMPLE_MAPS in maps.ensure(run)
+    stored = map_files.read(run.directory / map_files.EXAMPLE_MAPS)
+    questions = load_questions("phantom_vqa_rad")
+    answers = " ".join(q.answer.lower() for q in questions if q.split == "train").replace(",", " ").split()
+    expected, seen = [], set()
+    for question in (q for q in questions if q.split == "test"):
+        own = [w.strip("?.,").lower() for w in question.question.split()]
+        own = [w for w in own if len(w) >= 5 and w.isalpha() and w in answers]
+        word = max(own, key=len, default=None)
+        if word and word not in seen and question.image_id not in seen and len(expected) < maps.EXAMPLES:
+            expected.append((question.question_id, word))
+            seen |= {word, question.image_id}
+    assert list(zip(stored.ids, stored.labels, strict=True)) == expected and len(expected) == maps.EXAMPLES
+    assert not stored.coverage.any() and not stored.outlines.any() and stored.pictures.std() > 0
+    assert set(stored.values) == kinds and stored.examples == list(range(maps.EXAMPLES))
+    assert all(word in text for word, text in zip(stored.words, stored.texts, strict=True))
+    if stage == 2:
+        question = next(q for q in questions if q.question_id == stored.ids[1])
+        single = results.load_run(run).model().explain(question.image_path, question.question, stored.words[1])
+        wanted = (single["attention"] / single["attention"].sum()).numpy()
+        np.testing.assert_allclose(stored.values["attention"][1], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_no_examples_of_images_that_may_not_be_shown_or_are_not_here(without_regions, monkeypatch, capsys):
+    monkeypatch.setattr(maps, "SHOWN", ("vqa_med_2019_that_is_not_here",))
+    assert not any(path.name == map_files.EXAMPLE_MAPS for path in maps.ensure(without_regions[1]))
+    assert "none of vqa_med_2019_that_is_not_here is under DATA_ROOT" in capsys.readouterr().out
+    monkeypatch.setattr(maps.redistribution, "may_show", lambda name, kind: kind == "texts")
+    assert maps.ensure(without_regions[2]) == []
+    assert "and no examples: " in (said := capsys.readouterr().out) and "images not shown" in said
 
 
 def test_an_unfinished_run_is_refused(lineage):
