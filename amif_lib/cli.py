@@ -163,7 +163,15 @@ def _parser() -> argparse.ArgumentParser:
         "recompute the paper's own numbers against each other and the annotation files, in about a minute",
     )
     command("settings", _settings, "list every setting with its default and alternatives")
-    _add_scale(command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/"))
+    kept = command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/")
+    _add_scale(kept)
+    kept.add_argument(
+        "--equals",
+        metavar="FOLDER",
+        type=Path,
+        help="copy nothing; compare the runs of this results folder with those of FOLDER, made by earlier code, and note "
+        "that both codes train the same bits",
+    )
     command("lab", _lab, "open the notebooks in JupyterLab")
     sub = command("clean", _clean, "remove caches, executed copies and workflow state; never data")
     sub.add_argument(
@@ -355,9 +363,13 @@ def _settings(options: argparse.Namespace) -> None:
 
 
 def _reference(options: argparse.Namespace) -> None:
-    from amif_lib import paths, reference
+    from amif_lib import equal_code, paths, reference
 
-    print(paths.shown(reference.store(options.scale)))
+    if options.equals:
+        for note in equal_code.note(options.equals):
+            print(f"{note['kind']}: {note['earlier']} and {note['later']} are equal in {len(note['runs'])} runs")
+    else:
+        print(paths.shown(reference.store(options.scale)))
 
 
 def _lab(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amif_lib import files, paths, results
+from amif_lib import equal_code, files, paths, results
 from amif_lib.errors import InputError
 
 MAPS, SOFT_LABELS, HARD_NEGATIVES = "maps.npz", "soft_labels.npz", "hard_negatives.csv"
@@ -122,11 +122,11 @@ def code_note(found: Iterable[Path]) -> str:
 
     Neither is an error: finished runs keep their maps, and a reader is told.
     """
-    current, codes = results.map_digest(), []
+    current, codes = {"", *equal_code.present_maps()}, []
     for path in dict.fromkeys(found):
         with np.load(path, allow_pickle=False) as stored:
             codes.append(str(stored["code"]) if "code" in stored.files else "")
-    unknown, other = codes.count(""), sum(code not in ("", current) for code in codes)
+    unknown, other = codes.count(""), sum(code not in current for code in codes)
     out = f"{STALE}: {other} of {len(codes)} map files; delete them and run the notebooks again. " if other else ""
     return out + (
         f"Of unknown code, made before it was noted: {unknown} of {len(codes)} map files. " if unknown else ""

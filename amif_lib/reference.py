@@ -21,6 +21,7 @@ from PIL import Image
 from amif_lib import (
     baselines,
     compact,
+    equal_code,
     evaluate,
     experiments,
     files,
@@ -174,11 +175,11 @@ def thinned(history: pd.DataFrame, stage: str) -> list[dict[str, Any]]:
 
 
 def stale() -> list[str]:
-    """One line per scale whose reference runs were made by other code than the present (`results.RESULT_MODULES`)."""
-    present, out = results.code_digest(), []
+    """One line per scale whose reference runs were made by code that is not known to train as the present (`equal_code`)."""
+    present, out = equal_code.present(), []
     for folder in sorted(path for path in paths.reference().glob("*") if (path / "runs").is_dir()):
         runs = [results.Run(path.parent) for path in sorted(folder.glob("runs/*/provenance.json"))]
-        old = sum(len(names) for digest, names in results.digests(runs).items() if digest != present)
+        old = sum(len(names) for digest, names in results.digests(runs).items() if digest not in present)
         if old:
             out.append(
                 f"results/reference/{folder.name}: {old} of {len(runs)} runs were made by other code than the present; "

@@ -13,7 +13,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from amif_lib import evaluate, figures, files, layout, paths, results, table_figures, table_tests, tables
+from amif_lib import equal_code, evaluate, figures, files, layout, paths, results, table_figures, table_tests, tables
 from amif_lib.report_facts import (
     STAGES,
     as_html,
@@ -123,11 +123,17 @@ def _origin_notes(runs: list[Run]) -> list[str]:
         return []
     out = ["Made from the runs that are committed in results/reference/ (FROM=reference), not from runs of this machine. "
            "Their training histories are means over blocks of steps."]  # fmt: skip
-    present = results.code_digest()
-    if old := sum(len(ids) for digest, ids in results.digests(runs).items() if digest != present):
+    present, same, made = results.code_digest(), equal_code.present(), results.digests(runs)
+    if old := sum(len(ids) for digest, ids in made.items() if digest not in same):
         out.append(
             f"{old} of {len(runs)} runs were made by other code than the present (digest {present}); make reproduce trains "
             "them again."
+        )
+    if equal := sum(len(ids) for digest, ids in made.items() if digest in same - {present}):
+        shown = max(len(note["runs"]) for note in equal_code.noted() if note["kind"] == "code")
+        out.append(
+            f"{equal} of {len(runs)} runs were made by earlier code. The present code (digest {present}) was shown to train the "
+            f"same: {shown} runs by both, equal in every weight and log-likelihood (results/reference/equal_code.json)."
         )
     return out
 

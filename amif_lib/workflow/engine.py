@@ -271,11 +271,11 @@ def _report(plan: Plan, entries: list[dict[str, Any]], seconds: float) -> None:
 
 def _warn_of_other_code(plan: Plan) -> None:
     """Finished runs are kept when the code changes; say so, and how to train them again."""
-    from amif_lib import results
+    from amif_lib import equal_code, results
 
     stored = [results.load_run(run) for run in plan.runs.values() if results.is_finished(run)]
-    present = results.code_digest()
-    old = sorted(name for code, names in results.digests(stored).items() if code != present for name in names)
+    present = equal_code.present()
+    old = sorted(name for code, names in results.digests(stored).items() if code not in present for name in names)
     if old:
         print(f"note: {len(old)} of {len(plan.runs)} runs were made by other code than the present: {' '.join(old)}")
         print("      they are kept; python -m amif_lib clean --runs RUN_ID... makes room to train them again")
