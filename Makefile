@@ -2,10 +2,14 @@
 # Settings: make reproduce SCALE=small DATA_ROOT=/path/to/data   (also MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS BUDGET_HOURS)
 SHELL := /bin/sh
 RUN := .venv/bin/python -m amif_lib
+# What reads stored results alone needs no torch: in a clone without .venv it runs in .venv-light, which is there in seconds.
+LIGHT := $(if $(wildcard .venv/.installed),,$(if $(filter reference,$(FROM)),light))
+READER := $(if $(LIGHT),.venv-light/bin/python -m amif_lib,$(RUN))
+AUDITOR := $(if $(wildcard .venv/.installed),$(RUN),.venv-light/bin/python -m amif_lib)
 export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS BUDGET_HOURS DATA_ROOT FROM
 
 .PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep audit figures report test smoke-paper lab \
-        data data-check settings bench clean lock ready minilm
+        data data-check settings bench clean lock ready ready-light minilm
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,14 +36,14 @@ table2 table3 table4 table5: ready
 sweep: ready ## accuracy against lambda (Figure 6), with the runs it needs
 	@$(RUN) reproduce --tables lambda_sweep
 
-figures: ready ## every figure that the stored runs allow; no training
-	@$(RUN) figures
+figures: $(if $(LIGHT),ready-light,ready) ## every figure that the stored runs allow; no training
+	@$(READER) figures
 
-report: ready ## the report page, from stored runs
-	@$(RUN) report
+report: $(if $(LIGHT),ready-light,ready) ## the report page, from stored runs (FROM=reference: the committed ones, without torch)
+	@$(READER) report
 
-audit: ready ## what the paper's own numbers and the annotation files say; no training, about a minute
-	@$(RUN) audit
+audit: $(if $(wildcard .venv/.installed),ready,ready-light) ## what the paper's own numbers and the annotation files say; no training, about a minute
+	@$(AUDITOR) audit
 
 test: ready ## all tests, linting and notebook hygiene
 	@$(MAKE) --no-print-directory minilm || echo "note: without these weights the tests that read them are skipped"
@@ -66,19 +70,16 @@ bench: ready ## time data feed, ranking, transport and training on this machine
 lock: ## remake requirements.lock after a change of pyproject.toml (needs uv)
 	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	  --no-emit-find-links --custom-compile-command "make lock" -q -o requirements.lock
+	@grep -E '^[A-Za-z0-9_.-]+==' requirements.lock | sed 's/ \\$$//' > .pins.tmp; \
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	  --no-emit-find-links --custom-compile-command "make lock" -q --constraint .pins.tmp -o requirements-light.lock; \
+	status=$$?; rm -f .pins.tmp; exit $$status
 
 clean: ready ## remove caches and workflow state; finished runs too with RUNS=1; never data
 	@$(RUN) clean $(if $(RUNS),--runs)
 
-# The environment, for the Pythons that requirements.lock has packages for. .venv/.installed is written last and holds a checksum of what was installed and the folder's name, so
-# that a half-built environment is built anew, an outdated one updated, and one that was moved along with its clone not
-# mistaken for a working one. .venv/.building marks a build under way.
-ready:
-	@set -e; \
-	want="`cat requirements.lock pyproject.toml | cksum` `pwd`"; \
-	have="`cat .venv/.installed 2>/dev/null || true`"; \
-	if [ "$$have" = "$$want" ] && [ -x .venv/bin/python ]; then exit 0; fi; \
-	py=""; \
+# A Python that requirements.lock has packages for, as $py.
+PICK_PYTHON = py=""; \
 	for name in "$(PYTHON)" python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	  if [ -n "$$name" ] && "$$name" -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then \
 	    py="$$name"; break; \
@@ -88,7 +89,27 @@ ready:
 	if [ -z "$$py" ]; then \
 	  echo "error: no Python 3.11 to 3.14 with its venv module was found$(if $(PYTHON), as PYTHON=$(PYTHON)); install one (on Debian also python3-venv) or name it: make env PYTHON=/path/to/python3" >&2; \
 	  exit 2; \
-	fi; \
+	fi
+
+ready-light:
+	@set -e; \
+	want="`cksum < requirements-light.lock` `pwd`"; \
+	if [ "`cat .venv-light/.installed 2>/dev/null || true`" = "$$want" ]; then exit 0; fi; \
+	$(PICK_PYTHON); \
+	echo "building .venv-light with $$py (under a minute; no PyTorch)"; \
+	rm -rf .venv-light; "$$py" -m venv .venv-light; \
+	.venv-light/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-light.lock; \
+	echo "$$want" > .venv-light/.installed
+
+# The environment, for the Pythons that requirements.lock has packages for. .venv/.installed is written last and holds a checksum of what was installed and the folder's name, so
+# that a half-built environment is built anew, an outdated one updated, and one that was moved along with its clone not
+# mistaken for a working one. .venv/.building marks a build under way.
+ready:
+	@set -e; \
+	want="`cat requirements.lock pyproject.toml | cksum` `pwd`"; \
+	have="`cat .venv/.installed 2>/dev/null || true`"; \
+	if [ "$$have" = "$$want" ] && [ -x .venv/bin/python ]; then exit 0; fi; \
+	$(PICK_PYTHON); \
 	old="`echo "$$have" | cut -d ' ' -f 3-`"; \
 	if [ -e .venv/.building ] || [ ! -x .venv/bin/python ] || { [ -n "$$have" ] && [ "$$old" != "`pwd`" ]; }; then \
 	  echo "building .venv with $$py (a few minutes; PyTorch is the largest part)"; \

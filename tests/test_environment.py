@@ -38,7 +38,7 @@ class Place:
     def __init__(self, folder: Path, version: str = "3, 12") -> None:
         self.folder, self.log, self.fail = folder, folder / "pip calls.txt", folder / "pip fails"
         folder.mkdir(parents=True)
-        for name in ("Makefile", "requirements.lock", "requirements-minilm.lock", "pyproject.toml"):
+        for name in ("Makefile", "requirements.lock", "requirements-light.lock", "requirements-minilm.lock", "pyproject.toml"):
             shutil.copy(ROOT / name, folder / name)
         self.python = folder / "my python"
         text = FAKE_PYTHON.format(real=sys.executable, version=version, me=self.python, log=self.log, fail=self.fail)
@@ -52,6 +52,7 @@ class Place:
             "MAKELEVEL",
             "MAKEOVERRIDES",
             "SCALE",
+            "FROM",
             "MINILM",
         )  # of a make that runs the tests
         environment = {name: value for name, value in os.environ.items() if name not in outer}
@@ -128,6 +129,34 @@ def test_a_python_without_packages_for_it_is_refused_in_plain_words(tmp_path: Pa
     place = Place(tmp_path / "fake clone", version)
     out = place.make("env", status=2)
     assert "no Python 3.11 to 3.14" in out and "PYTHON=" in out and not (place.folder / ".venv").exists()
+
+
+@pytest.mark.parametrize("asked", [("report", "FROM=reference"), ("figures", "FROM=reference"), ("audit",)])
+def test_stored_results_are_read_without_pytorch_where_it_is_not_installed(place: Place, asked: tuple[str, ...]) -> None:
+    assert "kit " + asked[0] in place.make(*asked) and not (place.folder / ".venv").exists()
+    calls = place.pip_calls()
+    assert len(calls) == 1 and "--require-hashes -r requirements-light.lock" in calls[0]
+    assert place.make(*asked) == f"kit {asked[0]}\n" and place.pip_calls() == []
+    place.make("env")  # from here on the whole environment serves all
+    place.pip_calls()
+    assert place.make(*asked) == f"kit {asked[0]}\n" and place.pip_calls() == []
+
+
+@pytest.mark.parametrize("target", ["report", "figures"])
+def test_own_runs_are_drawn_by_the_whole_environment(place: Place, target: str) -> None:
+    place.make(target)
+    assert (place.folder / ".venv" / ".installed").is_file() and not (place.folder / ".venv-light").exists()
+
+
+def test_the_light_lock_is_a_part_of_the_whole_one_without_pytorch() -> None:
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        return {line.removesuffix("\\").strip() for line in lines if re.match(r"[A-Za-z0-9_.-]+==", line)}
+
+    light, names = pins("requirements-light.lock"), {line.split("==")[0] for line in pins("requirements-light.lock")}
+    assert light <= pins("requirements.lock") and not names & {"torch", "transformers", "papermill"}
+    needed = {Requirement(text).name.lower().replace("_", "-") for text in PROJECT["dependencies"]}
+    assert needed <= names
 
 
 def test_small_scale_fetches_its_weights_without_dependencies(place: Place) -> None:
