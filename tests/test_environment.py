@@ -38,7 +38,13 @@ class Place:
     def __init__(self, folder: Path, version: str = "3, 12") -> None:
         self.folder, self.log, self.fail = folder, folder / "pip calls.txt", folder / "pip fails"
         folder.mkdir(parents=True)
-        for name in ("Makefile", "requirements.lock", "requirements-light.lock", "requirements-minilm.lock", "pyproject.toml"):
+        for name in (
+            "Makefile",
+            "requirements.lock",
+            "requirements-light.lock",
+            "requirements-minilm.lock",
+            "pyproject.toml",
+        ):
             shutil.copy(ROOT / name, folder / name)
         self.python = folder / "my python"
         text = FAKE_PYTHON.format(real=sys.executable, version=version, me=self.python, log=self.log, fail=self.fail)
@@ -132,7 +138,9 @@ def test_a_python_without_packages_for_it_is_refused_in_plain_words(tmp_path: Pa
 
 
 @pytest.mark.parametrize("asked", [("report", "FROM=reference"), ("figures", "FROM=reference"), ("audit",)])
-def test_stored_results_are_read_without_pytorch_where_it_is_not_installed(place: Place, asked: tuple[str, ...]) -> None:
+def test_stored_results_are_read_without_pytorch_where_it_is_not_installed(
+    place: Place, asked: tuple[str, ...]
+) -> None:
     assert "kit " + asked[0] in place.make(*asked) and not (place.folder / ".venv").exists()
     calls = place.pip_calls()
     assert len(calls) == 1 and "--require-hashes -r requirements-light.lock" in calls[0]

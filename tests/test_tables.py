@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -395,13 +396,49 @@ def test_compact_table_stands_first_and_details_below(four):
 
 
 def test_latex_of_several_sets_has_one_column_each(four):
-    tex = layout_latex.latex(four[1])
+    tex = layout_latex.latex(four[0])
     header = next(line for line in tex.splitlines() if line.startswith(r"\# & row"))
     assert header == r"\# & row & Avg & phantom VQA-RAD & phantom SLAKE & phantom PathVQA & phantom VQA-2019 \\"
-    caption = next(line for line in tex.splitlines() if line.startswith(r"\caption"))
     listed = [line for line in tex.splitlines() if line.startswith("% runs: ")]
-    known = {run for line in four[1].lines for run in line.run_ids}
+    known = {run for line in four[0].lines for run in line.run_ids}
     assert known == {word.strip(";") for line in listed for word in line.split()} & known and known
+    assert "(extra)" not in tex and r"$\dagger$" not in tex
+    assert r"\resizebox{\textwidth}{!}{%" + "\n" in tex
+
+
+def test_latex_of_table_1_has_open_and_closed_where_the_paper_prints_them(four):
+    """As many columns in every line; the paper's numbers in the paper's order; ours as in the cells."""
+    table = four[1]
+    tex = layout_latex.latex(table)
+    lines = [line.removesuffix(r" \\") for line in tex.splitlines() if line.endswith(r" \\")]
+    splits = lines[1].split(" & ")
+    assert splits == ["", *["open", "closed", "overall"] * 3, "overall", "overall"]
+    assert all(line.count(" & ") == 11 for line in lines[1:])
+    spans = [int(n) for n in re.findall(r"multicolumn\{(\d+)\}", lines[0])]
+    assert spans == [3, 3, 3, 1, 1] and lines[0].endswith("{Avg}")
+    mumc = next(line for line in lines if line.startswith("MUMC"))
+    assert mumc == "MUMC [29] & 71.50 & 84.20 & 79.20 & - & - & 84.90 & 39.00 & 90.40 & 65.10 & - & -"
+    own = next(place for place, line in enumerate(lines) if line.startswith("AMiF &"))
+    assert lines[own + 2] == (
+        r"\quad the paper's & 72.00 & 87.25 & 80.49 & 84.84 & 90.23 & 86.71 & 40.33 & 90.18 & 65.33 & 83.20 & -"
+    )
+    cell = table.cells.query("row == 'demo' and dataset == 'phantom_slake' and split == 'open' and protocol == 'paper'")
+    plain = re.sub(r"\\textbf\{([^}]*)\}", r"\1", lines[own]).split(" & ")
+    assert plain[4] == f"{cell['ours'].item():.1f}"
+    assert (
+        lines[own + 1].split(" & ")[4]
+        == rf"{{\scriptsize [{cell['ci_low'].item():.1f}, {cell['ci_high'].item():.1f}]}}"
+    )
+    bold = {
+        (column, split)
+        for column, split, text in zip(range(1, 12), splits[1:], lines[own].split(" & ")[1:], strict=True)
+        if "textbf" in text
+    }
+    assert len(bold) == sum(row == "demo" for row, _, _ in table.supported)
+    listed = [line for line in tex.splitlines() if line.startswith("% runs: ")]
+    known = {run for line in table.lines for run in line.run_ids}
+    assert known == {word.strip(";") for line in listed for word in line.split()} & known and known
+    caption = next(line for line in tex.splitlines() if line.startswith(r"\caption"))
     for words in (
         "Test questions: phantom VQA-RAD",
         "better than every baseline below",
@@ -410,7 +447,6 @@ def test_latex_of_several_sets_has_one_column_each(four):
         "(extra): not",
     ):
         assert words in caption
-    assert "(extra)" not in layout_latex.latex(four[0]) and r"$\dagger$" not in layout_latex.latex(four[0])
 
 
 def test_rows_of_the_paper_that_are_left_out_are_named(four):
