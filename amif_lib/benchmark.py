@@ -39,11 +39,20 @@ def read_rates(text: str) -> dict[str, float]:
 
 COLUMNS = {
     "training.csv": (
-        *("stage", "batch", "rows_at_once", "text_length", "compiled", "seconds_per_step", "samples_per_second"),
+        *(
+            "objective",
+            "stage",
+            "batch",
+            "rows_at_once",
+            "text_length",
+            "compiled",
+            "seconds_per_step",
+            "samples_per_second",
+        ),
         *("tflop_per_second", "share_of_matmul_rate", "peak_memory_gb"),
     ),
     "answering.csv": ("questions", "candidates", "seconds_per_question"),
-    "hours.csv": ("table", "stage", "runs", "hours"),
+    "hours.csv": ("table", "objective", "stage", "runs", "hours"),
 }
 
 
@@ -57,6 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each training, after two untimed ones")
     parser.add_argument("--batch", type=int, default=0, help="samples in a batch; default: the scale's")
     parser.add_argument("--text-length", type=int, default=0, help="report tokens; default: the scale's")
+    parser.add_argument(
+        "--objective",
+        choices=("default", "cheapest", "both"),
+        default="default",
+        help="stage 2 as the scale has it, or its cheapest reading: one view, positives of images with their reports alone, 64 "
+        "report tokens",
+    )
     parser.add_argument(
         "--compile", choices=("no", "yes", "both"), default="no", help="torch.compile the network's blocks"
     )
@@ -73,12 +89,24 @@ def main(arguments: list[str] | None = None) -> int:
         experiments.scale_settings(given.scale)
         from amif_lib.benchmarks import training
 
+        objectives = ("default", "cheapest") if given.objective == "both" else (given.objective,)
         if given.rates:
-            files = [training.write_hours(folder, read_rates(given.rates), given.scale)]
+            files = [
+                training.write_hours(folder, read_rates(given.rates), given.scale, given.text_length, objectives[0])
+            ]
         else:
             ways = {"no": (False,), "yes": (True,), "both": (False, True)}[given.compile]
             training.cap_memory(given.memory_gb)
-            files = training.write(folder, given.scale, given.device, given.steps, given.batch, given.text_length, ways)
+            files = training.write(
+                folder,
+                given.scale,
+                given.device,
+                given.steps,
+                given.batch,
+                given.text_length,
+                ways,
+                objectives=objectives,
+            )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

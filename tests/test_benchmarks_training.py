@@ -54,6 +54,41 @@ def test_the_three_trainings_learn_and_their_rates_follow_from_their_times(tmp_p
     assert [int(row["questions"]) for row in rows(files[1])] == [1, 3]
 
 
+def test_the_cheapest_reading_is_the_specs_variant_2a_and_the_default_2b() -> None:
+    """Against the cost model worked out apart (`05_flops.py`): training GFLOP a sample of stage 2, text 64 and 128."""
+    from amif_lib import flop_count
+
+    cheapest = training.lineage("paper", 0, "cheapest")
+    assert cheapest["stage2"].data.text_length == 64 and not cheapest["stage2"].objective.reads_both_views("stage2")
+    assert flop_count.sample_flop(cheapest["stage2"]) == pytest.approx(781e9, rel=0.05)
+    assert flop_count.sample_flop(training.lineage("paper", 128)["stage2"]) == pytest.approx(1424e9, rel=0.08)
+    assert flop_count.sample_flop(cheapest["stage1"]) == pytest.approx(390e9, rel=0.05)
+
+
+def test_the_papers_schedule_by_hand(tmp_path: Path) -> None:
+    file = training.write_schedule(tmp_path)
+    rows = pd.read_csv(file).set_index("objective")
+    assert rows.loc["cheapest", "exaflop"] == pytest.approx(8.21, rel=0.06)  # the research notes' total, teacher cached
+    for name, row in rows.iterrows():
+        assert row["exaflop"] == pytest.approx(row["exaflop_stage1"] + row["exaflop_stage2"], rel=1e-3)
+        needed = row["exaflop"] * 1e18 / (training.BOUND_HOURS[name] * 3600) / 1e12
+        assert row["tflop_per_second_for_bound"] == pytest.approx(needed, rel=1e-3)
+
+
+def test_both_readings_are_timed_and_fine_tuning_once(tmp_path: Path) -> None:
+    files = training.write(
+        tmp_path, "demo", "cpu", steps=1, batch=8, questions=(1,), objectives=("default", "cheapest")
+    )
+    rows = pd.read_csv(files[0])
+    assert list(zip(rows["objective"], rows["stage"], strict=True)) == [
+        *(("default", stage) for stage in training.STAGES), ("cheapest", "stage1"), ("cheapest", "stage2")
+    ]  # fmt: skip
+    flop = rows[rows["stage"] == "stage2"].set_index("objective")["tflop_per_sample"]
+    assert flop["cheapest"] < 0.75 * flop["default"]
+    hours = pd.read_csv(files[2])
+    assert set(hours.loc[hours["objective"] == "cheapest", "table"]) == {"headline"}
+
+
 def test_hours_are_operations_over_rates_and_every_distinct_run_counts_once() -> None:
     rates = {"stage1": 1e14, "stage2": 5e13, "finetune": 2e13}
     found = {(row["table"], row["stage"]): row for row in training.projected(rates, "paper")}

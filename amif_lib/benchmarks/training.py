@@ -40,10 +40,23 @@ WARM_UP = 2  # steps before the clock starts: kernels are chosen, memory is allo
 ANSWERS = 121  # candidates of a ranked question: VQA-RAD's test answers
 
 
-def lineage(scale: str, text_length: int = 0) -> dict[str, RunSpec]:
-    """The scale's full model by stage; reports of `text_length` tokens where given."""
+# Readings of stage 2's objective: the scale's own, and the one with the fewest passes through the network (one view, positives
+# of images with their reports alone), on reports of 64 tokens.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "cheapest": {
+        "objective": {"image_image_views": "one", "pair_positives": "image_text", "text_positive": "none"},
+        "data": {"text_length": 64},
+    },
+}
+
+
+def lineage(scale: str, text_length: int = 0, objective: str = "default") -> dict[str, RunSpec]:
+    """The scale's full model by stage, under one of `OBJECTIVES`; reports of `text_length` tokens where given."""
     settings = experiments.scale_settings(scale)
-    changes = {"data": {"text_length": text_length}} if text_length else {}
+    changes = {name: dict(part) for name, part in OBJECTIVES[objective].items()}
+    if text_length:
+        changes["data"] = {"text_length": text_length}
     run = experiments.build_run(scale, changes, next(iter(settings["question_sets"])))
     return {each.stage: each for each in run.lineage()}
 
@@ -178,18 +191,20 @@ def answer(run: RunSpec, device: str, questions: int, repeats: int) -> dict[str,
     return {"questions": questions, "candidates": ANSWERS, "seconds_per_question": seconds / questions}
 
 
-def projected(rates: dict[str, float], scale: str, text_length: int = 0) -> list[dict[str, Any]]:
+def projected(
+    rates: dict[str, float], scale: str, text_length: int = 0, objective: str = "default"
+) -> list[dict[str, Any]]:
     """Hours of the scale's tables at measured rates (FLOP/s by stage), every distinct run once: `table, stage, runs, hours`.
 
     `headline` is the full model with one fine-tuning, with reports of `text_length` tokens where given; a table has its
-    question-only baselines too. Answering and teachers are not in it. Raises ImportError where the manifests cannot be read
+    question-only baselines too, and always the scale's own objective and reports. Answering and teachers are not in it.
+    Under another of `OBJECTIVES` the headline alone is projected. Raises ImportError where the manifests cannot be read
     (pandas).
     """
     from amif_lib import cost_model, table_rows
 
-    headline = lineage(scale, text_length)
-    plans = {"headline": list(headline.values())}
-    for table in experiments.scale_settings(scale)["tables"]:
+    plans = {"headline": list(lineage(scale, text_length, objective).values())}
+    for table in experiments.scale_settings(scale)["tables"] if objective == "default" else ():
         plans[table] = [each for run in table_rows.required_runs(table, scale) for each in run.lineage()]
     rows = []
     for table, runs in plans.items():
@@ -197,8 +212,29 @@ def projected(rates: dict[str, float], scale: str, text_length: int = 0) -> list
         for stage in STAGES:
             own = [run for run in distinct.values() if run.stage == stage]
             hours = sum(cost_model.training_flop(run) for run in own) / rates[stage] / 3600
-            rows.append({"table": table, "stage": stage, "runs": len(own), "hours": hours})
+            rows.append({"table": table, "objective": objective, "stage": stage, "runs": len(own), "hours": hours})
     return rows
+
+
+BOUND_HOURS = {"default": 13, "cheapest": 9}  # of one H100, for the whole pre-training: what the kit aims at
+
+
+def write_schedule(folder: Path, scale: str = "paper") -> Path:
+    """`schedule.csv`: the operations of a scale's pre-training under each of `OBJECTIVES`, and the rate that `BOUND_HOURS` ask for.
+
+    Arithmetic: no rate is measured. Columns `scale, objective, text_length, exaflop_stage1, exaflop_stage2, exaflop,
+    bound_hours, tflop_per_second_for_bound`.
+    """
+    from amif_lib import cost_model
+
+    rows = []
+    for name, bound in BOUND_HOURS.items():
+        runs = lineage(scale, 0, name)
+        one, two = (cost_model.training_flop(runs[stage]) for stage in ("stage1", "stage2"))
+        about = {"scale": scale, "objective": name, "text_length": runs["stage2"].data.text_length}
+        flop = {"exaflop_stage1": one / 1e18, "exaflop_stage2": two / 1e18, "exaflop": (one + two) / 1e18}
+        rows.append({**about, **flop, "bound_hours": bound, "tflop_per_second_for_bound": (one + two) / bound / 3.6e15})
+    return _csv(folder / "schedule.csv", rows)
 
 
 def machine(device: str) -> dict[str, str | int]:
@@ -224,50 +260,62 @@ def write(
     ways: tuple[bool, ...] = (False,),
     stages: tuple[str, ...] = STAGES,
     questions: tuple[int, ...] = (1, 64),
+    objectives: tuple[str, ...] = ("default",),
 ) -> list[Path]:
     """Measure and write `training.csv`, `answering.csv` and, where it can be, `hours.csv`; returns the files.
 
-    `ways` says for each round whether the blocks are compiled; `batch` and `text_length` of 0 are the scale's.
+    `ways` says for each round whether the blocks are compiled; `batch` and `text_length` of 0 are the scale's; `objectives`
+    names some of `OBJECTIVES`, which differ in the pre-training alone.
     Raises InputError for an unknown scale or a device that is not there.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: PyTorch sees no GPU here; leave it out, or give cpu")
-    runs = lineage(scale, text_length)
-    if batch:
-        for stage, run in runs.items():
-            runs[stage] = run.model_copy(update={"train": run.train.model_copy(update={"batch_size": batch})})
+    plan = [(name, stage) for name in objectives for stage in stages if name == objectives[0] or stage != "finetune"]
+    runs = {}
+    for name in objectives:
+        for stage, run in lineage(scale, text_length, name).items():
+            own = run.model_copy(update={"train": run.train.model_copy(update={"batch_size": batch})}) if batch else run
+            runs[name, stage] = own
     rate, here = matmul_rate(device), machine(device)
-    bar = progress.bar(len(stages) * len(ways) * (WARM_UP + steps) + len(questions), "timing training and answering")
+    bar = progress.bar(len(plan) * len(ways) * (WARM_UP + steps) + len(questions), "timing training and answering")
     trained, answered = [], []
-    for stage in stages:
+    for name, stage in plan:
         for compiled in ways:
-            found = train(runs[stage], device, steps, compiled, bar.step)
+            found = train(runs[name, stage], device, steps, compiled, bar.step)
             found |= {"matmul_tflop_per_second": rate / 1e12}
             found |= {"share_of_matmul_rate": found["tflop_per_second"] / found["matmul_tflop_per_second"]}
-            trained.append({"scale": scale, **found, **here})
+            trained.append({"scale": scale, "objective": name, **found, **here})
             if device == "cuda":
                 torch.cuda.empty_cache()
     for count in questions:
-        answered.append({"scale": scale, **answer(runs["finetune"], device, count, steps), **here})
+        answered.append({"scale": scale, **answer(runs[objectives[0], "finetune"], device, count, steps), **here})
         bar.step()
     bar.close()
     files = [_csv(folder / "training.csv", trained), _csv(folder / "answering.csv", answered)]
     if set(stages) == set(STAGES):
-        best = {s: max(row["tflop_per_second"] for row in trained if row["stage"] == s) * 1e12 for s in STAGES}
+        best: dict[tuple[str, str], float] = {}
+        for row in trained:
+            key, found = (row["objective"], row["stage"]), row["tflop_per_second"] * 1e12
+            best[key] = max(best.get(key, 0.0), found)
+        rates = {name: {s: best.get((name, s), best.get((objectives[0], s))) for s in STAGES} for name in objectives}
         try:
-            hours = projected(best, scale, text_length)
+            hours = [row for name in objectives for row in projected(rates[name], scale, text_length, name)]
         except ImportError as missing:
             print(f"hours are not projected: {missing}; install the light set of the README, or run it elsewhere with")
-            print(f"  python -m amif_lib.benchmark --scale {scale} --rates '{json.dumps(best)}'")
+            for name in objectives:
+                own = json.dumps(rates[name])
+                print(f"  python -m amif_lib.benchmark --scale {scale} --objective {name} --rates '{own}'")
         else:
             files.append(_csv(folder / "hours.csv", hours))
     return files
 
 
-def write_hours(folder: Path, rates: dict[str, float], scale: str) -> Path:
+def write_hours(
+    folder: Path, rates: dict[str, float], scale: str, text_length: int = 0, objective: str = "default"
+) -> Path:
     """`hours.csv` from rates that another machine measured."""
-    return _csv(folder / "hours.csv", projected(rates, scale))
+    return _csv(folder / "hours.csv", projected(rates, scale, text_length, objective))
 
 
 def _csv(path: Path, rows: list[dict[str, Any]]) -> Path:
