@@ -282,6 +282,27 @@ def test_committed_results_rebuild_the_report_in_the_light_install(tmp_path):
         assert (made / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_the_committed_headline_table_of_the_demo_comes_out_of_its_committed_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
+    monkeypatch.setenv("FROM", "reference")
+    tables.write("table1", "demo")
+    for path in (paths.reference("demo") / "tables").glob("table1*"):
+        assert (paths.scale_dir("demo") / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_every_accuracy_in_the_readme_is_one_of_the_committed_tables():
+    """Numbers with an interval, `49.3 [46.7, 52.0]` or `49.3 ± 1.9 [46.7, 52.0]`, as the tables have them."""
+    text = " ".join((paths.ROOT / "README.md").read_text(encoding="utf-8").split())
+    found = re.findall(r"(\d+\.\d)(?: ± (\d+\.\d))? \[(\d+\.\d), (\d+\.\d)\]", text)
+    known = set()
+    for path in paths.reference().glob("*/tables/table*[0-9].csv"):
+        cells = pd.read_csv(path)
+        for cell in cells[cells["split"] == "overall"].itertuples():
+            spread = f"{cell.ours_sd:.1f}" if cell.ours_sd == cell.ours_sd else ""
+            known |= {(f"{cell.ours:.1f}", s, f"{cell.ci_low:.1f}", f"{cell.ci_high:.1f}") for s in {spread, ""}}
+    assert len(found) >= 4 and not [number for number in found if number not in known]
+
+
 # --- staleness ---
 
 
