@@ -173,7 +173,9 @@ def _section(table: tables.Table) -> dict[str, Any]:
         "name": table.name,
         "short": layout.short_name(table.name),
         "title": layout.heading(table),
-        "question_sets": layout.question_sets(table) if len(table.datasets) == 1 else "",  # else the compact note has them
+        "question_sets": layout.question_sets(table)
+        if len(table.datasets) == 1
+        else "",  # else the compact note has them
         "compact": as_html(layout.compact(table, _strong)) if len(table.datasets) > 1 else None,
         "compact_note": layout.compact_note(table),
         "bold": " ".join(filter(None, [layout.bold_note(table), layout.one_training(table)])),

@@ -111,3 +111,61 @@ def test_generated_answers_have_the_lengths_of_the_real_ones(
     real, made = ranking.answer_lists(28_996)[name], synthetic.answers(count, 28_996)
     assert sorted(map(len, real)) == sorted(map(len, made)) and len(made) == count
     assert all(ids[0] == 2 and ids[-1] == 3 and max(ids) < 28_996 for ids in made)
+
+
+def test_stages_of_two_results_folders_are_compared_per_sample(tmp_path: Path, capsys) -> None:
+    import json
+
+    from amif_lib.benchmarks import stages
+
+    def run(folder: str, name: str, batch: int, **metrics) -> None:
+        place = tmp_path / folder / "runs" / name
+        place.mkdir(parents=True)
+        (place / "spec.json").write_text(json.dumps({"train": {"batch_size": batch}}))
+        (place / "metrics.json").write_text(json.dumps(metrics))
+        (place / "provenance.json").write_text(json.dumps({"code_digest": folder}))
+
+    run("old", "a", 32, stage="stage1", steps=10, train_time_s=16.0)
+    run(
+        "old",
+        "b",
+        16,
+        stage="finetune",
+        samples=100,
+        steps=7,
+        train_time_s=5.0,
+        test_questions=50,
+        evaluation_time_s=2.0,
+    )
+    run(
+        "old",
+        "c",
+        16,
+        stage="finetune",
+        samples=300,
+        steps=20,
+        train_time_s=7.0,
+        test_questions=50,
+        evaluation_time_s=1.0,
+    )
+    run("old", "d", 16, trained_on=["x"], wall_time_s=9.0)  # a teacher
+    run("new", "e", 32, stage="stage1", steps=5, train_time_s=4.0)
+    run(
+        "new",
+        "f",
+        16,
+        stage="finetune",
+        samples=100,
+        steps=7,
+        train_time_s=1.5,
+        test_questions=10,
+        evaluation_time_s=0.1,
+    )
+    table = stages.compare(tmp_path / "old", tmp_path / "new").set_index("stage")
+    assert table.loc["stage1", "ratio"] == 2.0  # 16 s for 320 samples, 4 s for 160
+    assert table.loc["finetune", "milliseconds_per_sample_before"] == 30 and table.loc["finetune", "ratio"] == 2.0
+    assert table.loc["evaluation", "ratio"] == 3.0 and set(table["code_before"]) == {"old"}
+    assert stages.main([str(tmp_path / "old"), str(tmp_path / "new"), "--out", str(tmp_path / "t.csv")]) == 0
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 3
+    assert stages.main([str(tmp_path / "old"), str(tmp_path / "none")]) == 1
+    assert "no finished run; give a results folder" in capsys.readouterr().err
