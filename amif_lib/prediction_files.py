@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,21 @@ from amif_lib.datasets.records import normalise_answer
 from amif_lib.errors import InputError
 
 # What a column may be called, most telling name first: beside `pred`, a column `answer` holds the accepted answer.
+SCORES = "log_likelihoods"  # of JSON records, optional: an object from candidate answer to its log-likelihood
 FIELDS = {"question id": ("question_id", "qid", "id"), "answer": ("prediction", "pred", "answer")}
 
 
 @dataclass(frozen=True)
 class PredictionFile:
-    """Normalised answers and their places in the file, both by question id, and which column was read as what."""
+    """Normalised answers and their places in the file, both by question id, and which column was read as what.
+
+    `scores` has, by question id, every candidate's log-likelihood, or is empty where the file has none.
+    """
 
     answers: dict[str, str]
     places: dict[str, str]
     fields: dict[str, str]
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def read(path: Path | str) -> PredictionFile:
@@ -51,12 +57,21 @@ def read(path: Path | str) -> PredictionFile:
             )
     answers: dict[str, str] = {}
     places: dict[str, str] = {}
+    scores: dict[str, dict[str, float]] = {}
     for place, record in records:
         question, answer = _identifier(record, fields["question id"], place), _answer(record, fields["answer"], place)
         if question in answers:
             raise InputError(f"{place}: question {question} is answered twice, first at {places[question]}; keep one")
         answers[question], places[question] = answer, place.removeprefix(shown).lstrip(":, ")
-    return PredictionFile(answers, places, fields)
+        if SCORES in present:
+            scores[question] = _scores(record, place)
+            first = next(iter(scores.values()))
+            if scores[question].keys() != first.keys():
+                odd = min(scores[question].keys() ^ first.keys())
+                raise InputError(
+                    f"{place}: {SCORES}: {odd!r} is scored in some records and not in others; score all in all"
+                )
+    return PredictionFile(answers, places, fields | ({"log-likelihoods": SCORES} if scores else {}), scores)
 
 
 def read_candidates(path: Path | str) -> set[str]:
@@ -94,6 +109,24 @@ def _answer(record: dict[str, Any], name: str, place: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise InputError(f"{place}: {name} is missing or not one text; give one answer (an empty one counts as wrong)")
     return normalise_answer(value)
+
+
+def _scores(record: dict[str, Any], place: str) -> dict[str, float]:
+    """A record's log-likelihoods by normalised answer."""
+    value = record.get(SCORES)
+    if not isinstance(value, dict) or not value:
+        raise InputError(
+            f"{place}: {SCORES} is missing or no object from answer to number; give one for every question"
+        )
+    out: dict[str, float] = {}
+    for text, number in value.items():
+        answer = normalise_answer(text)
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise InputError(f"{place}: {SCORES}: {text!r} has no finite number; give its log-likelihood")
+        if answer in out:
+            raise InputError(f"{place}: {SCORES}: {text!r} occurs twice, case and white space set aside; keep one")
+        out[answer] = float(number)
+    return out
 
 
 def _records(path: Path, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:

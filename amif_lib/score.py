@@ -1,7 +1,8 @@
 """Anyone's predictions on the test questions of a question set, scored as the kit scores its own.
 
 Answers alone are scored `as given`: each as it stands, however it was found. The protocols choose among candidates, which
-takes every candidate's log-likelihood; a run folder of the kit holds them and is scored under all. Beside the score stand the
+takes every candidate's log-likelihood: a run folder of the kit holds them, and so may the records of a JSON file
+(`log_likelihoods`, an object from answer to number). Beside the score stand the
 baselines and what training answers can reach at most. Only annotations are read; nothing here needs torch.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from amif_lib import (
@@ -116,11 +118,24 @@ def score_file(
         frame = asked.assign(generated=[given.answers[question] for question in asked["question_id"]])
         listed = prediction_files.read_candidates(candidates) if candidates else None
         notes += _about_answers(frame, questions, listed)
-        others = ", ".join(p.title for p in PROTOCOLS.values() if p.candidates != "generate")
-        notes.append(
-            f"Not scored: {others}. These choose the likeliest of a list of candidates, so they need the log-likelihood "
-            "of every candidate for every question: a run folder of the kit with its predictions.parquet."
-        )
+        if given.scores:
+            frame, ranked = _ranked(frame, given.scores, questions)
+            notes.append("It is not known whether the training saw test answers (strict@1).")
+            for protocol in (p for p in PROTOCOLS.values() if p.candidates != "generate"):
+                if lacking := _lacking(protocol, ranked, questions):
+                    notes.append(
+                        f"Not scored: {protocol.title}, which ranks {lacking[0]} answers; {len(lacking[1])} of them have no "
+                        f"log-likelihood{_such_as(lacking[1], settings['dataset'])}."
+                    )
+                else:
+                    protocols.append(protocol)
+        else:
+            others = ", ".join(p.title for p in PROTOCOLS.values() if p.candidates != "generate")
+            notes.append(
+                f"Not scored: {others}. These choose the likeliest of a list of candidates, so they need the log-likelihood "
+                "of every candidate for every question: JSON records with log_likelihoods, an object from answer to number, "
+                "or a run folder of the kit with its predictions.parquet."
+            )
     notes += _about_data(questions, settings)
     scored = {protocol.name: _with_lenient(evaluate.score(frame, ranked, protocol), frame) for protocol in protocols}
     notes += _lenient_examples(TITLES[protocols[0].name], scored[protocols[0].name], frame, settings["dataset"])
@@ -311,6 +326,35 @@ def _stored(
                 "made on other data or the file was edited, run the fine-tuning again"
             )
     return asked.assign(**{name: stored[name].to_numpy() for name in ("generated", "log_likelihoods")}), ranked
+
+
+SPLITS = {"test": ("test",), "train": ("train",), "train+val": ("train", "val"), "all": ("train", "val", "test")}
+
+
+def _ranked(
+    frame: pd.DataFrame, scores: Mapping[str, Mapping[str, float]], questions: Sequence[Question]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The questions with their log-likelihoods, and the candidates, as a run folder of the kit has them."""
+    answers = sorted(next(iter(scores.values())))
+    of = {split: {a for q in questions if q.split == split for a in q.answers} for split in ("train", "val", "test")}
+    candidates = pd.DataFrame({"answer": answers, "tokens": 1})  # sums are given, so that no protocol divides by it
+    for split, known in of.items():
+        candidates[f"in_{split}"] = candidates["answer"].isin(known)
+    found = [np.array([scores[name][a] for a in answers], dtype=np.float32) for name in frame["question_id"]]
+    return frame.assign(log_likelihoods=found), candidates
+
+
+def _lacking(
+    protocol: evaluate.Protocol, candidates: pd.DataFrame, questions: Sequence[Question]
+) -> tuple[int, list[str]] | None:
+    """How many answers a protocol ranks, and those of them that are no candidate; None where all are."""
+    wanted = {a for q in questions if q.split in SPLITS[protocol.candidates] for a in q.answers}
+    lacking = sorted(wanted - set(candidates["answer"]))
+    return (len(wanted), lacking) if lacking else None
+
+
+def _such_as(answers: Sequence[str], dataset: str) -> str:
+    return f", such as {answers[0]!r}" if redistribution.may_show(dataset, "texts") else ""
 
 
 # --- what a reader must know -------------------------------------------------------------------------------------

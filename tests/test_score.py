@@ -333,6 +333,64 @@ def test_a_run_folder_is_scored_under_every_protocol(made: Path) -> None:
             assert cell(found.table, "predictions", "overall", protocol=protocol)["correct"] == correct, protocol
 
 
+def records_of(folder: Path) -> list[dict]:
+    """The same predictions as records that anyone may write."""
+    frame, candidates = evaluate.read_predictions(folder)
+    return [
+        {"qid": q, "pred": generated, "log_likelihoods": {a.upper(): float(x) for a, x in zip(candidates["answer"], row, strict=True)}}
+        for q, generated, row in zip(frame["question_id"], frame["generated"], frame["log_likelihoods"], strict=True)
+    ]  # fmt: skip
+
+
+def test_records_with_log_likelihoods_are_scored_as_the_run_folder_is(made: Path) -> None:
+    folder = run_folder(made / "run", a_spec("official1797"))
+    whole, found = score.score_file(folder).table, scored(write(made / "x.json", records_of(folder)))
+    titles = ["as given", "paper", "strict@1", "albef@1", "blip@1", "closed_yes_no@1"]
+    assert list(dict.fromkeys(found.table["protocol"])) == titles
+    for title in titles[1:]:
+        for columns in (["split", "definition", "system", "n", "correct", "ci_low", "ci_high", "wins", "mcnemar_p"],):
+            ours, theirs = (t.loc[t["protocol"] == title, columns].reset_index(drop=True) for t in (found.table, whole))
+            pd.testing.assert_frame_equal(ours, theirs)
+    assert "not known whether the training saw test answers" in " ".join(found.notes)
+
+
+def test_a_protocol_whose_answers_are_not_all_scored_is_left_out_and_said(made: Path) -> None:
+    records = records_of(run_folder(made / "run"))
+    for record in records:
+        record["log_likelihoods"].pop("THE X-RAY")  # an answer of the test questions alone
+    found = scored(write(made / "x.jsonl", "\n".join(map(json.dumps, records))))
+    assert list(dict.fromkeys(found.table["protocol"])) == ["as given", "strict@1", "albef@1", "blip@1"]
+    said = [note for note in found.notes if note.startswith("Not scored")]
+    assert said[0] == "Not scored: paper, which ranks 5 answers; 1 of them have no log-likelihood, such as 'the x-ray'."
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r[2].pop("log_likelihoods"), "record 3: log_likelihoods is missing or no object"),
+        (
+            lambda r: r[2]["log_likelihoods"].pop("NO"),
+            "record 3: log_likelihoods: 'no' is scored in some records and not",
+        ),
+        (
+            lambda r: r[1]["log_likelihoods"].update({"no": -1.0}),
+            "record 2: log_likelihoods: 'no' occurs twice, case and",
+        ),
+        (lambda r: r[1]["log_likelihoods"].update({"NO": "x"}), "record 2: log_likelihoods: 'NO' has no finite number"),
+        (
+            lambda r: r[1]["log_likelihoods"].update({"NO": float("inf")}),
+            "record 2: log_likelihoods: 'NO' has no finite",
+        ),
+    ],
+)
+def test_bad_log_likelihoods_are_named(made: Path, change, message: str) -> None:
+    records = records_of(run_folder(made / "run"))
+    change(records)
+    with pytest.raises(InputError, match=message):
+        scored(write(made / "x.json", records))
+
+
 def test_strict_is_not_claimed_for_a_run_that_saw_test_answers(made: Path) -> None:
     found = score.score_file(run_folder(made / "run", a_spec("published3064")))
     assert "strict@1" not in set(found.table["protocol"]) and set(found.table["training_file"]) == {"published3064"}
