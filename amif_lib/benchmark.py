@@ -51,7 +51,7 @@ COLUMNS = {
         ),
         *("tflop_per_second", "share_of_matmul_rate", "peak_memory_gb"),
     ),
-    "answering.csv": ("questions", "candidates", "seconds_per_question"),
+    "answering.csv": ("questions", "candidates", "seconds_per_question", "questions_per_second"),
     "hours.csv": ("table", "objective", "stage", "runs", "hours"),
 }
 
@@ -90,6 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
         from amif_lib.benchmarks import training
 
         objectives = ("default", "cheapest") if given.objective == "both" else (given.objective,)
+        if given.rates and given.objective == "both":
+            raise InputError("--rates: those of one --objective at a time; give default or cheapest")
         if given.rates:
             files = [
                 training.write_hours(folder, read_rates(given.rates), given.scale, given.text_length, objectives[0])
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for path in files:
         print(f"\n{paths.shown(path)}")
-        show(path, COLUMNS[path.name])
+        show(path, COLUMNS[path.name.replace("_cheapest", "")])
     return 0
 
 

@@ -39,25 +39,22 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> int:
     return len(blocks)
 
 
-def compile_transport(backend: str = "inductor") -> None:
-    """Compile one iteration of IPOT, for any batch size and lengths; plans that carry a gradient are computed as before.
-
-    The iteration and not the loop of fifty: the loop compiles for a minute and is then slower than without, on a CPU.
-    """
-    transport.step_without_gradient = _compiled_step(backend)
-
-
 @functools.cache
 def _compiled_step(backend: str) -> Callable[..., Tensor]:
     return torch.compile(transport.proximal_step, backend=backend, dynamic=True)
 
 
 @contextlib.contextmanager
-def compiled_transport() -> Iterator[None]:
-    """The same for the length of a `with` block."""
+def compiled_transport(wanted: bool | None = None) -> Iterator[None]:
+    """Compile one iteration of IPOT for the length of a `with` block or a decorated call, where `wanted` (default: `asked`).
+
+    For any batch size and lengths; plans that carry a gradient are computed as before. The iteration and not the loop of
+    fifty: the loop compiles for a minute and is then slower than without, on a CPU.
+    """
     before = transport.step_without_gradient
     try:
-        compile_transport()
+        if asked() if wanted is None else wanted:
+            transport.step_without_gradient = _compiled_step("inductor")
         yield
     finally:
         transport.step_without_gradient = before

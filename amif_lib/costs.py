@@ -47,11 +47,15 @@ def is_extra(run: RunSpec) -> bool:
 def notebooks(runs: Iterable[RunSpec]) -> set[str]:
     """Fine-tunings that differ in their question set alone are one notebook; a key for each."""
     own = ("questions", "training_file", "language", "allow_cross_language")
+    runs = list(runs)
+    by_set = [entry for run in runs for entry in experiments.scale_settings(run.scale)["question_sets"].values()]
+    set_wise = {key for entry in by_set for key in entry.get("finetune", {})}  # such as epochs, of one set alone
     keys = set()
     for run in runs:
         if run.stage == "finetune":
             content = identity.settings_read(run) | {"parent": run.parent and run.parent.run_id, "extra": is_extra(run)}
             content["data"] = {key: value for key, value in content["data"].items() if key not in own}
+            content["train"] = {key: value for key, value in content["train"].items() if key not in set_wise}
             keys.add(experiments.digest(content))
     return keys
 

@@ -1,7 +1,8 @@
 """The same bits each time the same run is trained on the same machine with the same versions.
 
 On several threads some of PyTorch's backward passes add in whatever order the threads arrive; the last digit differs, and after
-some hundred steps predictions do. PyTorch has an orderly version of each.
+some hundred steps predictions do. On a CPU PyTorch has an orderly version of each. On a GPU not of all (attention's backward
+pass, some matrix products): there fewer digits differ, and a warning names what has none.
 """
 
 from __future__ import annotations

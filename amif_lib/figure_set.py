@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Collection
@@ -101,8 +102,15 @@ def start(scale: str) -> subprocess.Popen:
     """Let another process draw the scale's figures; `finish` waits for it."""
     line = [sys.executable, "-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
     origin = ["--from", "reference"] if paths.from_reference() else []
+    environment = os.environ | {"AMIF_RESULTS": str(paths.results())}  # as this process has it, wherever it stands
     return subprocess.Popen(
-        [*line, *origin], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", cwd=paths.ROOT
+        [*line, *origin],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        cwd=paths.ROOT,
+        env=environment,
     )
 
 
@@ -113,7 +121,12 @@ def finish(scale: str, process: subprocess.Popen) -> None:
     if process.returncode:
         lines = said.strip().splitlines() or [f"exit status {process.returncode}"]
         raise InputError(f"SCALE={scale}: the figures could not be drawn: {lines[-1].removeprefix('error: ')}")
-    (paths.scale_dir(scale) / "figures" / INDEX).touch()  # newer than tables that were made meanwhile, of the same runs
+    index = paths.scale_dir(scale) / "figures" / INDEX
+    if not index.is_file():
+        raise InputError(
+            f"{paths.shown(index)}: not written by python -m amif_lib figures --scale {scale}; run it by itself"
+        )
+    index.touch()  # newer than tables that were made meanwhile, of the same runs
 
 
 def training_curves(scale: str) -> Drawn:

@@ -150,7 +150,10 @@ def _by_split(table: Table) -> str:
     asked = cells[(cells["split"] == "overall") & cells["dataset"].isin(table.datasets)]
     counts = asked.groupby("dataset", sort=False)["n_questions"].max()
     n = ", ".join(f"{short_dataset_name(name)} {count:.0f}" for name, count in counts.items())
-    shown = f"Accuracy in percent{spread}, closed: the answer is yes or no; published rows{where}. Test questions: {n}."
+    shown = (
+        f"Ours: accuracy in percent{spread}; closed: the answer is yes or no. Published rows{where}: as printed, by their "
+        f"own definition of closed. Test questions: {n}."
+    )
     box = "\\resizebox{\\textwidth}{!}{%%\n%s}"
     alignment = "l" + "r" * len(columns)
     return _environment(table, "booktabs,graphicx", alignment, box, "\n".join(lines), shown, labels.values())

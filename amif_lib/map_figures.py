@@ -69,10 +69,15 @@ def local_alignment(scale: str) -> Drawn:
         scale, "stage2", [("without mining", "table2", "4"), ("with mining", "table2", "8")], "transport_plan"
     )
     first = columns[0].maps
-    texts = "reports" if first.coverage.any() else "test questions"
+    texts = (
+        f"reports of {first.data_set}, which no student is trained on"
+        if first.coverage.any()
+        else f"test questions of {dataset_name(first.data_set)}, whose images no pre-training sees"
+    )
+    compared = "without and with" if len(columns) > 1 else "with"
     caption = (
         "Fig. 4 of the paper: share of the underlined word's transported mass that each patch receives after stage 2, "
-        f"without and with hard-negative mining, on {texts} of {first.data_set}, which no student is trained on. "
+        f"{compared} hard-negative mining, on {texts}. "
     )
     return _gallery(columns, caption, scale)
 
@@ -86,7 +91,7 @@ def gated_attention(scale: str) -> Drawn:
     columns.append(replace(gated, title=gated.title.replace("attention, gate", "the gate itself"), kind="gate"))
     caption = (
         "Fig. 5 of the paper: attention of the underlined word to the patches in the last co-attention layer after "
-        f"fine-tuning without and with the gate, and the gate's mean over channels, test questions of "
+        f"fine-tuning {'without and with' if len(columns) > 2 else 'with'} the gate, and the gate's mean over channels, test questions of "
         f"{dataset_name(gated.maps.data_set)}. "
     )
     return _gallery(columns, caption, scale)

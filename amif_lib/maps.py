@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amif_lib import explain, files, map_files, paths, redistribution, regions, results, teachers, tokenizers
+from amif_lib import explain, files, manifests, map_files, paths, redistribution, regions, results, teachers, tokenizers
 from amif_lib.batches import ImageCache, pad
 from amif_lib.datasets import load_questions, load_studies, prepared
 from amif_lib.errors import InputError
@@ -175,12 +175,16 @@ def _shown_questions(spec: RunSpec) -> tuple[str, list[Question]]:
         if withheld := next((kind for kind in redistribution.KINDS if not redistribution.may_show(name, kind)), None):
             raise NothingNamed(redistribution.why_not(name, withheld))
         return name, load_questions(name, **spec.data.question_settings)
-    for name in SHOWN:
+    unseen = [name for name in SHOWN if name in spec.data.decontaminate_against]
+    for name in unseen:
         try:
-            return name, load_questions(name)
+            manifests.location(name)
         except InputError:  # not here
             continue
-    raise NothingNamed(f"none of {', '.join(SHOWN)} is under DATA_ROOT, whose images may be shown")
+        return name, load_questions(name)
+    raise NothingNamed(
+        f"none of {', '.join(SHOWN)}, whose images may be shown, is under DATA_ROOT and in data.decontaminate_against"
+    )
 
 
 def _tested(questions: Iterable[Question]) -> Iterator[Question]:
@@ -241,7 +245,8 @@ def _collect(
         if len(rows) == MOST:
             break
     if not rows:
-        raise NothingNamed(f"no text of {name}, cut to its length, names a finding that its image shows")
+        what = "names a finding that its image shows" if located else "holds a word of a training answer"
+        raise NothingNamed(f"no text of {name}, cut to its length, {what}")
     cache = ImageCache(prepared.pictures([name], spec.model.stored_side), spec.model.image_size, spec.model.stored_side)
     parts = []
     for start in range(0, len(rows), BATCH):

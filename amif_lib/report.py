@@ -48,16 +48,17 @@ def write(scale: str) -> Path:
     from amif_lib import figure_set
 
     folder = paths.scale_dir(scale)
-    drawing = None if figure_set.is_current(scale) else figure_set.start(scale)  # beside the tables, on another core
+    drawing = [] if figure_set.is_current(scale) else [figure_set.start(scale)]  # beside the tables, on another core
     try:
         return _write(scale, folder, drawing)
     finally:
-        if drawing and drawing.poll() is None:  # a table could not be made
-            drawing.kill()
-            drawing.wait()
+        for process in drawing:
+            if process.poll() is None:  # a table could not be made
+                process.kill()
+                process.wait()
 
 
-def _write(scale: str, folder: Path, drawing: subprocess.Popen | None) -> Path:
+def _write(scale: str, folder: Path, drawing: list[subprocess.Popen]) -> Path:
     from amif_lib import claims, figure_set
 
     whole = [tables.Table(name, scale) for name in planned_tables(scale)]
@@ -71,8 +72,10 @@ def _write(scale: str, folder: Path, drawing: subprocess.Popen | None) -> Path:
     for table in whole:  # drawn by the tables' notebooks, which FROM=reference does without
         if paths.from_reference() or not (folder / "figures" / f"accuracy_{table.name}.png").is_file():
             table_figures.save(table)
-    if drawing:
-        figure_set.finish(scale, drawing)
+    if not drawing and not figure_set.is_current(scale):  # the tables were made anew: other runs
+        drawing.append(figure_set.start(scale))
+    for process in drawing:
+        figure_set.finish(scale, process)
     said = claims.table(scale, known={table.name: table for table in whole})
     claims.write(scale, said)
     content = {
@@ -130,7 +133,8 @@ def _origin_notes(runs: list[Run]) -> list[str]:
             "them again."
         )
     if equal := sum(len(ids) for digest, ids in made.items() if digest in same - {present}):
-        shown = max(len(note["runs"]) for note in equal_code.noted() if note["kind"] == "code")
+        notes = [note for note in equal_code.noted() if note["kind"] == "code" and note["later"] in same]
+        shown = min(len(note["runs"]) for note in notes)  # the weakest link
         out.append(
             f"{equal} of {len(runs)} runs were made by earlier code. The present code (digest {present}) was shown to train the "
             f"same: {shown} runs by both, equal in every weight and log-likelihood (results/reference/equal_code.json)."
@@ -184,6 +188,8 @@ def _section(table: tables.Table) -> dict[str, Any]:
             (layout.dataset_name(dataset), as_html(layout.both_definitions(table, dataset)))
             for dataset in table.datasets
         ],
+        "supported": layout.supported_differences(table),
+        "seeds": as_html(each) if len(each := layout.seeds_layout(table)) else "",
         "tests": as_html(layout.tests_layout(table)),
         "notes": layout.notes(table),
         "files": [path for path in written if (paths.scale_dir(table.scale) / path).is_file()],

@@ -252,7 +252,9 @@ def run_costs(scale: str, tables: Iterable[str]) -> Drawn:
     rows, seen = [], set()
     for name in tables:
         for row in rows_of(name, scale):
-            for run in (run for tip in row.runs for run in tip.lineage()):
+            for run in (
+                run for tip in (*row.runs, *map(experiments.blank_image_run, row.runs)) for run in tip.lineage()
+            ):
                 if run.run_id in seen or not (paths.run_dir(run.run_id) / "metrics.json").is_file():
                     continue
                 seen.add(run.run_id)

@@ -100,7 +100,7 @@ def overall(table: Table) -> Figure:
 def _label(table: Table, rows: pd.DataFrame, row: str) -> str:
     label = str(rows.loc[row, "label"])
     numbered = any(line.row == row and line.kind == "row" for line in table.lines) and table.name.startswith("table")
-    label = f"#{row} {label}" if numbered and table.name != "table1" and row not in label else label
+    label = f"#{row} {label}" if numbered and table.name != "table1" and row.isdigit() else label
     if len(label) <= LETTERS:
         return label
     cut = label.rfind(" ", 0, LETTERS)

@@ -95,6 +95,17 @@ def embed(
     return Embeddings(image_index, study_index, torch.cat(vectors["images"]), torch.cat(vectors["texts"]), fold_of)
 
 
+def weights_digest(network: Any) -> str:
+    """SHA-256 of a model's weights by name: two models with equal ones embed alike, wherever they were read from."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
 def _image_ids(studies: Sequence[Study]) -> list[str]:
     return list(dict.fromkeys(picture.image_id for study in studies for picture in study.images))
 

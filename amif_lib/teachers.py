@@ -25,12 +25,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amif_lib import embedding_files, experiments, identity, manifests, paths, results, run_spec
+from amif_lib import embedding_files, equal_code, experiments, identity, manifests, paths, results, run_spec
 from amif_lib.datasets.records import Study
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.launch import exclusive
-from amif_lib.teacher_embeddings import INDEX, SHARDS, Embeddings, embed, read, write_index, write_vectors
+from amif_lib.teacher_embeddings import (
+    INDEX,
+    SHARDS,
+    Embeddings,
+    embed,
+    read,
+    weights_digest,
+    write_index,
+    write_vectors,
+)
 from amif_lib.teacher_models import HF_CLIP, load, load_open_clip, train_open_clip
 
 if TYPE_CHECKING:
@@ -143,23 +152,19 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     return folder
 
 
-def same_model(spec: RunSpec) -> list[Path]:
-    """Shards of other caches whose vectors are this teacher's: the same published model, which saw images of the same size.
-
-    A model that the kit trains is another one in every cache.
+def same_model(spec: RunSpec, weights: str) -> list[Path]:
+    """Shards of other caches whose vectors are this teacher's: of a model with these `weights` (`weights_digest`), which saw
+    images of the same size, made by code that embeds as the present. Its source is not asked: a folder may be overwritten.
     """
-    if spec.teacher.source == "trained":
-        return []
-    own, found = identity.teacher_read(spec.teacher, "views"), []
+    found = []
     for home in dict.fromkeys(manifests.derived_folder(name) / "teachers" for name in spec.data.pretrain):
-        for folder in sorted(path for path in home.glob("[!.]*") if path.name != teacher_id(spec) and _is_made(path)):
+        for folder in sorted(path for path in home.glob("[!.]*") if path.name != teacher_id(spec)):
             try:
-                theirs = run_spec.TeacherSpec.model_validate_json((folder / "spec.json").read_text(encoding="utf-8"))
-            except ValueError:  # of another version of the kit
+                made = _content(folder / METRICS)
+            except (OSError, ValueError):  # damaged: `ensure` makes it again when it is asked for
                 continue
-            side = _content(folder / METRICS).get("stored_side")
-            if identity.teacher_read(theirs, "views") == own and side == stored_side(spec):
-                found.append(folder / SHARDS)
+            if (made.get("weights"), made.get("stored_side")) == (weights, stored_side(spec)):
+                found += [folder / SHARDS] if made.get("code_digest") in equal_code.present() else []
     return found
 
 
@@ -221,7 +226,11 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
         folds = whole
         models = {0: _trained(own, teacher, aside / "fold0", prepared.pictures(teacher.data, side))}
     if models:
-        embeddings = embed(studies, folds, models, pictures, aside / SHARDS, same_model(spec))
+        others: list[Path] = []
+        if len(models) == 1:  # else a content has a vector of each fold's model
+            own_metrics["weights"] = weights_digest(models[0][0])
+            others = same_model(spec, own_metrics["weights"])
+        embeddings = embed(studies, folds, models, pictures, aside / SHARDS, others)
     else:
         write_vectors(aside / SHARDS, embeddings)
     metrics = describe(embeddings, studies, folds, spec)

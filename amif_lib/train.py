@@ -133,6 +133,7 @@ def to_come(spec: RunSpec, module: nn.Module) -> int:
 
 
 @deterministic()
+@compiling.compiled_transport()
 def run_spec(spec: RunSpec) -> Path:
     """Train a run to its end (from its last state, if it was cut off) and return its directory. Finished runs are left alone."""
     from accelerate import Accelerator
@@ -161,7 +162,6 @@ def run_spec(spec: RunSpec) -> Path:
         prepared.best_epoch.forget()
     if compiling.asked():
         compiling.compile_blocks(prepared.module)
-        compiling.compile_transport()
     module, optimizer = accelerator.prepare(prepared.module, optimizer)
     module.train()
     micro = MicroBatch(prepared.module, -(-spec.train.batch_size // world_size()), spec.stage)

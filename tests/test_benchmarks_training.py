@@ -75,6 +75,27 @@ def test_the_papers_schedule_by_hand(tmp_path: Path) -> None:
         assert row["tflop_per_second_for_bound"] == pytest.approx(needed, rel=1e-3)
 
 
+def test_without_a_compiler_the_compiled_way_is_left_out_and_said(monkeypatch, capsys) -> None:
+    def fails(*problem) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(transport, "compiled_ipot", fails)
+    found = transport.measure("gauss", 4, 1)
+    assert len(found) == 7 and not found["way"].str.contains("compiled").any()
+    assert "IPOT is not compiled: no C++ compiler" in capsys.readouterr().out
+
+
+def test_compiled_steps_end_with_their_block() -> None:
+    from amif_lib import compiling
+    from amif_lib.objectives import transport as solver
+
+    with compiling.compiled_transport(True):
+        assert solver.step_without_gradient is not solver.proximal_step
+        with compiling.compiled_transport(False):
+            pass
+    assert solver.step_without_gradient is solver.proximal_step
+
+
 def test_both_readings_are_timed_and_fine_tuning_once(tmp_path: Path) -> None:
     files = training.write(
         tmp_path, "demo", "cpu", steps=1, batch=8, questions=(1,), objectives=("default", "cheapest")
@@ -237,7 +258,9 @@ def test_a_generated_corpus_is_read_whole(tmp_path: Path) -> None:
 def test_transport_solvers_are_compared_on_the_same_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
     frame = pd.read_csv(transport.write("demo", problems=4, repeats=1))
-    assert frame.groupby("family")["way"].apply(list).map(len).to_dict() == dict.fromkeys(transport.FAMILIES, 8)
+    assert frame.groupby("family")["way"].apply(list).map(len).to_dict() == dict.fromkeys(
+        transport.FAMILIES, 7 + transport.compiles()
+    )
     for name, rows in frame.groupby("family"):
         by_way = rows.set_index("way")
         assert abs(by_way.loc[transport.EXACT, "largest_gap"]) < 1e-3

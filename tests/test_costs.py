@@ -343,6 +343,12 @@ def test_the_whole_paper_counts_each_run_once(whole: pd.DataFrame) -> None:
     assert len(content["stage1"]) == total["stage1"] and len(content["stage2"]) == total["stage2"]
 
 
+def test_sets_with_epochs_of_their_own_share_a_notebook() -> None:
+    """At demo scale two sets are trained for fewer epochs; the notebooks are those of the whole paper."""
+    total = costs.summary(planned("demo"), "demo", here=False).iloc[-1]
+    assert (total["stage1"], total["stage2"], total["notebooks"]) == PAPER_RUNS
+
+
 def test_tables_add_up_and_share(whole: pd.DataFrame) -> None:
     parts, total = whole.iloc[:-1], whole.iloc[-1]
     assert whole["table"].iloc[0] == "table1" and total["table"] == "total"

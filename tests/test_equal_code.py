@@ -116,6 +116,10 @@ def test_runs_of_one_code_or_of_several_or_of_other_settings_show_nothing(two_co
 
 
 def test_the_committed_notes_name_runs_of_every_stage_and_their_files():
+    if not equal_code.noted():
+        pytest.skip(
+            "nothing is noted: the committed runs are of the present code, or of none that is known to be equal"
+        )
     for note in equal_code.noted():
         stages = {run["stage"] for run in note["runs"]}
         assert stages >= {"stage1", "stage2", "finetune"}, note["later"]

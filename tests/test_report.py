@@ -139,7 +139,7 @@ def test_page_holds_the_numbers(page):
 
 
 def without_figures(monkeypatch) -> None:
-    monkeypatch.setattr(figure_set, "draw_all", lambda scale: [])
+    monkeypatch.setattr(figure_set, "is_current", lambda scale: True)
     monkeypatch.setattr(report, "_draw_accuracy", lambda *arguments: None)
 
 
@@ -152,6 +152,29 @@ def test_tables_written_by_the_report_keep_their_time_stamp_when_nothing_changed
     path.write_text("edited by hand", encoding="utf-8")
     report.write("demo")
     assert pd.read_csv(path)["ours"].notna().all()
+
+
+def test_figures_are_drawn_again_where_the_tables_show_other_runs(monkeypatch, demo, page):
+    """Whether they are current is asked once more when the tables are made: they say what the runs are by then."""
+    started = []
+    monkeypatch.setattr(report, "_draw_accuracy", lambda *arguments: None)
+    monkeypatch.setattr(figure_set, "start", lambda scale: started.append(scale) or fabricated.Done())
+    monkeypatch.setattr(figure_set, "finish", lambda scale, process: None)
+    asked = iter([True, False])
+    monkeypatch.setattr(figure_set, "is_current", lambda scale: next(asked))
+    report.write("demo")
+    assert started == ["demo"]
+
+
+def test_figures_that_another_process_cannot_draw_are_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
+    with pytest.raises(InputError, match="the figures could not be drawn: no run of it"):
+        figure_set.finish("demo", fabricated.Done(2, "left out\nerror: no run of it\n"))
+    with pytest.raises(InputError, match="not written by python -m amif_lib figures --scale demo"):
+        figure_set.finish("demo", fabricated.Done())
+    process = fabricated.START("demo")  # a real one: nothing is stored there, and that is no error of the page
+    figure_set.finish("demo", process)
+    assert (tmp_path / "demo" / "figures" / figure_set.INDEX).is_file()
 
 
 def test_page_escapes_what_it_is_given(monkeypatch, demo):

@@ -132,12 +132,11 @@ def test_mean_over_pairs_is_their_sum_over_their_number(objective, pairs):
 ONE_VIEW = {"pair_positives": "image_text", "image_image_views": "one"}
 
 
-def test_one_view_stands_on_both_sides_of_a_pair_of_images():
-    """By hand: (V,V) negatives pair the drawn views of both samples, and nothing of the other view is read."""
-    module, batch = (
-        tiny.pretraining("stage2", **ONE_VIEW, pair_types=("image_image",), weight_local=0.0).eval(),
-        tiny.batch(8),
-    )
+@pytest.mark.parametrize("weight_global", [0.0, 1.0])
+def test_one_view_stands_on_both_sides_of_a_pair_of_images(weight_global):
+    """By hand: (V,V) negatives pair the drawn views of both samples; nothing but L_global reads the other view."""
+    objective = ONE_VIEW | {"pair_types": ("image_image",), "weight_local": 0.0, "weight_global": weight_global}
+    module, batch = tiny.pretraining("stage2", **objective).eval(), tiny.batch(8)
     amif, rows = module.amif, torch.arange(8)
     drawn = amif.image_encoder(batch.views[rows, batch.view])
     mined = module.mine(batch, drawn, (drawn, drawn), None)["image_image"]
@@ -149,6 +148,8 @@ def test_one_view_stands_on_both_sides_of_a_pair_of_images():
     )
     found = module(batch)["hard_negatives"]
     torch.testing.assert_close(found, (each * mined.valid).mean())
+    if weight_global:
+        return
     other = type(batch)(**vars(batch) | {"views": batch.views.clone()})
     other.views[rows, 1 - batch.view] = torch.nan
     torch.testing.assert_close(module(other)["hard_negatives"], found)

@@ -23,6 +23,7 @@ from amif_lib import (
     manifests,
     paths,
     prepare,
+    results,
     smoke,
     teacher_embeddings,
     teacher_models,
@@ -326,27 +327,43 @@ def test_another_choice_of_data_embeds_only_what_the_model_has_not_seen(tmp_path
     assert torch.equal(changed, equal)
 
 
-def test_only_caches_of_the_same_published_model_and_image_size_are_taken_from(tmp_path: Path, monkeypatch) -> None:
+def test_only_caches_of_a_model_with_the_same_weights_and_image_size_by_equal_code_are_taken_from(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(teachers.manifests, "derived_folder", lambda name: tmp_path)
-    source = f"hf-clip:{tmp_path / 'clip'}"
+    spec = tiny.run().lineage()[0].model_copy(update={"teacher": TeacherSpec(source="hf-clip:anything")})
+    side, code = teachers.stored_side(spec), results.code_digest()
 
-    def cache(name: str, side: int, **changes) -> Path:
+    def cache(name: str, content: str) -> Path:
         folder = tmp_path / "teachers" / name
-        (folder / "embeddings").mkdir(parents=True)
-        teacher = TeacherSpec(**({"source": source} | changes))
-        (folder / "spec.json").write_text(teacher.model_dump_json())
-        (folder / "index.json").write_text("{}")
-        (folder / "metrics.json").write_text(json.dumps({"stored_side": side}))
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(content)
         return folder / "embeddings"
 
-    spec = tiny.run(stage="stage1").model_copy(update={"teacher": TeacherSpec(source=source)})
-    side = teachers.stored_side(spec)
-    same, views = cache("same", side), cache("views", side, views="augmented")
-    cache("smaller", side - 1)
-    cache("another", side, source="hf-clip:other")
-    assert teachers.same_model(spec) == [same, views]  # what a teacher sees while the student trains is not cached
-    trained = spec.model_copy(update={"teacher": TeacherSpec(source="trained", data=("phantom_teacher",))})
-    assert teachers.same_model(trained) == []
+    def metrics(**changes) -> str:
+        return json.dumps({"stored_side": side, "weights": "w", "code_digest": code} | changes)
+
+    same = cache("same", metrics())
+    cache("smaller", metrics(stored_side=side - 1))
+    cache("another", metrics(weights="v"))
+    cache("older", metrics(code_digest="of other code"))
+    cache("damaged", "{")
+    (tmp_path / "teachers" / "half.part-1").mkdir()
+    assert teachers.same_model(spec, "w") == [same]
+    cache(teachers.teacher_id(spec), metrics())  # its own is not another
+    assert teachers.same_model(spec, "w") == [same]
+
+
+def test_the_digest_of_weights_is_of_their_bits_and_names() -> None:
+    one = torch.nn.Linear(3, 2)
+    other = torch.nn.Linear(3, 2)
+    other.load_state_dict(one.state_dict())
+    assert teachers.weights_digest(one) == teachers.weights_digest(other)
+    with torch.no_grad():
+        other.bias[0] = torch.nextafter(other.bias[0], torch.tensor(9.0))
+    assert teachers.weights_digest(one) != teachers.weights_digest(other)
+    assert teachers.weights_digest(one) != teachers.weights_digest(torch.nn.Sequential(one))
+    assert teachers.weights_digest(one.half()) != teachers.weights_digest(one.float())
 
 
 def test_a_hugging_face_clip_that_is_not_there_or_not_one_says_what_to_do(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import torch
@@ -36,7 +37,9 @@ TILED, BUCKETED = "tiled", "tiled by length, keys cached"
 TRIE, TOGETHER = "packed trie", "packed trie, questions together"
 
 
-def write(scale: str, questions: int = 8, device: str | None = None, size: dict[str, int] | None = None) -> Path:
+def write(
+    scale: str, questions: int = 8, device: str | None = None, size: dict[str, int] | None = None, repeats: int = 3
+) -> Path:
     """Time all ways on both answer lists, on the CPU and on a GPU where there is one; writes and returns the CSV."""
     target = paths.scale_dir(scale) / "benchmarks" / "ranking.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,9 +48,9 @@ def write(scale: str, questions: int = 8, device: str | None = None, size: dict[
     lists = answer_lists(size["vocab_size"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ways = [(where, n) for where in devices for n in (sorted({1, cores}) if where == "cpu" else [1])]
-    bar = progress.bar(len(ways) * len(lists) * 4, "timing answer ranking")
+    bar = progress.bar(len(ways) * len(lists) * 4 * repeats, "timing answer ranking")
     frames = [
-        measure(candidates, questions, where, size, bar.step, threads=threads).assign(answers=name)
+        measure(candidates, questions, where, size, bar.step, threads=threads, repeats=repeats).assign(answers=name)
         for where, threads in ways
         for name, candidates in lists.items()
     ]
@@ -88,8 +91,9 @@ def measure(
     done: Callable[[], None] = lambda: None,
     memory_tokens: int = MEMORY_TOKENS,
     threads: int = 1,
+    repeats: int = 1,
 ) -> pd.DataFrame:
-    """Seconds a question of each way, random weights, fp32.
+    """Seconds a question of each way, random weights, fp32: the median of `repeats` interleaved rounds.
 
     Columns `device, way, candidates, prefixes, questions, threads, dtype, seconds_per_question, faster_than_tiled,
     faster_than_bucketed, largest_difference` (of any log-likelihood, from tiled).
@@ -108,15 +112,16 @@ def measure(
         TRIE: (rank_answers, 1),
         TOGETHER: (rank_answers, questions),
     }
-    seconds: dict[str, float] = {}
+    times: dict[str, list[float]] = {way: [] for way in ways}
     scores: dict[str, Tensor] = {}
     with on_threads(threads):
-        for way, (rank, count) in ways.items():
+        for way, (rank, count) in repeats * list(ways.items()):
             rank(decoder, memory[:1], mask[:1], candidates[:2])  # a first call allocates and chooses kernels
             start = _now(device, threads)
             scores[way] = rank(decoder, memory[:count], mask[:count], candidates)
-            seconds[way] = (_now(device, threads) - start) / count
+            times[way].append((_now(device, threads) - start) / count)
             done()
+    seconds = {way: median(own) for way, own in times.items()}
     nodes = pack_trie(sorted({tuple(c) for c in candidates})).tokens
     rows = [
         {

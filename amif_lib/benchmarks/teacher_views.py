@@ -15,6 +15,7 @@ import torch
 
 from amif_lib import cost_model, evaluate, experiments, launch, paths, statistics, train
 from amif_lib.batches import loader
+from amif_lib.benchmarks.feed import machine
 from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec
 from amif_lib.files import write_aside
@@ -38,7 +39,7 @@ def write(scale: str, batches: int = 20) -> list[Path]:
     for name, frame in (("labels", labels(scale, batches)), ("scores", scores(scale))):
         out.append(folder / f"teacher_views_{name}.csv")
         with write_aside(out[-1]) as aside:
-            frame.to_csv(aside, index=False)
+            frame.assign(**machine()).to_csv(aside, index=False)
     return out
 
 

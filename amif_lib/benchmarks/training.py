@@ -128,7 +128,6 @@ def train(
     module = build(run, device).train()
     if compiled:
         compiling.compile_blocks(module)
-        compiling.compile_transport()
     size, answer = run.train.batch_size, min(flop_count.ANSWER_TOKENS, run.data.answer_length)
     batch = (synthetic.questions(run, size, answer) if run.stage == "finetune" else synthetic.studies(run, size)).to(
         torch.device(device)
@@ -188,13 +187,15 @@ def answer(run: RunSpec, device: str, questions: int, repeats: int) -> dict[str,
         rank_answers(model.decoder, memory.float(), mask, candidates)
         times.append(now(device) - start)
     seconds = statistics.median(times[WARM_UP:])
-    return {"questions": questions, "candidates": ANSWERS, "seconds_per_question": seconds / questions}
+    rate = {"seconds_per_question": seconds / questions, "questions_per_second": questions / seconds}
+    return {"questions": questions, "candidates": ANSWERS, **rate}
 
 
 def projected(
     rates: dict[str, float], scale: str, text_length: int = 0, objective: str = "default"
 ) -> list[dict[str, Any]]:
-    """Hours of the scale's tables at measured rates (FLOP/s by stage), every distinct run once: `table, stage, runs, hours`.
+    """Hours of the scale's tables at measured rates (FLOP/s by stage), every distinct run once: `table, objective, stage, runs,
+    tflop_per_second, hours`.
 
     `headline` is the full model with one fine-tuning, with reports of `text_length` tokens where given; a table has its
     question-only baselines too, and always the scale's own objective and reports. Answering and teachers are not in it.
@@ -212,7 +213,8 @@ def projected(
         for stage in STAGES:
             own = [run for run in distinct.values() if run.stage == stage]
             hours = sum(cost_model.training_flop(run) for run in own) / rates[stage] / 3600
-            rows.append({"table": table, "objective": objective, "stage": stage, "runs": len(own), "hours": hours})
+            about = {"table": table, "objective": objective, "stage": stage, "runs": len(own)}
+            rows.append(about | {"tflop_per_second": rates[stage] / 1e12, "hours": hours})
     return rows
 
 
@@ -282,7 +284,8 @@ def write(
     trained, answered = [], []
     for name, stage in plan:
         for compiled in ways:
-            found = train(runs[name, stage], device, steps, compiled, bar.step)
+            with compiling.compiled_transport(compiled):
+                found = train(runs[name, stage], device, steps, compiled, bar.step)
             found |= {"matmul_tflop_per_second": rate / 1e12}
             found |= {"share_of_matmul_rate": found["tflop_per_second"] / found["matmul_tflop_per_second"]}
             trained.append({"scale": scale, "objective": name, **found, **here})
@@ -300,12 +303,13 @@ def write(
             best[key] = max(best.get(key, 0.0), found)
         rates = {name: {s: best.get((name, s), best.get((objectives[0], s))) for s in STAGES} for name in objectives}
         try:
-            hours = [row for name in objectives for row in projected(rates[name], scale, text_length, name)]
+            hours = [row | here for name in objectives for row in projected(rates[name], scale, text_length, name)]
         except ImportError as missing:
             print(f"hours are not projected: {missing}; install the light set of the README, or run it elsewhere with")
             for name in objectives:
                 own = json.dumps(rates[name])
-                print(f"  python -m amif_lib.benchmark --scale {scale} --objective {name} --rates '{own}'")
+                length = f" --text-length {text_length}" if text_length else ""
+                print(f"  python -m amif_lib.benchmark --scale {scale} --objective {name}{length} --rates '{own}'")
         else:
             files.append(_csv(folder / "hours.csv", hours))
     return files
@@ -314,8 +318,9 @@ def write(
 def write_hours(
     folder: Path, rates: dict[str, float], scale: str, text_length: int = 0, objective: str = "default"
 ) -> Path:
-    """`hours.csv` from rates that another machine measured."""
-    return _csv(folder / "hours.csv", projected(rates, scale, text_length, objective))
+    """`hours.csv` (`hours_cheapest.csv`) from rates that another machine measured."""
+    name = "hours.csv" if objective == "default" else f"hours_{objective}.csv"
+    return _csv(folder / name, projected(rates, scale, text_length, objective))
 
 
 def _csv(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -80,10 +80,11 @@ class Pretraining(PairClassification):
             else:
                 image = self.amif.image_encoder(pick(batch.views, batch.view))
                 both = (image, image) if o.pairs_images or o.weight_global > 0 else None
+        paired = both if both is None or o.image_image_views == "two" else (image, image)  # what a (V,V) pair is of
         losses: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         negatives = (
-            self.mine(batch, image, both, text) if o.weight_hard_negatives > 0 or self._contrasts_locally else {}
+            self.mine(batch, image, paired, text) if o.weight_hard_negatives > 0 or self._contrasts_locally else {}
         )
 
         fused, attention = None, None
@@ -111,7 +112,7 @@ class Pretraining(PairClassification):
                 )
         if o.weight_hard_negatives > 0:
             losses["hard_negatives"] = self.pair_loss(
-                batch, image, both, text, negatives, fused, fused_negative, negative_text_mask, stats
+                batch, image, paired, text, negatives, fused, fused_negative, negative_text_mask, stats
             )
         total = o.weight_local * losses.get("local", 0) + o.weight_hard_negatives * losses.get("hard_negatives", 0)
         if o.weight_mlm > 0:

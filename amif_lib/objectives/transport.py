@@ -228,7 +228,7 @@ def proximal_step(
 ) -> Tensor:
     """One IPOT iteration, in place on `plan` (B, p, t); returns the column scaling (B, 1, t) that the next one starts with.
 
-    Sums instead of matrix products: the same on hardware that rounds those. `compiling.compile_transport` puts a compiled
+    Sums instead of matrix products: the same on hardware that rounds those. `compiling.compiled_transport` puts a compiled
     one in its place, for plans without gradient.
     """
     plan.mul_(kernel).mul_(scaling)  # in place; where a gradient is asked for, autograd keeps copies by itself
