@@ -13,7 +13,7 @@ export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS BUDGET_HOURS DATA_ROOT F
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo "Settings: SCALE=demo|small|base|paper MACHINE=laptop|workstation|slurm DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS= BUDGET_HOURS= DATA_ROOT="
+	@echo "Settings: SCALE=demo|small|base|paper MACHINE=laptop|workstation|slurm DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS= BUDGET_HOURS= DATA_ROOT= FROM=reference (figures, report)"
 
 env: ready $(if $(MINILM),minilm) ## build .venv from the lock file, or bring it up to date (PYTHON=…, MINILM=1)
 	@echo "environment: .venv is up to date"

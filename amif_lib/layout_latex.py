@@ -15,6 +15,7 @@ from amif_lib.layout import (
     paper_layout,
     row_labels,
     short_dataset_name,
+    supported_differences,
 )
 from amif_lib.table_cells import SPLITS
 from amif_lib.table_notes import variance
@@ -56,13 +57,14 @@ def latex(table: Table) -> str:
         for row, label in row_labels(table).items()
         if any(line.run_ids for line in table.lines if line.row == row)
     }
+    rows_of = {label: row for row, label in row_labels(table).items()}
     kinds = ["row" if number else "baseline" for number in frame["#"]]
     for position, values in enumerate(frame.itertuples(index=False)):
         if position and kinds[position] != kinds[position - 1]:
             lines.append(r"\midrule")
         lines.append(" & ".join(map(_tex, values)).replace(start, r"\textbf{").replace(end, "}") + r" \\")
         if runs := runs_of.get(values[1]):
-            lines.append(f"% runs: {runs}")
+            lines += [f"% runs: {runs}", *_each_run(table, rows_of[values[1]])]
     body = "\n".join(lines)
     alignment = "".join(
         "r" if (several and n > 1) or column.split()[-1] in SPLITS else "l" for n, column in enumerate(frame.columns)
@@ -86,12 +88,24 @@ def _environment(
     if any("(extra)" in label for label in labels):
         marks.append("(extra): not a row of the paper's.")
     parts = [f"{heading(table)}: {SCALE_NOTES[table.scale]}.", shown, f"Intervals: {variance(table)}", *marks]
+    parts.append(supported_differences(table))
     caption = _tex(" ".join(filter(None, [*parts, code_note(table)])))
     tabular = f"\\begin{{tabular}}{{{alignment}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}"
     return (
         f"% needs \\usepackage{{{needs}}}\n\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
         f"{box % tabular}\n\\end{{table}}\n"
     )
+
+
+def _each_run(table: Table, row: str) -> list[str]:
+    """A comment with each run's overall accuracy, in the order of the runs, where a row has two or three of them."""
+    own = table.seeds[
+        (table.seeds["row"] == row) & (table.seeds["protocol"] == "paper") & (table.seeds["split"] == "overall")
+    ]
+    parts = {name: [f"{value:.1f}" for value in group["ours"]] for name, group in own.groupby("dataset", sort=False)}
+    if not parts or not 2 <= max(map(len, parts.values())) <= 3:
+        return []
+    return ["% each run: " + "; ".join(f"{name} {' '.join(values)}" for name, values in parts.items())]
 
 
 def _by_split(table: Table) -> str:
@@ -142,9 +156,16 @@ def _by_split(table: Table) -> str:
         lines.append(" & ".join([_tex(label), *values]) + r" \\")
         lines.append(" & ".join([r"\quad 95\% interval", *intervals]) + r" \\")
         if any(value is not None for value in numbers):
-            lines.append(" & ".join([r"\quad the paper's", *printed]) + r" \\")
+            deltas = [
+                f" ({ours.loc[key].delta:+.2f})"
+                if (key := (row, *column)) in ours.index and ours.loc[key].delta == ours.loc[key].delta
+                else ""
+                for column in columns
+            ]
+            shown = [f"{text}{delta}" for text, delta in zip(printed, deltas, strict=True)]
+            lines.append(" & ".join([r"\quad the paper's", *shown]) + r" \\")
         if runs := "; ".join(f"{line.dataset} {' '.join(line.run_ids)}" for line in own if line.run_ids):
-            lines.append(f"% runs: {runs}")
+            lines += [f"% runs: {runs}", *_each_run(table, row)]
     where = ", on the real data sets" if any(map(is_synthetic, table.datasets)) else ""
     spread = ", ± standard deviation over the runs" if cells["ours_sd"].notna().any() else ""
     asked = cells[(cells["split"] == "overall") & cells["dataset"].isin(table.datasets)]

@@ -247,6 +247,7 @@ def scores_figure(scores: pd.DataFrame, stage: str, scale: str, tables: Sequence
     caption = (
         f"Do the maps point at the known region? {what}, {n}; a cell belongs to the region where the region covers half "
         "of it (else the most covered cell). Intervals from resampling images, no spread between trainings. "
+        + ("Rows whose maps are among the committed ones. " if paths.from_reference() else "")
         + map_files.code_note(_files(part, scale))
         + note(scale)
     )

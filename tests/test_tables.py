@@ -103,6 +103,16 @@ def test_delta_on_real_data_at_paper_scale(monkeypatch, tmp_path):
     assert set(verdicts) == {table_tests.ONE_TRAINING}
 
 
+def test_latex_prints_the_difference_where_it_is_like_for_like(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path)
+    chosen = Selection(("vqa_rad", "slake"), only=("hub",))
+    write_table("table1", "paper", {"hub": (0, 1, 2)}, chosen)
+    table = tables.Table("table1", "paper", chosen)
+    line = next(x for x in layout_latex.latex(table).splitlines() if x.startswith(r"\quad the paper's"))
+    own = cell(table.cells[table.cells["dataset"] == "slake"], "hub", "overall")
+    assert line.split(" & ")[6].removesuffix(r" \\") == f"86.71 ({own['ours'] - 86.71:+.2f})"
+
+
 def test_small_scale_prints_the_paper_but_no_difference_and_no_verdict(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
     write_table("table1", "small", {"random": (0, 1, 2), "minilm": (0,)})
