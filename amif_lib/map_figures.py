@@ -34,9 +34,10 @@ RULE = (
     "below says how far it is from flat (highest over mean cell)."
 )
 RULE_WITHOUT_REGIONS = (
-    "Examples by rule, not by looking: in file order, the first {n} test questions that hold a word of a training answer, each "
-    "with another word and image; what the word names has no known region, so that nothing is scored. Each map is scaled from "
-    "its lowest to its highest cell; the number below says how far it is from flat (highest over mean cell)."
+    "Examples by rule, not by looking: in file order, the first {n} test questions that hold a word of a training answer which "
+    "few questions hold, each with another word and image; what the word names has no known region, so that nothing is "
+    "scored. Each map is scaled from its lowest to its highest cell; the number below says how far it is from flat (highest "
+    "over mean cell)."
 )
 TITLES = {
     "pointing": "pointing game",

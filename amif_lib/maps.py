@@ -15,6 +15,7 @@ questions, chosen by a rule, of sets whose images may be shown; there is nothing
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 HELD_OUT = "phantom_teacher"  # studies drawn apart: the soft labels' teacher is trained on them, no student ever is
 SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
 SHORTEST = 5  # letters of a word that an example is about: shorter ones of training answers are mostly no findings
+COMMONEST = 0.02  # of the training questions that may hold such a word: beyond, it is how one asks ("present", "there")
 MOST = 150  # questions or reports per run, the first in file order
 EXAMPLES = 4
 BATCH = 50
@@ -139,12 +141,16 @@ def example_maps(run: Run) -> Maps:
     """Maps of up to `EXAMPLES` test questions of a set whose images may be shown, each about a word, without regions.
 
     By a rule and never by looking: in file order, the first test questions that hold a word of a training answer (`SHORTEST`
-    letters or more; the longest of several), each with another word and another image. A fine-tuning's are of its own
+    letters or more, in at most the share `COMMONEST` of the training questions, since the others are how one asks; the longest
+    of several), each with another word and another image. A fine-tuning's are of its own
     set, a stage-2 run's of the first of `SHOWN` that is here, of which no pre-training sees an image.
     """
     spec = run.spec
     name, questions = _shown_questions(spec)
-    known = {word for q in questions if q.split == "train" for word in _words(q.answer) if len(word) >= SHORTEST}
+    learnt = [q for q in questions if q.split == "train"]
+    asked = Counter(word for q in learnt for word in set(_words(q.question)))
+    answered = {word for q in learnt for word in _words(q.answer) if len(word) >= SHORTEST}
+    known = {word for word in answered if asked[word] <= COMMONEST * len(learnt)}
     if spec.stage == "finetune":
         model = AMiFForVQA.from_pretrained(run.directory / "model")
         tokenizer, make = model.tokenizer, lambda *batch: explain.batch_maps(model, *batch)
