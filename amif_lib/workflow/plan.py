@@ -111,7 +111,7 @@ def make_plan(selection: Selection) -> Plan:
     names = selection.tables or experiments.tables_of(scale)
     found = {name for table in names for row in _rows(table, selection) for name in (row, f"{table}:{row}")}
     if unknown := set(selection.rows) - found:
-        rows = "; ".join(f"{table}: {' '.join(row for row in _rows(table, selection))}" for table in names)
+        rows = "; ".join(f"{table}: {' '.join(experiments.row_names(table, scale))}" for table in names)
         raise InputError(f"ROWS: {', '.join(sorted(unknown))}: no such row at scale {scale}; choose from {rows}")
     left_out: list[tuple[Row, float]] = []
     if selection.budget_hours:
