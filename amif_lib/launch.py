@@ -25,6 +25,9 @@ from amif_lib.errors import InputError
 from amif_lib.experiments import RunSpec, load_spec
 
 TAIL = 30  # lines of a failed training's log that the error repeats
+# Threads that wait sleep instead of spinning. Where anything else wants the same cores, a training of small steps on several
+# threads else takes some ten times as long: each step ends when the slowest thread gets its turn.
+WAIT_POLICY = "PASSIVE"
 FEWER_ROWS = "fewer_rows"  # in the run's folder: one of several processes ran out of memory, and how many rows to try
 
 
@@ -74,6 +77,7 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "AMIF_HEADLESS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment["OMP_NUM_THREADS"] = str(max(1, _threads() // processes))
+    environment.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
     port = str(free_port())
     if _gpus() == 0:
         environment["ACCELERATE_USE_CPU"] = "true"

@@ -87,6 +87,7 @@ def test_processes_on_cores_share_the_threads(run, monkeypatch, tmp_path) -> Non
         f"-m amif_lib.train --spec {tmp_path}/spec.json"
     )
     assert environment["ACCELERATE_USE_CPU"] == "true" and environment["OMP_NUM_THREADS"] == "3"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     port = int(line[line.index("--master_port") + 1])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", port))  # nothing listens there

@@ -51,7 +51,7 @@ def stage_times(folder: Path) -> pd.DataFrame:
 def compare(before: Path, after: Path) -> pd.DataFrame:
     """Both folders' times per stage that both have, and `ratio`: how many times as long a sample took before."""
     sides = [stage_times(folder).set_index("stage") for folder in (before, after)]
-    out = sides[0].join(sides[1], how="inner", lsuffix="_before", rsuffix="_after")
+    out = sides[0].add_suffix("_before").join(sides[1].add_suffix("_after"), how="inner")
     out["ratio"] = out["milliseconds_per_sample_before"] / out["milliseconds_per_sample_after"]
     codes = [" ".join(results.digests(_runs(folder))) for folder in (before, after)]
     return out.reset_index().round(4).assign(code_before=codes[0], code_after=codes[1])

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amif_lib import paths
+from amif_lib import launch, paths
 from amif_lib.launch import exclusive
 from amif_lib.workflow.plan import NOTEBOOKS, Job, read
 
@@ -106,6 +106,7 @@ def run(job: Job, command: list[str], log: Path, threads: int, wanted: int, tota
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or launch.WAIT_POLICY,
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
