@@ -479,5 +479,5 @@ def test_committed_runs_score_as_the_committed_table(real: Path) -> None:
         for ours, theirs in (("accuracy", "ours"), ("ci_low", "ci_low"), ("ci_high", "ci_high")):
             assert got[ours] == pytest.approx(float(getattr(line, theirs)), abs=6e-5), line
         seen.add((system, protocol, run))
-    assert len(tables) == 5 and {protocol for _, protocol, _ in seen} == {"paper", "strict@1"}
+    assert len(tables) == 6 and {protocol for _, protocol, _ in seen} == {"paper", "strict@1"}
     assert {folder.name for folder in FINE_TUNED} == {run for _, _, run in seen}
