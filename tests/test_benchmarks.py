@@ -125,42 +125,16 @@ def test_stages_of_two_results_folders_are_compared_per_sample(tmp_path: Path, c
         (place / "metrics.json").write_text(json.dumps(metrics))
         (place / "provenance.json").write_text(json.dumps({"code_digest": folder}))
 
+    def finetune(folder: str, name: str, samples: int, seconds: float, questions: int, answering: float) -> None:
+        times = {"train_time_s": seconds, "evaluation_time_s": answering}
+        run(folder, name, 16, stage="finetune", steps=7, samples=samples, test_questions=questions, **times)
+
     run("old", "a", 32, stage="stage1", steps=10, train_time_s=16.0)
-    run(
-        "old",
-        "b",
-        16,
-        stage="finetune",
-        samples=100,
-        steps=7,
-        train_time_s=5.0,
-        test_questions=50,
-        evaluation_time_s=2.0,
-    )
-    run(
-        "old",
-        "c",
-        16,
-        stage="finetune",
-        samples=300,
-        steps=20,
-        train_time_s=7.0,
-        test_questions=50,
-        evaluation_time_s=1.0,
-    )
+    finetune("old", "b", 100, 5.0, 50, 2.0)
+    finetune("old", "c", 300, 7.0, 50, 1.0)
     run("old", "d", 16, trained_on=["x"], wall_time_s=9.0)  # a teacher
     run("new", "e", 32, stage="stage1", steps=5, train_time_s=4.0)
-    run(
-        "new",
-        "f",
-        16,
-        stage="finetune",
-        samples=100,
-        steps=7,
-        train_time_s=1.5,
-        test_questions=10,
-        evaluation_time_s=0.1,
-    )
+    finetune("new", "f", 100, 1.5, 10, 0.1)
     table = stages.compare(tmp_path / "old", tmp_path / "new").set_index("stage")
     assert table.loc["stage1", "ratio"] == 2.0  # 16 s for 320 samples, 4 s for 160
     assert table.loc["finetune", "milliseconds_per_sample_before"] == 30 and table.loc["finetune", "ratio"] == 2.0

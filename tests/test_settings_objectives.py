@@ -155,6 +155,18 @@ def test_one_view_stands_on_both_sides_of_a_pair_of_images(weight_global):
     torch.testing.assert_close(module(other)["hard_negatives"], found)
 
 
+def test_negatives_of_one_view_are_mined_among_drawn_views_beside_the_global_loss(monkeypatch):
+    """The student's own similarities are then of V_i alone, though L_global has both views encoded."""
+    objective = ONE_VIEW | {"weight_global": 1.0, "negative_distribution": "student"}
+    module, batch = tiny.pretraining("stage2", **objective).eval(), tiny.batch(8)
+    mine, seen = module.mine, []
+    monkeypatch.setattr(module, "mine", lambda *given: seen.append(given[2]) or mine(*given))
+    module(batch)
+    drawn = module.amif.image_encoder(batch.views[torch.arange(8), batch.view])
+    for side in seen[0]:
+        torch.testing.assert_close(side, drawn)
+
+
 def test_one_view_is_neither_made_nor_encoded_twice_and_is_no_positive():
     assert ObjectiveSpec().reads_both_views("stage2") and not ObjectiveSpec(**ONE_VIEW).reads_both_views("stage2")
     assert ObjectiveSpec(**ONE_VIEW, weight_global=1.0).reads_both_views("stage2")  # Eq. 6-8 compare the views

@@ -457,6 +457,18 @@ def test_trainings_share_the_machine(monkeypatch) -> None:
         engine.settings("workstation", "paper")
 
 
+@pytest.mark.parametrize(("own", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_a_jobs_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path, monkeypatch, own, found) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    monkeypatch.setattr(job.signal, "signal", lambda *_: None)  # this process keeps its own
+    log = tmp_path / "job.log"
+    code = "import os; print(os.environ['OMP_WAIT_POLICY'], os.environ['OMP_NUM_THREADS'])"
+    job.run(plan.Job("data", "demo", "data.json"), [sys.executable, "-c", code], log, 3, 0, 0)
+    assert log.read_text() == f"{found} 3\n"
+
+
 def test_gpus_are_claimed_one_job_each(tmp_path, monkeypatch) -> None:
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
