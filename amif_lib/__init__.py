@@ -10,11 +10,11 @@ __all__ = ["AMiFForVQA", "load_run"]
 
 def __getattr__(name: str) -> Any:  # imported when asked for, so that tables and figures need no torch
     if name == "AMiFForVQA":
-        from amif_lib.model import AMiFForVQA
+        from amif_lib.methods.amif.network import AMiFForVQA
 
         return AMiFForVQA
     if name == "load_run":
-        from amif_lib.results import load_run
+        from amif_lib.experiments.stored import load_run
 
         return load_run
     raise AttributeError(f"module 'amif_lib' has no attribute {name!r}")

@@ -1,10 +1,10 @@
-"""`python -m amif_lib`: see amif_lib.cli."""
+"""`python -m amif_lib`: see amif_lib.app.cli."""
 
 from __future__ import annotations
 
 import sys
 
-from amif_lib.cli import main
+from amif_lib.app.cli import main
 
 __all__ = ["main"]
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from amif_lib import baselines, datasets, evaluate, experiments, figure_set, results, tables
-from amif_lib.datasets.records import Question
-from amif_lib.experiments import RunSpec
+from amif_lib.data import load as datasets
+from amif_lib.data.records import Question
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored as results
+from amif_lib.experiments.rows import RunSpec
+from amif_lib.reporting import figure_set, tables
+from amif_lib.scoring import baselines, evaluate
 
 # Twelve test questions on five images: 7 yes/no, 5 not; `which side` is closed by the data set's own field only.
 # (image, question, answer, closed by the field)

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from amif_lib import audit, audit_claims, audit_page, audit_power, audit_sources, audit_words, cli, paths, run_notebook
-from amif_lib.errors import InputError
+from amif_lib.app import cli, run_notebook
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.reporting import audit, audit_claims, audit_page, audit_power, audit_sources, audit_words
 
 ROOT = Path(__file__).resolve().parents[1]
 CENT = Decimal("0.01")
@@ -612,7 +614,9 @@ def test_with_notebooks_it_is_the_notebook_that_runs(monkeypatch, tmp_path) -> N
 def test_no_torch() -> None:
     program = "import sys\n"
     program += "".join(f"import amif_lib.{name}\n" for name in MODULES)
-    program += "from amif_lib import audit_words\nprint(len(audit_words.findings()), 'torch' in sys.modules)\n"
+    program += (
+        "from amif_lib.reporting import audit_words\nprint(len(audit_words.findings()), 'torch' in sys.modules)\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, env=dict(os.environ)
     )

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from amif_lib import paths
-from amif_lib.benchmarks import feed, ranking, synthetic
-from amif_lib.datasets import encoding
+from amif_lib.app.benchmarks import feed, ranking, synthetic
+from amif_lib.core import paths
+from amif_lib.data import encoding
 
 
 def films(folder: Path, count: int = 3) -> list[Path]:
@@ -116,7 +116,7 @@ def test_generated_answers_have_the_lengths_of_the_real_ones(
 def test_stages_of_two_results_folders_are_compared_per_sample(tmp_path: Path, capsys) -> None:
     import json
 
-    from amif_lib.benchmarks import stages
+    from amif_lib.app.benchmarks import stages
 
     def run(folder: str, name: str, batch: int, **metrics) -> None:
         place = tmp_path / folder / "runs" / name

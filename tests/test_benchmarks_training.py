@@ -15,10 +15,13 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from amif_lib import benchmark, compiling, cost_model, experiments, flop_count, micro_batch, table_rows
-from amif_lib.benchmarks import growth, synthetic, teacher_views, training, transport
-from amif_lib.datasets import medicat
-from amif_lib.errors import InputError
+from amif_lib.app import benchmark, cost_model, flop_count
+from amif_lib.app.benchmarks import growth, synthetic, teacher_views, training, transport
+from amif_lib.core.errors import InputError
+from amif_lib.data.readers import medicat
+from amif_lib.experiments import rows as experiments
+from amif_lib.reporting import table_rows
+from amif_lib.training import compiling, micro_batch
 from tests import tiny
 
 
@@ -56,7 +59,7 @@ def test_the_three_trainings_learn_and_their_rates_follow_from_their_times(tmp_p
 
 def test_the_cheapest_reading_is_the_specs_variant_2a_and_the_default_2b() -> None:
     """Against the cost model worked out apart (`05_flops.py`): training GFLOP a sample of stage 2, text 64 and 128."""
-    from amif_lib import flop_count
+    from amif_lib.app import flop_count
 
     cheapest = training.lineage("paper", 0, "cheapest")
     assert cheapest["stage2"].data.text_length == 64 and not cheapest["stage2"].objective.reads_both_views("stage2")
@@ -86,8 +89,8 @@ def test_without_a_compiler_the_compiled_way_is_left_out_and_said(monkeypatch, c
 
 
 def test_compiled_steps_end_with_their_block() -> None:
-    from amif_lib import compiling
     from amif_lib.objectives import transport as solver
+    from amif_lib.training import compiling
 
     with compiling.compiled_transport(True):
         assert solver.step_without_gradient is not solver.proximal_step
@@ -195,7 +198,7 @@ def test_torch_transformers_and_accelerate_are_enough(tmp_path: Path) -> None:
                 (site / top).symlink_to(Path(metadata.distribution(name).locate_file(top)).absolute())
     assert (site / "torch").is_dir() and not (site / "pandas").exists() and not (site / "PIL").exists()
     here = Path(__file__).parents[1]
-    command = "import sys; sys.path[:0] = sys.argv[1:3]; from amif_lib import benchmark; sys.exit(benchmark.main(sys.argv[3:]))"
+    command = "import sys; sys.path[:0] = sys.argv[1:3]; from amif_lib.app import benchmark; sys.exit(benchmark.main(sys.argv[3:]))"
     arguments = ["--scale", "demo", "--batch", "2", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", command, str(site), str(here), *arguments],

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib import audit_claims, claims, evaluate, map_files, paths, statistics, table_tests, tables
-from amif_lib.errors import InputError
-from amif_lib.tables import Selection
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.reporting import audit_claims, claims, map_files, table_tests, tables
+from amif_lib.reporting.tables import Selection
+from amif_lib.scoring import evaluate, statistics
 from tests import fabricated
 from tests.fabricated import write_run, write_table, wrong_at
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from amif_lib import cli, doctor, experiments, paths
-from amif_lib.errors import InputError
-from amif_lib.workflow import clean
+from amif_lib.app import cli, doctor
+from amif_lib.app.workflow import clean
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
 
 ROOT = Path(__file__).resolve().parents[1]
 # Makes this interpreter one of a light install: neither modules nor package records of the heavy packages are found.
@@ -33,7 +35,7 @@ def version(name):
         raise metadata.PackageNotFoundError(name)
     return found(name)
 metadata.version = version
-from amif_lib.cli import main
+from amif_lib.app.cli import main
 sys.exit(main())
 """
 

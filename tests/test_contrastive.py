@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
 from amif_lib.objectives.contrastive import one_hot_labels, similarity, soft_label_kl, soft_labels, teacher_statistics
 
 

@@ -11,11 +11,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from amif_lib import cli, cost_model, costs, experiments, flop_count, paths, results, tables
-from amif_lib.cost_model import GB
-from amif_lib.errors import InputError
-from amif_lib.experiments import RunSpec
-from amif_lib.workflow.plan import Selection, make_plan
+from amif_lib.app import cli, cost_model, costs, flop_count
+from amif_lib.app.cost_model import GB
+from amif_lib.app.workflow.plan import Selection, make_plan
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored as results
+from amif_lib.experiments.rows import RunSpec
+from amif_lib.reporting import tables
 
 STUDIES = 525_827  # 227,827 + 81,000 + 217,000, the sets at the sizes that the paper's sources state
 PAPER_RUNS = (16, 21, 29)  # stage 1, stage 2, notebooks
@@ -155,7 +159,7 @@ def _counted(step) -> float:
 def test_pre_training_step_against_torch(stage, objective, model, monkeypatch) -> None:
     tiny = pytest.importorskip("tests.tiny", reason="needs torch")
     # texts are counted at their longest, so they run as one group
-    monkeypatch.setattr("amif_lib.encoders.length_groups", lambda mask: [(None, mask.shape[1])])
+    monkeypatch.setattr("amif_lib.networks.encoders.length_groups", lambda mask: [(None, mask.shape[1])])
     changes = {name: tuple(v) if isinstance(v, list) else v for name, v in objective.items()}
     module, batch = tiny.pretraining(stage, model=model, **changes), tiny.batch(8, length=16)
     step = type(batch)(**vars(batch) | {"step": 1})  # step 0 watches for collapse, which is no training
@@ -170,7 +174,7 @@ def test_pre_training_step_against_torch(stage, objective, model, monkeypatch) -
 @pytest.mark.parametrize("knowledge", [{}, {"gate": False}, {"source": "none"}])
 def test_fine_tuning_step_against_torch(knowledge) -> None:
     torch = pytest.importorskip("torch")
-    from amif_lib.model import AMiFForVQA
+    from amif_lib.methods.amif.network import AMiFForVQA
     from tests import tiny
 
     spec, tokens = experiments.KnowledgeSpec(**knowledge), torch.arange(5, 45)
@@ -466,8 +470,6 @@ def test_the_command_refuses_another_budget(hours, capsys: pytest.CaptureFixture
 
 
 def test_no_torch() -> None:
-    program = (
-        "import sys\nfrom amif_lib import costs\nprint(len(costs.expected('table4')) > 99, 'torch' in sys.modules)\n"
-    )
+    program = "import sys\nfrom amif_lib.app import costs\nprint(len(costs.expected('table4')) > 99, 'torch' in sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", program], cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True False", done.stderr

@@ -16,10 +16,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from amif_lib import cli, data_figures, datasets, experiments, manifests, paths, teachers
-from amif_lib.datasets import decontaminate, images, sources
-from amif_lib.errors import InputError
-from amif_lib.workflow import clean
+from amif_lib.app import cli
+from amif_lib.app.workflow import clean
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import data_figures, decontaminate, images, manifests, sources
+from amif_lib.data import load as datasets
+from amif_lib.experiments import rows as experiments
+from amif_lib.methods.amif import teacher as teachers
 
 CLONE = Path(__file__).resolve().parents[1]
 WORD = "zqxmarker"

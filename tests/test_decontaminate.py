@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from amif_lib import datasets, experiments, manifests, teachers
-from amif_lib.datasets import decontaminate
-from amif_lib.datasets.records import Question, Study, StudyImage, article_id
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
+from amif_lib.data import decontaminate, manifests
+from amif_lib.data import load as datasets
+from amif_lib.data.records import Question, Study, StudyImage, article_id
+from amif_lib.experiments import rows as experiments
+from amif_lib.methods.amif import teacher as teachers
 
 
 @pytest.fixture(autouse=True)

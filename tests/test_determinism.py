@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from amif_lib import determinism
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
+from amif_lib.training import determinism
 
 
 @pytest.mark.parametrize(

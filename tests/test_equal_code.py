@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from amif_lib import cli, equal_code, evaluate, experiments, map_files, paths, reference, report, results
-from amif_lib.errors import InputError
+from amif_lib.app import cli
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import equal_code
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored as results
+from amif_lib.reporting import map_files, reference, report
+from amif_lib.scoring import evaluate
 from tests import fabricated
 
 

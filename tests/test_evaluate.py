@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib import baselines, evaluate
-from amif_lib.datasets.records import Question
-from amif_lib.errors import InputError
-from amif_lib.evaluate import PROTOCOLS, Protocol
+from amif_lib.core.errors import InputError
+from amif_lib.data.records import Question
+from amif_lib.scoring import baselines, evaluate
+from amif_lib.scoring.evaluate import PROTOCOLS, Protocol
 
 CANDIDATES = pd.DataFrame(
     {
@@ -237,7 +237,7 @@ def rounded(table: pd.DataFrame) -> dict[tuple[str, str], float]:
 def vqa_rad(shared_data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATA_ROOT", str(shared_data))
-        from amif_lib.datasets import load_questions
+        from amif_lib.data.load import load_questions
 
         yield load_questions("vqa_rad", training_file="official1797")
 

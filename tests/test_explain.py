@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from amif_lib import knowledge, tokenizers
-from amif_lib.errors import InputError
-from amif_lib.experiments import KnowledgeSpec, ModelSpec
-from amif_lib.model import AMiFForVQA
+from amif_lib.core.errors import InputError
+from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
+from amif_lib.methods.amif import knowledge
+from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.networks import tokenizers
 from tests import tiny
 
 QUESTION = "is there a nodule in the left lung hung"

@@ -22,9 +22,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from amif_lib import archives, cli, doctor, download, fetch, manifests, paths
-from amif_lib.errors import InputError
-from amif_lib.manifests import Download
+from amif_lib.app import cli, doctor
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import archives, download, fetch, manifests
+from amif_lib.data.manifests import Download
 from tests.web import Web, serve
 
 CLONE = Path(__file__).parents[1]
@@ -243,7 +245,7 @@ def test_a_file_of_the_hub_at_its_commit(web: Web, tmp_path: Path) -> None:
     answer = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
     web.add(f"/datasets/someone/set/resolve/{commit}/data/imgs.bin", BODY, headers=answer)
     code = (
-        "import sys; from pathlib import Path; from amif_lib import download; from amif_lib.manifests import Download\n"
+        "import sys; from pathlib import Path; from amif_lib.data import download; from amif_lib.data.manifests import Download\n"
         "made = Download(kind='huggingface', url='someone/set', file=sys.argv[1], revision=sys.argv[2], target='x')\n"
         "print(download.fetch(made, Path(sys.argv[3]))['revision'])"
     )

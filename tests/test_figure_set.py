@@ -14,20 +14,13 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from amif_lib import (
-    experiments,
-    figure_set,
-    map_figures,
-    map_files,
-    map_scores,
-    paths,
-    redistribution,
-    result_figures,
-    results,
-    tables,
-)
-from amif_lib.errors import InputError
-from amif_lib.map_files import Maps
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import redistribution
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored as results
+from amif_lib.reporting import figure_set, map_figures, map_files, map_scores, result_figures, tables
+from amif_lib.reporting.map_files import Maps
 from tests import fabricated
 
 SIDE, N = 8, 12
@@ -391,7 +384,7 @@ def test_without_torch(drawn):
         "sys.meta_path.insert(0, NoTorch())\n"
         "import pytest; from pathlib import Path; from tests import fabricated, test_figure_set\n"
         "fabricated.install(patch := pytest.MonkeyPatch(), Path(sys.argv[1])); test_figure_set.quicken(patch)\n"
-        "from amif_lib import cli, figures\n"
+        "from amif_lib.app import cli; from amif_lib.reporting import figures\n"
         "figures.METADATA = {'png': {}}\n"  # the quickest format
         "sys.exit(cli.main(['figures', '--scale', 'demo']))\n"
     )

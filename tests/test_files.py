@@ -10,10 +10,14 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from amif_lib import baselines, cli, data_page, evaluate, figures, files
-from amif_lib.datasets import sources
-from amif_lib.datasets.records import Question
-from amif_lib.errors import InputError
+from amif_lib.app import cli
+from amif_lib.core import files
+from amif_lib.core.errors import InputError
+from amif_lib.data import check_page as data_page
+from amif_lib.data import sources
+from amif_lib.data.records import Question
+from amif_lib.reporting import figures
+from amif_lib.scoring import baselines, evaluate
 from tests import test_evaluate
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
@@ -116,11 +120,11 @@ WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
 def test_writers_leave_nothing_on_a_full_disk(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "out"
     monkeypatch.setenv("AMIF_RESULTS", str(folder))
-    monkeypatch.setattr("amif_lib.manifests.derived_folder", lambda _: folder)
+    monkeypatch.setattr("amif_lib.data.manifests.derived_folder", lambda _: folder)
     monkeypatch.setattr(baselines, "manifest_digest", lambda _: "0")
-    monkeypatch.setattr("amif_lib.redistribution.folder", lambda place, **_: place)
+    monkeypatch.setattr("amif_lib.data.redistribution.folder", lambda place, **_: place)
     asked = [question(1, "train"), question(2, "test")]
-    monkeypatch.setattr("amif_lib.datasets.load_questions", lambda *_, **__: asked)
+    monkeypatch.setattr("amif_lib.data.load.load_questions", lambda *_, **__: asked)
     name, write = WRITERS[kind]
     path = fill(folder / name)
     with pytest.raises(InputError, match=r"cannot be written \(.*No space left on device") as caught:

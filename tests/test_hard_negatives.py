@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
 from amif_lib.objectives.hard_negatives import duplicates, sample
 
 DRAWS = 40_000

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from amif_lib.datasets import encoding, images
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
+from amif_lib.data import encoding, images
 
 
 def ramp(mode: str) -> Image.Image:
@@ -173,7 +173,7 @@ def test_an_image_of_20000_pixels_a_side_is_reduced_within_two_gigabytes(tmp_pat
     else:
         scanned(path, 20_000, 20_000)
     code = (
-        "import resource, sys; from pathlib import Path; from amif_lib.datasets import encoding, images\n"
+        "import resource, sys; from pathlib import Path; from amif_lib.data import encoding, images\n"
         "made = encoding.encode(Path(sys.argv[1]).read_bytes(), 320)\n"
         "picture = images.load_rgb(Path(sys.argv[1]))\n"
         "assert made.size == (320, 320) and made.original == (20000, 20000) and made.grey\n"
@@ -370,7 +370,7 @@ def test_augmentation_is_fast_enough_for_one_core() -> None:
 
 def test_decoding_needs_no_torch(tmp_path: Path) -> None:
     ramp("L").save(tmp_path / "a.png")
-    code = "import sys; from pathlib import Path; from amif_lib.datasets import images\n"
+    code = "import sys; from pathlib import Path; from amif_lib.data import images\n"
     code += "images.verify([Path(sys.argv[1])]); assert 'torch' not in sys.modules"
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "a.png")], check=True, cwd=Path(__file__).parents[1], timeout=60

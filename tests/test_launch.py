@@ -15,11 +15,13 @@ import pytest
 import yaml
 
 pytest.importorskip("torch")
-from amif_lib import experiments, launch, paths
-from amif_lib.errors import InputError
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
+from amif_lib.training import launch
 
 HOLD = (
-    "import sys, time\nfrom pathlib import Path\nfrom amif_lib.launch import exclusive\n"
+    "import sys, time\nfrom pathlib import Path\nfrom amif_lib.training.launch import exclusive\n"
     "with exclusive(Path(sys.argv[1]), 'it'):\n    print('held', flush=True)\n    time.sleep(float(sys.argv[2]))"
 )
 
@@ -63,7 +65,7 @@ def test_a_run_is_in_one_hand_at_a_time_and_a_dead_hand_lets_go(
 def test_a_finished_run_is_returned_as_it_is(run, monkeypatch, capsys, tmp_path) -> None:
     (tmp_path / "run.json").write_text(run.model_dump_json(), encoding="utf-8")
     monkeypatch.setattr(launch, "_finished", lambda spec: True)
-    monkeypatch.setitem(sys.modules, "amif_lib.train", None)  # importing it would fail
+    monkeypatch.setitem(sys.modules, "amif_lib.training.loop", None)  # importing it would fail
     assert launch.train(run) == launch.train(tmp_path / "run.json") == run.directory
     assert "is finished" in capsys.readouterr().out
 
@@ -84,7 +86,7 @@ def test_processes_on_cores_share_the_threads(run, monkeypatch, tmp_path) -> Non
     line, environment = launch.command(run, 2, tmp_path / "spec.json")
     text = " ".join(line)
     assert "torch.distributed.run --nproc_per_node 2" in text and text.endswith(
-        f"-m amif_lib.train --spec {tmp_path}/spec.json"
+        f"-m amif_lib.training.loop --spec {tmp_path}/spec.json"
     )
     assert environment["ACCELERATE_USE_CPU"] == "true" and environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
@@ -163,8 +165,8 @@ def test_processes_that_run_out_of_memory_are_started_again_with_fewer_rows(run,
 
 
 def test_a_training_process_leaves_word_of_how_many_rows_to_try(run, monkeypatch, tmp_path) -> None:
-    from amif_lib import train
-    from amif_lib.micro_batch import TooManyRows
+    from amif_lib.training import loop as train
+    from amif_lib.training.micro_batch import TooManyRows
 
     def fails(spec) -> None:
         raise TooManyRows(48)

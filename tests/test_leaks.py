@@ -12,9 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from amif_lib import cli, manifests, paths
-from amif_lib.datasets import leaks, question_files
-from amif_lib.errors import InputError
+from amif_lib.app import cli
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
+from amif_lib.scoring import leaks, question_files
 
 
 @pytest.fixture
@@ -349,7 +351,7 @@ def test_languages_are_the_variants_of_slake(shared_data: Path, monkeypatch: pyt
 
 def test_no_torch() -> None:
     code = (
-        "import sys; from amif_lib import data_figures, redistribution; from amif_lib.datasets import decontaminate, "
+        "import sys; from amif_lib.data import data_figures, redistribution; from amif_lib.data import decontaminate,  "
         "leaks, question_files; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)

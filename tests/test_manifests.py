@@ -14,9 +14,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from amif_lib import cli, data_check, data_page, datasets, doctor, experiments, manifests, paths
-from amif_lib.datasets import leaks
-from amif_lib.errors import InputError
+from amif_lib.app import cli, doctor
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import check as data_check
+from amif_lib.data import check_page as data_page
+from amif_lib.data import load as datasets
+from amif_lib.data import manifests
+from amif_lib.experiments import rows as experiments
+from amif_lib.scoring import leaks
 
 CLONE = Path(__file__).parents[1]
 QUESTION_SETS = ["pathvqa", "slake", "vqa_med_2019", "vqa_rad"]

@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from amif_lib import map_files, map_scores, regions
-from amif_lib.errors import InputError
-from amif_lib.map_files import Maps
+from amif_lib.core.errors import InputError
+from amif_lib.data import regions
+from amif_lib.reporting import map_files, map_scores
+from amif_lib.reporting.map_files import Maps
 
 # A 3 x 3 grid. The region covers the first cell wholly, the second to .6 and the third to .3: two cells belong to it.
 REGION = np.array([[[1.0, 0.6, 0.3], [0, 0, 0], [0, 0, 0]]])

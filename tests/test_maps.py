@@ -11,10 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from amif_lib import explain, manifests, map_files, map_scores, maps, paths, results, teachers, tokenizers, train
-from amif_lib.datasets import load_questions, load_studies
-from amif_lib.errors import InputError
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
+from amif_lib.data.load import load_questions, load_studies
+from amif_lib.experiments import stored as results
+from amif_lib.methods.amif import explain, maps
+from amif_lib.methods.amif import teacher as teachers
+from amif_lib.networks import tokenizers
 from amif_lib.objectives import contrastive
+from amif_lib.reporting import map_files, map_scores
+from amif_lib.training import loop as train
 from tests import tiny
 
 # some questions are cut; the set whose images stand as examples for stage 2 on real data is one that pre-training does not see
@@ -91,8 +98,8 @@ def test_report_maps_are_of_studies_that_no_stage_is_trained_on(lineage):
 
 def test_a_report_map_recomputed_alone(lineage):
     """The first row from the saved weights: image, report, co-attention, plan, the word's columns."""
-    from amif_lib.datasets import images
-    from amif_lib.model import AMiF
+    from amif_lib.data import images
+    from amif_lib.methods.amif.network import AMiF
     from amif_lib.objectives import transport
 
     run = lineage[1]
@@ -103,7 +110,7 @@ def test_a_report_map_recomputed_alone(lineage):
     amif.load(run.directory / "model")
     amif.eval()
     ids, mask = tokenizers.encode(tokenizer, [study.text], run.data.text_length)
-    from amif_lib.datasets import encoding
+    from amif_lib.data import encoding
 
     pixels = images.to_tensor(encoding.as_stored(picture.path, run.model.stored_side), run.model.image_size)[None]
     with torch.inference_mode():
@@ -178,7 +185,7 @@ def test_done_once_and_again_where_it_is_gone(lineage):
 
 
 def test_runs_without_regions_say_so(lineage, capsys):
-    from amif_lib.experiments import blank_image_run
+    from amif_lib.experiments.rows import blank_image_run
 
     blank = blank_image_run(lineage[2])
     train.run_spec(blank)

@@ -17,13 +17,14 @@ from transformers import (
     DistilBertForMaskedLM,
 )
 
-from amif_lib import hub, knowledge, tokenizers
-from amif_lib.datasets import images
-from amif_lib.encoders import ImageEncoder, TextEncoder, interpolate_positions, length_groups
-from amif_lib.errors import InputError
-from amif_lib.experiments import KnowledgeSpec, ModelSpec
-from amif_lib.fusion import CoAttention, GatedCrossAttention
-from amif_lib.model import AMiF, AMiFForVQA
+from amif_lib.core.errors import InputError
+from amif_lib.data import images
+from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
+from amif_lib.methods.amif import knowledge
+from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.networks import hub, tokenizers
+from amif_lib.networks.encoders import ImageEncoder, TextEncoder, interpolate_positions, length_groups
+from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
 from tests import tiny
 
 TINY = ModelSpec(
@@ -203,7 +204,7 @@ def test_decoder_equals_hugging_face_decoder_with_the_same_weights():
         add_cross_attention=True,
     )
     theirs = BertLMHeadModel(config).eval()
-    from amif_lib.decoder import AnswerDecoder
+    from amif_lib.networks.decoder import AnswerDecoder
 
     ours = AnswerDecoder(50, 32, 3, 3, 4, 20, 0.0).eval()
     state = hub.decoder_state(theirs.state_dict())
@@ -437,7 +438,7 @@ def test_minilm_package_loads_whole_when_installed():
 
 def test_cut_vocabulary_keeps_pieces_and_their_embeddings(tmp_path):
     """A checkpoint whose vocabulary is cut to what the texts use: the same pieces, the same rows, nothing else."""
-    from amif_lib.smoke import write_bert
+    from amif_lib.app.smoke import write_bert
 
     source = write_bert(
         tmp_path / "bert",

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from amif_lib.objectives import monitor, transport
+from amif_lib.objectives import collapse as monitor
+from amif_lib.objectives import transport
 
 
 def tokens(seed=0, samples=3, rows=6, cols=4, width=8):

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amif_lib import evaluate
-from amif_lib.train import read_lines
+from amif_lib.scoring import evaluate
+from amif_lib.training.loop import read_lines
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,17 @@ def execute(processes: int, folder: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(spec.model_dump(mode="json")), encoding="utf-8")
         notebook, out = f"notebooks/{NOTEBOOKS[spec.stage]}.ipynb", folder / f"{spec.stage}.ipynb"
-        command = [sys.executable, "-m", "amif_lib.run_notebook", notebook, "--out", str(out), "-p", "spec", str(file)]
+        command = [
+            sys.executable,
+            "-m",
+            "amif_lib.app.run_notebook",
+            notebook,
+            "--out",
+            str(out),
+            "-p",
+            "spec",
+            str(file),
+        ]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL
         )
@@ -47,7 +57,7 @@ def execute(processes: int, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folders = [tmp_path_factory.mktemp(f"processes{p}") for p in (1, 2)]
-    from amif_lib.datasets import load_studies
+    from amif_lib.data.load import load_studies
 
     load_studies("phantom_teacher"), load_studies("phantom_mimic_cxr")  # generated once, before two want it
     with ThreadPoolExecutor(2) as pool:

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from amif_lib import manifests
-from amif_lib.datasets import medicat, mimic_cxr, pathvqa, phantom, phantom_questions_zh, roco, vqa_rad
-from amif_lib.datasets.phantom_canvas import KINDS_OF, LABELS
-from amif_lib.datasets.records import Question, Study, normalise_answer
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
+from amif_lib.data.readers import medicat, mimic_cxr, pathvqa, roco, vqa_rad
+from amif_lib.data.records import Question, Study, normalise_answer
+from amif_lib.phantom import generate as phantom
+from amif_lib.phantom import questions_zh as phantom_questions_zh
+from amif_lib.phantom.canvas import KINDS_OF, LABELS
 
 COUNTS = {"train_images": 160, "test_images": 60, "train_questions": 700, "test_questions": 240}
 MIMIC_LAYOUT = manifests.load("phantom_mimic_cxr").layout
@@ -368,7 +370,7 @@ SETS = {
 
 
 def read_set(root: Path, kind: str, **options: object) -> list[Question]:
-    reader = importlib.import_module(f"amif_lib.datasets.{kind}")
+    reader = importlib.import_module(f"amif_lib.data.load.{kind}")
     return reader.read(root, manifests.load(f"phantom_{kind}").layout, **options)
 
 

@@ -22,10 +22,11 @@ import pytest
 import torch
 from PIL import Image
 
-from amif_lib import datasets, paths
-from amif_lib.batches import PretrainingData, QuestionData, loader
-from amif_lib.datasets import encoding, prepared, shards, sources
-from amif_lib.errors import InputError
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import encoding, prepared, shards, sources
+from amif_lib.data import load as datasets
+from amif_lib.training.batches import PretrainingData, QuestionData, loader
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,7 +203,7 @@ def test_an_interrupted_preparation_goes_on_where_it_was(root: Path, monkeypatch
 def test_two_processes_prepare_a_set_once(root: Path) -> None:
     write_set(root, 40)
     code = (
-        "from amif_lib import datasets; from amif_lib.datasets import encoding, prepared\n"
+        "from amif_lib.data import load as datasets; from amif_lib.data import encoding, prepared\n"
         "count, encode = [], encoding.encode\n"
         "encoding.encode = lambda data, side: count.append(1) or encode(data, side)\n"
         "made = prepared.ensure('medpix2', 32, datasets.load_studies('medpix2'))\n"
@@ -344,8 +345,8 @@ def test_a_reader_of_the_output_that_has_gone_is_no_full_disk(tmp_path: Path) ->
 
 MEASURED = """
 import os, sys, threading, psutil
-from amif_lib import datasets
-from amif_lib.datasets import prepared, shards
+from amif_lib.data import load as datasets
+from amif_lib.data import prepared, shards
 import pyarrow.parquet, datasets as _
 me, peak, done = psutil.Process(), [0], threading.Event()
 def tree():
@@ -395,7 +396,8 @@ def run(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_workers_and_pickled_copies_give_the_samples_of_this_process(run, tmp_path: Path) -> None:
-    from amif_lib import teachers, tokenizers
+    from amif_lib.methods.amif import teacher as teachers
+    from amif_lib.networks import tokenizers
 
     stage1 = run.lineage()[0]
     studies = teachers.student_studies(stage1)
@@ -411,8 +413,8 @@ def test_workers_and_pickled_copies_give_the_samples_of_this_process(run, tmp_pa
 
 
 def test_questions_see_the_stored_image_and_blank_ones_none(run, tmp_path: Path) -> None:
-    from amif_lib import tokenizers
-    from amif_lib.datasets import images
+    from amif_lib.data import images
+    from amif_lib.networks import tokenizers
 
     questions = datasets.load_questions("phantom_vqa_rad")[:4]
     tokenizer = tokenizers.train([q.question for q in questions], 400, tmp_path)
@@ -426,7 +428,7 @@ def test_questions_see_the_stored_image_and_blank_ones_none(run, tmp_path: Path)
 
 
 def test_short_side_follows_the_training_size() -> None:
-    from amif_lib.experiments import ModelSpec
+    from amif_lib.experiments.rows import ModelSpec
 
     assert ModelSpec().stored_side == 320 and ModelSpec(image_size=128, patch_size=32).stored_side == 142
     assert ModelSpec(prepared_side=400).stored_side == 400

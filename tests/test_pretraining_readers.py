@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from amif_lib import datasets, experiments, manifests
-from amif_lib.datasets import medicat, medpix2, mimic_cxr, roco
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
+from amif_lib.data import load as datasets
+from amif_lib.data import manifests
+from amif_lib.data.readers import medicat, medpix2, mimic_cxr, roco
+from amif_lib.experiments import rows as experiments
 
 ROCO_LAYOUT = manifests.load("roco").layout
 MEDICAT_LAYOUT = manifests.load("medicat").layout
@@ -596,7 +598,7 @@ def test_counts_may_fall_short_only_where_the_manifest_says(tmp_path: Path, monk
 
 def test_run_settings_reach_the_readers() -> None:
     """Which figures are read is part of a run's identity; how many images may be absent is not."""
-    from amif_lib.experiments import DataSpec, RunSpec
+    from amif_lib.experiments.rows import DataSpec, RunSpec
 
     def identity(**changes: object) -> str:
         return RunSpec(stage="stage1", scale="demo", data=DataSpec(pretrain=("phantom_medicat",), **changes)).run_id

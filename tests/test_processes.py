@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amif_lib import evaluate
-from amif_lib.launch import free_port
+from amif_lib.scoring import evaluate
+from amif_lib.training.launch import free_port
 from tests import two_process_worker as worker
 
 ROOT = Path(__file__).resolve().parents[1]

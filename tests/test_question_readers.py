@@ -14,9 +14,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from amif_lib import datasets, evaluate, experiments, manifests, table_rows
-from amif_lib.datasets import pathvqa, slake, vqa_med_2019
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
+from amif_lib.data import load as datasets
+from amif_lib.data import manifests
+from amif_lib.data.readers import pathvqa, slake, vqa_med_2019
+from amif_lib.experiments import rows as experiments
+from amif_lib.reporting import table_rows
+from amif_lib.scoring import evaluate
 from tests import tiny
 
 LAYOUT = {name: manifests.load(name).layout for name in ("slake", "pathvqa", "vqa_med_2019", "vqa_rad")}
@@ -475,9 +479,10 @@ def test_any_accepted_answer_counts_and_validation_answers_are_candidates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the reader to the score: an untrained network ranks, then the second alternative is made the likeliest."""
-    from amif_lib import knowledge, predict
-    from amif_lib.model import AMiFForVQA
-    from amif_lib.tokenizers import load, train
+    from amif_lib.methods.amif import knowledge
+    from amif_lib.methods.amif.network import AMiFForVQA
+    from amif_lib.networks.tokenizers import load, train
+    from amif_lib.training import predict
 
     questions = vqa_med_2019.read(write_vqa_med(tmp_path), LAYOUT["vqa_med_2019"])
     train([text for q in questions for text in (q.question, *q.answers)], 400, tmp_path / "tokenizer")

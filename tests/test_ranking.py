@@ -7,10 +7,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="ranking needs the train extra")
 transformers = pytest.importorskip("transformers", reason="ranking needs the train extra")
 
-from amif_lib import ranking  # noqa: E402
-from amif_lib.decoder import AnswerDecoder  # noqa: E402
-from amif_lib.errors import InputError  # noqa: E402
-from amif_lib.ranking import rank_answers  # noqa: E402
+from amif_lib.core.errors import InputError  # noqa: E402
+from amif_lib.networks import ranking  # noqa: E402
+from amif_lib.networks.decoder import AnswerDecoder  # noqa: E402
+from amif_lib.networks.ranking import rank_answers  # noqa: E402
 
 CLS, SEP, VOCABULARY, WIDTH = 2, 3, 60, 32
 
@@ -143,7 +143,7 @@ def test_thousands_of_answers_in_bounded_memory(kind, memory, monkeypatch):
         return out
 
     if kind == "ours":
-        monkeypatch.setattr("amif_lib.decoder.F.linear", linear)
+        monkeypatch.setattr("amif_lib.networks.decoder.F.linear", linear)
     monkeypatch.setattr(ranking, "logits_at_once", lambda device: 100 * VOCABULARY)
     got = rank_answers(decoder, *memory, lists, pack=200, chunk=450)
     hook.remove()

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from amif_lib import datasets, manifests, prediction_files
-from amif_lib.datasets import medpix2, mimic_cxr, question_files, vqa_rad
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
+from amif_lib.data import load as datasets
+from amif_lib.data import manifests
+from amif_lib.data.readers import medpix2, mimic_cxr, vqa_rad
+from amif_lib.scoring import prediction_files, question_files
 
 VQA_LAYOUT = manifests.load("vqa_rad").layout
 MIMIC_LAYOUT = manifests.load("phantom_mimic_cxr").layout
@@ -422,9 +424,9 @@ def test_phantom_is_generated_on_first_use(tmp_path: Path, monkeypatch: pytest.M
 
 def test_reading_needs_no_torch() -> None:
     code = (
-        "import sys; import amif_lib.datasets, amif_lib.manifests\n"
-        "from amif_lib.datasets import decontaminate, images, medicat, medpix2, mimic_cxr, pathvqa, phantom, roco\n"
-        "from amif_lib.datasets import slake, vqa_med_2019, vqa_rad\n"
+        "import sys; import amif_lib.data.load, amif_lib.data.manifests\n"
+        "from amif_lib.data import decontaminate, images; from amif_lib.data.readers import medicat, medpix2, mimic_cxr, pathvqa, roco; from amif_lib.phantom import generate as phantom\n"
+        "from amif_lib.data.readers import slake, vqa_med_2019, vqa_rad\n"
         "assert not {'torch', 'transformers', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], timeout=60)

@@ -19,19 +19,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from amif_lib import (
-    baselines,
-    data_figures,
-    datasets,
-    experiments,
-    manifests,
-    paths,
-    redistribution,
-    reference,
-    report,
-    tables,
-)
-from amif_lib.errors import InputError
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import data_figures, manifests, redistribution
+from amif_lib.data import load as datasets
+from amif_lib.experiments import rows as experiments
+from amif_lib.reporting import reference, report, tables
+from amif_lib.scoring import baselines
 from tests import fabricated
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -109,7 +103,7 @@ def test_notebook_of_the_data_shows_only_what_it_may(tmp_path: Path, allowed: bo
     results = tmp_path / "results"
     notebook = "notebooks/01_data_and_manifests.ipynb"
     done = subprocess.run(
-        [sys.executable, "-m", "amif_lib.run_notebook", notebook, "--out", str(results / "demo" / notebook), "-p",
+        [sys.executable, "-m", "amif_lib.app.run_notebook", notebook, "--out", str(results / "demo" / notebook), "-p",
          "spec", str(tmp_path / "run.json")],
         cwd=clone, capture_output=True, text=True, timeout=240,
         env={**os.environ, "PYTHONPATH": str(clone), "AMIF_RESULTS": str(results), "DATA_ROOT": str(tmp_path / "data")},

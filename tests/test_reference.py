@@ -15,22 +15,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib import (
-    cli,
-    compact,
-    datasets,
-    evaluate,
-    experiments,
-    figure_set,
-    launch,
-    manifests,
-    paths,
-    reference,
-    report,
-    results,
-    tables,
-)
-from amif_lib.errors import InputError
+from amif_lib.app import cli
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import load as datasets
+from amif_lib.data import manifests
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored as results
+from amif_lib.reporting import figure_set, reference, report, tables
+from amif_lib.scoring import compact, evaluate
+from amif_lib.training import launch
 from tests.fabricated import install, write_table
 
 
@@ -260,7 +254,7 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-from amif_lib.cli import main
+from amif_lib.app.cli import main
 sys.exit(main(["report", "--scale", "small", "--from", "reference"]))
 """
 

@@ -23,19 +23,12 @@ from tests.fabricated import write_run, write_table, wrong_at
 
 matplotlib.use("Agg")
 
-from amif_lib import (
-    experiments,
-    figure_set,
-    figures,
-    load_run,
-    paths,
-    report,
-    report_facts,
-    results,
-    table_tests,
-    tables,
-)
-from amif_lib.errors import InputError
+from amif_lib import load_run
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored as results
+from amif_lib.reporting import figure_set, figures, report, report_facts, table_tests, tables
 
 WRONG = {"1": (0, 1, 3, 5, 6, 8), "3": (0, 1, 5, 8), "5": (0, 5), "6": (5,)}
 
@@ -400,7 +393,7 @@ def test_provenance_names_no_machine():
 
 def test_nothing_of_this_imports_torch():
     code = (
-        "import sys; from amif_lib import baselines, evaluate, figures, layout, report, results, tables; "
+        "import sys; from amif_lib.experiments import stored as results; from amif_lib.reporting import figures, layout, report, tables; from amif_lib.scoring import baselines, evaluate; "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)

@@ -15,7 +15,8 @@ from urllib.parse import unquote
 import matplotlib
 import pytest
 
-from amif_lib import paths, report
+from amif_lib.core import paths
+from amif_lib.reporting import report
 from tests import fabricated
 
 matplotlib.use("Agg")

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from amif_lib import paths, run_notebook
-from amif_lib.errors import InputError
+from amif_lib.app import run_notebook
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
 
 pytest.importorskip("papermill")
 
@@ -45,7 +46,7 @@ def notebook(path: Path, *cells: str, parameters: str = 'spec = "x"', prose: str
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     settings = {**os.environ, "PYTHONPATH": str(paths.ROOT), **environment}
     return subprocess.run(
-        [sys.executable, "-m", "amif_lib.run_notebook", *arguments],
+        [sys.executable, "-m", "amif_lib.app.run_notebook", *arguments],
         capture_output=True,
         text=True,
         env=settings,
@@ -178,7 +179,7 @@ def test_a_terminated_runner_takes_its_kernel_along(tmp_path: Path) -> None:
         "import os, time\nprint('kernel', os.getpid(), os.environ['JUPYTER_RUNTIME_DIR'], flush=True)\ntime.sleep(100)",
     )
     runner = subprocess.Popen(
-        [sys.executable, "-m", "amif_lib.run_notebook", str(source), "--out", str(tmp_path / "out.ipynb")],
+        [sys.executable, "-m", "amif_lib.app.run_notebook", str(source), "--out", str(tmp_path / "out.ipynb")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -12,8 +12,13 @@ import pandas as pd
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from amif_lib import baselines, cli, datasets, evaluate, manifests, paths, prediction_files, results, score
-from amif_lib.errors import InputError
+from amif_lib.app import cli
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import load as datasets
+from amif_lib.data import manifests
+from amif_lib.experiments import stored as results
+from amif_lib.scoring import baselines, evaluate, prediction_files, score
 
 REFERENCE = paths.ROOT / "results" / "reference" / "small"
 FINE_TUNED = sorted(file.parent for file in REFERENCE.glob("runs/*/predictions.parquet"))
@@ -281,7 +286,7 @@ def test_bad_options_are_named(made: Path, capsys) -> None:
 
 def test_command_needs_no_torch_and_no_image(made: Path) -> None:
     path, out = write(made / "x.json", ANSWERS), made / "tables" / "out.csv"
-    code = "import sys\nfrom amif_lib.cli import main\nstatus = main()\nassert not {'torch', 'PIL'} & set(sys.modules)\nsys.exit(status)"
+    code = "import sys\nfrom amif_lib.app.cli import main\nstatus = main()\nassert not {'torch', 'PIL'} & set(sys.modules)\nsys.exit(status)"
     arguments = ["score", str(path), "--dataset", "vqa_rad", "--out", str(out)]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=120

@@ -12,29 +12,26 @@ import pandas as pd
 import pytest
 import torch
 
-from amif_lib import (
-    evaluate,
-    experiments,
-    paths,
-    prepare,
-    report_facts,
-    results,
-    run_spec,
-    selection,
-    settings,
-    teachers,
-    tokenizers,
-)
-from amif_lib import train as train
-from amif_lib.batches import PretrainingData, balanced, global_batches
-from amif_lib.datasets import images, prepared
-from amif_lib.datasets.records import Study, StudyImage
-from amif_lib.errors import InputError
-from amif_lib.experiments import ModelSpec, ObjectiveSpec, TeacherSpec
-from amif_lib.model import AMiF
-from amif_lib.objectives.amif import Pretraining
-from amif_lib.online_teacher import OnlineTeacher
-from amif_lib.tokenizers import in_halves, shuffle_sentences
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import images, prepared
+from amif_lib.data.records import Study, StudyImage
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import run_spec
+from amif_lib.experiments import settings_page as settings
+from amif_lib.experiments import stored as results
+from amif_lib.experiments.rows import ModelSpec, ObjectiveSpec, TeacherSpec
+from amif_lib.methods.amif import teacher as teachers
+from amif_lib.methods.amif.network import AMiF
+from amif_lib.methods.amif.online_teacher import OnlineTeacher
+from amif_lib.methods.amif.stages import Pretraining
+from amif_lib.networks import tokenizers
+from amif_lib.networks.tokenizers import in_halves, shuffle_sentences
+from amif_lib.reporting import report_facts
+from amif_lib.scoring import evaluate
+from amif_lib.training import loop as train
+from amif_lib.training import prepare, selection
+from amif_lib.training.batches import PretrainingData, balanced, global_batches
 from tests import tiny
 
 
@@ -81,7 +78,7 @@ def study(name, pictures):
 
 def test_studies_with_one_image_are_left_out_only_where_others_have_several(monkeypatch):
     found = {"multi": [study("a", 2), study("b", 1), study("c", 3)], "single": [study("d", 1), study("e", 1)]}
-    monkeypatch.setattr("amif_lib.datasets.load_studies", lambda name, **settings: found[name])
+    monkeypatch.setattr("amif_lib.data.load.load_studies", lambda name, **settings: found[name])
 
     def names(choice):
         run = tiny.run(data={"pretrain": ["multi", "single"], "single_view_studies": choice}).lineage()[0]

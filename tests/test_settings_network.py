@@ -6,12 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from amif_lib import experiments, hub, knowledge, prepare, smoke, tokenizers
-from amif_lib.decoder import AnswerDecoder, crosses
-from amif_lib.errors import InputError
-from amif_lib.experiments import KnowledgeSpec, ModelSpec
-from amif_lib.fusion import CoAttention, GatedCrossAttention
-from amif_lib.model import AMiF, AMiFForVQA
+from amif_lib.app import smoke
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
+from amif_lib.methods.amif import knowledge
+from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.networks import hub, tokenizers
+from amif_lib.networks.decoder import AnswerDecoder, crosses
+from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
+from amif_lib.training import prepare
 from tests import tiny
 
 

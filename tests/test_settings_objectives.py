@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from amif_lib.experiments import ObjectiveSpec
+from amif_lib.experiments.rows import ObjectiveSpec
+from amif_lib.methods.amif.pair_classification import negatives_drawn_from
+from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import masked_language, transport
-from amif_lib.objectives.pair_classification import negatives_drawn_from
-from amif_lib.tokenizers import content_mask
 from tests import tiny
 from tests.test_pretraining import kl_loop
 

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from amif_lib import statistics
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
+from amif_lib.scoring import statistics
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 
 matplotlib.use("Agg")
 
-from amif_lib import paths, table_figures, tables
+from amif_lib.core import paths
+from amif_lib.reporting import table_figures, tables
 from tests import fabricated
 from tests.fabricated import write_table
 
@@ -101,6 +102,6 @@ def test_figure_of_table1_on_real_data_has_the_other_methods(monkeypatch, tmp_pa
 
 
 def test_tables_claims_and_their_figure_need_no_torch():
-    code = "import sys; from amif_lib import claims, layout, layout_latex, table_figures, tables; assert 'torch' not in sys.modules"
+    code = "import sys; from amif_lib.reporting import claims, layout, layout_latex, table_figures, tables; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

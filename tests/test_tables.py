@@ -11,20 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib import (
-    evaluate,
-    experiments,
-    layout,
-    layout_latex,
-    paths,
-    results,
-    statistics,
-    table_rows,
-    table_tests,
-    tables,
-)
-from amif_lib.errors import InputError
-from amif_lib.tables import Selection
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored as results
+from amif_lib.reporting import layout, layout_latex, table_rows, table_tests, tables
+from amif_lib.reporting.tables import Selection
+from amif_lib.scoring import evaluate, statistics
 from tests import fabricated
 from tests.fabricated import write_run, write_table, wrong_at
 
@@ -278,7 +271,7 @@ def test_mixed_code_is_said_visibly(monkeypatch, tmp_path):
 
 
 def test_bold_needs_support(monkeypatch, tmp_path):
-    from amif_lib.layout import supported_cells
+    from amif_lib.reporting.layout import supported_cells
 
     fabricated.install(monkeypatch, tmp_path)
     write_table("table4", "demo", WRONG)

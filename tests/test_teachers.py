@@ -16,25 +16,22 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertConfig, CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from amif_lib import (
-    embedding_files,
-    experiments,
-    identity,
-    manifests,
-    paths,
-    prepare,
-    results,
-    smoke,
-    teacher_embeddings,
-    teacher_models,
-    teachers,
-    tokenizers,
-)
-from amif_lib.datasets import images, load_studies, phantom_shapes
-from amif_lib.encoders import ImageEncoder, TextEncoder
-from amif_lib.errors import InputError
-from amif_lib.experiments import ModelSpec, TeacherSpec
+from amif_lib.app import smoke
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import images, manifests
+from amif_lib.data.load import load_studies
+from amif_lib.experiments import identity
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored as results
+from amif_lib.experiments.rows import ModelSpec, TeacherSpec
+from amif_lib.methods.amif import embedding_files, teacher_embeddings, teacher_models
+from amif_lib.methods.amif import teacher as teachers
+from amif_lib.networks import tokenizers
+from amif_lib.networks.encoders import ImageEncoder, TextEncoder
 from amif_lib.objectives import contrastive
+from amif_lib.phantom import shapes as phantom_shapes
+from amif_lib.training import prepare
 from tests import tiny
 
 WORDS = [

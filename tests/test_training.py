@@ -8,12 +8,19 @@ import shutil
 import pytest
 import torch
 
-from amif_lib import evaluate, experiments, paths, prepare, results, settings, teachers, train
-from amif_lib.batches import global_batches, share
-from amif_lib.errors import InputError
-from amif_lib.experiments import KnowledgeSpec, ModelSpec
-from amif_lib.finetuning import FineTuning, QuestionBatch
-from amif_lib.model import AMiFForVQA
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import settings_page as settings
+from amif_lib.experiments import stored as results
+from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
+from amif_lib.methods.amif import teacher as teachers
+from amif_lib.methods.amif.finetune import FineTuning, QuestionBatch
+from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.scoring import evaluate
+from amif_lib.training import loop as train
+from amif_lib.training import prepare
+from amif_lib.training.batches import global_batches, share
 from tests import tiny
 
 
@@ -51,7 +58,7 @@ def test_a_run_leaves_what_its_readers_need(finished):
 
 
 def test_stored_log_likelihoods_are_those_of_the_saved_model(finished):
-    from amif_lib.datasets import load_questions
+    from amif_lib.data.load import load_questions
 
     model = results.load_run(finished).model()
     frame, candidates = evaluate.read_predictions(finished.directory)
@@ -247,7 +254,7 @@ def test_teacher_embeddings_are_those_of_the_stored_open_clip_model(finished):
     """Reload the folder by open_clip alone and embed one study again."""
     import open_clip
 
-    from amif_lib.datasets import encoding
+    from amif_lib.data import encoding
 
     stage1 = finished.lineage()[0]
     directory = teachers.ensure(stage1)  # made in training

@@ -15,7 +15,7 @@ import torch
 from scipy.special import logsumexp
 from torch.nn import functional as F
 
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
 from amif_lib.objectives import transport
 from amif_lib.objectives.adaptive_transport import adaptive
 

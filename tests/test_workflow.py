@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from amif_lib import experiments, paths
-from amif_lib.errors import InputError
-from amif_lib.workflow import engine, job, plan
+from amif_lib.app.workflow import engine, job, plan
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,8 +53,8 @@ if __name__ == "__main__":
 """
 TRAIN = """
 import json, os, time
-from amif_lib import paths
-from amif_lib.experiments import load_spec
+from amif_lib.core import paths
+from amif_lib.experiments.rows import load_spec
 
 time.sleep(float(os.environ.get("TEST_SLEEP", 0)))
 answers = lambda run: ["predictions.parquet", "candidates.parquet"] if run.stage == "finetune" else []
@@ -71,7 +72,7 @@ for run in load_spec(spec):
             (run.directory / name).write_text(json.dumps(content))
 """
 PRODUCT = """
-from amif_lib import paths
+from amif_lib.core import paths
 folder = paths.results() / "demo"
 with (paths.results() / "trace.txt").open("a") as trace:
     trace.write("%(what)s\\n")
@@ -81,7 +82,7 @@ path.write_text("made")
 path.with_suffix(".md").write_text("| a table |")
 """
 FIGURES = """
-from amif_lib import paths
+from amif_lib.core import paths
 
 
 def main(scale, allow_none=False):
@@ -372,7 +373,7 @@ def test_a_live_call_is_not_disturbed(tmp_path: Path) -> None:
     ],
 )
 def test_bad_choices_are_one_line_errors(arguments, words, finished, monkeypatch, capsys) -> None:
-    from amif_lib.cli import main
+    from amif_lib.app.cli import main
 
     clone, _, _ = finished
     monkeypatch.setenv("AMIF_RESULTS", str(clone.root / "elsewhere"))
@@ -383,7 +384,7 @@ def test_bad_choices_are_one_line_errors(arguments, words, finished, monkeypatch
 
 
 def test_file_names_agree_with_those_that_write_them() -> None:
-    from amif_lib import evaluate
+    from amif_lib.scoring import evaluate
 
     assert plan.PREDICTIONS == (evaluate.PREDICTIONS, evaluate.CANDIDATES)
 

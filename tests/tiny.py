@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from amif_lib import experiments
-from amif_lib.experiments import ModelSpec, ObjectiveSpec, RunSpec
-from amif_lib.model import AMiF
-from amif_lib.objectives.amif import Pretraining
-from amif_lib.objectives.global_alignment import PretrainingBatch
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments.rows import ModelSpec, ObjectiveSpec, RunSpec
+from amif_lib.methods.amif.global_alignment import PretrainingBatch
+from amif_lib.methods.amif.network import AMiF
+from amif_lib.methods.amif.stages import Pretraining
 
 MODEL = {
     "width": 32,

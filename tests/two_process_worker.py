@@ -12,14 +12,16 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from amif_lib import predict, tokenizers, train
-from amif_lib.batches import share
-from amif_lib.datasets import load_questions
-from amif_lib.distributed import agreed, gather_objects, own_rows, rank, world_size
-from amif_lib.experiments import KnowledgeSpec, ModelSpec
-from amif_lib.finetuning import FineTuning, QuestionBatch
-from amif_lib.micro_batch import MicroBatch
-from amif_lib.model import AMiFForVQA
+from amif_lib.data.load import load_questions
+from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
+from amif_lib.methods.amif.finetune import FineTuning, QuestionBatch
+from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.networks import tokenizers
+from amif_lib.objectives.distributed import agreed, gather_objects, own_rows, rank, world_size
+from amif_lib.training import loop as train
+from amif_lib.training import predict
+from amif_lib.training.batches import share
+from amif_lib.training.micro_batch import MicroBatch
 from tests import tiny
 
 SAMPLES = 8

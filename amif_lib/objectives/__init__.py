@@ -11,6 +11,7 @@ They take tensors and return tensors, in fp32 also under autocast, and know neit
 
 from __future__ import annotations
 
-from amif_lib.objectives import contrastive, hard_negatives, monitor, transport
+from amif_lib.objectives import collapse as monitor
+from amif_lib.objectives import contrastive, hard_negatives, transport
 
 __all__ = ["contrastive", "hard_negatives", "monitor", "transport"]

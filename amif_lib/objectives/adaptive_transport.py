@@ -27,7 +27,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
 from amif_lib.objectives.transport import masses, round_to_feasible, transport_cost
 
 SCALINGS = 20  # of rows and columns, before the gap is looked at

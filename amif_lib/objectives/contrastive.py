@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
 
 # A teacher that puts this much of a row's mass on the positive is a one-hot label in disguise ...
 NEARLY_ONE_HOT = 0.9

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
 
 
 class Negatives(NamedTuple):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amif_lib.distributed import world_size
+from amif_lib.objectives.distributed import world_size
 
 
 def corrupt(

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amif_lib.errors import InputError
+from amif_lib.core.errors import InputError
 
 # Largest range of a row's costs over beta for which the plan itself is iterated. Kernel times scaling may reach the
 # exponential of twice this, which must stay a normal fp32 number (above e^-87); beyond it, logarithms.

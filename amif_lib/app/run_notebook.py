@@ -1,0 +1,215 @@
+"""Execute a notebook without a browser: `python -m amif_lib.app.run_notebook NOTEBOOK --out EXECUTED.ipynb -p key value`.
+
+A thin layer over papermill that closes its known gaps: an unknown parameter is an error instead of a warning; the
+kernel is always the interpreter that runs this command, whatever `python3` kernel the user has installed elsewhere;
+kernels that run side by side cannot collide, since each talks over sockets in a folder of its own; what cells print is
+shown while they run; and the executed copy is kept when a cell fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+
+SOCKET_PATH_LIMIT = 100  # bytes; macOS allows 104 for a Unix socket's path, Linux 108
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def read_notebook(notebook: Path) -> dict[str, Any]:
+    """The notebook's JSON. Raises InputError if it is missing or not a notebook."""
+    try:
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        content["cells"]
+    except FileNotFoundError:
+        raise InputError(f"{paths.shown(notebook)}: no such notebook") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{paths.shown(notebook)}: not a notebook (JSON with cells); restore it with git checkout"
+        ) from None
+    return content
+
+
+def code_digest(notebook: Path) -> str:
+    """Short hash of the notebook's code cells. Prose, outputs and metadata do not count."""
+    cells = read_notebook(notebook)["cells"]
+    code = ["".join(cell["source"]).rstrip() for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:12]
+
+
+def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
+    """The given texts as values of the types that the notebook's `parameters` cell declares.
+
+    Raises InputError for a notebook that cannot be read, a name that the cell does not declare, and a text that is not
+    of the declared type.
+    """
+    import papermill
+
+    read_notebook(notebook)
+    declared = papermill.inspect_notebook(str(notebook))
+    out: dict[str, Any] = {}
+    for name, text in given.items():
+        if name not in declared:
+            known = ", ".join(declared) or "none"
+            raise InputError(f"{paths.shown(notebook)}: no parameter {name!r}; its parameters cell declares: {known}")
+        try:
+            default = ast.literal_eval(declared[name]["default"])
+        except (ValueError, SyntaxError):  # declared by an expression: its type is not known
+            default = ""
+        out[name] = _as_type_of(default, text, f"{paths.shown(notebook)}: parameter {name}={text!r}")
+    return out
+
+
+def _as_type_of(default: Any, text: str, where: str) -> Any:
+    if default is None or isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
+        raise InputError(f"{where}: give a value of type {type(default).__name__}, such as {default!r}")
+    return value
+
+
+@contextlib.contextmanager
+def _private_kernel() -> Iterator[dict[str, Any]]:
+    """A `python3` kernel of this interpreter in a folder of its own; yields the kernel manager's settings."""
+    folder = Path(tempfile.mkdtemp(prefix="amif-"))
+    spec = folder / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}), "utf-8"
+    )
+    search = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+    changed = {
+        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")])),  # searched first
+        "JUPYTER_RUNTIME_DIR": str(folder),
+        "IPYTHONDIR": str(folder / "ipython"),  # no start-up files of the user, no shared history database
+        "PYTHONPATH": search,  # this clone's library, wherever the kernel starts
+        "AMIF_HEADLESS": "1",
+    }
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield _transport(folder)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _transport(folder: Path) -> dict[str, Any]:
+    """Unix sockets `<folder>/k-1` to `k-5`, or TCP where the platform or the path's length forbids them."""
+    prefix = str(folder / "k")
+    if os.name == "nt" or len(os.fsencode(prefix + "-1")) > SOCKET_PATH_LIMIT:
+        return {"transport": "tcp"}
+    return {"transport": "ipc", "ip": prefix}
+
+
+def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> None:
+    """Execute `notebook` in the repository root and save the executed copy as `out`.
+
+    Cell output goes to standard output as it appears. Raises InputError for bad parameters and papermill's or the
+    kernel's own exception when a cell fails; `out` then holds everything up to the failure.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    values = parameters(notebook, given or {})
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _private_kernel() as manager:
+        papermill.execute_notebook(
+            str(notebook),
+            str(out),
+            parameters=values,
+            kernel_name="python3",
+            language="python",
+            cwd=str(paths.ROOT),
+            stdout_file=sys.stdout,
+            stderr_file=sys.stdout,
+            progress_bar=False,
+            autosave_cell_every=30,
+            start_timeout=180,
+            config=Config({"KernelManager": manager}),
+        )
+
+
+def explain(error: BaseException, lines: int = 15) -> str:
+    """What went wrong, for a terminal: the failing cell's code, the end of its traceback, or why the kernel is gone."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, PapermillExecutionError):
+        source = "\n".join("    " + line for line in error.source.splitlines())
+        trace = _ANSI.sub("", "\n".join(error.traceback)).splitlines()[-lines:]
+        return f"cell {error.exec_count} failed:\n{source}\n" + "\n".join(trace)
+    if isinstance(error, DeadKernelError):
+        return "the kernel ended without a word; most often the machine ran out of memory (see make doctor)"
+    return f"{type(error).__name__}: {error}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, 1 when a cell failed, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m amif_lib.app.run_notebook", description="Execute a notebook.")
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="where the executed copy goes")
+    parser.add_argument(
+        "-p",
+        dest="given",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        help="a parameter that the notebook declares; may be repeated",
+    )
+    parser.add_argument(
+        "--copy-to",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="put a copy of the executed notebook there too; may be repeated",
+    )
+    options = parser.parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
+    try:
+        if options.out.resolve() == options.notebook.resolve():
+            raise InputError(f"--out {options.out}: the executed copy must not overwrite the notebook")
+        run(options.notebook, options.out, dict(options.given))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # papermill, nbclient and the kernel raise many kinds; each is reported, none hidden
+        print(
+            f"error: {paths.shown(options.notebook)}: {explain(error)}\nexecuted copy: {options.out}", file=sys.stderr
+        )
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for folder in options.copy_to:
+            if options.out.is_file() and folder.is_dir():
+                shutil.copyfile(options.out, folder / options.out.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

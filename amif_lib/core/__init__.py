@@ -1,0 +1,1 @@
+"""Where files are, how they are written, and the error type."""

@@ -1,0 +1,105 @@
+"""Every path of the kit, written in one place. Nothing else in the library spells out a directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from amif_lib.core.errors import InputError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent  # the clone: notebooks/, results/, data_manifests/ lie here
+SPECS = PACKAGE / "specs"
+WORKFLOW = PACKAGE / "app" / "workflow"
+NOTEBOOKS = ROOT / "notebooks"
+MANIFESTS = ROOT / "data_manifests"
+
+
+def results() -> Path:
+    """Where results go: `$AMIF_RESULTS`, or `results/` of the clone. Read at call time, so that a test can redirect it."""
+    return Path(os.environ.get("AMIF_RESULTS") or ROOT / "results").expanduser().resolve()
+
+
+def from_reference() -> bool:
+    """Whether stored runs are those of `results/reference/` (`FROM=reference`). Raises InputError for any other FROM."""
+    origin = os.environ.get("FROM", "")
+    if origin not in ("", "reference"):
+        raise InputError(f"FROM={origin}: unknown; use FROM=reference, or leave it unset for your own runs")
+    return bool(origin)
+
+
+def refuse_reference(what: str) -> None:
+    """Raise InputError under `FROM=reference` for `what` trains or stores runs: the reference is only read."""
+    if from_reference():
+        raise InputError(
+            f"FROM=reference: {what} makes runs, and committed results are only read; use make report or make figures, "
+            "or leave FROM unset"
+        )
+
+
+def reference(scale: str = "") -> Path:
+    """Committed results of our own runs. Always those of the clone, and never written to by what reads them."""
+    return ROOT / "results" / "reference" / scale
+
+
+def published() -> Path:
+    """The paper's numbers, one CSV per table. Always those of the clone: a redirected results folder has none."""
+    return ROOT / "results" / "paper"
+
+
+def data_root() -> Path:
+    """Where data sets lie: `$DATA_ROOT`, or `data/` of the clone (not committed)."""
+    return Path(os.environ.get("DATA_ROOT") or ROOT / "data").expanduser().resolve()
+
+
+def phantom_root() -> Path:
+    """Where demo data is written. It is the kit's own, so it never goes into a user's `$DATA_ROOT`."""
+    return Path(os.environ.get("AMIF_PHANTOM") or ROOT / "data" / "phantom").expanduser().resolve()
+
+
+def prepared_root(base: Path) -> Path:
+    """Where what is derived from data sets goes: `$AMIF_PREPARED`, or `.amif/` in the folder `base` that holds them.
+
+    Prepared images and hashes name images and hold their content, so they stay with the data and out of `results/`.
+    Where `base` has no write bits (data that somebody shares), it is `data/.amif/` of the clone, which is not committed;
+    what is made there says so (`prepared.ensure`).
+    """
+    chosen = os.environ.get("AMIF_PREPARED")
+    if not chosen and base.is_dir() and not (base / ".amif").exists() and not _writable(base):
+        return ROOT / "data" / ".amif"
+    return Path(chosen or base / ".amif").expanduser().resolve()
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)  # root may write anywhere, but should not
+
+
+def run_dir(run_id: str) -> Path:
+    """`results/runs/<run_id>/`, whose content DESIGN fixes; under FROM=reference the committed copy of it."""
+    if from_reference():
+        return next(iter(reference().glob(f"*/runs/{run_id}")), reference() / "runs" / run_id)
+    return results() / "runs" / run_id
+
+
+def scale_dir(scale: str) -> Path:
+    """`results/<scale>/`: tables, figures, report and executed notebooks that belong to a scale rather than a run.
+
+    Under FROM=reference it is `results/from_reference/<scale>/`, so that neither reference nor own results are touched.
+    """
+    return results() / "from_reference" / scale if from_reference() else results() / scale
+
+
+def scale_source(scale: str) -> Path:
+    """Where what was stored with a scale's runs is read: as `scale_dir`, but the reference itself under FROM=reference."""
+    return reference(scale) if from_reference() else results() / scale
+
+
+def plan(scale: str) -> Path:
+    """What was asked for when the runs were made (`DATASETS= ROWS= SEEDS=`), written by `make reproduce`."""
+    return scale_source(scale) / "plan.json"
+
+
+def shown(path: Path) -> str:
+    """The path as a person wants to read it: relative to the clone where it lies inside, else absolute."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

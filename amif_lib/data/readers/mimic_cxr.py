@@ -1,0 +1,249 @@
+"""Reader for MIMIC-CXR-JPG (images, metadata, split) with the report texts of MIMIC-CXR, in their official layout.
+
+    <images>/mimic-cxr-2.0.0-metadata.csv.gz, mimic-cxr-2.0.0-split.csv.gz, files/pXX/pSUBJECT/sSTUDY/DICOM.jpg
+    <reports>/files/pXX/pSUBJECT/sSTUDY.txt
+
+The phantom writes this layout as well, so what reads the demo data reads the real set. Written from the official
+documentation of release 2.1.0; the credentialed files themselves were not at hand.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data.readers import listing
+from amif_lib.data.records import Study, StudyImage
+
+log = logging.getLogger(__name__)
+
+SPLITS = {"train": "train", "validate": "val", "test": "test"}
+LATERAL = {"LATERAL", "LL", "XTABLE LATERAL", "SWIMMERS", "left lateral", "lateral"}
+FRONTAL = {
+    "AP",
+    "PA",
+    "AP AXIAL",
+    "AP LLD",
+    "AP RLD",
+    "PA LLD",
+    "PA RLD",
+    "LPO",
+    "RPO",
+    "LAO",
+    "RAO",
+    "antero-posterior",
+    "postero-anterior",
+}
+
+# A header stands at the start of a line and ends in a colon. In capitals it always counts; in mixed case only where its
+# name is known and the line before it ends a sentence or is blank, so that a broken line does not make one.
+SECTIONS = {
+    "findings": "findings",
+    "finding": "findings",
+    "findings and impression": "findings",
+    "findings/impression": "findings",
+    "impression": "impression",
+    "impressions": "impression",
+    "impression and recommendation": "impression",
+    "conclusion": "impression",
+    "conclusions": "impression",
+}
+# Sections about the examination and not about what it shows ("NDICATION" is a misspelling that occurs)
+OTHER = re.compile(
+    r"ndication|history|comparison|technique|exam|reason|recommendation|notification|clinical|wet read|addendum|dose|"
+    r"procedure|information|physician|\bpfi\b|\bdate\b"
+)
+HEADER = re.compile(r"^[ \t]*([A-Za-z][A-Za-z /,()&'_-]{1,60}?)[ \t]*:", re.MULTILINE)
+TITLE = re.compile(r"^\s*(?:FINAL|WET READ|PRELIMINARY) (?:REPORT|ADDENDUM)[ \t]*$", re.MULTILINE)
+DEIDENTIFIED = re.compile(r"_{2,}")
+# Who signed, at the end of a text, names being "___": "DR. ___", "___ ___, M.D.". It stands alone, after the end of a
+# sentence or a blank line, so that "discussed with Dr. ___." stays.
+_NAME = r"_{2,}(?:\s+_{2,})*"
+_DEGREE = r"(?:M\.?D|D\.?O|Ph\.?D|M\.?B\.?B\.?S)\b\.?"
+SIGNATURE = re.compile(
+    r"(?:\A|\n[ \t]*(?=\n)|(?<=[.!?])(?<!\b[Dd][Rr]\.)(?<!\b[Dd][Rr][Ss]\.)(?<!\b[Pp]rof\.))"
+    rf"(?:\s*(?:[Dd][Rr]\b\.?\s*{_NAME}(?:,?\s*{_DEGREE})?|{_NAME},?\s*{_DEGREE})[.,]?)+\s*\Z"
+)
+PARAGRAPH = re.compile(r"\n[ \t]*\n")
+
+
+def sections(report: str) -> dict[str, str]:
+    """The `findings` and `impression` of a report, white space collapsed; a missing or empty one has no key.
+
+    Of several sections with the same name the last that has text counts, since addenda and wet reads stand at the top.
+    A joint "FINDINGS AND IMPRESSION" counts as findings, and so does what stands under a header of no known name
+    ("PORTABLE AP CHEST:") in a report without findings; inside findings or impression such a header ("LUNGS:") is part
+    of the text. A report with neither has the single key `text`: the paragraphs that no header introduces.
+    """
+    found: dict[str, str] = {}
+    for part in TITLE.split(report.replace("\r\n", "\n")):
+        found |= _sections(part)
+    if len(found) > 1:
+        found.pop("text", None)
+    return found
+
+
+def _sections(part: str) -> dict[str, str]:
+    """The sections of one document: a final report, an addendum or a wet read."""
+    headers = [match for match in HEADER.finditer(part) if _is_header(match, part)]
+    if not headers:
+        text = _clean(part)
+        return {"text": text} if text else {}
+    out: dict[str, str] = {}
+    unnamed: list[str] = []  # text under headers of no known name
+    loose = [part[: headers[0].start()]]  # paragraphs that no header introduces
+    current = ""
+    for match, following in zip(headers, [*headers[1:], None], strict=True):
+        end = following.start() if following else len(part)
+        name, text = " ".join(match[1].lower().split()), part[match.end() : end]
+        if name in SECTIONS:
+            current = SECTIONS[name]
+            if _clean(text):
+                out[current] = _clean(text)
+        elif OTHER.search(name):
+            current = ""
+            loose += PARAGRAPH.split(text.strip())[1:]
+        elif current:
+            out[current] = _clean(f"{out.get(current, '')} {match[0]}{text}")
+        else:
+            unnamed.append(text)
+    if "findings" not in out and (text := _clean(" ".join(unnamed))):
+        out["findings"] = text
+    if not out and (text := _clean(" ".join(loose))):
+        return {"text": text}
+    return out
+
+
+def _is_header(match: re.Match[str], part: str) -> bool:
+    if match[1].isupper():
+        return True
+    name = " ".join(match[1].lower().split())
+    line = part.rfind("\n", 0, max(match.start() - 1, 0)) + 1  # where the line before starts
+    before = part[line : match.start()].strip()
+    return (name in SECTIONS or OTHER.search(name) is not None) and before[-1:] in ("", ".", ":", ";", "!", "?", "_")
+
+
+def _clean(text: str) -> str:
+    text = " ".join(
+        DEIDENTIFIED.sub(" ", SIGNATURE.sub("", text)).split()
+    )  # "___" stands for what de-identification removed
+    text = re.sub(r" (?=[.,;:](?:\s|$))", "", text)
+    return text if any(character.isalnum() for character in text) else ""
+
+
+def report_text(report: str, wanted: str = "findings+impression") -> str:
+    """The text of a study: the wanted sections, or what there is where they are missing; empty if there is nothing.
+
+    `wanted` is `findings+impression`, `findings` or `impression`. A missing section is replaced by the other one, and a
+    report without headers by its whole text.
+    """
+    found = sections(report)
+    chosen = [found[name] for name in wanted.split("+") if name in found] or list(found.values())
+    return " ".join(chosen)
+
+
+def view_of(position: str, code: str) -> str:
+    """`frontal`, `lateral`, another named plane in lower case, or `""` where the metadata is blank."""
+    for value in (position, code):
+        if value in FRONTAL:
+            return "frontal"
+        if value in LATERAL:
+            return "lateral"
+    return (code or position).lower()
+
+
+def _table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The named columns of a table as text, one row per `dicom_id`."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda name: name in (*columns, *optional))
+    except FileNotFoundError:
+        raise InputError(f"{paths.shown(path)}: no such file; put MIMIC-CXR-JPG's csv.gz files there") from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise InputError(f"{paths.shown(path)}: cannot be read ({reason}); fetch the file again") from None
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError(f"{paths.shown(path)}: column {missing[0]} is missing; is it the official file?")
+    twice = table["dicom_id"].duplicated()
+    if twice.any():
+        raise InputError(
+            f"{paths.shown(path)}: image {table['dicom_id'][twice].iloc[0]} occurs twice; fetch the file again"
+        )
+    if table.empty:
+        raise InputError(f"{paths.shown(path)}: no records; fetch the file again")
+    return table
+
+
+def read(
+    root: Path,
+    layout: Mapping[str, str],
+    *,
+    report_sections: str = "findings+impression",
+    splits: tuple[str, ...] = ("train",),
+) -> list[Study]:
+    """The studies of the given splits, images sorted by DICOM id; a study without any report text is left out.
+
+    Args:
+        root: folder that holds the set.
+        layout: `images` and `reports`, folders under `root`; `metadata` and `split`, files under `images`.
+        report_sections: see `report_text`.
+
+    Raises:
+        InputError: a table, image or report is missing or malformed; names the file.
+    """
+    images, reports = root / layout["images"], root / layout["reports"]
+    named = ("dicom_id", "subject_id", "study_id", "ViewPosition")
+    metadata = _table(images / layout["metadata"], named, ("ViewCodeSequence_CodeMeaning",))
+    split = _table(images / layout["split"], ("dicom_id", "study_id", "subject_id", "split"))
+    table = metadata.merge(split[["dicom_id", "split"]], on="dicom_id", how="left")
+    unknown = table[~table["split"].isin(SPLITS)]
+    if len(unknown):
+        raise InputError(
+            f"{paths.shown(images / layout['split'])}: image {unknown['dicom_id'].iloc[0]} has no split among "
+            f"{', '.join(SPLITS)}; is it the official file?"
+        )
+    table = table.assign(split=table["split"].map(SPLITS))
+    table = table[table["split"].isin(splits)].sort_values(["subject_id", "study_id", "dicom_id"], kind="stable")
+    codes = table.get("ViewCodeSequence_CodeMeaning", pd.Series("", index=table.index))
+    columns = (*(table[name] for name in ("subject_id", "study_id", "split", "dicom_id", "ViewPosition")), codes)
+
+    studies, empty = [], 0
+    for (subject, study, part), rows in itertools.groupby(zip(*columns, strict=True), key=lambda row: row[:3]):
+        folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
+        text = report_text(_report(reports / folder / f"s{study}.txt", study), report_sections)
+        if not text:
+            empty += 1
+            continue
+        where = images / folder / f"s{study}"
+        present = listing.file_names(where)
+        views = []
+        for *_, dicom, position, code in rows:
+            if f"{dicom}.jpg" not in present:
+                raise InputError(
+                    f"{paths.shown(where / f'{dicom}.jpg')}: image of study {study} is missing; fetch it or drop "
+                    f"its line from {layout['metadata']}"
+                )
+            views.append(StudyImage(dicom, where / f"{dicom}.jpg", view_of(position, code)))
+        studies.append(Study(study, tuple(views), text, part, subject))
+    if empty:
+        log.info("%s: %d studies without report text left out", root.name, empty)
+    return studies
+
+
+def _report(path: Path, study: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            f"{paths.shown(path)}: the report of study {study} is missing; unpack mimic-cxr-reports.zip there"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{paths.shown(path)}: cannot be read as UTF-8 ({error}); fetch the report again") from None

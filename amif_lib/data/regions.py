@@ -1,0 +1,83 @@
+"""Known regions of generated data sets: which pixels show what a question or report names. For scoring maps only.
+
+No reader and no training opens these files (`masks/`, `masks.json`, `question_regions.json` beside a phantom set).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
+
+
+def known(name: str) -> bool:
+    """Whether a data set comes with regions: generated sets do, real ones do not."""
+    return manifests.load(name).generator is not None
+
+
+def of_questions(name: str) -> dict[str, list[str]]:
+    """For each question id the labels that the question asks about (none, where it asks about the whole image)."""
+    return _read(_folder(name) / "question_regions.json")
+
+
+def findings(name: str, image_id: str) -> tuple[str, ...]:
+    """The findings that an image shows, in the order of the label list."""
+    about = _about(_folder(name))
+    areas = about["images"].get(image_id, about["images"].get(f"{image_id}.jpg", {"areas": {}}))["areas"]
+    return tuple(label for label in about["findings"] if label in areas)
+
+
+def mask(name: str, image_id: str, label: str) -> np.ndarray:
+    """Where an image shows a label: (H, W) of booleans, at the image's own size."""
+    folder = _folder(name)
+    number = _about(folder)["labels"].get(label)
+    path = folder / "masks" / f"{Path(image_id).stem if image_id.endswith('.png') else image_id}.png"
+    if number is None or not path.is_file():
+        what = f"no label {label!r}" if number is None else "no such mask"
+        raise InputError(f"{paths.shown(path)}: {what}; delete {paths.shown(folder)} to have the set made again")
+    with Image.open(path) as picture:
+        return np.asarray(picture) == number
+
+
+def coverage(region: np.ndarray, side: int) -> np.ndarray:
+    """The share of each cell of a `side` x `side` grid over the image that a region (H, W) covers: (side, side), 0 to 1.
+
+    The network squeezes an image to a square, so cells are taken over the whole image, whatever its shape.
+    """
+    picture = Image.fromarray(np.asarray(region, dtype=np.float32), mode="F")
+    return np.clip(np.asarray(picture.resize((side, side), Image.Resampling.BOX)), 0, 1)
+
+
+def naming_word(text: str, label: str) -> str:
+    """The words of `text` that name a label, as they are written there (`Nodules` for `nodule`); empty if there are none."""
+    found = re.search(rf"(?<!\w){re.escape(label)}s?(?!\w)", text, re.IGNORECASE)
+    return found[0] if found else ""
+
+
+def _folder(name: str) -> Path:
+    return _located(name, paths.phantom_root())
+
+
+@lru_cache(maxsize=16)
+def _located(name: str, root: Path) -> Path:  # compares the generator's code each time, which is slow in a loop
+    return manifests.location(name)
+
+
+@lru_cache(maxsize=16)
+def _about(folder: Path) -> dict[str, Any]:
+    return _read(folder / "masks.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{paths.shown(path)}: missing; delete the set's folder to have it made again")
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""What a run is: specification, rows of the tables, identity, stored runs."""

@@ -1,0 +1,1 @@
+"""One folder per method: its settings, network, stages and maps."""

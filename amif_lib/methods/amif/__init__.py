@@ -1,0 +1,1 @@
+"""AMiF: alignment, mining and fusion."""

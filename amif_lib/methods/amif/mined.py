@@ -1,0 +1,191 @@
+"""What pre-training asked for and drew, from a stored run: soft labels of a batch, and the negatives that were mined."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from amif_lib.data import redistribution, regions
+from amif_lib.experiments.rows import RunSpec
+from amif_lib.experiments.stored import Run
+from amif_lib.methods.amif import teacher as teachers
+from amif_lib.methods.amif.global_alignment import pick
+from amif_lib.methods.amif.network import AMiF
+from amif_lib.methods.amif.pair_classification import negatives_drawn_from
+from amif_lib.methods.amif.stages import Pretraining
+from amif_lib.networks import tokenizers
+from amif_lib.networks.fusion import PAIR_TYPES
+from amif_lib.objectives import contrastive, hard_negatives
+from amif_lib.reporting import map_files
+from amif_lib.training.batches import PretrainingData
+from amif_lib.training.loop import epoch_keys
+
+SHOWN = 32  # samples of the soft-label heat maps
+
+
+def network(run: Run, tokenizer: Any, trained: bool = True, teacher_dim: int = 1) -> Pretraining:
+    """The stored pre-training network with its objective, in evaluation mode."""
+    spec = run.spec
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        amif = AMiF(spec.model)
+        special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        module = Pretraining(amif, spec.objective, spec.stage, spec.seed, special, teacher_dim)
+    if trained:
+        amif.load(run.directory / "model")
+    return module.eval()
+
+
+@torch.inference_mode()
+def soft_labels(run: Run) -> dict[str, np.ndarray]:
+    """Teacher's and student's distributions over the run's first batch: arrays `<pair>_teacher`, `_labels`, `_student`.
+
+    The pairs are image to text (`i2t`) and text to text (`t2t`), each (N, N) with N at most `SHOWN`; the distributions are
+    those over these N samples, with the run's temperatures. Without a teacher there is no `_teacher`.
+    """
+    spec, o = run.spec, run.spec.objective
+    data, module = _data(run)
+    _, keys = _step(data, spec, last=False)
+    batch = data.collate([data[key] for key in keys[:SHOWN]])
+    first, second = (module.amif.image_encoder(batch.views[:, k])[:, 0] for k in (0, 1))
+    own = module.features(batch, first, second, module.amif.text_encoder(batch.ids, batch.mask)[:, 0])
+    which = torch.arange(len(batch.view)), batch.view
+    student = {"i2t": (own["image"][which], own["text"]), "t2t": (own.get("intra_text", own["text"]),) * 2}
+    teacher = {}
+    if batch.teacher_text is not None:
+        teacher = {"i2t": (batch.teacher_views[which], batch.teacher_text), "t2t": (batch.teacher_text,) * 2}
+    positive = torch.arange(len(batch.view))
+    temperature = o.temperature * module.amif.log_temperature.exp()
+    out: dict[str, Tensor] = {}
+    for pair, (a, b) in student.items():
+        own_column = torch.eye(len(positive), dtype=torch.bool)
+        masked = own_column if pair == "t2t" and o.text_text_diagonal == "mask" else None
+        logits = contrastive.similarity(a, b) / temperature  # (N, N)
+        logits = logits if masked is None else logits.masked_fill(masked, float("-inf"))
+        out[f"{pair}_student"] = logits.softmax(1)
+        out[f"{pair}_labels"] = own_column.float()
+        if teacher:
+            similar, tau = contrastive.similarity(*teacher[pair]), o.teacher_temperature
+            out[f"{pair}_teacher"] = contrastive.soft_labels(similar, tau, 0.0, positive)
+            if o.labels == "soft":
+                out[f"{pair}_labels"] = contrastive.soft_labels(
+                    similar, tau, o.positive_weight, positive, renormalise=o.renormalise_labels, mask=masked
+                )
+    indices = [key[1] for key in keys[:SHOWN]]
+    named = _named(spec)
+    return {
+        "version": np.array(map_files.VERSION),
+        "ids": np.array([data.studies[i].study_id if named else str(i) for i in indices]),
+        "findings": np.array(["; ".join(_shows(data.studies[i])) for i in indices]),
+        **{name: values.float().numpy().astype(np.float16) for name, values in out.items()},
+    }
+
+
+@torch.inference_mode()
+def mined_negatives(run: Run) -> pd.DataFrame:
+    """The hard negatives of the run's last step, one line per sample and kind of pair.
+
+    Columns: `step, pair, id, negative_id, probability` (of being drawn), `uniform` (the same, were all allowed samples
+    equally likely), `rank` (1: the most probable), `findings, negative_findings, same_findings`, and over all that could have
+    been drawn the share with the same findings, weighted by probability (`p_same`) and not (`uniform_same`); `text,
+    negative_text` where these may be shown. What an image shows is known of generated data only. Negatives drawn from the
+    teacher are those of training (of its clean images, where it sees augmented ones); of a student they are drawn anew
+    with its final weights.
+    """
+    spec, o = run.spec, run.spec.objective
+    data, module = _data(run)
+    step, keys = _step(data, spec, last=True)
+    batch = data.collate([data[key] for key in keys])
+    both = image = text = None  # the teacher's embeddings are enough
+    if negatives_drawn_from(o, batch.teacher_text is not None).startswith("student"):
+        both = [module.amif.image_encoder(batch.views[:, k]) for k in (0, 1)]
+        image = pick(torch.stack(both, 1), batch.view)
+        both = both if o.image_image_views == "two" else [image, image]
+        text = module.amif.text_encoder(batch.ids, batch.mask)
+    drawn = module.mine(batch, image, both, text)
+    sides, temperature = module._similar_sides(batch, image, both, text)
+    studies, named = [data.studies[key[1]] for key in keys], _named(spec)
+    shown = [_shows(study) for study in studies]
+    same = torch.tensor([[a == b for b in shown] for a in shown])  # (N, N)
+    known = all(regions.known(name) for name in spec.data.pretrain)
+    positive, rows = torch.arange(len(studies)), []
+    for kind in (kind for kind in PAIR_TYPES if kind in drawn):
+        weights = contrastive.soft_labels(contrastive.similarity(*sides[kind]), temperature, 0.0, positive).double()
+        barred = torch.eye(len(studies), dtype=torch.bool)
+        if o.exclude_duplicates:
+            barred |= hard_negatives.duplicates(batch.group, batch.text_key)
+        if kind == "image_image" and o.same_view_negatives:
+            two = o.image_image_views == "two"
+            label = batch.view_label[:, 1] if two else pick(batch.view_label, batch.view)  # (N,)
+            barred |= label[:, None] != label[None, :]
+        weights = weights.masked_fill(barred, 0)
+        if o.negative_distribution == "top_k":
+            order = weights.argsort(1, descending=True, stable=True).argsort(1)
+            weights = ((order < o.negative_top_k) & (weights > 0)).double()
+        weights = (weights / weights.amax(1, keepdim=True).clamp_min(1e-300)) ** (1 / o.negative_temperature)
+        share = weights / weights.sum(1, keepdim=True).clamp_min(1e-300)  # (N, N)
+        allowed = (~barred).double()
+        uniform = allowed / allowed.sum(1, keepdim=True).clamp_min(1)
+        for i, study in enumerate(studies):
+            if not drawn[kind].valid[i]:
+                continue
+            j = int(drawn[kind].index[i])
+            row = {
+                "step": step,
+                "pair": kind,
+                "id": study.study_id if named else str(keys[i][1]),
+                "negative_id": studies[j].study_id if named else str(keys[j][1]),
+                "probability": float(share[i, j]),
+                "uniform": float(uniform[i, j]),
+                "rank": 1 + int((share[i] > share[i, j]).sum()),
+            }
+            if known:
+                row |= {
+                    "findings": "; ".join(shown[i]),
+                    "negative_findings": "; ".join(shown[j]),
+                    "same_findings": bool(same[i, j]),
+                    "p_same": float((share[i] * same[i]).sum()),
+                    "uniform_same": float((uniform[i] * same[i]).sum()),
+                }
+            if named:
+                row |= {"text": study.text[:400], "negative_text": studies[j].text[:400]}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _data(run: Run) -> tuple[PretrainingData, Pretraining]:
+    """A pre-training run's samples and its stored network."""
+    spec = run.spec
+    studies = teachers.student_studies(spec)
+    with torch.inference_mode(False), torch.enable_grad():  # a teacher that is gone is trained again
+        embeddings = teachers.read(teachers.ensure(spec, studies)) if spec.teacher is not None else None
+    tokenizer = tokenizers.load(run.directory / "model")
+    dim = 1 if embeddings is None else embeddings.text_vectors.shape[1]
+    return PretrainingData(studies, spec, tokenizer, embeddings), network(run, tokenizer, teacher_dim=dim)
+
+
+def _step(data: PretrainingData, spec: RunSpec, last: bool) -> tuple[int, list[tuple[int, int]]]:
+    """Number and sample keys of the training's first or last step."""
+    steps = epoch_keys(SimpleNamespace(data=data, folds=data.folds), spec, 0)
+    wanted = islice(steps, spec.train.max_steps or None) if last else islice(steps, 1)
+    _, step, keys = deque(wanted, maxlen=1)[0]
+    return step, keys
+
+
+def _shows(study: Any) -> list[str]:
+    """The findings that a study's images show, where regions are known."""
+    if not study.data_set or not regions.known(study.data_set):
+        return []
+    return sorted({label for image in study.images for label in regions.findings(study.data_set, image.image_id)})
+
+
+def _named(spec: RunSpec) -> bool:
+    """Whether ids and texts of the pre-training sets may stand in a run's files."""
+    return not redistribution.withheld(spec.data.pretrain, "texts")

@@ -1,0 +1,1 @@
+"""Network blocks that any method may use."""

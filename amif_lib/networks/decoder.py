@@ -1,0 +1,200 @@
+"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in some layers, cross-attention.
+
+Its call looks like that of a Hugging Face decoder with cross-attention, so that the same ranking serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amif_lib.networks.fusion import Attention, FeedForward
+
+KeysValues = tuple[Tensor, Tensor]  # of an attended side, each (B, heads, S, d / heads)
+
+
+@dataclass
+class DecoderOutput:
+    logits: Tensor  # (B, L, vocabulary); logits[:, t] predicts token t + 1
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, width: int, heads: int, dropout: float, cross: bool):
+        super().__init__()
+        self.self_attention = Attention(width, heads, dropout)
+        self.cross_attention = Attention(width, heads, dropout) if cross else None
+        self.feed_forward = FeedForward(width, dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        memory: Tensor | KeysValues | None,
+        memory_mask: Tensor | None,
+        past: list[Tensor] | None = None,
+    ) -> Tensor:
+        """x (B, L, d); memory (B', S, d) or its keys and values; `past`, where given, is extended by x's own."""
+        own = None
+        if past is not None:
+            new = self.self_attention.keys_values(x)
+            past[:] = [torch.cat(pair, dim=2) for pair in zip(past, new, strict=True)] if past else new
+            own = (past[0], past[1])  # each (B, h, L_past + L, d/h)
+        causal = past is None and (mask is None or mask.dim() == 2)  # a 4-D mask says all by itself
+        x = self.self_attention(x, mask=mask, causal=causal, kept=own)  # (B, L, d)
+        if self.cross_attention is not None:
+            known = isinstance(memory, tuple)
+            x = self.cross_attention(
+                x, None if known else memory, memory_mask, kept=memory if known else None
+            )  # (B, L, d)
+        return self.feed_forward(x)
+
+
+def crosses(layer: int, layers: int, cross_layers: int, placement: Literal["last", "first", "alternate"]) -> bool:
+    """Whether a layer cross-attends: the last `cross_layers` do, the first, or as many spread evenly, the last included."""
+    if placement == "alternate":
+        return (layer + 1) * cross_layers // layers > layer * cross_layers // layers
+    return layer < cross_layers if placement == "first" else layer >= layers - cross_layers
+
+
+class AnswerDecoder(nn.Module):
+    """BERT blocks over answer tokens that attend to the knowledge-fused image-question tokens F'_i.
+
+    The output layer shares its weights with the word embeddings (as BERT's) unless `tied` is false. 122,524,228
+    parameters at paper size.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        layers: int,
+        cross_layers: int,
+        heads: int,
+        positions: int,
+        dropout: float,
+        placement: Literal["last", "first", "alternate"] = "last",
+        tied: bool = True,
+    ):
+        super().__init__()
+        if cross_layers > layers:
+            raise ValueError(f"decoder_cross_layers {cross_layers} exceeds decoder_layers {layers}")
+        self.word_embeddings = nn.Embedding(vocab_size, width)
+        self.position_embeddings = nn.Embedding(positions, width)
+        self.token_type_embeddings = nn.Embedding(2, width)
+        self.embedding_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, dropout, crosses(i, layers, cross_layers, placement)) for i in range(layers)
+        )
+        self.head_transform = nn.Linear(width, width)
+        self.head_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
+        self.head_bias = nn.Parameter(torch.zeros(vocab_size))
+        self.output_embeddings = None if tied else nn.Linear(width, vocab_size, bias=False)
+        self.dropout = dropout
+
+    def untie(self) -> None:
+        """Start the output matrix, where it is one of its own, as a copy of the word embeddings."""
+        if self.output_embeddings is not None:
+            self.output_embeddings.weight.data.copy_(self.word_embeddings.weight.data)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> DecoderOutput:
+        """input_ids (B, L) and memory (B', S, d), B' dividing B -> logits (B, L, vocabulary).
+
+        A 2-D mask (B, L) marks real tokens; a 4-D one (B or 1, 1, L, L) says who sees whom, in place of causality.
+        """
+        memory = [encoder_hidden_states] * len(self.layers)
+        return DecoderOutput(
+            self.project(self.states(input_ids, attention_mask, memory, encoder_attention_mask, position_ids))
+        )
+
+    def states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        memory: Sequence[Tensor | KeysValues | None],
+        memory_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+        past: Sequence[list[Tensor]] | None = None,
+    ) -> Tensor:
+        """The last layer's output (B, L, d). `memory`: one entry a layer, tokens or what `remember` made of them."""
+        return self.run(self.embed(input_ids, position_ids), attention_mask, memory, memory_mask, past)
+
+    def embed(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """input_ids (B, L), positions 0, 1, … where none are given -> (B, L, d)."""
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
+        x = self.embedding_norm(x + self.token_type_embeddings.weight[0])
+        return F.dropout(x, self.dropout, self.training)  # (B, L, d)
+
+    def run(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        memory: Sequence[Tensor | KeysValues | None],
+        memory_mask: Tensor | None,
+        past: Sequence[list[Tensor]] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Layers `start` to `stop` of `states`, on x (B, L, d)."""
+        mask = None if attention_mask is None else attention_mask.bool()
+        memory_mask = None if memory_mask is None else memory_mask.bool()
+        for number in range(len(self.layers))[start:stop]:
+            x = self.layers[number](x, mask, memory[number], memory_mask, None if past is None else past[number])
+        return x
+
+    @property
+    def blind_layers(self) -> int:
+        """How many layers come before the first that cross-attends: what they compute hangs on the answer alone."""
+        blind = (i for i, layer in enumerate(self.layers) if layer.cross_attention is not None)
+        return next(blind, len(self.layers))
+
+    def project(self, x: Tensor) -> Tensor:
+        """The output layer: states (..., d) -> logits (..., vocabulary)."""
+        x = self.head_norm(F.gelu(self.head_transform(x)))
+        output = self.word_embeddings if self.output_embeddings is None else self.output_embeddings
+        return F.linear(x, output.weight, self.head_bias)
+
+    def remember(self, memory: Tensor) -> list[KeysValues | None]:
+        """Keys and values of the memory (B, S, d) for every layer that cross-attends: computed once, used for every answer."""
+        return [
+            None if layer.cross_attention is None else layer.cross_attention.keys_values(memory)
+            for layer in self.layers
+        ]
+
+    def loss(self, answers: Tensor, answer_mask: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
+        """Conditional language-modelling loss per answer (B,): the sum over its tokens of -log p, [SEP] included once.
+
+        answers (B, L) begin with [CLS] and end with [SEP]; padding is masked out.
+        """
+        logits = self(answers[:, :-1], answer_mask[:, :-1], memory, memory_mask).logits  # (B, L-1, vocabulary)
+        nll = F.cross_entropy(logits.float().transpose(1, 2), answers[:, 1:], reduction="none")  # (B, L-1)
+        return (nll * answer_mask[:, 1:]).sum(1)
+
+    @torch.no_grad()
+    def generate(self, memory: Tensor, memory_mask: Tensor | None, start: int, end: int, max_length: int) -> Tensor:
+        """Greedy free generation: (B, <= max_length) token ids, [CLS] first, `end` repeated after the end."""
+        ids = torch.full((memory.shape[0], 1), start, device=memory.device)  # (B, 1)
+        done = torch.zeros(memory.shape[0], dtype=torch.bool, device=memory.device)
+        remembered = self.remember(memory)
+        past: list[list[Tensor]] = [[] for _ in self.layers]  # keys and values of the tokens written so far
+        while ids.shape[1] < max_length and not bool(done.all()):
+            position = torch.tensor([ids.shape[1] - 1], device=memory.device)
+            x = self.states(ids[:, -1:], None, remembered, memory_mask, position, past)  # (B, 1, d)
+            best = self.project(x[:, -1]).argmax(-1)  # (B,)
+            best = torch.where(done, end, best)
+            done |= best == end
+            ids = torch.cat([ids, best[:, None]], dim=1)  # (B, L) -> (B, L + 1)
+        return ids

@@ -1,0 +1,1 @@
+"""Synthetic studies, drawn and written in the real data sets' own layouts."""

@@ -1,0 +1,261 @@
+"""Start a training from a notebook, a terminal or the workflow: which processes, which port, one run at a time.
+
+One process on a CPU or a single GPU trains inside the calling process. More are a subprocess (`accelerate launch` on
+GPUs, `torch.distributed.run` on CPU cores), so that the notebook's kernel never has to fork after CUDA was touched and
+a crash of the training leaves a log and an exit status instead of a dead kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from amif_lib.core import files, paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments.rows import RunSpec, load_spec
+
+TAIL = 30  # lines of a failed training's log that the error repeats
+# Threads that wait sleep instead of spinning. Where anything else wants the same cores, a training of small steps on several
+# threads else takes some ten times as long: each step ends when the slowest thread gets its turn.
+WAIT_POLICY = "PASSIVE"
+FEWER_ROWS = "fewer_rows"  # in the run's folder: one of several processes ran out of memory, and how many rows to try
+
+
+def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
+    """Train one run, unless it is finished, and return its directory `results/runs/<run_id>/`.
+
+    `spec` is a RunSpec, a run file, or `<scale>/<table>/<row>[/<stage>]` where that names a single run. `processes`
+    defaults to $AMIF_PROCESSES, else the number of visible GPUs, else 1; the result does not depend on it. A run that
+    another process is training is waited for. Raises InputError for a bad spec, RuntimeError for a failed subprocess.
+    """
+    paths.refuse_reference("training")
+    run = spec if isinstance(spec, RunSpec) else _single(str(spec))
+    count = processes if processes is not None else asked_processes() or max(1, _gpus())
+    if count < 1:
+        raise InputError(f"processes={count}: at least 1")
+    with exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
+        if _finished(run):
+            print(f"run {run.run_id} ({run.stage}) is finished: {paths.shown(run.directory)}", flush=True)
+        elif count == 1:
+            from amif_lib.training.loop import run_spec
+
+            run_spec(run)
+        else:
+            _subprocess(run, count, lock)
+    return run.directory
+
+
+def asked_processes() -> int | None:
+    """$AMIF_PROCESSES, or None where it is not set. Raises InputError where it is not a number of at least 1."""
+    text = os.environ.get("AMIF_PROCESSES")
+    if text and (not text.isdigit() or int(text) < 1):
+        raise InputError(f"AMIF_PROCESSES={text!r}: give a whole number of at least 1")
+    return int(text) if text else None
+
+
+def asked_workers() -> int | None:
+    """$AMIF_WORKERS, processes that decode and augment for each training process, or None. Raises InputError for no number."""
+    text = os.environ.get("AMIF_WORKERS")
+    if text and not text.isdigit():
+        raise InputError(f"AMIF_WORKERS={text!r}: give a whole number, 0 to decode in the training process itself")
+    return int(text) if text else None
+
+
+def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment that train `run` on several processes of this machine."""
+    module = ["-m", "amif_lib.training.loop", "--spec", str(spec_file)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "AMIF_HEADLESS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+    environment["OMP_NUM_THREADS"] = str(max(1, _threads() // processes))
+    environment.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
+    port = str(free_port())
+    if _gpus() == 0:
+        environment["ACCELERATE_USE_CPU"] = "true"
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_addr",
+            "127.0.0.1",
+            "--master_port",
+            port,
+            *module,
+        ], environment
+    if processes > _gpus():
+        raise InputError(
+            f"{processes} processes asked for, {_gpus()} GPUs visible; lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
+        )
+    own = _accelerate_config()
+    if own.get("num_machines", 1) > 1:  # the user's cluster set-up says how many processes and where
+        shape = []
+    else:
+        shape = ["--num_processes", str(processes), "--main_process_port", port]
+    if not own:  # name what accelerate would otherwise warn about
+        shape += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *shape, *module], environment
+
+
+def free_port() -> int:
+    """A TCP port that nothing on this machine listens on; fixed defaults clash when two trainings run side by side."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str, wait: bool = True) -> Iterator[int | None]:
+    """Hold the lock file `path`; yields its descriptor, for a child process that must hold it too.
+
+    The operating system drops the lock when its last holder ends, however it ends, so a stale lock cannot exist. With
+    `wait` false, or where another process holds the lock, BlockingIOError or a line that names the holder. Yields None
+    on Windows and on file systems without locks, where nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            if not wait:
+                raise BlockingIOError(f"{what} is in the hands of {holder}") from None
+            print(f"{what} is in the hands of {holder}; waiting for it to end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            print(
+                f"note: {paths.shown(path.parent)} is on a file system without locks; start no second job on it",
+                flush=True,
+            )
+            yield None
+            return
+        name_holder(file.fileno(), os.getpid())
+        yield file.fileno()
+
+
+def name_holder(lock: int, process: int) -> None:
+    """Write into a held lock file which process it is that others wait for."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {process} on {socket.gethostname()}".encode(), 0)
+
+
+def _single(spec: str) -> RunSpec:
+    found = load_spec(spec)
+    if len(found) != 1:
+        names = ", ".join(f"{run.run_id} ({run.data.questions or run.stage}: {run.label})" for run in found[:3])
+        names += f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise InputError(f"spec={spec!r}: names {len(found)} runs, one is needed: {names}")
+    return found[0]
+
+
+def _finished(run: RunSpec) -> bool:
+    from amif_lib.experiments.stored import is_finished
+
+    return is_finished(run)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()  # asks the driver's library; does not initialise CUDA
+
+
+def _threads() -> int:
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return (
+        int(text)
+        if text.isdigit()
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
+
+
+def _accelerate_config() -> dict:
+    """What `accelerate config` saved on this machine, or nothing."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    path = Path(default_config_file)
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
+    """Train in a subprocess; where its processes run out of memory they are started again, with fewer rows at a time each."""
+    spec_file, fewer = run.directory / "spec.json", run.directory / FEWER_ROWS
+    files.write_text(spec_file, json.dumps(run.model_dump(mode="json"), indent=1))
+    settings: dict[str, str] = {}
+    while True:
+        fewer.unlink(missing_ok=True)
+        line, environment = command(run, processes, spec_file)
+        status, tail = _logged(run, line, environment | settings, lock)
+        if not status:
+            return
+        if not fewer.is_file():
+            break
+        settings = {"AMIF_MICRO_BATCH": fewer.read_text(encoding="utf-8").strip()}
+        print(
+            f"out of memory: started again with AMIF_MICRO_BATCH={settings['AMIF_MICRO_BATCH']}, from the last stored step"
+        )
+    raise RuntimeError(
+        f"training {run.run_id} failed (exit status {status}); {paths.shown(run.directory / 'train.log')} ends:\n{tail}"
+    )
+
+
+def _logged(run: RunSpec, line: list[str], environment: dict[str, str], lock: int | None) -> tuple[int, str]:
+    """Exit status and last lines of a command, whose lines are passed on as they come and kept in `train.log`."""
+    tail: deque[str] = deque(maxlen=TAIL)
+    with (run.directory / "train.log").open("a", encoding="utf-8") as log:
+        child = subprocess.Popen(
+            line,
+            env=environment,
+            cwd=paths.ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            bufsize=1,
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+        )  # an orphan keeps the lock for as long as it lives
+        try:
+            assert child.stdout
+            for text in child.stdout:
+                print(text, end="", flush=True)
+                log.write(text)
+                log.flush()
+                tail.append(text)
+            status = child.wait()
+        except BaseException:  # interrupted in the notebook or the kernel is going down: take the training along
+            _stop(child)
+            raise
+    return status, "".join(tail)
+
+
+def _stop(child: subprocess.Popen, patience: float = 15) -> None:
+    """End a training and its worker processes, politely first."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+    try:
+        child.wait(patience)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()

@@ -1,0 +1,176 @@
+"""A global batch that does not fit into memory, computed some rows at a time without changing what is minimised.
+
+Pre-training compares all samples of a batch with one another, so its batch cannot be cut and averaged. Gradient caching [1]_
+keeps the objective exact: the encoders and the co-attention run on a few rows at a time and only their outputs are kept; the
+losses see the outputs of all rows; what the backward pass needs is computed again, rows by rows, with the random states of
+the first time. A fine-tuning's loss is a sum over questions: its parts are run one after the other and gradients add up.
+
+References
+----------
+.. [1] Gao, L., Zhang, Y., Han, J. and Callan, J. (2021). Scaling deep contrastive learning batch size under memory limited
+       setup. RepL4NLP, arXiv:2101.06983.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from amif_lib.core.errors import InputError
+from amif_lib.objectives.distributed import alone, gather_objects, world_size
+
+log = logging.getLogger(__name__)
+
+
+class TooManyRows(InputError):
+    """One of several processes ran out of memory with `rows` rows at a time; `fewer` are to be tried, by all of them."""
+
+    def __init__(self, rows: int):
+        self.fewer = max(1, rows // 2)
+        super().__init__(
+            f"out of memory with {rows} samples at a time per process; set AMIF_MICRO_BATCH={self.fewer} and start again: "
+            "the run continues, with the same objective"
+        )
+
+
+def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the `forward` of a module that treats every row of a batch on its own.
+
+    With the module's `rows_at_once` set (`limit_rows`), at most that many rows run at a time, each part under activation
+    checkpointing where gradients are wanted. Every tensor argument has the batch as its first dimension; outputs are
+    tensors, or tuples and lists of them and None, and are put together again in the same form.
+    """
+
+    @functools.wraps(forward)
+    def run(self: nn.Module, *inputs: Any, **settings: Any) -> Any:
+        size, rows = getattr(self, "rows_at_once", 0), len(inputs[0])
+        if not size or rows <= size:
+            return forward(self, *inputs, **settings)
+
+        def some(start: int, *tensors: Any) -> list[Any]:
+            return [x[start : start + size] if isinstance(x, Tensor) else x for x in tensors]  # (B, ...) -> (b, ...)
+
+        parts = []
+        for start in range(0, rows, size):
+            named = dict(zip(settings, some(start, *settings.values()), strict=True))
+            call = functools.partial(forward, self, **named)
+            own = some(start, *inputs)
+            parts.append(checkpoint(call, *own, use_reentrant=False) if torch.is_grad_enabled() else call(*own))
+        return _joined(parts)
+
+    return run
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Outputs of the parts, each nested alike, joined along the batch."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)  # (b, ...) -> (B, ...)
+    if first is None:
+        return None
+    return type(first)(_joined(list(each)) for each in zip(*parts, strict=True))
+
+
+def limit_rows(module: nn.Module, rows: int) -> None:
+    """Let the encoders and the co-attention in `module` run at most `rows` rows at a time; 0 lifts the limit."""
+    from amif_lib.networks.encoders import ImageEncoder, TextEncoder
+    from amif_lib.networks.fusion import CoAttention
+
+    for part in module.modules():
+        if isinstance(part, ImageEncoder | TextEncoder | CoAttention):
+            part.rows_at_once = rows
+
+
+class MicroBatch:
+    """How many rows a process computes at a time: as many as it holds, or $AMIF_MICRO_BATCH; halved when memory runs out.
+
+    A setting of the machine and not of the run: results differ by rounding, and by the draws of dropout where there is any.
+    """
+
+    def __init__(self, module: nn.Module, rows: int, stage: str):
+        text = os.environ.get("AMIF_MICRO_BATCH", "")
+        if text and (not text.isdigit() or int(text) < 1):
+            raise InputError(f"AMIF_MICRO_BATCH={text!r}: give a whole number of at least 1, or leave it unset")
+        self.module, self.whole, self.stage = module, rows, stage
+        self.rows = min(int(text), rows) if text else rows
+        self._apply()
+
+    def _apply(self) -> None:
+        limit_rows(self.module, self.rows if self.rows < self.whole and self.stage != "finetune" else 0)
+
+    def parts(self, batch: Any) -> list[Any]:
+        """What is run one after the other: parts of a batch of questions, or the whole batch of a pre-training."""
+        return batch.split(self.rows) if self.stage == "finetune" and self.rows < self.whole else [batch]
+
+    def halve(self) -> None:
+        """Half as many rows from now on. Raises InputError where one row at a time is too much."""
+        if self.rows == 1:
+            raise InputError(
+                "out of memory with one sample at a time; set a smaller model.image_size or data.text_length, or use a larger GPU"
+            )
+        self.rows = (self.rows + 1) // 2
+        self._apply()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning(
+            "out of memory: %d rows at a time from now on; the objective stays that of the whole batch", self.rows
+        )
+
+    def snapshot(self) -> Callable[[], None]:
+        """A function that puts random states and the feature queue back to what they are now, so that a step can be run again."""
+        cpu = torch.get_rng_state()
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        queue = getattr(self.module, "queue", None)
+        kept = {name: value.clone() for name, value in queue.state_dict().items()} if queue is not None else {}
+
+        def put_back() -> None:
+            torch.set_rng_state(cpu)
+            if gpus:
+                torch.cuda.set_rng_state_all(gpus)
+            if queue is not None:
+                queue.load_state_dict(kept)
+            self.module.zero_grad()
+
+        return put_back
+
+    def step(self, batch: Any, run: Callable[[Any, bool], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Losses of a whole batch with their gradients: `run(part, last)` of each part, again with fewer rows if memory runs out.
+
+        Where several processes train, one cannot start a step again by itself: TooManyRows says what to set, and
+        `launch.train` sets it and starts all of them again.
+        """
+        while True:
+            put_back, total = self.snapshot(), {}
+            try:
+                parts = self.parts(batch)
+                for number, part in enumerate(parts):
+                    for name, value in run(part, number + 1 == len(parts)).items():
+                        total[name] = total.get(name, 0) + value.detach()
+                return total
+            except torch.OutOfMemoryError:
+                if world_size() > 1 and self.rows > 1:
+                    raise TooManyRows(self.rows) from None
+            self.halve()  # outside the handler, which holds on to what the failed step had in memory
+            put_back()
+
+    def find(self, batch: Any, run: Callable[[Any], dict[str, Tensor]], reserve: int = 0) -> None:
+        """Halve until a step on this process's `batch` alone fits, and agree with the other processes on the least.
+
+        For several processes, before the first step; `run` does forward and backward, without messages to the others.
+        `reserve` bytes are kept free for what is not there yet: the optimiser's moments, and other processes' samples.
+        """
+        with alone():
+            put_back = self.snapshot()
+            kept = torch.empty(reserve, dtype=torch.uint8, device=next(self.module.parameters()).device)
+            self.step(batch, lambda part, last: run(part))
+            del kept
+            put_back()
+        self.rows = min(gather_objects(self.rows))
+        self._apply()

@@ -1,0 +1,205 @@
+"""What a run needs before its first step: data, tokenizer, starting weights. Errors a user can mend are raised here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import decontaminate, prepared
+from amif_lib.data.load import load_questions
+from amif_lib.experiments import stored as results
+from amif_lib.experiments.rows import RunSpec
+from amif_lib.methods.amif import knowledge
+from amif_lib.methods.amif import teacher as teachers
+from amif_lib.methods.amif.finetune import FineTuning
+from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.online_teacher import OnlineTeacher
+from amif_lib.methods.amif.pair_classification import negatives_drawn_from
+from amif_lib.methods.amif.stages import Pretraining
+from amif_lib.networks import hub, tokenizers
+from amif_lib.objectives.distributed import gather_objects, rank, world_size
+from amif_lib.training.batches import PretrainingData, QuestionData
+from amif_lib.training.selection import BestEpoch
+
+
+@dataclass
+class Prepared:
+    """All that the loop needs: what to train, on what, and what to write about it."""
+
+    module: nn.Module
+    tokenizer: Any
+    data: PretrainingData | QuestionData
+    folds: Sequence[int] | None
+    notes: dict[str, Any]  # goes into metrics.json
+    questions: list | None = None
+    teacher: OnlineTeacher | None = None  # replaces a batch's teacher embeddings of images
+    best_epoch: BestEpoch | None = None  # chooses an epoch; else the last is kept
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Read data, tokenizer and starting weights of a run; every error a user can mend is raised here, before training."""
+    if spec.parent is not None and not results.is_finished(spec.parent):
+        raise InputError(
+            f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; run it first, e.g. `make reproduce SCALE={spec.scale}`"
+        )
+    torch.manual_seed(spec.seed)
+    return prepare_questions(spec) if spec.stage == "finetune" else prepare_pretraining(spec)
+
+
+def prepare_pretraining(spec: RunSpec) -> Prepared:
+    studies = teachers.student_studies(spec)
+    notes: dict[str, Any] = {"studies": len(studies), "images": sum(len(s.images) for s in studies)}
+    if skipped := decontaminate.missing(spec.data.decontaminate_against):  # decontaminate_absent: skip
+        notes["not_kept_out"] = skipped
+    embeddings, online, o = None, None, spec.objective
+    mines = spec.stage == "stage2" and (
+        o.weight_hard_negatives > 0 or (o.weight_local > 0 and o.local_contrast == "positives_minus_negatives")
+    )
+    if spec.teacher is not None:
+        folder = teachers.ensure(spec, studies)
+        embeddings, notes["teacher"] = (
+            teachers.read(folder),
+            json.loads((folder / teachers.METRICS).read_text(encoding="utf-8")),
+        )
+        notes["teacher"]["id"] = folder.name
+        if spec.teacher.views == "augmented":
+            online = OnlineTeacher(folder, spec.teacher, set(embeddings.folds.values()))
+    elif o.labels == "soft" and (
+        spec.stage == "stage1" or o.weight_global > 0 or (mines and o.negative_distribution != "student")
+    ):
+        raise InputError(
+            "objective.labels: 'soft' needs a teacher; give the run a `teacher` section or set labels: one_hot"
+        )
+    if mines:
+        notes["negatives_drawn_from"] = negatives_drawn_from(o, embeddings is not None)
+    if spec.train.batch_size % world_size():
+        raise InputError(
+            f"train.batch_size: {spec.train.batch_size} is not a multiple of {world_size()} processes; change one of them"
+        )
+    tokenizer = get_tokenizer(spec, [s.text for s in studies])
+    torch.manual_seed(spec.seed)
+    amif = AMiF(spec.model)
+    notes["weights"] = [str(report) for report in load_encoders(amif, spec, tokenizer)]
+    if spec.stage == "stage2" and spec.parent is None:
+        raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
+    special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    teacher_dim = 0 if embeddings is None else embeddings.text_vectors.shape[1]
+    module = Pretraining(amif, o, spec.stage, spec.seed, special, teacher_dim)
+    data = PretrainingData(studies, spec, tokenizer, embeddings)
+    return Prepared(module, tokenizer, data, data.folds, notes, teacher=online)
+
+
+def prepare_questions(spec: RunSpec) -> Prepared:
+    questions = load_questions(spec.data.questions, **spec.data.question_settings)
+    questions = prepared.usable(spec.data.questions, spec.model.stored_side, questions, spec.data.most_bad_images)
+    if spec.data.max_questions:
+        questions = [
+            q
+            for split in ("train", "val", "test")
+            for q in [q for q in questions if q.split == split][: spec.data.max_questions]
+        ]
+    training = [q for q in questions if q.split == "train"]
+    reads_texts = spec.parent is None and (spec.init.tokenizer == "trained" or spec.init.vocabulary == "seen")
+    pretraining_texts = [s.text for s in teachers.student_studies(spec)] if reads_texts else []
+    tokenizer = get_tokenizer(spec, pretraining_texts)
+    texts = {"none": [], "answers": [q.answer for q in training], "questions": [q.question.lower() for q in training]}[
+        spec.knowledge.source
+    ]
+    if spec.knowledge.vocabulary == "train+test" and spec.knowledge.source != "none":
+        by_answers = spec.knowledge.source == "answers"
+        texts = texts + [q.answer if by_answers else q.question.lower() for q in questions if q.split == "test"]
+    limit = knowledge.token_limit(spec.knowledge, spec.model.text_positions)
+    ids, owner, dropped = knowledge.select(texts, tokenizer, limit, words=spec.knowledge.form == "words")
+    torch.manual_seed(spec.seed)
+    model = AMiFForVQA(
+        spec.model, spec.knowledge, ids, owner, tokenizer, spec.data.question_length, spec.data.answer_length
+    )
+    reports = load_encoders(model.amif, spec, tokenizer)
+    if spec.init.decoder != "random":
+
+        def random_by_design(
+            name: str,
+        ) -> bool:  # BERT has no cross-attention, not every checkpoint a word-prediction head, none an output apart
+            return "cross_attention" in name or name.startswith(("head_", "output_embeddings"))
+
+        state = hub.decoder_state(hub.read_state(hub.find(spec.init.decoder)))
+        changed = tokenizers.fit_rows(state, spec.init.decoder, tokenizer, model.decoder.word_embeddings.weight)
+        reports.append(
+            hub.load_into(model.decoder, state, spec.init.decoder, may_miss=random_by_design, changed=changed)
+        )
+        model.decoder.untie()
+    model.freeze_knowledge()
+    whole = tokenizer([q.answer for q in training])["input_ids"]
+    long = sum(len(ids) > spec.data.answer_length for ids in whole)
+    notes = {
+        "training_questions": len(training),
+        "test_questions": sum(q.split == "test" for q in questions),
+        "knowledge_tokens": len(ids),
+        "knowledge_texts_left_out": dropped,
+        "answers_cut": long,
+        "weights": [str(r) for r in reports],
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    data = QuestionData(training, spec, tokenizer, augment=spec.data.augment_questions)
+    best = BestEpoch(questions, spec, tokenizer) if spec.train.epoch_choice == "best_validation" else None
+    return Prepared(FineTuning(model), tokenizer, data, None, notes, questions, best_epoch=best)
+
+
+def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
+    """The parent's tokenizer, a checkpoint's, or one fitted on training texts (test questions and answers never seen)."""
+    if spec.parent is not None:
+        return tokenizers.load(spec.parent.directory / "model")
+    if spec.init.tokenizer != "trained" and spec.init.vocabulary == "whole":
+        tokenizer = tokenizers.load(spec.init.tokenizer)
+    else:
+        texts = list(pretraining_texts)
+        for name in spec.data.tokenizer_questions:
+            # the official training file, whichever the run trains on, so that all rows of a table share a vocabulary
+            texts += [text for q in load_questions(name) if q.split == "train" for text in (q.question, q.answer)]
+        folder = spec.directory / "model"
+        if rank() == 0 and spec.init.tokenizer == "trained":
+            tokenizers.train(texts, spec.model.vocab_size, folder)
+        elif rank() == 0:
+            tokenizers.prune(tokenizers.load(spec.init.tokenizer), texts, folder)
+        gather_objects(None)  # wait until it is written
+        tokenizer = tokenizers.load(folder)
+    if len(tokenizer) > spec.model.vocab_size:
+        raise InputError(
+            f"model.vocab_size: {spec.model.vocab_size} is smaller than the {len(tokenizer)} tokens of {spec.init.tokenizer}; raise it"
+        )
+    return tokenizer
+
+
+def load_encoders(amif: AMiF, spec: RunSpec, tokenizer: Any) -> list[hub.LoadReport]:
+    """Starting weights: the parent run's, or what `init` names; co-attention from elsewhere before it is first trained."""
+    reports = []
+    if spec.parent is not None:
+        state = hub.read_state(spec.parent.directory / "model")
+        reports.append(hub.load_into(amif, state, f"run {spec.parent.run_id}"))
+    else:
+        teacher = teachers.towers_source(spec) if spec.starts_from_teacher else ""
+        image, text = (teacher if name == "teacher" else name for name in (spec.init.image, spec.init.text))
+        if image != "random":
+            reports.append(amif.image_encoder.load(image))
+        if text != "random":
+            reports.append(amif.text_encoder.load(text, tokenizer))
+    if spec.loads_co_attention and spec.init.co_attention != "random":
+        reports.append(load_co_attention(amif, spec.init.co_attention))
+    return reports
+
+
+def load_co_attention(amif: AMiF, source: str) -> hub.LoadReport:
+    """The co-attention of a pre-training or fine-tuning run, given by run id, its folder or its `model/`."""
+    folder = paths.run_dir(source) if paths.run_dir(source).is_dir() else hub.find(source)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    prefix = "co_attention."
+    state = {name.removeprefix("amif."): value for name, value in hub.read_state(folder).items()}
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return hub.load_into(amif.co_attention, own, f"{source} (co-attention)")
