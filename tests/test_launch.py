@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 pytest.importorskip("torch")
-from amif_lib.core import paths
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.training import launch
 
 HOLD = (
-    "import sys, time\nfrom pathlib import Path\nfrom amif_lib.training.launch import exclusive\n"
+    "import sys, time\nfrom pathlib import Path\nfrom amif_lib.core.files import exclusive\n"
     "with exclusive(Path(sys.argv[1]), 'it'):\n    print('held', flush=True)\n    time.sleep(float(sys.argv[2]))"
 )
 
@@ -50,15 +50,15 @@ def test_a_run_is_in_one_hand_at_a_time_and_a_dead_hand_lets_go(
 ) -> None:
     lock = tmp_path / "run" / ".lock"
     process = holder(lock, 2)
-    with pytest.raises(BlockingIOError, match=f"process {process.pid} on"), launch.exclusive(lock, "run x", wait=False):
+    with pytest.raises(BlockingIOError, match=f"process {process.pid} on"), files.exclusive(lock, "run x", wait=False):
         pass
-    with launch.exclusive(lock, "run x"):  # waits for the other to end
+    with files.exclusive(lock, "run x"):  # waits for the other to end
         assert process.wait(timeout=10) == 0
-    assert f"run x is in the hands of process {process.pid} on" in capsys.readouterr().out
+    assert f"run x is in use by process {process.pid} on" in capsys.readouterr().out
     process = holder(lock, 100)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with launch.exclusive(lock, "run x", wait=False):
+    with files.exclusive(lock, "run x", wait=False):
         assert lock.read_text().startswith(f"process {os.getpid()} on")
 
 

@@ -28,7 +28,7 @@ from amif_lib.app.cost_model import (
 )
 from amif_lib.app.flop_count import evaluation_flop
 from amif_lib.app.workflow.job import duration
-from amif_lib.core import paths
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
@@ -61,7 +61,7 @@ def notebooks(runs: Iterable[RunSpec]) -> set[str]:
             content = identity.settings_read(run) | {"parent": run.parent and run.parent.run_id, "extra": is_extra(run)}
             content["data"] = {key: value for key, value in content["data"].items() if key not in own}
             content["train"] = {key: value for key, value in content["train"].items() if key not in set_wise}
-            keys.add(experiments.digest(content))
+            keys.add(files.digest(content))
     return keys
 
 

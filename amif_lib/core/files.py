@@ -1,11 +1,18 @@
-"""Write a file beside its place and move it there when it is whole, so that nobody finds half of one."""
+"""Files that others find whole or not at all, locks between processes, and reading of YAML and JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
+import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
@@ -43,3 +50,53 @@ def write_text(path: Path, text: str, remedy: str = RESULTS) -> None:
     """Write UTF-8 text with `write_aside`; line ends stay as they are, so that equal text gives equal bytes."""
     with write_aside(path, remedy) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str, wait: bool = True) -> Iterator[int | None]:
+    """Hold the lock file `path`; yields its descriptor, which a child process inherits to hold the lock too.
+
+    The operating system drops the lock when its last holder ends, so a stale lock cannot exist. Where another process
+    holds it, a line names that process; with `wait` false BlockingIOError does. Yields None, with a note, on a file
+    system without locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            held = f"{what} is in use by {file.read().strip() or 'another process'}"
+            if not wait:
+                raise BlockingIOError(held) from None
+            print(f"{held}; waiting for it to end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            print(f"note: no file locks in {paths.shown(path.parent)}; do not start a second job on it", flush=True)
+            yield None
+            return
+        name_holder(file.fileno(), os.getpid())
+        yield file.fileno()
+
+
+def name_holder(lock: int, process: int) -> None:
+    """Write into a held lock file which process others wait for."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {process} on {socket.gethostname()}".encode(), 0)
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML or JSON file. Raises InputError with the file's name and the line where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)  # YAML reads JSON's 5e-05 as text
+    except FileNotFoundError:
+        raise InputError(f"{paths.shown(path)}: no such file") from None
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"{paths.shown(path)}: not valid YAML or JSON: {detail}") from None
+
+
+def digest(content: Any) -> str:
+    """Twelve hexadecimal digits of a JSON-serialisable value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]

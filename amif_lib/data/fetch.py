@@ -20,11 +20,10 @@ from tabulate import tabulate
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import write_aside
+from amif_lib.core.files import exclusive, write_aside
 from amif_lib.data import archives, download, manifests
 from amif_lib.data import check as data_check
 from amif_lib.data.manifests import Download, FileEntry, Manifest, TreeEntry
-from amif_lib.training.launch import exclusive
 
 GB = 1e9
 SMALL = 64 << 20  # bytes that any archive may unpack to

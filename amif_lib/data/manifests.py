@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments.rows import read_yaml
+from amif_lib.core.files import read_yaml
 
 SCHEMA_VERSION = 1  # of the manifests that this kit reads
 DAY = r"^(\d{4}-\d{2}-\d{2})?$"

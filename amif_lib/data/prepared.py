@@ -34,13 +34,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from amif_lib.core import paths, progress
+from amif_lib.core import files, paths, progress
 from amif_lib.core.errors import InputError
+from amif_lib.core.files import exclusive
 from amif_lib.data import encoding, images, manifests, shards, sources
 from amif_lib.data.records import Question, Study
 from amif_lib.data.shards import Entry
 from amif_lib.experiments import rows as experiments
-from amif_lib.training.launch import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def _digest(name: str, short_side: int, entries: Sequence[Entry], hashes: dict[P
         "quality": encoding.QUALITY,
         "images": sources.sha256("\n".join(lines).encode()),
     }
-    return experiments.digest(content)
+    return files.digest(content)
 
 
 def _find(home: Path, name: str, short_side: int, entries: Sequence[Entry]) -> Path | None:

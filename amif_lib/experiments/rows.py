@@ -7,7 +7,6 @@ is a hash of one JSON text: equal runs of different tables share a directory.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.core.files import digest, read_yaml
 from amif_lib.experiments import identity
 from amif_lib.experiments.run_spec import (
     DataSpec,
@@ -77,11 +77,6 @@ def data_sets(spec: RunSpec) -> list[str]:
             *(spec.teacher.data if spec.teacher else ()),
         }
     return sorted(names - {""})
-
-
-def digest(content: Any) -> str:
-    """Short hash of a JSON-serialisable value, independent of key order."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def run_id(spec: RunSpec) -> str:
@@ -150,18 +145,6 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), RunSpec)
     return list(model.model_fields)
-
-
-def read_yaml(path: Path) -> Any:
-    """A YAML or JSON file, with the file's name and the line in the error when it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)  # YAML reads JSON's 5e-05 as text
-    except FileNotFoundError:
-        raise InputError(f"{paths.shown(path)}: no such file") from None
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"{paths.shown(path)}: not valid YAML or JSON: {detail}") from None
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

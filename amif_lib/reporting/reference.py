@@ -131,7 +131,7 @@ def _plan(scale: str, names: list[str], specs: list[RunSpec]) -> dict[str, Any]:
     """What `FROM=reference` must know: the selection, the tables and the form of each set that has several."""
     whole = Selection.planned(names[0], scale)
     path = paths.plan(scale)
-    asked = experiments.read_yaml(path)["selection"] if path.is_file() else asdict(replace(whole, only=()))
+    asked = files.read_yaml(path)["selection"] if path.is_file() else asdict(replace(whole, only=()))
     asked.pop("only", None)
     forms = {}
     for name in sorted({name for spec in specs for name in experiments.data_sets(spec)}):

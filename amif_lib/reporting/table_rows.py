@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from amif_lib.core import paths
+from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.scoring import evaluate
@@ -77,7 +77,7 @@ class Selection:
     def planned(cls, name: str, scale: str) -> Selection:
         """What the scale's last plan asked for (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`), or all with one seed."""
         path = paths.plan(scale)
-        asked = experiments.read_yaml(path)["selection"] if path.is_file() else {}
+        asked = files.read_yaml(path)["selection"] if path.is_file() else {}
         own = experiments.row_names(name, scale)
         return cls(
             tuple(asked.get("question_sets", ())),
@@ -118,7 +118,7 @@ def planned_tables(scale: str) -> list[str]:
     path = paths.plan(scale)
     if not path.is_file():
         return list(experiments.tables_of(scale))
-    return [job["name"] for job in experiments.read_yaml(path)["jobs"] if job["rule"] == "table"]
+    return [job["name"] for job in files.read_yaml(path)["jobs"] if job["rule"] == "table"]
 
 
 def required_runs(name: str, scale: str, selection: Selection | None = None) -> list[RunSpec]:

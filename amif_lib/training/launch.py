@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -43,7 +42,7 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     count = processes if processes is not None else asked_processes() or max(1, _gpus())
     if count < 1:
         raise InputError(f"processes={count}: at least 1")
-    with exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
+    with files.exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
         if _finished(run):
             print(f"run {run.run_id} ({run.stage}) is finished: {paths.shown(run.directory)}", flush=True)
         elif count == 1:
@@ -112,47 +111,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def exclusive(path: Path, what: str, wait: bool = True) -> Iterator[int | None]:
-    """Hold the lock file `path`; yields its descriptor, for a child process that must hold it too.
-
-    The operating system drops the lock when its last holder ends, however it ends, so a stale lock cannot exist. With
-    `wait` false, or where another process holds the lock, BlockingIOError or a line that names the holder. Yields None
-    on Windows and on file systems without locks, where nothing is held.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield None
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            if not wait:
-                raise BlockingIOError(f"{what} is in the hands of {holder}") from None
-            print(f"{what} is in the hands of {holder}; waiting for it to end", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            print(
-                f"note: {paths.shown(path.parent)} is on a file system without locks; start no second job on it",
-                flush=True,
-            )
-            yield None
-            return
-        name_holder(file.fileno(), os.getpid())
-        yield file.fileno()
-
-
-def name_holder(lock: int, process: int) -> None:
-    """Write into a held lock file which process it is that others wait for."""
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"process {process} on {socket.gethostname()}".encode(), 0)
 
 
 def _single(spec: str) -> RunSpec:

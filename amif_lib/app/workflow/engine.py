@@ -20,7 +20,8 @@ from amif_lib.app.workflow.job import TITLES, duration, tail
 from amif_lib.app.workflow.plan import TRAININGS, Job, Plan, Selection, make_plan
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.training.launch import asked_processes, exclusive, name_holder
+from amif_lib.core.files import exclusive, name_holder
+from amif_lib.training.launch import asked_processes
 
 MACHINES = ("laptop", "workstation", "slurm")
 MEMORY = {"demo": 1500, "small": 3000, "base": 24_000, "paper": 48_000}  # MB of main memory that one training may take

@@ -20,8 +20,8 @@ from typing import Any
 
 from amif_lib.app.workflow.plan import NOTEBOOKS, Job, read
 from amif_lib.core import paths
+from amif_lib.core.files import exclusive
 from amif_lib.training import launch
-from amif_lib.training.launch import exclusive
 
 EVERY = 30  # seconds between lines of a job that runs on
 TITLES = {

@@ -139,7 +139,7 @@ def make_plan(selection: Selection) -> Plan:
     made = []
     for table, notebooks in needed.items():
         metrics = tuple(dict.fromkeys(_metrics(run) for runs in notebooks for run in runs))
-        code = f"{_notebook_code(table)}:{_library_code()}:{experiments.digest(asdict(selection))}"
+        code = f"{_notebook_code(table)}:{_library_code()}:{files.digest(asdict(selection))}"
         made.append(_add(plan, Job("table", table, f"{scale}/tables/{table}.csv", metrics, code=code)).output)
     every = {"table2", "table4"} <= set(needed) and not selection.rows  # the runs that the notebook about maps shows
     maps = NOTEBOOKS["maps"] if every and scale == "demo" else ""
@@ -206,7 +206,7 @@ def _add_run(plan: Plan, runs: tuple[RunSpec, ...], data: str) -> None:
         return
     plan.runs |= {run.run_id: run for run in runs}
     first, ids = runs[0], tuple(run.run_id for run in runs)
-    name = ids[0] if len(ids) == 1 else experiments.digest(ids)
+    name = ids[0] if len(ids) == 1 else files.digest(ids)
     spec = f"{plan.selection.scale}/specs/{name}.json"
     needs = {data: None}
     made = [f"runs/{teacher}/metrics.json" for teacher in teacher_ids(first)]

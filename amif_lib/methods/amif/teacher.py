@@ -25,8 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amif_lib.core import paths
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
+from amif_lib.core.files import exclusive
 from amif_lib.data import manifests
 from amif_lib.data.records import Study
 from amif_lib.experiments import equal_code, identity, run_spec
@@ -45,7 +46,6 @@ from amif_lib.methods.amif.teacher_embeddings import (
     write_vectors,
 )
 from amif_lib.methods.amif.teacher_models import HF_CLIP, load, load_open_clip, train_open_clip
-from amif_lib.training.launch import exclusive
 
 if TYPE_CHECKING:
     from amif_lib.data.prepared import Pictures
@@ -82,7 +82,7 @@ def teacher_id(spec: RunSpec) -> str:
     }
     if data.single_view_studies != "augment":
         content["single_view_studies"] = data.single_view_studies
-    return experiments.digest(content)
+    return files.digest(content)
 
 
 def without_noise(spec: RunSpec) -> RunSpec:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from amif_lib.core.files import write_aside
 from amif_lib.data.records import Study
-from amif_lib.experiments import rows as experiments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +70,7 @@ def embed(
     used = set()
     for number, (fold, part) in enumerate(parts):
         ids, texts = _image_ids(part), [study.text for study in part]
-        path = folder / f"{number:05d}-{experiments.digest([fold, ids, texts])}.safetensors"
+        path = folder / f"{number:05d}-{files.digest([fold, ids, texts])}.safetensors"
         if path.is_file():
             bar.step(len(ids) + len(texts))
         else:
