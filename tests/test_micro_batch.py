@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from amif_lib.core.errors import InputError
-from amif_lib.training.micro_batch import MicroBatch, limit_rows
+from amif_lib.networks.rows import limit_rows
+from amif_lib.training.micro_batch import MicroBatch
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +98,7 @@ def test_one_row_that_does_not_fit_and_a_bad_setting_are_said_plainly(monkeypatc
 MEMORY = """
 import re, sys, torch
 from tests import tiny
-from amif_lib.training.micro_batch import limit_rows
+from amif_lib.networks.rows import limit_rows
 torch.set_num_threads(1)
 module = tiny.pretraining(sys.argv[1], model={"image_layers": 6, "text_layers": 6, "fusion_layers": 3}, transport_iterations=3)
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])  # ru_maxrss begins at the parent's

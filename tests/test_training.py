@@ -15,8 +15,9 @@ from amif_lib.experiments import settings_page as settings
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
 from amif_lib.methods.amif import teacher as teachers
-from amif_lib.methods.amif.finetune import FineTuning, QuestionBatch
+from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.methods.batch import QuestionBatch
 from amif_lib.scoring import evaluate
 from amif_lib.training import loop as train
 from amif_lib.training import prepare

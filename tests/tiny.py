@@ -6,9 +6,9 @@ import torch
 
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.rows import ModelSpec, ObjectiveSpec, RunSpec
-from amif_lib.methods.amif.global_alignment import PretrainingBatch
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.stages import Pretraining
+from amif_lib.methods.batch import PretrainingBatch
 
 MODEL = {
     "width": 32,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerBase
 
 from amif_lib.core.errors import InputError
-from amif_lib.experiments.rows import ModelSpec
 from amif_lib.networks import hub, open_clip_towers, tokenizers
-from amif_lib.training.micro_batch import in_rows
+from amif_lib.networks.rows import in_rows
+from amif_lib.networks.sizes import ModelSpec
 
 
 class ImageEncoder(nn.Module):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amif_lib.training.micro_batch import in_rows
+from amif_lib.networks.rows import in_rows
 
 PairType = Literal["image_text", "image_image", "text_text"]
 PAIR_TYPES: tuple[PairType, ...] = ("image_text", "image_image", "text_text")

@@ -16,9 +16,8 @@ from amif_lib.data import images, prepared
 from amif_lib.data.prepared import Pictures
 from amif_lib.data.records import Question, Study
 from amif_lib.experiments.rows import RunSpec
-from amif_lib.methods.amif.finetune import QuestionBatch
-from amif_lib.methods.amif.global_alignment import PretrainingBatch
 from amif_lib.methods.amif.teacher import Embeddings
+from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
 from amif_lib.networks import tokenizers
 from amif_lib.objectives import masked_language
 from amif_lib.objectives.distributed import rank, world_size

@@ -24,7 +24,7 @@ from amif_lib.core import paths, progress
 from amif_lib.core.files import write_aside
 from amif_lib.data import images, manifests, prepared, shards
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments.run_spec import stored_side
+from amif_lib.networks.sizes import stored_side
 from amif_lib.phantom import generate as phantom
 
 GENERATED = "generated at film size"

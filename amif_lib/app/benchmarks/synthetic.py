@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from amif_lib.experiments.rows import RunSpec
-from amif_lib.methods.amif.finetune import QuestionBatch
-from amif_lib.methods.amif.global_alignment import PretrainingBatch
+from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
 
 CLS, SEP, MASK, FIRST_WORD = 2, 3, 4, 5  # ids of a vocabulary of this kit's making
 TEACHER_DIM = 512

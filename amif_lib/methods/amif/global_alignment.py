@@ -7,54 +7,18 @@ Shapes: t text tokens, d width, e projection or teacher dimension, K = N columns
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amif_lib.experiments.rows import ObjectiveSpec
 from amif_lib.methods.amif.network import AMiF
+from amif_lib.methods.amif.settings import ObjectiveSpec
+from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.objectives import contrastive
 from amif_lib.objectives.distributed import gather, own_rows, world_size
 from amif_lib.objectives.feature_queue import FeatureQueue
-
-
-@dataclass
-class PretrainingBatch:
-    """B samples of the global batch. Augmentation and `view` are keyed by (seed, step, sample), never by process."""
-
-    views: Tensor  # (B, 2, 3, H, W): two images of the study, or two augmented copies of its only one
-    view: Tensor  # (B,): which of the two is V_i
-    ids: Tensor  # (B, t): report tokens
-    mask: Tensor  # (B, t)
-    copy_ids: Tensor  # (B, t): the same report with tokens masked out, the text side's positive
-    view_label: Tensor  # (B, 2): view name and kind of augmentation of each view, as a number
-    group: Tensor  # (B,): case or study; equal numbers are never negatives of each other
-    text_key: Tensor  # (B,): equal numbers mean identical text
-    teacher_views: Tensor | None  # (B, 2, e): unit-length teacher embeddings of the two views
-    teacher_text: Tensor | None  # (B, e)
-    step: int
-    fold: int = 0  # of the teacher, the same for all samples
-    halves_ids: Tensor | None = None  # (B, 2, t'): first and second half of the report as texts of their own
-    halves_mask: Tensor | None = None  # (B, 2, t')
-    mlm_ids: Tensor | None = None  # (B, t): the report with tokens to be predicted masked or replaced
-    mlm_chosen: Tensor | None = None  # (B, t): which tokens these are
-
-    def to(self, device: torch.device) -> PretrainingBatch:
-        return PretrainingBatch(
-            **{
-                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in vars(self).items()
-            }
-        )
-
-    def pin_memory(self) -> PretrainingBatch:
-        """In page-locked memory, from which copies to a GPU run beside its work; a DataLoader calls this."""
-        return PretrainingBatch(
-            **{name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        )
 
 
 class GlobalAlignment(nn.Module):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amif_lib.experiments.rows import KnowledgeSpec
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks.encoders import TextEncoder
 
 

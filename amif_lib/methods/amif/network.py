@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
-from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
 from amif_lib.methods.amif import knowledge as prior_knowledge
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import hub, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initial_deviation
 from amif_lib.networks.fusion import PAIR_TYPES, CoAttention, GatedCrossAttention, PairType
+from amif_lib.networks.sizes import ModelSpec
 
 if TYPE_CHECKING:
     import pandas as pd

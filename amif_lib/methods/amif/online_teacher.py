@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from amif_lib.data import images
 from amif_lib.experiments.rows import TeacherSpec
 from amif_lib.methods.amif import teacher_models
-from amif_lib.methods.amif.global_alignment import PretrainingBatch
+from amif_lib.methods.batch import PretrainingBatch
 
 
 class OnlineTeacher:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amif_lib.experiments.rows import ObjectiveSpec
-from amif_lib.methods.amif.global_alignment import GlobalAlignment, PretrainingBatch, pick
+from amif_lib.methods.amif.global_alignment import GlobalAlignment, pick
+from amif_lib.methods.amif.settings import ObjectiveSpec
+from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks.fusion import PAIR_TYPES, PairType
 from amif_lib.objectives import contrastive, hard_negatives
 from amif_lib.objectives.distributed import gather, own_rows, pad_to_common_length

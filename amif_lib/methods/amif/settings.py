@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from amif_lib.core.settings import Strict
 
 
 class ObjectiveSpec(Strict):
@@ -177,3 +175,33 @@ class ObjectiveSpec(Strict):
     def copies_texts(self) -> bool:
         """Whether a loss of stage 1 reads text copies."""
         return self.text_text_second == "copy" and self.global_intra != "none"
+
+
+class KnowledgeSpec(Strict):
+    """Prior knowledge of the gated cross-attention module (section 3.4.1; Table 4's rows)."""
+
+    source: Literal["none", "answers", "questions"] = Field(
+        "answers", description="none bypasses the module altogether"
+    )
+    gate: bool = Field(True, description="False: F' is made of F_{p,i} alone (Eq. 16 with G = 1)")
+    vocabulary: Literal["train", "train+test"] = Field(
+        "train", description="whose answers (or questions); test answers as knowledge leak (point 33)"
+    )
+    form: Literal["tokens", "words", "pooled"] = Field(
+        "tokens",
+        description="answers joined with [SEP] as one token sequence, each different token once, or one mean vector per "
+        "answer (point 32)",
+    )
+    max_tokens: int = Field(
+        512, gt=0, description="unique answers by frequency until this many tokens; the rest is dropped and counted"
+    )
+    positions: Literal["sequence", "per_answer"] = Field(
+        "sequence",
+        description="position of a knowledge token: in the whole sequence, which the position table then bounds beside "
+        "`max_tokens`, or within its answer, which admits any number (point 32)",
+    )
+    embedder: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="the text encoder's word and position embeddings, trained along, or the output of the whole text "
+        "encoder as it is when fine-tuning starts, without gradient (point 34)",
+    )

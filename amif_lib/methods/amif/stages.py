@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amif_lib.experiments.rows import ObjectiveSpec
-from amif_lib.methods.amif.global_alignment import PretrainingBatch, pick
+from amif_lib.methods.amif.global_alignment import pick
 from amif_lib.methods.amif.network import AMiF, initialise
 from amif_lib.methods.amif.pair_classification import Pair, PairClassification
+from amif_lib.methods.amif.settings import ObjectiveSpec
+from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import collapse as monitor
 from amif_lib.objectives import hard_negatives, masked_language, transport

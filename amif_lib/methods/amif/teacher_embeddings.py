@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amif_lib.core import files
 from amif_lib.core.files import write_aside
 from amif_lib.data.records import Study
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from amif_lib.methods.amif.settings import Strict
+from amif_lib.core.settings import Strict
 
 
 class TeacherSpec(Strict):

@@ -1,0 +1,57 @@
+"""A batch that does not fit into memory, run some rows at a time with activation checkpointing; the result is the same."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates the `forward` of a module that treats every row of a batch on its own.
+
+    With the module's `rows_at_once` set (`limit_rows`), at most that many rows run at a time, each part under activation
+    checkpointing where gradients are wanted. Every tensor argument has the batch as its first dimension; outputs are
+    tensors, or tuples and lists of them and None, and are put together again in the same form.
+    """
+
+    @functools.wraps(forward)
+    def run(self: nn.Module, *inputs: Any, **settings: Any) -> Any:
+        size, rows = getattr(self, "rows_at_once", 0), len(inputs[0])
+        if not size or rows <= size:
+            return forward(self, *inputs, **settings)
+
+        def some(start: int, *tensors: Any) -> list[Any]:
+            return [x[start : start + size] if isinstance(x, Tensor) else x for x in tensors]  # (B, ...) -> (b, ...)
+
+        parts = []
+        for start in range(0, rows, size):
+            named = dict(zip(settings, some(start, *settings.values()), strict=True))
+            call = functools.partial(forward, self, **named)
+            own = some(start, *inputs)
+            parts.append(checkpoint(call, *own, use_reentrant=False) if torch.is_grad_enabled() else call(*own))
+        return _joined(parts)
+
+    run.in_rows = True  # see limit_rows
+    return run
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Outputs of the parts, each nested alike, joined along the batch."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)  # (b, ...) -> (B, ...)
+    if first is None:
+        return None
+    return type(first)(_joined(list(each)) for each in zip(*parts, strict=True))
+
+
+def limit_rows(module: nn.Module, rows: int) -> None:
+    """Let every part of `module` whose forward is `in_rows` run at most `rows` rows at a time; 0 lifts the limit."""
+    for part in module.modules():
+        if getattr(part.forward, "in_rows", False):
+            part.rows_at_once = rows
