@@ -100,3 +100,9 @@ def read_yaml(path: Path) -> Any:
 def digest(content: Any) -> str:
     """Twelve hexadecimal digits of a JSON-serialisable value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Lines of an append-only text file; a last line without its line end, as a killed writer leaves it, is left out."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [line for line in text.rpartition("\n")[0].split("\n") if line]
