@@ -62,46 +62,6 @@ def test_generated_films_are_larger_than_training_needs(tmp_path: Path) -> None:
         assert film.size == (feed.FILM, feed.FILM) and film.format == "JPEG"
 
 
-def test_ranking_rivals_agree_and_ratios_are_those_of_the_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))  # without VQA-RAD, so that lists are generated
-    size = {"vocab_size": 300, "width": 16, "layers": 2, "cross_layers": 1, "heads": 2, "positions": 40}
-    times = pd.read_csv(ranking.write("demo", questions=3, device="cpu", size=size))
-    assert times.groupby("answers")["way"].apply(set).map(len).to_dict() == {"generated, 121": 4, "generated, 517": 4}
-    assert (times["largest_difference"] < 1e-4).all() and (times["largest_difference"] > 0).any()
-    assert set(times.set_index("way").loc[ranking.TOGETHER, "questions"]) == {3} and 1 in set(times["threads"])
-    for (name, _), rows in times.groupby(["answers", "threads"]):
-        seconds = rows.set_index("way")["seconds_per_question"]
-        for row in rows.itertuples():
-            assert row.faster_than_tiled == pytest.approx(seconds[ranking.TILED] / row.seconds_per_question, rel=0.02)
-            assert row.faster_than_bucketed == pytest.approx(
-                seconds[ranking.BUCKETED] / row.seconds_per_question, rel=0.02
-            )
-        candidates = {tuple(c) for c in ranking.answer_lists(300)[name]}
-        assert rows["prefixes"].unique() == [len({c[:t] for c in candidates for t in range(1, len(c))})]
-
-
-@torch.no_grad()
-def test_ranking_rivals_heed_masks_and_order() -> None:
-    torch.manual_seed(0)
-    decoder = ranking.AnswerDecoder(50, 16, 2, 1, 2, 40, 0.0).eval()
-    torch.nn.init.normal_(decoder.word_embeddings.weight, std=1.0)
-    memory, mask = torch.randn(2, 6, 16), torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
-    lists = [[2, 9, 8, 3], [2, 7, 3], [2, 9, 8, 4, 3], [2, 3]]
-    for row in range(2):
-        real = memory[row][mask[row]][None]
-        alone = []
-        for ids in lists:
-            rows = decoder(torch.tensor([ids[:-1]]), None, real).logits[0].log_softmax(-1)
-            alone.append(float(sum(rows[t, ids[t + 1]] for t in range(len(ids) - 1))))
-        for way in (ranking.tiled, ranking.bucketed):
-            assert way(decoder, memory, mask, lists)[row].tolist() == pytest.approx(alone, abs=1e-4)
-        assert ranking.tiled(decoder, memory, mask, lists, most=3)[row].tolist() == pytest.approx(alone, abs=1e-4)
-
-
-@pytest.mark.parametrize("count", [121, 517])
 def test_generated_answers_have_the_lengths_of_the_real_ones(
     count: int, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
