@@ -12,6 +12,7 @@ import pandas as pd
 
 from amif_lib.data import load as datasets
 from amif_lib.data.records import Question
+from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import RunSpec
@@ -80,8 +81,8 @@ def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad
     monkeypatch.setattr(experiments, "scale_settings", settings)
     monkeypatch.setenv("AMIF_RESULTS", str(folder))
     monkeypatch.setattr(datasets, "load_questions", questions)
-    for module in (experiments, baselines):
-        monkeypatch.setattr(module, "manifest_digest", lambda name: f"manifest-{name}")
+    for module in (identity, baselines):
+        monkeypatch.setattr(module, "data_digest", lambda name: f"manifest-{name}")
 
 
 def predictions(chosen: list[str]) -> pd.DataFrame:

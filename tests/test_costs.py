@@ -10,15 +10,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from amif_lib.app.workflow.plan import Selection, make_plan
 
 from amif_lib.app import cli, cost_model, costs, flop_count
 from amif_lib.app.cost_model import GB
-from amif_lib.app.workflow.plan import Selection, make_plan
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import RunSpec
+from amif_lib.methods.amif.settings import KnowledgeSpec
+from amif_lib.networks.sizes import ModelSpec
 from amif_lib.reporting import tables
 
 STUDIES = 525_827  # 227,827 + 81,000 + 217,000, the sets at the sizes that the paper's sources state
@@ -61,7 +63,7 @@ def planned(scale: str) -> dict[str, list[RunSpec]]:
     ],
 )
 def test_forward_passes_of_the_paper_sized_parts(found, expected) -> None:
-    assert 2 * found(experiments.ModelSpec()) / 1e9 == pytest.approx(expected, rel=0.01)
+    assert 2 * found(ModelSpec()) / 1e9 == pytest.approx(expected, rel=0.01)
 
 
 IDENTICAL = {"text_positive": "identical"}  # no second pass of the text encoder
@@ -92,7 +94,7 @@ def test_whole_schedules_of_the_paper() -> None:
         stages = [paper(stage, data={"text_length": tokens}) for stage in ("stage1", "stage2")]
         total = sum(STUDIES * run.train.epochs * flop_count.sample_flop(run) for run in stages)
         assert total == pytest.approx(expected, rel=0.05)
-    m, cheap = experiments.ModelSpec(), 0.0  # one view, no positives of one modality: 8.2e18 with the first stage
+    m, cheap = ModelSpec(), 0.0  # one view, no positives of one modality: 8.2e18 with the first stage
     cheap += flop_count.image_macs(m) + flop_count.text_macs(m, 64) + 2 * flop_count.pair_macs(m, 325, 64)
     cheap += flop_count.pair_macs(m, 325, 325) + flop_count.pair_macs(m, 64, 64)
     assert first + 6 * cheap * 10 * STUDIES == pytest.approx(8.21e18, rel=0.01)
@@ -177,7 +179,7 @@ def test_fine_tuning_step_against_torch(knowledge) -> None:
     from amif_lib.methods.amif.network import AMiFForVQA
     from tests import tiny
 
-    spec, tokens = experiments.KnowledgeSpec(**knowledge), torch.arange(5, 45)
+    spec, tokens = KnowledgeSpec(**knowledge), torch.arange(5, 45)
     run = tiny.run(knowledge=knowledge | {"max_tokens": 40}, data={"question_length": 12}, finetune={"batch_size": 6})
     model = AMiFForVQA(run.model, spec, tokens, torch.arange(40))
     ids, answers = torch.randint(5, 400, (6, 12)), torch.randint(5, 400, (6, 8))

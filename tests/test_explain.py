@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from amif_lib.core.errors import InputError
-from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
 from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import tokenizers
+from amif_lib.networks.sizes import ModelSpec
 from tests import tiny
 
 QUESTION = "is there a nodule in the left lung hung"

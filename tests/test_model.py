@@ -19,12 +19,13 @@ from transformers import (
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import images
-from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
 from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import hub, tokenizers
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder, interpolate_positions, length_groups
 from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
+from amif_lib.networks.sizes import ModelSpec
 from tests import tiny
 
 TINY = ModelSpec(

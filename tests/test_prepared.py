@@ -428,7 +428,7 @@ def test_questions_see_the_stored_image_and_blank_ones_none(run, tmp_path: Path)
 
 
 def test_short_side_follows_the_training_size() -> None:
-    from amif_lib.experiments.rows import ModelSpec
+    from amif_lib.networks.sizes import ModelSpec
 
     assert ModelSpec().stored_side == 320 and ModelSpec(image_size=128, patch_size=32).stored_side == 142
     assert ModelSpec(prepared_side=400).stored_side == 400

@@ -17,7 +17,6 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
 from amif_lib.data.readers import medicat, medpix2, mimic_cxr, roco
-from amif_lib.experiments import rows as experiments
 
 ROCO_LAYOUT = manifests.load("roco").layout
 MEDICAT_LAYOUT = manifests.load("medicat").layout
@@ -340,14 +339,14 @@ def test_both_forms_of_the_real_set_give_the_same_studies(
 ) -> None:
     """Found by what lies in the folder; the data check says which, and a run on one has another identity."""
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    expected, digest = datasets.load_studies("medpix2"), experiments.manifest_digest("medpix2")
+    expected, digest = datasets.load_studies("medpix2"), manifests.data_digest("medpix2")
     as_official(shared_data / "medpix2", tmp_path / "medpix2")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     found = datasets.load_studies("medpix2")
     assert [(s.study_id, s.group_id, s.split, s.text) for s in found] == [
         (s.study_id, s.group_id, s.split, s.text) for s in expected]  # fmt: skip
     assert [i.image_id for s in found for i in s.images] == [i.image_id for s in expected for i in s.images]
-    assert experiments.manifest_digest("medpix2") != digest
+    assert manifests.data_digest("medpix2") != digest
     checked = manifests.check("medpix2", decode=False).set_index("item")
     assert checked.loc["layout", "detail"] == "official: commit d3bc431, PNG"
     assert (checked.loc["Descriptions.json", "status"], checked.loc["images", "status"]) == ("changed", "changed")
@@ -356,7 +355,7 @@ def test_both_forms_of_the_real_set_give_the_same_studies(
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     checked = manifests.check("medpix2", decode=False).set_index("item")
     assert checked.loc["layout", "detail"].startswith("re-encoded") and set(checked["status"]) == {"ok"}
-    assert experiments.manifest_digest("medpix2") == digest
+    assert manifests.data_digest("medpix2") == digest
 
 
 # --- MIMIC-CXR -----------------------------------------------------------------------------------------------------

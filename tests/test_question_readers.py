@@ -18,7 +18,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
 from amif_lib.data.readers import pathvqa, slake, vqa_med_2019
-from amif_lib.experiments import rows as experiments
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.reporting import table_rows
 from amif_lib.scoring import evaluate
 from tests import tiny
@@ -488,7 +488,7 @@ def test_any_accepted_answer_counts_and_validation_answers_are_candidates(
     train([text for q in questions for text in (q.question, *q.answers)], 400, tmp_path / "tokenizer")
     spec, tokenizer = tiny.run(), load(tmp_path / "tokenizer")
     none = knowledge.select([], tokenizer, 64)[:2]
-    model = AMiFForVQA(spec.model, experiments.KnowledgeSpec(source="none"), *none, tokenizer, 24, 12)
+    model = AMiFForVQA(spec.model, KnowledgeSpec(source="none"), *none, tokenizer, 24, 12)
     predict.predict(model, questions, spec, tmp_path / "run", blank=True)  # the images do not matter here
     frame, candidates = evaluate.read_predictions(tmp_path / "run")
     predict.predict(model, questions, spec, tmp_path / "one by one", blank=True, batch_size=1)

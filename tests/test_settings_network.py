@@ -9,12 +9,13 @@ from torch import nn
 from amif_lib.app import smoke
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
 from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import hub, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder, crosses
 from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
+from amif_lib.networks.sizes import ModelSpec
 from amif_lib.training import prepare
 from tests import tiny
 

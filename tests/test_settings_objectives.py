@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from amif_lib.experiments.rows import ObjectiveSpec
 from amif_lib.methods.amif.pair_classification import negatives_drawn_from
+from amif_lib.methods.amif.settings import ObjectiveSpec
 from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import masked_language, transport
 from tests import tiny

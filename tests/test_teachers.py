@@ -24,11 +24,12 @@ from amif_lib.data.load import load_studies
 from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
-from amif_lib.experiments.rows import ModelSpec, TeacherSpec
 from amif_lib.methods.amif import embedding_files, teacher_embeddings, teacher_models
 from amif_lib.methods.amif import teacher as teachers
+from amif_lib.methods.amif.settings import TeacherSpec
 from amif_lib.networks import tokenizers
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder
+from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives import contrastive
 from amif_lib.phantom import shapes as phantom_shapes
 from amif_lib.training import prepare

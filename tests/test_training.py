@@ -13,11 +13,12 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import settings_page as settings
 from amif_lib.experiments import stored as results
-from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.methods.batch import QuestionBatch
+from amif_lib.networks.sizes import ModelSpec
 from amif_lib.scoring import evaluate
 from amif_lib.training import loop as train
 from amif_lib.training import prepare
@@ -251,35 +252,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(finished):
 # --- teachers ------------------------------------------------------------------------------------------------------------
 
 
-def test_teacher_embeddings_are_those_of_the_stored_open_clip_model(finished):
-    """Reload the folder by open_clip alone and embed one study again."""
-    import open_clip
-
-    from amif_lib.data import encoding
-
-    stage1 = finished.lineage()[0]
-    directory = teachers.ensure(stage1)  # made in training
-    stored = teachers.read(directory)
-    study = teachers.student_studies(stage1)[5]
-    name = f"local-dir:{directory / 'fold0'}"
-    model, preprocess = open_clip.create_model_from_pretrained(name)
-    model.eval()
-    picture = encoding.as_stored(study.images[0].path, teachers.stored_side(stage1))
-    with torch.inference_mode():
-        image = torch.nn.functional.normalize(model.encode_image(preprocess(picture.convert("RGB"))[None]), dim=-1)
-        text = torch.nn.functional.normalize(model.encode_text(open_clip.get_tokenizer(name)([study.text])), dim=-1)
-    torch.testing.assert_close(
-        stored.image_vectors[stored.images[study.images[0].image_id]], image[0], atol=1e-5, rtol=1e-4
-    )
-    torch.testing.assert_close(stored.text_vectors[stored.studies[study.study_id]], text[0], atol=1e-5, rtol=1e-4)
-    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    assert (
-        0 < metrics["mean_q_ii"] < 1
-        and 1 <= metrics["effective_neighbours"] <= 8
-        and 0 <= metrics["held_out_retrieval_at_1"] <= 1
-    )
-
-
 def test_cross_fitting_never_trains_on_a_case_that_it_embeds(monkeypatch, folder):
     run = tiny.run(data={"max_studies": 60}).lineage()[0]
     run = run.model_copy(update={"teacher": run.teacher.model_copy(update={"cross_fit": 2, "batch_size": 16})})
@@ -318,9 +290,8 @@ def test_settings_page_is_current_and_explains_every_field():
     assert (paths.SPECS / "SETTINGS.md").read_text(encoding="utf-8") == settings.page(), (
         "run `python -m amif_lib settings > amif_lib/specs/SETTINGS.md`"
     )
-    for model in (experiments.ObjectiveSpec, experiments.KnowledgeSpec, experiments.TeacherSpec):
-        for name in model.model_fields:
-            assert f"`{name}`" in settings.page()
+    assert len(list(settings.leaves())) <= 70
+    assert all(field.description for _, field in settings.leaves())
 
 
 def test_a_steps_numbers_over_processes(monkeypatch):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments.rows import ModelSpec, ObjectiveSpec, RunSpec
+from amif_lib.experiments.rows import RunSpec
 from amif_lib.methods.amif.network import AMiF
+from amif_lib.methods.amif.settings import ObjectiveSpec
 from amif_lib.methods.amif.stages import Pretraining
 from amif_lib.methods.batch import PretrainingBatch
+from amif_lib.networks.sizes import ModelSpec
 
 MODEL = {
     "width": 32,
@@ -41,10 +43,7 @@ def run(**changes) -> RunSpec:
         "patch_size": 8,
         "width": 32,
         "layers": 1,
-        "embed_dim": 16,
-        "text_length": 32,
         "epochs": 1,
-        "batch_size": 64,
     }
     data = {
         "pretrain": ["phantom_mimic_cxr"],

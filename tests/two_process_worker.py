@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from amif_lib.data.load import load_questions
-from amif_lib.experiments.rows import KnowledgeSpec, ModelSpec
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks import tokenizers
+from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives.distributed import agreed, gather_objects, own_rows, rank, world_size
 from amif_lib.training import loop as train
 from amif_lib.training import predict

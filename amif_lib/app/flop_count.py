@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amif_lib.experiments.rows import ModelSpec, RunSpec
+from amif_lib.experiments.rows import RunSpec
+from amif_lib.networks.sizes import ModelSpec
 
 ANSWER_TOKENS = 10  # assumed: the longest answer of a batch, [SEP] included
 CANDIDATE_TOKENS = 4  # assumed: an average candidate answer, [SEP] included

@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import read_yaml
+from amif_lib.core.files import digest, read_yaml
 
 SCHEMA_VERSION = 1  # of the manifests that this kit reads
+DATA_FIELDS = {"name", "version", "reader", "layout", "files", "trees", "splits", "generator"}
 DAY = r"^(\d{4}-\d{2}-\d{2})?$"
 
 
@@ -321,6 +322,25 @@ def as_found(manifest: Manifest) -> Manifest:
     if manifest.alternatives and not (manifest.files and (folder / manifest.files[0].path).is_file()):
         for other in manifest.alternatives:
             if (folder / other.files[0].path).is_file():
+                return manifest.model_copy(update={name: getattr(other, name) for name in Alternative.model_fields})
+    return manifest
+
+
+def data_digest(name: str) -> str:
+    """Digest of what the manifest says about the data itself (checksums, counts, generator), not about licences.
+
+    Of a set with alternative forms, that of the form on this machine, or under FROM=reference of the form that the
+    reference was made with: other files give other results.
+    """
+    form = _reference_form(load(name)) if paths.from_reference() else as_found(load(name))
+    return digest(form.model_dump(mode="json", include=DATA_FIELDS, exclude_defaults=True))
+
+
+def _reference_form(manifest: Manifest) -> Manifest:
+    for path in sorted(paths.reference().glob("*/plan.json")):
+        version = read_yaml(path).get("forms", {}).get(manifest.name)
+        for other in manifest.alternatives:
+            if other.version == version:
                 return manifest.model_copy(update={name: getattr(other, name) for name in Alternative.model_fields})
     return manifest
 

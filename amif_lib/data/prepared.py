@@ -40,7 +40,6 @@ from amif_lib.core.files import exclusive
 from amif_lib.data import encoding, images, manifests, shards, sources
 from amif_lib.data.records import Question, Study
 from amif_lib.data.shards import Entry
-from amif_lib.experiments import rows as experiments
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +214,7 @@ def _digest(name: str, short_side: int, entries: Sequence[Entry], hashes: dict[P
     lines = (f"{e.image_id} {e.view} {hashes[e.path]} {hashes[e.mask] if e.mask else ''}" for e in entries)
     content = {
         "version": shards.VERSION,
-        "manifest": experiments.manifest_digest(name),
+        "manifest": manifests.data_digest(name),
         "short_side": short_side,
         "quality": encoding.QUALITY,
         "images": sources.sha256("\n".join(lines).encode()),

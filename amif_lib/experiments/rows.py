@@ -1,8 +1,4 @@
-"""Experiments as data: the tables' rows as runs at a scale, and what identifies a run.
-
-A `RunSpec` holds all that determines a result, including the runs it starts from (`parent`, `teacher`), so that `run_id`
-is a hash of one JSON text: equal runs of different tables share a directory.
-"""
+"""Experiments as data: the rows of the tables as runs at a scale, from `specs/`."""
 
 from __future__ import annotations
 
@@ -10,141 +6,49 @@ import copy
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from amif_lib import methods
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import digest, read_yaml
-from amif_lib.experiments import identity
-from amif_lib.experiments.run_spec import (
-    DataSpec,
-    InitSpec,
-    KnowledgeSpec,
-    ModelSpec,
-    ObjectiveSpec,
-    RunSpec,
-    Stage,
-    Strict,
-    TeacherSpec,
-    TrainSpec,
-)
+from amif_lib.core.files import read_yaml
+from amif_lib.core.settings import Strict
+from amif_lib.experiments.identity import data_sets, run_id
+from amif_lib.experiments.run_spec import DataSpec, InitSpec, RunSpec, Stage, TrainSpec
 
-if TYPE_CHECKING:
-    from amif_lib.data.manifests import Manifest
+__all__ = ["DataSpec", "InitSpec", "Row", "RunSpec", "Stage", "TrainSpec", "data_sets", "run_id"]
 
-__all__ = [
-    "DataSpec",
-    "InitSpec",
-    "KnowledgeSpec",
-    "ModelSpec",
-    "ObjectiveSpec",
-    "Row",
-    "RunSpec",
-    "Stage",
-    "Strict",
-    "TeacherSpec",
-    "TrainSpec",
-]
-
-
-def _identity(spec: RunSpec) -> dict[str, Any]:
-    """What determines the result: the settings that the stage reads, the parent's identity and the data."""
-    return {
-        **identity.settings_read(spec),
-        "parent": run_id(spec.parent) if spec.parent else None,
-        "manifests": {name: manifest_digest(name) for name in data_sets(spec)},
-    }
-
-
-def data_sets(spec: RunSpec) -> list[str]:
-    """Names of the manifests whose data a run reads."""
-    reads_texts = spec.init.tokenizer == "trained" or spec.init.vocabulary == "seen"
-    own = spec.data.tokenizer_questions if reads_texts else ()
-    if spec.stage == "finetune":
-        names = {spec.data.questions, *own}
-        if (reads_texts and spec.parent is None) or spec.trains_towers:
-            names |= {*spec.data.pretrain, *spec.data.decontaminate_against}
-        if spec.trains_towers:
-            names |= {*spec.teacher.data}
-    else:
-        names = {
-            *spec.data.pretrain,
-            *spec.data.decontaminate_against,
-            *own,
-            *(spec.teacher.data if spec.teacher else ()),
-        }
-    return sorted(names - {""})
-
-
-def run_id(spec: RunSpec) -> str:
-    """Twelve hexadecimal digits that name the run's directory; equal runs of different tables share it."""
-    return digest(_identity(spec))
-
-
-DATA_KEYS = ("name", "version", "reader", "layout", "files", "trees", "splits", "generator")
-
-
-def manifest_digest(name: str) -> str:
-    """Digest of what a data manifest says about the data itself (checksums, counts, generator), not about licences.
-
-    Of a set with alternative forms, the form that lies on this machine counts: other files give other results.
-    """
-    content = _manifest(name)
-    if "alternatives" in content:
-        from amif_lib.data import manifests
-
-        form = manifests.load(name)
-        form = _reference_form(form) if paths.from_reference() else manifests.as_found(form)
-        if form.version != content["version"]:
-            other = next(each for each in content["alternatives"] if each["version"] == form.version)
-            content = {**content, "trees": [], **other}
-    return digest({key: content[key] for key in DATA_KEYS if key in content})
-
-
-def _reference_form(manifest: Manifest) -> Manifest:
-    """The form of a set that the reference results were made with, whatever lies on this machine."""
-    for path in sorted(paths.reference().glob("*/plan.json")):
-        version = read_yaml(path).get("forms", {}).get(manifest.name)
-        for other in manifest.alternatives:
-            if other.version == version:
-                return manifest.model_copy(update={"version": other.version})
-    return manifest
-
-
-@lru_cache
-def _manifest(name: str) -> dict[str, Any]:
-    path = paths.MANIFESTS / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in paths.MANIFESTS.glob("*.yaml"))
-        raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(known)}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+STARTS_FROM = {"both": ("stage1", "stage2"), "stage1": ("stage1",), "none": ()}  # values of a row's `pretraining`
+SHARED = ("model", "init", "data", "objective", "knowledge")  # sections that all stages of a lineage have
 
 
 def parse(content: dict[str, Any], where: str) -> RunSpec:
-    """Validate a run specification; `where` names its origin in error messages."""
+    """Validate a run specification. Raises InputError in one line, which names `where` it came from and the field."""
     try:
         return RunSpec.model_validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        hint = (
-            f"unknown key; known: {', '.join(_known_keys(first['loc']))}"
-            if first["type"] == "extra_forbidden"
-            else first["msg"]
-        )
+        place = first["loc"]
+        inner = first.get("ctx", {}).get("error")
+        if isinstance(inner, ValidationError):  # of a section that the method checks
+            first = inner.errors()[0]
+            place += first["loc"]
+        field = ".".join(map(str, place)) or "(whole)"
+        known = ", ".join(_known_keys(content, place))
+        hint = f"unknown key; known: {known}" if first["type"] == "extra_forbidden" else first["msg"]
         raise InputError(f"{where}: {field}: {hint}") from None
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunSpec
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), RunSpec)
-    return list(model.model_fields)
+def _known_keys(content: dict[str, Any], place: tuple[int | str, ...]) -> list[str]:
+    """The keys that there are beside the one at `place`."""
+    steps = [step for step in place if step != "parent"]
+    if len(steps) < 2:
+        return list(RunSpec.model_fields)
+    sections = {**RunSpec.model_fields, **methods.settings(content.get("method", "amif")).SECTIONS}
+    section = sections[steps[0]]
+    return list(getattr(section, "annotation", section).model_fields)
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -179,19 +83,20 @@ class Row(Strict):
 
 
 def scale_settings(scale: str) -> dict[str, Any]:
-    """`specs/<scale>.yaml`: model sizes, data and budgets of a scale."""
+    """`specs/scales/<scale>.yaml`: model sizes, data and budgets of a scale."""
     path = paths.SPECS / "scales" / f"{scale}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise InputError(f"SCALE={scale}: unknown; choose one of {', '.join(known)}")
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise InputError(f"SCALE={scale}: unknown; choose one of {known}")
     return copy.deepcopy(_read_once(path, path.stat().st_mtime_ns))  # callers take it apart
 
 
 def table_settings(table: str) -> dict[str, Any]:
+    """`specs/<table>.yaml`: the rows of a table."""
     path = paths.SPECS / f"{table}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in paths.SPECS.glob("*.yaml"))
-        raise InputError(f"table {table!r}: no specification {paths.shown(path)}; known: {', '.join(known)}")
+        known = ", ".join(sorted(p.stem for p in paths.SPECS.glob("*.yaml")))
+        raise InputError(f"table {table!r}: no specification {paths.shown(path)}; known: {known}")
     return copy.deepcopy(_read_once(path, path.stat().st_mtime_ns))
 
 
@@ -209,58 +114,48 @@ def build_run(
     sections of `RunSpec`, of which `train` is given per stage as `stage1`, `stage2` and `finetune`. A scale's question set
     may hold data settings and a `finetune` of its own.
     """
-    base = scale_settings(scale)
-    starts = base.pop("starts", {})
-    defaults = base.pop("defaults", {})
-    sets = base.pop("question_sets")
-    changes = dict(settings)
-    start = changes.pop("start", defaults.get("start", ""))
-    if start:
-        if start not in starts:
-            raise InputError(f"scale {scale}: unknown start {start!r}; choose one of {', '.join(starts)}")
-        base = merge(base, starts[start])
+    base, changes = scale_settings(scale), dict(settings)
+    starts, sets = base.pop("starts", {}), base.pop("question_sets")
+    start = changes.pop("start", base.pop("defaults", {}).get("start", ""))
     pretraining = changes.pop("pretraining", "both")
-    if pretraining not in ("both", "stage1", "none"):
-        raise InputError(f"pretraining: {pretraining!r} is not one of both, stage1, none")
-    base = merge(base, changes)
-    if question_set not in sets:
-        raise InputError(
-            f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(sets)}"
-        )
-    stages = {name: base.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
+    if start and start not in starts:
+        raise InputError(f"scale {scale}: unknown start {start!r}; choose one of {', '.join(starts)}")
+    if pretraining not in STARTS_FROM:
+        raise InputError(f"pretraining: {pretraining!r} is not one of {', '.join(STARTS_FROM)}")
+    _require_set(scale, question_set, sets)
     of_set = dict(sets[question_set] or {})
-    own_training = of_set.pop("finetune", {})  # of this set alone, before a start's; a row's own change goes before it
-    stages["finetune"] = merge(merge(stages["finetune"], own_training), changes.get("finetune", {}))
-    for name, content in stages.items():  # also of a stage that this row does not run
-        if unknown := sorted(set(content) - set(TrainSpec.model_fields)):
+    base = merge(base, starts.get(start, {}))
+    base["finetune"] = merge(base.get("finetune", {}), of_set.pop("finetune", {}))
+    base = merge(base, changes)
+    for stage in ("stage1", "stage2", "finetune"):  # also of a stage that this row does not run
+        if unknown := sorted(set(base.get(stage, {})) - set(TrainSpec.model_fields)):
             known = ", ".join(TrainSpec.model_fields)
-            raise InputError(f"specs, scale {scale}: {name}.{unknown[0]}: unknown key; known: {known}")
+            raise InputError(f"specs, scale {scale}: {stage}.{unknown[0]}: unknown key; known: {known}")
 
-    common = {key: base[key] for key in ("model", "init", "data", "objective", "knowledge") if key in base}
+    shared = {"scale": scale, **{name: base[name] for name in SHARED if name in base}}
     parent: dict[str, Any] | None = None
-    for stage in {"both": ("stage1", "stage2"), "stage1": ("stage1",), "none": ()}[pretraining]:
-        needs_teacher = True if stage == "stage2" else common.get("objective", {}).get("labels", "soft") == "soft"
-        parent = merge(
-            common,
-            {
-                "stage": stage,
-                "scale": scale,
-                "seed": pretrain_seed,
-                "train": stages[stage],
-                "teacher": base.get("teacher") if needs_teacher else None,
-                "parent": parent,
-            },
+    for stage in STARTS_FROM[pretraining]:
+        teacher = stage == "stage2" or shared.get("objective", {}).get("labels", "soft") == "soft"
+        own = {"stage": stage, "seed": pretrain_seed, "train": base.get(stage, {}), "parent": parent}
+        parent = shared | own | {"teacher": base.get("teacher") if teacher else None}
+    data = merge(merge(shared["data"], {"questions": question_set, **of_set}), changes.get("data", {}))
+    run = shared | {
+        "stage": "finetune",
+        "seed": seed,
+        "train": base.get("finetune", {}),
+        "data": data,
+        "parent": parent,
+    }
+    if parent is None and "teacher" in run.get("init", {}).values():
+        run["teacher"] = base.get("teacher", {})
+    return parse(run, f"specs, scale {scale}, {question_set}")
+
+
+def _require_set(scale: str, question_set: str, known: Any) -> None:
+    if question_set not in known:
+        raise InputError(
+            f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(known)}"
         )
-    own = merge(common, {"data": merge({"questions": question_set}, of_set)})
-    own = merge(own, changes)  # a row may change the training file of its question set
-    for name in ("stage1", "stage2", "finetune", "teacher"):
-        own.pop(name, None)
-    if parent is None and "teacher" in own.get("init", {}).values():
-        own["teacher"] = base.get("teacher", {})
-    return parse(
-        merge(own, {"stage": "finetune", "scale": scale, "seed": seed, "train": stages["finetune"], "parent": parent}),
-        f"specs, scale {scale}, {question_set}",
-    )
 
 
 def rows(
@@ -273,18 +168,14 @@ def rows(
 ) -> list[Row]:
     """The rows of a table as runs at a scale, in the paper's order.
 
-    `question_sets` and `only` select (default: all that the scale names); an unknown one is an error.
+    `question_sets` and `only` select (default: all that the scale names); an unknown one is an InputError.
     """
-    content = table_settings(table)
     names = tuple(scale_settings(scale)["question_sets"])
     for asked in question_sets:
-        if asked not in names:
-            raise InputError(
-                f"DATASETS: {asked!r} is not a question set of scale {scale}; choose from {', '.join(names)}"
-            )
+        _require_set(scale, asked, names)
     if min(seeds, pretrain_seeds) < 1:
         raise InputError(f"SEEDS={seeds} PRETRAIN_SEEDS={pretrain_seeds}: at least 1 each")
-    listed = _listed(content, scale)
+    listed = _listed(table, scale)
     for asked in only:
         if asked not in listed:
             raise InputError(f"ROWS: {table} has no row {asked!r}; choose from {', '.join(listed)}")
@@ -295,14 +186,13 @@ def rows(
         own = [name for name in question_sets or names if _has_set(entry, name)]
         if not own:  # a row of other question sets than those asked for
             continue
-        settings = entry.get("settings", {})
+        settings, label = entry.get("settings", {}), f"{table} row {key}: {entry['label']}"
         runs = tuple(
-            build_run(scale, settings, name, seed=seed, pretrain_seed=pretrain_seed)
+            build_run(scale, settings, name, seed, pretrain_seed).model_copy(update={"label": label})
             for name in own
             for pretrain_seed in range(pretrain_seeds)
             for seed in range(seeds)
         )
-        runs = tuple(run.model_copy(update={"label": f"{table} row {key}: {entry['label']}"}) for run in runs)
         out.append(
             Row(
                 table=table,
@@ -310,7 +200,7 @@ def rows(
                 label=entry["label"],
                 settings=settings,
                 paper_row=str(entry.get("paper_row", "")),
-                references=tuple(str(row) for row in entry.get("reference", ())),
+                references=tuple(map(str, entry.get("reference", ()))),
                 extra=entry.get("extra", False),
                 runs=runs,
             )
@@ -320,16 +210,18 @@ def rows(
 
 def row_names(table: str, scale: str) -> list[str]:
     """The rows that a table has at a scale, those included that are run on request only."""
-    return list(_listed(table_settings(table), scale))
+    return list(_listed(table, scale))
 
 
-def _listed(content: dict[str, Any], scale: str) -> dict[str, dict[str, Any]]:
-    return {str(entry["row"]): entry for entry in content["rows"] if scale in entry.get("scales", (scale,))}
+def _listed(table: str, scale: str) -> dict[str, dict[str, Any]]:
+    entries = table_settings(table)["rows"]
+    return {str(entry["row"]): entry for entry in entries if scale in entry.get("scales", (scale,))}
 
 
 def _has_set(entry: dict[str, Any], question_set: str) -> bool:
     """Whether a row is fine-tuned on a question set; a demo set counts as the real one that it imitates."""
-    return question_set.removeprefix("phantom_") in entry.get("question_sets", (question_set.removeprefix("phantom_"),))
+    imitated = question_set.removeprefix("phantom_")
+    return imitated in entry.get("question_sets", (imitated,))
 
 
 def tables_of(scale: str) -> tuple[str, ...]:

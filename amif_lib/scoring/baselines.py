@@ -16,8 +16,8 @@ import pandas as pd
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import redistribution
+from amif_lib.data.manifests import data_digest
 from amif_lib.data.records import Question
-from amif_lib.experiments.rows import manifest_digest
 
 RULES = 2  # raise when a baseline's rule or a training file's order changes: older stored answers are then not read
 
@@ -135,7 +135,7 @@ def stored_path(scale: str, dataset: str, training_file: str, language: str = "e
     else:
         folder = redistribution.folder(paths.scale_dir(scale) / "baselines", texts=[dataset])  # it holds the questions
     which = training_file if language == "en" else f"{training_file}-{language}"
-    return folder / f"{dataset}-{which}-{manifest_digest(dataset)}-{RULES}.parquet"
+    return folder / f"{dataset}-{which}-{data_digest(dataset)}-{RULES}.parquet"
 
 
 def stored(

@@ -39,6 +39,7 @@ from amif_lib.training.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
 
+WEIGHT_DECAY, BETAS, CLIP_NORM = 0.01, (0.9, 0.98), 1.0  # M3AE's
 DISTRIBUTED = {"find_unused_parameters": True}  # some settings leave weights out, such as the gate of Table 4 row 5
 
 
@@ -89,12 +90,12 @@ def make_optimizer(
         [
             {
                 "params": parameters,
-                "weight_decay": t.weight_decay if decays else 0.0,
+                "weight_decay": WEIGHT_DECAY if decays else 0.0,
                 "lr": t.learning_rate * (t.fusion_multiplier if new else 1),
             }
             for (decays, new), parameters in groups.items()
         ],
-        betas=t.betas,
+        betas=BETAS,
         fused=True,
     )
     warm = max(1, round(t.warmup * steps))
@@ -102,8 +103,7 @@ def make_optimizer(
     def factor(step: int) -> float:
         if step < warm:
             return (step + 1) / warm
-        left = (steps - step) / max(1, steps - warm)
-        return {"linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left)), "constant": 1.0}[t.schedule]
+        return (steps - step) / max(1, steps - warm)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
@@ -158,12 +158,10 @@ def run_spec(spec: RunSpec) -> Path:
     folder = spec.directory
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
-    steps, per_epoch = total_steps(prepared, spec), len(epoch_batches(prepared, spec, 0))
+    steps = total_steps(prepared, spec)
     optimizer, schedule = make_optimizer(prepared.module, spec, steps)
     torch.manual_seed(spec.seed + 1000 * rank())  # dropout
     first_step, spent = restore(folder / "state", prepared.module, optimizer, schedule)
-    if prepared.best_epoch is not None and first_step == 0:
-        prepared.best_epoch.forget()
     if compiling.asked():
         compiling.compile_blocks(prepared.module)
     module, optimizer = accelerator.prepare(prepared.module, optimizer)
@@ -190,7 +188,6 @@ def run_spec(spec: RunSpec) -> Path:
         plan, loader(prepared.data, [keys for _, _, keys in plan], workers), strict=True
     ):
         batch = batch.to(accelerator.device)
-        batch = batch if prepared.teacher is None else prepared.teacher(batch)
         if on_gpu and world_size() > 1 and step == first_step:
             micro.find(
                 batch,
@@ -198,7 +195,7 @@ def run_spec(spec: RunSpec) -> Path:
                 to_come(spec, prepared.module),
             )
         out = micro.step(batch, losses)
-        norm = accelerator.clip_grad_norm_(module.parameters(), spec.train.clip_norm)
+        norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
         line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
@@ -208,9 +205,6 @@ def run_spec(spec: RunSpec) -> Path:
             raise InputError(
                 f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate"
             )
-        if prepared.best_epoch is not None and (step + 1 == steps or (step + 1) % per_epoch == 0):
-            unwrapped = accelerator.unwrap_model(module)
-            line["validation_loss"] = prepared.best_epoch.offer(unwrapped, epoch, accelerator.device)
         history.append(line)
         if accelerator.is_main_process:
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -228,8 +222,6 @@ def run_spec(spec: RunSpec) -> Path:
             saved = time.time()
     bar.close()
     accelerator.wait_for_everyone()
-    if prepared.best_epoch is not None:
-        prepared.notes["kept_epoch"] = prepared.best_epoch.restore(accelerator.unwrap_model(module))
     finish(
         spec,
         prepared,
@@ -295,8 +287,7 @@ def finish(
         )
         redistribution.mark(spec)
         write_json(folder / "metrics.json", metrics)
-        for passing in ("state", "best"):
-            shutil.rmtree(folder / passing, ignore_errors=True)
+        shutil.rmtree(folder / "state", ignore_errors=True)
 
 
 # --- training state ----------------------------------------------------------------------------------------------

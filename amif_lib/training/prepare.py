@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import decontaminate, prepared
 from amif_lib.data.load import load_questions
@@ -20,13 +19,11 @@ from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
-from amif_lib.methods.amif.online_teacher import OnlineTeacher
 from amif_lib.methods.amif.pair_classification import negatives_drawn_from
 from amif_lib.methods.amif.stages import Pretraining
 from amif_lib.networks import hub, tokenizers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
 from amif_lib.training.batches import PretrainingData, QuestionData
-from amif_lib.training.selection import BestEpoch
 
 
 @dataclass
@@ -39,8 +36,6 @@ class Prepared:
     folds: Sequence[int] | None
     notes: dict[str, Any]  # goes into metrics.json
     questions: list | None = None
-    teacher: OnlineTeacher | None = None  # replaces a batch's teacher embeddings of images
-    best_epoch: BestEpoch | None = None  # chooses an epoch; else the last is kept
 
 
 def prepare(spec: RunSpec) -> Prepared:
@@ -58,7 +53,7 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
     notes: dict[str, Any] = {"studies": len(studies), "images": sum(len(s.images) for s in studies)}
     if skipped := decontaminate.missing(spec.data.decontaminate_against):  # decontaminate_absent: skip
         notes["not_kept_out"] = skipped
-    embeddings, online, o = None, None, spec.objective
+    embeddings, o = None, spec.objective
     mines = spec.stage == "stage2" and (
         o.weight_hard_negatives > 0 or (o.weight_local > 0 and o.local_contrast == "positives_minus_negatives")
     )
@@ -69,8 +64,6 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
             json.loads((folder / teachers.METRICS).read_text(encoding="utf-8")),
         )
         notes["teacher"]["id"] = folder.name
-        if spec.teacher.views == "augmented":
-            online = OnlineTeacher(folder, spec.teacher, set(embeddings.folds.values()))
     elif o.labels == "soft" and (
         spec.stage == "stage1" or o.weight_global > 0 or (mines and o.negative_distribution != "student")
     ):
@@ -93,12 +86,12 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
     teacher_dim = 0 if embeddings is None else embeddings.text_vectors.shape[1]
     module = Pretraining(amif, o, spec.stage, spec.seed, special, teacher_dim)
     data = PretrainingData(studies, spec, tokenizer, embeddings)
-    return Prepared(module, tokenizer, data, data.folds, notes, teacher=online)
+    return Prepared(module, tokenizer, data, data.folds, notes)
 
 
 def prepare_questions(spec: RunSpec) -> Prepared:
     questions = load_questions(spec.data.questions, **spec.data.question_settings)
-    questions = prepared.usable(spec.data.questions, spec.model.stored_side, questions, spec.data.most_bad_images)
+    questions = prepared.usable(spec.data.questions, spec.model.stored_side, questions, 0.01)
     if spec.data.max_questions:
         questions = [
             q
@@ -106,17 +99,13 @@ def prepare_questions(spec: RunSpec) -> Prepared:
             for q in [q for q in questions if q.split == split][: spec.data.max_questions]
         ]
     training = [q for q in questions if q.split == "train"]
-    reads_texts = spec.parent is None and (spec.init.tokenizer == "trained" or spec.init.vocabulary == "seen")
-    pretraining_texts = [s.text for s in teachers.student_studies(spec)] if reads_texts else []
+    pretraining_texts = [s.text for s in teachers.student_studies(spec)] if spec.fits_tokenizer else []
     tokenizer = get_tokenizer(spec, pretraining_texts)
     texts = {"none": [], "answers": [q.answer for q in training], "questions": [q.question.lower() for q in training]}[
         spec.knowledge.source
     ]
-    if spec.knowledge.vocabulary == "train+test" and spec.knowledge.source != "none":
-        by_answers = spec.knowledge.source == "answers"
-        texts = texts + [q.answer if by_answers else q.question.lower() for q in questions if q.split == "test"]
     limit = knowledge.token_limit(spec.knowledge, spec.model.text_positions)
-    ids, owner, dropped = knowledge.select(texts, tokenizer, limit, words=spec.knowledge.form == "words")
+    ids, owner, dropped = knowledge.select(texts, tokenizer, limit, words=spec.knowledge.source == "questions")
     torch.manual_seed(spec.seed)
     model = AMiFForVQA(
         spec.model, spec.knowledge, ids, owner, tokenizer, spec.data.question_length, spec.data.answer_length
@@ -148,8 +137,7 @@ def prepare_questions(spec: RunSpec) -> Prepared:
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     data = QuestionData(training, spec, tokenizer, augment=spec.data.augment_questions)
-    best = BestEpoch(questions, spec, tokenizer) if spec.train.epoch_choice == "best_validation" else None
-    return Prepared(FineTuning(model), tokenizer, data, None, notes, questions, best_epoch=best)
+    return Prepared(FineTuning(model), tokenizer, data, None, notes, questions)
 
 
 def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
@@ -190,16 +178,4 @@ def load_encoders(amif: AMiF, spec: RunSpec, tokenizer: Any) -> list[hub.LoadRep
             reports.append(amif.image_encoder.load(image))
         if text != "random":
             reports.append(amif.text_encoder.load(text, tokenizer))
-    if spec.loads_co_attention and spec.init.co_attention != "random":
-        reports.append(load_co_attention(amif, spec.init.co_attention))
     return reports
-
-
-def load_co_attention(amif: AMiF, source: str) -> hub.LoadReport:
-    """The co-attention of a pre-training or fine-tuning run, given by run id, its folder or its `model/`."""
-    folder = paths.run_dir(source) if paths.run_dir(source).is_dir() else hub.find(source)
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    prefix = "co_attention."
-    state = {name.removeprefix("amif."): value for name, value in hub.read_state(folder).items()}
-    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return hub.load_into(amif.co_attention, own, f"{source} (co-attention)")

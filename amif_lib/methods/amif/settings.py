@@ -1,207 +1,211 @@
-"""The settings of stage 1 and stage 2: which losses, on what, weighted how; one field per point that the paper leaves open.
+"""AMiF's own settings (`objective`, `teacher` and `knowledge` of a run), and what each stage does not read.
 
-The numbers of points are those of the first table of `specs/SETTINGS.md`.
+What the paper leaves open and no table varies is not a setting but plain code; `READINGS.md` says where.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from amif_lib.core.settings import Strict
 
 
 class ObjectiveSpec(Strict):
-    """Stage 1 and stage 2 losses; one field per ambiguity of the paper's text."""
+    """Losses of stage 1 and stage 2: which, on what, weighted how."""
 
-    # Stage 1: which alignments (Table 2's columns)
-    global_inter: bool = Field(True, description="image-text alignment, Eq. 6")
+    # Stage 1, global alignment (section 3.2)
     global_intra: Literal["none", "text", "both"] = Field(
-        "both", description="Eq. 7: none, text-text only (Table 2's *), or multi-view and text-text"
+        "both", description="Eq. 7 beside Eq. 6: nothing, text-text only (Table 2's *), or multi-view and text-text"
     )
-    labels: Literal["soft", "one_hot"] = Field("soft", description="soft labels H (Eq. 5) or plain InfoNCE")
-    temperature: float = Field(0.07, gt=0, description="tau_1 = tau_2 = tau_3 of the student")
-    learn_temperature: bool = Field(False, description="train one factor on tau, from 1 on, or keep tau (point 7)")
+    labels: Literal["soft", "one_hot"] = Field("soft", description="soft labels H (Eq. 5), or plain InfoNCE")
+    temperature: float = Field(0.07, gt=0, description="tau of the student (Eq. 2), fixed (point 7)")
     teacher_temperature: float = Field(
-        0.07,
-        gt=0,
-        description="'following the same routines': the same tau; BiomedCLIP's own is about .0117 (point 2)",
+        0.07, gt=0, description="tau of the teacher: 'the same routines'; BiomedCLIP's own is about .0117 (point 2)"
     )
-    positive_weight: float = Field(0.01, ge=0, description="lambda of Eq. 5")
-    renormalise_labels: bool = Field(False, description="Eq. 5 sums to 1 + lambda; True divides by it (point 1)")
-    text_text_diagonal: Literal["keep", "mask"] = Field(
-        "keep", description="Eq. 4 has s_ii = 1 always; 'mask' removes the diagonal from P and Q (point 3)"
-    )
-    text_text_second: Literal["same", "copy"] = Field(
-        "same",
-        description="second side of text-text alignment: the same reports (Eq. 4), or a copy of each with tokens "
-        "dropped (`token_drop`), as images have a second view (point 3)",
-    )
-    inter_view: Literal["random", "both"] = Field(
-        "random", description="which view v_i enters Eq. 1: one drawn per step, or the mean loss of both (point 5)"
-    )
-    queue: int = Field(
-        0,
-        ge=0,
-        description="further columns of Eq. 2: features of so many samples of the steps before, without gradient; "
-        "0: the global batch alone (point 6)",
-    )
-    # Stage 2
+    positive_weight: float = Field(0.01, ge=0, description="lambda of Eq. 5 (point 1)")
+    # Stage 2, local alignment and hard negatives (section 3.3)
     weight_local: float = Field(1.0, ge=0, description="weight of L_local (Table 3); UNITER weighs transport .1")
     weight_hard_negatives: float = Field(1.0, ge=0, description="weight of L_HN (Table 3)")
-    weight_global: float = Field(0.0, ge=0, description="stage 2 keeps L_global with this weight (point 9)")
-    weight_mlm: float = Field(
-        0.0,
-        ge=0,
-        description="masked language modelling on co-attended report tokens in stage 2, as M3AE and ALBEF have it; the "
-        "paper names no such loss. Its head shares the word embeddings and exists only with a weight above 0 (point 30)",
+    weight_global: float = Field(0.0, ge=0, description="weight of stage 1's loss in stage 2 (point 9)")
+    pair_positives: Literal["per_type", "image_text", "none"] = Field(
+        "per_type",
+        description="positives beside Eq. 13's negatives, which alone a constant solves: one per pair type, or of "
+        "image and text only, where the head may answer by pair type and a third less is computed (point 16)",
     )
-    mlm_probability: float = Field(
-        0.15, gt=0, lt=1, description="share of report tokens to predict: 80% masked, 10% another, 10% as they are"
-    )
-    stage2_trains: Literal["all", "fusion"] = Field(
-        "all", description="all parameters, or co-attention and pair head only (point 10)"
-    )
-    cost: Literal["cosine", "dot"] = Field(
-        "cosine",
-        description="Eq. 10 on normalised tokens (UNITER) or raw dot products, which have no lower bound (point 23)",
-    )
-    transport_tokens: Literal["content", "all"] = Field(
-        "content", description="drop image [CLS], text [CLS] and [SEP] from transport (ViLT), or keep all (point 24)"
+    negative_temperature: float = Field(
+        1.0,
+        gt=0,
+        description="exponent 1/T on the distribution that negatives are drawn from; below 1 sharpens (point 19)",
     )
     transport_on: Literal["fused", "unimodal"] = Field(
-        "fused", description="co-attended tokens (Eq. 9) or the encoders' own (point 29)"
+        "fused", description="co-attended tokens (Eq. 9), or the encoders' own (point 29)"
     )
-    marginals: Literal["uniform", "norm", "attention"] = Field(
-        "uniform",
-        description="token masses: uniform over real tokens, proportional to the token's norm, or to the attention "
-        "that it gets from the other side in the last co-attention layer (point 26)",
-    )
-    transport_solver: Literal["ipot", "adaptive", "exact"] = Field(
-        "ipot",
-        description="IPOT (paper); entropic plans until each is certified to be within `transport_tolerance` of the optimum; "
-        "or POT's network simplex on CPU",
-    )
-    transport_tolerance: float = Field(
-        0.01, gt=0, lt=1, description="of `adaptive`: largest duality gap, relative to the plan's cost"
+    transport_solver: Literal["ipot", "exact"] = Field(
+        "ipot", description="IPOT (paper), or POT's network simplex on a CPU"
     )
     transport_beta: float = Field(0.5, gt=0, description="IPOT's proximal weight (UNITER's)")
     transport_iterations: int = Field(50, gt=0, description="IPOT's iterations (UNITER's)")
-    plan_gradient: Literal["detached", "unrolled"] = Field(
-        "detached", description="gradient of Eq. 9 at a fixed plan (UNITER), or through IPOT's iterations (point 27)"
-    )
-    local_contrast: Literal["positives", "positives_minus_negatives"] = Field(
-        "positives",
-        description="Eq. 9 on positives only, or minus the mined negative's cost (UNITER's ITM form) (point 28)",
-    )
-    negative_distribution: Literal["soft_labels", "student", "top_k"] = Field(
-        "soft_labels",
-        description="hard negatives drawn from H off the diagonal; from the student's P (ALBEF); or "
-        "uniformly from the highest of H. One-hot labels have no mass off the diagonal: then the teacher's Q, without "
-        "a teacher the student's P; `metrics.json` says which was used (point 19)",
-    )
-    negative_top_k: int = Field(5, gt=0, description="how many are 'the highest' of `top_k`")
-    negative_temperature: float = Field(
-        1.0, gt=0, description="sampling exponent 1/T on the negative distribution; below 1 sharpens (point 19)"
-    )
-    exclude_duplicates: bool = Field(
-        True, description="never mine a negative of the same group or with identical text (point 20)"
-    )
-    same_view_negatives: bool = Field(
-        True,
-        description="a mined image partner has the view label (view and augmentation) of the "
-        "positive's partner, so that the pair is not told by view type",
-    )
-    image_image_views: Literal["two", "one"] = Field(
-        "two",
-        description="what a (V,V) pair is of: the two views of a study and of the mined one; or the drawn view of each, so "
-        "that stage 2 makes and encodes one view (the cheapest reading, with pair_positives 'image_text' and "
-        "text_positive 'none'); an image beside itself is no positive, so pair_positives may not be 'per_type' then (point 16)",
-    )
-    negative_directions: Literal["one", "both"] = Field(
-        "one", description="(V_i, R_m) only (Eq. 11), or (V_m, R_i) too (point 21)"
-    )
-    pair_types: tuple[Literal["image_text", "image_image", "text_text"], ...] = Field(
-        ("image_text", "image_image", "text_text"), description="S_HN of Eq. 11"
-    )
-    pair_positives: Literal["per_type", "image_text", "none"] = Field(
-        "per_type",
-        description="Eq. 13 sums over negatives only, which a constant solves; 'image_text' only lets the head "
-        "answer by pair type, and costs about a third less (point 16)",
-    )
-    pair_reduction: Literal["sum", "mean"] = Field(
-        "sum", description="over the pairs of a sample: their sum (Eq. 13) or their mean (point 22)"
-    )
-    text_positive: Literal["copy", "shuffled", "identical", "halves", "none"] = Field(
-        "copy",
-        description="the (R,R) positive: a second copy with tokens dropped, the same with its sentences in another "
-        "order, the same tokens, first and second half of the report (the negative: its first half and another's "
-        "second), or none (point 17)",
-    )
-    token_drop: float = Field(0.15, ge=0, lt=1, description="share of report tokens masked out in a text copy")
 
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> ObjectiveSpec:
-        if not self.global_inter and self.global_intra == "none":
-            raise ValueError("global_inter is false and global_intra is 'none': stage 1 would have no loss")
-        if self.marginals == "attention" and self.transport_on == "unimodal":
-            raise ValueError("marginals 'attention' are co-attention's, transport_on is 'unimodal'; change one of them")
-        if self.image_image_views == "one" and self.pair_positives == "per_type" and "image_image" in self.pair_types:
-            raise ValueError(
-                "image_image_views 'one' with pair_positives 'per_type' would pair an image with itself as a positive; set "
-                "pair_positives to 'image_text' or 'none'"
-            )
-        if self.plan_gradient == "unrolled" and self.transport_solver != "ipot":
-            raise ValueError(
-                f"plan_gradient 'unrolled' is IPOT's and transport_solver is '{self.transport_solver}'; change one of them"
-            )
-        return self
+    # Read by code that is about to lose these choices; not settings.
+    global_inter: ClassVar[bool] = True
+    learn_temperature: ClassVar[bool] = False
+    renormalise_labels: ClassVar[bool] = False
+    text_text_diagonal: ClassVar[str] = "keep"
+    text_text_second: ClassVar[str] = "same"
+    inter_view: ClassVar[str] = "random"
+    queue: ClassVar[int] = 0
+    weight_mlm: ClassVar[float] = 0.0
+    mlm_probability: ClassVar[float] = 0.15
+    stage2_trains: ClassVar[str] = "all"
+    cost: ClassVar[str] = "cosine"
+    transport_tokens: ClassVar[str] = "content"
+    marginals: ClassVar[str] = "uniform"
+    transport_tolerance: ClassVar[float] = 0.01
+    plan_gradient: ClassVar[str] = "detached"
+    local_contrast: ClassVar[str] = "positives"
+    negative_distribution: ClassVar[str] = "soft_labels"
+    negative_top_k: ClassVar[int] = 5
+    exclude_duplicates: ClassVar[bool] = True
+    same_view_negatives: ClassVar[bool] = True
+    image_image_views: ClassVar[str] = "two"
+    negative_directions: ClassVar[str] = "one"
+    pair_types: ClassVar[tuple[str, ...]] = ("image_text", "image_image", "text_text")
+    pair_reduction: ClassVar[str] = "sum"
+    text_positive: ClassVar[str] = "copy"
+    token_drop: ClassVar[float] = 0.15
+    copies_texts: ClassVar[bool] = False
 
     def reads_both_views(self, stage: str) -> bool:
-        """Whether a stage reads both views of a study; else the drawn one stands for both, in the feed and the encoder."""
-        in_global = self.global_intra == "both" or (self.global_inter and self.inter_view != "random")
-        if stage == "stage1":
-            return in_global
-        pairs_views = self.pairs_images and self.image_image_views == "two"
-        return pairs_views or (self.weight_global > 0 and in_global)
+        """Whether a stage reads both views of a study; else only the drawn one is made."""
+        multi_view = self.global_intra == "both"
+        return multi_view if stage == "stage1" else self.pairs_images or (self.weight_global > 0 and multi_view)
 
     @property
     def pairs_images(self) -> bool:
         """Whether stage 2 classifies pairs of images."""
-        return self.weight_hard_negatives > 0 and "image_image" in self.pair_types
+        return self.weight_hard_negatives > 0
 
-    @property
-    def copies_texts(self) -> bool:
-        """Whether a loss of stage 1 reads text copies."""
-        return self.text_text_second == "copy" and self.global_intra != "none"
+
+class TeacherSpec(Strict):
+    """The frozen CLIP-style model whose similarities are the soft labels (section 3.2.1)."""
+
+    source: str = Field(
+        "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+        description="an open_clip name with tag (ViT-B-16/openai), `hf-hub:` and a hub id, or `local-dir:` and a "
+        "folder; `hf-clip:` and a hub id or folder of a Hugging Face CLIPModel (PubMedCLIP); `file:` and a Parquet "
+        "file of embeddings under DATA_ROOT (MedCLIP, PMC-CLIP); 'trained': a small one that the kit trains",
+    )
+    noise: float = Field(
+        0.0,
+        ge=0,
+        description="degrades the embeddings: Gaussian noise of this standard deviation times dimension^-1/2 per "
+        "number, then unit length again (cosine to the clean vector about (1 + noise^2)^-1/2)",
+    )
+    data: tuple[str, ...] = Field((), description="trained teacher: manifest names that it is trained on")
+    cross_fit: int = Field(
+        0,
+        ge=0,
+        description="trained teacher: 0 trains one on `data`, which must differ from the student's; k >= 2 cross-fits "
+        "k folds by case on the student's own",
+    )
+    image_size: int = Field(64, gt=0, description="trained teacher: side of its input, pixels")
+    patch_size: int = Field(8, gt=0, description="trained teacher: side of a patch, pixels")
+    width: int = Field(128, gt=0, multiple_of=32, description="trained teacher: width of both towers, 32 per head")
+    layers: int = Field(4, gt=0, description="trained teacher: layers of each tower")
+    epochs: int = Field(8, gt=0, description="trained teacher: epochs")
+    learning_rate: float = Field(5e-4, gt=0, description="trained teacher: highest learning rate")
+
+    # Read by code that is about to lose these choices; not settings.
+    views: ClassVar[str] = "clean"
+    towers: ClassVar[str] = "student"
+    heads: ClassVar[int] = 0
+    embed_dim: ClassVar[int] = 64
+    text_length: ClassVar[int] = 64
+    batch_size: ClassVar[int] = 64
+    seed: ClassVar[int] = 0
 
 
 class KnowledgeSpec(Strict):
     """Prior knowledge of the gated cross-attention module (section 3.4.1; Table 4's rows)."""
 
     source: Literal["none", "answers", "questions"] = Field(
-        "answers", description="none bypasses the module altogether"
+        "answers",
+        description="of the training questions: their answers, the words of their texts, or none, which leaves the "
+        "whole module out (points 32 and 33)",
     )
     gate: bool = Field(True, description="False: F' is made of F_{p,i} alone (Eq. 16 with G = 1)")
-    vocabulary: Literal["train", "train+test"] = Field(
-        "train", description="whose answers (or questions); test answers as knowledge leak (point 33)"
-    )
-    form: Literal["tokens", "words", "pooled"] = Field(
-        "tokens",
-        description="answers joined with [SEP] as one token sequence, each different token once, or one mean vector per "
-        "answer (point 32)",
-    )
-    max_tokens: int = Field(
-        512, gt=0, description="unique answers by frequency until this many tokens; the rest is dropped and counted"
-    )
-    positions: Literal["sequence", "per_answer"] = Field(
-        "sequence",
-        description="position of a knowledge token: in the whole sequence, which the position table then bounds beside "
-        "`max_tokens`, or within its answer, which admits any number (point 32)",
-    )
-    embedder: Literal["trained", "frozen"] = Field(
-        "trained",
-        description="the text encoder's word and position embeddings, trained along, or the output of the whole text "
-        "encoder as it is when fine-tuning starts, without gradient (point 34)",
-    )
+    max_tokens: int = Field(512, gt=0, description="the most frequent until so many tokens; the rest is counted")
+
+    # Read by code that is about to lose these choices; not settings.
+    vocabulary: ClassVar[str] = "train"
+    form: ClassVar[str] = "tokens"
+    positions: ClassVar[str] = "sequence"
+    embedder: ClassVar[str] = "trained"
+
+
+SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "teacher": TeacherSpec, "knowledge": KnowledgeSpec}
+STAGES = ("stage1", "stage2", "finetune")
+
+# What a stage does not read, name by name. Everything else enters the identity of its runs; so does, in every stage, a
+# setting that is added later, until it is listed here.
+GLOBAL_LOSSES = ("global_intra", "labels", "temperature", "teacher_temperature", "positive_weight")
+STAGE_2_LOSSES = (
+    "weight_local",
+    "weight_hard_negatives",
+    "weight_global",
+    "pair_positives",
+    "negative_temperature",
+    "transport_on",
+    "transport_solver",
+    "transport_beta",
+    "transport_iterations",
+)
+TEACHER = (
+    "source",
+    "noise",
+    "data",
+    "cross_fit",
+    "image_size",
+    "patch_size",
+    "width",
+    "layers",
+    "epochs",
+    "learning_rate",
+)
+STUDIES = ("pretrain", "decontaminate_against", "decontaminate_absent", "repeated_articles", "max_studies")
+QUESTIONS = (
+    "questions",
+    "training_file",
+    "language",
+    "question_length",
+    "answer_length",
+    "augment_questions",
+    "max_questions",
+    "blank_images",
+)
+
+
+def not_read(run: Any) -> set[str]:
+    """Dotted settings of a run that its stage does not read."""
+    names: list[str] = []
+    if run.parent is not None:  # weights and tokenizer are the parent's
+        names += [f"init.{name}" for name in ("image", "text", "tokenizer", "vocabulary")]
+        names.append("data.tokenizer_questions")
+    if run.stage != "finetune":
+        names += [f"data.{name}" for name in QUESTIONS]
+        names += [f"knowledge.{name}" for name in ("source", "gate", "max_tokens")]
+        names += ["init.decoder", "model.decoder_layers", "model.decoder_cross_layers"]
+    if run.stage == "stage1":
+        names += [f"objective.{name}" for name in STAGE_2_LOSSES]
+    if run.stage == "finetune":
+        names += [f"objective.{name}" for name in (*GLOBAL_LOSSES, *STAGE_2_LOSSES)]
+        names.append("data.text_length")
+        if not run.starts_from_teacher:
+            names += [f"teacher.{name}" for name in TEACHER]
+        if not run.reads_studies:
+            names += [f"data.{name}" for name in STUDIES]
+        if run.knowledge.source == "none":
+            names += ["knowledge.gate", "knowledge.max_tokens"]
+    return set(names)

@@ -30,7 +30,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.core.files import exclusive
 from amif_lib.data import manifests
 from amif_lib.data.records import Study
-from amif_lib.experiments import equal_code, identity, run_spec
+from amif_lib.experiments import equal_code
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import RunSpec
@@ -46,10 +46,11 @@ from amif_lib.methods.amif.teacher_embeddings import (
     write_vectors,
 )
 from amif_lib.methods.amif.teacher_models import HF_CLIP, load, load_open_clip, train_open_clip
+from amif_lib.networks import sizes
 
 if TYPE_CHECKING:
     from amif_lib.data.prepared import Pictures
-    from amif_lib.experiments.run_spec import TeacherSpec
+    from amif_lib.methods.amif.settings import TeacherSpec
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def teacher_id(spec: RunSpec) -> str:
     data = spec.data
     content = {
         "stored_side": stored_side(spec),
-        "teacher": identity.teacher_read(spec.teacher, "views"),  # views: what it sees while the student trains
+        "teacher": spec.teacher.model_dump(mode="json"),
         "pretrain": data.pretrain,
         "sections": data.report_sections,
         "figures": data.medicat_figures,
@@ -76,7 +77,7 @@ def teacher_id(spec: RunSpec) -> str:
         "decontaminate_absent": data.decontaminate_absent,
         "repeated_articles": data.repeated_articles,
         "manifests": {
-            name: experiments.manifest_digest(name)
+            name: manifests.data_digest(name)
             for name in sorted({*data.pretrain, *data.decontaminate_against, *spec.teacher.data})
         },
     }
@@ -100,7 +101,7 @@ def stored_side(spec: RunSpec) -> int:
     """Short side of the prepared images that a run's teacher reads, pixels: the student's, if that is enough for it."""
     external = 224  # what open_clip's models of the field are trained at
     own = spec.teacher.image_size if spec.teacher.source == "trained" else external
-    return max(spec.model.stored_side, run_spec.stored_side(own))
+    return max(spec.model.stored_side, sizes.stored_side(own))
 
 
 def cache(spec: RunSpec) -> Path:

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from amif_lib.core.errors import InputError
-from amif_lib.experiments import run_spec
-from amif_lib.experiments.run_spec import TeacherSpec
+from amif_lib.methods.amif.settings import TeacherSpec
+from amif_lib.networks import sizes
 
 if TYPE_CHECKING:
     from amif_lib.data.prepared import Pictures
@@ -195,7 +195,7 @@ def train_open_clip(
             "input_ids"
         ]
     )
-    cache = ImageCache(pictures, spec.image_size, run_spec.stored_side(spec.image_size))
+    cache = ImageCache(pictures, spec.image_size, sizes.stored_side(spec.image_size))
     steps = spec.epochs * (len(studies) // spec.batch_size)
     if steps == 0:
         raise InputError(
