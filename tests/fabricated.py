@@ -15,9 +15,10 @@ from amif_lib.data.records import Question
 from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
+from amif_lib.experiments.predictions import write_predictions
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.reporting import figure_set, tables
-from amif_lib.scoring import baselines, evaluate
+from amif_lib.scoring import baselines
 
 # Twelve test questions on five images: 7 yes/no, 5 not; `which side` is closed by the data set's own field only.
 # (image, question, answer, closed by the field)
@@ -117,6 +118,7 @@ def candidates() -> pd.DataFrame:
             "answer": ANSWERS,
             "tokens": [1 + len(a.split()) for a in ANSWERS],
             "in_train": [a in train for a in ANSWERS],
+            "in_val": False,
             "in_test": [a in test for a in ANSWERS],
         }
     )
@@ -180,9 +182,9 @@ def write_run(
     lines = [{"step": step, "epoch": step // 5, "learning_rate": 1e-3, "total": 2.0 / (1 + step)} for step in range(10)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if chosen is not None:
-        evaluate.write_predictions(folder, predictions(chosen), candidates())
+        write_predictions(folder, predictions(chosen), candidates())
         if blank is not None:
-            evaluate.write_predictions(folder / results.BLANK_TEST, predictions(blank), candidates())
+            write_predictions(folder / results.BLANK_TEST, predictions(blank), candidates())
     return folder
 
 

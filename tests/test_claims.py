@@ -10,9 +10,10 @@ import pytest
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.experiments.predictions import PREDICTIONS
 from amif_lib.reporting import audit_claims, claims, map_files, table_tests, tables
 from amif_lib.reporting.tables import Selection
-from amif_lib.scoring import evaluate, statistics
+from amif_lib.scoring import statistics
 from tests import fabricated
 from tests.fabricated import write_run, write_table, wrong_at
 
@@ -266,8 +267,8 @@ def test_written_files_hold_both_verdicts_and_damaged_runs_are_refused(demo, mon
     claims.write("demo", claims.table("demo", ["table4"]))
     assert written[0].read_bytes() == before
     run = Selection(only=("3",)).rows("table4", "demo")[0].runs[0]
-    kept = (run.directory / evaluate.PREDICTIONS).read_bytes()
-    (run.directory / evaluate.PREDICTIONS).write_bytes(kept[:100])
+    kept = (run.directory / PREDICTIONS).read_bytes()
+    (run.directory / PREDICTIONS).write_bytes(kept[:100])
     with pytest.raises(InputError, match="not a readable Parquet file"):
         claims.table("demo", ["table4"])
-    (run.directory / evaluate.PREDICTIONS).write_bytes(kept)
+    (run.directory / PREDICTIONS).write_bytes(kept)

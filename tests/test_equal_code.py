@@ -14,8 +14,8 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import equal_code
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
+from amif_lib.experiments.predictions import read_parquet
 from amif_lib.reporting import map_files, reference, report
-from amif_lib.scoring import evaluate
 from tests import fabricated
 
 
@@ -86,7 +86,7 @@ def one_weight(folder):
 
 def one_log_likelihood(folder):
     path = next(folder.glob("*/predictions.parquet"))
-    frame = evaluate.read_parquet(path)
+    frame = read_parquet(path)
     frame["log_likelihoods"] = [np.nextafter(row, np.float32(0)) for row in frame["log_likelihoods"]]
     frame.to_parquet(path)
 

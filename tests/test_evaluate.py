@@ -10,8 +10,9 @@ import pytest
 
 from amif_lib.core.errors import InputError
 from amif_lib.data.records import Question
-from amif_lib.scoring import baselines, evaluate
-from amif_lib.scoring.evaluate import PROTOCOLS, Protocol
+from amif_lib.experiments.predictions import COLUMNS, PREDICTIONS, read_predictions, write_predictions
+from amif_lib.scoring import baselines, protocols
+from amif_lib.scoring.protocols import PROTOCOLS, Protocol
 
 CANDIDATES = pd.DataFrame(
     {
@@ -50,7 +51,7 @@ def frame() -> pd.DataFrame:
 
 
 def correct(protocol: Protocol) -> list[bool]:
-    return evaluate.score(frame(), CANDIDATES, protocol)["correct"].tolist()
+    return protocols.score(frame(), CANDIDATES, protocol)["correct"].tolist()
 
 
 def protocol(**changes: object) -> Protocol:
@@ -67,13 +68,13 @@ def test_candidate_lists_and_scores_by_hand():
 
 
 def test_strict_never_answers_with_an_answer_unseen_in_training():
-    chosen = evaluate.score(frame(), CANDIDATES, PROTOCOLS["strict"])["prediction"]
+    chosen = protocols.score(frame(), CANDIDATES, PROTOCOLS["strict"])["prediction"]
     assert set(chosen) <= set(CANDIDATES.loc[CANDIDATES["in_train"], "answer"])
 
 
 def test_accuracy_by_both_definitions():
-    scored = evaluate.score(frame(), CANDIDATES, PROTOCOLS["paper"])
-    got = evaluate.accuracy_table(scored).set_index(["definition", "split"])
+    scored = protocols.score(frame(), CANDIDATES, PROTOCOLS["paper"])
+    got = protocols.accuracy_table(scored).set_index(["definition", "split"])
     assert got.loc[("yes_no", "open"), ["correct", "n"]].tolist() == [1, 2]
     assert got.loc[("yes_no", "closed"), ["correct", "n"]].tolist() == [2, 2]
     assert got.loc[("answer_type", "open"), ["correct", "n"]].tolist() == [0, 1]
@@ -84,8 +85,8 @@ def test_accuracy_by_both_definitions():
 
 
 def test_split_without_questions_has_no_accuracy():
-    scored = evaluate.score(frame(), CANDIDATES, PROTOCOLS["paper"])
-    got = evaluate.accuracy_table(scored[scored["closed_yes_no"]], ("yes_no",)).set_index("split")
+    scored = protocols.score(frame(), CANDIDATES, PROTOCOLS["paper"])
+    got = protocols.accuracy_table(scored[scored["closed_yes_no"]], ("yes_no",)).set_index("split")
     assert got.loc["open", "n"] == 0 and np.isnan(got.loc["open", "accuracy"])
 
 
@@ -97,46 +98,41 @@ def test_protocol_titles_and_strict_fields():
 
 def test_text_only_predictions_cannot_be_ranked():
     with pytest.raises(InputError, match="no log-likelihoods"):
-        evaluate.score(frame(), None, PROTOCOLS["paper"])
+        protocols.score(frame(), None, PROTOCOLS["paper"])
 
 
 # --- on disk ---
 
 
 def stored(folder: Path) -> Path:
-    evaluate.write_predictions(folder, frame(), CANDIDATES)
+    write_predictions(folder, frame(), CANDIDATES)
     return folder
 
 
 def test_round_trip(tmp_path):
-    got, candidates = evaluate.read_predictions(stored(tmp_path / "a run"))
+    got, candidates = read_predictions(stored(tmp_path / "a run"))
     assert got["prediction"].tolist() == ["yes", "no", "no", "mri"]  # the paper's protocol
     assert got["gold"].tolist() == frame()["gold"].tolist()
     assert got["generated"].tolist() == ["yes", "lll", "yes", "m r i"]
     assert all(np.array_equal(a, b) for a, b in zip(got["log_likelihoods"], frame()["log_likelihoods"], strict=True))
-    assert list(got.columns) == list(evaluate.COLUMNS)
+    assert list(got.columns) == list(COLUMNS)
     pd.testing.assert_frame_equal(candidates, CANDIDATES)
     assert [p.name for p in (tmp_path / "a run").iterdir() if p.name.startswith(".")] == []
 
 
-def test_no_validation_split(tmp_path):
-    evaluate.write_predictions(tmp_path, frame(), CANDIDATES.drop(columns="in_val"))
-    assert not evaluate.read_predictions(tmp_path)[1]["in_val"].any()
-
-
-@pytest.mark.parametrize("name", [evaluate.PREDICTIONS, evaluate.CANDIDATES])
+@pytest.mark.parametrize("name", ["predictions.parquet", "candidates.parquet"])
 def test_deleted_or_damaged_file(tmp_path, name):
     (stored(tmp_path) / name).write_bytes(b"PAR1 no")
     with pytest.raises(InputError, match=f"{name}: not a readable Parquet file"):
-        evaluate.read_predictions(tmp_path)
+        read_predictions(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(InputError, match=f"{name}: no such file"):
-        evaluate.read_predictions(tmp_path)
+        read_predictions(tmp_path)
 
 
 def change(folder: Path, edit) -> None:
-    table = pd.read_parquet(folder / evaluate.PREDICTIONS)
-    edit(table).to_parquet(folder / evaluate.PREDICTIONS, index=False)
+    table = pd.read_parquet(folder / PREDICTIONS)
+    edit(table).to_parquet(folder / PREDICTIONS, index=False)
 
 
 def with_scores(table: pd.DataFrame, row: int, scores: list[float]) -> pd.DataFrame:
@@ -147,18 +143,18 @@ def with_scores(table: pd.DataFrame, row: int, scores: list[float]) -> pd.DataFr
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: pd.concat([t, t.iloc[[1]]]), "question q2 is predicted twice"),
+        (lambda t: pd.concat([t, t.iloc[[1]]]), "row 4: question q2 is predicted twice"),
         (lambda t: t.drop(columns="closed_field"), "lack the column 'closed_field'"),
         (
             lambda t: t.assign(prediction=["yes", "no", "no", "yes"]),
-            "question q4: prediction 'yes' is not the likeliest",
+            "question q4: not the likeliest test answer",
         ),
-        (lambda t: t.assign(question_id=["q1", "", "q3", "q4"]), "row 1: question_id ''"),
-        (lambda t: t.assign(gold=[["yes"], [], ["no"], ["mri"]]), "question q2 has no accepted answer"),
-        (lambda t: with_scores(t, 2, [0.0, 1.0]), "question q3 has 2 log-likelihoods for 5 candidates"),
+        (lambda t: t.assign(question_id=["q1", "", "q3", "q4"]), "row 1: question  has no id"),
+        (lambda t: t.assign(gold=[["yes"], [], ["no"], ["mri"]]), "row 1: question q2 has no accepted answer"),
+        (lambda t: with_scores(t, 2, [0.0, 1.0]), "row 2: question q3 has not one finite log-likelihood"),
         (
             lambda t: with_scores(t, 2, [-1.0, -2.0, float("nan"), -0.5, -9.0]),
-            "question q3 has a log-likelihood that is",
+            "row 2: question q3 has not one finite log-likelihood",
         ),
         (lambda t: t.iloc[:0], "no predictions"),
     ],
@@ -166,22 +162,22 @@ def with_scores(table: pd.DataFrame, row: int, scores: list[float]) -> pd.DataFr
 def test_edited_predictions_are_refused(tmp_path, edit, message):
     change(stored(tmp_path), edit)
     with pytest.raises(InputError, match=message) as caught:
-        evaluate.read_predictions(tmp_path)
+        read_predictions(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("candidates", "message"),
     [
-        (CANDIDATES.assign(answer=["no", "yes", "yes", "ct", "mri"]), "'yes' occurs twice"),
-        (CANDIDATES.assign(answer=["No", "yes", "left lower lobe", "ct", "mri"]), "'No' is not normalised"),
-        (CANDIDATES.assign(in_test=False), "no candidate for protocol paper"),
+        (CANDIDATES.assign(answer=["no", "yes", "yes", "ct", "mri"]), "'yes' is doubled"),
+        (CANDIDATES.assign(answer=["No", "yes", "left lower lobe", "ct", "mri"]), "'No' is doubled, not normalised"),
+        (CANDIDATES.assign(in_test=False), "no candidate is a test answer"),
         (CANDIDATES.drop(columns="tokens"), "'tokens'"),
     ],
 )
 def test_unusable_candidates_are_refused_before_anything_is_written(tmp_path, candidates, message):
     with pytest.raises(InputError, match=message):
-        evaluate.write_predictions(tmp_path / "run", frame(), candidates)
+        write_predictions(tmp_path / "run", frame(), candidates)
     assert not (tmp_path / "run").exists()
 
 
@@ -226,8 +222,8 @@ def test_baselines_need_both_splits():
 
 
 def rounded(table: pd.DataFrame) -> dict[tuple[str, str], float]:
-    scored = evaluate.score(table, None, PROTOCOLS["generate"])
-    got = evaluate.accuracy_table(scored).set_index(["definition", "split"])
+    scored = protocols.score(table, None, PROTOCOLS["generate"])
+    got = protocols.accuracy_table(scored).set_index(["definition", "split"])
     assert got.loc[("answer_type", "open"), "n"] == 179 and got.loc[("answer_type", "closed"), "n"] == 272
     assert got.loc[("yes_no", "open"), "n"] == 200 and got.loc[("yes_no", "closed"), "n"] == 251
     return {key: round(value, 2) for key, value in got["accuracy"].items()}

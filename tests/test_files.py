@@ -16,8 +16,9 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import check_page as data_page
 from amif_lib.data import sources
 from amif_lib.data.records import Question
+from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, write_predictions
 from amif_lib.reporting import figures
-from amif_lib.scoring import baselines, evaluate
+from amif_lib.scoring import baselines
 from tests import test_evaluate
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
@@ -135,7 +136,7 @@ def test_writers_leave_nothing_on_a_full_disk(kind: str, tmp_path: Path, monkeyp
 
 @needs_full
 def test_predictions_on_a_full_disk(tmp_path: Path) -> None:
-    path = fill(tmp_path / "run" / evaluate.PREDICTIONS)
+    path = fill(tmp_path / "run" / PREDICTIONS)
     with pytest.raises(InputError, match=r"predictions.parquet: cannot be written \(.*No space left on device"):
-        evaluate.write_predictions(path.parent, test_evaluate.frame(), test_evaluate.CANDIDATES)
-    assert {other.name for other in path.parent.iterdir()} <= {evaluate.CANDIDATES}
+        write_predictions(path.parent, test_evaluate.frame(), test_evaluate.CANDIDATES)
+    assert {other.name for other in path.parent.iterdir()} <= {CANDIDATES}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amif_lib.scoring import evaluate
+from amif_lib.experiments.predictions import read_predictions
 from amif_lib.training.loop import read_lines
 from tests import tiny
 
@@ -75,7 +75,7 @@ def test_losses_of_every_step_agree(both):
 
 def test_answers_agree_and_each_question_is_counted_once(both):
     run = tiny.run(finetune={"epochs": 1})
-    (one, candidates), (two, again) = (evaluate.read_predictions(runs / run.run_id) for runs in both)
+    (one, candidates), (two, again) = (read_predictions(runs / run.run_id) for runs in both)
     assert one.question_id.tolist() == two.question_id.tolist() and one.question_id.is_unique
     assert candidates.equals(again)
     a, b = (np.stack(frame.log_likelihoods) for frame in (one, two))

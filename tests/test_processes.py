@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from amif_lib.scoring import evaluate
+from amif_lib.experiments.predictions import read_predictions
 from amif_lib.training.launch import free_port
 from tests import two_process_worker as worker
 
@@ -88,7 +88,7 @@ def test_processes_agree_on_when_to_save(found):
 
 @pytest.mark.parametrize("way", ["two processes", "four"])
 def test_every_question_is_answered_once_and_as_by_one_process(way, found, folder):
-    (one, candidates), (several, same) = (evaluate.read_predictions(folder / name) for name in ("one process", way))
+    (one, candidates), (several, same) = (read_predictions(folder / name) for name in ("one process", way))
     assert len(one) == worker.QUESTIONS and one["question_id"].is_unique
     pd.testing.assert_frame_equal(candidates, same)
     pd.testing.assert_frame_equal(one.drop(columns="log_likelihoods"), several.drop(columns="log_likelihoods"))

@@ -20,10 +20,12 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
+from amif_lib.experiments import compact
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
+from amif_lib.experiments.predictions import read_predictions, write_predictions
 from amif_lib.reporting import figure_set, reference, report, tables
-from amif_lib.scoring import compact, evaluate
+from amif_lib.scoring import protocols
 from amif_lib.training import launch
 from tests.fabricated import install, write_table
 
@@ -94,10 +96,10 @@ def random_predictions(close: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
 @pytest.mark.parametrize("probabilities", [True, False])
 @pytest.mark.parametrize("close", [False, True])
 def test_small_form_keeps_every_choice_and_where_asked_the_probabilities(tmp_path, close, probabilities):
-    evaluate.write_predictions(tmp_path / "whole", *random_predictions(close))
-    before, candidates = evaluate.read_predictions(tmp_path / "whole")
+    write_predictions(tmp_path / "whole", *random_predictions(close))
+    before, candidates = read_predictions(tmp_path / "whole")
     compact.write(tmp_path / "runs" / "a", before, candidates, tmp_path / "shared", probabilities)
-    after, same = evaluate.read_predictions(tmp_path / "runs" / "a")
+    after, same = read_predictions(tmp_path / "runs" / "a")
     pd.testing.assert_frame_equal(same, candidates)
     fixed = [name for name in before if name != "log_likelihoods"]
     assert after[fixed].astype(str).equals(before[fixed].astype(str))
@@ -106,10 +108,10 @@ def test_small_form_keeps_every_choice_and_where_asked_the_probabilities(tmp_pat
     for name, mask in masks.items():  # brute force, question by question
         for score in ("sum", "mean"):
             for closed in ("all", "yes_no"):
-                protocol = evaluate.Protocol(
+                protocol = protocols.Protocol(
                     name="x", version=1, candidates=name, closed="yes_no", closed_candidates=closed, score=score
                 )
-                got = evaluate.score(after, same, protocol)["prediction"]
+                got = protocols.score(after, same, protocol)["prediction"]
                 for chosen, numbers, is_closed in zip(
                     got, before["log_likelihoods"], before["closed_yes_no"], strict=True
                 ):
@@ -130,9 +132,9 @@ def test_small_form_keeps_every_choice_and_where_asked_the_probabilities(tmp_pat
 
 
 def test_damaged_small_form_is_named(tmp_path):
-    evaluate.write_predictions(tmp_path / "whole", *random_predictions(False))
+    write_predictions(tmp_path / "whole", *random_predictions(False))
     folder = tmp_path / "runs" / "a"
-    compact.write(folder, *evaluate.read_predictions(tmp_path / "whole"), tmp_path / "shared")
+    compact.write(folder, *read_predictions(tmp_path / "whole"), tmp_path / "shared")
     good = pd.read_parquet(folder / "predictions.parquet")
     for damaged, message in (
         (good.iloc[:-1], "59 predictions for 60 questions"),
@@ -142,13 +144,13 @@ def test_damaged_small_form_is_named(tmp_path):
     ):
         damaged.to_parquet(folder / "predictions.parquet", index=False)
         with pytest.raises(InputError, match=message):
-            evaluate.read_predictions(folder)
+            read_predictions(folder)
     good.to_parquet(folder / "predictions.parquet", index=False)
     path = tmp_path / "shared" / f"{good['questions_digest'][0]}.parquet"
     pd.read_parquet(path).assign(question="edited").to_parquet(path, index=False)
     os.utime(path, ns=(1, 1))
     with pytest.raises(InputError, match="its content does not fit its name"):
-        evaluate.read_predictions(folder)
+        read_predictions(folder)
 
 
 # --- reading with FROM=reference ---

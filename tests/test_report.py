@@ -393,7 +393,7 @@ def test_provenance_names_no_machine():
 
 def test_nothing_of_this_imports_torch():
     code = (
-        "import sys; from amif_lib.experiments import stored as results; from amif_lib.reporting import figures, layout, report, tables; from amif_lib.scoring import baselines, evaluate; "
+        "import sys; from amif_lib.experiments import stored as results; from amif_lib.reporting import figures, layout, report, tables; from amif_lib.scoring import baselines, protocols; "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)

@@ -18,7 +18,8 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
 from amif_lib.experiments import stored as results
-from amif_lib.scoring import baselines, evaluate, prediction_files, score
+from amif_lib.experiments.predictions import PREDICTIONS, read_predictions, write_predictions
+from amif_lib.scoring import baselines, prediction_files, protocols, score
 
 REFERENCE = paths.ROOT / "results" / "reference" / "small"
 FINE_TUNED = sorted(file.parent for file in REFERENCE.glob("runs/*/predictions.parquet"))
@@ -297,7 +298,7 @@ def test_command_needs_no_torch_and_no_image(made: Path) -> None:
     assert cell(stored, "predictions", "open", "yes_no")["correct"] == 1
     assert [p.name for p in out.parent.iterdir()] == ["out.csv"]
     assert "## as given" in done.stdout and "generated or picked from a list" in done.stdout
-    assert "yes_no (the answer" in done.stdout and "generate@1" not in done.stdout  # whose meaning is another
+    assert "yes_no (the answer" in done.stdout and "generate@" not in done.stdout  # whose meaning is another
 
 
 # --- run folders ---
@@ -314,9 +315,9 @@ def run_folder(folder: Path, spec: dict | None = None, edit=lambda frame: frame)
         for name in frame["question_id"]
     ]
     candidates = pd.DataFrame(
-        {"answer": answers, "tokens": 2, "in_train": [False, True, True, False, True], "in_test": True}
+        {"answer": answers, "tokens": 2, "in_train": [False, True, True, False, True], "in_val": False, "in_test": True}
     )
-    evaluate.write_predictions(folder, edit(frame), candidates)
+    write_predictions(folder, edit(frame), candidates)
     if spec:
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     return folder
@@ -330,17 +331,17 @@ def a_spec(training_file: str) -> dict:
 
 def test_a_run_folder_is_scored_under_every_protocol(made: Path) -> None:
     folder = run_folder(made / "run", a_spec("official1797"), edit=lambda frame: frame.iloc[::-1])
-    for path in (folder, folder / evaluate.PREDICTIONS):
+    for path in (folder, folder / PREDICTIONS):
         found = score.score_file(path)
-        assert list(dict.fromkeys(found.table["protocol"])) == [p.title for p in evaluate.PROTOCOLS.values()]
-        by_hand = {"paper": 4, "strict@1": 3, "albef@1": 3, "blip@1": 3, "generate@1": 3, "closed_yes_no@1": 4}
+        assert list(dict.fromkeys(found.table["protocol"])) == [p.title for p in protocols.PROTOCOLS.values()]
+        by_hand = {"paper": 4, "strict@1": 3, "albef@1": 3, "blip@1": 3, "generate@2": 3, "closed_yes_no@1": 4}
         for protocol, correct in by_hand.items():
             assert cell(found.table, "predictions", "overall", protocol=protocol)["correct"] == correct, protocol
 
 
 def records_of(folder: Path) -> list[dict]:
     """The same predictions as records that anyone may write."""
-    frame, candidates = evaluate.read_predictions(folder)
+    frame, candidates = read_predictions(folder)
     return [
         {"qid": q, "pred": generated, "log_likelihoods": {a.upper(): float(x) for a, x in zip(candidates["answer"], row, strict=True)}}
         for q, generated, row in zip(frame["question_id"], frame["generated"], frame["log_likelihoods"], strict=True)

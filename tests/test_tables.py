@@ -14,10 +14,12 @@ import pytest
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import run_spec
 from amif_lib.experiments import stored as results
-from amif_lib.reporting import layout, layout_latex, table_rows, table_tests, tables
+from amif_lib.experiments.predictions import write_predictions
+from amif_lib.reporting import layout, layout_latex, table_tests, tables
 from amif_lib.reporting.tables import Selection
-from amif_lib.scoring import evaluate, statistics
+from amif_lib.scoring import statistics
 from tests import fabricated
 from tests.fabricated import write_run, write_table, wrong_at
 
@@ -147,7 +149,7 @@ def test_a_row_without_anything_to_compare_with(demo):
 
 
 def test_rows_that_saw_test_answers_are_marked_and_never_strict(monkeypatch, demo):
-    monkeypatch.setattr(table_rows, "LEAKING_FILES", ("official1797",))
+    monkeypatch.setattr(run_spec, "LEAKING_FILES", ("official1797",))
     whole = tables.Table("table4", "demo")
     strict = whole.cells[whole.cells["protocol"].str.startswith("strict")]
     assert set(strict["row"]) == {"most_frequent", "nearest_question"}
@@ -214,15 +216,15 @@ def test_headline_row_and_its_table4_row_are_one_run():
 def test_missing_question_and_unknown_question_are_refused(demo):
     run = Selection(only=("1",)).rows("table4", "demo")[0].runs[0]
     frame = fabricated.predictions(wrong_at())
-    evaluate.write_predictions(run.directory, frame.iloc[:-1], fabricated.candidates())
+    write_predictions(run.directory, frame.iloc[:-1], fabricated.candidates())
     with pytest.raises(InputError, match=r"row 1 .*lacks question test-11"):
         tables.table("table4", "demo")
     frame.loc[11, "question_id"] = "other"
-    evaluate.write_predictions(run.directory, frame, fabricated.candidates())
+    write_predictions(run.directory, frame, fabricated.candidates())
     with pytest.raises(InputError, match=r"row 1 .*lacks question test-11"):
         tables.table("table4", "demo")
     more = pd.concat([fabricated.predictions(wrong_at()), frame.iloc[[11]]], ignore_index=True)
-    evaluate.write_predictions(run.directory, more, fabricated.candidates())
+    write_predictions(run.directory, more, fabricated.candidates())
     with pytest.raises(InputError, match=r"row 1 .*has the unknown question other"):
         tables.table("table4", "demo")
 
@@ -237,7 +239,7 @@ def test_questions_of_other_data_are_refused(demo, field, value, shown):
     run = Selection(only=("1",)).rows("table4", "demo")[0].runs[0]
     frame = fabricated.predictions(wrong_at())
     frame.at[0, field] = value
-    evaluate.write_predictions(run.directory, frame, fabricated.candidates())
+    write_predictions(run.directory, frame, fabricated.candidates())
     with pytest.raises(InputError, match=rf"row 1 \(run {run.run_id}\): question test-00 of phantom_vqa_rad: {shown}"):
         tables.table("table4", "demo")
 

@@ -13,13 +13,13 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import settings_page as settings
 from amif_lib.experiments import stored as results
+from amif_lib.experiments.predictions import read_predictions
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.sizes import ModelSpec
-from amif_lib.scoring import evaluate
 from amif_lib.training import loop as train
 from amif_lib.training import prepare
 from amif_lib.training.batches import global_batches, share
@@ -51,7 +51,7 @@ def test_a_run_leaves_what_its_readers_need(finished):
         assert run.spec == spec and len(run.history) == run.metrics["steps"]
         assert run.provenance["code_digest"] == results.code_digest()
         assert not (spec.directory / "state").exists()
-    frame, candidates = evaluate.read_predictions(finished.directory)
+    frame, candidates = read_predictions(finished.directory)
     assert len(frame) == 24 and frame.question_id.is_unique
     assert all(len(row) == len(candidates) for row in frame.log_likelihoods)
     assert (finished.directory / "blank_test" / "predictions.parquet").is_file()
@@ -63,7 +63,7 @@ def test_stored_log_likelihoods_are_those_of_the_saved_model(finished):
     from amif_lib.data.load import load_questions
 
     model = results.load_run(finished).model()
-    frame, candidates = evaluate.read_predictions(finished.directory)
+    frame, candidates = read_predictions(finished.directory)
     row = frame.iloc[3]
     question = next(q for q in load_questions("phantom_vqa_rad") if q.question_id == row.question_id)
     ranked = (
@@ -76,7 +76,7 @@ def test_stored_log_likelihoods_are_those_of_the_saved_model(finished):
 
 
 def test_blank_images_at_test_time_change_the_answers_to_different_images_only_through_the_question(finished):
-    frame, _ = evaluate.read_predictions(finished.directory / "blank_test")
+    frame, _ = read_predictions(finished.directory / "blank_test")
     for _, same in frame.groupby("question"):
         first = same.log_likelihoods.iloc[0]
         assert all(abs(a - b) < 1e-3 for row in same.log_likelihoods for a, b in zip(first, row, strict=True))

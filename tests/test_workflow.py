@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from amif_lib.app.workflow import engine, job, plan
+
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
@@ -384,9 +384,9 @@ def test_bad_choices_are_one_line_errors(arguments, words, finished, monkeypatch
 
 
 def test_file_names_agree_with_those_that_write_them() -> None:
-    from amif_lib.scoring import evaluate
+    from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS
 
-    assert plan.PREDICTIONS == (evaluate.PREDICTIONS, evaluate.CANDIDATES)
+    assert plan.PREDICTIONS == (PREDICTIONS, CANDIDATES)
 
 
 def test_each_table_of_a_scale_has_its_runs_and_baselines_in_the_plan(monkeypatch) -> None:

@@ -33,9 +33,9 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.rows import Row, RunSpec
+from amif_lib.experiments.run_spec import LEAKING_FILES
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.reporting import tables
-from amif_lib.reporting.table_rows import LEAKING_FILES
 
 __all__ = ["evaluation_flop", "expected", "page", "summary", "training_flop", "within_budget"]
 

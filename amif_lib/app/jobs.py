@@ -33,7 +33,7 @@ NOTEBOOKS = {
     "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
-PREDICTIONS = ("predictions.parquet", "candidates.parquet")  # of a fine-tuning; amif_lib.scoring.evaluate reads them
+PREDICTIONS = ("predictions.parquet", "candidates.parquet")  # of a fine-tuning; experiments.predictions reads them
 TRAININGS = ("teacher", "stage1", "stage2", "finetune")
 
 

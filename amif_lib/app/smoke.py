@@ -85,7 +85,7 @@ def specification(folder: Path) -> experiments.RunSpec:
 
 def main() -> None:
     """Run the three trainings in a temporary results folder and print times, losses and the best-ranked answers."""
-    from amif_lib.scoring import evaluate
+    from amif_lib.experiments.predictions import read_predictions
     from amif_lib.training import loop as train
 
     paths.phantom_root()  # the demo data belongs to the clone and is generated there if absent
@@ -100,7 +100,7 @@ def main() -> None:
             directory = train.run_spec(spec)
             loss = train.read_lines(directory / "metrics.jsonl")[0]["total"]
             print(f"{spec.stage}: one step at paper size, loss {loss:.3f}, {time.time() - started:.0f} s", flush=True)
-        frame, candidates = evaluate.read_predictions(run.directory)
+        frame, candidates = read_predictions(run.directory)
         metrics = json.loads((run.directory / "metrics.json").read_text(encoding="utf-8"))
         print(
             f"answers ranked for {len(frame)} questions over {len(candidates)} candidates; fine-tuned network: "

@@ -68,6 +68,14 @@ def normalise_answer(text: object) -> str:
     return " ".join(str(text).split()).lower()
 
 
+def close_punctuation(text: str) -> str:
+    """The text without white space around punctuation and Chinese characters: `3. 4 cm, x - ray` -> `3.4 cm,x-ray`.
+
+    A WordPiece decoder puts blanks there whatever the text had, so generated and accepted answers are compared after this.
+    """
+    return re.sub(r"\s*([^\w\s]|[_\u3400-\u9fff])\s*", r"\1", text)
+
+
 def article_id(pmcid: object = "", doi: object = "") -> str:
     """An article's id, equal in every set: `pmc:7654321`, else `doi:10.1000/x` (lower case), else empty.
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored as results
-from amif_lib.scoring.evaluate import CANDIDATES, PREDICTIONS
+from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS
 
 Kind = Literal["code", "maps"]
 COMPARED: dict[Kind, tuple[str, ...]] = {

@@ -17,6 +17,7 @@ from amif_lib.core.settings import Strict
 from amif_lib.networks.sizes import ModelSpec
 
 Augmentation = Literal["strong", "light", "none"]
+LEAKING_FILES = ("published3064",)  # training files that hold test answers
 
 
 class InitSpec(Strict):
@@ -181,6 +182,11 @@ class RunSpec(Strict):
     @property
     def directory(self) -> Path:
         return paths.run_dir(self.run_id)
+
+    @property
+    def saw_test_answers(self) -> bool:
+        """Whether its training file holds answers of test questions, so that protocol `strict` cannot be claimed."""
+        return self.data.training_file in LEAKING_FILES
 
     def lineage(self) -> list[RunSpec]:
         """This run and its ancestors, first stage first."""

@@ -25,8 +25,8 @@ import psutil
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predictions
 from amif_lib.experiments.rows import RunSpec, parse, run_id
-from amif_lib.scoring import evaluate
 
 # What a run's numbers depend on beside its specification. Patterns relative to the package.
 RESULT_MODULES = (
@@ -113,22 +113,22 @@ class Run:
 
     @cached_property
     def _stored(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return evaluate.read_predictions(self.directory)
+        return read_predictions(self.directory)
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """One row per test question, columns of `evaluate.COLUMNS`."""
+        """One row per test question, columns of `COLUMNS`."""
         return self._stored[0]
 
     @property
     def candidates(self) -> pd.DataFrame:
-        """The answers that were ranked, columns of `evaluate.CANDIDATE_COLUMNS`."""
+        """The answers that were ranked, columns of `CANDIDATE_COLUMNS`."""
         return self._stored[1]
 
     @cached_property
     def blank_test(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Predictions and candidates of the same model with blank images at test time only."""
-        return evaluate.read_predictions(self.directory / BLANK_TEST)
+        return read_predictions(self.directory / BLANK_TEST)
 
     def model(self) -> Any:
         """The trained model, in eval mode on the CPU. Needs torch."""
@@ -170,7 +170,7 @@ def is_finished(spec: RunSpec) -> bool:
     """Whether a run has all that its readers need: metrics, provenance and, for a fine-tuning, predictions."""
     names = ["spec.json", "metrics.json", "provenance.json"]
     if spec.stage == "finetune":  # in reference results the candidates are stored once for many runs
-        names += [evaluate.PREDICTIONS] if paths.from_reference() else [evaluate.PREDICTIONS, evaluate.CANDIDATES]
+        names += [PREDICTIONS] if paths.from_reference() else [PREDICTIONS, CANDIDATES]
     folder = spec.directory
     return all((folder / name).is_file() for name in names)
 

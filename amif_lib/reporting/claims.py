@@ -20,7 +20,7 @@ from amif_lib.reporting.audit_sources import SETS, hundredths
 from amif_lib.reporting.layout import grid
 from amif_lib.reporting.table_cells import average_name
 from amif_lib.reporting.table_rows import Line, dataset_name, real_name
-from amif_lib.scoring import evaluate, statistics
+from amif_lib.scoring import protocols, statistics
 
 COLUMNS = ["claim", "where", "says", "table", "dataset", "split", "paper", "recomputed", "audit", "can_be_significant"]
 COLUMNS += [
@@ -40,7 +40,7 @@ NOT_RUN = "not run"
 NO_RUNS = "not about runs"
 # Figure 6 is the one claim whose numbers are in no table: the row said to be locally best, and its neighbours.
 FIGURES = {"lambda": ("lambda_sweep", "0.01", ("0.005", "0.05"))}
-PAPER = evaluate.PROTOCOLS["paper"]
+PAPER = protocols.PROTOCOLS["paper"]
 READING = (
     "*Significant in the best case*: whether a difference of that size can reach p < .05 on so many questions at all, if "
     "no question is lost. *Needed*: the smallest significant difference in points when "

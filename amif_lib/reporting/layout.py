@@ -13,7 +13,7 @@ from amif_lib.reporting.table_notes import bold as bold_note
 from amif_lib.reporting.table_notes import code_note, not_run, notes, one_training, question_sets
 from amif_lib.reporting.table_rows import NAMES, SCALE_NOTES, dataset_name, is_synthetic, real_name, short_dataset_name
 from amif_lib.reporting.table_tests import supported_cells
-from amif_lib.scoring import evaluate
+from amif_lib.scoring import protocols
 
 if TYPE_CHECKING:
     from amif_lib.reporting.tables import Table
@@ -42,7 +42,7 @@ __all__ = [
     "supported_differences",
     "tests_layout",
 ]
-STRICT = evaluate.PROTOCOLS["strict"].title
+STRICT = protocols.PROTOCOLS["strict"].title
 NOT_ABOUT_THE_ROW = ("row", "label", "dataset", "split", "value", "citation", "underlined")
 MOST_SHOWN = 6  # differences that the summary names
 
@@ -247,7 +247,7 @@ def both_definitions(table: Table, dataset: str) -> pd.DataFrame:
                 name, _, definition = cell.protocol.partition("/")
                 if name != protocol:
                     continue
-                own = definition or evaluate.PROTOCOLS[protocol.split("@")[0]].closed
+                own = definition or protocols.PROTOCOLS[protocol.split("@")[0]].closed
                 title = cell.split if cell.split == "overall" else f"{cell.split}, {own.replace('_', '/', 1)}"
                 title = title.replace("answer/type", "answer_type")
                 entry[f"{title} (n = {cell.n_questions})"] = _accuracy(cell)

@@ -21,13 +21,14 @@ from PIL import Image
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests, redistribution
-from amif_lib.experiments import equal_code
+from amif_lib.experiments import compact, equal_code
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
+from amif_lib.experiments.predictions import PREDICTIONS, read_predictions
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.reporting import map_files
 from amif_lib.reporting.table_rows import Selection, planned_tables, required_runs
-from amif_lib.scoring import baselines, compact, evaluate
+from amif_lib.scoring import baselines
 
 BYTES = 20_000_000  # all scales together (DESIGN.md)
 MAPS_BYTES = 6_000_000  # of a scale's arrays; what is over it is left out, rows that no figure of maps shows first
@@ -95,8 +96,8 @@ def _fill(aside: Path, scale: str, source: Path, made: list[Path]) -> None:
         if spec.stage == "finetune" and redistribution.may_show(spec.data.questions, "texts"):
             headline = spec.run_id in headlines
             for part in ("", results.BLANK_TEST) if headline else ("",):
-                if (spec.directory / part / evaluate.PREDICTIONS).is_file():
-                    stored = evaluate.read_predictions(spec.directory / part)
+                if (spec.directory / part / PREDICTIONS).is_file():
+                    stored = read_predictions(spec.directory / part)
                     compact.write(folder / part, *stored, aside / compact.SHARED, probabilities=headline and not part)
         for name in ARRAYS if not redistribution.notice(spec) and spec.seed == 0 else ():
             if (path := spec.directory / name).is_file() and path.stat().st_size <= left:

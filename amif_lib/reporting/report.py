@@ -29,7 +29,7 @@ from amif_lib.reporting.report_facts import (
     statistics_of,
 )
 from amif_lib.reporting.table_rows import planned_tables
-from amif_lib.scoring import evaluate
+from amif_lib.scoring import protocols
 
 __all__ = ["cost", "planned_tables", "settings_that_differ", "write"]
 
@@ -98,7 +98,7 @@ def _write(scale: str, folder: Path, drawing: list[subprocess.Popen]) -> Path:
         "claims_reading": claims.READING.replace("*", ""),
         "n_claims": int(said["claim"].nunique()),
         "holm": table_tests.HOLM,
-        "protocols": [evaluate.PROTOCOLS[name] for name in tables.PROTOCOLS],
+        "protocols": [protocols.PROTOCOLS[name] for name in tables.PROTOCOLS],
         "teacher": statistics_of(runs, "teacher"),
         "collapse": statistics_of(runs, "collapse"),
         "settings": as_html(settings_that_differ(scale), "words"),

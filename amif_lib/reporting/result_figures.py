@@ -13,19 +13,20 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
+from amif_lib.experiments.predictions import PREDICTIONS, read_predictions
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.reporting import tables
 from amif_lib.reporting.figures import BASELINE, OURS, Drawn, note
 from amif_lib.reporting.layout import dataset_name
 from amif_lib.reporting.map_scores import rows_of
 from amif_lib.reporting.table_rows import seeds_of
-from amif_lib.scoring import evaluate
+from amif_lib.scoring import protocols
 from amif_lib.scoring.statistics import bootstrap, over_runs, resampled_sums, wilson
 
 PAPERS_LAMBDA = 0.01
 BINS = 10
 STAGES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
-PAPER = evaluate.PROTOCOLS["paper"]
+PAPER = protocols.PROTOCOLS["paper"]
 Headline = tuple[str, list[RunSpec], list[RunSpec]]  # question set, the full model's runs, its question-only baseline's
 
 
@@ -87,7 +88,7 @@ def accuracy_by_type(scale: str) -> Drawn:
             if not runs:
                 continue
             scored = [
-                evaluate.score(*_answers(run.run_id), PAPER).set_index("question_id").sort_index() for run in runs
+                protocols.score(*_answers(run.run_id), PAPER).set_index("question_id").sort_index() for run in runs
             ]
             for name, part in scored[0].groupby("question_type"):
                 correct = np.stack([each.loc[part.index, "correct"] for each in scored])  # (S, n)
@@ -171,7 +172,7 @@ def confidences(frame: pd.DataFrame, candidates: pd.DataFrame) -> tuple[np.ndarr
     scores = np.stack([np.asarray(row, dtype=float) for row in frame["log_likelihoods"]])  # (n, K)
     scores = scores[:, candidates["in_test"].to_numpy(dtype=bool)]
     shifted = np.exp(scores - scores.max(1, keepdims=True))
-    return (shifted / shifted.sum(1, keepdims=True)).max(1), evaluate.score(frame, candidates, PAPER)[
+    return (shifted / shifted.sum(1, keepdims=True)).max(1), protocols.score(frame, candidates, PAPER)[
         "correct"
     ].to_numpy()
 
@@ -347,12 +348,12 @@ def spread(own: int, first: int) -> str:
 
 
 def _has_predictions(run: RunSpec) -> bool:
-    return (paths.run_dir(run.run_id) / evaluate.PREDICTIONS).is_file()
+    return (paths.run_dir(run.run_id) / PREDICTIONS).is_file()
 
 
 @lru_cache(maxsize=64)
 def _read(folder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return evaluate.read_predictions(folder)
+    return read_predictions(folder)
 
 
 def _answers(run_id: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from amif_lib.reporting.table_rows import PAPER_SETS, Line, is_synthetic, real_name
-from amif_lib.scoring import evaluate, statistics
+from amif_lib.scoring import protocols, statistics
 
 if TYPE_CHECKING:
     from amif_lib.reporting.tables import Table
@@ -43,7 +43,7 @@ def cells(table: Table) -> pd.DataFrame:
 def _cells(table: Table, line: Line) -> list[dict[str, object]]:
     out = []
     for protocol in line.protocols:
-        for definition in evaluate.DEFINITIONS:
+        for definition in protocols.DEFINITIONS:
             for split in SPLITS:
                 right, images = table.answers(line, protocol, split, definition)
                 own = definition == protocol.closed

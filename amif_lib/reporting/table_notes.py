@@ -8,7 +8,7 @@ import pandas as pd
 
 from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name, real_name
 from amif_lib.reporting.table_tests import HOLM, lacking_references
-from amif_lib.scoring import baselines, evaluate, statistics
+from amif_lib.scoring import baselines, protocols, statistics
 
 if TYPE_CHECKING:
     from amif_lib.reporting.tables import Table
@@ -88,7 +88,7 @@ def two_definitions(table: Table) -> list[str]:
 def notes(table: Table) -> list[str]:
     """What a reader must know to read the numbers, one paragraph each, plain text."""
     out = [f"Scale: {SCALE_NOTES[table.scale]}."]
-    out += [f"Protocol {p.title}: {p.note}" for p in (evaluate.PROTOCOLS["paper"], evaluate.PROTOCOLS["strict"])]
+    out += [f"Protocol {p.title}: {p.note}" for p in (protocols.PROTOCOLS["paper"], protocols.PROTOCOLS["strict"])]
     out.append(
         f"Accuracy in percent with a 95% interval from resampling images {statistics.DRAWS:,} times; {variance(table)}"
     )
@@ -135,8 +135,8 @@ def notes(table: Table) -> list[str]:
 
 
 def _in_words(frame: pd.DataFrame) -> str:
-    scored = evaluate.score(frame, None, evaluate.PROTOCOLS["generate"])
-    found = evaluate.accuracy_table(scored).set_index(["definition", "split"])["accuracy"]
+    scored = protocols.score(frame, None, protocols.PROTOCOLS["generate"])
+    found = protocols.accuracy_table(scored).set_index(["definition", "split"])["accuracy"]
     return (
         f"{found['answer_type', 'overall']:.2f} overall, {found['answer_type', 'open']:.2f} open and "
         f"{found['answer_type', 'closed']:.2f} closed by answer_type, {found['yes_no', 'open']:.2f} and "

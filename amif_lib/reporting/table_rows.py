@@ -9,11 +9,10 @@ import pandas as pd
 from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.rows import RunSpec
-from amif_lib.scoring import evaluate
+from amif_lib.scoring import protocols
 
 PROTOCOLS = ("paper", "strict")
 PAPER_SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")  # the four sets of the paper's Avg column
-LEAKING_FILES = ("published3064",)  # training files that hold test answers: `strict` cannot be claimed for them
 SHOWN_BASELINES = ("most_frequent", "nearest_question")
 MODEL_BASELINES = ("question_only", "blank_at_test")
 NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg"}
@@ -45,18 +44,6 @@ def short_dataset_name(dataset: str) -> str:
 
 def is_synthetic(dataset: str) -> bool:
     return dataset.startswith("phantom_")
-
-
-def saw_test_answers(spec: RunSpec) -> bool:
-    """Whether a fine-tuning's training file or knowledge vocabulary holds answers of test questions.
-
-    So do SLAKE's two languages together: the same question on a test image, asked in the other language.
-    """
-    return (
-        spec.data.training_file in LEAKING_FILES
-        or spec.data.language == "en+zh"
-        or spec.knowledge.vocabulary != "train"
-    )
 
 
 def is_baseline(row: str) -> bool:
@@ -161,16 +148,16 @@ class Line:
         return first if len(set(first)) > 1 else None
 
     @property
-    def protocols(self) -> list[evaluate.Protocol]:
-        return [evaluate.PROTOCOLS[name] for name in PROTOCOLS if not (name == "strict" and self.leaks)]
+    def protocols(self) -> list[protocols.Protocol]:
+        return [protocols.PROTOCOLS[name] for name in PROTOCOLS if not (name == "strict" and self.leaks)]
 
-    def score(self, protocol: evaluate.Protocol) -> pd.DataFrame:
+    def score(self, protocol: protocols.Protocol) -> pd.DataFrame:
         """Correctness for all seeds: one row per question, ordered by id, one column per seed: 0, 1, ..."""
         scored = []
         for frame, candidates in self.answers:
             used = protocol if candidates is not None else protocol.model_copy(update={"candidates": "generate"})
-            scored.append(evaluate.score(frame, candidates, used).set_index("question_id").sort_index())
-        out = scored[0][["image_id", *evaluate.DEFINITIONS.values()]].copy()
+            scored.append(protocols.score(frame, candidates, used).set_index("question_id").sort_index())
+        out = scored[0][["image_id", *protocols.DEFINITIONS.values()]].copy()
         for seed, one in enumerate(scored):
             out[seed] = one["correct"]
         return out

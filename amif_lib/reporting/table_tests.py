@@ -10,7 +10,7 @@ import pandas as pd
 from amif_lib.core.errors import InputError
 from amif_lib.reporting.table_cells import KEYS, SPLITS, average_name, on_all_sets
 from amif_lib.reporting.table_rows import MODEL_BASELINES, Line, is_synthetic
-from amif_lib.scoring import evaluate, statistics
+from amif_lib.scoring import protocols, statistics
 
 if TYPE_CHECKING:
     from amif_lib.reporting.tables import Table
@@ -79,13 +79,13 @@ def tests(table: Table) -> pd.DataFrame:
     return out[TEST_COLUMNS]
 
 
-def _shared_protocols(first: list[Line], second: list[Line]) -> list[evaluate.Protocol]:
+def _shared_protocols(first: list[Line], second: list[Line]) -> list[protocols.Protocol]:
     """Protocols under which every line may be shown: `strict` only where no row has seen test answers."""
     return min((line.protocols for line in (*first, *second)), key=len)
 
 
 def difference(
-    table: Table, first: list[Line], second: list[Line], protocol: evaluate.Protocol, split: str = "overall"
+    table: Table, first: list[Line], second: list[Line], protocol: protocols.Protocol, split: str = "overall"
 ) -> tuple[statistics.Estimate, int]:
     """Accuracy of a row minus another's, as a fraction, with interval and p, and the number of questions.
 
@@ -123,7 +123,7 @@ def runs_paired(name: str, line: Line, other: Line) -> list[tuple[int, int]]:
 
 
 def _test(
-    table: Table, first: list[Line], second: list[Line], kind: str, split: str, protocol: evaluate.Protocol
+    table: Table, first: list[Line], second: list[Line], kind: str, split: str, protocol: protocols.Protocol
 ) -> dict[str, object]:
     line, other = first[0], second[0]
     gap, questions = difference(table, first, second, protocol, split)

@@ -33,11 +33,10 @@ from amif_lib.reporting.table_rows import (
     is_synthetic,
     required_notebooks,
     required_runs,
-    saw_test_answers,
     seeds_of,
 )
 from amif_lib.reporting.table_tests import NOT_TESTED, TEST_COLUMNS
-from amif_lib.scoring import baselines, evaluate
+from amif_lib.scoring import baselines, protocols
 
 __all__ = [
     "COLUMNS",
@@ -156,7 +155,7 @@ class Table:
                     row.references,
                     row.paper_row,
                     headline_of.get(runs[0].run_id, ""),
-                    any(map(saw_test_answers, specs)),
+                    any(spec.saw_test_answers for spec in specs),
                     row.extra,
                     tuple(map(seeds_of, specs)),
                 )
@@ -181,7 +180,7 @@ class Table:
                         ((run.predictions, run.candidates),),
                         (run.run_id,),
                         headline=head.row,
-                        leaks=saw_test_answers(run.spec),
+                        leaks=run.spec.saw_test_answers,
                     )
                 )
             shown = next((line for line in lines if line.kind == "row" and line.headline == head.row), None)
@@ -217,7 +216,7 @@ class Table:
                             f"{where}: {what} question {min(odd)} of {dataset} ({len(odd)} in all); run its fine-tuning again"
                         )
                     own = frame.set_index("question_id").loc[known.index]
-                    for field in ("image_id", "gold", *evaluate.DEFINITIONS.values()):
+                    for field in ("image_id", "gold", *protocols.DEFINITIONS.values()):
                         for question, have, should in zip(known.index, own[field], known[field], strict=True):
                             if (list(have) != list(should)) if field == "gold" else have != should:
                                 raise InputError(
@@ -227,7 +226,7 @@ class Table:
 
     # --- what is read off it ---
 
-    def correct(self, line: Line, protocol: evaluate.Protocol) -> pd.DataFrame:
+    def correct(self, line: Line, protocol: protocols.Protocol) -> pd.DataFrame:
         """`line.score(protocol)`, worked out once."""
         key = (line.row, line.dataset, protocol.name)
         if key not in self._scored:
@@ -235,7 +234,7 @@ class Table:
         return self._scored[key]
 
     def answers(
-        self, line: Line, protocol: evaluate.Protocol, split: str = "overall", definition: str = ""
+        self, line: Line, protocol: protocols.Protocol, split: str = "overall", definition: str = ""
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which answers are right and on which image, of a split by a definition of closed (default: the protocol's).
 
@@ -245,7 +244,7 @@ class Table:
         key = (line.row, line.dataset, protocol.name, split, definition or protocol.closed)
         if key not in self._answers:
             scored = self.correct(line, protocol)
-            chosen = evaluate.select(scored, split, key[-1]).to_numpy()
+            chosen = protocols.select(scored, split, key[-1]).to_numpy()
             right = scored[line.seeds].to_numpy(dtype=float).T
             self._answers[key] = right[:, chosen], scored["image_id"].to_numpy()[chosen]
         return self._answers[key]

@@ -1,6 +1,6 @@
 """What a score must beat: answers that need no image model, and the ceiling of a fixed answer list.
 
-Each baseline returns a frame with the columns of stored predictions, so that `evaluate.score` scores it (protocol
+Each baseline returns a frame with the columns of stored predictions, so that `protocols.score` scores it (protocol
 `generate`: the answer is what it says, no candidate is ranked).
 """
 

@@ -20,7 +20,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
 from amif_lib.data.records import Question, normalise_answer
-from amif_lib.scoring import baselines, evaluate
+from amif_lib.scoring import baselines, protocols
 
 WORDINGS = ("rephrase", "frame")  # keys of `Question.extra` that hold the question in other words
 SCORES = {  # column prefix -> baseline
@@ -28,7 +28,7 @@ SCORES = {  # column prefix -> baseline
     "lookup": "nearest_question",
     "most_frequent": "most_frequent",
 }
-PARTS = {  # column ending -> split and definition of `evaluate.accuracy_table`
+PARTS = {  # column ending -> split and definition of `protocols.accuracy_table`
     "overall": ("overall", "answer_type"),
     "open": ("open", "answer_type"),
     "closed": ("closed", "answer_type"),
@@ -151,8 +151,8 @@ def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str,
     }
     both = [*(replace(q, split="train") for q in training), *test]
     for name, baseline in SCORES.items():
-        scored = evaluate.score(baselines.BASELINES[baseline][1](both), None, evaluate.PROTOCOLS["generate"])
-        accuracy = evaluate.accuracy_table(scored).set_index(["split", "definition"])["accuracy"]
+        scored = protocols.score(baselines.BASELINES[baseline][1](both), None, protocols.PROTOCOLS["generate"])
+        accuracy = protocols.accuracy_table(scored).set_index(["split", "definition"])["accuracy"]
         found |= {f"{name}_{part}": round(accuracy[key], 2) for part, key in PARTS.items()}
     return found
 

@@ -23,9 +23,9 @@ from amif_lib.data import load as datasets
 from amif_lib.data import manifests, redistribution
 from amif_lib.data.records import Question, normalise_answer
 from amif_lib.experiments import stored as results
-from amif_lib.reporting.table_rows import saw_test_answers
-from amif_lib.scoring import baselines, evaluate, prediction_files, statistics
-from amif_lib.scoring.evaluate import PROTOCOLS
+from amif_lib.experiments.predictions import PREDICTIONS, read_predictions
+from amif_lib.scoring import baselines, prediction_files, protocols, statistics
+from amif_lib.scoring.protocols import PROTOCOLS
 
 PARTS = (("overall", ""), ("open", "yes_no"), ("closed", "yes_no"), ("open", "answer_type"), ("closed", "answer_type"))
 COMPARED = ("most_frequent", "nearest_question")  # the baselines that a paired test is made against
@@ -35,7 +35,7 @@ LABELS = {
     "candidate_ceiling": "ceiling of the given candidates",
 }
 ARTICLES = ("a", "an", "the")
-AS_GIVEN = evaluate.Protocol(
+AS_GIVEN = protocols.Protocol(
     name="as given",
     version=1,
     candidates="generate",
@@ -81,7 +81,7 @@ def score_file(
         InputError: unreadable predictions, a test question without one, an id that is no question; names the place.
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent if path.name == evaluate.PREDICTIONS else None
+    folder = path if path.is_dir() else path.parent if path.name == PREDICTIONS else None
     spec = results.Run(folder).spec if folder and (folder / "spec.json").is_file() else None
     asked_for = {"dataset": dataset, "training_file": training_file, "language": language}
     own = {"dataset": spec.data.questions, **spec.data.question_settings} if spec else {}
@@ -95,12 +95,12 @@ def score_file(
     questions = _load(settings)
     asked = baselines.vocabulary_ceiling(questions)  # for its columns, which are those of stored predictions
     notes = [f"{paths.shown(path)}: {len(asked)} test questions on {asked['image_id'].nunique()} images."]
-    ranked, listed, protocols = None, None, [AS_GIVEN]
+    ranked, listed, used = None, None, [AS_GIVEN]
     if folder:
         frame, ranked = _stored(folder, asked, questions, settings)
-        protocols = list(PROTOCOLS.values())
-        if spec and saw_test_answers(spec):
-            protocols.remove(PROTOCOLS["strict"])
+        used = list(PROTOCOLS.values())
+        if spec and spec.saw_test_answers:
+            used.remove(PROTOCOLS["strict"])
             notes.append("Not scored: strict@1, since the run's training questions or vocabulary hold test answers.")
         elif not spec:
             notes.append("There is no spec.json, so it is not known whether the training saw test answers (strict@1).")
@@ -122,7 +122,7 @@ def score_file(
                         f"log-likelihood{_such_as(lacking[1], settings['dataset'])}."
                     )
                 else:
-                    protocols.append(protocol)
+                    used.append(protocol)
         else:
             others = ", ".join(p.title for p in PROTOCOLS.values() if p.candidates != "generate")
             notes.append(
@@ -131,8 +131,8 @@ def score_file(
                 "or a run folder of the kit with its predictions.parquet."
             )
     notes += _about_data(questions, settings)
-    scored = {protocol.name: _with_lenient(evaluate.score(frame, ranked, protocol), frame) for protocol in protocols}
-    notes += _lenient_examples(TITLES[protocols[0].name], scored[protocols[0].name], frame, settings["dataset"])
+    scored = {protocol.name: _with_lenient(protocols.score(frame, ranked, protocol), frame) for protocol in used}
+    notes += _lenient_examples(TITLES[used[0].name], scored[used[0].name], frame, settings["dataset"])
     out = table(scored, questions, listed)
     for position, (name, value) in enumerate(settings.items()):
         out.insert(position, name, value)
@@ -151,7 +151,7 @@ def table(
     `bootstrap_p`, `wins` and `losses` (questions that only the predictions, only the baseline has right) and `mcnemar_p`.
 
     Args:
-        scored: by protocol name what `evaluate.score` gives and a column `lenient` (0 or 1), test questions in order.
+        scored: by protocol name what `protocols.score` gives and a column `lenient` (0 or 1), test questions in order.
         questions: training and test questions.
         listed: candidates whose ceiling is asked.
     """
@@ -159,11 +159,11 @@ def table(
     if listed is not None:
         best = [next((answer for answer in gold if answer in listed), "") for gold in made[COMPARED[0]]["gold"]]
         made["candidate_ceiling"] = made[COMPARED[0]].assign(generated=best)
-    beside = {name: evaluate.score(frame, None, PROTOCOLS["generate"]) for name, frame in made.items()}
+    beside = {name: protocols.score(frame, None, PROTOCOLS["generate"]) for name, frame in made.items()}
     rows = []
     for protocol, predictions in scored.items():
         for split, definition in PARTS:
-            part = evaluate.select(predictions, split, definition or "yes_no")
+            part = protocols.select(predictions, split, definition or "yes_no")
             if not part.any():
                 continue
             ours, images = predictions["correct"][part], predictions["image_id"][part]
@@ -309,8 +309,8 @@ def _stored(
     folder: Path, asked: pd.DataFrame, questions: Sequence[Question], settings: Mapping[str, str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A run's predictions in the order of `asked`, with what the data set itself says of each question."""
-    stored, ranked = evaluate.read_predictions(folder)
-    where = paths.shown(folder / evaluate.PREDICTIONS)
+    stored, ranked = read_predictions(folder)
+    where = paths.shown(folder / PREDICTIONS)
     _check_ids({name: f"row {n}" for n, name in enumerate(stored["question_id"])}, questions, where, settings)
     stored = stored.set_index("question_id").loc[asked["question_id"]]
     for name, ours, theirs in zip(asked["question_id"], asked["gold"], stored["gold"], strict=True):
@@ -339,7 +339,7 @@ def _ranked(
 
 
 def _lacking(
-    protocol: evaluate.Protocol, candidates: pd.DataFrame, questions: Sequence[Question]
+    protocol: protocols.Protocol, candidates: pd.DataFrame, questions: Sequence[Question]
 ) -> tuple[int, list[str]] | None:
     """How many answers a protocol ranks, and those of them that are no candidate; None where all are."""
     wanted = {a for q in questions if q.split in SPLITS[protocol.candidates] for a in q.answers}

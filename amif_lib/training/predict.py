@@ -11,11 +11,11 @@ import torch
 
 from amif_lib.core import progress
 from amif_lib.data.records import Question, normalise_answer
+from amif_lib.experiments.predictions import write_predictions
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.networks.ranking import rank_answers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
-from amif_lib.scoring import evaluate
 from amif_lib.training.batches import QuestionData, loader
 
 
@@ -118,4 +118,4 @@ def predict(
                 for q, row in zip(test, everyone, strict=True)
             ]
         )
-        evaluate.write_predictions(folder, frame, table)
+        write_predictions(folder, frame, table)

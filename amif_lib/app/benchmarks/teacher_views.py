@@ -23,7 +23,7 @@ from amif_lib.experiments.rows import RunSpec
 from amif_lib.experiments.stored import Run
 from amif_lib.methods.amif.global_alignment import pick
 from amif_lib.objectives import contrastive
-from amif_lib.scoring import evaluate, statistics
+from amif_lib.scoring import protocols, statistics
 from amif_lib.training import launch
 from amif_lib.training import loop as train
 from amif_lib.training.batches import loader
@@ -97,7 +97,7 @@ def scores(scale: str, protocol: str = "paper") -> pd.DataFrame:
         for each in run.lineage():
             launch.train(each)
         stored = Run(run.directory)
-        scored = evaluate.score(stored.predictions, stored.candidates, evaluate.PROTOCOLS[protocol])
+        scored = protocols.score(stored.predictions, stored.candidates, protocols.PROTOCOLS[protocol])
         correct[views], images = scored["correct"].to_numpy(float), scored["image_id"].to_numpy()
         found = statistics.bootstrap(correct[views], images)
         rows.append({"teacher_sees": views, "accuracy": found.value, "low": found.low, "high": found.high})

@@ -6,7 +6,7 @@ content. Kept is every candidate that a protocol could choose: over test, traini
 sum or mean, over yes and no alone; of runs whose probabilities are drawn (calibration) also those within `MARGIN` of the
 best one, of all and of the test answers. Kept numbers are half precision,
 or single precision for a question whose choice half precision would change. So every protocol chooses as before, and
-with `MARGIN` probabilities over the candidates are exact to about 1%. `evaluate.read_predictions` reads both forms.
+with `MARGIN` probabilities over the candidates are exact to about 1%. `predictions.read_predictions` reads both forms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pandas as pd
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.scoring import evaluate
+from amif_lib.experiments import predictions
 
 SHARED = "shared"
 MARGIN = 10.0  # nats below the best candidate; what lies further below holds next to no probability
@@ -36,7 +36,7 @@ def is_compact(frame: pd.DataFrame) -> bool:
 def write(
     folder: Path, frame: pd.DataFrame, candidates: pd.DataFrame, shared: Path, probabilities: bool = True
 ) -> None:
-    """Write predictions, as `evaluate.read_predictions` gives them, in the small form.
+    """Write predictions, as `predictions.read_predictions` gives them, in the small form.
 
     Without `probabilities` only what can be chosen is kept, about a fifth of the size.
     `shared` is the folder for questions and candidates; what another run put there already is not written again.
@@ -66,12 +66,12 @@ def write(
             "log_likelihoods": [row[chosen] for row, chosen in zip(values, kept, strict=True)],
         }
     )
-    write_parquet(folder / evaluate.PREDICTIONS, out)
+    write_parquet(folder / predictions.PREDICTIONS, out)
 
 
 def expand(folder: Path, stored: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predictions and candidates from the small form. A candidate that was not kept gets a number that cannot win."""
-    where = paths.shown(folder / evaluate.PREDICTIONS)
+    where = paths.shown(folder / predictions.PREDICTIONS)
     found = []
     for column in ("questions_digest", "candidates_digest"):
         digests = set(stored[column])
@@ -90,7 +90,7 @@ def expand(folder: Path, stored: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFra
         kept[row, places], values[row, places] = True, numbers
     frame["generated"], frame["prediction"] = stored["generated"].to_numpy(), stored["prediction"].to_numpy()
     frame["log_likelihoods"] = list(_fill(values, kept, candidates))
-    return frame[list(evaluate.COLUMNS)], candidates
+    return frame[list(predictions.COLUMNS)], candidates
 
 
 def _choosable(candidates: pd.DataFrame) -> list[np.ndarray]:
@@ -135,7 +135,7 @@ def _shared(folder: Path, name: str) -> pd.DataFrame:
 
 @lru_cache(maxsize=64)
 def _read_shared(path: Path, _changed: int) -> pd.DataFrame:
-    frame = evaluate.read_parquet(path, REMEDY)
+    frame = predictions.read_parquet(path, REMEDY)
     if _digest(frame) != path.stem:
         raise InputError(f"{paths.shown(path)}: its content does not fit its name, the file was edited; {REMEDY}")
     return frame

@@ -1,0 +1,150 @@
+"""A fine-tuning's stored answers: `predictions.parquet`, a row per test question, and `candidates.parquet`, what was ranked.
+
+All log-likelihoods of all answers are stored, so that a protocol (`scoring.protocols`) is a later selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from amif_lib.core import files, paths
+from amif_lib.core.errors import InputError
+from amif_lib.data.records import Question, normalise_answer
+
+PREDICTIONS, CANDIDATES = "predictions.parquet", "candidates.parquet"
+QUESTION_COLUMNS = (
+    "question_id",
+    "image_id",
+    "question",
+    "gold",  # accepted answers, normalised
+    "split",
+    "question_type",
+    "closed_field",
+    "closed_yes_no",
+)
+COLUMNS = (*QUESTION_COLUMNS, "generated", "prediction", "log_likelihoods")
+CANDIDATE_COLUMNS = ("answer", "tokens", "in_train", "in_val", "in_test")
+AGAIN = "run the fine-tuning again (notebook 05_finetune_vqa)"
+
+
+def question_frame(questions: Sequence[Question]) -> pd.DataFrame:
+    """`QUESTION_COLUMNS` of the test questions among `questions`, in their order."""
+    test = [q for q in questions if q.split == "test"]
+    columns = {name: [getattr(q, name) for q in test] for name in QUESTION_COLUMNS if name != "gold"}
+    return pd.DataFrame(columns | {"gold": [list(q.answers) for q in test]})[list(QUESTION_COLUMNS)]
+
+
+def candidate_frame(answers: Sequence[str], tokens: Sequence[int], questions: Sequence[Question]) -> pd.DataFrame:
+    """`CANDIDATE_COLUMNS`: each answer, its scored tokens (the end token included) and which splits accept it."""
+    frame = pd.DataFrame({"answer": list(answers), "tokens": tokens})
+    for split in ("train", "val", "test"):
+        frame[f"in_{split}"] = frame["answer"].isin({a for q in questions if q.split == split for a in q.answers})
+    return frame
+
+
+def write_predictions(folder: Path | str, frame: pd.DataFrame, candidates: pd.DataFrame) -> None:
+    """Store predictions and the candidates they were ranked over, each written aside and moved into place.
+
+    `frame` has one row per question with the columns of `COLUMNS`, `prediction` excepted: that is the likeliest test
+    answer (the paper's protocol) and is computed here. `log_likelihoods` holds one number per row of `candidates`.
+    Raises InputError as `read_predictions` does.
+    """
+    folder = Path(folder)
+    frame = frame.assign(generated=frame["generated"].map(normalise_answer), prediction="")
+    scores = _check(frame, candidates, paths.shown(folder))
+    frame["prediction"] = _likeliest_test_answer(scores, candidates)
+    frame["log_likelihoods"] = list(scores)
+    for name, content in ((CANDIDATES, candidates[list(CANDIDATE_COLUMNS)]), (PREDICTIONS, frame[list(COLUMNS)])):
+        with files.write_aside(folder / name) as aside:
+            content.to_parquet(aside, index=False, compression="zstd")
+
+
+def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predictions and candidates of a run folder, checked.
+
+    Raises InputError, naming file and question, where a file or column is missing, a question id is doubled or empty,
+    an accepted answer is missing, log-likelihoods are not one finite number per candidate, or the stored prediction is
+    not the likeliest test answer (the file was edited).
+    """
+    folder = Path(folder).resolve()
+    stats = [path.stat() for name in (PREDICTIONS, CANDIDATES) if (path := folder / name).is_file()]
+    frame, candidates = _read(folder, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+    return frame.copy(deep=False), candidates.copy(deep=False)  # a column of one's own does no harm to other readers
+
+
+@lru_cache(maxsize=1000)  # several tables and figures read the same runs
+def _read(folder: Path, stamps: tuple[tuple[int, int], ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What `read_predictions` returns of files as they are at this time."""
+    from amif_lib.experiments import compact
+
+    frame = read_parquet(folder / PREDICTIONS)
+    if compact.is_compact(frame):
+        frame, candidates = compact.expand(folder, frame)
+    else:
+        candidates = read_parquet(folder / CANDIDATES)
+    where = paths.shown(folder / PREDICTIONS)
+    scores = _check(frame, candidates, where)
+    expected = _likeliest_test_answer(scores, candidates)
+    edited = frame["question_id"][frame["prediction"].to_numpy() != expected]
+    if len(edited):
+        raise InputError(f"{where}: question {edited.iloc[0]}: not the likeliest test answer; restore the edited file")
+    frame["gold"] = frame["gold"].map(list)
+    return frame, candidates
+
+
+def read_parquet(path: Path, remedy: str = AGAIN) -> pd.DataFrame:
+    """A Parquet file. Raises InputError, which ends in `remedy`, where it is absent or damaged."""
+    if not path.is_file():
+        raise InputError(f"{paths.shown(path)}: no such file; {remedy}")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        detail = " ".join(str(error).split())[:120]
+        raise InputError(f"{paths.shown(path)}: not a readable Parquet file ({detail}); {remedy}") from None
+
+
+def _likeliest_test_answer(scores: np.ndarray, candidates: pd.DataFrame) -> np.ndarray:
+    """Of (n, K) log-likelihoods -> (n,) texts; ties go to the candidate that is listed first."""
+    best = np.where(candidates["in_test"].to_numpy(dtype=bool), scores, -np.inf).argmax(1)  # (n,)
+    return candidates["answer"].to_numpy(dtype=object)[best]
+
+
+def _check(frame: pd.DataFrame, candidates: pd.DataFrame, where: str) -> np.ndarray:
+    """Raise on the first unusable row, else return the log-likelihoods as one (questions, candidates) fp32 array."""
+    for kind, table, columns in (("predictions", frame, COLUMNS), ("candidates", candidates, CANDIDATE_COLUMNS)):
+        if missing := [name for name in columns if name not in table]:
+            raise InputError(f"{where}: {kind} lack the column {missing[0]!r}; {AGAIN}")
+        if not len(table):
+            raise InputError(f"{where}: no {kind}; the test split is empty")
+    answers, ids, marks = candidates["answer"], frame["question_id"], frame[["closed_field", "closed_yes_no"]]
+    wrong_answers = answers.duplicated() | (answers != answers.map(normalise_answer)) | (candidates["tokens"] < 1)
+    if wrong_answers.any():
+        first = answers[wrong_answers].iloc[0]
+        raise InputError(f"{where}: candidate {first!r} is doubled, not normalised or without a scored token; {AGAIN}")
+    if not candidates["in_test"].any():
+        raise InputError(f"{where}: no candidate is a test answer (protocol paper ranks them); {AGAIN}")
+
+    def is_text(value: object) -> bool:
+        return isinstance(value, str) and value != ""
+
+    def is_finite(scores: object) -> bool:
+        return np.shape(scores) == (len(candidates),) and bool(np.isfinite(scores).all())
+
+    faults = {
+        "has no id": ~ids.map(is_text),
+        "is predicted twice": ids.duplicated(),
+        "has no accepted answer, or an empty one": ~frame["gold"].map(
+            lambda gold: len(gold) > 0 and all(map(is_text, gold))
+        ),
+        "is marked neither open nor closed": marks.isna().any(axis=1),
+        "has not one finite log-likelihood per candidate": ~frame["log_likelihoods"].map(is_finite),
+    }
+    for fault, found in faults.items():
+        if (rows := np.flatnonzero(found)).size:
+            raise InputError(f"{where}: row {rows[0]}: question {ids.iloc[rows[0]]} {fault}; {AGAIN}")
+    return np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)

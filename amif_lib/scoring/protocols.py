@@ -1,0 +1,189 @@
+"""How stored predictions are scored: a protocol says which answers are candidates and which questions are closed.
+
+Nothing here runs a model, since a run stores the log-likelihood of every answer (`experiments.predictions`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from amif_lib.core.errors import InputError
+from amif_lib.data.records import close_punctuation, normalise_answer
+from amif_lib.scoring.statistics import wilson
+
+DEFINITIONS = {"yes_no": "closed_yes_no", "answer_type": "closed_field"}  # of closed -> column of predictions
+
+
+class Protocol(BaseModel):
+    """How stored predictions are scored. A change of meaning takes a new `version`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = Field(description="what tables call it")
+    version: int = Field(description="of its meaning")
+    candidates: Literal["test", "train", "train+val", "all", "generate"] = Field(
+        description="the answers of which splits are ranked, or none: free generation (point 39)"
+    )
+    closed: Literal["yes_no", "answer_type"] = Field(
+        description="closed questions: the answer is yes or no, or the set's own field (point 42)"
+    )
+    closed_candidates: Literal["all", "yes_no"] = Field(
+        "all",
+        description="candidates of a closed question: all, or yes and no alone, which takes its being closed as known and "
+        "raises the score (point 41)",
+    )
+    score: Literal["sum", "mean"] = Field(
+        "sum", description="log-likelihood of a candidate over its tokens; their mean favours long answers (point 40)"
+    )
+    note: str = Field("", description="what a reader must know")
+
+    @property
+    def title(self) -> str:
+        """What tables print: `paper`, and `name@version` for the rest."""
+        return self.name if self.name == "paper" else f"{self.name}@{self.version}"
+
+
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol(
+            name="paper",
+            version=1,
+            candidates="test",
+            closed="yes_no",
+            note="The test answers are the candidates and the lowest language modelling loss wins (supplement section "
+            "6); closed = the answer is yes or no (Table 1).",
+        ),
+        Protocol(
+            name="strict",
+            version=1,
+            candidates="train",
+            closed="yes_no",
+            note="No test answer is seen anywhere: only answers of the training questions are candidates. Both "
+            "definitions of closed are reported.",
+        ),
+        Protocol(
+            name="albef",
+            version=1,
+            candidates="train+val",
+            closed="answer_type",
+            note="Approximate. ALBEF counts the first token twice and ranks only the 128 candidates whose first token "
+            "is likeliest; neither can be told from stored sums. M2I2 and MUMC add the test answers on VQA-RAD.",
+        ),
+        Protocol(
+            name="blip",
+            version=1,
+            candidates="train+val",
+            closed="answer_type",
+            note="Approximate. BLIP smooths labels by 0.1 while it ranks and filters by the first token; neither can "
+            "be told from stored sums.",
+        ),
+        Protocol(
+            name="generate",
+            version=2,
+            candidates="generate",
+            closed="yes_no",
+            note="The freely generated answer, no candidate list; white space around punctuation does not count.",
+        ),
+        Protocol(
+            name="closed_yes_no",
+            version=1,
+            candidates="test",
+            closed="yes_no",
+            closed_candidates="yes_no",
+            note="As `paper`, but a closed question is ranked over yes and no alone, as if it were known to be closed.",
+        ),
+    )
+}
+
+
+def choose(frame: pd.DataFrame, candidates: pd.DataFrame, protocol: Protocol) -> np.ndarray:
+    """The best candidate of each question -> (n,) texts. Ties go to the candidate that is listed first."""
+    splits = ("train", "val", "test") if protocol.candidates == "all" else protocol.candidates.split("+")
+    member = candidates[[f"in_{split}" for split in splits]].to_numpy(dtype=bool).any(1)  # (K,)
+    if not member.any():
+        raise InputError(f"protocol {protocol.title} ranks {protocol.candidates} answers, but the run stored none")
+    scores = np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)
+    if protocol.score == "mean":
+        scores = scores / candidates["tokens"].to_numpy(dtype=np.float32)
+    answers = candidates["answer"].to_numpy(dtype=object)
+    allowed = np.broadcast_to(member, scores.shape)  # (n, K)
+    if protocol.closed_candidates == "yes_no":
+        yes_no = member & np.isin(answers, ("yes", "no"))
+        closed = frame[DEFINITIONS[protocol.closed]].to_numpy(dtype=bool)  # (n,)
+        if closed.any() and not yes_no.any():
+            raise InputError(f"no candidate 'yes' or 'no' for protocol {protocol.title}; use another protocol")
+        allowed = np.where(closed[:, None], yes_no, allowed)
+    return answers[np.where(allowed, scores, -np.inf).argmax(1)]  # (n,)
+
+
+def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protocol) -> pd.DataFrame:
+    """Correctness of each question under a protocol.
+
+    Returns one row per question: `question_id, image_id, question_type, closed_field, closed_yes_no, prediction,
+    correct`. Correct is an exact match with any accepted answer after `normalise_answer` and, of generated answers,
+    `close_punctuation`: a WordPiece decoder writes "3. 4 cm" for "3.4 cm". `candidates=None` is for predictions without
+    log-likelihoods (baselines, free text): there only `candidates: generate` can be asked.
+    """
+    if protocol.candidates == "generate":
+        chosen = frame["generated"].to_numpy(dtype=object)
+    elif candidates is None:
+        raise InputError(
+            f"protocol {protocol.title} ranks candidates, but these predictions have no log-likelihoods; "
+            "score them under the protocol generate"
+        )
+    else:
+        chosen = choose(frame, candidates, protocol)
+    out = frame[["question_id", "image_id", "question_type", *DEFINITIONS.values()]].reset_index(drop=True)
+    out["prediction"] = chosen
+    texts = {text for gold in frame["gold"] for text in gold}.union(chosen)
+    plain = {text: normalise_answer(text) for text in texts}  # each text once: tables score hundreds of runs
+    if protocol.candidates == "generate":
+        plain = {text: close_punctuation(normal) for text, normal in plain.items()}
+    out["correct"] = [
+        plain[text] in {plain[answer] for answer in gold} for text, gold in zip(chosen, frame["gold"], strict=True)
+    ]
+    return out
+
+
+def select(scored: pd.DataFrame, split: str, definition: str) -> pd.Series:
+    """Boolean mask of the questions of a split (`open`, `closed`, `overall`) under a definition of closed."""
+    if definition not in DEFINITIONS or split not in ("open", "closed", "overall"):
+        raise InputError(f"split {split!r}, closed {definition!r}: use open|closed|overall and {'|'.join(DEFINITIONS)}")
+    closed = scored[DEFINITIONS[definition]].astype(bool)
+    return {"open": ~closed, "closed": closed, "overall": pd.Series(True, index=scored.index)}[split]
+
+
+def accuracy_table(scored: pd.DataFrame, definitions: tuple[str, ...] = tuple(DEFINITIONS)) -> pd.DataFrame:
+    """Accuracy per split and definition of closed, in percent.
+
+    Rows are tidy: `split (open|closed|overall), definition (yes_no|answer_type), correct, n, accuracy, ci_low,
+    ci_high`, the interval being Wilson's at 95%. It takes questions as independent; tables resample images instead
+    (`statistics.bootstrap`). A split without questions has n = 0 and no accuracy.
+    """
+    rows = []
+    for definition in definitions:
+        for split in ("open", "closed", "overall"):
+            part = scored["correct"][select(scored, split, definition)]
+            correct, n = int(part.sum()), len(part)
+            low, high = wilson(correct, n) if n else (np.nan, np.nan)
+            accuracy = correct / n if n else np.nan
+            percent = {"accuracy": 100 * accuracy, "ci_low": 100 * low, "ci_high": 100 * high}
+            rows.append({"split": split, "definition": definition, "correct": correct, "n": n, **percent})
+    return pd.DataFrame(rows)
+
+
+def half_precision(frame: pd.DataFrame, candidates: pd.DataFrame) -> pd.DataFrame:
+    """Predictions whose log-likelihoods take half the room: fp16, but for questions where a protocol would then choose
+    another answer."""
+    rounded = frame.assign(log_likelihoods=[np.float32(np.float16(row)) for row in frame["log_likelihoods"]])
+    changed = np.zeros(len(frame), dtype=bool)
+    for protocol in PROTOCOLS.values():
+        if protocol.candidates != "generate":
+            changed |= choose(frame, candidates, protocol) != choose(rounded, candidates, protocol)
+    rounded["log_likelihoods"] = rounded["log_likelihoods"].where(~changed, frame["log_likelihoods"])
+    return rounded
