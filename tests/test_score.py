@@ -1,4 +1,4 @@
-"""Scoring of anyone's predictions: hand-counted answers, the real VQA-RAD file, the committed runs, and bad files."""
+"""Scoring of anyone's predictions: hand-counted answers, the real VQA-RAD file, and bad files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,9 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
-from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import PREDICTIONS, read_predictions, write_predictions
 from amif_lib.scoring import baselines, prediction_files, protocols, score
-
-REFERENCE = paths.ROOT / "results" / "reference" / "small"
-FINE_TUNED = sorted(file.parent for file in REFERENCE.glob("runs/*/predictions.parquet"))
+from tests import tiny
 
 # A set in VQA-RAD's own file format: (qid, phrase_type, image, question, answer, answer_type). No image exists.
 RECORDS = [
@@ -324,9 +321,7 @@ def run_folder(folder: Path, spec: dict | None = None, edit=lambda frame: frame)
 
 
 def a_spec(training_file: str) -> dict:
-    content = results.load_run(FINE_TUNED[0]).spec.model_dump(mode="json")
-    content["data"]["training_file"] = training_file
-    return content
+    return tiny.run(data={"questions": "vqa_rad", "training_file": training_file}).model_dump(mode="json")
 
 
 def test_a_run_folder_is_scored_under_every_protocol(made: Path) -> None:
@@ -465,25 +460,3 @@ def test_lookups_on_the_real_file(real: Path, made: Path) -> None:
         questions = datasets.load_questions("vqa_rad", images=False)
     ceiling = [round(cell(table, "vocabulary_ceiling", *part)["accuracy"], 2) for part in parts[:3]]
     assert ceiling == [39.11, 97.79, 74.50]
-
-
-def test_committed_runs_score_as_the_committed_table(real: Path) -> None:
-    """Rows of the headline table that one run each is behind, and the baselines beside them."""
-    headline = pd.read_csv(REFERENCE / "tables" / "table1.csv", dtype={"run_ids": str}, keep_default_na=False)
-    tables: dict[Path, pd.DataFrame] = {}
-    seen = set()
-    for line in headline.itertuples():
-        run = line.run_ids or FINE_TUNED[0].name
-        folder = REFERENCE / "runs" / run / ("blank_test" if line.row.startswith("blank_at_test") else "")
-        if folder not in tables:
-            tables[folder] = scored(folder).table
-        protocol, _, definition = line.protocol.partition("/")
-        definition = "" if line.split == "overall" else definition or "yes_no"
-        system = line.row if line.row in score.COMPARED else "predictions"
-        got = cell(tables[folder], system, line.split, definition, protocol)
-        assert got["n"] == line.n_questions
-        for ours, theirs in (("accuracy", "ours"), ("ci_low", "ci_low"), ("ci_high", "ci_high")):
-            assert got[ours] == pytest.approx(float(getattr(line, theirs)), abs=6e-5), line
-        seen.add((system, protocol, run))
-    assert len(tables) == 6 and {protocol for _, protocol, _ in seen} == {"paper", "strict@1"}
-    assert {folder.name for folder in FINE_TUNED} == {run for _, _, run in seen}
