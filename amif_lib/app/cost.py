@@ -12,7 +12,8 @@ from typing import Any
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
-from amif_lib.experiments.rows import ModelSpec, RunSpec
+from amif_lib.experiments.run_spec import RunSpec
+from amif_lib.networks.sizes import ModelSpec
 
 GPU_RATE = 0.3 * 312e12  # FLOP/s assumed where nothing was measured: 30% of an A100's dense bf16 peak
 CPU_RATE = 3e10
