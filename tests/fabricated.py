@@ -175,7 +175,7 @@ def write_run(
     write = {
         "spec.json": spec.model_dump(mode="json"),
         "metrics.json": {"stage": spec.stage, "steps": 10, "train_time_s": 30.0, **(metrics or {})},
-        "provenance.json": _provenance() | {"code_digest": digest},
+        "provenance.json": _provenance() | {"commit": digest, "changes": False},
     }
     for name, content in write.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")

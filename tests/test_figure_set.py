@@ -316,45 +316,6 @@ def test_pictures_and_texts_that_may_not_be_shown_are_not(drawn, monkeypatch, ca
     assert "A nodule, number" in drawn["hard_negatives.svg"].read_text(encoding="utf-8")
 
 
-def test_maps_of_other_or_unknown_code_are_shown_and_said(drawn, capsys):
-    """Maps of this code say nothing; of other code they are warned of; without a digest (made before) they are unknown."""
-    run = experiments.rows("table4", "demo", only=("5",))[0].runs[0]
-    path, draw = run.directory / map_files.MAPS, lambda: figure_set.draw_all("demo", only=("fig5_gated_attention",))
-    kept, caption = path.read_bytes(), drawn["fig5_gated_attention.txt"]
-    draw()
-    assert (
-        "other code" not in caption.read_text() + capsys.readouterr().out and "unknown code" not in caption.read_text()
-    )
-    with np.load(path) as stored:
-        content = dict(stored)
-    assert str(content.pop("code")) == results.map_digest()
-    try:
-        np.savez_compressed(path, **content)
-        draw()
-        assert "Of unknown code, made before it was noted: 1 of 2 map files." in caption.read_text()
-        assert "warning" not in capsys.readouterr().out
-        np.savez_compressed(path, **content, code=np.array("earlier"))
-        draw()
-        assert "Made by other code than this: 1 of 2 map files; delete them" in caption.read_text()
-        assert "warning: fig5_gated_attention: map files made by other code" in capsys.readouterr().out
-    finally:
-        path.write_bytes(kept)
-        draw()
-
-
-def test_the_map_digest_is_of_the_modules_that_make_maps(tmp_path):
-    for name in results.MAP_MODULES:
-        assert name not in results.RESULT_MODULES
-        (tmp_path / name).write_bytes((paths.PACKAGE / name).read_bytes())
-    digest = results.map_digest(tmp_path)
-    assert digest == results.map_digest() != results.code_digest()
-    for name in results.MAP_MODULES:
-        before = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(before + b"# changed\n")
-        assert results.map_digest(tmp_path) != digest, name
-        (tmp_path / name).write_bytes(before)
-
-
 def test_an_unknown_figure_is_refused():
     with pytest.raises(InputError, match="figure 'fig7': unknown; choose from fig4_local_alignment"):
         figure_set.draw_all("demo", only=("fig7",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,28 @@ def load_studies(
 
         studies, _ = decontaminate.apply(name, studies, tuple(decontaminate_against), decontaminate_absent)
     return studies
+
+
+def pretraining_studies(data: Any, stored_side: int) -> list[Study]:
+    """The studies that a run pre-trains on: all sets of `RunSpec.data`, one after the other, decontaminated.
+
+    Images are stored at the short side `stored_side`, pixels; what cannot be decoded is left out.
+    """
+    from amif_lib.data import decontaminate
+
+    sets = {}
+    for name in data.pretrain:
+        studies = load_studies(
+            name,
+            decontaminate_against=data.decontaminate_against,
+            decontaminate_absent=data.decontaminate_absent,
+            stored_side=stored_side,
+        )
+        sets[name] = [replace(study, data_set=name) for study in studies]
+    found = [study for studies in sets.values() for study in studies]
+    if data.repeated_articles == "drop":
+        found, _ = decontaminate.without_repeated_articles(sets)
+    return found[: data.max_studies or None]
 
 
 def _read_studies(

@@ -12,29 +12,27 @@ from amif_lib.experiments.run_spec import RunSpec
 SETS = ("data.pretrain", "data.decontaminate_against", "data.questions", "data.tokenizer_questions", "teacher.data")
 
 
-def settings_read(run: RunSpec) -> dict[str, Any]:
-    """The run's own settings without those that its stage does not read, and without label and scale."""
-    content = run.model_dump(mode="json", exclude={"label", "scale", "parent"})
-    return without(content, methods.settings(run.method).not_read(run))
+def settings_read(run: RunSpec, content: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Settings by dotted name, without those that the run's stage does not read, label, scale and parent.
 
-
-def without(content: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """Sections of settings without those of dotted names; a section that is left empty goes too."""
-    sections = {
-        key: {name: v for name, v in value.items() if f"{key}.{name}" not in names}
-        if isinstance(value, dict)
-        else value
-        for key, value in content.items()
+    They are the run's own, or those of `content`, a stored specification that is to be compared with it.
+    """
+    content = run.model_dump(mode="json") if content is None else content
+    flat: dict[str, Any] = {}
+    for section, value in content.items():
+        flat |= {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
+    left_out = {"label", "scale", "parent", *methods.settings(run.method).not_read(run)}
+    return {
+        name: value
+        for name, value in flat.items()
+        if name not in left_out and not name.startswith("parent.") and value is not None
     }
-    return {key: value for key, value in sections.items() if value not in ({}, None)}
 
 
 def data_sets(run: RunSpec) -> list[str]:
     """Names of the manifests whose data a run reads."""
-    read, found = settings_read(run), set()
-    for section, _, field in (name.partition(".") for name in SETS):
-        value = read.get(section, {}).get(field, ())
-        found |= {value} if isinstance(value, str) else set(value)
+    read = settings_read(run)
+    found = {name for key in SETS for name in ([read[key]] if isinstance(read.get(key), str) else read.get(key, ()))}
     return sorted(found - {""})
 
 

@@ -1,13 +1,8 @@
-"""Stored runs: opening one, telling whether it is finished, and which code made it.
-
-`results/runs/<run_id>/` holds `spec.json`, `metrics.json`, `metrics.jsonl`, `provenance.json`, `model/` and, for a
-fine-tuning, the predictions. Nothing here needs torch, `Run.model` excepted.
-"""
+"""Stored runs: opening one, telling whether it is finished and is the run asked for, and what made it."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -23,40 +18,17 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from amif_lib.core import paths
+from amif_lib import methods
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
+from amif_lib.data.manifests import sha256
+from amif_lib.experiments.identity import run_id, settings_read
 from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predictions
-from amif_lib.experiments.rows import RunSpec, parse, run_id
+from amif_lib.experiments.rows import parse
+from amif_lib.experiments.run_spec import RunSpec
 
-# What a run's numbers depend on beside its specification. Patterns relative to the package.
-RESULT_MODULES = (
-    "networks/*.py",
-    "objectives/*.py",
-    "methods/*/*.py",
-    "training/*.py",
-    "data/*.py",
-    "data/readers/*.py",
-)
-# What makes a run's maps and soft-label pictures (`map_files`); training reads none of it, so they have a digest of their own.
-MAP_MODULES = (
-    "methods/amif/maps.py",
-    "methods/amif/mined.py",
-    "methods/amif/explain.py",
-    "data/regions.py",
-    "reporting/map_files.py",
-)
-VERSIONED = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "open_clip_torch",
-    "torchvision",
-    "tokenizers",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pyarrow",
-)
+VERSIONED = "torch transformers accelerate open_clip_torch torchvision tokenizers numpy pandas pillow pyarrow".split()
+CODE = ("amif_lib", "data_manifests")  # what of the clone decides results
 BLANK_TEST = "blank_test"  # predictions of the same model with blank images at test time only
 
 
@@ -80,13 +52,13 @@ class Run:
 
     @cached_property
     def spec(self) -> RunSpec:
-        return parse(self._spec(), paths.shown(self.directory / "spec.json"))
+        return parse(self.stored_spec(), paths.shown(self.directory / "spec.json"))
 
-    def _spec(self) -> dict[str, Any]:
-        """The specification with its lineage; in reference results a parent is named by its run id."""
+    def stored_spec(self) -> dict[str, Any]:
+        """`spec.json` with its lineage; in reference results a parent is named by its run id."""
         content = self._json("spec.json")
         if isinstance(content.get("parent"), str):
-            content["parent"] = Run(self.directory.parent / content["parent"])._spec()
+            content["parent"] = Run(self.directory.parent / content["parent"]).stored_spec()
         return content
 
     @cached_property
@@ -96,15 +68,19 @@ class Run:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Code digest, commit, versions, hardware, wall time."""
+        """What `provenance` noted when the run ended."""
         return self._json("provenance.json")
+
+    @property
+    def commit(self) -> str:
+        """The commit that made the run, `+changes` behind it where the code differed; 'unknown' outside a clone."""
+        return (self.provenance.get("commit") or "unknown") + "+changes" * bool(self.provenance.get("changes"))
 
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per logged step of `metrics.jsonl`."""
-        path = self._existing("metrics.jsonl")
-        rows = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        path, rows = self._existing("metrics.jsonl"), []
+        for number, line in enumerate(files.whole_lines(path), start=1):
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -112,18 +88,18 @@ class Run:
         return pd.DataFrame(rows)
 
     @cached_property
-    def _stored(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def _answers(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         return read_predictions(self.directory)
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """One row per test question, columns of `COLUMNS`."""
-        return self._stored[0]
+        """One row per test question, columns of `predictions.COLUMNS`."""
+        return self._answers[0]
 
     @property
     def candidates(self) -> pd.DataFrame:
-        """The answers that were ranked, columns of `CANDIDATE_COLUMNS`."""
-        return self._stored[1]
+        """The answers that were ranked, columns of `predictions.CANDIDATE_COLUMNS`."""
+        return self._answers[1]
 
     @cached_property
     def blank_test(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -132,9 +108,7 @@ class Run:
 
     def model(self) -> Any:
         """The trained model, in eval mode on the CPU. Needs torch."""
-        from amif_lib.methods.amif.network import AMiFForVQA
-
-        return AMiFForVQA.from_pretrained(self._existing("model"))
+        return methods.load(self.spec.method).model(self._existing("model"))
 
     def _existing(self, name: str) -> Path:
         path = self.directory / name
@@ -150,8 +124,7 @@ class Run:
             content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{paths.shown(path)}: not valid JSON, line {error.lineno}; delete the run folder and "
-                "start the run again"
+                f"{paths.shown(path)}: not valid JSON, line {error.lineno}; delete the run folder and start the run again"
             ) from None
         if not isinstance(content, dict):
             raise InputError(f"{paths.shown(path)}: expected a JSON object")
@@ -167,12 +140,36 @@ def load_run(run: str | Path | RunSpec) -> Run:
 
 
 def is_finished(spec: RunSpec) -> bool:
-    """Whether a run has all that its readers need: metrics, provenance and, for a fine-tuning, predictions."""
+    """Whether this very run is stored with all that its readers need: metrics, provenance and a fine-tuning's answers.
+
+    Raises InputError where the folder of its name holds a run of other settings.
+    """
     names = ["spec.json", "metrics.json", "provenance.json"]
     if spec.stage == "finetune":  # in reference results the candidates are stored once for many runs
         names += [PREDICTIONS] if paths.from_reference() else [PREDICTIONS, CANDIDATES]
     folder = spec.directory
-    return all((folder / name).is_file() for name in names)
+    if not all((folder / name).is_file() for name in names):
+        return False
+    refuse_another(spec)
+    return True
+
+
+def refuse_another(spec: RunSpec) -> None:
+    """Raise InputError where the run's folder holds a specification that differs in what the run reads."""
+    folder = spec.directory
+    if (folder / "spec.json").is_file() and (found := difference(Run(folder).stored_spec(), spec)):
+        raise InputError(f"{paths.shown(folder)}: holds a run that differs from this one in {found}; move it elsewhere")
+
+
+def difference(stored: dict[str, Any], spec: RunSpec) -> str:
+    """The first setting that `spec` reads and a stored specification lacks or has otherwise; empty where there is none."""
+    asked, found = settings_read(spec), settings_read(spec, stored)
+    if differing := sorted(name for name in {*asked, *found} if asked.get(name) != found.get(name)):
+        return differing[0]
+    if spec.parent is None or not isinstance(stored.get("parent"), dict):
+        return "parent" if spec.parent or stored.get("parent") else ""
+    name = difference(stored["parent"], spec.parent)
+    return f"parent.{name}" if name else ""
 
 
 def missing(specs: Iterable[RunSpec]) -> list[RunSpec]:
@@ -180,27 +177,11 @@ def missing(specs: Iterable[RunSpec]) -> list[RunSpec]:
     return [spec for spec in {run_id(spec): spec for spec in specs}.values() if not is_finished(spec)]
 
 
-def code_digest(package: Path = paths.PACKAGE) -> str:
-    """Short hash of the result-determining modules (`RESULT_MODULES`): names and text, line endings set aside."""
-    return _digest(package, RESULT_MODULES)
+# --- provenance --------------------------------------------------------------------------------------------------
 
 
-def map_digest(package: Path = paths.PACKAGE) -> str:
-    """The same of `MAP_MODULES`."""
-    return _digest(package, MAP_MODULES)
-
-
-def _digest(package: Path, modules: Iterable[str]) -> str:
-    found = sorted({path for pattern in modules for path in package.glob(pattern)})
-    total = hashlib.sha256()
-    for path in found:
-        text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
-        total.update(f"{path.relative_to(package).as_posix()}\0{text}\0".encode())
-    return total.hexdigest()[:12]
-
-
-def provenance(processes: int = 1, seconds: float = 0.0) -> dict[str, Any]:
-    """What `provenance.json` says of a run: code, commit, versions, hardware and wall time in seconds.
+def provenance(spec: RunSpec | None = None, processes: int = 1, seconds: float = 0.0) -> dict[str, Any]:
+    """What `provenance.json` says of a run: code, versions, hardware, wall time in seconds, seeds and its files.
 
     No user name, host name or path is in it, so that it can be published. GPUs are listed where torch is loaded.
     """
@@ -211,8 +192,8 @@ def provenance(processes: int = 1, seconds: float = 0.0) -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {
-        "code_digest": code_digest(),
-        "commit": _commit(),
+        "commit": _git("rev-parse", "HEAD"),
+        "changes": bool(_git("status", "--porcelain", "--", *CODE)),
         "versions": versions,
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -223,29 +204,36 @@ def provenance(processes: int = 1, seconds: float = 0.0) -> dict[str, Any]:
         "processes": processes,
         "wall_time_s": round(seconds, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seeds": {run.stage: run.seed for run in spec.lineage()} if spec else {},
+        "files": file_digests(spec.directory) if spec else {},
     }
 
 
-def _commit() -> str:
-    """The clone's commit, with `+changes` where tracked files differ from it; empty outside a git clone."""
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that a run is read from, by path relative to its folder."""
+    kinds = (".safetensors", ".parquet", ".json", ".jsonl")
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix in kinds and path.name != "provenance.json"]
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in found}
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
 
+def _git(*arguments: str) -> str:
+    """What git says of the clone; empty outside one, and where there is no git."""
     try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else "")
-    except FileNotFoundError:  # no git on this machine
+        done = subprocess.run(["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
         return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def digests(runs: Iterable[Run]) -> dict[str, list[str]]:
-    """Run ids by the code digest that made them. More than one key: the runs come from different code."""
+def commits(runs: Iterable[Run]) -> dict[str, list[str]]:
+    """Run ids by the commit that made them. More than one key: the runs are of different code."""
     out: dict[str, list[str]] = {}
     for run in runs:
-        out.setdefault(str(run.provenance.get("code_digest", "unknown")), []).append(run.run_id)
+        out.setdefault(run.commit, []).append(run.run_id)
     return out
+
+
+digests = commits  # the name that tables still use
 
 
 def published(table: str) -> pd.DataFrame:
@@ -259,7 +247,6 @@ def published(table: str) -> pd.DataFrame:
     if not values.between(0, 100).all():
         line = int(values[~values.between(0, 100)].index[0]) + 2
         raise InputError(
-            f"{paths.shown(path)}: line {line}: value {frame['value'][line - 2]!r} is not a percentage; "
-            "restore the file"
+            f"{paths.shown(path)}: line {line}: value {frame['value'][line - 2]!r} is not a percentage; restore the file"
         )
     return frame.assign(value=values)

@@ -15,7 +15,7 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import tables_of
-from amif_lib.reporting import figures, map_figures, map_files, map_scores, pretraining_figures, result_figures
+from amif_lib.reporting import figures, map_figures, map_scores, pretraining_figures, result_figures
 from amif_lib.reporting.figures import Drawn
 
 SCORES = "map_scores.csv"
@@ -73,8 +73,6 @@ def draw_all(scale: str, only: Collection[str] = ()) -> list[Path]:
                 old.unlink()
             continue
         written += figures.save(figure, folder / name, data, caption)
-        if map_files.STALE in caption:
-            print(f"warning: {name}: map files made by other code than this; its caption says how many")
         plt.close(figure)
     for line in left_out:
         print(f"left out: {line}")

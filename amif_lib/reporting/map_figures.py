@@ -180,7 +180,7 @@ def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
             ]
     names = ["id", "word", "run", "map", "cell_row", "cell_column", "value", "region_coverage"]
     alone = "" if len({column.source for column in columns}) > 1 else f"SCALE={scale} runs no row to set beside it. "
-    caption += map_files.code_note([column.file for column in columns]) + alone
+    caption += alone
     rule = (RULE if located else RULE_WITHOUT_REGIONS).format(n=rows)
     return figure, pd.DataFrame(plotted, columns=names), f"{caption}{rule} {note(scale)}"
 
@@ -251,7 +251,6 @@ def scores_figure(scores: pd.DataFrame, stage: str, scale: str, tables: Sequence
         f"Do the maps point at the known region? {what}, {n}; a cell belongs to the region where the region covers half "
         "of it (else the most covered cell). Intervals from resampling images, no spread between trainings. "
         + ("Rows whose maps are among the committed ones. " if paths.from_reference() else "")
-        + map_files.code_note(_files(part, scale))
         + note(scale)
     )
     return figure, part.drop(columns="name"), caption

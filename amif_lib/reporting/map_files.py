@@ -7,7 +7,6 @@ cells, which scoring goes by, survives in a small file. The first examples come 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,15 +14,12 @@ import numpy as np
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments import equal_code
-from amif_lib.experiments import stored as results
 
 MAPS, SOFT_LABELS, HARD_NEGATIVES = "maps.npz", "soft_labels.npz", "hard_negatives.csv"
 EXAMPLE_MAPS = "example_maps.npz"  # of images without known regions: nothing covers any cell
 VERSION = 1  # of what the three files hold; a run with an older one is done again
 STEPS = 65535
 PICTURE = 96  # side of an example's picture, pixels
-STALE = "Made by other code than this"
 TEXTS = ("ids", "image_ids", "labels", "words", "texts")
 
 
@@ -85,10 +81,9 @@ def read(path: Path) -> Maps:
 
 
 def write_arrays(path: Path, content: dict[str, np.ndarray]) -> Path:
-    """Write named arrays as a compressed `.npz`, aside first, with the digest of the code that makes them as `code`."""
-    digest = np.array(results.map_digest())
+    """Write named arrays as a compressed `.npz`, aside first."""
     with files.write_aside(path) as aside, aside.open("wb") as file:
-        np.savez_compressed(file, **content, code=digest)
+        np.savez_compressed(file, **content)
     return path
 
 
@@ -117,19 +112,3 @@ def is_current(path: Path) -> bool:
         return bool(read_arrays(path))
     except InputError:
         return False
-
-
-def code_note(found: Iterable[Path]) -> str:
-    """For a caption: how many of these `.npz` other code has made (`results.MAP_MODULES`), or code not noted; else empty.
-
-    Neither is an error: finished runs keep their maps, and a reader is told.
-    """
-    current, codes = {"", *equal_code.present_maps()}, []
-    for path in dict.fromkeys(found):
-        with np.load(path, allow_pickle=False) as stored:
-            codes.append(str(stored["code"]) if "code" in stored.files else "")
-    unknown, other = codes.count(""), sum(code not in current for code in codes)
-    out = f"{STALE}: {other} of {len(codes)} map files; delete them and run the notebooks again. " if other else ""
-    return out + (
-        f"Of unknown code, made before it was noted: {unknown} of {len(codes)} map files. " if unknown else ""
-    )

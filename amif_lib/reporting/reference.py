@@ -21,7 +21,7 @@ from PIL import Image
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests, redistribution
-from amif_lib.experiments import compact, equal_code
+from amif_lib.experiments import compact
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import PREDICTIONS, read_predictions
@@ -167,20 +167,6 @@ def thinned(history: pd.DataFrame, stage: str) -> list[dict[str, Any]]:
         }
         for line in mean.to_dict("records")
     ]
-
-
-def stale() -> list[str]:
-    """One line per scale whose reference runs were made by code that is not known to train as the present (`equal_code`)."""
-    present, out = equal_code.present(), []
-    for folder in sorted(path for path in paths.reference().glob("*") if (path / "runs").is_dir()):
-        runs = [results.Run(path.parent) for path in sorted(folder.glob("runs/*/provenance.json"))]
-        old = sum(len(names) for digest, names in results.digests(runs).items() if digest not in present)
-        if old:
-            out.append(
-                f"results/reference/{folder.name}: {old} of {len(runs)} runs were made by other code than the present; "
-                f"before a release: make reproduce SCALE={folder.name}, then python -m amif_lib reference --scale {folder.name}"
-            )
-    return out
 
 
 def _refuse_size(aside: Path, target: Path) -> None:

@@ -14,7 +14,6 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from amif_lib.core import files, paths
-from amif_lib.experiments import equal_code
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.stored import Run
 from amif_lib.reporting import figures, layout, table_figures, table_tests, tables
@@ -125,24 +124,11 @@ def _headline(scale: str, whole: list[tables.Table]) -> tables.Table | None:
 
 
 def _origin_notes(runs: list[Run]) -> list[str]:
-    """Under FROM=reference: whose runs these are, and whether the code has changed since."""
+    """Under FROM=reference: whose runs these are."""
     if not paths.from_reference():
         return []
     out = ["Made from the runs that are committed in results/reference/ (FROM=reference), not from runs of this machine. "
            "Their training histories are means over blocks of steps."]  # fmt: skip
-    present, same, made = results.code_digest(), equal_code.present(), results.digests(runs)
-    if old := sum(len(ids) for digest, ids in made.items() if digest not in same):
-        out.append(
-            f"{old} of {len(runs)} runs were made by other code than the present (digest {present}); make reproduce trains "
-            "them again."
-        )
-    if equal := sum(len(ids) for digest, ids in made.items() if digest in same - {present}):
-        notes = [note for note in equal_code.noted() if note["kind"] == "code" and note["later"] in same]
-        shown = min(len(note["runs"]) for note in notes)  # the weakest link
-        out.append(
-            f"{equal} of {len(runs)} runs were made by earlier code. The present code (digest {present}) was shown to train the "
-            f"same: {shown} runs by both, equal in every weight and log-likelihood (results/reference/equal_code.json)."
-        )
     return out
 
 

@@ -127,7 +127,7 @@ def run_table(runs: list[Run], folder: Path) -> Markup:
                 "what": run.spec.label,
                 "data": run.spec.data.questions or ", ".join(run.spec.data.pretrain),
                 "seed": run.spec.seed,
-                "code": run.provenance.get("code_digest", "unknown"),
+                "commit": run.commit[:12],
                 "executed notebook": " ".join(f"\x03{link}/{name}\x04{name}\x05" for name in notebooks),
             }
         )
@@ -223,8 +223,7 @@ def checklist(scale: str, whole: list[tables.Table], runs: list[Run]) -> list[tu
             "Code",
             "yes",
             "All code that made these numbers is in the kit: make reproduce. Commit "
-            f"{', '.join(commits) if commits else 'not recorded'}; digest of the result-determining modules "
-            f"{', '.join(sorted({str(run.provenance.get('code_digest', 'unknown')) for run in runs}))}.",
+            f"{', '.join(commits) if commits else 'not recorded'}.",
         ),
         (
             "Data",

@@ -154,8 +154,9 @@ def run_spec(spec: RunSpec) -> Path:
         cpu=not on_gpu,
         kwargs_handlers=[DistributedDataParallelKwargs(**DISTRIBUTED)],
     )
-    started, digest = time.time(), results.code_digest()  # of the code that trains, should files change meanwhile
+    started = time.time()
     folder = spec.directory
+    results.refuse_another(spec)
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
     steps = total_steps(prepared, spec)
@@ -229,7 +230,6 @@ def run_spec(spec: RunSpec) -> Path:
         read_lines(folder / "metrics.jsonl") or history,
         spent + time.time() - started,
         steps,
-        digest,
     )
     accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -243,9 +243,8 @@ def finish(
     history: list[dict[str, Any]],
     seconds: float,
     steps: int,
-    digest: str,
 ) -> None:
-    """Write weights, predictions, metrics and provenance; `metrics.json` comes last, since it says that the run is whole."""
+    """Write weights, predictions and metrics; provenance comes last, since it says that the run is whole."""
     folder, main = spec.directory, rank() == 0
     metrics: dict[str, Any] = {
         "stage": spec.stage,
@@ -281,12 +280,10 @@ def finish(
         module.amif.save(folder / "model")
         prepared.tokenizer.save_pretrained(folder / "model")
     if main:
-        write_json(
-            folder / "provenance.json",
-            results.provenance(world_size(), seconds + time.time() - evaluated) | {"code_digest": digest},
-        )
         redistribution.mark(spec)
         write_json(folder / "metrics.json", metrics)
+        spent = seconds + time.time() - evaluated
+        write_json(folder / "provenance.json", results.provenance(spec, world_size(), spent))
         shutil.rmtree(folder / "state", ignore_errors=True)
 
 

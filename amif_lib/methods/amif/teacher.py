@@ -21,7 +21,6 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +29,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.core.files import exclusive
 from amif_lib.data import manifests
 from amif_lib.data.records import Study
-from amif_lib.experiments import equal_code
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.methods.amif import embedding_files
 from amif_lib.methods.amif.teacher_embeddings import (
@@ -170,7 +167,7 @@ def same_model(spec: RunSpec, weights: str) -> list[Path]:
             except (OSError, ValueError):  # damaged: `ensure` makes it again when it is asked for
                 continue
             if (made.get("weights"), made.get("stored_side")) == (weights, stored_side(spec)):
-                found += [folder / SHARDS] if made.get("code_digest") in equal_code.present() else []
+                found += [folder / SHARDS]
     return found
 
 
@@ -193,7 +190,7 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
     from amif_lib.data.load import load_studies
 
     started = time.time()
-    aside = folder.with_name(f"{folder.name}.part-{results.code_digest()}")  # an interrupted job goes on there
+    aside = folder.with_name(f"{folder.name}.part")  # an interrupted job goes on there
     for other in folder.parent.glob(f"{folder.name}.part*"):
         if other != aside:
             shutil.rmtree(other)
@@ -248,7 +245,6 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
         "studies": len(studies),
         "stored_side": side,
         **own_metrics,
-        "code_digest": results.code_digest(),
         "wall_time_s": round(time.time() - started, 1),
     }
     _write(aside, embeddings, metrics, spec)
@@ -278,24 +274,9 @@ def reading(spec: RunSpec) -> dict[str, Any]:
 
 def student_studies(spec: RunSpec) -> list[Study]:
     """The pre-training studies of a run, all sets concatenated, decontaminated, without undecodable images (and single views, if asked)."""
-    from amif_lib.data import decontaminate
-    from amif_lib.data.load import load_studies
+    from amif_lib.data.load import pretraining_studies
 
-    data, sets = spec.data, {}
-    for name in data.pretrain:
-        against = data.decontaminate_against
-        found = load_studies(name, decontaminate_against=against, stored_side=spec.model.stored_side, **reading(spec))
-        several = [study for study in found if len(study.images) > 1]
-        if data.single_view_studies == "drop" and several:
-            left_out = len(found) - len(several)
-            log.info("%s: %d of %d studies have one image and are left out", name, left_out, len(found))
-            found = several
-        sets[name] = [replace(study, data_set=name) for study in found]
-    if data.repeated_articles == "drop":
-        studies, _ = decontaminate.without_repeated_articles(sets)
-    else:
-        studies = [study for part in sets.values() for study in part]
-    return studies[: spec.data.max_studies or None]
+    return pretraining_studies(spec.data, spec.model.stored_side)
 
 
 def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:

@@ -1,0 +1,294 @@
+"""What names a run, what a specification may hold, and when a stored run is taken for the one asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from amif_lib import methods
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import identity, settings_page, stored
+from amif_lib.experiments import rows as experiments
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def results_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+
+
+def ids(run) -> dict[str, str]:
+    return {step.stage: step.run_id for step in run.lineage()}
+
+
+# --- which settings are part of which stage's identity -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ({"finetune": {"epochs": 3}}, "finetune"),
+        ({"knowledge": {"gate": False}}, "finetune"),
+        ({"data": {"training_file": "other"}}, "finetune"),
+        ({"data": {"answer_length": 13}}, "finetune"),
+        ({"data": {"blank_images": True}}, "finetune"),
+        ({"model": {"decoder_layers": 3}}, "finetune"),
+        ({"objective": {"weight_local": 0.2}}, "stage2"),
+        ({"objective": {"transport_iterations": 5}}, "stage2"),
+        ({"stage2": {"learning_rate": 0.1}}, "stage2"),
+        ({"objective": {"positive_weight": 0.5}}, "stage1"),
+        ({"objective": {"global_intra": "none"}}, "stage1"),
+        ({"stage1": {"epochs": 3}}, "stage1"),
+        ({"data": {"text_length": 33}}, "stage1"),
+        ({"data": {"max_studies": 20}}, "stage1"),
+        ({"model": {"width": 64}}, "stage1"),
+        ({"data": {"tokenizer_questions": []}}, "stage1"),
+    ],
+)
+def test_a_setting_changes_the_stage_that_first_reads_it_and_those_behind_it(change, first):
+    stages = ("stage1", "stage2", "finetune")
+    before, after = ids(tiny.run()), ids(tiny.run(**change))
+    changed = tuple(stage for stage in stages if before[stage] != after[stage])
+    assert changed == stages[stages.index(first) :]
+
+
+def test_label_and_scale_are_no_part_of_an_identity_and_the_seed_is():
+    run = tiny.run()
+    assert run.model_copy(update={"label": "another", "scale": "small"}).run_id == run.run_id
+    assert run.model_copy(update={"seed": 1}).run_id != run.run_id
+
+
+def test_without_a_parent_a_fine_tuning_reads_the_studies_for_its_tokenizer_only():
+    alone = tiny.run().model_copy(update={"parent": None})
+    assert "phantom_mimic_cxr" in identity.data_sets(alone) and "phantom_mimic_cxr" not in identity.data_sets(tiny.run())
+    whole = alone.model_copy(update={"init": alone.init.model_copy(update={"tokenizer": "folder"})})
+    assert identity.data_sets(whole) == ["phantom_vqa_rad"]
+    assert identity.data_sets(tiny.run().parent.parent) == ["phantom_mimic_cxr", "phantom_teacher", "phantom_vqa_rad"]
+
+
+def test_every_declared_setting_exists():
+    """A misspelt name in `not_read` would do nothing."""
+    known = {name for name, _ in settings_page.leaves()}
+    run = tiny.run(knowledge={"source": "none"})
+    for step in run.lineage():
+        assert methods.settings(step.method).not_read(step) <= known
+
+
+def test_other_data_give_another_identity(monkeypatch):
+    before = ids(tiny.run())
+    digest = identity.data_digest
+    monkeypatch.setattr(identity, "data_digest", lambda name: digest(name) + "x" * (name == "phantom_vqa_rad"))
+    assert not set(before.values()) & set(ids(tiny.run()).values())
+
+
+ADDED = '    spread_weight: float = Field(0.5, description="of a term that a user adds")\n'
+SAY_IDS = """
+import json, sys
+from amif_lib.experiments import rows, stored
+run = rows.load_spec("demo/table4/6")[0]
+finished = [stored.is_finished(step) for step in run.lineage()]
+print(json.dumps({"ids": {step.stage: step.run_id for step in run.lineage()}, "finished": finished}))
+"""
+
+
+def test_a_field_that_a_user_adds_enters_every_stage_and_no_finished_run_is_taken_for_it(tmp_path):
+    """In a copy of the package with one more line in the method's settings, as a researcher would write it."""
+    root = tmp_path / "clone"
+    shutil.copytree(paths.PACKAGE, root / "amif_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "data_manifests").symlink_to(paths.MANIFESTS)
+
+    def said() -> dict:
+        environment = os.environ | {"PYTHONPATH": str(root), "AMIF_RESULTS": str(tmp_path / "results")}
+        done = subprocess.run([sys.executable, "-c", SAY_IDS], cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    run = experiments.load_spec("demo/table4/6")[0]
+    for step in run.lineage():
+        finish(step)
+    before = said()
+    assert before == {"ids": ids(run), "finished": [True, True, True]}
+    settings = root / "amif_lib" / "methods" / "amif" / "settings.py"
+    text = settings.read_text(encoding="utf-8")
+    place = text.index("    # Stage 2, local alignment")
+    settings.write_text(text[:place] + ADDED + text[place:], encoding="utf-8")
+    after = said()
+    assert not set(before["ids"].values()) & set(after["ids"].values()) and after["finished"] == [False] * 3
+
+
+# --- a stored run is compared with the one asked for -------------------------------------------------------------------
+
+
+def finish(run, **changes) -> None:
+    """The files by which a run counts as finished."""
+    run.directory.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.json", "provenance.json", "predictions.parquet", "candidates.parquet"):
+        (run.directory / name).write_text("{}", encoding="utf-8")
+    content = experiments.merge(run.model_dump(mode="json"), changes)
+    (run.directory / "spec.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_stored_run_of_other_settings_is_refused_by_the_name_of_the_setting():
+    run = tiny.run()
+    assert not stored.is_finished(run)
+    for unread in ({}, {"label": "another"}, {"objective": {"weight_local": 3.0}}, {"init": {"image": "elsewhere"}}):
+        finish(run, **unread)
+        assert stored.is_finished(run)
+    for changes, name in (
+        ({"knowledge": {"gate": False}}, "knowledge.gate"),
+        ({"objective": {"new": 1}}, "objective.new"),
+        ({"seed": 5}, "seed"),
+        ({"parent": {"objective": {"weight_local": 3.0}}}, "parent.objective.weight_local"),
+        ({"parent": {"parent": {"train": {"epochs": 9}}}}, "parent.parent.train.epochs"),
+        ({"parent": None}, "parent"),
+    ):
+        finish(run, **changes)
+        with pytest.raises(InputError, match=f"differs from this one in {name}; move it elsewhere"):
+            stored.is_finished(run)
+
+
+def test_missing_lists_each_run_once():
+    run = tiny.run()
+    assert stored.missing([run, run, run.parent]) == [run, run.parent]
+    finish(run)
+    assert stored.missing([run, run.parent]) == [run.parent]
+
+
+# --- reading and writing of specifications ----------------------------------------------------------------------------
+
+
+def test_a_stored_specification_reads_back_equal_whatever_its_numbers(tmp_path):
+    """JSON writes 0.00005 as 5e-05, which YAML would read as text."""
+    run = tiny.run(stage1={"learning_rate": 5e-5}, finetune={"learning_rate": 1e-10})
+    (tmp_path / "spec.json").write_text(json.dumps(run.model_dump(mode="json")), encoding="utf-8")
+    assert "5e-05" in (tmp_path / "spec.json").read_text(encoding="utf-8")
+    assert experiments.load_spec(str(tmp_path / "spec.json")) == [run]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, "modle: unknown key; known: stage, scale"),
+        ({"model": {"widht": 3}}, "model.widht: unknown key; known: width"),
+        ({"model": {"width": "wide"}}, "model.width: Input should be a valid integer"),
+        ({"model": {"width": 96.5}}, "model.width"),
+        ({"model": {"width": 100}}, "image_heads 12 does not divide width 100"),
+        ({"objective": {"labels": "hard"}}, "objective.labels: Input should be 'soft' or 'one_hot'"),
+        ({"objective": {"lambda": 1}}, "objective.lambda: unknown key; known: global_intra"),
+        ({"knowledge": {"max_tokens": 0}}, "knowledge.max_tokens: Input should be greater than 0"),
+        ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than 0"),
+        ({"train": {"learning_rate": float("inf")}}, "train.learning_rate"),
+        ({"stage": "stage3"}, "stage: Input should be 'stage1', 'stage2' or 'finetune'"),
+        ({"init": {"image": "teacher"}}, "init: 'teacher' needs a `teacher` section"),
+        ({"init": {"image": "teacher"}, "teacher": {"noise": 1.0}}, "init: 'teacher' needs one pair of towers"),
+        ({"method": "arl"}, "method 'arl': unknown; choose one of amif"),
+    ],
+)
+def test_a_wrong_specification_is_one_line_that_names_the_field(change, message):
+    with pytest.raises(InputError) as caught:
+        experiments.parse(experiments.merge({"stage": "finetune", "scale": "demo"}, change), "run.yaml")
+    assert message in str(caught.value) and str(caught.value).startswith("run.yaml: ") and "\n" not in str(caught.value)
+
+
+def test_a_run_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"stage": "stage1",', encoding="utf-8")
+    with pytest.raises(InputError, match=r"run.json: not valid YAML or JSON"):
+        experiments.load_spec(str(tmp_path / "run.json"))
+    with pytest.raises(InputError, match="no such file"):
+        experiments.load_spec(str(tmp_path / "absent.yaml"))
+    for name, message in {
+        "demo": "give a .yaml",
+        "huge/table4": "unknown; choose one of",
+        "demo/table9": "no specification",
+        "demo/table4/7": "no row '7'",
+        "demo/table4/1/stage1": "has no stage1 run",
+        "demo/table4/1/stage9": "is not one of stage1, stage2, finetune",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            experiments.load_spec(name)
+
+
+# --- rows of the tables ------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_table_4_share_their_pre_training():
+    rows = experiments.rows("table4", "demo")
+    assert [row.row for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    parents = {row.row: {run.parent.run_id if run.parent else None for run in row.runs} for row in rows}
+    assert parents["1"] == parents["2"] == {None}
+    assert parents["3"] == parents["4"] == parents["5"] == parents["6"] != {None}
+    assert len({run.run_id for row in rows for run in row.runs}) == 6 * len(rows[0].runs)
+
+
+def test_a_row_of_one_hot_labels_has_a_teacher_for_mining_only():
+    run = experiments.load_spec("demo/table2/4")[0]
+    assert [step.teacher is None for step in run.lineage()] == [True, False, True]
+
+
+def test_a_notebook_has_every_question_set_once_with_one_seed():
+    (row,) = experiments.rows("table4", "demo", seeds=3, pretrain_seeds=2, only=("6",))
+    found = {}
+    for runs in row.notebooks:
+        assert [run.data.questions for run in runs] == list(experiments.scale_settings("demo")["question_sets"])
+        (seeds,) = {(run.seed, run.parent.seed) for run in runs}
+        found[seeds] = {run.run_id for run in runs}
+    assert len(found) == len(row.notebooks) == 6 and set().union(*found.values()) == {run.run_id for run in row.runs}
+
+
+def test_a_question_set_may_have_a_fine_tuning_of_its_own_and_a_row_goes_before_it():
+    def epochs(name: str, **changes) -> int:
+        return experiments.build_run("demo", changes, name).train.epochs
+
+    assert (epochs("phantom_vqa_rad"), epochs("phantom_slake")) == (3, 2)
+    assert epochs("phantom_slake", finetune={"epochs": 9}) == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": "hub"}, "scale demo: unknown start 'hub'; choose one of random"),
+        ({"pretraining": "stage2"}, "pretraining: 'stage2' is not one of both, stage1, none"),
+        ({"stage1": {"epoch": 3}}, "stage1.epoch: unknown key; known: epochs"),
+    ],
+)
+def test_a_row_that_asks_for_what_is_not_there_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        experiments.build_run("demo", {"pretraining": "none"} | changes, "phantom_slake")
+
+
+def test_a_question_set_of_another_scale_is_refused():
+    with pytest.raises(InputError, match="DATASETS: 'vqa_rad' is not a question set of scale demo; choose from phantom"):
+        experiments.rows("table4", "demo", ("vqa_rad",))
+
+
+# --- the page of settings ----------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_settings_is_current_short_and_explains_each():
+    assert (paths.SPECS / "SETTINGS.md").read_text(encoding="utf-8") == settings_page.page(), (
+        "run `python -m amif_lib settings > amif_lib/specs/SETTINGS.md`"
+    )
+    leaves = dict(settings_page.leaves())
+    assert len(leaves) <= 70 and all(field.description for field in leaves.values())
+
+
+def test_provenance_names_seeds_files_and_commit_and_no_machine():
+    import getpass
+    import platform
+
+    run = tiny.run(seed=4)
+    finish(run)
+    made = stored.provenance(run, processes=2, seconds=12.34)
+    text = json.dumps(made)
+    assert made["seeds"] == {"stage1": 4, "stage2": 4, "finetune": 4} and made["wall_time_s"] == 12.3
+    assert made["files"]["metrics.json"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of "{}"
+    assert set(made["files"]) == {"spec.json", "metrics.json", "predictions.parquet", "candidates.parquet"}
+    assert len(made["commit"]) in (0, 40) and isinstance(made["changes"], bool)
+    assert str(paths.ROOT) not in text and platform.node() not in text
+    assert getpass.getuser() not in made["hardware"].values()
