@@ -1,19 +1,19 @@
 # AMiF Kit. Each target is one `python -m amif_lib …` command; GNU make 3.81 or newer.
-# Settings: make reproduce SCALE=small DATA_ROOT=/path/to/data   (also MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS BUDGET_HOURS)
+# Settings: make reproduce SCALE=small DATA_ROOT=/path/to/data   (also MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS)
 SHELL := /bin/sh
 RUN := .venv/bin/python -m amif_lib
 # What reads stored results alone needs no torch: in a clone without .venv it runs in .venv-light, which is there in seconds.
 LIGHT := $(if $(wildcard .venv/.installed),,$(if $(filter reference,$(FROM)),light))
 READER := $(if $(LIGHT),.venv-light/bin/python -m amif_lib,$(RUN))
 AUDITOR := $(if $(wildcard .venv/.installed),$(RUN),.venv-light/bin/python -m amif_lib)
-export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS BUDGET_HOURS DATA_ROOT FROM
+export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS DATA_ROOT FROM
 
 .PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep audit figures report test smoke-paper lab \
         data data-check settings bench clean lock ready ready-light minilm
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo "Settings: SCALE=demo|small|base|paper MACHINE=laptop|workstation|slurm DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS= BUDGET_HOURS= DATA_ROOT= FROM=reference (figures, report)"
+	@echo "Settings: SCALE=demo|small|base|paper MACHINE=laptop|workstation|slurm DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS= DATA_ROOT= FROM=reference (figures, report)"
 
 env: ready $(if $(MINILM),minilm) ## build .venv from the lock file, or bring it up to date (PYTHON=…, MINILM=1)
 	@echo "environment: .venv is up to date"
@@ -101,9 +101,8 @@ ready-light:
 	.venv-light/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-light.lock; \
 	echo "$$want" > .venv-light/.installed
 
-# The environment, for the Pythons that requirements.lock has packages for. .venv/.installed is written last and holds a checksum of what was installed and the folder's name, so
-# that a half-built environment is built anew, an outdated one updated, and one that was moved along with its clone not
-# mistaken for a working one. .venv/.building marks a build under way.
+# .venv/.installed is written last and holds a checksum of what was installed and the folder's name: a half-built or moved
+# environment is built anew, an outdated one is updated. .venv/.building marks a build that is not finished.
 ready:
 	@set -e; \
 	want="`cat requirements.lock pyproject.toml | cksum` `pwd`"; \

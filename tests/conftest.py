@@ -1,27 +1,50 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share. No test reads or writes the clone's `results/` or `data/`."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+# One folder for the whole session, that of the first process: pytest's workers inherit its environment.
+FOLDER = os.environ.setdefault("AMIF_TEST_FOLDER", tempfile.mkdtemp(prefix="amif-tests-"))
+for name in ("RESULTS", "PREPARED", "PHANTOM"):
+    os.environ[f"AMIF_{name}"] = f"{FOLDER}/{name.lower()}"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for name in ("FROM", "SCALE", "MACHINE", "DATASETS", "ROWS", "SEEDS", "PRETRAIN_SEEDS", "AMIF_PROCESSES"):
+    os.environ.pop(name, None)  # make passes them on; a test sets what it needs
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file below a folder, committed results aside."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "reference" not in path.parts]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared images and hashes of all tests go to one temporary folder, never beside the user's data."""
-    os.environ["AMIF_PREPARED"] = str(tmp_path_factory.mktemp("prepared"))
+def users_files_stay_as_they_are():
+    """The clone's own runs, tables and data are neither changed nor added to by any test."""
+    before = [_state(ROOT / name) for name in ("results", "data")]
+    yield
+    assert [_state(ROOT / name) for name in ("results", "data")] == before, "a test has written into results/ or data/"
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the real data sets: `$DATA_ROOT`, or `shared/data` beside the clone."""
     candidates = [Path(os.environ["DATA_ROOT"])] if os.environ.get("DATA_ROOT") else []
-    candidates.append(Path(__file__).resolve().parents[2] / "shared" / "data")
+    candidates.append(ROOT.parent / "shared" / "data")
     for folder in candidates:
         if (folder / "vqa_rad").is_dir():
             return folder

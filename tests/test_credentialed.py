@@ -17,7 +17,6 @@ import yaml
 from PIL import Image
 
 from amif_lib.app import cli
-from amif_lib.app.workflow import clean
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import data_figures, decontaminate, images, manifests, sources
@@ -187,7 +186,3 @@ def test_a_teachers_cache_lies_beside_the_data_and_goes_with_its_run_folder(root
     for made in (folder, other, paths.run_dir(folder.name)):
         made.mkdir(parents=True)
         (made / "metrics.json").write_text("{}", encoding="utf-8")
-    clean.clean([folder.name], dry_run=True)
-    assert folder.is_dir()
-    clean.clean([folder.name])
-    assert not folder.exists() and not paths.run_dir(folder.name).exists() and other.is_dir()

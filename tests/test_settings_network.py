@@ -12,7 +12,7 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
-from amif_lib.networks import hub, tokenizers
+from amif_lib.networks import pretrained, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder, crosses
 from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
 from amif_lib.networks.sizes import ModelSpec
@@ -207,7 +207,7 @@ def test_untied_output_starts_as_the_word_embeddings_and_goes_its_own_way(tmp_pa
     model = {"vocab_size": 120, "decoder_output": "untied"}
     run = tiny.run(init=init, model=model, data={"pretrain": []}).model_copy(update={"parent": None})
     decoder = prepare.prepare(run).module.model.decoder
-    words = hub.bert_state(hub.read_state(tmp_path / "bert"))["embeddings.word_embeddings.weight"]
+    words = pretrained.bert_state(pretrained.read_state(tmp_path / "bert"))["embeddings.word_embeddings.weight"]
     assert torch.equal(decoder.output_embeddings.weight, words) and torch.equal(decoder.word_embeddings.weight, words)
     tied = AnswerDecoder(120, 32, 2, 1, 2, 64, 0.0)
     tied.load_state_dict(decoder.state_dict(), strict=False)

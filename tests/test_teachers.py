@@ -19,7 +19,7 @@ from transformers import BertConfig, CLIPConfig, CLIPImageProcessor, CLIPModel
 from amif_lib.app import smoke
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import images, manifests
+from amif_lib.data import manifests
 from amif_lib.data.load import load_studies
 from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
@@ -28,7 +28,6 @@ from amif_lib.methods.amif import embedding_files, teacher_embeddings, teacher_m
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.settings import TeacherSpec
 from amif_lib.networks import tokenizers
-from amif_lib.networks.encoders import ImageEncoder, TextEncoder
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives import contrastive
 from amif_lib.phantom import shapes as phantom_shapes
@@ -125,119 +124,6 @@ def tower_tokens(tower: torch.nn.Module, last_norm: torch.nn.Module, inputs: tor
         tower(inputs)
     handle.remove()
     return kept[0]
-
-
-# --- the converter ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("form", "config"), [("clip", {"quick_gelu": True}), ("clip_gelu", {})])
-def test_a_native_vit_gives_its_own_features(tmp_path: Path, form: str, config: dict) -> None:
-    source = write_open_clip(tmp_path / "m", VIT, **config)
-    encoder = ImageEncoder(model_spec(image_form=form)).eval()
-    report = encoder.load(source)
-    assert report.matched == len(encoder.vit.state_dict()) and not report.missing and not report.unexpected
-    model = teacher_models.load_open_clip(source.removeprefix("open_clip:"))[0]
-    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    expected = tower_tokens(model.visual, model.visual.ln_post, pixels)  # (3, 17, 32)
-    with torch.no_grad():
-        found = encoder(pixels)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(found[:, 0] @ model.visual.proj, model.encode_image(pixels), atol=1e-5, rtol=1e-5)
-    assert expected.std() > 0.1
-
-
-def test_a_timm_vit_gives_its_own_features_and_its_positions_are_interpolated(tmp_path: Path) -> None:
-    source = write_open_clip(tmp_path / "m", TIMM)
-    sizes = {"width": 192, "image_layers": 12, "image_heads": 3, "text_heads": 3, "fusion_heads": 3, "patch_size": 16}
-    encoder = ImageEncoder(model_spec(**sizes, image_size=224, image_form="vit")).eval()
-    report = encoder.load(source)
-    assert report.matched == len(encoder.vit.state_dict()) and not report.missing
-    model = teacher_models.load_open_clip(source.removeprefix("open_clip:"))[0]
-    encoder, model = encoder.double(), model.double()  # twelve layers of large random weights lose digits in float32
-    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)).double()
-    expected = tower_tokens(model.visual, model.visual.trunk.norm, pixels)
-    with torch.no_grad():
-        found = encoder(pixels)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(model.visual.head(found[:, 0]), model.encode_image(pixels), atol=1e-5, rtol=1e-5)
-    larger = ImageEncoder(model_spec(**sizes, image_size=288, image_form="vit"))
-    assert larger.load(source).changed == ["embeddings.position_embedding.weight 197 -> 325"]
-
-
-def test_other_image_statistics_are_folded_into_the_weights(tmp_path: Path) -> None:
-    """The same picture, normalised by each one's own statistics, has the same features."""
-    source = write_open_clip(tmp_path / "m", VIT)
-    path = tmp_path / "m" / "open_clip_config.json"
-    mean, std = (0.3, 0.5, 0.6), (0.2, 0.25, 0.5)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"preprocess_cfg": {"mean": mean, "std": std}}))
-    encoder = ImageEncoder(model_spec(image_form="clip_gelu")).eval()
-    encoder.load(source)
-    visual = teacher_models.load_open_clip(source.removeprefix("open_clip:"))[0].visual
-    picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-    def normalised(mean: object, std: object) -> torch.Tensor:
-        return (picture - torch.as_tensor(mean).view(3, 1, 1)) / torch.as_tensor(std).view(3, 1, 1)
-
-    expected = tower_tokens(visual, visual.ln_post, normalised(mean, std))
-    with torch.no_grad():
-        torch.testing.assert_close(encoder(normalised(images.MEAN, images.STD)), expected, atol=1e-5, rtol=0)
-
-
-def test_a_bert_tower_gives_its_own_features(tmp_path: Path) -> None:
-    source = write_open_clip(tmp_path / "m", VIT)
-    model, _, tokenizer = teacher_models.load_open_clip(source.removeprefix("open_clip:"))
-    own = tokenizer.tokenizer
-    encoder = TextEncoder(model_spec(vocab_size=len(own))).eval()
-    report = encoder.load(source, own)
-    assert report.matched == len(encoder.bert.state_dict()) and not report.missing and not report.changed
-    texts = ["a small nodule in the left lung .", "no effusion"]
-    ids, mask = tokenizers.encode(own, texts, 24)
-    with torch.no_grad():
-        found = encoder(ids, mask)
-        expected = model.text.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=0)
-        torch.testing.assert_close(
-            model.text.proj(found[:, 0]), model.encode_text(tokenizer(texts)), atol=1e-5, rtol=1e-5
-        )
-
-
-def test_word_rows_follow_the_piece_and_positions_the_place(tmp_path: Path) -> None:
-    source = write_open_clip(tmp_path / "m", VIT)
-    model, _, theirs = teacher_models.load_open_clip(source.removeprefix("open_clip:"))
-    ours = write_tokenizer(tmp_path / "ours", ["spleen", "lung", "nodule"])
-    encoder = TextEncoder(model_spec(vocab_size=100, text_positions=80))
-    before = encoder.bert.embeddings.word_embeddings.weight.detach().clone()
-    positions = encoder.bert.embeddings.position_embeddings.weight.detach().clone()
-    report = encoder.load(source, ours)
-    table, own = encoder.bert.embeddings.word_embeddings.weight, model.text.transformer.embeddings
-    for piece, row in ours.get_vocab().items():
-        known = theirs.tokenizer.get_vocab().get(piece)
-        assert torch.equal(table[row], before[row] if known is None else own.word_embeddings.weight[known]), piece
-    assert torch.equal(table[len(ours) :], before[len(ours) :])
-    rows = encoder.bert.embeddings.position_embeddings.weight
-    assert torch.equal(rows[:64], own.position_embeddings.weight) and torch.equal(rows[64:], positions[64:])
-    assert "spleen" not in theirs.tokenizer.get_vocab() and any("positions 64 -> 80" in text for text in report.changed)
-
-
-def test_towers_that_do_not_fit_are_refused_with_the_sizes(tmp_path: Path) -> None:
-    source = write_open_clip(tmp_path / "m", VIT)
-    causal = write_open_clip(tmp_path / "c", VIT, {"width": 32, "heads": 2, "layers": 1})
-    scaled = write_open_clip(tmp_path / "s", VIT | {"ls_init_value": 0.1})
-    for changes, message in (
-        ({}, r"has gelu, a norm before its blocks and epsilon 1e-05, .*set model.image_form: clip_gelu"),
-        ({"image_form": "clip_gelu", "image_heads": 4}, r"2 attention heads, the model 4; set model.image_heads: 2"),
-        ({"image_form": "clip_gelu", "width": 64}, r"is \(\d+.*the model wants \(\d*64"),
-        ({"image_form": "clip_gelu", "image_layers": 1}, r"have no place in the model \(encoder.layers.1"),
-        ({"image_form": "clip_gelu", "image_layers": 3}, r"tensors are missing \(encoder.layers.2"),
-    ):
-        with pytest.raises(InputError, match=message):
-            ImageEncoder(model_spec(**changes)).load(source)
-    with pytest.raises(InputError, match=r"ls_1.gamma of the image tower has no counterpart"):
-        ImageEncoder(model_spec(image_form="clip_gelu")).load(scaled)
-    with pytest.raises(InputError, match=r"the text tower is no BERT .*teacher.towers: student"):
-        TextEncoder(model_spec()).load(causal)
-    with pytest.raises(InputError, match=r"word_embeddings.weight is \(\d+, 32\), the model wants \(400, 64\)"):
-        TextEncoder(model_spec(width=64)).load(source)
 
 
 # --- Hugging Face CLIP -----------------------------------------------------------------------------------------------

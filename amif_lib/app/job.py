@@ -1,8 +1,4 @@
-"""Run one job of the workflow: a line when it starts, one now and then, one when it ends; its output in its own log.
-
-`python -m amif_lib.app.workflow.job --plan PLAN --job data/<name> --log FILE --threads N --gpus N/TOTAL -- COMMAND`, or, for a
-training, `--makes runs/<run_id>/metrics.json` in place of job and command.
-"""
+"""Run one job of the workflow, its output in a log of its own, with a line when it starts, now and then, and at its end."""
 
 from __future__ import annotations
 
@@ -15,31 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amif_lib.app.workflow.plan import NOTEBOOKS, Job, read
+from amif_lib.app.jobs import TITLES, Job, read
 from amif_lib.core import paths
 from amif_lib.core.files import exclusive
 from amif_lib.training import launch
 
-EVERY = 30  # seconds between lines of a job that runs on
-TITLES = {
-    "data": "data",
-    "teacher": "teacher",
-    "stage1": "stage 1",
-    "stage2": "stage 2",
-    "finetune": "fine-tune",
-    "table": "table",
-    "figures": "figures",
-    "report": "report",
-}
-
-
-def say(job: Job, text: str) -> None:
-    """One line for the terminal; written at once, so that lines of jobs side by side do not mix."""
-    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {TITLES[job.rule]:<9}  {job.name:<12}  {text}\n")
-    sys.stdout.flush()
+EVERY = 30  # seconds between the lines of a job that runs on
 
 
 def duration(seconds: float) -> str:
@@ -53,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def tail(log: Path, lines: int = 1) -> list[str]:
-    """The last lines of a log that say something."""
+    """The last lines of a log that are not empty."""
     if not log.is_file():
         return []
     with log.open("rb") as file:
@@ -63,110 +44,83 @@ def tail(log: Path, lines: int = 1) -> list[str]:
 
 
 @contextlib.contextmanager
-def gpus(wanted: int, total: int):
-    """Names of `wanted` GPUs that no other job on this machine has, as CUDA_VISIBLE_DEVICES takes them.
+def claimed_gpus(wanted: int, total: int) -> Iterator[str]:
+    """Numbers of `wanted` GPUs that no other job on this machine uses, for CUDA_VISIBLE_DEVICES.
 
-    Snakemake counts GPUs and does not hand them out, so each one has a lock file. Yields "" (leave it to the
-    environment) where SLURM or the user has chosen already, or no GPU is asked for.
+    Snakemake counts GPUs and does not hand them out, so each one has a lock file. Yields "" where SLURM or the user has
+    chosen already, or no GPU is asked for.
     """
     if not wanted or "CUDA_VISIBLE_DEVICES" in os.environ or "SLURM_JOB_ID" in os.environ:
         yield ""
         return
     with contextlib.ExitStack() as held:
         taken: list[str] = []
-        while len(taken) < wanted:
-            for index in map(str, range(total)):
-                if index not in taken and len(taken) < wanted:
-                    with contextlib.suppress(BlockingIOError):
-                        held.enter_context(
-                            exclusive(
-                                Path(tempfile.gettempdir()) / f"amif-gpu-{index}.lock", f"GPU {index}", wait=False
-                            )
-                        )
+        while True:
+            for index in sorted(set(map(str, range(total))) - set(taken)):
+                lock = Path(tempfile.gettempdir()) / f"amif-gpu-{index}.lock"
+                with contextlib.suppress(BlockingIOError):
+                    if len(taken) < wanted:
+                        held.enter_context(exclusive(lock, f"GPU {index}", wait=False))
                         taken.append(index)
-            if len(taken) < wanted:
-                time.sleep(2)
+            if len(taken) == wanted:
+                break
+            time.sleep(2)
         yield ",".join(taken)
 
 
-def training_command(job: Job) -> list[str]:
-    """The teacher's module, or the stage's notebook on the job's specification file, its executed copy in every run folder."""
-    if job.rule == "teacher":
-        return [sys.executable, "-m", "amif_lib.methods.amif.teacher", "--spec", job.spec]
-    notebook = f"{NOTEBOOKS[job.rule]}.ipynb"
-    first, *others = (str(Path("runs") / run) for run in job.runs)
-    spec = paths.shown(paths.results() / job.spec)
-    command = [sys.executable, "-m", "amif_lib.app.run_notebook", str(paths.NOTEBOOKS / notebook), "-p", "spec", spec]
-    return [*command, "--out", str(Path(first) / notebook), *(part for each in others for part in ("--copy-to", each))]
-
-
-def run(job: Job, command: list[str], log: Path, threads: int, wanted: int, total: int) -> dict[str, Any]:
-    """Run `command` with its output in `log`; returns the line for the journal."""
-    environment = {
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or launch.WAIT_POLICY,
-    }
+def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 0) -> dict[str, Any]:
+    """Run a job's command with its output in `log`; returns what the journal says of it."""
+    own = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = {"OMP_WAIT_POLICY": launch.WAIT_POLICY, **os.environ, **own}
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
-    say(job, f"started: {job.label}" if job.label else "started")
-    with gpus(wanted, total) as devices, log.open("ab") as output:
+
+    def say(text: str) -> None:
+        title = TITLES.get(job.rule, job.rule)
+        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {title:<9}  {job.name:<12}  {text}\n")
+        sys.stdout.flush()
+
+    say(f"started: {job.label}" if job.label else "started")
+    with claimed_gpus(gpus, total_gpus) as devices, log.open("ab") as output:
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices
-        child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+        command, streams = [sys.executable, *job.command], {"stdout": output, "stderr": subprocess.STDOUT}
+        child = subprocess.Popen(command, cwd=paths.ROOT, env=environment, stdin=subprocess.DEVNULL, **streams)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        status = None
         try:
-            while True:
+            while status is None:
                 try:
                     status = child.wait(EVERY)
-                    break
                 except subprocess.TimeoutExpired:
-                    say(job, f"{duration(time.time() - started)}: {' '.join(tail(log))[:110] or 'running'}")
-        except BaseException:
-            child.terminate()  # the notebook runner takes its kernel along
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(20)
-            child.kill()
-            raise
+                    say(f"{duration(time.time() - started)}: {' '.join(tail(log))[:110] or 'running'}")
+        finally:
+            if status is None:
+                child.terminate()  # the notebook runner ends its kernel
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(20)
+                child.kill()
     spent = time.time() - started
-    say(job, f"done in {duration(spent)}" if status == 0 else f"FAILED after {duration(spent)} (exit status {status})")
-    return {
-        "rule": job.rule,
-        "name": job.name,
-        "label": job.label,
-        "started": started,
-        "seconds": round(spent, 1),
-        "status": status,
-        "log": str(log),
-    }
+    say(f"done in {duration(spent)}" if status == 0 else f"FAILED after {duration(spent)} (exit status {status})")
+    about = {"rule": job.rule, "name": job.name, "label": job.label, "log": str(log)}
+    return about | {"started": started, "seconds": round(spent, 1), "status": status}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m amif_lib.app.workflow.job", description="Run one job of the workflow."
-    )
+    """`python -m amif_lib.app.job --plan PLAN --makes OUTPUT`: run the job of a plan that makes this output."""
+    parser = argparse.ArgumentParser(prog="python -m amif_lib.app.job", description="Run one job of the workflow.")
     parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--job", help="<rule>/<name> of a job in the plan")
-    parser.add_argument("--makes", help="an output of a training in the plan")
-    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--makes", required=True, help="an output of a job in the plan")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gpus", default="0/0", help="how many of how many")
-    parser.add_argument("command", nargs="*")
     options = parser.parse_args(arguments)
-    jobs = read(options.plan)
-    if options.makes:
-        job = next(job for job in jobs if options.makes in job.outputs)
-        options.command = training_command(job)
-    else:
-        job = next(job for job in jobs if f"{job.rule}/{job.name}" == options.job)
-    wanted, total = map(int, options.gpus.split("/"))
-    entry = run(job, options.command, options.log.resolve(), options.threads, wanted, total)
-    with (options.plan.parent / "jobs.jsonl").open("a", encoding="utf-8") as journal:
-        journal.write(json.dumps(entry) + "\n")
+    job = next(job for job in read(options.plan) if options.makes in job.outputs)
+    folder = options.plan.resolve().parent
+    entry = run(
+        job, folder / "logs" / f"{job.rule}_{job.name}.log", options.threads, *map(int, options.gpus.split("/"))
+    )
+    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as journal:
+        journal.write("\n" + json.dumps(entry) + "\n")  # on a line of its own, also after a line that was cut off
     return entry["status"]
 
 

@@ -1,15 +1,10 @@
-"""What `make reproduce` has to run: the jobs of a scale, from the experiments, written down for the Snakefile.
-
-A plan is data: `results/<scale>/plan.json` lists the jobs with what each needs, and `results/<scale>/specs/` holds one
-specification file per run. Equal runs of several tables are one job. Paths are relative to the results folder.
-"""
+"""What `make reproduce` has to run: the jobs of a scale, written down as `results/<scale>/plan.json` for the Snakefile."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,7 @@ from amif_lib.app.run_notebook import code_digest
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments.rows import Row, RunSpec
+from amif_lib.experiments.rows import RunSpec
 
 NOTEBOOKS = {
     "data": "01_data_and_manifests",
@@ -33,36 +28,12 @@ NOTEBOOKS = {
     "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
-PREDICTIONS = ("predictions.parquet", "candidates.parquet")  # of a fine-tuning; experiments.predictions reads them
-TRAININGS = ("teacher", "stage1", "stage2", "finetune")
+PREDICTIONS = ("predictions.parquet", "candidates.parquet")
+TITLES = {"finetune": "fine-tune", "stage1": "stage 1", "stage2": "stage 2"}  # what a person reads of a rule
 
 
 @dataclass(frozen=True)
-class Job:
-    """One job: its rule in the Snakefile, the run or table it makes, and the outputs of other jobs it needs.
-
-    A fine-tuning job makes the runs of all question sets of a row, in one notebook; it is named by the only run or by
-    a hash of their ids.
-    """
-
-    rule: str
-    name: str
-    output: str
-    needs: tuple[str, ...] = ()
-    spec: str = ""  # specification file of a training; for the data check `<scale>/<table>`
-    label: str = ""
-    code: str = ""  # digest of what makes the job's result, where a change of it makes the job run again
-    runs: tuple[str, ...] = ()  # ids of the runs that a training job makes
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Of each run of a training the metrics, written last, and a fine-tuning's predictions; else the job's product."""
-        names = ("metrics.json", *(PREDICTIONS if self.rule == "finetune" else ()))
-        return tuple(f"runs/{run}/{name}" for run in self.runs for name in names) or (self.output,)
-
-
-@dataclass(frozen=True)
-class Selection:
+class Request:
     """What a person asked for. Empty means all that the scale names."""
 
     scale: str = "demo"
@@ -71,164 +42,170 @@ class Selection:
     rows: tuple[str, ...] = ()
     seeds: int = 1
     pretrain_seeds: int = 1
-    budget_hours: float = 0.0  # of machine time that the trainings to do may take (`costs.within_budget`); 0: any
+
+
+@dataclass(frozen=True)
+class Job:
+    """Arguments for Python, with the files that it needs and makes, relative to the results folder."""
+
+    rule: str  # data, teacher, stage1, stage2, finetune, table, figures or report
+    name: str
+    outputs: tuple[str, ...]
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    label: str = ""
+    code: str = ""  # digest of the code that makes the outputs; when it changes, the job runs again
+    runs: tuple[str, ...] = ()  # ids of the runs that a training makes
+
+    @property
+    def trains(self) -> bool:
+        return bool(self.runs) or self.rule == "teacher"
 
 
 @dataclass
 class Plan:
-    """The jobs in an order in which each one's needs come first, and the runs behind them by run id."""
+    """Jobs in an order in which each one's needs come first, and the runs behind them by id."""
 
-    selection: Selection  # what was asked for; with a budget, the rows that fit
-    left_out: list[tuple[Row, float]] = field(default_factory=list)  # rows that do not fit, with the hours of each
+    request: Request
     jobs: list[Job] = field(default_factory=list)
     runs: dict[str, RunSpec] = field(default_factory=dict)
-    tables: dict[str, list[RunSpec]] = field(default_factory=dict)  # the fine-tunings that each table reads
 
     @property
     def folder(self) -> Path:
-        return paths.scale_dir(self.selection.scale)
+        return paths.scale_dir(self.request.scale)
+
+    def add(self, job: Job) -> Job:
+        if all(job.outputs[0] not in other.outputs for other in self.jobs):
+            self.jobs.append(job)
+        return job
 
     def write(self, name: str = "plan.json") -> Path:
-        """Write the plan and the specification files, leaving alone what has not changed; returns the plan's path.
+        """Write the plan and the runs' specification files; returns the plan's path.
 
-        `plan.json` is what tables read to know which rows and seeds were asked for; a preview takes another name.
+        Tables read in `plan.json` which rows and seeds were asked for; a preview takes another name.
         """
-        for run in self.runs.values():
-            _write_changed(self.folder / "specs" / f"{run.run_id}.json", run.model_dump(mode="json"))
         for job in self.jobs:
-            if len(job.runs) > 1:
+            if job.runs:
                 listed = [self.runs[run].model_dump(mode="json") for run in job.runs]
-                _write_changed(self.folder / "specs" / f"{job.name}.json", listed)
-        path = self.folder / name
-        _write_changed(path, {"selection": asdict(self.selection), "jobs": [asdict(job) for job in self.jobs]})
-        return path
+                _write(self.folder / "specs" / f"{job.name}.json", listed[0] if len(listed) == 1 else listed)
+        selection = asdict(self.request)
+        _write(self.folder / name, {"selection": selection, "jobs": [asdict(job) for job in self.jobs]})
+        return self.folder / name
 
 
-def make_plan(selection: Selection) -> Plan:
-    """The jobs that `selection` needs. Raises InputError for an unknown scale, table, row or question set."""
-    from amif_lib.reporting import tables
+def make_plan(request: Request) -> Plan:
+    """The jobs that a request needs. Raises InputError for an unknown scale, table, row or question set."""
+    from amif_lib.reporting import table_rows
 
-    scale = selection.scale
-    names = selection.tables or experiments.tables_of(scale)
-    found = {name for table in names for row in _rows(table, selection) for name in (row, f"{table}:{row}")}
-    if unknown := set(selection.rows) - found:
-        rows = "; ".join(f"{table}: {' '.join(experiments.row_names(table, scale))}" for table in names)
-        raise InputError(f"ROWS: {', '.join(sorted(unknown))}: no such row at scale {scale}; choose from {rows}")
-    left_out: list[tuple[Row, float]] = []
-    if selection.budget_hours:
-        kept, left_out = _within_budget(names, selection)
-        selection = replace(selection, rows=kept)
-    plan = Plan(selection, left_out)
-    chosen = {table: rows for table in names if (rows := _rows(table, selection)) or not selection.rows}
-    needed = {
-        table: tables.required_notebooks(
-            table, scale, tables.Selection(selection.question_sets, rows, selection.seeds, selection.pretrain_seeds)
-        )
-        for table, rows in chosen.items()
-    }
-    plan.tables = {table: [run for runs in notebooks for run in runs] for table, notebooks in needed.items()}
+    scale, plan = request.scale, Plan(request)
+    names = request.tables or experiments.tables_of(scale)
+    _refuse_unknown_rows(names, request)
     check = f"{scale}/data/check.csv"
-    data = _add(
-        plan, Job("data", scale, check, (), f"{scale}/{names[0]}", "check the data sets", _notebook_code("data"))
+    code = f"{_notebook_code('data')}:{paths.data_root()}"
+    plan.add(Job("data", scale, (check,), _notebook("data", scale, "spec", f"{scale}/{names[0]}"), code=code))
+    products = [check]
+    for table in names:
+        rows = _own_rows(table, request)
+        if request.rows and not rows:
+            continue
+        asked = table_rows.Selection(request.question_sets, rows, request.seeds, request.pretrain_seeds)
+        needs = []
+        for runs in table_rows.required_notebooks(table, scale, asked):
+            for run in runs:
+                for step in run.lineage()[:-1]:
+                    _add_training(plan, (step,))
+            _add_training(plan, runs)
+            needs += [_metrics(run) for run in runs]
+        command = _notebook(table, scale, "spec", f"{scale}/{table}")
+        code = f"{_notebook_code(table)}:{_library()}:{files.digest(asdict(request))}"
+        out = f"{scale}/tables/{table}.csv"
+        products.append(
+            plan.add(Job("table", table, (out,), command, tuple(dict.fromkeys(needs)), code=code)).outputs[0]
+        )
+    figures = ("-m", "amif_lib", "figures", "--scale", scale, "--allow-none")
+    if scale == "demo" and {"table2", "table4"} <= set(names) and not request.rows:
+        figures += ("--notebook",)  # the notebook about maps, where all the runs that it shows are planned
+    out = f"{scale}/figures/figures.csv"
+    plan.add(Job("figures", scale, (out,), figures, tuple(products), code=f"{_notebook_code('maps')}:{_library()}"))
+    report = Job(
+        "report", scale, (f"{scale}/report.html",), _notebook("report", scale, "scale", scale), (*products, out)
     )
-    for runs in (runs for notebooks in needed.values() for runs in notebooks):
-        for run in runs:
-            for step in run.lineage()[:-1]:
-                _add_run(plan, (step,), data.output)
-        _add_run(plan, runs, data.output)
-    made = []
-    for table, notebooks in needed.items():
-        metrics = tuple(dict.fromkeys(_metrics(run) for runs in notebooks for run in runs))
-        code = f"{_notebook_code(table)}:{_library_code()}:{files.digest(asdict(selection))}"
-        made.append(_add(plan, Job("table", table, f"{scale}/tables/{table}.csv", metrics, code=code)).output)
-    every = {"table2", "table4"} <= set(needed) and not selection.rows  # the runs that the notebook about maps shows
-    maps = NOTEBOOKS["maps"] if every and scale == "demo" else ""
-    code = f"{_notebook_code('maps')}:{_library_code()}"
-    made.append(_add(plan, Job("figures", scale, f"{scale}/figures/figures.csv", tuple(made), maps, code=code)).output)
-    code = f"{_notebook_code('report')}:{_library_code()}"
-    _add(plan, Job("report", scale, f"{scale}/report.html", tuple(made), code=code))
+    plan.add(Job(**{**vars(report), "code": f"{_notebook_code('report')}:{_library()}"}))
     return plan
 
 
 def runs_of(scale: str) -> list[RunSpec]:
     """Every run that a scale's tables need, ancestors included, one seed each."""
-    from amif_lib.reporting import tables
+    return list(make_plan(Request(scale)).runs.values())
 
-    tips = [
-        run for table in experiments.tables_of(scale) for run in tables.required_runs(table, scale, tables.Selection())
+
+def read(plan: Path) -> list[Job]:
+    """The jobs of a written plan."""
+    jobs = files.read_yaml(plan)["jobs"]
+    return [
+        Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in job.items()}) for job in jobs
     ]
-    return list({run.run_id: run for tip in tips for run in tip.lineage()}.values())
 
 
-def _within_budget(names: tuple[str, ...], selection: Selection) -> tuple[tuple[str, ...], list[tuple[Row, float]]]:
-    """The rows of `names` that the budget has room for, as `<table>:<row>`, and those left out with their hours."""
-    from amif_lib.app import costs
-    from amif_lib.reporting import tables
-
-    sets, seeds = selection.question_sets, (selection.seeds, selection.pretrain_seeds)
-    rows = [
-        row
-        for table in names
-        if (own := _rows(table, selection)) or not selection.rows
-        for row in experiments.rows(table, selection.scale, sets, *seeds, own)
-    ]
-    blank = tables.Selection(sets, (), *seeds).blank_runs(names[0], selection.scale)
-    baselines = [run for runs in blank.values() for run in runs]
-    kept, left_out = costs.within_budget(rows, selection.budget_hours, selection.scale, baselines)
-    if not kept:
-        raise InputError(
-            f"BUDGET_HOURS={selection.budget_hours:g}: no row fits; the first needs {left_out[0][1]:.2f} hours"
-        )
-    return tuple(f"{row.table}:{row.row}" for row in kept), left_out
+def _refuse_unknown_rows(tables: tuple[str, ...], request: Request) -> None:
+    known = {table: experiments.row_names(table, request.scale) for table in tables}
+    named = {name for table, rows in known.items() for row in rows for name in (row, f"{table}:{row}")}
+    if unknown := sorted(set(request.rows) - named):
+        listed = "; ".join(f"{table}: {' '.join(rows)}" for table, rows in known.items())
+        raise InputError(f"ROWS: {', '.join(unknown)}: no such row at scale {request.scale}; choose from {listed}")
 
 
-def _rows(table: str, selection: Selection) -> tuple[str, ...]:
+def _own_rows(table: str, request: Request) -> tuple[str, ...]:
     """Those of the rows asked for (`6`, or `table4:6`) that a table has; none asked for means all."""
-    names = experiments.row_names(table, selection.scale)
-    return tuple(row for row in names if {row, f"{table}:{row}"} & set(selection.rows))
+    names = experiments.row_names(table, request.scale)
+    return tuple(row for row in names if {row, f"{table}:{row}"} & set(request.rows))
 
 
-def _add(plan: Plan, job: Job) -> Job:
-    if all(set(job.outputs).isdisjoint(other.outputs) for other in plan.jobs):
-        plan.jobs.append(job)
-    return job
+def _add_training(plan: Plan, runs: tuple[RunSpec, ...]) -> None:
+    """A pre-training with its teacher, or the fine-tunings of one row on all question sets, which one notebook makes."""
+    from amif_lib.methods.amif.teacher import teacher_id
 
-
-def _add_run(plan: Plan, runs: tuple[RunSpec, ...], data: str) -> None:
-    """A pre-training with its teacher, or the fine-tunings of one notebook.
-
-    The data check comes first; the runs that they start from are in the plan already, and so may runs of another row be.
-    """
-    from amif_lib.methods.amif.teacher import teacher_ids
-
-    runs = tuple({run.run_id: run for run in runs if run.run_id not in plan.runs}.values())
-    if not runs:
+    new = {run.run_id: run for run in runs if run.run_id not in plan.runs}
+    if not new:
         return
-    plan.runs |= {run.run_id: run for run in runs}
-    first, ids = runs[0], tuple(run.run_id for run in runs)
-    name = ids[0] if len(ids) == 1 else files.digest(ids)
-    spec = f"{plan.selection.scale}/specs/{name}.json"
-    needs = {data: None}
-    made = [f"runs/{teacher}/metrics.json" for teacher in teacher_ids(first)]
-    if made:  # of one with noise: that without it, and its own, whose job makes both where the first is absent
-        before = tuple(job.output for job in plan.jobs if job.output in made[:-1])
-        job = Job("teacher", made[-1].split("/")[1], made[-1], (data, *before), spec, "soft labels")
-        needs[_add(plan, job).output] = None
-    needs |= {_metrics(run.parent): None for run in runs if run.parent}
+    plan.runs |= new
+    first, scale = next(iter(new.values())), plan.request.scale
+    name = first.run_id if len(new) == 1 else files.digest(list(new))
+    spec = paths.shown(paths.scale_dir(scale) / "specs" / f"{name}.json")
+    needs = [_metrics(run.parent) for run in new.values() if run.parent]
+    if first.teacher and not first.parent:
+        teacher = teacher_id(first)
+        command = ("-m", "amif_lib.methods.amif.teacher", "--spec", spec)
+        out = f"runs/{teacher}/metrics.json"
+        needs.append(plan.add(Job("teacher", teacher, (out,), command, (), "soft labels")).outputs[0])
+    outputs = [f"runs/{run}/metrics.json" for run in new]
+    outputs += [f"runs/{run}/{file}" for run in new for file in PREDICTIONS if first.stage == "finetune"]
+    notebook = f"{NOTEBOOKS[first.stage]}.ipynb"
+    folders = [paths.shown(paths.run_dir(run)) for run in new]
+    command = ["-m", "amif_lib.app.run_notebook", paths.shown(paths.NOTEBOOKS / notebook), "-p", "spec", spec]
+    command += ["--out", f"{folders[0]}/{notebook}", *(part for each in folders[1:] for part in ("--copy-to", each))]
     label = first.label or f"{first.train.epochs} epochs, batch {first.train.batch_size}"
-    label += f", {len(runs)} question sets" if len(runs) > 1 else ""
-    _add(plan, Job(first.stage, name, _metrics(first), tuple(needs), spec, label, _notebook_code(first.stage), ids))
+    label += f", {len(new)} question sets" if len(new) > 1 else ""
+    code = _notebook_code(first.stage)
+    needs = list(dict.fromkeys(needs))
+    plan.add(Job(first.stage, name, tuple(outputs), tuple(command), tuple(needs), label, code, tuple(new)))
 
 
 def _metrics(run: RunSpec) -> str:
     return f"runs/{run.run_id}/metrics.json"
 
 
+def _notebook(name: str, scale: str, parameter: str, value: str) -> tuple[str, ...]:
+    source, out = paths.NOTEBOOKS / f"{NOTEBOOKS[name]}.ipynb", paths.scale_dir(scale) / "notebooks"
+    command = ("-m", "amif_lib.app.run_notebook", paths.shown(source), "-p", parameter, value)
+    return (*command, "--out", paths.shown(out / source.name))
+
+
 def _notebook_code(name: str) -> str:
     return code_digest(paths.NOTEBOOKS / f"{NOTEBOOKS[name]}.ipynb")
 
 
-def _library_code() -> str:
+def _library() -> str:
     """Digest of the whole library: tables and report are cheap and are made anew whenever any of it changes."""
     total = hashlib.sha256()
     for path in sorted(paths.PACKAGE.rglob("*.py")) + sorted(paths.published().glob("*.csv")):
@@ -236,19 +213,8 @@ def _library_code() -> str:
     return total.hexdigest()[:12]
 
 
-def _write_changed(path: Path, content: Any) -> None:
+def _write(path: Path, content: Any) -> None:
+    """Write JSON where it differs from what is there, so that time stamps change with contents only."""
     text = json.dumps(content, indent=1) + "\n"
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
-        return
-    files.write_text(path, text)
-
-
-def read(path: Path) -> list[Job]:
-    """The jobs of a written plan."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return [Job(**{**job, "needs": tuple(job["needs"]), "runs": tuple(job["runs"])}) for job in content["jobs"]]
-
-
-def of_rule(jobs: Iterable[Job], rule: str) -> dict[str, Job]:
-    """The jobs of a rule by name."""
-    return {job.name: job for job in jobs if job.rule == rule}
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        files.write_text(path, text)

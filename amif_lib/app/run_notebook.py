@@ -1,9 +1,6 @@
 """Execute a notebook without a browser: `python -m amif_lib.app.run_notebook NOTEBOOK --out EXECUTED.ipynb -p key value`.
 
-A thin layer over papermill that closes its known gaps: an unknown parameter is an error instead of a warning; the
-kernel is always the interpreter that runs this command, whatever `python3` kernel the user has installed elsewhere;
-kernels that run side by side cannot collide, since each talks over sockets in a folder of its own; what cells print is
-shown while they run; and the executed copy is kept when a cell fails.
+papermill, with unknown parameters refused, the interpreter at hand as kernel, and sockets of its own for each kernel.
 """
 
 from __future__ import annotations
@@ -27,20 +24,18 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 
 SOCKET_PATH_LIMIT = 100  # bytes; macOS allows 104 for a Unix socket's path, Linux 108
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read_notebook(notebook: Path) -> dict[str, Any]:
     """The notebook's JSON. Raises InputError if it is missing or not a notebook."""
+    where = paths.shown(notebook)
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
         content["cells"]
     except FileNotFoundError:
-        raise InputError(f"{paths.shown(notebook)}: no such notebook") from None
+        raise InputError(f"{where}: no such notebook") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{paths.shown(notebook)}: not a notebook (JSON with cells); restore it with git checkout"
-        ) from None
+        raise InputError(f"{where}: not a notebook (JSON with cells); restore it with git checkout") from None
     return content
 
 
@@ -60,32 +55,33 @@ def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
     import papermill
 
     read_notebook(notebook)
-    declared = papermill.inspect_notebook(str(notebook))
+    declared = papermill.inspect_notebook(_plain(notebook))
     out: dict[str, Any] = {}
     for name, text in given.items():
         if name not in declared:
             known = ", ".join(declared) or "none"
             raise InputError(f"{paths.shown(notebook)}: no parameter {name!r}; its parameters cell declares: {known}")
-        try:
-            default = ast.literal_eval(declared[name]["default"])
-        except (ValueError, SyntaxError):  # declared by an expression: its type is not known
-            default = ""
-        out[name] = _as_type_of(default, text, f"{paths.shown(notebook)}: parameter {name}={text!r}")
+        default = _literal(declared[name]["default"])
+        value = text if default is None or isinstance(default, str) else _literal(text)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if default is not None and type(value) is not type(default):
+            kind = f"give a value of type {type(default).__name__}, such as {default!r}"
+            raise InputError(f"{paths.shown(notebook)}: parameter {name}={text!r}: {kind}")
+        out[name] = value
     return out
 
 
-def _as_type_of(default: Any, text: str, where: str) -> Any:
-    if default is None or isinstance(default, str):
-        return text
+def _literal(text: str) -> Any:
     try:
-        value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default):
-        raise InputError(f"{where}: give a value of type {type(default).__name__}, such as {default!r}")
-    return value
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):  # an expression: taken as text
+        return text
+
+
+def _plain(path: Path) -> str:
+    """A path for papermill, which would replace {name} in it by a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @contextlib.contextmanager
@@ -95,75 +91,71 @@ def _private_kernel() -> Iterator[dict[str, Any]]:
     spec = folder / "kernels" / "python3"
     spec.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (spec / "kernel.json").write_text(
-        json.dumps({"argv": command, "display_name": "Python 3", "language": "python"}), "utf-8"
-    )
-    search = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+    kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(kernel), "utf-8")
     changed = {
         "JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")])),  # searched first
         "JUPYTER_RUNTIME_DIR": str(folder),
         "IPYTHONDIR": str(folder / "ipython"),  # no start-up files of the user, no shared history database
-        "PYTHONPATH": search,  # this clone's library, wherever the kernel starts
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])),
         "AMIF_HEADLESS": "1",
     }
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
+    sockets = str(folder / "k")  # <folder>/k-1 to k-5; TCP where the platform or the path's length forbids them
+    too_long = os.name == "nt" or len(os.fsencode(sockets + "-1")) > SOCKET_PATH_LIMIT
     try:
-        yield _transport(folder)
+        yield {"transport": "tcp"} if too_long else {"transport": "ipc", "ip": sockets}
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _transport(folder: Path) -> dict[str, Any]:
-    """Unix sockets `<folder>/k-1` to `k-5`, or TCP where the platform or the path's length forbids them."""
-    prefix = str(folder / "k")
-    if os.name == "nt" or len(os.fsencode(prefix + "-1")) > SOCKET_PATH_LIMIT:
-        return {"transport": "tcp"}
-    return {"transport": "ipc", "ip": prefix}
-
-
 def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> None:
-    """Execute `notebook` in the repository root and save the executed copy as `out`.
+    """Execute `notebook` in the repository root and save the executed copy, without this machine's paths, as `out`.
 
-    Cell output goes to standard output as it appears. Raises InputError for bad parameters and papermill's or the
+    What cells print goes to standard output as it appears. Raises InputError for bad parameters and papermill's or the
     kernel's own exception when a cell fails; `out` then holds everything up to the failure.
     """
     import papermill
     from traitlets.config import Config
 
-    values = parameters(notebook, given or {})
-    out = out.resolve()
+    values, out = parameters(notebook, given or {}), out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _private_kernel() as manager:
-        papermill.execute_notebook(
-            str(notebook),
-            str(out),
-            parameters=values,
-            kernel_name="python3",
-            language="python",
-            cwd=str(paths.ROOT),
-            stdout_file=sys.stdout,
-            stderr_file=sys.stdout,
-            progress_bar=False,
-            autosave_cell_every=30,
-            start_timeout=180,
-            config=Config({"KernelManager": manager}),
-        )
+    shown = {"stdout_file": sys.stdout, "stderr_file": sys.stdout, "progress_bar": False, "autosave_cell_every": 30}
+    try:
+        with _private_kernel() as manager:
+            papermill.execute_notebook(
+                _plain(notebook),
+                _plain(out),
+                parameters=values,
+                kernel_name="python3",
+                language="python",
+                cwd=str(paths.ROOT),
+                start_timeout=180,
+                config=Config({"KernelManager": manager}),
+                **shown,
+            )
+    finally:
+        if out.is_file():
+            text = out.read_text(encoding="utf-8")
+            for folder in (str(out.parent), str(paths.results()), str(paths.ROOT)):
+                text = text.replace(json.dumps(folder)[1:-1] + "/", "")
+            out.write_text(text, encoding="utf-8")
 
 
 def explain(error: BaseException, lines: int = 15) -> str:
-    """What went wrong, for a terminal: the failing cell's code, the end of its traceback, or why the kernel is gone."""
+    """What went wrong, for a terminal: the failing cell's code and the end of its traceback, or why the kernel is gone."""
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     if isinstance(error, PapermillExecutionError):
         source = "\n".join("    " + line for line in error.source.splitlines())
-        trace = _ANSI.sub("", "\n".join(error.traceback)).splitlines()[-lines:]
+        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-lines:]
         return f"cell {error.exec_count} failed:\n{source}\n" + "\n".join(trace)
     if isinstance(error, DeadKernelError):
-        return "the kernel ended without a word; most often the machine ran out of memory (see make doctor)"
+        return "the kernel ended without a message; most often the machine ran out of memory (see make doctor)"
     return f"{type(error).__name__}: {error}"
 
 
@@ -172,23 +164,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amif_lib.app.run_notebook", description="Execute a notebook.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="where the executed copy goes")
-    parser.add_argument(
-        "-p",
-        dest="given",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("KEY", "VALUE"),
-        help="a parameter that the notebook declares; may be repeated",
-    )
-    parser.add_argument(
-        "--copy-to",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FOLDER",
-        help="put a copy of the executed notebook there too; may be repeated",
-    )
+    pair = {"dest": "given", "nargs": 2, "metavar": ("KEY", "VALUE")}
+    parser.add_argument("-p", **pair, action="append", default=[], help="a declared parameter; may be repeated")
+    copies = {"metavar": "FOLDER", "help": "put a copy of the executed notebook there too; may be repeated"}
+    parser.add_argument("--copy-to", type=Path, action="append", default=[], **copies)
     options = parser.parse_args(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
     try:
@@ -199,9 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:  # papermill, nbclient and the kernel raise many kinds; each is reported, none hidden
-        print(
-            f"error: {paths.shown(options.notebook)}: {explain(error)}\nexecuted copy: {options.out}", file=sys.stderr
-        )
+        where = paths.shown(options.notebook)
+        print(f"error: {where}: {explain(error)}\nexecuted copy: {options.out}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)

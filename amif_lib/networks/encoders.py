@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerBase
 
-from amif_lib.core.errors import InputError
-from amif_lib.networks import hub, open_clip_towers, tokenizers
+from amif_lib.networks import pretrained
 from amif_lib.networks.rows import in_rows
 from amif_lib.networks.sizes import ModelSpec
+
+# Form of the ViT (`model.image_form`): activation, whether a norm comes before the blocks, epsilon of the norms.
+FORMS = {"clip": ("quick_gelu", True, 1e-5), "clip_gelu": ("gelu", True, 1e-5), "vit": ("gelu", False, 1e-6)}
 
 
 class ImageEncoder(nn.Module):
@@ -21,7 +21,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.form = spec.image_form
-        activation, norm_first, epsilon = open_clip_towers.FORMS[self.form]
+        activation, norm_first, epsilon = FORMS[self.form]
         whole = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=spec.width,
@@ -43,51 +43,14 @@ class ImageEncoder(nn.Module):
         """images (B, 3, H, W), normalised -> tokens (B, 1 + patches, d)."""
         return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)
 
-    def load(self, source: str) -> hub.LoadReport:
-        """Load a CLIP checkpoint (hub id or folder, or `open_clip:SOURCE`), its position embeddings interpolated to this resolution."""
-        tower = source.startswith(open_clip_towers.PREFIX)
-        if tower:
-            state = open_clip_towers.image_state(source, self.form, self.vit.config.num_attention_heads)
-            open_clip_towers.refuse_left_over(state, self.vit, source)
-        else:
-            folder = hub.find(source)
-            self._refuse_other_activation(source, folder)
-            state = hub.clip_vision_state(hub.read_state(folder))
-        name = "embeddings.position_embedding.weight"
-        changed = []
-        if name in state:
-            fitted = interpolate_positions(state[name], self.vit.embeddings.position_embedding.weight.shape[0])
-            if fitted.shape != state[name].shape:
-                changed.append(f"{name} {state[name].shape[0]} -> {fitted.shape[0]}")
-            state[name] = fitted
-        return hub.load_into(self.vit, state, source, changed=changed)
-
-    def _refuse_other_activation(self, source: str, folder: Path) -> None:
-        """A checkpoint's weights fit another activation as well, and then mean something else."""
-        if not (folder / "config.json").is_file():
-            return
-        content = hub.config(folder)
-        found = content.get("vision_config", content).get("hidden_act", "quick_gelu")
-        if found != self.vit.config.hidden_act:
-            raise InputError(
-                f"weights {source!r}: its ViT has {found}, model.image_form {self.form!r} has {self.vit.config.hidden_act}; set "
-                f"model.image_form: {'clip_gelu' if found == 'gelu' else 'clip'}"
-            )
+    def load(self, source: str) -> pretrained.LoadReport:
+        """Load a CLIP checkpoint (hub id or folder, or `open_clip:SOURCE`), positions interpolated to this resolution."""
+        return pretrained.load_image_encoder(self.vit, source)
 
 
 def initial_deviation(width: int) -> float:
     """BERT's 0.02 at width 768, scaled as 1 / sqrt(width): with a fixed 0.02 a narrow network starts almost constant."""
     return 0.02 * (768 / width) ** 0.5
-
-
-def interpolate_positions(table: Tensor, positions: int) -> Tensor:
-    """Bicubic interpolation of a ViT's position table (1 + n*n, d) to another square grid (1 + m*m, d)."""
-    if table.shape[0] == positions:
-        return table
-    old, new = round((table.shape[0] - 1) ** 0.5), round((positions - 1) ** 0.5)
-    grid = table[1:].T.reshape(1, -1, old, old)  # (n*n, d) -> (1, d, n, n)
-    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])  # (1, d, m, m) -> (1 + m*m, d)
 
 
 def length_groups(mask: Tensor, most: int = 4, worth: float = 0.85) -> list[tuple[Tensor, int]]:
@@ -146,19 +109,6 @@ class TextEncoder(nn.Module):
         """
         return self.bert.embeddings(input_ids=ids, position_ids=positions)
 
-    def load(self, source: str, tokenizer: PreTrainedTokenizerBase | None = None) -> hub.LoadReport:
-        """Load a BERT or DistilBERT checkpoint (hub id or folder, or `open_clip:SOURCE`), word rows in the order of `tokenizer`."""
-        if source.startswith(open_clip_towers.PREFIX):
-            state, theirs = open_clip_towers.text_state(source, self.bert.config.num_attention_heads)
-            own = self.bert.embeddings
-            words, positions = own.word_embeddings.weight, own.position_embeddings.weight
-            changed = open_clip_towers.fit_text(state, theirs, tokenizer or theirs, words, positions)
-            open_clip_towers.refuse_left_over(state, self.bert, source)
-            return hub.load_into(self.bert, state, source, changed=changed)
-        state = hub.bert_state(hub.read_state(hub.find(source)))
-        changed = (
-            tokenizers.fit_rows(state, source, tokenizer, self.bert.embeddings.word_embeddings.weight)
-            if tokenizer
-            else []
-        )
-        return hub.load_into(self.bert, state, source, changed=changed)
+    def load(self, source: str, tokenizer: PreTrainedTokenizerBase) -> pretrained.LoadReport:
+        """Load a BERT or DistilBERT (hub id or folder, or `open_clip:SOURCE`), word rows by the pieces of `tokenizer`."""
+        return pretrained.load_text_encoder(self.bert, source, tokenizer)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from os.path import commonprefix  # of any sequences
+from itertools import groupby, takewhile
 from typing import Any
 
 import numpy as np
@@ -121,7 +120,8 @@ def cut(ordered: Sequence[Tokens], most: int) -> Iterable[list[Tokens]]:
     nodes = 0
     for sequence in ordered:
         new = len(sequence) - 1  # the last token is never read
-        shared = len(commonprefix([run[-1][:-1], sequence[:-1]])) if run else 0
+        pairs = zip(run[-1][:-1], sequence[:-1], strict=False) if run else ()
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         if run and nodes + new - shared > most:
             yield run
             run, nodes, shared = [], 0, 0

@@ -14,6 +14,7 @@ from amif_lib.data.records import Question, normalise_answer
 from amif_lib.experiments.predictions import write_predictions
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.networks import tokenizers
 from amif_lib.networks.ranking import rank_answers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
 from amif_lib.training.batches import QuestionData, loader
@@ -83,7 +84,7 @@ def predict(
         written = model.decoder.generate(
             memory, memory_mask, model.tokenizer.cls_token_id, model.tokenizer.sep_token_id, model.answer_length
         )
-        texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+        texts = [tokenizers.decode(model.tokenizer, ids) for ids in written]
         found += [
             {"index": k[1], "log_likelihoods": row.numpy(), "generated": normalise_answer(text)}
             for k, row, text in zip(key, scores, texts, strict=True)

@@ -21,7 +21,7 @@ from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
 from amif_lib.methods.amif.pair_classification import negatives_drawn_from
 from amif_lib.methods.amif.stages import Pretraining
-from amif_lib.networks import hub, tokenizers
+from amif_lib.networks import pretrained, tokenizers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
 from amif_lib.training.batches import PretrainingData, QuestionData
 
@@ -112,17 +112,7 @@ def prepare_questions(spec: RunSpec) -> Prepared:
     )
     reports = load_encoders(model.amif, spec, tokenizer)
     if spec.init.decoder != "random":
-
-        def random_by_design(
-            name: str,
-        ) -> bool:  # BERT has no cross-attention, not every checkpoint a word-prediction head, none an output apart
-            return "cross_attention" in name or name.startswith(("head_", "output_embeddings"))
-
-        state = hub.decoder_state(hub.read_state(hub.find(spec.init.decoder)))
-        changed = tokenizers.fit_rows(state, spec.init.decoder, tokenizer, model.decoder.word_embeddings.weight)
-        reports.append(
-            hub.load_into(model.decoder, state, spec.init.decoder, may_miss=random_by_design, changed=changed)
-        )
+        reports.append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
         model.decoder.untie()
     model.freeze_knowledge()
     whole = tokenizer([q.answer for q in training])["input_ids"]
@@ -165,12 +155,12 @@ def get_tokenizer(spec: RunSpec, pretraining_texts: list[str]) -> Any:
     return tokenizer
 
 
-def load_encoders(amif: AMiF, spec: RunSpec, tokenizer: Any) -> list[hub.LoadReport]:
+def load_encoders(amif: AMiF, spec: RunSpec, tokenizer: Any) -> list[pretrained.LoadReport]:
     """Starting weights: the parent run's, or what `init` names; co-attention from elsewhere before it is first trained."""
     reports = []
     if spec.parent is not None:
-        state = hub.read_state(spec.parent.directory / "model")
-        reports.append(hub.load_into(amif, state, f"run {spec.parent.run_id}"))
+        state = pretrained.read_state(spec.parent.directory / "model")
+        reports.append(pretrained.load_into(amif, state, f"run {spec.parent.run_id}"))
     else:
         teacher = teachers.towers_source(spec) if spec.starts_from_teacher else ""
         image, text = (teacher if name == "teacher" else name for name in (spec.init.image, spec.init.text))

