@@ -19,7 +19,7 @@ from PIL import Image
 from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import data_figures, decontaminate, images, manifests, sources
+from amif_lib.data import data_figures, decontaminate, images, manifests
 from amif_lib.data import load as datasets
 from amif_lib.experiments import rows as experiments
 from amif_lib.methods.amif import teacher as teachers
@@ -143,7 +143,7 @@ def test_one_undecodable_image_of_120_stops_nothing_and_three_do(root: Path) -> 
     manifests.require(manifests.check("bound"))
     assert len(datasets.load_studies("bound", stored_side=36)) == STUDIES - 1
     assert decontaminate.counts("bound", ("asked",), stored_side=36)["images_left"] == STUDIES - 2
-    assert len(decontaminate.report("bound", ("asked",))) == 1  # nor without the prepared images
+    assert len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 1  # nor without the prepared images
     cut(image_of(root, 8)), cut(image_of(root, 9))
     table = manifests.check("bound")
     assert images_line("bound")[1].startswith("3 of 120 ")
@@ -157,7 +157,7 @@ def test_any_bad_image_of_a_test_question_is_too_many(root: Path) -> None:
     cut(folder / "synpic0.jpg")
     status, detail = images_line("asked")
     assert status == "partial" and detail.startswith("1 of 101 images cannot be decoded: synpic0.jpg (truncated")
-    assert len(decontaminate.report("bound", ("asked",))) == 0  # the shared picture is the one that cannot be compared
+    assert len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 0  # the shared picture is the one that cannot be compared
     assert folder / "synpic0.jpg" not in data_figures.pick("asked")[0]
     picture = noise(STUDIES - 1)
     picture.save(folder / "synpic0.jpg", quality=95)
@@ -170,11 +170,11 @@ def test_numbers_do_not_depend_on_the_number_of_cores(root: Path, monkeypatch: p
     cut(image_of(root, 5))
     files = datasets.image_paths("bound")
     found = []
-    for cores in ({0}, set(range(5))):
-        monkeypatch.setattr(sources.os, "sched_getaffinity", lambda _, cores=cores: cores, raising=False)
+    for cores in (1, 5):
+        monkeypatch.setattr(images.os, "cpu_count", lambda cores=cores: cores)
         shutil.rmtree(root / "data" / ".amif", ignore_errors=True)
-        bad: set[int] = set()
-        found.append((decontaminate.hashes(files, "bound", bad).tolist(), bad, images.verify(files)))
+        made, bad = decontaminate.hashes(files, "bound")
+        found.append((made.tolist(), bad, images.verify(files)))
     assert found[0] == found[1] and found[0][1] == {files.index(image_of(root, 5))}
 
 

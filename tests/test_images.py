@@ -1,7 +1,8 @@
-"""Decoding of what real sets contain, normalisation, and augmentation keyed by a generator."""
+"""Decoding of what real sets contain (against Pillow), and the network's input: normalised, varied by a keyed generator."""
 
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 import sys
@@ -12,15 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import encoding, images
+from amif_lib.data import images
+from amif_lib.networks import pixels
+
+ROOT = Path(__file__).resolve().parents[1]
+RAMP = np.linspace(0, 255, 64)
 
 
 def ramp(mode: str) -> Image.Image:
     """A left-to-right ramp in the given mode."""
-    row = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (48, 1))
+    row = np.tile(RAMP.astype(np.uint8), (48, 1))
     if mode in ("I;16", "I", "F"):
         values = row.astype(np.float32) * 16  # 12-bit range, as DICOM exports have
         return Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
@@ -36,55 +41,51 @@ def ramp(mode: str) -> Image.Image:
     return grey.convert(mode)
 
 
+def row_of(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("L"), float).mean(axis=0)
+
+
 @pytest.mark.parametrize(
     ("mode", "suffix"),
     [("L", "png"), ("RGB", "jpg"), ("CMYK", "jpg"), ("CMYK", "tif"), ("P", "png"), ("P", "gif"), ("RGBA", "png"),
      ("LA", "png"), ("I;16", "png"), ("I;16", "tif"), ("I", "tif"), ("F", "tif"), ("1", "png")],
 )  # fmt: skip
-def test_every_mode_decodes_to_the_same_ramp(tmp_path: Path, mode: str, suffix: str) -> None:
+def test_every_mode_decodes_to_the_same_ramp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, suffix: str
+) -> None:
+    """Also when the picture counts as large: then it is the mean over squares of itself."""
     path = tmp_path / f"ramp image.{suffix}"
     ramp(mode).save(path)
     image = images.load_rgb(path)
     assert (image.mode, image.size) == ("RGB", (64, 48))
-    row = np.asarray(image, float).mean(axis=(0, 2))
-    if mode == "1":
-        assert set(np.unique(np.asarray(image))) == {0, 255}
-    else:
-        assert np.abs(row - np.linspace(0, 255, 64)).max() < 8
-        assert np.corrcoef(row, np.arange(64))[0, 1] > 0.999
+    if mode != "1":
+        assert np.abs(row_of(image) - RAMP).max() < 8
+    monkeypatch.setattr(images, "LARGE", 16 * 12)
+    small = images.load_rgb(path)
+    assert small.size == (16, 12)
+    expected = np.asarray(image.reduce(4), float)
+    if mode in ("I;16", "I", "F"):  # the means' own range becomes 0..255
+        expected = (expected - expected.min()) * 255 / np.ptp(expected)
+    assert np.abs(np.asarray(small, float) - expected).max() <= 6
 
 
-def test_transparency_lies_on_black_and_orientation_is_applied(tmp_path: Path) -> None:
-    clear = Image.new("RGBA", (10, 10), (255, 255, 255, 0))
-    clear.save(tmp_path / "clear.png")
-    assert np.asarray(images.load_rgb(tmp_path / "clear.png")).max() == 0
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by 90 degrees
-    ramp("RGB").save(tmp_path / "turned.jpg", exif=exif)
-    assert images.load_rgb(tmp_path / "turned.jpg").size == (48, 64)
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_truncated_missing_and_false_images_are_named(tmp_path: Path, suffix: str) -> None:
-    good, cut, text = (tmp_path / f"{name}.{suffix}" for name in ("good", "cut", "text"))
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    Image.fromarray(noise).save(good)
-    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
-    text.write_text("<html>not found</html>", encoding="utf-8")
-    for path, message in ((cut, "truncated"), (text, "not an image"), (tmp_path / "none.jpg", "no such image")):
-        with pytest.raises(InputError, match=message) as caught:
-            images.load_rgb(path)
-        assert path.name in str(caught.value) and "\n" not in str(caught.value)
-    number, bad = images.verify([text, cut, good, good, tmp_path / "none.jpg"])
-    assert number == 4 and list(bad) == [cut, tmp_path / "none.jpg", text] and "truncated" in bad[cut]
-    assert not any(path.name in reason for path, reason in bad.items())
-    assert images.verify([good, good]) == (1, {})
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_minimum_is_white_tiff_is_no_negative(tmp_path: Path, bits: int) -> None:
+    """A TIFF whose PhotometricInterpretation is 0 stores white as 0: the ramp is saved inverted and read upright."""
+    values = (65535 * (1 - np.tile(RAMP, (48, 1)) / 255)).astype(np.uint16)
+    stored = values.astype("<u2").tobytes() if bits == 16 else (values >> 8).astype(np.uint8).tobytes()
+    tags = [(256, 64), (257, 48), (258, bits), (259, 1), (262, 0), (273, 8), (277, 1), (278, 48), (279, len(stored))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(stored))
+    path = tmp_path / "negative.tif"
+    path.write_bytes(head + stored + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0))
+    assert np.abs(row_of(images.load_rgb(path)) - RAMP).max() < 2
 
 
 @pytest.mark.parametrize("adobe", [True, False])
 def test_cmyk_is_inverted_by_adobes_mark_alone(tmp_path: Path, adobe: bool) -> None:
     """Adobe's CMYK JPEGs hold inverted inks; a CMYK JPEG without the mark holds them as they are."""
-    inks = ramp("RGB").convert("CMYK")  # white where the ramp is bright, so no ink
+    inks = ramp("RGB").convert("CMYK")
     path = tmp_path / "inks.jpg"
     (inks if adobe else ImageChops.invert(inks)).save(path, quality=95)  # Pillow inverts and marks what it saves
     content = path.read_bytes()
@@ -92,13 +93,12 @@ def test_cmyk_is_inverted_by_adobes_mark_alone(tmp_path: Path, adobe: bool) -> N
     if not adobe:
         length = int.from_bytes(content[mark + 2 : mark + 4], "big")
         path.write_bytes(content[:mark] + content[mark + 2 + length :])
-    with Image.open(path) as image:
-        assert image.mode == "CMYK" and ("adobe" in image.info) == adobe
-    row = np.asarray(images.load_rgb(path), float).mean(axis=(0, 2))
-    assert np.abs(row - np.linspace(0, 255, 64)).max() < 8
+    assert np.abs(row_of(images.load_rgb(path)) - RAMP).max() < 8
 
 
-def test_palette_with_transparency_lies_on_black(tmp_path: Path) -> None:
+def test_transparency_lies_on_black(tmp_path: Path) -> None:
+    Image.new("RGBA", (10, 10), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(images.load_rgb(tmp_path / "clear.png")).max() == 0
     image = Image.new("P", (8, 8))
     image.putpalette([200, 10, 10, 10, 200, 10])
     image.paste(1, (4, 0, 8, 8))
@@ -116,39 +116,40 @@ def test_deep_grey_keeps_its_own_range_and_numbers_that_are_none_are_black(tmp_p
     assert np.asarray(images.load_rgb(tmp_path / "float.tif"))[..., 0].tolist() == [[0, 0], [0, 255]]
 
 
-def test_one_pixel_and_very_long_images_are_images(tmp_path: Path) -> None:
-    for size in ((1, 1), (1, 3000), (3000, 2)):
-        Image.new("RGB", size, (9, 90, 200)).save(tmp_path / "thin.png")
-        found = images.load_rgb(tmp_path / "thin.png")
-        assert found.size == size and images.to_tensor(found, 16).isfinite().all()
-        view = images.augment(found, 16, "light", flip=False, colour=False, rng=np.random.default_rng(0))
-        assert view.shape == (3, 16, 16) and view.isfinite().all()
-        made = encoding.encode((tmp_path / "thin.png").read_bytes(), 8)
-        assert made.size == size if min(size) < 8 else min(made.size) == 8
-
-
-@pytest.mark.parametrize("name", ["empty.jpg", "empty.png"])
-def test_an_empty_file_is_named(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    with pytest.raises(InputError, match=rf"{name}: empty file; fetch it again"):
-        images.load_rgb(tmp_path / name)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_camera_gives_an_upright_picture_at_any_scale(tmp_path: Path, orientation: int) -> None:
-    """Pillow's own `exif_transpose` is the reference; a picture decoded at a reduced scale is turned as well."""
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_a_turned_camera_gives_an_upright_picture_at_any_scale(tmp_path: Path, orientation: int, suffix: str) -> None:
     corner = np.zeros((256, 384), np.uint8)
     corner[:128, :128] = 250
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(corner).convert("RGB").save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    with Image.open(tmp_path / "turned.jpg") as image:
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(corner).convert("RGB").save(path, exif=exif, quality=95)
+    with Image.open(path) as image:
         expected = ImageOps.exif_transpose(image).convert("L")
-    content = (tmp_path / "turned.jpg").read_bytes()
-    for found in (images.decode(content), images.decode(content, 32), encoding.as_stored(tmp_path / "turned.jpg", 32)):
+    content = path.read_bytes()
+    for found in (images.decode(content), images.decode(content, 32), images.as_stored(path, 32)):
         small = expected.resize(found.size, Image.Resampling.BOX)
         assert (found.width > found.height) == (expected.width > expected.height)
-        assert np.abs(np.asarray(found.convert("L"), float) - np.asarray(small, float)).mean() < 4
+        assert np.abs(row_of(found) - row_of(small)).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_missing_and_false_images_are_named(tmp_path: Path, suffix: str) -> None:
+    good, cut, text, empty, gone = (tmp_path / f"{name}.{suffix}" for name in ("good", "cut", "text", "void", "none"))
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(good)
+    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    text.write_text("<html>not found</html>", encoding="utf-8")
+    empty.touch()
+    said = {cut: "truncated", text: "not an image", empty: "empty file; fetch it again", gone: "no such image"}
+    for path, message in said.items():
+        with pytest.raises(InputError, match=message) as caught:
+            images.load_rgb(path)
+        assert path.name in str(caught.value) and "\n" not in str(caught.value)
+    number, bad = images.verify([text, cut, good, good, gone])
+    assert number == 4 and list(bad) == [cut, gone, text] and "truncated" in bad[cut]
+    assert not any(path.name in reason for path, reason in bad.items())
 
 
 def scanned(path: Path, side: int, rows: int) -> None:
@@ -173,205 +174,113 @@ def test_an_image_of_20000_pixels_a_side_is_reduced_within_two_gigabytes(tmp_pat
     else:
         scanned(path, 20_000, 20_000)
     code = (
-        "import resource, sys; from pathlib import Path; from amif_lib.data import encoding, images\n"
-        "made = encoding.encode(Path(sys.argv[1]).read_bytes(), 320)\n"
+        "import resource, sys; from pathlib import Path; from amif_lib.data import images\n"
         "picture = images.load_rgb(Path(sys.argv[1]))\n"
-        "assert made.size == (320, 320) and made.original == (20000, 20000) and made.grey\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, images.decode(made.data).getpixel((7, 7)), *picture.size)"
+        "made = images.decode(images.encode(Path(sys.argv[1]).read_bytes(), 320))\n"
+        "assert made.size == (320, 320) and made.mode == 'L' and 'torch' not in sys.modules\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, made.getpixel((7, 7)), *picture.size)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        timeout=120,
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
     assert done.returncode == 0, done.stderr
     peak, value, width, height = map(int, done.stdout.split())
     peak *= 1024 if sys.platform != "darwin" else 1  # Linux counts in KiB
-    assert peak < 2 << 30
-    assert value == 90 and width == height >= 2500
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix"),
-    [("RGB", "png"), ("P", "png"), ("LA", "png"), ("I;16", "png"), ("F", "tif"), ("CMYK", "tif"), ("1", "png")],
-)
-def test_a_large_picture_is_the_mean_over_squares_of_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, suffix: str
-) -> None:
-    """What counts as large is set low; the reference is Pillow's own reduction of the picture decoded as a whole."""
-    path = tmp_path / f"large.{suffix}"
-    ramp(mode).save(path)
-    whole = images.load_rgb(path)
-    monkeypatch.setattr(images, "LARGE", 16 * 12)
-    found = images.load_rgb(path)
-    assert found.size == (16, 12)
-    expected = np.asarray(whole.reduce(4), float)
-    if mode in ("I;16", "F"):  # the means' own range becomes 0..255
-        expected = (expected - expected.min()) * 255 / np.ptp(expected)
-    assert np.abs(np.asarray(found, float) - expected).max() <= 1.5
+    assert peak < 2 << 30 and value == 90 and width == height >= 2500
 
 
 def test_what_would_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
     scanned(tmp_path / "huge.png", 50_000, 100)
-    with pytest.raises(InputError, match=r"huge.png: too large to decode \(50000 x 50000, 2.5 GB\)"):
+    with pytest.raises(InputError, match=r"huge.png: too large to decode \(50000 x 50000 pixels\)"):
         images.load_rgb(tmp_path / "huge.png")
 
 
-def test_to_tensor_is_clip_normalisation_of_the_resized_image() -> None:
-    image = ramp("RGB")
-    found = images.to_tensor(image, 32)
-    assert found.shape == (3, 32, 32) and found.dtype == torch.float32
-    expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC), np.float64) / 255
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    for channel in range(3):
-        difference = found[channel].double().numpy() - (expected[..., channel] - mean[channel]) / std[channel]
-        assert np.abs(difference).max() < 1e-5
+def test_a_stored_jpeg_is_kept_and_grey_has_one_channel(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg", quality=70)
+    content = (tmp_path / "photo.jpg").read_bytes()
+    assert images.encode(content, 40) == content and images.encode(content, 39) != content
+    grey = Image.fromarray(noise[..., 0]).convert("RGB")
+    out = io.BytesIO()
+    grey.save(out, "PNG")
+    made = images.decode(images.encode(out.getvalue(), 40))
+    assert made.mode == "L" and np.abs(np.asarray(made, float) - noise[..., 0]).mean() < 2
+    for size in ((1, 1), (1, 3000), (3000, 2)):
+        thin = Image.new("RGB", size, (9, 90, 200))
+        assert images.decode(images.encode(thin, 8)).size == size
+        view = pixels.augment(thin, 16, "light", pixels.keyed(0))
+        assert view.shape == (3, 16, 16) and view.isfinite().all()
 
 
-def test_normalisation_is_that_of_open_clip() -> None:
+# --- the network's input ---------------------------------------------------------------------------------------------
+
+
+def values(view: torch.Tensor) -> torch.Tensor:
+    """A normalised view in pixel values 0..255."""
+    return (view * pixels.STD[:, None, None] + pixels.MEAN[:, None, None]) * 255
+
+
+def test_input_is_the_resized_image_in_open_clips_normalisation() -> None:
     constants = pytest.importorskip("open_clip.constants")
-    assert np.allclose(images.MEAN, constants.OPENAI_DATASET_MEAN) and np.allclose(
-        images.STD, constants.OPENAI_DATASET_STD
-    )
-
-
-def test_blank_is_constant_grey() -> None:
-    blank = images.blank(16)
-    assert blank.shape == (3, 16, 16)
-    assert torch.equal(blank, blank[:, :1, :1].expand_as(blank))
-    pixels = blank[:, 0, 0].numpy() * images.STD + images.MEAN
-    assert np.abs(pixels - 128 / 255).max() < 1e-6
+    mean, std = constants.OPENAI_DATASET_MEAN, constants.OPENAI_DATASET_STD
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    image = Image.fromarray(noise)
+    found = pixels.to_tensor(image, 32)
+    assert found.shape == (3, 32, 32) and found.dtype == torch.float32
+    expected = (np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC), np.float64) / 255 - mean) / std
+    assert np.abs(found.numpy().transpose(1, 2, 0) - expected).max() < 1e-5
+    assert torch.equal(pixels.augment(image, 32, "none", pixels.keyed(0)), found)
+    assert torch.allclose(values(pixels.blank(16)), torch.full((3, 16, 16), 128.0), atol=1e-3)
 
 
 @pytest.mark.parametrize("strength", ["strong", "light"])
-def test_augmentation_depends_on_its_generator_alone(strength: str) -> None:
-    image = ramp("RGB")
-    views = [images.augment(image, 32, strength, flip=True, colour=True, rng=np.random.default_rng([5, 7, n]))
-             for n in (1, 1, 2)]  # fmt: skip
+def test_a_view_depends_on_its_generator_alone_and_keeps_sides_and_grey(strength: str) -> None:
+    image = ramp("L")
+    views = [pixels.augment(image, 32, strength, pixels.keyed(5, 7, n)) for n in (1, 1, 2, *range(3, 40))]
     assert torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
-    assert views[0].shape == (3, 32, 32) and views[0].isfinite().all()
-
-
-def test_none_is_the_plain_image_and_an_unknown_strength_is_refused() -> None:
-    rng = np.random.default_rng(0)
-    assert torch.equal(
-        images.augment(ramp("RGB"), 32, "none", flip=True, colour=True, rng=rng), images.to_tensor(ramp("RGB"), 32)
-    )
-    with pytest.raises(InputError, match="'heavy' is not one of strong, light, none"):
-        images.augment(ramp("RGB"), 32, "heavy", flip=False, colour=False, rng=rng)  # type: ignore[arg-type]
-
-
-def slope(view: torch.Tensor) -> float:
-    """Left-to-right slope: its sign tells the sides apart."""
-    row = view.mean(dim=(0, 1)).numpy()
-    return float(np.polyfit(np.arange(len(row)), row, 1)[0])
-
-
-def test_sides_and_grey_are_kept_unless_asked() -> None:
-    image = ramp("RGB")
-    for strength in ("strong", "light"):
-        plain = [
-            images.augment(image, 32, strength, flip=False, colour=False, rng=np.random.default_rng(n))
-            for n in range(40)
-        ]
-        assert all(slope(view) > 0 for view in plain)
-        for view in plain:  # a grey image stays grey: all channels carry the same pixels
-            pixels = view.numpy() * images.STD[:, None, None] + images.MEAN[:, None, None]
-            assert np.abs(pixels - pixels[:1]).max() < 1e-5
-        flipped = [
-            images.augment(image, 32, strength, flip=True, colour=False, rng=np.random.default_rng(n))
-            for n in range(40)
-        ]
-        assert 8 < sum(slope(view) < 0 for view in flipped) < 32
-
-
-def test_strong_differs_more_than_light() -> None:
-    image = ramp("RGB")
-    plain = images.to_tensor(image, 32)
-
-    def distance(strength: str) -> float:
-        views = [
-            images.augment(image, 32, strength, flip=False, colour=False, rng=np.random.default_rng(n))
-            for n in range(60)
-        ]
-        return float(np.mean([(view - plain).abs().mean().item() for view in views]))
-
-    assert distance("strong") > 1.5 * distance("light") > 0
-
-
-@pytest.mark.parametrize("strength", ["strong", "light", "none"])
-def test_one_channel_gives_the_view_of_three(strength: str) -> None:
+    for view in views:
+        shown = values(view)
+        assert view.shape == (3, 32, 32) and (shown - shown[:1]).abs().max() < 1e-2  # grey stays grey
+        assert np.polyfit(np.arange(32), shown.mean(dim=(0, 1)).numpy(), 1)[0] > 0  # left stays left
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (60, 70)).astype(np.uint8))
-    for n in range(12):
-        one, three = (
-            images.augment(image, 32, strength, flip=True, colour=False, rng=np.random.default_rng(n))
-            for image in (noise, noise.convert("RGB"))
-        )
-        assert torch.equal(one, three)
+    one, three = (pixels.augment(each, 32, strength, pixels.keyed(3)) for each in (noise, noise.convert("RGB")))
+    assert torch.allclose(one, three, atol=1e-4)
 
 
-@pytest.mark.parametrize(("strength", "amount"), [("strong", 0.4), ("light", 0.15)])
-def test_brightness_and_contrast_stay_within_their_range_and_fill_it(strength: str, amount: float) -> None:
-    """On a flat picture the view's value is the brightness; on a two-valued one the spread is brightness times contrast."""
-    flat = Image.new("L", (64, 64), 150)
-    stripes = Image.fromarray(np.repeat(np.repeat([[100], [140]], 32, 0), 64, 1).astype(np.uint8))
-    factors, spreads = [], []
-    for n in range(300):
-        views = [
-            images.augment(image, 32, strength, flip=False, colour=False, rng=np.random.default_rng(n))
-            for image in (flat, stripes)
-        ]
-        first, second = (view[0].numpy() * images.STD[0] * 255 + images.MEAN[0] * 255 for view in views)
-        assert np.ptp(first) < 1e-3
-        factors.append(first.mean() / 150)
-        if np.ptp(second) > 1:  # the crop has both stripes
-            spreads.append(np.ptp(second) / 40)
-    assert 1 - amount - 0.02 <= min(factors) < 1 - 0.85 * amount and 1 + 0.85 * amount < max(factors) <= 1 + amount
-    assert abs(np.mean(factors) - 1) < 0.06 * amount / 0.15
-    ringing = 1.16  # of bicubic resizing at the edge between the stripes
-    assert (1 - amount) ** 2 - 0.1 <= min(spreads) and max(spreads) <= (1 + amount) ** 2 * ringing
+@pytest.mark.parametrize(("strength", "amount", "least"), [("strong", 0.4, 0.2), ("light", 0.15, 0.8)])
+def test_crop_brightness_contrast_and_blur_fill_their_ranges(strength: str, amount: float, least: float) -> None:
+    """On a flat picture the view's value is the brightness; on stripes of one pixel, what is left of them tells the blur."""
+    keys = [pixels.keyed(n) for n in range(300)]
+    flat = np.array(
+        [values(pixels.augment(Image.new("L", (64, 64), 150), 32, strength, key))[0].mean() for key in keys]
+    )
+    factors = flat / 150
+    assert 1 - amount - 0.02 <= factors.min() < 1 - 0.85 * amount
+    assert 1 + 0.85 * amount < factors.max() <= 1 + amount + 0.01 and abs(factors.mean() - 1) < 0.4 * amount
+    draws = np.random.default_rng(0).random((400, 4))
+    boxes = np.array([
+        pixels.crop_box((200, 100), least + (1 - least) * s, 2 * r - 1, x, y) for s, r, x, y in draws
+    ])  # fmt: skip
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 200 + 1e-9).all() and (boxes[:, 3] <= 100 + 1e-9).all()
+    share = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 20_000
+    assert least * 0.85 < share.min() < least + 0.1 and 0.9 < share.max() <= 1 + 1e-9
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (224, 224)).astype(np.uint8))
+    fine = []
+    for n in range(200):
+        shown = values(pixels.augment(noise, 224, strength, pixels.keyed(n)))[0]
+        fine.append(float((shown[:, 1:] - shown[:, :-1]).abs().mean() / shown.std()))
+    smooth = np.mean(np.array(fine) < 0.5)  # white noise differs by about its deviation from pixel to pixel
+    assert 0.25 < smooth < 0.6 if strength == "strong" else smooth < 0.02
 
 
-def test_half_of_the_strong_views_are_blurred_and_no_light_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128)).astype(np.uint8))
-    used: list[float] = []
-    original = ImageFilter.GaussianBlur
-    monkeypatch.setattr(ImageFilter, "GaussianBlur", lambda sigma: used.append(sigma) or original(sigma))
-    for n in range(20):
-        images.augment(noise, 112, "light", flip=False, colour=False, rng=np.random.default_rng(n))
-    assert not used
-    for n in range(300):
-        images.augment(noise, 112, "strong", flip=False, colour=False, rng=np.random.default_rng(n))
-    assert 120 < len(used) < 180
-    assert 0.05 <= min(used) < 0.12 and 0.9 < max(used) <= 1.0  # sigma .1-2 at 224 px, halved at 112
-
-
-def test_crop_keeps_the_asked_area() -> None:
-    rng = np.random.default_rng(0)
-    for area in ((0.2, 1.0), (0.8, 1.0)):
-        boxes = np.array([images._crop_box(200, 100, area, rng) for _ in range(400)])
-        assert (boxes[:, :2] >= 0).all() and (boxes[:, 2] <= 200).all() and (boxes[:, 3] <= 100).all()
-        share = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 20_000
-        assert share.min() > area[0] * 0.85 and share.max() <= 1 + 1e-9
-
-
-def test_augmentation_is_fast_enough_for_one_core() -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 300, 3)).astype(np.uint8))
+def test_the_feed_is_fast_enough_for_one_core() -> None:
+    """Decoding and a strong view of a stored radiograph at 288 px: 700 to 800 a second on a core of 2024."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, 48)).astype(np.uint8)
+    content = images.encode(Image.fromarray(noise).resize((384, 320), Image.Resampling.BICUBIC), 320)
     rates = []
     for _ in range(3):  # processor time, since other work shares the machine
         start = time.process_time()
         for n in range(50):
-            images.augment(image, 128, "strong", flip=False, colour=False, rng=np.random.default_rng(n))
+            pixels.augment(images.decode(content), 288, "strong", pixels.keyed(n))
         rates.append(50 / (time.process_time() - start))
     assert max(rates) > 250
-
-
-def test_decoding_needs_no_torch(tmp_path: Path) -> None:
-    ramp("L").save(tmp_path / "a.png")
-    code = "import sys; from pathlib import Path; from amif_lib.data import images\n"
-    code += "images.verify([Path(sys.argv[1])]); assert 'torch' not in sys.modules"
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.png")], check=True, cwd=Path(__file__).parents[1], timeout=60
-    )

@@ -110,9 +110,10 @@ def test_a_report_map_recomputed_alone(lineage):
     amif.load(run.directory / "model")
     amif.eval()
     ids, mask = tokenizers.encode(tokenizer, [study.text], run.data.text_length)
-    from amif_lib.data import encoding
+    from amif_lib.data import images
+    from amif_lib.networks import pixels as inputs
 
-    pixels = images.to_tensor(encoding.as_stored(picture.path, run.model.stored_side), run.model.image_size)[None]
+    pixels = inputs.to_tensor(images.as_stored(picture.path, run.model.stored_side), run.model.image_size)[None]
     with torch.inference_mode():
         image, text = amif.image_encoder(pixels), amif.text_encoder(ids, mask)
         x, y, _ = amif.co_attention(image, text, None, mask, "image_text")

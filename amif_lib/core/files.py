@@ -18,6 +18,7 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 
 RESULTS = "set AMIF_RESULTS to a folder with room that you may write to"
+PREPARED = "set AMIF_PREPARED to a folder with room that can be written"
 
 
 def aside_of(path: Path) -> Path:
@@ -44,6 +45,18 @@ def write_aside(path: Path, remedy: str = RESULTS) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(folder: Path, remedy: str = RESULTS) -> Iterator[None]:
+    """Make a folder; a failure to write into it (no permission, disk full) is an InputError that ends in `remedy`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
+    except OSError as error:
+        raise InputError(f"{paths.shown(folder)}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 def write_text(path: Path, text: str, remedy: str = RESULTS) -> None:

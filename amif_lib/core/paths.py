@@ -62,7 +62,7 @@ def prepared_root(base: Path) -> Path:
 
     Prepared images and hashes name images and hold their content, so they stay with the data and out of `results/`.
     Where `base` has no write bits (data that somebody shares), it is `data/.amif/` of the clone, which is not committed;
-    what is made there says so (`prepared.ensure`).
+    what is made there says so (`store.ensure`).
     """
     chosen = os.environ.get("AMIF_PREPARED")
     if not chosen and base.is_dir() and not (base / ".amif").exists() and not _writable(base):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from amif_lib.core import paths, progress
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import write_text
+from amif_lib.core.files import PREPARED, write_text
 from amif_lib.data import manifests
 from amif_lib.data.manifests import FileEntry, LeakCounts, Manifest, TreeEntry
 
@@ -70,13 +70,11 @@ class Notes:
 
     def store(self) -> None:
         """Write the messages beside the data, one line each; a file of an earlier check goes."""
-        from amif_lib.data import sources
-
         if not self.said:
             if self.kept_back and self.file.is_file():
                 self.file.unlink()
             return
-        write_text(self.file, "".join(f"{' '.join(line.split())}\n" for line in self.said), sources.REMEDY)
+        write_text(self.file, "".join(f"{' '.join(line.split())}\n" for line in self.said), PREPARED)
 
 
 def _lines(manifest: Manifest, decode: bool, most_bad: float, notes: Notes) -> Iterator[Line]:
@@ -192,7 +190,7 @@ def _counts(manifest: Manifest, notes: Notes) -> Iterator[Line]:
 
 
 def _images(manifest: Manifest, most_bad: float, notes: Notes) -> Line:
-    """Decode all images. `partial`: training can leave the bad ones out, as `prepared.usable` will."""
+    """Decode all images. `partial`: training can leave the bad ones out, as `store.usable` will."""
     from amif_lib.data import images
     from amif_lib.data import load as datasets
 

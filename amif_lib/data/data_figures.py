@@ -26,13 +26,7 @@ OPEN, CLOSED, STUDIES, LEAK = "#0173b2", "#de8f05", "#949494", "#d55e00"
 COLOURS = {"open": OPEN, "closed": CLOSED, "studies": STUDIES}
 SPLITS = ("train", "val", "test")
 # What `augmentations` shows: title, strength, flip, colour.
-VARIANTS = (
-    ("none", "none", False, False),
-    ("light", "light", False, False),
-    ("strong", "strong", False, False),
-    ("light, flips\n(off by default)", "light", True, False),
-    ("light, colour\n(off by default)", "light", False, True),
-)
+VARIANTS = ("none", "light", "strong")
 SHARES = {  # columns of `leaks.lines` that count test questions
     "on_train_image": "on an image of training",
     "paraphrase_in_train": "paraphrase, with its answer",
@@ -184,17 +178,18 @@ def store_samples(name: str, wanted: Path, number: int = 12) -> tuple[Path | Non
 
 
 def augmentations(file: Path, size: int = 128, draws: int = 5, seed: int = 0) -> Figure:
-    """One image as training sees it: a row per strength, a column per random draw; last what is off by default."""
+    """One image as training sees it: a row per strength, a column per random draw."""
+    from amif_lib.networks import pixels
+
     image = images.load_rgb(file)
     figure, axes = plt.subplots(len(VARIANTS), draws, figsize=(1.35 * draws + 1.2, 1.35 * len(VARIANTS)), squeeze=False)
-    for row, (title, strength, flip, colour) in zip(axes, VARIANTS, strict=True):
+    for row, strength in zip(axes, VARIANTS, strict=True):
         for number, axis in enumerate(row):
-            rng = np.random.default_rng([seed, number])
-            tensor = images.augment(image, size, strength, flip=flip, colour=colour, rng=rng)  # (3, size, size)
-            pixels = tensor.numpy().transpose(1, 2, 0) * images.STD + images.MEAN
-            axis.imshow(np.clip(pixels, 0, 1))
+            tensor = pixels.augment(image, size, strength, pixels.keyed(seed, number))  # (3, size, size)
+            shown = tensor.permute(1, 2, 0) * pixels.STD + pixels.MEAN
+            axis.imshow(shown.clamp(0, 1).numpy())
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
                 spine.set_visible(False)
-        row[0].set_ylabel(title, rotation=0, ha="right", va="center")
+        row[0].set_ylabel(strength, rotation=0, ha="right", va="center")
     return figure

@@ -1,10 +1,9 @@
 """Keeps pictures of a protected set (a test set) out of a pre-training set.
 
 An image counts as the same picture as a protected one when both names carry the same MedPix id (`synpic...`), or when
-both the difference hash and the perceptual hash (64 bits, grey) differ in at most 4 bits. Either alone is not enough:
-re-cropped copies escape the hashes, copies under another id escape the ids, and the difference hash alone confuses
-chest radiographs of different patients. The whole case (study, article) of a hit is dropped, since its other
-images and its text describe the same patient.
+both the difference hash and the perceptual hash (64 bits, grey) differ in at most 4 bits: re-cropped copies escape the
+hashes, copies under another id escape the ids, and the difference hash alone confuses chest radiographs of different
+patients. The whole case (study, article) of a hit is dropped, since its other images and its text show the same patient.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from amif_lib.core import paths, progress
+from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import RESULTS, write_aside, write_text
-from amif_lib.data import images, manifests, sources
+from amif_lib.core.files import PREPARED, RESULTS, write_aside, write_text
+from amif_lib.data import images, manifests
 from amif_lib.data.records import Study
 
 log = logging.getLogger(__name__)
@@ -50,21 +49,15 @@ def apply(
     against = present(against, absent)
     hits = find(name, studies, against)
     dropped = set(hits["group_id"])
-    kept = [study for study in studies if _group(study) not in dropped]
     bound = next(filter(manifests.stays_with_data, (name, *against)), "")
     folder = (manifests.derived_folder(bound) if bound else paths.results() / "private") / "decontamination"
-    with write_aside(folder / f"{name}.csv", sources.REMEDY if bound else RESULTS) as aside:
+    with write_aside(folder / f"{name}.csv", PREPARED if bound else RESULTS) as aside:
         hits.to_csv(aside, index=False)
+    said = "%s: %d groups with %d images dropped, for %d pictures shared with %s"
     summary = summarise(studies, hits)
-    log.info(
-        "%s: %d groups with %d images dropped, for %d pictures shared with %s",
-        name,
-        summary["groups_dropped"],
-        summary["images_dropped"],
-        summary["shared_pictures"],
-        ", ".join(against) or "no set (none is on disk)",
-    )
-    return kept, hits
+    found = (summary[key] for key in ("groups_dropped", "images_dropped", "shared_pictures"))
+    log.info(said, name, *found, ", ".join(against) or "no set (none is on disk)")
+    return [study for study in studies if _group(study) not in dropped], hits
 
 
 def missing(against: Iterable[str]) -> list[str]:
@@ -80,45 +73,32 @@ def present(against: Iterable[str], absent: Absent = "error") -> tuple[str, ...]
     logged and left out.
     """
     against = tuple(against)
-    if gone := missing(against):
-        if absent == "error":
-            raise InputError(
-                f"data.decontaminate_against: protected set {gone[0]} is not on disk ({manifests.folder_of(manifests.load(gone[0]))}); "
-                f"get it (data_manifests/{gone[0]}.md), or set data.decontaminate_absent: skip to pre-train without "
-                "keeping its pictures out"
-            )
+    gone = missing(against)
+    if gone and absent == "error":
+        folder = manifests.folder_of(manifests.load(gone[0]))
+        raise InputError(
+            f"data.decontaminate_against: protected set {gone[0]} is not on disk ({folder}); get it "
+            f"(data_manifests/{gone[0]}.md), or set data.decontaminate_absent: skip to pre-train without keeping its "
+            "pictures out"
+        )
+    if gone:
         log.warning("not kept out, since not on disk: %s", ", ".join(gone))
     return tuple(name for name in against if name not in gone)
-
-
-def report(name: str, against: tuple[str, ...], decontaminate_absent: Absent = "error", **reading: Any) -> pd.DataFrame:
-    """The hits between a pre-training set and the protected sets, one line per pair of images.
-
-    Columns: `data_set, protected_set, group_id, image, protected_image, same_id` (the MedPix ids agree), `dhash_bits,
-    phash_bits` (Hamming distances). `summarise` counts them. `reading`: what training gives `load_studies` (with
-    `stored_side`, undecodable images are left out).
-    """
-    from amif_lib.data.load import load_studies
-
-    against = present(against, decontaminate_absent)  # before anything is read
-    return find(name, load_studies(name, **reading), against)
 
 
 def summarise(studies: Sequence[Study], hits: pd.DataFrame) -> dict[str, int]:
     """Counts of a decontamination: shared ids, pairs alike by both hashes, groups and images dropped and left."""
     dropped = set(hits["group_id"])
     gone = [study for study in studies if _group(study) in dropped]
-    alike = (hits["dhash_bits"] <= MAX_BITS) & (hits["phash_bits"] <= MAX_BITS)
-    n_images = sum(len(study.images) for study in studies)
     images_dropped = sum(len(study.images) for study in gone)
     return {
         "shared_ids": hits.loc[hits["same_id"], "protected_image"].nunique(),
-        "alike_by_hash": int(alike.sum()),
+        "alike_by_hash": int(((hits["dhash_bits"] <= MAX_BITS) & (hits["phash_bits"] <= MAX_BITS)).sum()),
         "shared_pictures": len(hits),
         "groups_dropped": len({_group(study) for study in gone}),
         "images_dropped": images_dropped,
         "groups_left": len({_group(study) for study in studies} - dropped),
-        "images_left": n_images - images_dropped,
+        "images_left": sum(len(study.images) for study in studies) - images_dropped,
     }
 
 
@@ -127,10 +107,11 @@ def counts(
 ) -> dict[str, str | int]:
     """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, `summarise`.
 
-    `reading`: as in `report`.
+    `reading`: what training gives `load_studies` (with `stored_side`, undecodable images are left out).
     """
     from amif_lib.data.load import load_studies
 
+    present(against, decontaminate_absent)  # before anything is read
     studies = load_studies(name, **reading)
     _, hits = apply(name, studies, against, decontaminate_absent)
     gone = missing(against)
@@ -144,24 +125,23 @@ def _group(study: Study) -> str:
 
 
 def find(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> pd.DataFrame:
-    """Compare every image of the studies with every protected image of the sets `against`.
+    """Every pair of an image of the studies and a protected image that are the same picture, one line each.
 
-    An image that cannot be decoded is compared by its id alone, and a warning counts such images.
+    Columns: `COLUMNS`; `same_id` (the MedPix ids agree), `dhash_bits` and `phash_bits` (Hamming distances, 64 where an
+    image cannot be decoded: it is compared by its id alone, and a warning counts such images).
     """
     own = [(_group(study), image.path) for study in studies for image in study.images]
-    own_bad: set[int] = set()
-    own_hashes = hashes([path for _, path in own], name, own_bad)  # (n, 2)
+    own_hashes, own_bad = hashes([path for _, path in own], name)  # (n, 2)
     rows = []
     for protected in against:
         other = protected_images(protected)
-        other_bad: set[int] = set()
-        other_hashes = hashes(other, protected, other_bad)  # (m, 2)
+        other_hashes, other_bad = hashes(other, protected)  # (m, 2)
         pairs = set(same_ids([path for _, path in own], other))
         alike = {(i, j) for i, j in alike_pairs(own_hashes, other_hashes) if i not in own_bad and j not in other_bad}
         for i, j in sorted(pairs | alike):
-            bits = np.bitwise_count(own_hashes[i] ^ other_hashes[j])
+            unknown = i in own_bad or j in other_bad
+            bits = (64, 64) if unknown else np.bitwise_count(own_hashes[i] ^ other_hashes[j])
             (group, path), match = own[i], (i, j) in pairs
-            bits = (64, 64) if i in own_bad or j in other_bad else bits
             rows.append((name, protected, group, path.name, other[j].name, match, *map(int, bits)))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"same_id": bool, "dhash_bits": int, "phash_bits": int})
 
@@ -182,10 +162,9 @@ def alike_pairs(own: np.ndarray, other: np.ndarray, block: int = 4_000_000) -> I
     `block` bounds how many pairs are compared at once, and so the memory (about 10 bytes for each).
     """
     rows = max(1, block // max(1, len(other)))
-    second = np.ascontiguousarray(other[:, 0])
     for start in range(0, len(own) if len(other) else 0, rows):
         first = own[start : start + rows, 0, None]  # (rows, 1)
-        i, j = np.nonzero(np.bitwise_count(first ^ second) <= MAX_BITS)
+        i, j = np.nonzero(np.bitwise_count(first ^ other[:, 0]) <= MAX_BITS)
         i += start
         both = np.bitwise_count(own[i, 1] ^ other[j, 1]) <= MAX_BITS
         yield from zip(i[both].tolist(), j[both].tolist(), strict=True)
@@ -195,10 +174,11 @@ def same_ids(own: Sequence[Path], other: Sequence[Path]) -> Iterator[tuple[int, 
     """Index pairs of files that carry the same MedPix id."""
     by_id: dict[str, list[int]] = {}
     for j, path in enumerate(other):
-        if identity := _synpic(path):
-            by_id.setdefault(identity, []).append(j)
+        if found := SYNPIC.search(path.stem):
+            by_id.setdefault(found[0].lower(), []).append(j)
     for i, path in enumerate(own):
-        yield from ((i, j) for j in by_id.get(_synpic(path), ()))
+        if found := SYNPIC.search(path.stem):
+            yield from ((i, j) for j in by_id.get(found[0].lower(), ()))
 
 
 def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> tuple[list[Study], dict[str, int]]:
@@ -220,45 +200,32 @@ def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> tuple[list
     return out, lost
 
 
-def _synpic(path: Path) -> str:
-    match = SYNPIC.search(path.stem)
-    return match[0].lower() if match else ""
+def hashes(files: Sequence[Path], name: str) -> tuple[np.ndarray, set[int]]:
+    """Difference hash and perceptual hash of each image, uint64 `(n, 2)`, and the rows that could not be decoded.
 
-
-def hashes(files: Iterable[Path], name: str, bad: set[int]) -> np.ndarray:
-    """Difference hash and perceptual hash of each image: uint64 `(n, 2)`; new ones are computed on all cores.
-
-    Rows of images that cannot be decoded hold nothing: they are added to `bad`, and a warning counts them.
-
-    Kept under `.amif/hashes/<set>.json` beside the data (`paths.prepared_root`), by SHA-256 of the file's content, so
-    that a changed image is never taken for the old one. Raises InputError where that folder cannot be written.
+    Kept under `.amif/hashes/<set>.json` beside the data, by path, size and time of change of the file. Raises InputError
+    where that folder cannot be written.
     """
-    files = list(files)
     cache_file = manifests.derived_folder(name) / "hashes" / f"{name}.json"
     try:
-        cache = json.loads(cache_file.read_text(encoding="utf-8"))
+        cache: dict[str, list[str]] = json.loads(cache_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         cache = {}
-    out = np.zeros((len(files), 2), np.uint64)
-    digests = sources.digests(name, files)  # empty: cannot be read
-    missing = {digest: path for path, digest in zip(files, digests, strict=True) if digest and digest not in cache}
-    bar = progress.bar(len(missing), f"{name}: hashing images", show=len(missing) >= 200)
-    new = False
-    for digest, found in zip(missing, sources.in_order(_hash, missing.values()), strict=True):
-        if found:
-            cache[digest], new = found, True
-        bar.step()
-    bar.close()
-    for row, digest in enumerate(digests):
-        if digest in cache:
-            out[row] = [int(value, 16) for value in cache[digest]]
-        else:
-            bad.add(row)
+    keys = [_key(path) for path in files]
+    new = {key: path for key, path in zip(keys, files, strict=True) if key not in cache}
+    if new:
+        cache |= zip(new, images.in_parallel(_hash, list(new.values()), f"{name}: hashing images"), strict=True)
+        write_text(cache_file, json.dumps({key: cache[key] for key in sorted(cache) if cache[key]}, indent=0), PREPARED)
+    bad = {row for row, key in enumerate(keys) if not cache[key]}
     if bad:
         log.warning("%s: %d of %d images cannot be decoded and are compared by id alone", name, len(bad), len(files))
-    if new:
-        write_text(cache_file, json.dumps(dict(sorted(cache.items())), indent=0), sources.REMEDY)
-    return out
+    found = [[int(value, 16) for value in cache[key] or ("0", "0")] for key in keys]
+    return np.array(found, np.uint64).reshape(-1, 2), bad
+
+
+def _key(path: Path) -> str:
+    stat = path.stat() if path.is_file() else None
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}" if stat else f"{path} missing"
 
 
 def _hash(path: Path) -> list[str]:

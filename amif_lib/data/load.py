@@ -48,7 +48,7 @@ def load_studies(
         max_missing_images: share of the images that ROCO and MedICaT list but that may be absent and are left out.
 
         stored_side: prepare the images at this short side, pixels, and leave out those that cannot be decoded
-            (`prepared.usable`); 0: records only.
+            (`store.usable`); 0: records only.
         most_bad_images: share of the images that may be left out.
 
     Raises:
@@ -56,9 +56,9 @@ def load_studies(
     """
     studies = _read_studies(name, report_sections, medicat_figures, max_missing_images)
     if stored_side:
-        from amif_lib.data import prepared
+        from amif_lib.data import store
 
-        studies = prepared.usable(name, stored_side, studies, most_bad_images)
+        studies = store.usable(name, stored_side, studies)
     if decontaminate_against:
         from amif_lib.data import decontaminate
 

@@ -294,7 +294,7 @@ IMAGES = "images decode"  # the line of a `check` that may be `partial`
 
 def unusable(checked: pd.DataFrame) -> pd.DataFrame:
     """The lines of a `check` table that forbid training: all that are not ok, but for a few images that cannot be
-    decoded (`partial`), which training leaves out (`prepared.usable`)."""
+    decoded (`partial`), which training leaves out (`store.usable`)."""
     return checked[(checked["status"] != "ok") & ~((checked["item"] == IMAGES) & (checked["status"] == "partial"))]
 
 

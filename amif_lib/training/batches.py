@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import images, prepared
-from amif_lib.data.prepared import Pictures
+from amif_lib.data import images, store
 from amif_lib.data.records import Question, Study
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.methods.amif.teacher import Embeddings
 from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
-from amif_lib.networks import tokenizers
+from amif_lib.networks import pixels, tokenizers
 from amif_lib.objectives import masked_language
 from amif_lib.objectives.distributed import rank, world_size
 
@@ -29,7 +28,7 @@ class ImageCache:
     `size` is the side of the model's square input, `side` the short side of what is kept, both in pixels.
     """
 
-    def __init__(self, pictures: Pictures, size: int, side: int, bound_bytes: int = 1 << 30):
+    def __init__(self, pictures: store.Pictures, size: int, side: int, bound_bytes: int = 1 << 30):
         self.pictures, self.size, self.side, self.room = pictures, size, side, bound_bytes
         self.kept: dict[str, Image.Image] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -47,7 +46,7 @@ class ImageCache:
         """The image as the model sees it without augmentation, (3, size, size)."""
         if image_id in self.tensors:
             return self.tensors[image_id]
-        tensor = images.to_tensor(images.shrink(self.pictures[image_id], self.side), self.size)
+        tensor = pixels.to_tensor(images.shrink(self.pictures[image_id], self.side), self.size)
         if tensor.nbytes <= self.room:
             self.tensors[image_id], self.room = tensor, self.room - tensor.nbytes
         return tensor
@@ -55,7 +54,7 @@ class ImageCache:
 
 def _cache(spec: RunSpec, names: Sequence[str]) -> ImageCache:
     side = spec.model.stored_side
-    return ImageCache(prepared.pictures(names, side), spec.model.image_size, side)
+    return ImageCache(store.pictures(names, side), spec.model.image_size, side)
 
 
 def global_batches(
@@ -165,13 +164,11 @@ class PretrainingData(Dataset):
         size = self.spec.model.image_size
         view = int(rng.integers(2))  # which one is V_i
         made = {
-            k: images.augment(
+            k: pixels.augment(
                 self.cache[pictures[k].image_id],
                 size,
                 strength,
-                flip=data.flip,
-                colour=data.colour,
-                rng=np.random.default_rng((self.spec.seed, step, index, 2 + k)),  # the same, whether the other is made
+                pixels.keyed(self.spec.seed, step, index, 2 + k),  # the same, whether the other is made
             )
             for k in ((0, 1) if self.both_views else (view,))
         }
@@ -261,21 +258,14 @@ class QuestionData(Dataset):
 
     def __getitem__(self, key: tuple[int, int, float, int]) -> dict[str, Any]:
         step, index, weight, total = key
-        size, data = self.spec.model.image_size, self.spec.data
+        size = self.spec.model.image_size
         if self.blank:
             image = None
         elif self.augment == "none":
             image = self.cache.tensor(self.questions[index].image_id)
         else:
-            rng = np.random.default_rng((self.spec.seed, step, index))
-            image = images.augment(
-                self.cache[self.questions[index].image_id],
-                size,
-                self.augment,
-                flip=data.flip,
-                colour=data.colour,
-                rng=rng,
-            )
+            generator = pixels.keyed(self.spec.seed, step, index)
+            image = pixels.augment(self.cache[self.questions[index].image_id], size, self.augment, generator)
         return {
             "image": image,
             "tokens": self.tokens[index],
@@ -288,7 +278,7 @@ class QuestionData(Dataset):
         ids, mask = pad([s["tokens"] for s in samples], self.pad)
         answers, answer_mask = pad([s["answer"] for s in samples], self.pad)
         pictures = (
-            images.blank(self.spec.model.image_size)[None] if self.blank else torch.stack([s["image"] for s in samples])
+            pixels.blank(self.spec.model.image_size)[None] if self.blank else torch.stack([s["image"] for s in samples])
         )
         return QuestionBatch(
             pictures, ids, mask, answers, answer_mask, torch.tensor([s["weight"] for s in samples]), samples[0]["total"]

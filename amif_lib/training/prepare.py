@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import decontaminate, prepared
+from amif_lib.data import decontaminate, store
 from amif_lib.data.load import load_questions
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import RunSpec
@@ -91,7 +91,7 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
 
 def prepare_questions(spec: RunSpec) -> Prepared:
     questions = load_questions(spec.data.questions, **spec.data.question_settings)
-    questions = prepared.usable(spec.data.questions, spec.model.stored_side, questions, 0.01)
+    questions = store.usable(spec.data.questions, spec.model.stored_side, questions)
     if spec.data.max_questions:
         questions = [
             q

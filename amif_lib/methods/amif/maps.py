@@ -27,7 +27,7 @@ from torch import Tensor
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import manifests, prepared, redistribution, regions
+from amif_lib.data import manifests, redistribution, regions, store
 from amif_lib.data.load import load_questions, load_studies
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import RunSpec
@@ -259,7 +259,7 @@ def _collect(
     if not rows:
         what = "names a finding that its image shows" if located else "holds a word of a training answer"
         raise NothingNamed(f"no text of {name}, cut to its length, {what}")
-    cache = ImageCache(prepared.pictures([name], spec.model.stored_side), spec.model.image_size, spec.model.stored_side)
+    cache = ImageCache(store.pictures([name], spec.model.stored_side), spec.model.image_size, spec.model.stored_side)
     parts = []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]

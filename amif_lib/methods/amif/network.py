@@ -284,14 +284,15 @@ class AMiFForVQA(nn.Module):
 
     def inputs(self, image: Image.Image | str | Path, question: str) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (1, 3, H, W), question ids and mask (1, t), on the model's device."""
-        from amif_lib.data import encoding, images
+        from amif_lib.data import images
+        from amif_lib.networks import pixels
 
         source = Path(image) if isinstance(image, str) else image
-        picture = encoding.as_stored(source, self.spec.stored_side)  # the original with the pixels that training saw
+        picture = images.as_stored(source, self.spec.stored_side)  # the original with the pixels that training saw
         ids, mask = tokenizers.encode(self.tokenizer, [question], self.question_length)
-        pixels = images.to_tensor(picture, self.spec.image_size)[None]  # (1, 3, H, W)
+        image = pixels.to_tensor(picture, self.spec.image_size)[None]  # (1, 3, H, W)
         device = self.knowledge_ids.device
-        return pixels.to(device), ids.to(device), mask.to(device)
+        return image.to(device), ids.to(device), mask.to(device)
 
     # --- files ---
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import exclusive
+from amif_lib.core.files import PREPARED, exclusive, writing
 from amif_lib.data import manifests
 from amif_lib.data.records import Study
 from amif_lib.experiments import rows as experiments
@@ -46,7 +46,7 @@ from amif_lib.methods.amif.teacher_models import HF_CLIP, load, load_open_clip, 
 from amif_lib.networks import sizes
 
 if TYPE_CHECKING:
-    from amif_lib.data.prepared import Pictures
+    from amif_lib.data.store import Pictures
     from amif_lib.methods.amif.settings import TeacherSpec
 
 log = logging.getLogger(__name__)
@@ -141,11 +141,9 @@ def ensure(spec: RunSpec, studies: Sequence[Study] | None = None) -> Path:
     cache is gone (or another's), both are made again; a cache that another results folder has made is taken as it is. Of
     several processes one makes it and the others wait.
     """
-    from amif_lib.data import sources
-
     folder = cache(spec)
     if not (_is_made(folder) and (paths.run_dir(folder.name) / METRICS).exists()):
-        with sources.writing(folder.parent):
+        with writing(folder.parent, PREPARED):
             pass
         with exclusive(folder.with_name(f".{folder.name}.lock"), f"teacher {folder.name}"):
             if not _is_made(folder):
@@ -186,7 +184,7 @@ def _refuse_changed(spec: RunSpec, folder: Path) -> None:
 
 
 def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
-    from amif_lib.data import prepared
+    from amif_lib.data import store
     from amif_lib.data.load import load_studies
 
     started = time.time()
@@ -196,7 +194,7 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
             shutil.rmtree(other)
     aside.mkdir(exist_ok=True)
     teacher, side = spec.teacher, stored_side(spec)
-    pictures = prepared.pictures(spec.data.pretrain, side)
+    pictures = store.pictures(spec.data.pretrain, side)
     whole, own_metrics, models = {0: list(range(len(studies)))}, {}, {}
     if teacher.noise:
         clean_folder = ensure(without_noise(spec), studies)
@@ -228,7 +226,7 @@ def _make(folder: Path, spec: RunSpec, studies: list[Study]) -> None:
             )
         own = [study for name in teacher.data for study in load_studies(name, stored_side=side, **reading(spec))]
         folds = whole
-        models = {0: _trained(own, teacher, aside / "fold0", prepared.pictures(teacher.data, side))}
+        models = {0: _trained(own, teacher, aside / "fold0", store.pictures(teacher.data, side))}
     if models:
         others: list[Path] = []
         if len(models) == 1:  # else a content has a vector of each fold's model

@@ -20,7 +20,7 @@ from amif_lib.data.records import Study
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from amif_lib.data.prepared import Pictures
+    from amif_lib.data.store import Pictures
 
 Known = dict[str, dict[bytes, "Tensor"]]  # of "images" and "texts": vector (e,) by content
 

@@ -18,7 +18,7 @@ from amif_lib.networks import sizes
 from amif_lib.networks.pretrained import load_open_clip
 
 if TYPE_CHECKING:
-    from amif_lib.data.prepared import Pictures
+    from amif_lib.data.store import Pictures
     from amif_lib.data.records import Study
 
 HF_CLIP, LOCAL = "hf-clip:", "local-dir:"
@@ -152,7 +152,7 @@ def train_open_clip(
     from safetensors.torch import save_file
 
     from amif_lib.core import progress
-    from amif_lib.data import images
+    from amif_lib.networks import pixels
     from amif_lib.networks import tokenizers
     from amif_lib.training.batches import ImageCache
 
@@ -181,13 +181,11 @@ def train_open_clip(
             rngs = [np.random.default_rng((spec.seed, epoch, int(row))) for row in rows]
             batch = torch.stack(
                 [
-                    images.augment(
+                    pixels.augment(
                         cache[studies[row].images[rng.integers(len(studies[row].images))].image_id],
                         spec.image_size,
                         "light",
-                        flip=False,
-                        colour=False,
-                        rng=rng,
+                        pixels.keyed(spec.seed, epoch, int(row)),
                     )
                     for row, rng in zip(rows, rngs, strict=True)
                 ]

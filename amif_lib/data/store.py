@@ -1,0 +1,193 @@
+"""A data set's images at training size, encoded once into a memory-mapped Arrow file beside the data.
+
+`$DATA_ROOT/.amif/store/<set>/<short side>-<digest>.arrow` is a Hugging Face `datasets.Dataset`; the digest covers size
+and time of change of every source file, so a file that is there is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import pandas as pd
+from datasets.arrow_writer import ArrowWriter
+from PIL import Image
+
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.core.files import PREPARED, exclusive, writing
+from amif_lib.data import images, manifests
+from amif_lib.data.records import Question, Study, StudyImage
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of what is stored and how; raised with every change of it
+MOST_BAD = 0.01  # share of a set's images that may be unreadable
+TEXTS = ("image_id", "view", "text", "reason")  # text: the study's; reason: why the image is left out, else empty
+FEATURES = datasets.Features(dict.fromkeys(TEXTS, datasets.Value("string")) | {"image": datasets.Image()})
+Records = TypeVar("Records", Study, Question)
+
+
+_found: dict[tuple[Path, int], Path] = {}  # by folder and short side: what this process has found or made
+
+
+def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Records]:
+    """The records whose images could be stored (now, if need be); a study loses its bad images, or is left out.
+
+    Raises:
+        InputError: more than the share `MOST_BAD` of the images is bad, or the image of a test question is; the folder
+            cannot be written. Names the folder or the list of bad images, never an image.
+    """
+    file = ensure(name, short_side, records)
+    reasons = listed(file)
+    bad = {image_id for image_id, reason in reasons.items() if reason}
+    if not bad:
+        return list(records)
+    said = f"data set {name}: {len(bad)} of {len(reasons)} images cannot be decoded"
+    remedy = f"fetch the images that {paths.shown(_bad_of(file))} lists again"
+    if len(bad) > MOST_BAD * len(reasons):
+        raise InputError(f"{said}, more than {MOST_BAD:.0%}; {remedy}")
+    kept: list[Records] = []
+    for record in records:
+        if isinstance(record, Study):
+            whole = tuple(picture for picture in record.images if picture.image_id not in bad)
+            kept += [replace(record, images=whole)] if whole else []
+        elif record.image_id not in bad:
+            kept.append(record)
+        elif record.split != "train":  # what is evaluated on is whole or not at all
+            raise InputError(f"{said}, one of a {record.split} question; {remedy}")
+    log.info("%s; %d records left out with them; %s", said, len(records) - len(kept), remedy)
+    return kept
+
+
+def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Question] | None = None) -> Path:
+    """The Arrow file of a data set's images, made now where it is absent or something changed.
+
+    Args:
+        name: manifest name.
+        short_side: of the stored images, pixels.
+        records: of the reader, with the images to store. None: what this process found last, or, the first time, the
+            reader's records by its default settings.
+
+    Raises:
+        InputError: the set's records cannot be read, or the folder cannot be written; names it.
+    """
+    root = manifests.location(name)
+    home = manifests.derived_folder(name) / "store" / name
+    if records is None:
+        if (home, short_side) in _found:
+            return _found[home, short_side]
+        from amif_lib.data import load
+
+        records = (load.load_questions if manifests.load(name).role == "questions" else load.load_studies)(name)
+    entries = _entries(name, records)
+    file = home / f"{short_side}-{_digest(entries)}.arrow"
+    if not file.is_file():
+        if not home.is_relative_to(root.parent):
+            log.info("%s: stored images go to %s (AMIF_PREPARED names another folder)", name, paths.shown(home))
+        with writing(home, PREPARED), exclusive(home / ".lock", f"the image store of {name}"):
+            if not file.is_file():  # else made by the process that was waited for
+                _write(name, file, short_side, entries, root)
+    _found[home, short_side] = file
+    return file
+
+
+def listed(file: Path) -> dict[str, str]:
+    """By image id why an image is left out of the file; empty where it is not."""
+    table = datasets.Dataset.from_file(str(file)).data
+    return dict(zip(*(table.column(key).to_pylist() for key in ("image_id", "reason")), strict=True))
+
+
+def _bad_of(file: Path) -> Path:
+    """List of the images that are left out, for people."""
+    return file.with_suffix(".bad.csv")
+
+
+def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[tuple[StudyImage, str]]:
+    """Every image of the records once, in the order of the ids, with its study's text."""
+    found: dict[str, tuple[StudyImage, str]] = {}
+    for record in records:
+        study = isinstance(record, Study)
+        for image in record.images if study else [StudyImage(record.image_id, record.image_path)]:
+            known, _ = found.setdefault(image.image_id, (image, record.text if study else ""))
+            if known.path != image.path:
+                raise InputError(f"data set {name}: two files have the image id {known.path.stem}; make ids unique")
+    return [found[image_id] for image_id in sorted(found)]
+
+
+def _digest(entries: Sequence[tuple[StudyImage, str]]) -> str:
+    digest = hashlib.sha256(f"{VERSION} {images.QUALITY}".encode())
+    for image, text in entries:
+        stat = image.path.stat() if image.path.exists() else None
+        state = (stat.st_size, stat.st_mtime_ns) if stat else None
+        digest.update(f"{image} {text} {state}".encode())
+    return digest.hexdigest()[:12]
+
+
+def _write(name: str, file: Path, short_side: int, entries: Sequence[tuple[StudyImage, str]], root: Path) -> None:
+    """Encode the images aside and rename, so that nobody finds half a file."""
+    aside, bad = file.with_suffix(".part"), []
+    rows = images.in_parallel(partial(_row, short_side), entries, f"{name}: preparing images at {short_side} px")
+    try:
+        with ArrowWriter(path=str(aside), features=FEATURES, writer_batch_size=128) as writer:
+            for (image, _), row in zip(entries, rows, strict=True):
+                writer.write(row)
+                if row["reason"]:
+                    bad.append((image.image_id, os.path.relpath(image.path, root), row["reason"]))
+            writer.finalize()
+        if bad:
+            pd.DataFrame(bad, columns=["image_id", "file", "reason"]).to_csv(_bad_of(file), index=False)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+    log.info("%s: %d images stored at %d px, %d left out", name, len(entries) - len(bad), short_side, len(bad))
+
+
+def _row(short_side: int, entry: tuple[StudyImage, str]) -> dict[str, Any]:
+    image, text = entry
+    row = {"image_id": image.image_id, "view": image.view, "text": text, "reason": "", "image": None}
+    try:
+        return row | {"image": {"bytes": images.encode(image.path.read_bytes(), short_side), "path": None}}
+    except OSError as error:
+        return row | {"reason": f"cannot be read ({error.strerror})"}
+    except images.UnreadableImage as error:
+        return row | {"reason": str(error)}
+
+
+def pictures(names: Sequence[str], short_side: int) -> Pictures:
+    """The stored images of several data sets, by image id."""
+    return Pictures([ensure(name, short_side) for name in names])
+
+
+class Pictures:
+    """Stored images by id, decoded when asked for; can be forked, and pickled for worker processes."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        self.table = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files]).data
+        every = [entry for file in files for entry in listed(file).items()]
+        self.row = {image_id: row for row, (image_id, reason) in enumerate(every) if not reason}
+        if twice := len(every) - len({image_id for image_id, _ in every}):
+            names = ", ".join(file.parent.name for file in self.files)
+            raise InputError(f"data.pretrain: {twice} image ids are in two of {names}; name one of them")
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), (self.files,)
+
+    def __getitem__(self, image_id: str) -> Image.Image:
+        """The stored image, in mode `L` where it is grey, else `RGB`."""
+        return images.decode(self.content(image_id))
+
+    def content(self, image_id: str) -> bytes:
+        """The stored file content (JPEG). Raises InputError for an image that is not stored."""
+        if image_id not in self.row:
+            names = ", ".join(paths.shown(file) for file in self.files)
+            raise InputError(f"the image of a record is not among those in {names}; use the set's own records")
+        return self.table.fast_slice(self.row[image_id], 1)["image"][0]["bytes"].as_py()
