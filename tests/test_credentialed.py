@@ -143,7 +143,9 @@ def test_one_undecodable_image_of_120_stops_nothing_and_three_do(root: Path) -> 
     manifests.require(manifests.check("bound"))
     assert len(datasets.load_studies("bound", stored_side=36)) == STUDIES - 1
     assert decontaminate.counts("bound", ("asked",), stored_side=36)["images_left"] == STUDIES - 2
-    assert len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 1  # nor without the prepared images
+    assert (
+        len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 1
+    )  # nor without the prepared images
     cut(image_of(root, 8)), cut(image_of(root, 9))
     table = manifests.check("bound")
     assert images_line("bound")[1].startswith("3 of 120 ")
@@ -157,7 +159,9 @@ def test_any_bad_image_of_a_test_question_is_too_many(root: Path) -> None:
     cut(folder / "synpic0.jpg")
     status, detail = images_line("asked")
     assert status == "partial" and detail.startswith("1 of 101 images cannot be decoded: synpic0.jpg (truncated")
-    assert len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 0  # the shared picture is the one that cannot be compared
+    assert (
+        len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 0
+    )  # the shared one cannot be compared
     assert folder / "synpic0.jpg" not in data_figures.pick("asked")[0]
     picture = noise(STUDIES - 1)
     picture.save(folder / "synpic0.jpg", quality=95)

@@ -18,8 +18,8 @@ from amif_lib.networks import sizes
 from amif_lib.networks.pretrained import load_open_clip
 
 if TYPE_CHECKING:
-    from amif_lib.data.store import Pictures
     from amif_lib.data.records import Study
+    from amif_lib.data.store import Pictures
 
 HF_CLIP, LOCAL = "hf-clip:", "local-dir:"
 REMEDY = (
@@ -152,8 +152,7 @@ def train_open_clip(
     from safetensors.torch import save_file
 
     from amif_lib.core import progress
-    from amif_lib.networks import pixels
-    from amif_lib.networks import tokenizers
+    from amif_lib.networks import pixels, tokenizers
     from amif_lib.training.batches import ImageCache
 
     torch.manual_seed(spec.seed)
