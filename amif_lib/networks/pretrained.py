@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import images
-from amif_lib.networks import tokenizers
+from amif_lib.networks import pixels, tokenizers
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 OPEN_CLIP = "open_clip:"
@@ -261,7 +260,7 @@ def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int
             f"weights {source!r}: its image tower ({type(vit).__name__}) is no plain ViT; name another"
         ) from None
     statistics = (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
-    if not np.allclose(statistics, (images.MEAN, images.STD), atol=1e-6):
+    if not np.allclose(statistics, (pixels.MEAN.tolist(), pixels.STD.tolist()), atol=1e-6):
         raise InputError(f"weights {source!r}: image statistics {statistics} are not CLIP's; name another")
     state = {}
     for name, value in renamed(vit.state_dict(), VIT).items():
