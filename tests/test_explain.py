@@ -28,8 +28,8 @@ def tokenizer(tmp_path_factory):
 def make(tokenizer, question_length=20, **changes):
     torch.manual_seed(0)
     spec = ModelSpec(**(tiny.MODEL | {"vocab_size": 120, "fusion_layers": 2} | changes))
-    ids, owner, _ = knowledge.select(["yes", "no", "left lung"], tokenizer, 64)
-    return AMiFForVQA(spec, KnowledgeSpec(), ids, owner, tokenizer, question_length, 8).eval()
+    ids, _ = knowledge.select(["yes", "no", "left lung"], tokenizer, 64)
+    return AMiFForVQA(spec, KnowledgeSpec(), ids, tokenizer, question_length, 8).eval()
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +135,9 @@ class FixedImage(torch.nn.Module):
         return self.tokens
 
 
-@pytest.mark.parametrize("form", ["two_stream", "one_way", "shared"])
 @pytest.mark.parametrize(("patch", "cls"), [(0, 0.0), (6, 0.0), (15, 8.0)])
-def test_map_peaks_at_the_one_patch_that_cross_attention_looks_at(tokenizer, picture, form, patch, cls):
-    model = make(tokenizer, fusion_layers=1, co_attention=form)
+def test_map_peaks_at_the_one_patch_that_cross_attention_looks_at(tokenizer, picture, patch, cls):
+    model = make(tokenizer, fusion_layers=1)
     model.amif.image_encoder = FixedImage(patch, cls)
     model.amif.co_attention.pair_embedding.weight.data.zero_()
     attention = model.amif.co_attention.text_stream[0].cross_attention

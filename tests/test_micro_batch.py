@@ -25,6 +25,7 @@ def gradients(module) -> dict[str, torch.Tensor]:
 def run_on(module):
     def run(part, last):
         out = module(part)
+        out["total"] = tiny.total(module, out)
         out["total"].backward()
         return out
 
@@ -63,8 +64,7 @@ def test_random_states_are_those_of_the_first_time():
     module.train()
     limit_rows(module, 3)
     torch.manual_seed(1)
-    loss = module(tiny.batch(8))["total"]
-    loss.backward()
+    tiny.total(module, module(tiny.batch(8))).backward()
     name, p = next((n, p) for n, p in module.named_parameters() if n.endswith("word_embeddings.weight"))
     direction, step = p.grad / p.grad.norm(), 1e-2
     values = []
@@ -72,7 +72,7 @@ def test_random_states_are_those_of_the_first_time():
         with torch.no_grad():
             p += sign * step * direction
             torch.manual_seed(1)
-            values.append(float(module(tiny.batch(8))["total"]))
+            values.append(float(tiny.total(module, module(tiny.batch(8)))))
             p -= sign * step * direction
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(p.grad.norm()), rel=0.05), name
 
@@ -98,12 +98,12 @@ from amif_lib.networks.rows import limit_rows
 torch.set_num_threads(1)
 module = tiny.pretraining(sys.argv[1], model={"image_layers": 6, "text_layers": 6, "fusion_layers": 3}, transport_iterations=3)
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])  # ru_maxrss begins at the parent's
-module(tiny.batch(8, length=48))["total"].backward()
+tiny.total(module, module(tiny.batch(8, length=48))).backward()
 batch, found = tiny.batch(256, length=48), [peak()]
 for rows in (16, 0):
     limit_rows(module, rows)
     module.zero_grad()
-    module(batch)["total"].backward()
+    tiny.total(module, module(batch)).backward()
     found.append(peak())
 print(found[1] - found[0], found[2] - found[0])
 """

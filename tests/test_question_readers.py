@@ -487,8 +487,8 @@ def test_any_accepted_answer_counts_and_validation_answers_are_candidates(
     questions = vqa_med_2019.read(write_vqa_med(tmp_path), LAYOUT["vqa_med_2019"])
     train([text for q in questions for text in (q.question, *q.answers)], 400, tmp_path / "tokenizer")
     spec, tokenizer = tiny.run(), load(tmp_path / "tokenizer")
-    none = knowledge.select([], tokenizer, 64)[:2]
-    model = AMiFForVQA(spec.model, KnowledgeSpec(source="none"), *none, tokenizer, 24, 12)
+    none = knowledge.select([], tokenizer, 64)[0]
+    model = AMiFForVQA(spec.model, KnowledgeSpec(source="none"), none, tokenizer, 24, 12)
     predict.predict(model, questions, spec, tmp_path / "run", blank=True)  # the images do not matter here
     frame, candidates = read_predictions(tmp_path / "run")
     predict.predict(model, questions, spec, tmp_path / "one by one", blank=True, batch_size=1)

@@ -8,7 +8,8 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.settings import ObjectiveSpec
-from amif_lib.methods.amif.stages import Pretraining
+from amif_lib.methods.amif.stage1 import Stage1
+from amif_lib.methods.amif.stage2 import Stage2
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks.sizes import ModelSpec
 
@@ -69,9 +70,15 @@ def run(**changes) -> RunSpec:
     return experiments.parse(shared | {"stage": "finetune", "parent": stage2, "train": stages["finetune"]}, "tests")
 
 
-def pretraining(stage: str, seed: int = 0, model: dict | None = None, **objective) -> Pretraining:
+def pretraining(stage: str, seed: int = 0, model: dict | None = None, **objective) -> Stage1 | Stage2:
     torch.manual_seed(seed)
-    return Pretraining(AMiF(ModelSpec(**(MODEL | (model or {})))), ObjectiveSpec(**objective), stage, 0, SPECIAL, 16)
+    amif, settings = AMiF(ModelSpec(**(MODEL | (model or {})))), ObjectiveSpec(**objective)
+    return Stage1(amif, settings) if stage == "stage1" else Stage2(amif, settings, 0, SPECIAL)
+
+
+def total(module: torch.nn.Module, out: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a training minimises: the named losses with the module's weights."""
+    return sum(weight * out[name] for name, weight in module.weights.items())
 
 
 def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, step: int = 0) -> PretrainingBatch:
@@ -84,23 +91,20 @@ def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, ste
     ids[torch.arange(n), lengths - 1] = SPECIAL[1]
     copy = torch.where(torch.rand(n, length, generator=g) < 0.2, 4, ids).masked_fill(~mask, 0)
     unit = torch.nn.functional.normalize
-    apart = torch.Generator().manual_seed(seed + 1)
-    chosen = (torch.rand(n, length, generator=apart) < 0.3) & mask & (ids > 4)
-    half = -(-length // 2)
+    views, view = torch.randn(n, 2, 3, 32, 32, generator=g), torch.randint(0, 2, (n,), generator=g)
+    extras = {
+        "teacher_views": unit(torch.randn(n, 2, 16, generator=g), dim=-1),
+        "teacher_text": unit(torch.randn(n, 16, generator=g), dim=-1),
+    }
     return PretrainingBatch(
-        views=torch.randn(n, 2, 3, 32, 32, generator=g),
-        view=torch.randint(0, 2, (n,), generator=g),
+        views=views,
+        view=view,
         ids=ids,
         mask=mask,
         copy_ids=copy,
         view_label=torch.zeros(n, 2, dtype=torch.long),
         group=torch.arange(n),
         text_key=torch.arange(n),
-        teacher_views=unit(torch.randn(n, 2, 16, generator=g), dim=-1) if teacher else None,
-        teacher_text=unit(torch.randn(n, 16, generator=g), dim=-1) if teacher else None,
         step=step,
-        halves_ids=torch.stack([ids[:, :half], ids[:, length - half :]], 1),
-        halves_mask=torch.stack([mask[:, :half], mask[:, length - half :].index_fill(1, torch.tensor([0]), True)], 1),
-        mlm_ids=ids.masked_fill(chosen, 4),
-        mlm_chosen=chosen,
+        extras=extras if teacher else {},
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,52 +53,27 @@ class DecoderLayer(nn.Module):
         return self.feed_forward(x)
 
 
-def crosses(layer: int, layers: int, cross_layers: int, placement: Literal["last", "first", "alternate"]) -> bool:
-    """Whether a layer cross-attends: the last `cross_layers` do, the first, or as many spread evenly, the last included."""
-    if placement == "alternate":
-        return (layer + 1) * cross_layers // layers > layer * cross_layers // layers
-    return layer < cross_layers if placement == "first" else layer >= layers - cross_layers
-
-
 class AnswerDecoder(nn.Module):
-    """BERT blocks over answer tokens that attend to the knowledge-fused image-question tokens F'_i.
+    """BERT blocks over answer tokens, of which the last `cross_layers` attend to the image-question tokens F'_i (point 37).
 
-    The output layer shares its weights with the word embeddings (as BERT's) unless `tied` is false. 122,524,228
-    parameters at paper size.
+    The output layer shares its weights with the word embeddings, as BERT's (point 38). 122,524,228 parameters at paper size.
     """
 
     def __init__(
-        self,
-        vocab_size: int,
-        width: int,
-        layers: int,
-        cross_layers: int,
-        heads: int,
-        positions: int,
-        dropout: float,
-        placement: Literal["last", "first", "alternate"] = "last",
-        tied: bool = True,
+        self, vocab_size: int, width: int, layers: int, cross_layers: int, heads: int, positions: int, dropout: float
     ):
         super().__init__()
-        if cross_layers > layers:
-            raise ValueError(f"decoder_cross_layers {cross_layers} exceeds decoder_layers {layers}")
         self.word_embeddings = nn.Embedding(vocab_size, width)
         self.position_embeddings = nn.Embedding(positions, width)
         self.token_type_embeddings = nn.Embedding(2, width)
         self.embedding_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, dropout, crosses(i, layers, cross_layers, placement)) for i in range(layers)
+            DecoderLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers)
         )
         self.head_transform = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
-        self.output_embeddings = None if tied else nn.Linear(width, vocab_size, bias=False)
         self.dropout = dropout
-
-    def untie(self) -> None:
-        """Start the output matrix, where it is one of its own, as a copy of the word embeddings."""
-        if self.output_embeddings is not None:
-            self.output_embeddings.weight.data.copy_(self.word_embeddings.weight.data)
 
     def forward(
         self,
@@ -157,15 +131,14 @@ class AnswerDecoder(nn.Module):
 
     @property
     def blind_layers(self) -> int:
-        """How many layers come before the first that cross-attends: what they compute hangs on the answer alone."""
+        """How many layers come before the first that cross-attends: what they compute depends on the answer alone."""
         blind = (i for i, layer in enumerate(self.layers) if layer.cross_attention is not None)
         return next(blind, len(self.layers))
 
     def project(self, x: Tensor) -> Tensor:
         """The output layer: states (..., d) -> logits (..., vocabulary)."""
         x = self.head_norm(F.gelu(self.head_transform(x)))
-        output = self.word_embeddings if self.output_embeddings is None else self.output_embeddings
-        return F.linear(x, output.weight, self.head_bias)
+        return F.linear(x, self.word_embeddings.weight, self.head_bias)
 
     def remember(self, memory: Tensor) -> list[KeysValues | None]:
         """Keys and values of the memory (B, S, d) for every layer that cross-attends: computed once, used for every answer."""

@@ -102,12 +102,9 @@ class TextEncoder(nn.Module):
             parts.append(F.pad(tokens, (0, 0, 0, ids.shape[1] - length)))  # (b, length, d) -> (b, T, d)
         return torch.cat(parts)[torch.cat([rows for rows, _ in groups]).argsort()]  # (B, T, d)
 
-    def embed(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1).
-
-        `positions` (B, M) count from 0 on where not given.
-        """
-        return self.bert.embeddings(input_ids=ids, position_ids=positions)
+    def embed(self, ids: Tensor) -> Tensor:
+        """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1)."""
+        return self.bert.embeddings(input_ids=ids)
 
     def load(self, source: str, tokenizer: PreTrainedTokenizerBase) -> pretrained.LoadReport:
         """Load a BERT or DistilBERT (hub id or folder, or `open_clip:SOURCE`), word rows by the pieces of `tokenizer`."""

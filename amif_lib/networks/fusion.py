@@ -1,7 +1,7 @@
 """Fusion modules: the blocks they share, modality co-attention (Fig. 2 c) and gated cross-attention (Fig. 3, Eq. 14-16).
 
 Shapes: B samples, S tokens of one side, T tokens of the other, M knowledge tokens, d = width, h heads.
-Masks are boolean, True on real tokens. Norms come after the residual, as in BERT, unless `pre_norm` says otherwise.
+Masks are boolean, True on real tokens. Norms come after the residual, as in BERT (point 36).
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ class Attention(nn.Module):
     """Multi-head attention with output projection, residual and layer norm.
 
     Self-attention when `context` is None. A context of batch 1, or of a batch that divides the query's, is projected to
-    keys and values once and then repeated, so that knowledge and ranked candidates cost no copies of it. With `pre_norm`
-    the norm is on x before attention (a context is attended to as it is) and the residual stays unnormed.
+    keys and values once and then repeated, so that knowledge and ranked candidates cost no copies of it.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, pre_norm: bool = False):
+    def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
-        self.heads, self.dropout, self.pre_norm = heads, dropout, pre_norm
+        self.heads, self.dropout = heads, dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -58,9 +55,8 @@ class Attention(nn.Module):
         The mask is (B', T), or (B' or 1, 1, S, T) where each query sees its own part. `kept` are `keys_values` of the
         attended side from before; they take the place of `context`.
         """
-        asking = self.norm(x) if self.pre_norm else x
-        q = self._split(self.query(asking))
-        k, v = self.keys_values(asking if context is None else context) if kept is None else kept
+        q = self._split(self.query(x))
+        k, v = self.keys_values(x if context is None else context) if kept is None else kept
         allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B', 1, 1, T)
         if k.shape[0] != q.shape[0]:  # one context serves several consecutive queries
             copies = q.shape[0] // k.shape[0]
@@ -84,25 +80,23 @@ class Attention(nn.Module):
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, h, S, d/h) -> (B, S, d)
-        out = x + F.dropout(self.output(mixed), dropout, self.training)
-        out = out if self.pre_norm else self.norm(out)
+        out = self.norm(x + F.dropout(self.output(mixed), dropout, self.training))
         return (out, weights) if return_weights else out
 
 
 class FeedForward(nn.Module):
     """Two linear layers with GELU, residual and layer norm; the hidden layer is four times as wide."""
 
-    def __init__(self, width: int, dropout: float = 0.0, pre_norm: bool = False):
+    def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
         self.inner = nn.Linear(width, 4 * width)
         self.output = nn.Linear(4 * width, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
-        self.dropout, self.pre_norm = dropout, pre_norm
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.inner(self.norm(x) if self.pre_norm else x)  # (B, S, d) -> (B, S, 4d)
-        out = x + F.dropout(self.output(F.gelu(hidden)), self.dropout, self.training)  # (B, S, d)
-        return out if self.pre_norm else self.norm(out)
+        hidden = F.gelu(self.inner(x))  # (B, S, d) -> (B, S, 4d)
+        return self.norm(x + F.dropout(self.output(hidden), self.dropout, self.training))  # (B, S, d)
 
 
 class CoAttentionLayer(nn.Module):
@@ -127,47 +121,17 @@ class CoAttentionLayer(nn.Module):
 
 
 class CoAttention(nn.Module):
-    """Modality co-attention: L layers in two streams, one for image tokens and one for text tokens (Fig. 2 c).
+    """Modality co-attention: L layers in two streams, one for image tokens and one for text tokens (Fig. 2 c, point 12).
 
-    In a pair of one modality both sides run through that modality's stream, so the pair is symmetric. A learned
-    embedding per pair type tells the streams what kind of partner they attend to.
-
-    `form` (point 12): "two_stream" is M3AE's; "one_way" is ALBEF's, one stream in which b attends to a, and a comes out
-    as it went in; "shared" is one stream for both sides. `same_modality` (point 13): "modality" as said above; "slot" sends
-    a through the image stream and b through the text stream whatever they are; "separate" has a stream per such pair.
+    In a pair of one modality both sides run through that modality's stream, so the pair is symmetric (point 13). A
+    learned embedding per pair type tells the streams what kind of partner they attend to.
     """
 
-    def __init__(
-        self,
-        width: int,
-        layers: int,
-        heads: int,
-        dropout: float,
-        form: Literal["two_stream", "one_way", "shared"] = "two_stream",
-        same_modality: Literal["modality", "slot", "separate"] = "modality",
-    ):
+    def __init__(self, width: int, layers: int, heads: int, dropout: float):
         super().__init__()
-        self.form, self.same_modality = form, same_modality
-
-        def stream(exists: bool = True) -> nn.ModuleList | None:
-            return nn.ModuleList(CoAttentionLayer(width, heads, dropout) for _ in range(layers)) if exists else None
-
-        self.image_stream = stream(form == "two_stream")
-        self.text_stream = stream()
-        self.image_image_stream = stream(same_modality == "separate")
-        self.text_text_stream = stream(same_modality == "separate")
+        self.image_stream = nn.ModuleList(CoAttentionLayer(width, heads, dropout) for _ in range(layers))
+        self.text_stream = nn.ModuleList(CoAttentionLayer(width, heads, dropout) for _ in range(layers))
         self.pair_embedding = nn.Embedding(len(PAIR_TYPES), width)
-
-    def _streams(self, pair_type: PairType) -> tuple[nn.ModuleList, nn.ModuleList]:
-        """The layers that a and b run through."""
-        image = self.text_stream if self.image_stream is None else self.image_stream
-        if pair_type == "image_text" or self.same_modality == "slot":
-            return image, self.text_stream
-        if self.same_modality == "separate":
-            own = self.image_image_stream if pair_type == "image_image" else self.text_text_stream
-        else:
-            own = image if pair_type == "image_image" else self.text_stream
-        return own, own
 
     @in_rows
     def forward(
@@ -181,15 +145,16 @@ class CoAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor | None, Tensor | None]]]:
         """a (B, S, d) and b (B, T, d) -> both co-attended, and per layer the cross-attention weights if asked.
 
-        The weights are (B, h, S, T) of a on b, None in the one-way form, and (B, h, T, S) of b on a.
+        The weights are (B, h, S, T) of a on b and (B, h, T, S) of b on a.
         """
         kind = self.pair_embedding.weight[PAIR_TYPES.index(pair_type)]  # (d,)
-        one_way = self.form == "one_way"
-        a, b = a if one_way else a + kind, b + kind
+        a, b = a + kind, b + kind
+        a_stream = self.text_stream if pair_type == "text_text" else self.image_stream
+        b_stream = self.image_stream if pair_type == "image_image" else self.text_stream
         attentions = []
-        for a_layer, b_layer in zip(*self._streams(pair_type), strict=True):
+        for a_layer, b_layer in zip(a_stream, b_stream, strict=True):
             (a, a_weights), (b, b_weights) = (
-                (a, None) if one_way else a_layer(a, b, a_mask, b_mask, return_weights),
+                a_layer(a, b, a_mask, b_mask, return_weights),
                 b_layer(b, a, b_mask, a_mask, return_weights),
             )
             attentions.append((a_weights, b_weights))
@@ -199,21 +164,13 @@ class CoAttention(nn.Module):
 class GatedCrossAttention(nn.Module):
     """Selective knowledge fusion (section 3.4.1): knowledge is encoded, attended to, and let through by a gate."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        dropout: float,
-        gate_input: Literal["fused", "both"] = "fused",
-        pre_norm: bool = False,
-    ):
+    def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.knowledge_attention = Attention(width, heads, dropout, pre_norm)
-        self.knowledge_feed_forward = FeedForward(width, dropout, pre_norm)
-        self.cross_attention = Attention(width, heads, dropout, pre_norm)
-        self.gate_input = gate_input
-        self.gate = nn.Linear(width if gate_input == "fused" else 2 * width, width)
-        self.feed_forward = FeedForward(width, dropout, pre_norm)
+        self.knowledge_attention = Attention(width, heads, dropout)
+        self.knowledge_feed_forward = FeedForward(width, dropout)
+        self.cross_attention = Attention(width, heads, dropout)
+        self.gate = nn.Linear(width, width)
+        self.feed_forward = FeedForward(width, dropout)
 
     def encode_knowledge(self, knowledge: Tensor, mask: Tensor | None = None) -> Tensor:
         """Token embeddings of the answer vocabulary (1, M, d) -> F_p (1, M, d); once per batch, not per sample."""
@@ -229,9 +186,5 @@ class GatedCrossAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """joint F_i (B, S, d) and encoded knowledge F_p (1, M, d) -> F'_i (B, S, d) and the gate G (B, S, d)."""
         fused = self.cross_attention(joint, knowledge, mask)  # F_{p,i}, Eq. 14: (B, S, d)
-        if use_gate:
-            seen = fused if self.gate_input == "fused" else torch.cat([fused, joint], dim=-1)
-            gate = torch.sigmoid(self.gate(seen))  # Eq. 15: (B, S, d)
-        else:
-            gate = torch.ones_like(fused)
+        gate = torch.sigmoid(self.gate(fused)) if use_gate else torch.ones_like(fused)  # Eq. 15 (point 35): (B, S, d)
         return self.feed_forward(self.mix(gate, fused, joint)), gate

@@ -1,8 +1,7 @@
 r"""Collapse monitor: do the tokens still differ, and does the transport plan say anything?
 
-Eq. 9 on positive pairs alone is minimised by making all tokens alike, which costs nothing and empties the plan of
-meaning; only the pair classification opposes it. And where the cost varies little against :math:`\beta / n`, IPOT
-returns close to the independent plan :math:`\mathbf{a} \mathbf{b}^\top`, which is the same whatever the tokens say.
+Eq. 9 on positive pairs alone is minimised by making all tokens alike, which costs nothing; and where the cost varies
+little against :math:`\beta / n`, IPOT returns almost the independent plan :math:`\mathbf{a} \mathbf{b}^\top`.
 """
 
 from __future__ import annotations
@@ -30,26 +29,19 @@ def collapse(
     col_mask: Tensor | None,
     cost: Tensor,
     *,
-    row_mass: Tensor | None = None,
-    col_mass: Tensor | None = None,
     exact_problems: int = 8,
 ) -> dict[str, float]:
     r"""Statistics of one batch of transport problems; `verdict` reads them.
 
     Parameters
     ----------
-    x_tokens : Tensor, shape (B, p, d)
-        Tokens of the row side (image).
-    y_tokens : Tensor, shape (B, t, d)
-        Tokens of the column side (text).
+    x_tokens, y_tokens : Tensor, shape (B, p, d) and (B, t, d)
+        Tokens of the row side (image) and of the column side (text).
     plan, cost : Tensor, shape (B, p, t)
     row_mask, col_mask : Tensor, shape (B, p) and (B, t), or None
         True (or non-zero) at a real token.
-    row_mass, col_mass : Tensor, optional
-        What the plan was made with, see `transport.masses`.
     exact_problems : int
-        How many samples, from the first on, are solved exactly for `cost_gap_closed` (on the CPU, one by one); 0 leaves
-        it out.
+        How many samples, from the first on, are solved exactly for `cost_gap_closed` (on the CPU, one by one).
 
     Returns
     -------
@@ -67,18 +59,19 @@ def collapse(
 
         A statistic that no sample allows is NaN.
     """
-    a, b = transport.masses(cost, row_mask, col_mask, row_mass, col_mass)  # (B, p), (B, t)
+    a, b = transport.masses(cost, row_mask, col_mask)  # (B, p), (B, t)
     plan, cost = plan.float(), cost.float()
     independent = a.unsqueeze(2) * b.unsqueeze(1)  # (B, p, 1), (B, 1, t) -> (B, p, t)
     used = a.sum(dim=1) > 0  # (B,): both sides have tokens
     free = ((a > 0).sum(dim=1) > 1) & ((b > 0).sum(dim=1) > 1)  # (B,): more than one plan is possible
+    few = free.nonzero().squeeze(1)[:exact_problems]
     return {
         "row_token_cosine": _token_cosine(x_tokens, a > 0),
         "col_token_cosine": _token_cosine(y_tokens, b > 0),
         "row_violation": _mean((plan.sum(dim=2) - a).abs().sum(dim=1), used),  # (B, p, t) -> (B, p) -> (B,)
         "col_violation": _mean((plan.sum(dim=1) - b).abs().sum(dim=1), used),  # (B, p, t) -> (B, t) -> (B,)
         "plan_distance": _mean((plan - independent).abs().sum(dim=(1, 2)) / 2, free),
-        "cost_gap_closed": _gap_closed(plan, independent, cost, a, b, free.nonzero().squeeze(1)[:exact_problems]),
+        "cost_gap_closed": _gap_closed(*(x[few] for x in (plan, independent, cost, a, b))),
     }
 
 
@@ -116,23 +109,16 @@ def _token_cosine(tokens: Tensor, real: Tensor) -> float:
     return _mean(pairs / (count * (count - 1)).clamp_min(1), count > 1)
 
 
-def _gap_closed(plan: Tensor, independent: Tensor, cost: Tensor, a: Tensor, b: Tensor, chosen: Tensor) -> float:
-    if not len(chosen):
-        return math.nan
-    plan, independent, cost, a, b = (tensor[chosen] for tensor in (plan, independent, cost, a, b))
+def _gap_closed(plan: Tensor, independent: Tensor, cost: Tensor, a: Tensor, b: Tensor) -> float:
+    """See `cost_gap_closed` in `collapse`; NaN without a problem, with a cost that is no number, or without a gap."""
     cost = cost.masked_fill((a == 0).unsqueeze(2) | (b == 0).unsqueeze(1), 0.0)
-    if not bool(cost.isfinite().all()):
+    if not len(plan) or not bool(cost.isfinite().all()):
         return math.nan
-    optimal = transport.exact(cost, a > 0, b > 0, a, b)
-    rounded = transport.round_to_feasible(plan, a, b)
-    of_independent, of_plan, of_optimal = (
-        float(transport.transport_cost(candidate, cost).double().sum()) for candidate in (independent, rounded, optimal)
-    )
+    plans = independent, transport.round_to_feasible(plan, a, b), transport.exact(cost, a > 0, b > 0)
+    of_independent, of_plan, of_optimal = (float(transport.transport_cost(p, cost).double().sum()) for p in plans)
     gap = of_independent - of_optimal
     # Below rounding there is no gap to close: every plan costs the same.
-    if gap <= 1e-6 * max(abs(of_independent), abs(of_optimal)):
-        return math.nan
-    return (of_independent - of_plan) / gap
+    return (of_independent - of_plan) / gap if gap > 1e-6 * max(abs(of_independent), abs(of_optimal)) else math.nan
 
 
 def _mean(values: Tensor, chosen: Tensor) -> float:

@@ -1,8 +1,7 @@
 """One global batch over however many processes: a gather that carries gradients, and small helpers.
 
-Every process holds B/P rows. Losses are means over its own rows against the columns of all processes; with
-`gather` summing the gradients that reach a row from every process, and DistributedDataParallel averaging over
-processes, the result equals one process with B rows.
+Every process holds B/P rows and takes means over them against the columns of all processes; `gather` sums the gradients
+that reach a row from every process, and DistributedDataParallel averages over processes: one process with B rows.
 """
 
 from __future__ import annotations
@@ -18,22 +17,24 @@ _alone = False
 
 
 def world_size() -> int:
+    """How many processes train together."""
     return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process takes itself for the only one: nothing is gathered and nothing is waited for."""
+    """Inside, this process counts as the only one: nothing is gathered and nothing is waited for."""
     global _alone
     _alone = True
     try:
         yield
     finally:
         _alone = False
-
-
-def rank() -> int:
-    return dist.get_rank() if world_size() > 1 else 0
 
 
 class _Gather(torch.autograd.Function):
@@ -47,34 +48,25 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)  # what every process's loss says about every row
-        return gradient.chunk(world_size())[rank()]  # (B, ...) -> (B/P, ...)
+        return gradient[own_rows(len(gradient))]  # (B, ...) -> (B/P, ...)
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of all processes in rank order: (B/P, ...) -> (B, ...). All processes must bring the same shape."""
+    """Rows of all processes in rank order, with gradients: (B/P, ...) -> (B, ...). All must bring the same shape."""
     if world_size() == 1:
         return x
-    if x.requires_grad:
-        return _Gather.apply(x)
     if x.dtype == torch.bool:  # not every backend sends booleans
         return gather(x.to(torch.uint8)).bool()
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    return _Gather.apply(x)
 
 
-def pad_to_common_length(x: Tensor, dim: int = 1, value: float = 0) -> Tensor:
-    """Pad `dim` at its end to the longest of all processes, so that `gather` can stack it."""
+def pad_to_common_length(x: Tensor) -> Tensor:
+    """(B, t, ...) padded with zeros to the longest t of all processes, so that `gather` can stack it."""
     if world_size() == 1:
         return x
-    longest = torch.tensor(x.shape[dim], device=x.device)
+    longest = torch.tensor(x.shape[1], device=x.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    extra = int(longest) - x.shape[dim]
-    if extra == 0:
-        return x
-    shape = list(x.shape)
-    shape[dim] = extra
-    return torch.cat([x, x.new_full(shape, value)], dim=dim)
+    return torch.cat([x, x.new_zeros(len(x), int(longest) - x.shape[1], *x.shape[2:])], dim=1)
 
 
 def own_rows(total: int) -> slice:

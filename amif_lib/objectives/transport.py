@@ -7,9 +7,9 @@ For each sample, with :math:`p` tokens on the row side (image patches) and :math
     \Pi(\mathbf{a}, \mathbf{b}) = \{ \mathbf{T} \in \mathbb{R}_+^{p \times t} :
     \mathbf{T} \mathbf{1} = \mathbf{a},\ \mathbf{T}^\top \mathbf{1} = \mathbf{b} \}.
 
-Masses :math:`\mathbf{a}, \mathbf{b}` are uniform over real tokens unless given, and zero on padding. Masks are True
-(or non-zero) at a real token, None where all are real. A sample with an empty side has a zero plan. Everything runs in
-fp32, also under autocast: in bf16 the plan is off by several per cent.
+Masses :math:`\mathbf{a}, \mathbf{b}` are uniform over real tokens and zero on padding. Masks are True (or non-zero) at
+a real token, None where all are real. A sample with an empty side has a zero plan. Everything runs in fp32, also under
+autocast: in bf16 the plan is off by several per cent.
 
 References
 ----------
@@ -19,9 +19,7 @@ References
 .. [3] Chen, Y.-C. et al. (2020). UNITER: universal image-text representation learning. ECCV (beta 0.5, 50 iterations).
 .. [4] Altschuler, J., Weed, J. and Rigollet, P. (2017). Near-linear time approximation algorithms for optimal transport
        via Sinkhorn iteration. NeurIPS, Algorithm 2.
-.. [5] Bonneel, N. et al. (2011). Displacement interpolation using Lagrangian mass transport. ACM TOG 30(6) (network
-       simplex).
-.. [6] Flamary, R. et al. (2021). POT: Python Optimal Transport. JMLR 22(78).
+.. [5] Flamary, R. et al. (2021). POT: Python Optimal Transport. JMLR 22(78).
 """
 
 from __future__ import annotations
@@ -58,61 +56,8 @@ def cosine_cost(x: Tensor, y: Tensor) -> Tensor:
         return 1.0 - x @ y.transpose(1, 2)  # (B, p, d), (B, d, t) -> (B, p, t)
 
 
-def dot_cost(x: Tensor, y: Tensor) -> Tensor:
-    r"""Eq. 10 to the letter: :math:`C_{jk} = 1 - x_j^\top y_k`, without a lower bound.
-
-    Its range grows with the tokens' norms: at width 768 a beta of 0.5 is then so small that `ipot` misses the row
-    marginal by tens of per cent; choose beta in proportion, or `exact`.
-
-    Parameters and result as for `cosine_cost`.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        return 1.0 - x.float() @ y.float().transpose(1, 2)  # (B, p, d), (B, d, t) -> (B, p, t)
-
-
-def uniform_mass(mask: Tensor) -> Tensor:
-    """Mass 1/n on each of the n real tokens and zero on padding; an empty side is all zero.
-
-    Parameters
-    ----------
-    mask : Tensor, shape (B, n)
-        True (or non-zero) at a real token.
-
-    Returns
-    -------
-    Tensor, shape (B, n)
-        fp32.
-    """
-    real = mask.bool().float()
-    return real / real.sum(dim=-1, keepdim=True).clamp_min(1.0)
-
-
-@torch.no_grad()
-def norm_mass(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Mass proportional to the L2 norm of each real token, zero on padding; the alternative to uniform masses.
-
-    Parameters
-    ----------
-    tokens : Tensor, shape (B, n, d)
-    mask : Tensor, shape (B, n)
-        True (or non-zero) at a real token.
-
-    Returns
-    -------
-    Tensor, shape (B, n)
-        fp32, without gradient.
-    """
-    return _normalised(tokens.float().norm(dim=-1).masked_fill(~mask.bool(), 0.0))  # (B, n, d) -> (B, n)
-
-
-def masses(
-    cost: Tensor,
-    row_mask: Tensor | None,
-    col_mask: Tensor | None,
-    row_mass: Tensor | None = None,
-    col_mass: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The marginals that `ipot` and `exact` use: masked, each sample's sum 1, or both sides 0 where one is empty.
+def masses(cost: Tensor, row_mask: Tensor | None, col_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Uniform marginals: 1/n on each of a side's n real tokens, 0 on padding; both sides 0 where one is empty.
 
     Parameters
     ----------
@@ -120,32 +65,18 @@ def masses(
         Read for shape and device only.
     row_mask, col_mask : Tensor, shape (B, p) and (B, t), optional
         True (or non-zero) at a real token; None where all are real.
-    row_mass, col_mass : Tensor, shape (B, p) and (B, t), optional
-        Not negative; scaled to sum 1 over real tokens. Uniform where None.
 
     Returns
     -------
     tuple of Tensor, shape (B, p) and (B, t)
         fp32.
-
-    Raises
-    ------
-    InputError
-        If a shape does not fit the cost.
     """
-    if cost.ndim != 3:
-        raise InputError(f"cost has shape {tuple(cost.shape)}; transport needs (samples, row tokens, column tokens)")
-    sides = []
-    for name, dim, mask, mass in (("row", 1, row_mask, row_mass), ("col", 2, col_mask, col_mass)):
-        shape = (cost.shape[0], cost.shape[dim])
-        for kind, given in (("mask", mask), ("mass", mass)):
-            if given is not None and given.shape != shape:
-                raise InputError(f"{name}_{kind} has shape {tuple(given.shape)}; the cost needs {shape}")
-        real = torch.ones(shape, dtype=torch.bool, device=cost.device) if mask is None else mask.bool()
-        sides.append(uniform_mass(real) if mass is None else _normalised(mass.float().masked_fill(~real, 0.0)))
-    rows, cols = sides  # (B, p), (B, t)
-    both = (rows.sum(1, keepdim=True) > 0) & (cols.sum(1, keepdim=True) > 0)  # (B, 1)
-    return rows * both, cols * both
+    samples, p, t = cost.shape
+    rows = cost.new_ones(samples, p, dtype=torch.float32) if row_mask is None else row_mask.bool().float()  # (B, p)
+    cols = cost.new_ones(samples, t, dtype=torch.float32) if col_mask is None else col_mask.bool().float()  # (B, t)
+    n, m = rows.sum(1, keepdim=True), cols.sum(1, keepdim=True)  # (B, 1)
+    both = (n > 0) & (m > 0)  # (B, 1)
+    return rows / n.clamp_min(1.0) * both, cols / m.clamp_min(1.0) * both
 
 
 def ipot(
@@ -154,10 +85,6 @@ def ipot(
     col_mask: Tensor | None = None,
     beta: float = 0.5,
     iterations: int = 50,
-    *,
-    row_mass: Tensor | None = None,
-    col_mass: Tensor | None = None,
-    differentiable: bool = False,
 ) -> Tensor:
     r"""Approximately optimal plans by the inexact proximal point method (IPOT [2]_), one scaling per iteration.
 
@@ -182,73 +109,38 @@ def ipot(
         :math:`\beta / n`.
     iterations : int
         n > 0.
-    row_mass, col_mass : Tensor, optional
-        Masses, see `masses`.
-    differentiable : bool
-        False (default): the plan carries no gradient, and `transport_cost` has the envelope theorem's. True: gradients
-        flow through all iterations to the cost.
 
     Returns
     -------
     Tensor, shape (B, p, t)
-        fp32; zero at padding and for a sample with an empty side.
-
-    Raises
-    ------
-    InputError
-        If a shape, beta or the number of iterations cannot be used.
+        fp32, without gradient (`transport_cost` then has the envelope theorem's); zero at padding and for a sample with
+        an empty side.
     """
-    if not beta > 0:
-        raise InputError(f"beta is {beta}; IPOT needs a value above 0")
-    if iterations < 1:
-        raise InputError(f"iterations is {iterations}; IPOT needs at least 1")
-    gradient = differentiable and torch.is_grad_enabled()
-    with torch.autocast(cost.device.type, enabled=False), torch.set_grad_enabled(gradient):
-        rows, cols = masses(cost, row_mask, col_mask, row_mass, col_mass)
+    with torch.autocast(cost.device.type, enabled=False), torch.no_grad():
+        rows, cols = masses(cost, row_mask, col_mask)
         real = (rows > 0).unsqueeze(2) & (cols > 0).unsqueeze(1)  # (B, p, 1), (B, 1, t) -> (B, p, t)
         cost = cost.float().masked_fill(~real, torch.inf)
         # The first row scaling undoes any constant added to a row, so that its minimum may be 0; this bounds exp().
-        lowest = cost.detach().amin(dim=2, keepdim=True)  # (B, p, t) -> (B, p, 1)
+        lowest = cost.amin(dim=2, keepdim=True)  # (B, p, t) -> (B, p, 1)
         exponent = torch.where(real, cost - torch.where(lowest < torch.inf, lowest, 0.0), 0.0) / beta
         rows, cols = rows.unsqueeze(2), cols.unsqueeze(1)  # (B, p, 1), (B, 1, t)
-        if exponent.numel() and float(exponent.detach().max()) > LARGEST_EXPONENT:
+        if exponent.numel() and float(exponent.max()) > LARGEST_EXPONENT:
             return _scale_logarithms(exponent, real, rows, cols, iterations)
         return _scale(exponent, real, rows, cols, iterations)
 
 
-def proximal_step(
-    plan: Tensor,
-    scaling: Tensor,
-    kernel: Tensor,
-    floor: Tensor,
-    rows: Tensor,
-    cols: Tensor,
-    no_row: Tensor,
-    no_col: Tensor,
-) -> Tensor:
-    """One IPOT iteration, in place on `plan` (B, p, t); returns the column scaling (B, 1, t) that the next one starts with.
-
-    Sums instead of matrix products: the same on hardware that rounds those. `compiling.compiled_transport` puts a compiled
-    one in its place, for plans without gradient.
-    """
-    plan.mul_(kernel).mul_(scaling)  # in place; where a gradient is asked for, autograd keeps copies by itself
-    plan.mul_(rows / (plan.sum(dim=2, keepdim=True) + no_row))  # (B, p, t) -> (B, p, 1)
-    change = cols / (plan.sum(dim=1, keepdim=True) + no_col)  # (B, p, t) -> (B, 1, t)
-    plan.mul_(change).clamp_min_(floor)
-    return scaling * change
-
-
-step_without_gradient = proximal_step
-
-
 def _scale(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor, iterations: int) -> Tensor:
-    """IPOT's iterations on the plan itself."""
+    """IPOT's iterations on the plan itself. Sums instead of matrix products: the same on hardware that rounds those."""
     no_row, no_col = (rows == 0).float(), (cols == 0).float()  # keeps a padded sum of 0 from being divided by
     kernel = torch.exp(-exponent)  # (B, p, t)
     plan, floor = real.float(), real * SMALLEST_ENTRY
-    step, scaling = proximal_step if torch.is_grad_enabled() else step_without_gradient, cols  # (B, 1, t)
+    scaling = cols  # (B, 1, t): what the column scaling of the step before has come to
     for _ in range(iterations):
-        scaling = step(plan, scaling, kernel, floor, rows, cols, no_row, no_col)
+        plan.mul_(kernel).mul_(scaling)
+        plan.mul_(rows / (plan.sum(dim=2, keepdim=True) + no_row))  # (B, p, t) -> (B, p, 1)
+        change = cols / (plan.sum(dim=1, keepdim=True) + no_col)  # (B, p, t) -> (B, 1, t)
+        plan.mul_(change).clamp_min_(floor)
+        scaling = scaling * change
     return plan
 
 
@@ -269,28 +161,16 @@ def _scale_logarithms(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor
 
 
 @torch.no_grad()
-def exact(
-    cost: Tensor,
-    row_mask: Tensor | None = None,
-    col_mask: Tensor | None = None,
-    row_mass: Tensor | None = None,
-    col_mass: Tensor | None = None,
-) -> Tensor:
-    """Optimal plans by the network simplex [5]_ of POT [6]_, sample after sample on the CPU, in float64.
+def exact(cost: Tensor, row_mask: Tensor | None = None, col_mask: Tensor | None = None) -> Tensor:
+    """Optimal plans by POT's network simplex [5]_, sample after sample on the CPU, in float64.
 
-    Parameters and result as for `ipot`: (B, p, t), fp32, on the cost's device, without gradient.
-
-    Raises
-    ------
-    InputError
-        If a shape does not fit, or the cost of a real token pair is not finite.
-    RuntimeError
-        If the solver did not reach the optimum.
+    Parameters and result as for `ipot`: (B, p, t), fp32, on the cost's device, without gradient. Raises RuntimeError
+    where the solver did not reach the optimum.
     """
     import ot  # POT is needed for this function alone
 
-    rows, cols = masses(cost, row_mask, col_mask, row_mass, col_mass)
-    rows, cols, costs = rows.cpu().double(), cols.cpu().double(), cost.detach().cpu().double()
+    rows, cols = masses(cost, row_mask, col_mask)
+    rows, cols, costs = rows.cpu().double(), cols.cpu().double(), cost.cpu().double()
     plans = torch.zeros(cost.shape, dtype=torch.float64)
     for i, (a, b) in enumerate(zip(rows, cols, strict=True)):
         r, c = a.nonzero().squeeze(1), b.nonzero().squeeze(1)  # (p', 1) -> (p',): real tokens
@@ -298,7 +178,7 @@ def exact(
             continue
         block = costs[i][r][:, c]  # (p', t')
         if not bool(block.isfinite().all()):
-            raise InputError(f"cost of sample {i} holds non-finite values at real tokens; look at the features before")
+            raise InputError(f"the cost of sample {i} is not finite; look for NaN in its tokens")
         a, b = (a[r] / a.sum()).numpy(), (b[c] / b.sum()).numpy()  # (p',), (t',): sums equal in float64
         plan, log = ot.emd(a, b, block.numpy(), numItermax=10_000_000, log=True)
         if log["warning"]:
@@ -352,9 +232,3 @@ def round_to_feasible(plan: Tensor, row_mass: Tensor, col_mass: Tensor) -> Tenso
     missing_b = (b - plan.sum(dim=1, keepdim=True)).clamp_min(0.0)  # (B, 1, t)
     total = missing_a.sum(dim=1, keepdim=True)  # (B, 1, 1)
     return plan + missing_a * missing_b / torch.where(total > 0, total, 1.0)
-
-
-def _normalised(mass: Tensor) -> Tensor:
-    """(B, n): each sample divided by its sum; an all-zero sample stays zero."""
-    total = mass.sum(dim=-1, keepdim=True)
-    return mass / torch.where(total > 0, total, 1.0)

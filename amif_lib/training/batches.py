@@ -17,8 +17,7 @@ from amif_lib.data.records import Question, Study
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.methods.amif.teacher import Embeddings
 from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
-from amif_lib.networks import pixels, tokenizers
-from amif_lib.objectives import masked_language
+from amif_lib.networks import pixels
 from amif_lib.objectives.distributed import rank, world_size
 
 
@@ -125,12 +124,6 @@ class PretrainingData(Dataset):
         ]
         self.pad, self.mask_token = tokenizer.pad_token_id, tokenizer.mask_token_id
         self.special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-        self.vocabulary, self.never = len(tokenizer), set(tokenizer.all_special_ids)
-        self.full_stop = tokenizer.convert_tokens_to_ids(".")
-        self.halves = None
-        if self.pairs_texts("halves"):
-            halves = [half for s in studies for half in tokenizers.in_halves(s.text)]
-            self.halves = tokenizer(halves, truncation=True, max_length=spec.data.text_length)["input_ids"]
         strengths = ("strong", "light", "none")
         self.view_number = {
             f"{view} {strength}": i
@@ -143,12 +136,6 @@ class PretrainingData(Dataset):
         balanced_merge = spec.data.merge == "balanced"
         self.sources = [s.data_set for s in studies] if balanced_merge else None
         self.folds = None if embeddings is None else [embeddings.folds[s.study_id] for s in studies]
-
-    def pairs_texts(self, form: str) -> bool:
-        """Whether the run classifies pairs of texts whose positive has this form."""
-        o = self.spec.objective
-        used = self.spec.stage == "stage2" and o.weight_hard_negatives > 0 and "text_text" in o.pair_types
-        return used and o.text_positive == form
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -163,21 +150,23 @@ class PretrainingData(Dataset):
         pictures = [study.images[k] for k in chosen]
         size = self.spec.model.image_size
         view = int(rng.integers(2))  # which one is V_i
-        made = {
-            k: pixels.augment(
+        slots = (0, 1) if self.both_views else (view,)  # V of them
+        views = [
+            pixels.augment(
                 self.cache[pictures[k].image_id],
                 size,
                 strength,
                 pixels.keyed(self.spec.seed, step, index, 2 + k),  # the same, whether the other is made
             )
-            for k in ((0, 1) if self.both_views else (view,))
-        }
+            for k in slots
+        ]
+        pictures = [pictures[k] for k in slots]
         tokens = np.array(self.tokens[index])
         ends = (tokens == self.special[0]) | (tokens == self.special[1])
         dropped = (rng.random(len(tokens)) < self.spec.objective.token_drop) & ~ends
         out = {
-            "views": torch.stack([made.get(k, made[view]) for k in (0, 1)]),  # (2, 3, H, W)
-            "view": view,
+            "views": torch.stack(views),  # (V, 3, H, W)
+            "view": slots.index(view),
             "tokens": tokens,
             "copy": np.where(dropped, self.mask_token, tokens),
             "view_label": [self.view_number[f"{p.view} {strength}"] for p in pictures],
@@ -185,37 +174,18 @@ class PretrainingData(Dataset):
             "text_key": self.text_key[index],
             "step": step,
         }
-        more = np.random.default_rng((self.spec.seed, step, index, 1))  # what only some settings draw
-        if self.pairs_texts("shuffled"):
-            out["copy"] = tokenizers.shuffle_sentences(out["copy"], np.flatnonzero(tokens == self.full_stop), more)
-        if self.halves is not None:
-            out["halves"] = self.halves[2 * index : 2 * index + 2]
-        if self.spec.stage == "stage2" and self.spec.objective.weight_mlm > 0:
-            probability = self.spec.objective.mlm_probability
-            out["mlm_tokens"], out["mlm_chosen"] = masked_language.corrupt(
-                tokens, self.never, self.mask_token, self.vocabulary, probability, more
-            )
         if self.embeddings is not None:
             e = self.embeddings
-            out["fold"] = self.folds[index]
-            out["teacher_views"] = e.image_vectors[[e.images[p.image_id] for p in pictures]]  # (2, e)
-            out["teacher_text"] = e.text_vectors[e.studies[study.study_id]]
+            out["extras"] = {
+                "teacher_views": e.image_vectors[[e.images[p.image_id] for p in pictures]],  # (V, e)
+                "teacher_text": e.text_vectors[e.studies[study.study_id]],
+            }
         return out
 
     def collate(self, samples: list[dict[str, Any]]) -> PretrainingBatch:
         ids, mask = pad([s["tokens"] for s in samples], self.pad)
         copy_ids, _ = pad([s["copy"] for s in samples], self.pad)
-        more: dict[str, Any] = {"fold": samples[0].get("fold", 0)}
-        if "halves" in samples[0]:
-            halves, halves_mask = pad([half for s in samples for half in s["halves"]], self.pad)
-            more |= {"halves_ids": halves.unflatten(0, (-1, 2)), "halves_mask": halves_mask.unflatten(0, (-1, 2))}
-        if "mlm_tokens" in samples[0]:
-            more["mlm_ids"], _ = pad([s["mlm_tokens"] for s in samples], self.pad)
-            more["mlm_chosen"] = pad([s["mlm_chosen"] for s in samples], 0)[0].bool()
-        teacher = {
-            name: torch.stack([s[name] for s in samples]) if name in samples[0] else None
-            for name in ("teacher_views", "teacher_text")
-        }
+        extras = [s.get("extras", {}) for s in samples]
         numbers = {
             name: torch.tensor([s[name] for s in samples]) for name in ("view", "view_label", "group", "text_key")
         }
@@ -225,9 +195,8 @@ class PretrainingData(Dataset):
             mask=mask,
             copy_ids=copy_ids,
             step=samples[0]["step"],
+            extras={name: torch.stack([e[name] for e in extras]) for name in extras[0]},
             **numbers,
-            **teacher,
-            **more,
         )
 
 

@@ -1,4 +1,4 @@
-"""torch.compile for the network's repeated blocks, each kind compiled once for all its layers, and for IPOT's iteration.
+"""torch.compile for the network's repeated blocks, each kind compiled once for all its layers.
 
 A setting of the machine, `$AMIF_COMPILE`, and not of the run: it changes results by rounding. Off unless asked for: the first
 steps take minutes longer, and whether the rest is faster shows `python -m amif_lib.app.benchmark`, which times both.
@@ -6,16 +6,11 @@ steps take minutes longer, and whether the rest is faster shows `python -m amif_
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterator
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amif_lib.core.errors import InputError
-from amif_lib.objectives import transport
 
 BLOCKS = ("CLIPEncoderLayer", "BertLayer", "CoAttentionLayer", "DecoderLayer", "GatedCrossAttention")
 
@@ -37,24 +32,3 @@ def compile_blocks(module: nn.Module, backend: str = "inductor") -> int:
     for block in blocks:
         block.compile(backend=backend, dynamic=True)
     return len(blocks)
-
-
-@functools.cache
-def _compiled_step(backend: str) -> Callable[..., Tensor]:
-    return torch.compile(transport.proximal_step, backend=backend, dynamic=True)
-
-
-@contextlib.contextmanager
-def compiled_transport(wanted: bool | None = None) -> Iterator[None]:
-    """Compile one iteration of IPOT for the length of a `with` block or a decorated call, where `wanted` (default: `asked`).
-
-    For any batch size and lengths; plans that carry a gradient are computed as before. The iteration and not the loop of
-    fifty: the loop compiles for a minute and is then slower than without, on a CPU.
-    """
-    before = transport.step_without_gradient
-    try:
-        if asked() if wanted is None else wanted:
-            transport.step_without_gradient = _compiled_step("inductor")
-        yield
-    finally:
-        transport.step_without_gradient = before

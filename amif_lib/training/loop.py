@@ -122,7 +122,13 @@ def forward_and_backward(accelerator: Any, module: nn.Module, batch: Any) -> dic
     """Losses of a batch with gradients, exchanged with no other process: to see whether it fits into memory."""
     with accelerator.autocast():
         out = module(batch)
-    out["total"].backward()
+    add_total(module, out)["total"].backward()
+    return out
+
+
+def add_total(module: nn.Module, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The named losses with what is minimised: their sum with the module's weights."""
+    out["total"] = sum(weight * out[name] for name, weight in module.weights.items())
     return out
 
 
@@ -137,7 +143,6 @@ def to_come(spec: RunSpec, module: nn.Module) -> int:
 
 
 @deterministic()
-@compiling.compiled_transport()
 def run_spec(spec: RunSpec) -> Path:
     """Train a run to its end (from its last state, if it was cut off) and return its directory. Finished runs are left alone."""
     from accelerate import Accelerator
@@ -181,7 +186,7 @@ def run_spec(spec: RunSpec) -> Path:
     def losses(part: Any, last: bool) -> dict[str, torch.Tensor]:
         """Losses of a part of a batch, its gradients added to those of the parts before it; the last one's are exchanged."""
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            out = module(part)
+            out = add_total(prepared.module, module(part))
             accelerator.backward(out["total"])
         return out
 

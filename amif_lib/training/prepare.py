@@ -19,8 +19,8 @@ from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
-from amif_lib.methods.amif.pair_classification import negatives_drawn_from
-from amif_lib.methods.amif.stages import Pretraining
+from amif_lib.methods.amif.stage1 import Stage1
+from amif_lib.methods.amif.stage2 import Stage2
 from amif_lib.networks import pretrained, tokenizers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
 from amif_lib.training.batches import PretrainingData, QuestionData
@@ -54,9 +54,7 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
     if skipped := decontaminate.missing(spec.data.decontaminate_against):  # decontaminate_absent: skip
         notes["not_kept_out"] = skipped
     embeddings, o = None, spec.objective
-    mines = spec.stage == "stage2" and (
-        o.weight_hard_negatives > 0 or (o.weight_local > 0 and o.local_contrast == "positives_minus_negatives")
-    )
+    mines = spec.stage == "stage2" and o.weight_hard_negatives > 0
     if spec.teacher is not None:
         folder = teachers.ensure(spec, studies)
         embeddings, notes["teacher"] = (
@@ -64,14 +62,13 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
             json.loads((folder / teachers.METRICS).read_text(encoding="utf-8")),
         )
         notes["teacher"]["id"] = folder.name
-    elif o.labels == "soft" and (
-        spec.stage == "stage1" or o.weight_global > 0 or (mines and o.negative_distribution != "student")
-    ):
+    elif o.labels == "soft" and (spec.stage == "stage1" or o.weight_global > 0 or mines):
         raise InputError(
             "objective.labels: 'soft' needs a teacher; give the run a `teacher` section or set labels: one_hot"
         )
     if mines:
-        notes["negatives_drawn_from"] = negatives_drawn_from(o, embeddings is not None)
+        of_teacher = "soft labels H" if o.labels == "soft" else "teacher's Q"
+        notes["negatives_drawn_from"] = "student's P" if embeddings is None else of_teacher
     if spec.train.batch_size % world_size():
         raise InputError(
             f"train.batch_size: {spec.train.batch_size} is not a multiple of {world_size()} processes; change one of them"
@@ -83,8 +80,7 @@ def prepare_pretraining(spec: RunSpec) -> Prepared:
     if spec.stage == "stage2" and spec.parent is None:
         raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    teacher_dim = 0 if embeddings is None else embeddings.text_vectors.shape[1]
-    module = Pretraining(amif, o, spec.stage, spec.seed, special, teacher_dim)
+    module = Stage1(amif, o) if spec.stage == "stage1" else Stage2(amif, o, spec.seed, special)
     data = PretrainingData(studies, spec, tokenizer, embeddings)
     return Prepared(module, tokenizer, data, data.folds, notes)
 
@@ -101,26 +97,21 @@ def prepare_questions(spec: RunSpec) -> Prepared:
     training = [q for q in questions if q.split == "train"]
     pretraining_texts = [s.text for s in teachers.student_studies(spec)] if spec.fits_tokenizer else []
     tokenizer = get_tokenizer(spec, pretraining_texts)
-    texts = {"none": [], "answers": [q.answer for q in training], "questions": [q.question.lower() for q in training]}[
-        spec.knowledge.source
-    ]
-    limit = knowledge.token_limit(spec.knowledge, spec.model.text_positions)
-    ids, owner, dropped = knowledge.select(texts, tokenizer, limit, words=spec.knowledge.source == "questions")
+    texts = knowledge.texts(spec.knowledge.source, training)
+    limit = min(spec.knowledge.max_tokens, spec.model.text_positions)
+    ids, dropped = knowledge.select(texts, tokenizer, limit, words=spec.knowledge.source == "questions")
     torch.manual_seed(spec.seed)
-    model = AMiFForVQA(
-        spec.model, spec.knowledge, ids, owner, tokenizer, spec.data.question_length, spec.data.answer_length
-    )
+    model = AMiFForVQA(spec.model, spec.knowledge, ids, tokenizer, spec.data.question_length, spec.data.answer_length)
     reports = load_encoders(model.amif, spec, tokenizer)
     if spec.init.decoder != "random":
         reports.append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
-        model.decoder.untie()
-    model.freeze_knowledge()
     whole = tokenizer([q.answer for q in training])["input_ids"]
     long = sum(len(ids) > spec.data.answer_length for ids in whole)
     notes = {
         "training_questions": len(training),
         "test_questions": sum(q.split == "test" for q in questions),
         "knowledge_tokens": len(ids),
+        "knowledge_texts": len(set(texts)),
         "knowledge_texts_left_out": dropped,
         "answers_cut": long,
         "weights": [str(r) for r in reports],

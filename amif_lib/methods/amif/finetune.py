@@ -1,4 +1,4 @@
-"""Fine-tuning's loss and the batch that it reads (paper section 3.4.2)."""
+"""Fine-tuning: conditional language modelling of the answer (section 3.4.2)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from amif_lib.objectives.distributed import world_size
 
 
 class FineTuning(nn.Module):
-    """The Med-VQA network with its loss: conditional language modelling of the answer (section 3.4.2)."""
+    """The Med-VQA network with its loss."""
 
     def __init__(self, model: AMiFForVQA):
         super().__init__()
         self.model = model
+        self.weights = {"answer": 1.0}
 
     def forward(self, batch: QuestionBatch) -> dict[str, Tensor]:
         """Mean over the questions of the global batch; the factor undoes the mean that processes take of gradients."""
         loss = self.model(batch.images, batch.ids, batch.mask, batch.answers, batch.answer_mask)  # (B,)
-        return {"total": (loss * batch.weight).sum() * world_size() / batch.total}
+        return {"answer": (loss * batch.weight).sum() * world_size() / batch.total}

@@ -36,7 +36,7 @@ from amif_lib.methods.amif import explain
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.mined import mined_negatives, network, soft_labels
 from amif_lib.methods.amif.network import AMiFForVQA
-from amif_lib.methods.amif.stages import Pretraining
+from amif_lib.methods.amif.stage2 import Stage2
 from amif_lib.networks import tokenizers
 from amif_lib.reporting import map_files
 from amif_lib.reporting.map_files import EXAMPLE_MAPS, HARD_NEGATIVES, MAPS, SOFT_LABELS, Maps
@@ -307,23 +307,19 @@ def _untrained(model: AMiFForVQA) -> AMiFForVQA:
     """The same network before any training: random weights, the same tokenizer and knowledge."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        fresh = AMiFForVQA(
+        return AMiFForVQA(
             model.spec,
             model.knowledge,
             model.knowledge_ids,
-            model.knowledge_answer,
             model.tokenizer,
             model.question_length,
             model.answer_length,
         ).eval()
-    with torch.no_grad():
-        fresh.freeze_knowledge()
-    return fresh
 
 
 @torch.inference_mode()
 def _plan_maps(
-    module: Pretraining, images: Tensor, ids: Tensor, mask: Tensor, columns: Sequence[Sequence[int]]
+    module: Stage2, images: Tensor, ids: Tensor, mask: Tensor, columns: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
     """Transport plan, as the run's objective has it, and attention for a word of each report, (B, n, n) each."""
     amif = module.amif
@@ -331,7 +327,8 @@ def _plan_maps(
     *fused, attentions = amif.co_attention(image, text, None, mask, "image_text", return_weights=True)
     x, y = fused if module.objective.transport_on == "fused" else (image, text)
     weights = attentions[-1] if attentions else None
-    plan = module._transport(x, y, ids, mask, weights)[1]  # (B, p, t) or, with [CLS], (B, p+1, t)
+    words = tokenizers.content_mask(ids, mask, module.special_ids)  # (B, t)
+    plan = module.transport(x[:, 1:], y, words)[1]  # (B, p, t)
     word = explain.chosen(columns, ids)  # (B, t)
     side = amif.spec.image_size // amif.spec.patch_size
     out = {"transport_plan": explain.of_word(plan, word)[:, -side * side :]}

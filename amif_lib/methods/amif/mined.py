@@ -16,13 +16,12 @@ from amif_lib.data import redistribution, regions
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.experiments.stored import Run
 from amif_lib.methods.amif import teacher as teachers
-from amif_lib.methods.amif.global_alignment import pick
 from amif_lib.methods.amif.network import AMiF
-from amif_lib.methods.amif.pair_classification import negatives_drawn_from
-from amif_lib.methods.amif.stages import Pretraining
+from amif_lib.methods.amif.stage1 import Stage1, pick
+from amif_lib.methods.amif.stage2 import Stage2
 from amif_lib.networks import tokenizers
 from amif_lib.networks.fusion import PAIR_TYPES
-from amif_lib.objectives import contrastive, hard_negatives
+from amif_lib.objectives import contrastive
 from amif_lib.reporting import map_files
 from amif_lib.training.batches import PretrainingData
 from amif_lib.training.loop import epoch_keys
@@ -30,14 +29,15 @@ from amif_lib.training.loop import epoch_keys
 SHOWN = 32  # samples of the soft-label heat maps
 
 
-def network(run: Run, tokenizer: Any, trained: bool = True, teacher_dim: int = 1) -> Pretraining:
+def network(run: Run, tokenizer: Any, trained: bool = True) -> Stage1 | Stage2:
     """The stored pre-training network with its objective, in evaluation mode."""
     spec = run.spec
     with torch.random.fork_rng():
         torch.manual_seed(0)
         amif = AMiF(spec.model)
         special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-        module = Pretraining(amif, spec.objective, spec.stage, spec.seed, special, teacher_dim)
+        stage1 = spec.stage == "stage1"
+        module = Stage1(amif, spec.objective) if stage1 else Stage2(amif, spec.objective, spec.seed, special)
     if trained:
         amif.load(run.directory / "model")
     return module.eval()
@@ -54,30 +54,24 @@ def soft_labels(run: Run) -> dict[str, np.ndarray]:
     data, module = _data(run)
     _, keys = _step(data, spec, last=False)
     batch = data.collate([data[key] for key in keys[:SHOWN]])
-    first, second = (module.amif.image_encoder(batch.views[:, k])[:, 0] for k in (0, 1))
-    own = module.features(batch, first, second, module.amif.text_encoder(batch.ids, batch.mask)[:, 0])
-    which = torch.arange(len(batch.view)), batch.view
-    student = {"i2t": (own["image"][which], own["text"]), "t2t": (own.get("intra_text", own["text"]),) * 2}
+    amif, extras = module.amif, batch.extras
+    v = amif.image_projection(pick(amif.encode_views(batch.views), batch.view)[:, 0])
+    r = amif.text_projection(amif.text_encoder(batch.ids, batch.mask)[:, 0])
+    student = {"i2t": (v, r), "t2t": (r, r)}
     teacher = {}
-    if batch.teacher_text is not None:
-        teacher = {"i2t": (batch.teacher_views[which], batch.teacher_text), "t2t": (batch.teacher_text,) * 2}
+    if extras:
+        text = extras["teacher_text"]
+        teacher = {"i2t": (pick(extras["teacher_views"], batch.view), text), "t2t": (text, text)}
     positive = torch.arange(len(batch.view))
-    temperature = o.temperature * module.amif.log_temperature.exp()
     out: dict[str, Tensor] = {}
     for pair, (a, b) in student.items():
-        own_column = torch.eye(len(positive), dtype=torch.bool)
-        masked = own_column if pair == "t2t" and o.text_text_diagonal == "mask" else None
-        logits = contrastive.similarity(a, b) / temperature  # (N, N)
-        logits = logits if masked is None else logits.masked_fill(masked, float("-inf"))
-        out[f"{pair}_student"] = logits.softmax(1)
-        out[f"{pair}_labels"] = own_column.float()
+        out[f"{pair}_student"] = (contrastive.similarity(a, b) / o.temperature).softmax(1)  # (N, N)
+        out[f"{pair}_labels"] = torch.eye(len(positive))
         if teacher:
             similar, tau = contrastive.similarity(*teacher[pair]), o.teacher_temperature
             out[f"{pair}_teacher"] = contrastive.soft_labels(similar, tau, 0.0, positive)
             if o.labels == "soft":
-                out[f"{pair}_labels"] = contrastive.soft_labels(
-                    similar, tau, o.positive_weight, positive, renormalise=o.renormalise_labels, mask=masked
-                )
+                out[f"{pair}_labels"] = contrastive.soft_labels(similar, tau, o.positive_weight, positive)
     indices = [key[1] for key in keys[:SHOWN]]
     named = _named(spec)
     return {
@@ -99,39 +93,23 @@ def mined_negatives(run: Run) -> pd.DataFrame:
     teacher are those of training (of its clean images, where it sees augmented ones); of a student they are drawn anew
     with its final weights.
     """
-    spec, o = run.spec, run.spec.objective
+    spec = run.spec
     data, module = _data(run)
     step, keys = _step(data, spec, last=True)
     batch = data.collate([data[key] for key in keys])
-    both = image = text = None  # the teacher's embeddings are enough
-    if negatives_drawn_from(o, batch.teacher_text is not None).startswith("student"):
-        both = [module.amif.image_encoder(batch.views[:, k]) for k in (0, 1)]
-        image = pick(torch.stack(both, 1), batch.view)
-        both = both if o.image_image_views == "two" else [image, image]
+    views = text = None
+    if not batch.extras:  # drawn from the student
+        views = module.amif.encode_views(batch.views)
         text = module.amif.text_encoder(batch.ids, batch.mask)
-    drawn = module.mine(batch, image, both, text)
-    sides, temperature = module._similar_sides(batch, image, both, text)
+    drawn = module.mine(batch, views, text)
     studies, named = [data.studies[key[1]] for key in keys], _named(spec)
     shown = [_shows(study) for study in studies]
     same = torch.tensor([[a == b for b in shown] for a in shown])  # (N, N)
     known = all(regions.known(name) for name in spec.data.pretrain)
-    positive, rows = torch.arange(len(studies)), []
+    rows = []
     for kind in (kind for kind in PAIR_TYPES if kind in drawn):
-        weights = contrastive.soft_labels(contrastive.similarity(*sides[kind]), temperature, 0.0, positive).double()
-        barred = torch.eye(len(studies), dtype=torch.bool)
-        if o.exclude_duplicates:
-            barred |= hard_negatives.duplicates(batch.group, batch.text_key)
-        if kind == "image_image" and o.same_view_negatives:
-            two = o.image_image_views == "two"
-            label = batch.view_label[:, 1] if two else pick(batch.view_label, batch.view)  # (N,)
-            barred |= label[:, None] != label[None, :]
-        weights = weights.masked_fill(barred, 0)
-        if o.negative_distribution == "top_k":
-            order = weights.argsort(1, descending=True, stable=True).argsort(1)
-            weights = ((order < o.negative_top_k) & (weights > 0)).double()
-        weights = (weights / weights.amax(1, keepdim=True).clamp_min(1e-300)) ** (1 / o.negative_temperature)
-        share = weights / weights.sum(1, keepdim=True).clamp_min(1e-300)  # (N, N)
-        allowed = (~barred).double()
+        share = drawn[kind].probabilities  # (N, N)
+        allowed = (share > 0).double()
         uniform = allowed / allowed.sum(1, keepdim=True).clamp_min(1)
         for i, study in enumerate(studies):
             if not drawn[kind].valid[i]:
@@ -160,15 +138,14 @@ def mined_negatives(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _data(run: Run) -> tuple[PretrainingData, Pretraining]:
+def _data(run: Run) -> tuple[PretrainingData, Stage1 | Stage2]:
     """A pre-training run's samples and its stored network."""
     spec = run.spec
     studies = teachers.student_studies(spec)
     with torch.inference_mode(False), torch.enable_grad():  # a teacher that is gone is trained again
         embeddings = teachers.read(teachers.ensure(spec, studies)) if spec.teacher is not None else None
     tokenizer = tokenizers.load(run.directory / "model")
-    dim = 1 if embeddings is None else embeddings.text_vectors.shape[1]
-    return PretrainingData(studies, spec, tokenizer, embeddings), network(run, tokenizer, teacher_dim=dim)
+    return PretrainingData(studies, spec, tokenizer, embeddings), network(run, tokenizer)
 
 
 def _step(data: PretrainingData, spec: RunSpec, last: bool) -> tuple[int, list[tuple[int, int]]]:

@@ -8,108 +8,49 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
-from amif_lib.methods.amif import knowledge as prior_knowledge
 from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import pretrained, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initial_deviation
-from amif_lib.networks.fusion import PAIR_TYPES, CoAttention, GatedCrossAttention, PairType
+from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
+from amif_lib.networks.ranking import rank_answers
 from amif_lib.networks.sizes import ModelSpec
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from PIL import Image
 
-
-class Projection(nn.Module):
-    """proj() of Eq. 1: to a shared space, with unit length, so that a dot product is a cosine."""
-
-    def __init__(self, width: int, dim: int, form: str):
-        super().__init__()
-        self.layers = (
-            nn.Linear(width, dim)
-            if form == "linear"
-            else nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.layers(x).float(), dim=-1)  # (..., d) -> (..., projection_dim), fp32
-
-
-class PairHead(nn.Module):
-    """LH of Eq. 12: is a pair of co-attended representations a hard negative (class 1) or a positive (class 0)?"""
-
-    def __init__(self, spec: ModelSpec):
-        super().__init__()
-        self.pooling = spec.pair_pooling
-        self.poolers = (
-            nn.ModuleList(nn.Sequential(nn.Linear(spec.width, spec.width), nn.Tanh()) for _ in range(2))
-            if spec.pair_pooler == "tanh"
-            else None
-        )
-        if spec.pair_head == "shared":
-            self.linear = nn.Linear(2 * spec.width, 2)
-        else:
-            self.linear = nn.ModuleDict({kind: nn.Linear(2 * spec.width, 2) for kind in PAIR_TYPES})
-
-    def forward(
-        self, a: Tensor, b: Tensor, a_mask: Tensor | None, b_mask: Tensor | None, kind: PairType = "image_text"
-    ) -> Tensor:
-        """a (B, S, d), b (B, T, d), a pair of the given kind -> logits (B, 2)."""
-        pooled = [self._pool(a, a_mask), self._pool(b, b_mask)]  # 2 x (B, d)
-        if self.poolers is not None:
-            pooled = [pooler(x) for pooler, x in zip(self.poolers, pooled, strict=True)]
-        head = self.linear[kind] if isinstance(self.linear, nn.ModuleDict) else self.linear
-        return head(torch.cat(pooled, dim=-1))  # (B, 2d) -> (B, 2)
-
-    def _pool(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        if self.pooling == "cls":
-            return x[:, 0]  # (B, S, d) -> (B, d)
-        weights = torch.ones_like(x[..., :1]) if mask is None else mask[..., None].to(x.dtype)
-        return (x * weights).sum(1) / weights.sum(1)  # (B, S, d) -> (B, d)
-
-
-class AMiF(nn.Module):
-    """What pre-training trains: two encoders, two projections, co-attention, pair head."""
+class Backbone(nn.Module):
+    """What pre-training hands on to fine-tuning: two encoders and modality co-attention (Fig. 2 a and b)."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         self.spec = spec
         self.image_encoder = ImageEncoder(spec)
         self.text_encoder = TextEncoder(spec)
-        self.image_projection = Projection(spec.width, spec.projection_dim, spec.projection)
-        self.text_projection = Projection(spec.width, spec.projection_dim, spec.projection)
-        own = spec.projection_sharing == "alignment"  # of multi-view and text-text alignment
-        self.intra_image_projection = Projection(spec.width, spec.projection_dim, spec.projection) if own else None
-        self.intra_text_projection = Projection(spec.width, spec.projection_dim, spec.projection) if own else None
-        self.log_temperature = nn.Parameter(torch.zeros(()), requires_grad=False)  # log(tau / tau_0); trained if asked
-        self.co_attention = CoAttention(
-            spec.width,
-            spec.fusion_layers,
-            spec.fusion_heads,
-            spec.dropout,
-            spec.co_attention,
-            spec.same_modality_pairs,
-        )
-        self.pair_head = PairHead(spec)
-        for module in (self.image_projection, self.text_projection, self.co_attention, self.pair_head):
-            initialise(module, spec.width)
-        for module in (self.intra_image_projection, self.intra_text_projection):
-            if module is not None:
-                initialise(module, spec.width)
+        self.co_attention = CoAttention(spec.width, spec.fusion_layers, spec.fusion_heads, spec.dropout)
+        initialise(self.co_attention, spec.width)
 
-    def project(self, modality: Literal["image", "text"], cls: Tensor, intra: bool = False) -> Tensor:
-        """proj() of Eq. 1, or with `intra` of Eq. 3 or 4: [CLS] tokens (..., d) -> (..., e) of unit length."""
-        own = getattr(self, f"intra_{modality}_projection") if intra else None
-        return (getattr(self, f"{modality}_projection") if own is None else own)(cls)
+
+class AMiF(Backbone):
+    """What pre-training trains: the backbone, the projections of stage 1 and the pair head of stage 2."""
+
+    def __init__(self, spec: ModelSpec):
+        super().__init__(spec)
+        self.image_projection = Projection(spec.width, spec.projection_dim)
+        self.text_projection = Projection(spec.width, spec.projection_dim)
+        self.pair_head = PairHead(spec.width)
+
+    def encode_views(self, views: Tensor) -> Tensor:
+        """All views in one pass of the encoder: (B, V, 3, H, W) -> tokens (B, V, p+1, d)."""
+        return self.image_encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `config.json`."""
@@ -118,6 +59,30 @@ class AMiF(nn.Module):
     def load(self, folder: Path) -> pretrained.LoadReport:
         """Load weights written by `save`; every tensor must match."""
         return pretrained.load_into(self, pretrained.read_state(folder), str(folder))
+
+
+class Projection(nn.Module):
+    """proj() of Eq. 1: to the space that both modalities share, with unit length, so that a dot product is a cosine."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.linear = nn.Linear(width, dim)  # point 4
+        initialise(self, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.linear(x).float(), dim=-1)  # (..., d) -> (..., e), fp32
+
+
+class PairHead(nn.Module):
+    """LH of Eq. 12: is a pair of co-attended representations a hard negative (class 1) or a positive (class 0)?"""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(2 * width, 2)  # one head for all kinds of pairs, without poolers (points 15 and 17)
+        initialise(self, width)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.linear(torch.cat([a[:, 0], b[:, 0]], dim=-1))  # (B, S, d), (B, T, d) -> (B, 2d) -> (B, 2)
 
 
 def initialise(module: nn.Module, width: int) -> None:
@@ -132,9 +97,8 @@ def initialise(module: nn.Module, width: int) -> None:
 class AMiFForVQA(nn.Module):
     """AMiF with the gated knowledge fusion decoder: answers questions about an image.
 
-    `knowledge_ids` (M,) are the tokens of the answer vocabulary and `knowledge_answer` (M,) says which answer each token
-    belongs to; both travel with the weights, and so does a frozen embedding of them. An empty vocabulary bypasses the
-    gated module.
+    `knowledge_ids` (M,) are the tokens of the prior knowledge; they travel with the weights. Without knowledge
+    (`source: none`) there is no gated module.
     """
 
     def __init__(
@@ -142,7 +106,6 @@ class AMiFForVQA(nn.Module):
         spec: ModelSpec,
         knowledge: KnowledgeSpec,
         knowledge_ids: Tensor,
-        knowledge_answer: Tensor,
         tokenizer: Any = None,
         question_length: int = 32,
         answer_length: int = 32,
@@ -150,22 +113,12 @@ class AMiFForVQA(nn.Module):
         super().__init__()
         self.spec, self.knowledge, self.tokenizer = spec, knowledge, tokenizer
         self.question_length, self.answer_length = question_length, answer_length
-        self.amif = AMiF(spec)
-        projections = ("image_projection", "text_projection", "intra_image_projection", "intra_text_projection")
-        for unused in (*projections, "pair_head", "log_temperature"):
-            delattr(self.amif, unused)  # pre-training only
         self.register_buffer("knowledge_ids", knowledge_ids)
-        self.register_buffer("knowledge_answer", knowledge_answer)
-        if knowledge.source != "none" and knowledge.embedder == "frozen":
-            unset = torch.full((len(knowledge_ids), spec.width), torch.nan)  # see freeze_knowledge
-            self.register_buffer("knowledge_embedding", unset)
-        self.gated_cross_attention = (
-            GatedCrossAttention(
-                spec.width, spec.fusion_heads, spec.dropout, spec.gate_input, pre_norm=spec.gated_norm == "pre"
-            )
-            if knowledge.source != "none"
-            else None
-        )
+        self.amif = Backbone(spec)
+        self.gated_cross_attention = None
+        if knowledge.source != "none":
+            self.gated_cross_attention = GatedCrossAttention(spec.width, spec.fusion_heads, spec.dropout)
+            initialise(self.gated_cross_attention, spec.width)
         self.decoder = AnswerDecoder(
             spec.vocab_size,
             spec.width,
@@ -174,15 +127,10 @@ class AMiFForVQA(nn.Module):
             spec.text_heads,
             spec.text_positions,
             spec.dropout,
-            spec.decoder_cross_placement,
-            tied=spec.decoder_output == "tied",
         )
         initialise(self.decoder, spec.width)
-        self.decoder.untie()
-        if self.gated_cross_attention is not None:
-            initialise(self.gated_cross_attention, spec.width)
 
-    # --- the road from image and question to F' ---
+    # --- from image and question to F' ---
 
     def encode(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, H, W), question ids and mask (B, t) -> F'_i (B, p+1+t, d) and its mask (B, p+1+t)."""
@@ -195,38 +143,17 @@ class AMiFForVQA(nn.Module):
         image = self.amif.image_encoder(images)  # V_i: (B, p+1, d); one blank image may serve a whole batch
         image = image.expand(len(ids), -1, -1)
         text = self.amif.text_encoder(ids, mask)  # R_i: (B, t, d)
-        image_fused, text_fused, attentions = self.amif.co_attention(
-            image, text, None, mask, "image_text", return_weights
-        )
-        joint = torch.cat([image_fused, text_fused], dim=1)  # F_i: (B, p+1+t, d)
+        image, text, attentions = self.amif.co_attention(image, text, None, mask, "image_text", return_weights)
+        joint = torch.cat([image, text], dim=1)  # F_i (point 31): (B, p+1+t, d)
         joint_mask = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)  # (B, p+1+t)
-        maps: dict[str, Any] = {"image": image_fused, "text": text_fused, "attentions": attentions, "gate": None}
+        gate = None
         if self.gated_cross_attention is not None:
-            joint, maps["gate"] = self.gated_cross_attention(
-                joint, self.knowledge_tokens(), use_gate=self.knowledge.gate
-            )
-        return joint, joint_mask, maps
+            joint, gate = self.gated_cross_attention(joint, self.knowledge_tokens(), use_gate=self.knowledge.gate)
+        return joint, joint_mask, {"image": image, "text": text, "attentions": attentions, "gate": gate}
 
     def knowledge_tokens(self) -> Tensor:
-        """F_p (1, M, d): the answer vocabulary, embedded and encoded once per batch."""
-        if self.knowledge.embedder == "frozen":
-            embedded = self.knowledge_embedding[None]  # (1, M, d)
-        else:
-            embedded = prior_knowledge.embed(
-                self.amif.text_encoder, self.knowledge_ids, self.knowledge_answer, self.knowledge
-            )  # (1, M, d)
-        if self.knowledge.form == "pooled":
-            embedded = prior_knowledge.pool(embedded, self.knowledge_answer)  # (1, A, d)
-        return self.gated_cross_attention.encode_knowledge(embedded)
-
-    def freeze_knowledge(self) -> None:
-        """Embed the knowledge by the text encoder as it is now, once and for all, where the embedder is 'frozen'."""
-        if hasattr(self, "knowledge_embedding"):
-            self.knowledge_embedding.copy_(
-                prior_knowledge.encode_frozen(
-                    self.amif.text_encoder, self.knowledge_ids, self.knowledge_answer, self.knowledge
-                )
-            )
+        """F_p (1, M, d): word and position embeddings of the knowledge (point 34), encoded once per batch."""
+        return self.gated_cross_attention.encode_knowledge(self.amif.text_encoder.embed(self.knowledge_ids[None]))
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
         """Language-modelling loss of each answer (B,), summed over its tokens."""
@@ -235,29 +162,21 @@ class AMiFForVQA(nn.Module):
 
     # --- one image, one question: what a notebook calls ---
 
+    @torch.inference_mode()
     def answer(self, image: Image.Image | str | Path, question: str) -> str:
         """Free generation: the answer the decoder writes by itself (greedy)."""
         memory, memory_mask = self.encode(*self.inputs(image, question))
-        tokenizer = self.tokenizer
-        ids = self.decoder.generate(
-            memory, memory_mask, tokenizer.cls_token_id, tokenizer.sep_token_id, self.answer_length
-        )
-        return tokenizers.decode(tokenizer, ids[0])
+        start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        ids = self.decoder.generate(memory, memory_mask, start, end, self.answer_length)
+        return tokenizers.decode(self.tokenizer, ids[0])
 
+    @torch.inference_mode()
     def rank(self, image: Image.Image | str | Path, question: str, candidates: Sequence[str]) -> pd.DataFrame:
         """Candidate answers by log-likelihood: columns answer, log_likelihood, probability (over these candidates)."""
-        import pandas as pd
-
-        from amif_lib.networks.ranking import rank_answers
-
-        if isinstance(candidates, str):
-            raise InputError(f"rank: candidates is the text {candidates!r}; give a list of answers")
-        candidates = [str(candidate) for candidate in candidates]
-        if not candidates:
-            raise InputError("rank: candidates is empty; give at least one answer")
-        with torch.inference_mode():
-            memory, memory_mask = self.encode(*self.inputs(image, question))
-            scores = rank_answers(self.decoder, memory, memory_mask, self.tokenize_answers(candidates))[0]  # (K,)
+        if isinstance(candidates, str) or not len(candidates):
+            raise InputError(f"rank: candidates is {candidates!r}; give a list with at least one answer")
+        memory, memory_mask = self.encode(*self.inputs(image, question))
+        scores = rank_answers(self.decoder, memory, memory_mask, self.tokenize_answers(candidates))[0]  # (K,)
         frame = pd.DataFrame(
             {"answer": list(candidates), "log_likelihood": scores.tolist(), "probability": scores.softmax(0).tolist()}
         )
@@ -280,7 +199,9 @@ class AMiFForVQA(nn.Module):
 
     def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each answer, [CLS] … [SEP], cut to the answer length."""
-        return self.tokenizer(list(answers), truncation=True, max_length=self.answer_length)["input_ids"]
+        return self.tokenizer([str(answer) for answer in answers], truncation=True, max_length=self.answer_length)[
+            "input_ids"
+        ]
 
     def inputs(self, image: Image.Image | str | Path, question: str) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (1, 3, H, W), question ids and mask (1, t), on the model's device."""
@@ -330,7 +251,6 @@ class AMiFForVQA(nn.Module):
             spec,
             prior,
             torch.zeros_like(state["knowledge_ids"]),
-            torch.zeros_like(state["knowledge_answer"]),
             tokenizers.load(folder),
             *lengths,
         )

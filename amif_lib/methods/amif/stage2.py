@@ -1,0 +1,119 @@
+"""Stage 2: local alignment by optimal transport (Eq. 9-10), and pairs told from mined hard negatives (Eq. 11-13).
+
+Shapes: this process's B = N / P samples, V views, p patches (+1 [CLS]), t text tokens, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amif_lib.methods.amif.network import AMiF
+from amif_lib.methods.amif.settings import ObjectiveSpec
+from amif_lib.methods.amif.stage1 import global_loss_names, global_losses, pick
+from amif_lib.methods.batch import PretrainingBatch
+from amif_lib.networks.fusion import PAIR_TYPES, PairType
+from amif_lib.networks.tokenizers import content_mask
+from amif_lib.objectives import collapse, contrastive, hard_negatives, transport
+from amif_lib.objectives.distributed import gather, own_rows, pad_to_common_length
+from amif_lib.objectives.hard_negatives import Negatives
+
+
+class Stage2(nn.Module):
+    """Patches and words of a study drawn together, and its pairs told from hard negatives."""
+
+    def __init__(self, amif: AMiF, objective: ObjectiveSpec, seed: int, special_ids: tuple[int, int]):
+        super().__init__()
+        self.amif, self.objective, self.seed = amif, objective, seed
+        self.special_ids = special_ids  # [CLS] and [SEP]
+        o = objective
+        weights = {"local": o.weight_local, "hard_negatives": o.weight_hard_negatives, "global": o.weight_global}
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}  # Table 3
+        with_positive = {"per_type": PAIR_TYPES, "image_text": ("image_text",), "none": ()}
+        self.with_positive = with_positive[o.pair_positives]  # point 16
+
+    def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
+        """Named losses (Eq. 9, Eq. 13, and Eq. 8 where stage 2 keeps it), and statistics to be logged."""
+        amif, o, out = self.amif, self.objective, {}
+        text = amif.text_encoder(batch.ids, batch.mask)  # R_i: (B, t, d)
+        views = amif.encode_views(batch.views)  # (B, V, p+1, d)
+        image = pick(views, batch.view)  # V_i: (B, p+1, d)
+        fused = amif.co_attention(image, text, None, batch.mask, "image_text")[:2]  # (B, p+1, d), (B, t, d)
+
+        if "local" in self.weights:
+            x, y = fused if o.transport_on == "fused" else (image, text)
+            words = content_mask(batch.ids, batch.mask, self.special_ids)  # (B, t)
+            cost, plan = self.transport(x[:, 1:], y, words)  # Eq. 10, without [CLS] and [SEP] (point 24)
+            out["local"] = transport.transport_cost(plan, cost).mean()  # Eq. 9, on positives only (point 28)
+            if batch.step % 10 == 0:
+                found = collapse.collapse(x[:, 1:], y, plan, None, words, cost)
+                out |= {f"collapse/{name}": torch.tensor(value) for name, value in found.items()}
+
+        if "hard_negatives" in self.weights:
+            copy = amif.text_encoder(batch.copy_ids, batch.mask)  # R_i with tokens dropped (point 17): (B, t, d)
+            pairs = {"image_text": (image, text), "image_image": views.unbind(1), "text_text": (text, copy)}
+            mined, losses, right = self.mine(batch, views, text), [], []  # Eq. 11
+            for kind, (a, b) in pairs.items():
+                a_mask, b_mask = (batch.mask if side == "text" else None for side in kind.split("_"))
+                m, valid, _ = mined[kind]
+                negative = amif.co_attention(a, take(b, m), a_mask, take(b_mask, m), kind)[:2]
+                losses.append(self.classify(negative, 1, valid, right))  # Eq. 12
+                if kind in self.with_positive:
+                    positive = fused if kind == "image_text" else amif.co_attention(a, b, a_mask, b_mask, kind)[:2]
+                    losses.append(self.classify(positive, 0, valid, right))
+                out[f"skipped_{kind}"] = (~valid).sum()
+            out["hard_negatives"] = torch.stack(losses).sum()  # Eq. 13: over pairs, each a mean over samples (point 22)
+            out["pair_accuracy"] = torch.stack(right).mean()
+
+        if "global" in self.weights:
+            kept = global_losses(amif, o, batch, views[:, :, 0], text[:, 0])
+            out["global"] = sum(kept[name] for name in global_loss_names(o))  # Eq. 8 (point 9)
+        return out
+
+    def transport(self, patches: Tensor, words: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, p, d) and words (B, t, d), of which `real` (B, t) take part -> cost and plan, (B, p, t) each."""
+        o, cost = self.objective, transport.cosine_cost(patches, words)  # Eq. 10 (point 23)
+        if o.transport_solver == "exact":
+            return cost, transport.exact(cost, None, real)
+        return cost, transport.ipot(cost, None, real, o.transport_beta, o.transport_iterations)
+
+    @torch.no_grad()
+    def mine(self, batch: PretrainingBatch, views: Tensor | None, text: Tensor | None) -> dict[PairType, Negatives]:
+        """Eq. 11: a column of the global batch for each own row and kind of pair, drawn from H off the diagonal.
+
+        Off the diagonal H is the teacher's Q; without a teacher it is the student's P (point 19), from `views`
+        (B, V, p+1, d) and `text` (B, t, d). Every process draws all N rows from the same numbers, so that a draw does not
+        depend on how rows are split over processes.
+        """
+        o, amif = self.objective, self.amif
+        if "teacher_text" in batch.extras:
+            v, r, tau = batch.extras["teacher_views"], batch.extras["teacher_text"], o.teacher_temperature
+        else:
+            v, r, tau = amif.image_projection(views[:, :, 0]), amif.text_projection(text[:, 0]), o.temperature
+        v, r = gather(v), gather(r)  # (N, V, e), (N, e)
+        sides = {"image_text": (pick(v, gather(batch.view)), r), "image_image": v.unbind(1), "text_text": (r, r)}
+        same = hard_negatives.duplicates(gather(batch.group), gather(batch.text_key))  # (N, N), point 20
+        label = gather(batch.view_label)[:, 1]  # (N,)
+        other_view = label[:, None] != label  # (N, N): such a pair would be told by the kind of view
+        diagonal, rows = torch.arange(len(r), device=r.device), own_rows(len(r))
+        mined = {}
+        for number, kind in enumerate(PAIR_TYPES):
+            q = contrastive.soft_labels(contrastive.similarity(*sides[kind]), tau, 0.0, diagonal)  # (N, N)
+            exclude = same | other_view if kind == "image_image" else same
+            generator = torch.Generator().manual_seed(hash((self.seed, batch.step, number)) & 0x7FFFFFFF)
+            drawn = hard_negatives.sample(q, diagonal, exclude, generator, temperature=o.negative_temperature)
+            mined[kind] = Negatives(*(each[rows] for each in drawn))  # (N, ...) -> (B, ...)
+        return mined
+
+    def classify(self, pair: tuple[Tensor, Tensor], label: int, valid: Tensor, right: list[Tensor]) -> Tensor:
+        """Eq. 12 and a term of Eq. 13: cross-entropy of the label (1: hard negative), 0 for rows without a negative."""
+        logits = self.amif.pair_head(*pair).float()  # (B, 2)
+        right.append(((logits.detach().argmax(1) == label) * valid).sum() / valid.sum().clamp_min(1))
+        labels = torch.full_like(valid, label, dtype=torch.long)  # (B,)
+        return (F.cross_entropy(logits, labels, reduction="none") * valid).mean()
+
+
+def take(tokens: Tensor | None, index: Tensor) -> Tensor | None:
+    """Rows `index` (B,) of the global batch, with gradients to the process that owns them: (B, t, ...) -> (B, t', ...)."""
+    return None if tokens is None else gather(pad_to_common_length(tokens))[index.clamp_min(0)]  # -1: there is none
