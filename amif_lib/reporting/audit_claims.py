@@ -128,7 +128,7 @@ def read_claims() -> list[dict[str, str]]:
         cells = [*record["first"].split(), *record["second"].split()]
         if len(cells) < needed:
             raise InputError(f"{where}: a {record['kind']} compares at least {needed} cells; restore the file")
-        for cell in cells:
+        for cell in cells if record["kind"] != "figure" else ():  # its numbers are in no table
             if sources.hundredths(cell, record["dataset"], record["split"]) is None:
                 raise InputError(f"{where}: no cell {cell} {record['dataset']} {record['split']} in the paper's tables")
         key = tuple(record[name] for name in ("claim", "first", "second", "dataset", "split"))

@@ -1,14 +1,12 @@
-"""The paper's tables from stored runs: tidy cells, paired tests, and files to read them.
+"""The paper's tables from stored runs: scored answers become tidy cells with intervals, and files to read them.
 
-A table has the rows that its specification names and, beside them, baselines on the same questions. `Table` collects
-the scored answers; `table`, `tests` and `write` are what notebooks call. Nothing here needs torch, and nothing here
-trains: a missing run is an error that says how to make it.
+Nothing here needs torch, and nothing trains: a missing run is an error that says how to make it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,317 +15,308 @@ import pandas as pd
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments import stored as results
-from amif_lib.experiments.rows import RunSpec
-from amif_lib.reporting import table_cells, table_tests
-from amif_lib.reporting.table_cells import COLUMNS
+from amif_lib.experiments import stored
 from amif_lib.reporting.table_rows import (
+    BASELINES,
     MODEL_BASELINES,
     PAPER_SETS,
     PROTOCOLS,
-    SCALE_NOTES,
-    SHOWN_BASELINES,
-    Line,
     Selection,
-    is_baseline,
     is_synthetic,
-    required_notebooks,
-    required_runs,
+    real_name,
+    saw_test_answers,
     seeds_of,
 )
-from amif_lib.reporting.table_tests import NOT_TESTED, TEST_COLUMNS
-from amif_lib.scoring import baselines, protocols
-
-__all__ = [
-    "COLUMNS",
-    "FILES",
-    "NOT_TESTED",
-    "PAPER_SETS",
-    "PROTOCOLS",
-    "SCALE_NOTES",
-    "TEST_COLUMNS",
-    "Selection",
-    "Table",
-    "is_baseline",
-    "is_synthetic",
-    "required_notebooks",
-    "required_runs",
-    "store",
-    "table",
-    "tests",
-    "write",
-]
+from amif_lib.scoring import baselines, evaluate, statistics
+from amif_lib.scoring.evaluate import Protocol
 
 FILES = (".csv", "_tests.csv", "_seeds.csv", ".md", ".tex")
+SPLITS = ("open", "closed", "overall")
+KEYS = ["table", "row", "label", "dataset", "split", "protocol"]
+COLUMNS = [
+    *KEYS,
+    "ours",
+    "ours_sd",
+    "n_seeds",
+    "n_questions",
+    "ci_low",
+    "ci_high",
+    "paper",
+    "delta",
+    "run_ids",
+    "scale",
+]
+SEED_COLUMNS = [*KEYS, "pretrain_seed", "seed", "run_id", "ours", "scale"]
+Predictions = tuple[pd.DataFrame, pd.DataFrame | None]  # of one run, and the candidates that it ranked
+Answers = dict[tuple[str, str, str], pd.DataFrame]  # (row, data set, protocol) -> what `scored` gives
 
 
-class Table:
-    """A table at a scale, collected from finished runs.
+@dataclass(frozen=True)
+class Line:
+    """One row of a table on one question set."""
 
-    Raises InputError where a run is missing (naming rows and command), a prediction file is damaged, or two rows of a
-    question set were evaluated on different questions.
-    """
-
-    def __init__(self, name: str, scale: str, selection: Selection | None = None) -> None:
-        selection = selection or Selection.planned(name, scale)
-        self.name, self.scale = name, scale
-        self.title = str(experiments.table_settings(name)["title"])
-        self.rows = selection.rows(name, scale)
-        self.headlines = selection.headlines(name, scale)
-        self.blank = selection.blank_runs(name, scale)
-        self._refuse_missing()
-        self.runs: dict[str, results.Run] = {}
-        self._scored: dict[tuple[str, ...], pd.DataFrame] = {}
-        self._answers: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
-        self.datasets = tuple(dict.fromkeys(run.data.questions for row in self.rows for run in row.runs))
-        self.lines = [line for dataset in self.datasets for line in self._lines(dataset)]
-        self._refuse_different_questions()
-        self.digests = results.digests(self.runs.values())
-        self.digest_of = {run_id: digest for digest, ids in self.digests.items() for run_id in ids}
+    row: str
+    label: str
+    dataset: str
+    kind: str = "baseline"  # or "row"
+    run_ids: tuple[str, ...] = ()
+    seeds: tuple[tuple[int | None, int], ...] = ()  # per run: of its pre-training (None: it has none), and its own
+    references: tuple[str, ...] = ()  # rows that paired tests compare this one with
+    paper_row: str = ""
+    headline: str = ""  # the headline row that these runs are, or that this baseline belongs to
+    leaks: bool = False  # test answers were seen in training
+    extra: bool = False  # not a row of the paper's
 
     @property
-    def seed_counts(self) -> tuple[int, int]:
-        """The most fine-tunings of one pre-training, and the most pre-trainings, that a row has on one question set."""
-        counts = [[first for first, _ in line.drawn] for line in self.lines if line.kind == "row"]
-        return max(max(map(each.count, each)) for each in counts), max(len(set(each)) for each in counts)
+    def pretrainings(self) -> list[int | None] | None:
+        """Each run's pre-training seed, where there are several."""
+        first = [pretraining for pretraining, _ in self.seeds]
+        return first if len(set(first)) > 1 else None
 
-    def question_settings(self, dataset: str) -> dict:
-        """Which questions the table's rows are trained on; the baselines learn from the same."""
-        runs = (run for row in self.rows if not row.extra for run in row.runs)
-        return next(run.data.question_settings for run in runs if run.data.questions == dataset)
+    @property
+    def protocols(self) -> list[Protocol]:
+        return [evaluate.PROTOCOLS[name] for name in PROTOCOLS if not (name == "strict" and self.leaks)]
 
-    @cached_property
-    def published(self) -> pd.DataFrame:
-        """The paper's numbers of this table (`results.published`); empty where the paper prints none."""
-        return (
-            results.published(self.name) if any(row.paper_row for row in self.rows) else results.published("table1")[:0]
-        )
 
-    # --- collecting ---
+@dataclass(frozen=True)
+class Table:
+    """The frames of one table at one scale, made by `collect`; accuracies in percent."""
 
-    def _refuse_missing(self) -> None:
-        asked = [
-            (f"row {row.row} ({run.data.questions}, seed {run.seed})", run) for row in self.rows for run in row.runs
-        ]
-        asked += [
-            (f"question-only baseline ({run.data.questions})", run) for runs in self.blank.values() for run in runs
-        ]
-        lacking = {run.run_id for run in results.missing(run for _, run in asked)}
-        names = [f"{name} = run {run.run_id}" for name, run in asked if run.run_id in lacking]
-        if not names:
-            return
-        rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        if paths.from_reference():
-            if not paths.plan(self.scale).is_file():
-                known = ", ".join(sorted(path.parent.name for path in paths.reference().glob("*/plan.json"))) or "none"
-                raise InputError(
-                    f"FROM=reference SCALE={self.scale}: no committed results; there are those of: {known}"
-                )
+    name: str
+    scale: str
+    lines: list[Line]
+    answers: Answers
+    runs: dict[str, stored.Run]
+    published: pd.DataFrame  # the paper's numbers of this table; empty where it prints none
+    cells: pd.DataFrame  # columns `COLUMNS`
+    seeds: pd.DataFrame  # columns `SEED_COLUMNS`
+    tests: pd.DataFrame  # columns `table_tests.COLUMNS`
+
+    @property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(line.dataset for line in self.lines))
+
+
+def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
+    """Score a table's stored runs and the baselines beside them (default selection: that of the scale's last plan).
+
+    Raises InputError where a run is missing (naming rows and command), a prediction file is damaged, or a run answered
+    other questions than the present data has.
+    """
+    from amif_lib.reporting import table_tests
+
+    selection = selection or Selection.planned(name, scale)
+    rows, heads = selection.rows(name, scale), selection.headlines(name, scale)
+    blank = [(row, run) for row, runs in selection.blank_runs(name, scale).items() for run in runs]
+    asked = [(f"row {row.row}", run) for row in rows for run in row.runs]
+    asked += [("question-only baseline", run) for _, run in blank]
+    _refuse_missing(name, scale, asked)
+    runs = {run_id: stored.load_run(run) for run_id, run in {run.run_id: run for _, run in asked}.items()}
+    lines, answers = [], {}
+    for dataset in dict.fromkeys(run.data.questions for row in rows for run in row.runs):
+        known = baselines.stored(scale, dataset, **training_questions(runs, dataset))
+        for line, found in _lines(dataset, rows, heads, blank, runs, known):
+            _refuse_other_questions(name, line, found, known[BASELINES[0]])
+            answers |= {(line.row, dataset, protocol.name): scored(found, protocol) for protocol in line.protocols}
+            lines.append(line)
+    printed = any(row.paper_row for row in rows)
+    published = stored.published(name) if printed else stored.published("table1")[:0]
+    own, each = cells(name, scale, lines, answers, published), seeds(name, scale, lines, answers)
+    return Table(
+        name, scale, lines, answers, runs, published, own, each, table_tests.tests(name, scale, lines, answers)
+    )
+
+
+def training_questions(runs: dict[str, stored.Run], dataset: str) -> dict:
+    """Which questions the rows of a question set are trained on: the baselines learn from the same."""
+    return next(run.spec.data.question_settings for run in runs.values() if run.spec.data.questions == dataset)
+
+
+def _refuse_missing(name: str, scale: str, asked: list[tuple[str, experiments.RunSpec]]) -> None:
+    lacking = {run.run_id for run in stored.missing(run for _, run in asked)}
+    names = [
+        f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}"
+        for row, run in asked
+        if run.run_id in lacking
+    ]
+    remedy = f"run `make reproduce SCALE={scale}`, or notebook 05_finetune_vqa with spec={scale}/{name}"
+    if paths.from_reference():
+        remedy = "FROM=reference reads committed results only; leave it unset to run them yourself"
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise InputError(f"{name} at scale {scale} lacks {', '.join(names[:4])}{more}; {remedy}")
+
+
+def _lines(
+    dataset: str,
+    rows: list[experiments.Row],
+    heads: list[experiments.Row],
+    blank: list[tuple[str, experiments.RunSpec]],
+    runs: dict[str, stored.Run],
+    known: dict[str, pd.DataFrame],
+) -> Iterator[tuple[Line, list[Predictions]]]:
+    """The table's rows on one question set, then the baselines, each with the predictions of its runs."""
+    head_of = {run.run_id: row.row for row in heads for run in row.runs}
+    shown: dict[str, Line] = {}
+    for row in rows:
+        specs = {run.run_id: run for run in row.runs if run.data.questions == dataset}  # each run once
+        if not specs:  # a row of other question sets
+            continue
+        seeds, leaks = tuple(map(seeds_of, specs.values())), any(map(saw_test_answers, specs.values()))
+        about = (row.references, row.paper_row, head_of.get(next(iter(specs)), ""), leaks, row.extra)
+        line = Line(row.row, row.label, dataset, "row", tuple(specs), seeds, *about)
+        shown.setdefault(line.headline, line)
+        yield line, [(runs[run_id].predictions, runs[run_id].candidates) for run_id in specs]
+    for name in BASELINES:
+        if name != "nearest_question" or known[name]["image_in_training"].any():  # else the most frequent answer again
+            yield Line(name, baselines.BASELINES[name][0], dataset), [(known[name], None)]
+    for head in heads:
+        start = f", {head.label.removeprefix('AMiF, ')}" if len(heads) > 1 else ""
+        for run in (runs[run.run_id] for row, run in blank if row == head.row and run.data.questions == dataset):
+            name, label = f"{MODEL_BASELINES[0]}:{head.row}", f"question only (trained on blank images){start}"
+            line = Line(name, label, dataset, "baseline", (run.run_id,), headline=head.row)
+            yield line, [(run.predictions, run.candidates)]
+        if whole := shown.get(head.row):  # the same weights, blank images at test time only
+            name, label = f"{MODEL_BASELINES[1]}:{head.row}", f"blank images at test time only{start}"
+            line = Line(name, label, dataset, "baseline", whole.run_ids, whole.seeds, (), "", head.row, whole.leaks)
+            yield line, [runs[run_id].blank_test for run_id in whole.run_ids]
+
+
+def _refuse_other_questions(name: str, line: Line, found: list[Predictions], known: pd.DataFrame) -> None:
+    """Every run has the questions of the present data, with the same image, answers and definitions of closed."""
+    known = _plain(known)
+    for run_id, (frame, _) in zip(line.run_ids or [""], found, strict=True):
+        own = _plain(frame)
+        odd = (own.reindex(known.index) != known).any(axis=1)  # a missing question differs as well
+        if odd.any() or len(own) != len(known):
+            first = odd.idxmax() if odd.any() else own.index.difference(known.index)[0]
             raise InputError(
-                f"{self.name} at scale {self.scale}: the reference results were made for an earlier version of the settings "
-                f"or without this table: {', '.join(names[:4])}{rest} is not stored; use the release that they came with, "
-                "or leave FROM unset and run it yourself"
+                f"{name}, row {line.row} (run {run_id}): question {first} of {line.dataset} is not as in the present data "
+                "(missing, unknown, or another image, answer or definition of closed); fine-tune it again"
             )
-        raise InputError(
-            f"{self.name} at scale {self.scale} lacks {', '.join(names[:4])}{rest}; run `make reproduce "
-            f"SCALE={self.scale}`, or notebook 05_finetune_vqa with spec={self.scale}/{self.name}"
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame.set_index("question_id")[["image_id", "gold", *evaluate.DEFINITIONS.values()]]
+    return frame.assign(gold=frame["gold"].map(list).map(str))
+
+
+# --- from answers to numbers ---
+
+
+def scored(found: Sequence[Predictions], protocol: Protocol) -> pd.DataFrame:
+    """Which questions are right, in the order of their ids: `image_id`, both definitions of closed, a column per run."""
+    columns = []
+    for run, (frame, candidates) in enumerate(found):
+        used = protocol if candidates is not None else protocol.model_copy(update={"candidates": "generate"})
+        one = evaluate.score(frame, candidates, used).set_index("question_id").sort_index()
+        columns.append(one["correct"].rename(run))
+    return pd.concat([one[["image_id", *evaluate.DEFINITIONS.values()]], *columns], axis=1)
+
+
+def right(
+    answers: Answers, line: Line, protocol: Protocol, split: str = "overall", definition: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right answers (S, n) of S runs and image ids (n,) of a split, by a definition of closed (default: the protocol's).
+
+    The questions have the same order for every line of a question set.
+    """
+    frame = answers[line.row, line.dataset, protocol.name]
+    frame = frame[evaluate.select(frame, split, definition or protocol.closed)]
+    return frame.drop(columns=["image_id", *evaluate.DEFINITIONS.values()]).to_numpy(float).T, frame[
+        "image_id"
+    ].to_numpy()
+
+
+def cells(name: str, scale: str, lines: list[Line], answers: Answers, published: pd.DataFrame) -> pd.DataFrame:
+    """One line per cell, columns `COLUMNS`; several question sets are averaged without weights, as the paper's Avg.
+
+    The 95% interval is from resampling images, crossed with seeds; `ours_sd` is over runs. `delta` to the published
+    number is filled like for like only: real data, protocol `paper`, scale base or paper. A protocol such as
+    `paper/answer_type` is the same scoring split by the other definition of closed.
+    """
+    known = published.set_index(["row", "dataset", "split"])["value"].to_dict()
+    like_for_like = scale in ("base", "paper") and not any(is_synthetic(line.dataset) for line in lines)
+    out = []
+
+    def add(own: list[Line], dataset: str, split: str, protocol: Protocol, definition: str) -> None:
+        parts = [right(answers, line, protocol, split, definition) for line in own]  # (S, n), (n,) per question set
+        if not all(len(images) for _, images in parts):
+            return
+        first, several = own[0], len(own) > 1
+        estimate = (
+            statistics.bootstrap_mean if several else lambda parts, **named: statistics.bootstrap(*parts[0], **named)
         )
+        found = estimate(parts, pretrainings=first.pretrainings)
+        runs = min(len(answered) for answered, _ in parts)
+        _, deviation = statistics.combine_seeds(np.mean([answered[:runs].mean(1) for answered, _ in parts], axis=0))
+        title = protocol.title if definition == protocol.closed else f"{protocol.title}/{definition}"
+        paper = known.get((first.paper_row, real_name(dataset), split), np.nan) if title == "paper" else np.nan
+        delta = 100 * found.value - paper if like_for_like else np.nan
+        ids = " ".join(dict.fromkeys(run_id for line in own for run_id in line.run_ids))
+        numbers = (100 * found.value, 100 * deviation, len(parts[0][0]), sum(len(images) for _, images in parts))
+        interval = (100 * found.low, 100 * found.high)
+        about = (name, first.row, first.label, dataset, split, title)
+        out.append((*about, *numbers, *interval, paper, delta, ids, scale))
 
-    def _run(self, spec: RunSpec) -> results.Run:
-        return self.runs.setdefault(spec.run_id, results.load_run(spec))
-
-    def _lines(self, dataset: str) -> list[Line]:
-        lines = []
-        headline_of = {run.run_id: row.row for row in self.headlines for run in row.runs}
-        for row in self.rows:
-            specs = list({run.run_id: run for run in row.runs if run.data.questions == dataset}.values())
-            if not specs:  # a row of other question sets
-                continue
-            runs = [self._run(spec) for spec in specs]
-            lines.append(
-                Line(
-                    row.row,
-                    row.label,
-                    dataset,
-                    "row",
-                    tuple((r.predictions, r.candidates) for r in runs),
-                    tuple(r.run_id for r in runs),
-                    row.references,
-                    row.paper_row,
-                    headline_of.get(runs[0].run_id, ""),
-                    any(spec.saw_test_answers for spec in specs),
-                    row.extra,
-                    tuple(map(seeds_of, specs)),
-                )
-            )
-        stored = baselines.stored(self.scale, dataset, **self.question_settings(dataset))
-        lines += [
-            Line(name, baselines.BASELINES[name][0], dataset, "baseline", ((stored[name], None),))
-            for name in SHOWN_BASELINES
-            if name != "nearest_question"
-            or stored[name]["image_in_training"].any()  # else the most frequent answer again
-        ]
-        for head in self.headlines:
-            suffix = f", {head.label.removeprefix('AMiF, ')}" if len(self.headlines) > 1 else ""
-            for run in (self._run(spec) for spec in self.blank.get(head.row, ()) if spec.data.questions == dataset):
-                name, label = f"{MODEL_BASELINES[0]}:{head.row}", f"question only (trained on blank images){suffix}"
-                lines.append(
-                    Line(
-                        name,
-                        label,
-                        dataset,
-                        "baseline",
-                        ((run.predictions, run.candidates),),
-                        (run.run_id,),
-                        headline=head.row,
-                        leaks=run.spec.saw_test_answers,
-                    )
-                )
-            shown = next((line for line in lines if line.kind == "row" and line.headline == head.row), None)
-            if shown:  # the same weights, blank images at test time only
-                answers = tuple(self.runs[run_id].blank_test for run_id in shown.run_ids)
-                name, label = f"{MODEL_BASELINES[1]}:{head.row}", f"blank images at test time only{suffix}"
-                lines.append(
-                    replace(
-                        shown,
-                        row=name,
-                        label=label,
-                        kind="baseline",
-                        answers=answers,
-                        references=(),
-                        paper_row="",
-                        headline=head.row,
-                    )
-                )
-        return lines
-
-    def _refuse_different_questions(self) -> None:
-        """Every line has the baseline's questions, and of each the same image, answers and definitions of closed."""
-        for dataset in self.datasets:
-            lines = [line for line in self.lines if line.dataset == dataset]
-            known = next(x for x in lines if x.row == SHOWN_BASELINES[0]).answers[0][0].set_index("question_id")
-            expected = set(known.index)
-            for line in lines:
-                for run_id, (frame, _) in zip(line.run_ids or [""] * len(line.answers), line.answers, strict=True):
-                    where = f"{self.name}, row {line.row} (run {run_id})"
-                    if (got := set(frame["question_id"])) != expected:
-                        what, odd = ("lacks", expected - got) if expected - got else ("has the unknown", got - expected)
-                        raise InputError(
-                            f"{where}: {what} question {min(odd)} of {dataset} ({len(odd)} in all); run its fine-tuning again"
-                        )
-                    own = frame.set_index("question_id").loc[known.index]
-                    for field in ("image_id", "gold", *protocols.DEFINITIONS.values()):
-                        for question, have, should in zip(known.index, own[field], known[field], strict=True):
-                            if (list(have) != list(should)) if field == "gold" else have != should:
-                                raise InputError(
-                                    f"{where}: question {question} of {dataset}: {field} is {_plain(have)}, in the present "
-                                    f"data {_plain(should)}; run its fine-tuning again"
-                                )
-
-    # --- what is read off it ---
-
-    def correct(self, line: Line, protocol: protocols.Protocol) -> pd.DataFrame:
-        """`line.score(protocol)`, worked out once."""
-        key = (line.row, line.dataset, protocol.name)
-        if key not in self._scored:
-            self._scored[key] = line.score(protocol)
-        return self._scored[key]
-
-    def answers(
-        self, line: Line, protocol: protocols.Protocol, split: str = "overall", definition: str = ""
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Which answers are right and on which image, of a split by a definition of closed (default: the protocol's).
-
-        (S, n) of 0 and 1 and (n,) names, the questions in the same order for every line of a question set; worked out
-        once.
-        """
-        key = (line.row, line.dataset, protocol.name, split, definition or protocol.closed)
-        if key not in self._answers:
-            scored = self.correct(line, protocol)
-            chosen = protocols.select(scored, split, key[-1]).to_numpy()
-            right = scored[line.seeds].to_numpy(dtype=float).T
-            self._answers[key] = right[:, chosen], scored["image_id"].to_numpy()[chosen]
-        return self._answers[key]
-
-    @cached_property
-    def supported(self) -> set[tuple[str, str, str]]:
-        """`(row, dataset, split)` that is set in bold (see `table_tests.supported_cells`)."""
-        return table_tests.supported_cells(self.tests, self.lines)
-
-    @cached_property
-    def cells(self) -> pd.DataFrame:
-        """One line per cell, columns `COLUMNS`, accuracies in percent (see `table`)."""
-        return table_cells.cells(self)
-
-    @cached_property
-    def seeds(self) -> pd.DataFrame:
-        """Each run's own accuracy (see `table_cells.seeds`)."""
-        return table_cells.seeds(self)
-
-    @cached_property
-    def tests(self) -> pd.DataFrame:
-        """Paired tests, one line per comparison, split and protocol; columns `TEST_COLUMNS` (see `tests`)."""
-        return table_tests.tests(self)
+    for line in lines:
+        for protocol in line.protocols:
+            for definition in evaluate.DEFINITIONS:
+                for split in SPLITS if definition == protocol.closed else SPLITS[:2]:
+                    add([line], line.dataset, split, protocol, definition)
+    for own in on_all_sets(lines).values():
+        for protocol in min((line.protocols for line in own), key=len):  # strict only if no set leaks
+            add(own, average_name(lines), "overall", protocol, protocol.closed)
+    return pd.DataFrame(out, columns=COLUMNS)
 
 
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, list | tuple | np.ndarray) else value
+def average_name(lines: list[Line]) -> str:
+    """What the column `dataset` calls the average: `avg` over the paper's four sets, else marked as partial."""
+    sets = {real_name(line.dataset) for line in lines}
+    return "avg" if sets == set(PAPER_SETS) else f"avg ({len(sets)} of {len(PAPER_SETS)} sets)"
 
 
-def table(name: str, scale: str, selection: Selection | None = None) -> pd.DataFrame:
-    """A table as tidy cells, one line per cell, columns `COLUMNS`.
-
-    Accuracies are percent, means over seeds. The 95% interval comes from resampling images, crossed with seeds, so it
-    holds the variance of the test sample and, with several seeds, of training; `ours_sd` is over seeds. `paper` is the
-    published number; `delta` is filled like for like only: real data, protocol `paper`, scale base or paper. A protocol
-    such as `paper/answer_type` is the same scoring split by the other definition of closed. Baselines carry their
-    names in `row`. Without a `selection`, that of the scale's last plan is used. Raises InputError as `Table` does.
-    """
-    return Table(name, scale, selection).cells
+def on_all_sets(lines: list[Line]) -> dict[str, list[Line]]:
+    """By row the lines of those rows that have every one of several question sets."""
+    rows = {row: [line for line in lines if line.row == row] for row in dict.fromkeys(line.row for line in lines)}
+    count = len({line.dataset for line in lines})
+    return {row: own for row, own in rows.items() if len(own) == count > 1}
 
 
-def tests(name: str, scale: str, selection: Selection | None = None) -> pd.DataFrame:
-    """Paired tests of a table's rows with their references and of its headline rows with the baselines.
-
-    `difference` is in points of accuracy, its interval from resampling images jointly; `wins`, `losses` and the exact
-    McNemar p are given per seed. Averages over question sets are compared as well, by the bootstrap of the mean
-    difference alone. `p_holm` is the larger of the bootstrap's and all McNemar p values, adjusted by Holm over the
-    comparisons of one kind and protocol, those on all questions apart from those on open or closed ones; `supported` is
-    `p_holm < .05`. `replication` is a verdict at base and paper scale only, and not of a row that was trained once. Rows
-    that different code made are not judged.
-    """
-    return Table(name, scale, selection).tests
+def seeds(name: str, scale: str, lines: list[Line], answers: Answers) -> pd.DataFrame:
+    """Each run's own accuracy in percent, columns `SEED_COLUMNS`: what mean and spread of a cell are made of."""
+    out = []
+    for line in (line for line in lines if line.seeds):
+        for protocol in line.protocols:
+            for split in SPLITS:
+                answered, images = right(answers, line, protocol, split)
+                for run_id, drawn, own in zip(line.run_ids, line.seeds, answered, strict=True) if len(images) else ():
+                    about = (name, line.row, line.label, line.dataset, split, protocol.title)
+                    out.append((*about, *drawn, run_id, 100 * own.mean(), scale))
+    return pd.DataFrame(out, columns=SEED_COLUMNS).astype({"pretrain_seed": "Int64", "seed": "Int64"})
 
 
 def write(name: str, scale: str, selection: Selection | None = None) -> list[Path]:
     """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `_seeds.csv`, `.md` and `.tex`; returns their paths."""
-    return store(Table(name, scale, selection), always=True)
+    return store(collect(name, scale, selection), always=True)
 
 
-def store(whole: Table, always: bool = False) -> list[Path]:
-    """Write the files of a collected table, each aside and then moved into place.
+def store(table: Table, always: bool = False) -> list[Path]:
+    """Write a collected table's files; one that holds the same text is left alone, unless `always` (workflows go by time).
 
-    A file that holds the same text already is left alone, unless `always` (a workflow goes by time stamps). The files
-    are for people: nothing of the kit reads numbers back from them, so that an edited one changes nothing, and is
-    written anew with a note.
+    Nothing of the kit reads numbers back from them: an edited file changes nothing and is written anew, with a note.
     """
-    from amif_lib.reporting.layout import markdown
-    from amif_lib.reporting.layout_latex import latex
+    from amif_lib.reporting.layout import latex, markdown
 
-    texts = (
-        whole.cells.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-        whole.tests.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
-        whole.seeds.to_csv(index=False, float_format="%.4f", lineterminator="\n"),
-        markdown(whole),
-        latex(whole),
-    )
-    folder = paths.scale_dir(whole.scale) / "tables"
-    written = [folder / f"{whole.name}{ending}" for ending in FILES]
+    frames = ((table.cells, "%.4f"), (table.tests, "%.6g"), (table.seeds, "%.4f"))
+    texts = [frame.to_csv(index=False, float_format=form, lineterminator="\n") for frame, form in frames]
+    texts += [markdown(table), latex(table)]
+    written = [paths.scale_dir(table.scale) / "tables" / f"{table.name}{ending}" for ending in FILES]
     for path, text in zip(written, texts, strict=True):
         same = path.is_file() and path.read_bytes() == text.encode()
         if path.is_file() and not same and path.suffix == ".csv":
             print(
-                f"note: {paths.shown(path)} did not hold what the stored runs say (edited, or of other runs); written anew"
+                f"note: {paths.shown(path)} did not hold what the stored runs say (edited, or other runs); written anew"
             )
         if always or not same:
             files.write_text(path, text)
