@@ -17,7 +17,8 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import write_predictions
 from amif_lib.experiments.rows import RunSpec
-from amif_lib.reporting import figure_set, tables
+from amif_lib.reporting import figure_set
+from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring import baselines
 
 # Twelve test questions on five images: 7 yes/no, 5 not; `which side` is closed by the data set's own field only.
@@ -192,14 +193,14 @@ def write_table(
     name: str,
     scale: str,
     wrong: dict[str, tuple[int, ...]],
-    selection: tables.Selection | None = None,
+    selection: Selection | None = None,
     digests: dict[str, str] | None = None,
 ) -> None:
     """Every run that a table needs: `wrong` holds, per row, the positions answered wrongly by each of its runs.
 
     A row that `wrong` leaves out is wrong where the row before it is.
     """
-    selection = selection or tables.Selection()
+    selection = selection or Selection()
     positions: tuple[int, ...] = ()
     for row in selection.rows(name, scale):
         positions = wrong.get(row.row, positions)

@@ -46,7 +46,7 @@ def test_without_runs_it_says_what_to_run(clone):
 def test_predictions_are_copied_only_where_the_manifest_allows_texts(clone, monkeypatch):
     write_table("table4", "demo", {"1": (5, 6), "3": (5,), "5": (6,), "6": (7,)})
     tables.write("table4", "demo")
-    monkeypatch.setattr(reference, "_runs", lambda scale, names=None: tables.required_runs("table4", scale))
+    monkeypatch.setattr(reference, "_runs", lambda scale, names=None: table_rows.required_runs("table4", scale))
     plain = manifests.load
     for allowed in (True, False):
 
@@ -215,7 +215,7 @@ def test_changed_settings_are_said(stored, monkeypatch):
 
 
 def test_nothing_is_trained_under_from(stored, monkeypatch, capsys):
-    spec = tables.Selection().rows("table4", "demo")[0].runs[0]
+    spec = table_rows.Selection().rows("table4", "demo")[0].runs[0]
     monkeypatch.setenv("FROM", "reference")
     for command in ("reproduce", "plan", "reference"):
         assert cli.main([command]) == 2

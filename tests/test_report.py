@@ -28,7 +28,7 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
-from amif_lib.reporting import figure_set, figures, report, report_facts, table_tests, tables
+from amif_lib.reporting import figure_set, figures, report, report_facts, table_rows, table_tests, tables
 
 WRONG = {"1": (0, 1, 3, 5, 6, 8), "3": (0, 1, 5, 8), "5": (0, 5), "6": (5,)}
 
@@ -171,12 +171,12 @@ def test_figures_that_another_process_cannot_draw_are_an_error(monkeypatch, tmp_
 
 
 def test_page_escapes_what_it_is_given(monkeypatch, demo):
-    rows = tables.Selection.rows
+    rows = table_rows.Selection.rows
 
     def with_markup(self, name, scale):
         return [row.model_copy(update={"label": "<script>alert(1)</script>"}) for row in rows(self, name, scale)]
 
-    monkeypatch.setattr(tables.Selection, "rows", with_markup)
+    monkeypatch.setattr(table_rows.Selection, "rows", with_markup)
     without_figures(monkeypatch)
     text = report.write("demo").read_text(encoding="utf-8")
     assert "<script>" not in text and "&lt;script&gt;" in text
@@ -197,7 +197,7 @@ def test_headline_comes_before_the_tables_and_every_part_is_in_the_contents(page
 
 
 def test_checklist_says_what_the_runs_say(demo, page):
-    runs = [load_run(run) for run in tables.required_runs("table4", "demo")]
+    runs = [load_run(run) for run in table_rows.required_runs("table4", "demo")]
     found = {name: (answer, words) for name, answer, words in report_facts.checklist("demo", [], runs)}
     assert found["Claims"][0] == "no" and "no claim of the paper is tested" in found["Claims"][1]
     assert found["Seeds and error bars"][0] == "partly" and "One fine-tuning seed" in found["Seeds and error bars"][1]
@@ -218,10 +218,11 @@ def _answers(scale: str, runs: list) -> dict[str, tuple[str, str]]:
     return {name: (answer, words) for name, answer, words in report_facts.checklist(scale, [], runs)}
 
 
-def test_checklist_tells_fine_tunings_from_pretrainings():
+def test_checklist_tells_fine_tunings_from_pretrainings(monkeypatch):
     said = {}
     for counts in ((1, 1), (2, 1), (1, 3), (2, 3)):
-        table = SimpleNamespace(seed_counts=counts)
+        monkeypatch.setattr(report_facts, "seed_counts", lambda lines, counts=counts: counts)
+        table = SimpleNamespace(lines=[])
         found = {name: (answer, words) for name, answer, words in report_facts.checklist("demo", [table], [])}
         said[counts] = found["Seeds and error bars"]
     assert [answer for answer, _ in said.values()] == ["partly", "yes", "yes", "yes"]
@@ -272,7 +273,7 @@ def test_settings_that_differ():
 
 
 def test_cost_is_the_sum_of_wall_times(demo):
-    runs = [load_run(run) for run in tables.required_runs("table4", "demo")]
+    runs = [load_run(run) for run in table_rows.required_runs("table4", "demo")]
     got = report.cost(runs).set_index("stage")
     assert got.loc["fine-tuning"].tolist() == [
         len(runs),
@@ -286,7 +287,7 @@ def test_cost_is_the_sum_of_wall_times(demo):
 
 def test_figure_files_are_equal_for_equal_input(demo, tmp_path):
     figures.use_style()
-    cells = tables.table("table4", "demo")
+    cells = tables.collect("table4", "demo").cells
     first, second = (
         [
             p.read_bytes()
@@ -303,11 +304,11 @@ def test_figure_files_are_equal_for_equal_input(demo, tmp_path):
 
 
 def test_accuracy_data(demo):
-    cells = tables.table("table4", "demo")
+    cells = tables.collect("table4", "demo").cells
     got = figures.accuracy_data(cells)
     assert set(got["kind"]) == {"ours", "baseline"}  # no paper beside synthetic data
     assert set(got.loc[got["kind"] == "baseline", "label"]) == set(
-        cells.loc[cells["row"].map(tables.is_baseline), "label"]
+        cells.loc[cells["row"].map(table_rows.is_baseline), "label"]
     )
     shown = figures.accuracy_data(cells, with_paper=True)
     assert 80.49 in set(shown.loc[shown["kind"] == "paper", "accuracy"])
@@ -316,7 +317,7 @@ def test_accuracy_data(demo):
 
 
 def test_training_data(demo):
-    runs = [load_run(run) for run in tables.Selection().rows("table4", "demo")[3].runs[0].lineage()]
+    runs = [load_run(run) for run in table_rows.Selection().rows("table4", "demo")[3].runs[0].lineage()]
     got = figures.training_data(runs)
     assert set(got["stage"]) == {"stage1", "stage2", "finetune"} and len(got) == 30
     assert got["loss"].tolist()[:3] == [2.0, 1.0, 2 / 3]
@@ -329,7 +330,7 @@ def test_training_data(demo):
 
 
 def test_load_run(demo):
-    spec = tables.Selection().rows("table4", "demo")[3].runs[0]
+    spec = table_rows.Selection().rows("table4", "demo")[3].runs[0]
     for given in (spec, spec.run_id, spec.directory, str(spec.directory)):
         assert load_run(given).run_id == spec.run_id
     run = load_run(spec)
@@ -351,7 +352,7 @@ def test_load_run(demo):
 )
 def test_damaged_run(monkeypatch, tmp_path, name, text, message):
     fabricated.install(monkeypatch, tmp_path)
-    spec = tables.Selection().rows("table4", "demo")[0].runs[0]
+    spec = table_rows.Selection().rows("table4", "demo")[0].runs[0]
     path = write_run(spec, wrong_at()) / name
     path.unlink() if text is None else path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message):
@@ -360,7 +361,7 @@ def test_damaged_run(monkeypatch, tmp_path, name, text, message):
 
 def test_unknown_key_in_a_stored_spec(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
-    spec = tables.Selection().rows("table4", "demo")[0].runs[0]
+    spec = table_rows.Selection().rows("table4", "demo")[0].runs[0]
     path = write_run(spec, wrong_at()) / "spec.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sedd": 1}), encoding="utf-8")
     with pytest.raises(InputError, match=r"spec\.json: sedd: unknown key"):

@@ -16,10 +16,10 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.reporting import audit, audit_claims, audit_power, map_files, map_scores, tables
 from amif_lib.reporting.layout import grid
-from amif_lib.reporting.table_rows import PAPER_SETS, SCALE_NOTES, Selection, dataset_name, real_name, required_runs
+from amif_lib.reporting.table_rows import SCALE_NOTES, Selection, dataset_name, real_name, required_runs
 from amif_lib.reporting.table_tests import NOT_TESTED, difference, withheld
 from amif_lib.reporting.tables import Line, Table, average_name, right
-from amif_lib.scoring import evaluate, statistics
+from amif_lib.scoring import protocols, statistics
 
 COLUMNS = ["claim", "where", "says", "table", "dataset", "split", "paper", "recomputed", "audit", "can_be_significant"]
 COLUMNS += [
@@ -36,7 +36,7 @@ COLUMNS += [
 ]
 COLUMNS += ["note", "n_questions", "run_ids", "scale"]
 NOT_RUN, NO_RUNS, NO_MAPS = "not run", "not about runs", "no maps"
-PAPER = evaluate.PROTOCOLS["paper"]
+PAPER = protocols.PROTOCOLS["paper"]
 MAP_OF = {"table2": ("stage2", "transport_plan"), "table4": ("finetune", "attention")}  # Fig. 4, Fig. 5
 READING = (
     "*Significant in the best case*: whether a difference of that size can reach p < .05 on so many questions at all, if "
@@ -150,9 +150,10 @@ def _lines(whole: Table, paper_row: str, dataset: str) -> list[Line]:
 def _of_the_table(whole: Table, first: list[Line], second: list[Line], split: str) -> float | None:
     """The Holm-adjusted p of two rows, whichever is the reference, in the table's own tests; None where it has none."""
     dataset = first[0].dataset if len(first) == 1 else average_name(whole.lines)
-    found = whole.tests.query("kind == 'reference' and protocol == 'paper' and dataset == @dataset and split == @split")
+    found = whole.tests[(whole.tests["kind"] == "reference") & (whole.tests["protocol"] == PAPER.title)]
     pair = (first[0].row, second[0].row)
     found = found[found["row"].isin(pair) & found["against"].isin(pair)]
+    found = found[(found["dataset"] == dataset) & (found["split"] == split)]
     return float(found["p_holm"].iloc[0]) if len(found) else None
 
 
@@ -164,8 +165,10 @@ def _beside_published(record: dict[str, str], whole: Table, own: str, rival: str
     lines = _lines(whole, own, record["dataset"])
     if not lines:
         return {"replication": NOT_RUN, "note": f"not on {dataset_name(record['dataset'])}"}
-    known = whole.published[whole.published["row"] != own].set_index(["dataset", "split", "row"])["value"]
-    known = known[record["dataset"], record["split"]]
+    known = whole.published[whole.published["row"] != own]
+    known = known[(known["dataset"] == record["dataset"]) & (known["split"] == record["split"])].set_index("row")[
+        "value"
+    ]
     rival = rival or known.idxmax()
     counted = audit.open_share().set_index(["data_set", "row"])["nearest"].get((record["dataset"], rival), "")
     definition = "" if record["split"] == "overall" else counted  # as the other method counts, so that the two compare

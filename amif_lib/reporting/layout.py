@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html as _html
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -125,10 +126,13 @@ def tests_layout(table: Table) -> pd.DataFrame:
 def markdown(table: Table) -> str:
     """The whole table as one Markdown page: what `make reproduce` prints, up to the notes, then the details."""
     parts = [f"# {heading(table)}", f"**{SCALE_NOTES[table.scale]}**", question_sets(table)]
-    parts += [f"## Overall accuracy, protocol paper\n\nIn percent: {READING}.", grid(*accuracies(table, ["overall"]))]
+    parts += [
+        f"## Overall accuracy, protocol paper\n\nIn percent: {READING}.",
+        grid(marked(*accuracies(table, ["overall"]))),
+    ]
     parts += [bold(table), supported_differences(table), "## Notes", "\n".join(f"- {note}" for note in notes(table))]
     if set(table.published["split"]) > {"overall"}:
-        parts += ["## Open and closed beside the paper", grid(*accuracies(table))]
+        parts += ["## Open and closed beside the paper", grid(marked(*accuracies(table)))]
     for dataset in table.datasets:
         parts += [f"## {dataset_name(dataset)}, both definitions of closed", grid(both_definitions(table, dataset))]
     parts += ["## Each run, overall accuracy, protocol paper", grid(each_run(table)), "## Paired tests, all questions"]
@@ -137,26 +141,23 @@ def markdown(table: Table) -> str:
     return "\n\n".join([*parts, grid(runs[["row", "dataset", "run_ids"]])]) + "\n"
 
 
-def grid(frame: pd.DataFrame, strong: pd.DataFrame | None = None) -> str:
-    """A frame of texts as a Markdown table."""
-    return _flat(frame if strong is None else frame.mask(strong, "**" + frame + "**")).to_markdown(
-        index=False, disable_numparse=True
-    )
-
-
-def html(frame: pd.DataFrame, kind: str = "numbers", strong: pd.DataFrame | None = None) -> str:
-    """A frame as an HTML table in a box that scrolls sideways; `kind` is the box's class (`numbers` breaks no cell)."""
-    safe = frame.map(lambda value: _html.escape(str(value)))
-    safe = _flat(safe if strong is None else safe.mask(strong, "<strong>" + safe + "</strong>"))
-    safe.columns = [_html.escape(str(column)) for column in safe.columns]
-    return f'<div class="scroll {kind}">{safe.to_html(index=False, escape=False, border=0, na_rep="")}</div>'
-
-
-def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows' names as columns, and columns of two levels as one."""
-    frame = frame.reset_index() if frame.index.nlevels > 1 else frame
+def marked(texts: pd.DataFrame, strong: pd.DataFrame) -> pd.DataFrame:
+    """A plain frame of `accuracies` for Markdown and HTML: row names as columns, bold cells in asterisks."""
+    frame = texts.mask(strong, "**" + texts + "**").reset_index()
     frame.columns = [" ".join(filter(None, name)) if isinstance(name, tuple) else name for name in frame.columns]
     return frame
+
+
+def grid(frame: pd.DataFrame) -> str:
+    """A frame of texts as a Markdown table."""
+    return frame.to_markdown(index=False, disable_numparse=True)
+
+
+def html(frame: pd.DataFrame, kind: str = "numbers") -> str:
+    """A frame as an HTML table in a box that scrolls sideways, cells in `**` bold; `kind` is the box's class."""
+    safe = frame.map(lambda value: re.sub(r"^\*\*(.*)\*\*$", r"<strong>\1</strong>", _html.escape(str(value))))
+    safe.columns = [_html.escape(str(column)) for column in frame.columns]
+    return f'<div class="scroll {kind}">{safe.to_html(index=False, escape=False, border=0, na_rep="")}</div>'
 
 
 def latex(table: Table) -> str:

@@ -71,8 +71,7 @@ def soft_label_maps(scale: str) -> Drawn:
     bar.set_label("probability (colour: square root)", fontsize="small")
     caption = (
         f"Soft labels of stage 1 on the first {len(order)} samples of its first batch: whom each sample (row) is asked to "
-        "resemble. Samples with equal findings lie side by side. Probabilities are over these samples. "
-        + note(scale)
+        "resemble. Samples with equal findings lie side by side. Probabilities are over these samples. " + note(scale)
     )
     return figure, pd.DataFrame(plotted, columns=["pair", "panel", "row_id", "column_id", "probability"]), caption
 

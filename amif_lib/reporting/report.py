@@ -16,7 +16,7 @@ from PIL import Image
 from amif_lib.core import files, paths
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.stored import Run
-from amif_lib.reporting import figures, layout, table_figures, table_tests, tables
+from amif_lib.reporting import figures, layout, table_figures, table_notes, table_tests, tables
 from amif_lib.reporting.report_facts import (
     STAGES,
     as_html,
@@ -27,7 +27,7 @@ from amif_lib.reporting.report_facts import (
     settings_that_differ,
     statistics_of,
 )
-from amif_lib.reporting.table_rows import planned_tables
+from amif_lib.reporting.table_rows import PROTOCOLS, SCALE_NOTES, dataset_name, planned_tables, required_runs
 from amif_lib.scoring import protocols
 
 __all__ = ["cost", "planned_tables", "settings_that_differ", "write"]
@@ -64,7 +64,7 @@ def write(scale: str) -> Path:
 def _write(scale: str, folder: Path, drawing: list[subprocess.Popen]) -> Path:
     from amif_lib.reporting import claims, figure_set
 
-    whole = [tables.Table(name, scale) for name in planned_tables(scale)]
+    whole = [tables.collect(name, scale) for name in planned_tables(scale)]
     head = _headline(scale, whole)
     for table in whole:
         tables.store(table)
@@ -83,13 +83,13 @@ def _write(scale: str, folder: Path, drawing: list[subprocess.Popen]) -> Path:
     claims.write(scale, said)
     content = {
         "scale": scale,
-        "scale_note": tables.SCALE_NOTES[scale],
+        "scale_note": SCALE_NOTES[scale],
         "verdict_note": VERDICTS[scale in ("base", "paper")],
         "origin_notes": _origin_notes(runs),
-        "code_notes": [layout.code_note(table) for table in whole if len(table.digests) > 1],
+        "code_notes": [],
         "headline": _section(head) if head else None,
         "overview": as_html(overview(whole)) if len(whole) > 1 else None,
-        "overview_note": layout.compact_note(whole[0]) if whole else "",
+        "overview_note": f"In percent: {layout.READING}.",
         "tables": [_section(table) for table in whole if table.name != "table1"],
         "figures": (shown := _figures(folder))[0],
         "accuracy_figures": shown[1],
@@ -97,7 +97,7 @@ def _write(scale: str, folder: Path, drawing: list[subprocess.Popen]) -> Path:
         "claims_reading": claims.READING.replace("*", ""),
         "n_claims": int(said["claim"].nunique()),
         "holm": table_tests.HOLM,
-        "protocols": [protocols.PROTOCOLS[name] for name in tables.PROTOCOLS],
+        "protocols": [protocols.PROTOCOLS[name] for name in PROTOCOLS],
         "teacher": statistics_of(runs, "teacher"),
         "collapse": statistics_of(runs, "collapse"),
         "settings": as_html(settings_that_differ(scale), "words"),
@@ -120,7 +120,7 @@ def _headline(scale: str, whole: list[tables.Table]) -> tables.Table | None:
     """The headline table, where its runs are among the finished ones (other tables contain them as a row)."""
     if found := next((table for table in whole if table.name == "table1"), None):
         return found
-    return None if results.missing(tables.required_runs("table1", scale)) else tables.Table("table1", scale)
+    return None if results.missing(required_runs("table1", scale)) else tables.collect("table1", scale)
 
 
 def _origin_notes(runs: list[Run]) -> list[str]:
@@ -151,14 +151,10 @@ def _all_runs(whole: list[tables.Table]) -> list[Run]:
 
 def overview(whole: list[tables.Table]) -> pd.DataFrame:
     """All rows of all tables: overall accuracy under the protocol `paper`, per question set and on average, in percent."""
-    frames = [layout.compact(table, _strong) for table in whole]
+    frames = [layout.marked(*layout.accuracies(table, ["overall"])) for table in whole]
     for table, frame in zip(whole, frames, strict=True):
         frame.insert(0, "table", layout.short_name(table.name))
     return pd.concat(frames, ignore_index=True).fillna("")
-
-
-def _strong(text: str) -> str:
-    return f"\x01{text}\x02"
 
 
 def _section(table: tables.Table) -> dict[str, Any]:
@@ -167,21 +163,18 @@ def _section(table: tables.Table) -> dict[str, Any]:
         "name": table.name,
         "short": layout.short_name(table.name),
         "title": layout.heading(table),
-        "question_sets": layout.question_sets(table)
-        if len(table.datasets) == 1
-        else "",  # else the compact note has them
-        "compact": as_html(layout.compact(table, _strong)) if len(table.datasets) > 1 else None,
-        "compact_note": layout.compact_note(table),
-        "bold": " ".join(filter(None, [layout.bold_note(table), layout.one_training(table)])),
-        "paper": as_html(layout.paper_layout(table, _strong)),
+        "question_sets": table_notes.question_sets(table),
+        "compact": as_html(layout.marked(*layout.accuracies(table, ["overall"]))) if len(table.datasets) > 1 else None,
+        "compact_note": f"In percent: {layout.READING}.",
+        "bold": table_notes.bold(table),
+        "paper": as_html(layout.marked(*layout.accuracies(table))),
         "definitions": [
-            (layout.dataset_name(dataset), as_html(layout.both_definitions(table, dataset)))
-            for dataset in table.datasets
+            (dataset_name(dataset), as_html(layout.both_definitions(table, dataset))) for dataset in table.datasets
         ],
-        "supported": layout.supported_differences(table),
-        "seeds": as_html(each) if len(each := layout.seeds_layout(table)) else "",
+        "supported": table_notes.supported_differences(table),
+        "seeds": as_html(layout.each_run(table)),
         "tests": as_html(layout.tests_layout(table)),
-        "notes": layout.notes(table),
+        "notes": table_notes.notes(table),
         "files": [path for path in written if (paths.scale_dir(table.scale) / path).is_file()],
     }
 
@@ -193,7 +186,7 @@ def _draw_accuracy(table: tables.Table, folder: Path) -> None:
     for dataset in table.datasets:
         figure = figures.accuracy_plot(table.cells, dataset)
         name = folder / "figures" / f"accuracy_{table.name}_{dataset}"
-        figures.save(figure, name, figures.accuracy_data(table.cells, dataset), layout.caption(table, dataset))
+        figures.save(figure, name, figures.accuracy_data(table.cells, dataset), table_figures.caption(table))
         plt.close(figure)
 
 

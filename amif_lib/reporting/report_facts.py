@@ -14,8 +14,11 @@ from amif_lib.data import manifests, redistribution
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.experiments.stored import Run
-from amif_lib.reporting import layout, tables
+from amif_lib.reporting import layout
+from amif_lib.reporting.table_notes import seed_counts
+from amif_lib.reporting.table_rows import SCALE_NOTES, Selection
 from amif_lib.reporting.table_tests import HOLM
+from amif_lib.reporting.tables import Table
 from amif_lib.scoring import statistics
 
 # What was chosen while looking at test answers when the scale's settings were made.
@@ -87,7 +90,7 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
     paper = _settings(experiments.build_run("paper", {}, next(iter(paper_sets))))
     of_sets = {
         row.label: [(run.data.questions, _settings(run)) for run in row.runs if run.seed == row.runs[0].seed]
-        for row in tables.Selection().rows("table1", scale)
+        for row in Selection().rows("table1", scale)
         if not row.extra
     }
     ours = {label: found[0][1] for label, found in of_sets.items()}
@@ -174,9 +177,9 @@ def _clock(seconds: float) -> str:
 # --- checklist ---
 
 
-def checklist(scale: str, whole: list[tables.Table], runs: list[Run]) -> list[tuple[str, str, str]]:
+def checklist(scale: str, whole: list[Table], runs: list[Run]) -> list[tuple[str, str, str]]:
     """`(question, yes|no|partly|not applicable, answer)` after the NeurIPS reproducibility checklist, from what is known."""
-    counts = [table.seed_counts for table in whole] or [(1, 1)]
+    counts = [seed_counts(table.lines) for table in whole] or [(1, 1)]
     fine_tunings, pretrainings = (max(each) for each in zip(*counts, strict=True))
     names = sorted({name for run in runs for name in experiments.data_sets(run.spec)})
     licences = "; ".join(f"{manifests.load(n).title}: {manifests.load(n).licence.text}" for n in names)
@@ -215,7 +218,7 @@ def checklist(scale: str, whole: list[tables.Table], runs: list[Run]) -> list[tu
         (
             "Limitations",
             "yes",
-            f"{tables.SCALE_NOTES[scale][0].upper()}{tables.SCALE_NOTES[scale][1:]}. Settings that "
+            f"{SCALE_NOTES[scale][0].upper()}{SCALE_NOTES[scale][1:]}. Settings that "
             "differ from the paper's are listed. Ambiguities of the paper were decided by the kit's authors, not by the paper's.",
         ),
         ("Theory and proofs", "not applicable", "Nothing is proved."),

@@ -19,6 +19,7 @@ from amif_lib.reporting import tables
 from amif_lib.reporting.figures import BASELINE, OURS, Drawn, note
 from amif_lib.reporting.layout import dataset_name
 from amif_lib.reporting.map_scores import rows_of
+from amif_lib.reporting.table_notes import seed_counts
 from amif_lib.reporting.table_rows import seeds_of
 from amif_lib.scoring import protocols
 from amif_lib.scoring.statistics import bootstrap, over_runs, resampled_sums, wilson
@@ -37,9 +38,9 @@ def lambda_curve(scale: str) -> Drawn:
     """Fig. 6: overall accuracy against lambda, one panel per question set, from the stored runs of `lambda_sweep`.
 
     The paper's values are not in its text, so none are drawn. The axis is linear near 0 and logarithmic beyond. Raises
-    InputError as `tables.Table` does: a curve lacks no point. No CSV of a table is read.
+    InputError as `tables.collect` does: a curve lacks no point. No CSV of a table is read.
     """
-    whole = tables.Table("lambda_sweep", scale)
+    whole = tables.collect("lambda_sweep", scale)
     table = whole.cells
     part = table[(table["split"] == "overall") & (table["protocol"] == PAPER.title)].copy()
     part["lambda"] = pd.to_numeric(part["row"], errors="coerce")  # baselines have names
@@ -70,7 +71,7 @@ def lambda_curve(scale: str) -> Drawn:
     columns = ["dataset", "lambda", "ours", "ours_sd", "ci_low", "ci_high", "n_seeds", "n_questions", "run_ids"]
     caption = (
         "Fig. 6 of the paper: overall accuracy (protocol paper) against the weight λ of the positive pair, with 95% "
-        f"intervals from resampling images; {spread(*whole.seed_counts)} Dotted: the paper's choice, 0.01. The paper "
+        f"intervals from resampling images; {spread(*seed_counts(whole.lines))} Dotted: the paper's choice, 0.01. The paper "
         "prints no numbers for this figure. Each panel has an axis of its own. " + note(scale)
     )
     return figure, part[columns], caption

@@ -32,7 +32,9 @@ def overall_data(table: Table) -> pd.DataFrame:
     unknown = {"kind": "paper", "ci_low": np.nan, "ci_high": np.nan}
     paper = ours[ours["paper"].notna()].assign(accuracy=lambda frame: frame["paper"], **unknown)
     others = table.published[table.published["dataset"].isin(table.datasets) & (table.published["split"] == "overall")]
-    others = others[~others["row"].isin({line.paper_row for line in table.lines})] if table.name == "table1" else others[:0]
+    others = (
+        others[~others["row"].isin({line.paper_row for line in table.lines})] if table.name == "table1" else others[:0]
+    )
     others = others.assign(accuracy=others["value"], n_questions=np.nan, **unknown)
     return pd.concat([part[COLUMNS] for part in (others, ours, paper) if len(part)], ignore_index=True)
 
@@ -59,7 +61,9 @@ def overall(table: Table) -> Figure:
             axis.scatter(own["accuracy"], y, 26, facecolor=face, edgecolor=colour, marker=marker, zorder=3, label=shown)
         for value in part.loc[part["row"].str.startswith("question_only"), "accuracy"]:
             axis.axvline(value, color=figures.BASELINE, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axis.set_title(f"{dataset_name(dataset)}\nn = {part['n_questions'].max():,.0f}".replace(" (", "\n("), fontsize=9)
+        axis.set_title(
+            f"{dataset_name(dataset)}\nn = {part['n_questions'].max():,.0f}".replace(" (", "\n("), fontsize=9
+        )
         axis.set(xlabel="accuracy, %", ylim=(min(height.values()) - 0.6, 0.6))
         axis.set_yticks(list(height.values()), [" ".join(labels[row]).strip() for row in height], fontsize=8)
         axis.tick_params(axis="y", length=0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from amif_lib.experiments import stored as stored_runs
 from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name
 from amif_lib.reporting.table_tests import HOLM
 from amif_lib.reporting.tables import Line, Table, training_questions
-from amif_lib.scoring import baselines, evaluate, statistics
+from amif_lib.scoring import baselines, protocols, statistics
 
 MOST_SHOWN = 6  # differences that a sentence names
 
@@ -75,7 +76,7 @@ def supported_differences(table: Table) -> str:
 def notes(table: Table) -> list[str]:
     """What a reader must know to read the numbers, one paragraph each."""
     out = [f"Scale: {SCALE_NOTES[table.scale]}."]
-    out += [f"Protocol {p.title}: {p.note}" for p in (evaluate.PROTOCOLS["paper"], evaluate.PROTOCOLS["strict"])]
+    out += [f"Protocol {p.title}: {p.note}" for p in (protocols.PROTOCOLS["paper"], protocols.PROTOCOLS["strict"])]
     out.append(
         f"Accuracy in percent with a 95% interval from resampling images {statistics.DRAWS:,} times; "
         f"{variance(*seed_counts(table.lines))}"
@@ -107,8 +108,8 @@ def notes(table: Table) -> list[str]:
     if any(line.leaks for line in table.lines):
         out.append("† trained on a file, knowledge or images that hold test answers; never shown under strict.")
     out += left_out(table)
-    commits = pd.Series([str(run.provenance.get("commit", ""))[:12] or "unknown" for run in table.runs.values()])
-    listed = ", ".join(f"{commit} ({count} runs)" for commit, count in commits.value_counts().items())
+    commits = stored_runs.commits(table.runs.values())
+    listed = ", ".join(f"{commit[:12] or 'unknown'} ({len(ids)} runs)" for commit, ids in commits.items())
     out.append(f"Commit of the code that made the runs: {listed}.")
     return out
 
@@ -126,6 +127,6 @@ def left_out(table: Table) -> list[str]:
 
 
 def _in_words(frame: pd.DataFrame) -> str:
-    scored = evaluate.score(frame, None, evaluate.PROTOCOLS["generate"])
-    found = evaluate.accuracy_table(scored).set_index(["definition", "split"])["accuracy"]["yes_no"]
+    scored = protocols.score(frame, None, protocols.PROTOCOLS["generate"])
+    found = protocols.accuracy_table(scored).set_index(["definition", "split"])["accuracy"]["yes_no"]
     return f"{found['overall']:.2f} overall, {found['open']:.2f} open, {found['closed']:.2f} closed"

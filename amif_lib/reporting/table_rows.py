@@ -10,7 +10,6 @@ from amif_lib.experiments.rows import RunSpec
 
 PROTOCOLS = ("paper", "strict")
 PAPER_SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")  # the four sets of the paper's Avg column
-LEAKING_FILES = ("published3064",)  # training files that hold test answers: `strict` cannot be claimed for them
 NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg"}
 BASELINES = ("most_frequent", "nearest_question")  # those that a table shows; the others are in its notes
 MODEL_BASELINES = ("question_only", "blank_at_test")
@@ -40,15 +39,6 @@ def dataset_name(dataset: str) -> str:
 def is_baseline(row: str) -> bool:
     """Whether a value of the column `row` names a baseline; `question_only:demo` belongs to headline row `demo`."""
     return row.split(":")[0] in (*BASELINES, *MODEL_BASELINES)
-
-
-def saw_test_answers(spec: RunSpec) -> bool:
-    """Whether a fine-tuning's training file or knowledge vocabulary holds answers of test questions.
-
-    So do SLAKE's two languages together: the same question on a test image, asked in the other language.
-    """
-    leaking = spec.data.training_file in LEAKING_FILES or spec.data.language == "en+zh"
-    return leaking or getattr(spec.knowledge, "vocabulary", "train") != "train"
 
 
 @dataclass(frozen=True)

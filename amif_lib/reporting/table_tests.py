@@ -8,7 +8,7 @@ import pandas as pd
 from amif_lib.reporting.table_rows import MODEL_BASELINES, is_synthetic
 from amif_lib.reporting.tables import KEYS, SPLITS, Answers, Line, average_name, on_all_sets, right
 from amif_lib.scoring import statistics
-from amif_lib.scoring.evaluate import Protocol
+from amif_lib.scoring.protocols import Protocol
 
 COLUMNS = [*KEYS, "against", "against_label", "kind", "difference", "ci_low", "ci_high", "wins", "losses", "mcnemar_p"]
 COLUMNS += ["bootstrap_p", "p_holm", "supported", "replication", "n_seeds", "n_questions", "scale"]

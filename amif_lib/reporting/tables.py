@@ -24,11 +24,10 @@ from amif_lib.reporting.table_rows import (
     Selection,
     is_synthetic,
     real_name,
-    saw_test_answers,
     seeds_of,
 )
-from amif_lib.scoring import baselines, evaluate, statistics
-from amif_lib.scoring.evaluate import Protocol
+from amif_lib.scoring import baselines, protocols, statistics
+from amif_lib.scoring.protocols import Protocol
 
 FILES = (".csv", "_tests.csv", "_seeds.csv", ".md", ".tex")
 SPLITS = ("open", "closed", "overall")
@@ -75,7 +74,7 @@ class Line:
 
     @property
     def protocols(self) -> list[Protocol]:
-        return [evaluate.PROTOCOLS[name] for name in PROTOCOLS if not (name == "strict" and self.leaks)]
+        return [protocols.PROTOCOLS[name] for name in PROTOCOLS if not (name == "strict" and self.leaks)]
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _lines(
         specs = {run.run_id: run for run in row.runs if run.data.questions == dataset}  # each run once
         if not specs:  # a row of other question sets
             continue
-        seeds, leaks = tuple(map(seeds_of, specs.values())), any(map(saw_test_answers, specs.values()))
+        seeds, leaks = tuple(map(seeds_of, specs.values())), any(run.saw_test_answers for run in specs.values())
         about = (row.references, row.paper_row, head_of.get(next(iter(specs)), ""), leaks, row.extra)
         line = Line(row.row, row.label, dataset, "row", tuple(specs), seeds, *about)
         shown.setdefault(line.headline, line)
@@ -174,7 +173,8 @@ def _lines(
         start = f", {head.label.removeprefix('AMiF, ')}" if len(heads) > 1 else ""
         for run in (runs[run.run_id] for row, run in blank if row == head.row and run.data.questions == dataset):
             name, label = f"{MODEL_BASELINES[0]}:{head.row}", f"question only (trained on blank images){start}"
-            line = Line(name, label, dataset, "baseline", (run.run_id,), headline=head.row)
+            leaks = run.spec.saw_test_answers
+            line = Line(name, label, dataset, run_ids=(run.run_id,), headline=head.row, leaks=leaks)
             yield line, [(run.predictions, run.candidates)]
         if whole := shown.get(head.row):  # the same weights, blank images at test time only
             name, label = f"{MODEL_BASELINES[1]}:{head.row}", f"blank images at test time only{start}"
@@ -197,7 +197,7 @@ def _refuse_other_questions(name: str, line: Line, found: list[Predictions], kno
 
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    frame = frame.set_index("question_id")[["image_id", "gold", *evaluate.DEFINITIONS.values()]]
+    frame = frame.set_index("question_id")[["image_id", "gold", *protocols.DEFINITIONS.values()]]
     return frame.assign(gold=frame["gold"].map(list).map(str))
 
 
@@ -209,9 +209,9 @@ def scored(found: Sequence[Predictions], protocol: Protocol) -> pd.DataFrame:
     columns = []
     for run, (frame, candidates) in enumerate(found):
         used = protocol if candidates is not None else protocol.model_copy(update={"candidates": "generate"})
-        one = evaluate.score(frame, candidates, used).set_index("question_id").sort_index()
+        one = protocols.score(frame, candidates, used).set_index("question_id").sort_index()
         columns.append(one["correct"].rename(run))
-    return pd.concat([one[["image_id", *evaluate.DEFINITIONS.values()]], *columns], axis=1)
+    return pd.concat([one[["image_id", *protocols.DEFINITIONS.values()]], *columns], axis=1)
 
 
 def right(
@@ -222,8 +222,8 @@ def right(
     The questions have the same order for every line of a question set.
     """
     frame = answers[line.row, line.dataset, protocol.name]
-    frame = frame[evaluate.select(frame, split, definition or protocol.closed)]
-    return frame.drop(columns=["image_id", *evaluate.DEFINITIONS.values()]).to_numpy(float).T, frame[
+    frame = frame[protocols.select(frame, split, definition or protocol.closed)]
+    return frame.drop(columns=["image_id", *protocols.DEFINITIONS.values()]).to_numpy(float).T, frame[
         "image_id"
     ].to_numpy()
 
@@ -261,7 +261,7 @@ def cells(name: str, scale: str, lines: list[Line], answers: Answers, published:
 
     for line in lines:
         for protocol in line.protocols:
-            for definition in evaluate.DEFINITIONS:
+            for definition in protocols.DEFINITIONS:
                 for split in SPLITS if definition == protocol.closed else SPLITS[:2]:
                     add([line], line.dataset, split, protocol, definition)
     for own in on_all_sets(lines).values():
