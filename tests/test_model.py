@@ -1,15 +1,16 @@
-"""The network: sizes at paper scale, fusion, decoder, checkpoints. References: Hugging Face models and hand-made cases."""
+"""The network: sizes at paper scale, fusion, decoder, padding, files of the answering model."""
 
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import images
 from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
@@ -19,23 +20,7 @@ from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
 from amif_lib.networks.sizes import ModelSpec
 from tests import tiny
 
-TINY = ModelSpec(
-    width=32,
-    image_size=32,
-    patch_size=8,
-    image_layers=2,
-    image_heads=2,
-    text_layers=2,
-    text_heads=2,
-    text_positions=64,
-    vocab_size=120,
-    fusion_layers=2,
-    fusion_heads=2,
-    projection_dim=16,
-    decoder_layers=2,
-    decoder_cross_layers=1,
-    dropout=0.0,
-)
+TINY = ModelSpec(**(tiny.MODEL | {"vocab_size": 120, "fusion_layers": 2}))
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -44,23 +29,15 @@ def parameters(module: torch.nn.Module) -> int:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    texts = [
-        "is there a nodule in the left lung",
-        "the heart is enlarged",
-        "yes",
-        "no",
-        "left lung",
-        "axial",
-        "pleural effusion",
-    ]
+    texts = ["is there a nodule in the left lung", "the heart is enlarged", "yes", "no", "axial", "pleural effusion"]
     return tokenizers.train(texts * 2, 120, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture
 def vqa(tokenizer):
     torch.manual_seed(0)
-    ids, owner, _ = knowledge.select(["yes", "yes", "no", "left lung"], tokenizer, 64)
-    return AMiFForVQA(TINY, KnowledgeSpec(), ids, owner, tokenizer, 16, 8).eval()
+    ids, _ = knowledge.select(["yes", "yes", "no", "left lung"], tokenizer, 64)
+    return AMiFForVQA(TINY, KnowledgeSpec(), ids, tokenizer, 16, 8).eval()
 
 
 # --- sizes ---------------------------------------------------------------------------------------------------------
@@ -68,8 +45,7 @@ def vqa(tokenizer):
 
 def test_parameter_counts_at_paper_size():
     with torch.device("meta"):
-        empty = torch.zeros(1, dtype=torch.long)
-        model = AMiFForVQA(ModelSpec(), KnowledgeSpec(), empty, empty)
+        model = AMiFForVQA(ModelSpec(), KnowledgeSpec(), torch.zeros(1, dtype=torch.long))
     assert parameters(model.gated_cross_attention) == 14_766_336  # the paper's 14.8M
     assert parameters(model.decoder) == 122_524_228  # the paper's 122M
     assert round(parameters(model.amif.co_attention) / 1e6, 2) == 113.42
@@ -219,25 +195,19 @@ def test_saved_model_loads_equal_and_answers(vqa, tmp_path):
     again = AMiFForVQA.from_pretrained(tmp_path / "a model")
     for name, value in vqa.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
-    picture, question = images.load_rgb(_picture(tmp_path)), "is there a nodule in the left lung"
+    picture, question = Image.new("L", (40, 50), 120), "is there a nodule in the left lung"
     assert again.answer(picture, question) == vqa.answer(picture, question)
     ranked = again.rank(picture, question, ["yes", "no", "left lung"])
     assert ranked.log_likelihood.is_monotonic_decreasing and ranked.probability.sum() == pytest.approx(1)
     as_series = again.rank(picture, question, pd.Series(["yes", "no", "left lung"]))
     pd.testing.assert_frame_equal(as_series, ranked)
-    with pytest.raises(InputError, match="candidates is the text 'yes'"):
-        again.rank(picture, question, "yes")
+    for wrong in ("yes", []):
+        with pytest.raises(InputError, match=r"candidates is .*; give a list with at least one answer"):
+            again.rank(picture, question, wrong)
     maps = again.explain(picture, question, "nodule")
     assert {"attention", "gate", "transport_plan"} == set(maps) and all(m.shape == (4, 4) for m in maps.values())
     with pytest.raises(InputError, match="'spleen' is not a word"):
         again.explain(picture, question, "spleen")
-
-
-def _picture(folder):
-    from PIL import Image
-
-    Image.new("L", (40, 50), 120).save(folder / "picture.png")
-    return folder / "picture.png"
 
 
 def test_from_pretrained_refuses_another_kind_of_folder(tmp_path):
@@ -260,18 +230,16 @@ def test_from_pretrained_names_a_config_it_cannot_use(vqa, tmp_path, change):
     assert "\n" not in str(caught.value)
 
 
-def test_knowledge_keeps_frequent_answers_within_the_limit(tokenizer):
-    ids, owner, left_out = knowledge.select(["no", "yes", "yes", "left lung", "axial"], tokenizer, 6)
-    assert tokenizer.decode(ids) == "yes [SEP] axial [SEP] left lung [SEP]"[: len(tokenizer.decode(ids))]
-    assert owner.tolist()[0] == 0 and len(ids) <= 6 and left_out == 4 - len(set(owner.tolist()))
-
-
-def test_pooled_knowledge_is_the_mean_of_each_answers_tokens(tokenizer):
-    ids, owner, _ = knowledge.select(["yes", "left lung"], tokenizer, 64)
-    model = AMiFForVQA(TINY, KnowledgeSpec(form="pooled"), ids, owner, tokenizer).eval()
-    embedded = model.amif.text_encoder.embed(ids[None])[0]
-    means = torch.stack([embedded[owner == k].mean(0) for k in range(2)])[None]
-    torch.testing.assert_close(model.knowledge_tokens(), model.gated_cross_attention.encode_knowledge(means))
+def test_knowledge_is_the_most_frequent_texts_once_each_within_the_limit(tokenizer):
+    ids, left_out = knowledge.select(["no", "yes", "yes", "left lung", "axial"], tokenizer, 4)
+    assert tokenizer.decode(ids) == "yes [SEP] axial [SEP]" and left_out == 2
+    asked = ["Is there a nodule in the left lung?", "Is the heart enlarged?"]
+    training = [SimpleNamespace(question=question, answer="yes") for question in asked]
+    words = knowledge.texts("questions", training)
+    assert " ".join(words) == "is there a nodule in the left lung is the heart enlarged"
+    ids, left_out = knowledge.select(words, tokenizer, 3, words=True)
+    assert tokenizer.decode(ids) == "is the a" and left_out == len(set(words)) - 3
+    assert knowledge.texts("answers", training) == ["yes", "yes"] and knowledge.texts("none", training) == []
 
 
 @pytest.mark.parametrize("lengths", [[3, 40, 5, 17, 4, 4, 31, 6, 9], [2, 50], [7] * 8, [1]])

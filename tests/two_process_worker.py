@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from amif_lib.data.load import load_questions
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
-from amif_lib.methods.batch import QuestionBatch
+from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
 from amif_lib.networks import tokenizers
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives.distributed import agreed, gather_objects, own_rows, rank, world_size
@@ -31,44 +30,28 @@ QUESTIONS = 11
 FINETUNINGS = ("finetune", "finetune without gate")
 OBJECTIVES = {
     "stage1": {},
-    "stage2": {"weight_global": 0.5, "local_contrast": "positives_minus_negatives"},
-    "student": {"labels": "one_hot", "negative_distribution": "student", "negative_directions": "both"},
-    "mlm": {"weight_mlm": 0.7},
-    "stage1 alternatives": {"text_text_second": "copy", "queue": 6},
-    "stage2 alternatives": {"text_positive": "halves", "marginals": "attention", "negative_distribution": "top_k"},
-}
-MODELS = {
-    "stage1 alternatives": {"projection_sharing": "alignment"},
-    "stage2 alternatives": {"co_attention": "shared", "same_modality_pairs": "separate", "pair_head": "per_type"},
+    "stage1 of one view": {"global_intra": "text"},
+    "stage2": {"weight_global": 0.5},
+    "stage2 without a teacher": {"labels": "one_hot", "pair_positives": "image_text"},
 }
 
 
-def pretraining_case(name: str) -> tuple[torch.nn.Module, object]:
-    stage = "stage1" if name.startswith("stage1") else "stage2"
-    module = tiny.pretraining(stage, model=MODELS.get(name), **OBJECTIVES[name])
-    if module.queue is not None:  # a step before, whose features are the queue's: the same on every process
-        fill_queue(module, tiny.batch(SAMPLES, seed=5))
-    whole = tiny.batch(SAMPLES, teacher=name != "student", step=10)
-    rows = own_rows(SAMPLES)
-    part = {key: value[rows] if isinstance(value, torch.Tensor) else value for key, value in vars(whole).items()}
-    longest = int(part["mask"].sum(1).max())  # each process pads to its own longest text
-    for key in ("ids", "mask", "copy_ids", "mlm_ids", "mlm_chosen"):
-        part[key] = part[key][:, :longest]
-    return module, replace(whole, **part)
+def pretraining_case(name: str) -> tuple[torch.nn.Module, PretrainingBatch]:
+    module = tiny.pretraining(name[:6], **OBJECTIVES[name])
+    part = tiny.batch(SAMPLES, teacher="without" not in name, step=10).map(lambda x: x[own_rows(SAMPLES)])
+    longest = int(part.mask.sum(1).max())  # each process pads to its own longest text
+    for key in ("ids", "mask", "copy_ids"):
+        setattr(part, key, getattr(part, key)[:, :longest])
+    if "one view" in name:
+        part.views, part.view = part.views[:, :1], torch.zeros_like(part.view)
+        part.extras["teacher_views"] = part.extras["teacher_views"][:, :1]
+    return module, part
 
 
-def fill_queue(module: torch.nn.Module, batch: object) -> None:
-    """Push one whole batch through the queue, as a step of any number of processes would."""
-    with torch.no_grad():
-        first, second = (module.amif.image_encoder(batch.views[:, k])[:, 0] for k in (0, 1))
-        text = module.amif.text_encoder(batch.ids, batch.mask)[:, 0]
-        module.queue(module.features(batch, first, second, text))
-
-
-def finetuning_case(name: str) -> tuple[torch.nn.Module, object]:
+def finetuning_case(name: str) -> tuple[torch.nn.Module, QuestionBatch]:
     torch.manual_seed(0)
     knowledge = KnowledgeSpec(gate="without gate" not in name)  # Table 4 row 5: the gate's weights get no gradient
-    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), knowledge, torch.arange(5, 20), torch.arange(15)))
+    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), knowledge, torch.arange(5, 20)))
     g = torch.Generator().manual_seed(0)
     total = 7  # does not divide: the last process gets a filler row of weight 0
     ids, answers = torch.randint(5, 400, (total, 6), generator=g), torch.randint(5, 400, (total, 4), generator=g)
@@ -80,9 +63,9 @@ def finetuning_case(name: str) -> tuple[torch.nn.Module, object]:
 
 def gradients(case: str) -> dict[str, torch.Tensor]:
     """Gradients, total loss and mined negatives of one global batch, the same on every process."""
-    module, batch = finetuning_case(case) if case.startswith("finetune") else pretraining_case(case)
-    drawn = {}
-    if not case.startswith("finetune") and module.stage == "stage2":
+    finetunes, drawn = case.startswith("finetune"), {}
+    module, batch = finetuning_case(case) if finetunes else pretraining_case(case)
+    if case.startswith("stage2"):
         plain = module.mine
 
         def recorded(*arguments):
@@ -92,17 +75,17 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
 
         module.mine = recorded
     wrapped = DistributedDataParallel(module, **train.DISTRIBUTED) if world_size() > 1 else module
-    if case.startswith("finetune"):  # a step before: unused parameters that are not looked for stop the second one
-        wrapped(batch)["total"].backward()
+    if finetunes:  # a step before: unused parameters that are not looked for stop the second one
+        tiny.total(module, wrapped(batch)).backward()
         module.zero_grad()
-    stage = "finetune" if case.startswith("finetune") else module.stage
+    stage = "finetune" if finetunes else case[:6]
     micro = MicroBatch(module, -(-SAMPLES // world_size()), stage)  # $AMIF_MICRO_BATCH rows at a time, if set
 
     def run(part: object, last: bool) -> dict[str, torch.Tensor]:
         with contextlib.nullcontext() if last or world_size() == 1 else wrapped.no_sync():
-            found = wrapped(part)
-            found["total"].backward()
-        return found
+            total = tiny.total(module, wrapped(part))
+            total.backward()
+        return {"total": total}
 
     total = micro.step(batch, run)["total"].clone()
     if world_size() > 1:
@@ -125,7 +108,7 @@ def evaluation(folder: Path) -> None:
     texts = [text for q in asked for text in (q.question, *q.answers)]
     tokenizer = tokenizers.train(texts, 400, folder.with_name(f"{folder.name}-tokenizer-{rank()}"))
     torch.manual_seed(0)
-    model = AMiFForVQA(run.model, KnowledgeSpec(), torch.arange(5, 20), torch.arange(15), tokenizer, 24, 12)
+    model = AMiFForVQA(run.model, KnowledgeSpec(), torch.arange(5, 20), tokenizer, 24, 12)
     predict.predict(model, asked, run, folder, batch_size=2)
 
 
