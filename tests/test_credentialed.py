@@ -23,6 +23,7 @@ from amif_lib.data import data_figures, decontaminate, images, manifests
 from amif_lib.data import load as datasets
 from amif_lib.experiments import rows as experiments
 from amif_lib.methods.amif import teacher as teachers
+from amif_lib.methods.amif.settings import teacher_id
 
 CLONE = Path(__file__).resolve().parents[1]
 WORD = "zqxmarker"
@@ -185,7 +186,7 @@ def test_numbers_do_not_depend_on_the_number_of_cores(root: Path, monkeypatch: p
 def test_a_teachers_cache_lies_beside_the_data_and_goes_with_its_run_folder(root: Path) -> None:
     run = experiments.RunSpec(stage="stage1", scale="demo", teacher={}, data={"pretrain": ("bound",)})
     folder = teachers.cache(run)
-    assert folder == root / "data" / ".amif" / "teachers" / teachers.teacher_id(run)
+    assert folder == root / "data" / ".amif" / "teachers" / teacher_id(run)
     other = folder.with_name("0123")
     for made in (folder, other, paths.run_dir(folder.name)):
         made.mkdir(parents=True)

@@ -14,7 +14,7 @@ from PIL import Image
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
-from amif_lib.data.load import load_questions, load_studies
+from amif_lib.data.load import load_questions, load_studies, pretraining_studies
 from amif_lib.experiments import stored as results
 from amif_lib.methods.amif import explain, maps
 from amif_lib.methods.amif import teacher as teachers
@@ -26,6 +26,10 @@ from tests import tiny
 
 # some questions are cut; the set whose images stand as examples for stage 2 on real data is one that pre-training does not see
 CHANGES = {"data": {"question_length": 16, "decontaminate_against": ["phantom_vqa_rad"]}}
+
+
+def studies_of(run):
+    return pretraining_studies(run.data, run.model.stored_side)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def test_examples_follow_the_rule():
 def test_report_maps_are_of_studies_that_no_stage_is_trained_on(lineage):
     stored = map_files.read(lineage[1].directory / map_files.MAPS)
     held_out = {study.study_id for study in load_studies(maps.HELD_OUT)}
-    trained_on = {study.study_id for study in teachers.student_studies(lineage[1])}
+    trained_on = {study.study_id for study in studies_of(lineage[1])}
     assert set(stored.ids) <= held_out and not set(stored.ids) & trained_on
     assert set(stored.values) == {"transport_plan", "attention"}
     np.testing.assert_allclose(stored.values["transport_plan"].sum((1, 2)), 1, rtol=1e-3)
@@ -110,7 +114,6 @@ def test_a_report_map_recomputed_alone(lineage):
     amif.load(run.directory / "model")
     amif.eval()
     ids, mask = tokenizers.encode(tokenizer, [study.text], run.data.text_length)
-    from amif_lib.data import images
     from amif_lib.networks import pixels as inputs
 
     pixels = inputs.to_tensor(images.as_stored(picture.path, run.model.stored_side), run.model.image_size)[None]
@@ -139,8 +142,8 @@ def test_soft_labels_are_distributions_of_the_first_batch(lineage):
     run = lineage[0]
     stored = map_files.read_arrays(run.directory / map_files.SOFT_LABELS)
     n = run.train.batch_size
-    embeddings = teachers.read(teachers.cache(run))
-    texts = torch.stack([embeddings.text_vectors[embeddings.studies[name]] for name in stored["ids"].tolist()])
+    embeddings = teachers.embeddings(run, studies_of(run))
+    texts = torch.stack([embeddings.vectors[embeddings.rows["text", name]] for name in stored["ids"].tolist()])
     q = (texts @ texts.T / run.objective.teacher_temperature).softmax(1).numpy()
     np.testing.assert_allclose(stored["t2t_teacher"], q, atol=1e-3)
     np.testing.assert_allclose(stored["t2t_labels"], q + run.objective.positive_weight * np.eye(n), atol=1e-3)
@@ -157,9 +160,9 @@ def test_mined_negatives_are_those_that_training_drew(lineage):
     assert set(table["pair"]) == {"image_text", "image_image", "text_text"}
     assert (table["id"] != table["negative_id"]).all()
     part = table[table["pair"] == "text_text"].reset_index(drop=True)
-    embeddings = teachers.read(teachers.cache(run))
-    studies = {s.study_id: s for s in teachers.student_studies(run)}
-    vectors = torch.stack([embeddings.text_vectors[embeddings.studies[name]] for name in part["id"]])
+    embeddings = teachers.embeddings(run, studies_of(run))
+    studies = {s.study_id: s for s in studies_of(run)}
+    vectors = torch.stack([embeddings.vectors[embeddings.rows["text", name]] for name in part["id"]])
     q = contrastive.soft_labels(
         vectors @ vectors.T, run.objective.teacher_temperature, 0.0, torch.arange(len(part))
     ).numpy()

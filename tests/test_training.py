@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
@@ -11,7 +9,6 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import read_predictions
-from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
@@ -46,7 +43,12 @@ def test_a_run_leaves_what_its_readers_need(finished):
         assert results.is_finished(spec)
         run = results.load_run(spec)
         assert run.spec == spec and len(run.history) == run.metrics["steps"]
-        assert run.provenance["files"].keys() >= {"spec.json", "metrics.json", "metrics.jsonl", "model/model.safetensors"}
+        assert run.provenance["files"].keys() >= {
+            "spec.json",
+            "metrics.json",
+            "metrics.jsonl",
+            "model/model.safetensors",
+        }
         assert not (spec.directory / "state").exists()
     frame, candidates = read_predictions(finished.directory)
     assert len(frame) == 24 and frame.question_id.is_unique
@@ -174,37 +176,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(finished):
 
 
 # --- teachers ------------------------------------------------------------------------------------------------------------
-
-
-def test_cross_fitting_never_trains_on_a_case_that_it_embeds(monkeypatch, folder):
-    run = tiny.run(data={"max_studies": 60}).lineage()[0]
-    run = run.model_copy(update={"teacher": run.teacher.model_copy(update={"cross_fit": 2, "batch_size": 16})})
-    trained = {}
-    plain = teachers.train_open_clip
-
-    def recorded(studies, spec, where, pictures):
-        trained[int(where.name.removeprefix(".fold"))] = {s.group_id for s in studies}
-        return plain(studies, spec, where, pictures)
-
-    monkeypatch.setattr(teachers, "train_open_clip", recorded)
-    stored = teachers.read(teachers.ensure(run))
-    studies = teachers.student_studies(run)
-    assert {stored.folds[s.study_id] for s in studies} == {0, 1}
-    for study in studies:
-        assert study.group_id not in trained[stored.folds[study.study_id]]
-    cache, public = teachers.cache(run), paths.run_dir(teachers.teacher_id(run))
-    assert {path.name for path in public.iterdir()} == {"metrics.json", "spec.json"}  # no ids, no embeddings
-    assert not any(study.study_id in (public / "metrics.json").read_text(encoding="utf-8") for study in studies)
-    trained.clear()
-    assert teachers.ensure(run) == cache and not trained
-    shutil.rmtree(cache)  # the run folder stays
-    torch.testing.assert_close(teachers.read(teachers.ensure(run)).image_vectors, stored.image_vectors)
-    assert set(trained) == {0, 1}
-
-
-def test_an_unreachable_teacher_says_what_to_do():
-    with pytest.raises(InputError, match=r"cannot be loaded .* local-dir:FOLDER"):
-        teachers.load("hf-hub:nobody/no-such-teacher")
 
 
 def test_a_steps_numbers_over_processes(monkeypatch):

@@ -163,7 +163,7 @@ def _own_rows(table: str, request: Request) -> tuple[str, ...]:
 
 def _add_training(plan: Plan, runs: tuple[RunSpec, ...]) -> None:
     """A pre-training with its teacher, or the fine-tunings of one row on all question sets, which one notebook makes."""
-    from amif_lib.methods.amif.teacher import teacher_id
+    from amif_lib.methods.amif.settings import teacher_id
 
     new = {run.run_id: run for run in runs if run.run_id not in plan.runs}
     if not new:
@@ -173,9 +173,8 @@ def _add_training(plan: Plan, runs: tuple[RunSpec, ...]) -> None:
     name = first.run_id if len(new) == 1 else files.digest(list(new))
     spec = paths.shown(paths.scale_dir(scale) / "specs" / f"{name}.json")
     needs = [_metrics(run.parent) for run in new.values() if run.parent]
-    if first.teacher and not first.parent:
-        teacher = teacher_id(first)
-        command = ("-m", "amif_lib.methods.amif.teacher", "--spec", spec)
+    if teacher := "" if first.parent else teacher_id(first):
+        command = ("-m", "amif_lib.training.extras", "--spec", spec)
         out = f"runs/{teacher}/metrics.json"
         needs.append(plan.add(Job("teacher", teacher, (out,), command, (), "soft labels")).outputs[0])
     outputs = [f"runs/{run}/metrics.json" for run in new]

@@ -175,11 +175,7 @@ class PretrainingData(Dataset):
             "step": step,
         }
         if self.embeddings is not None:
-            e = self.embeddings
-            out["extras"] = {
-                "teacher_views": e.image_vectors[[e.images[p.image_id] for p in pictures]],  # (V, e)
-                "teacher_text": e.text_vectors[e.studies[study.study_id]],
-            }
+            out["extras"] = self.embeddings.of(study, pictures)
         return out
 
     def collate(self, samples: list[dict[str, Any]]) -> PretrainingBatch:

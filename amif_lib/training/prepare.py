@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,14 @@ from torch import nn
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import decontaminate, store
-from amif_lib.data.load import load_questions
+from amif_lib.data.load import load_questions, pretraining_studies
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.settings import teacher_id
 from amif_lib.methods.amif.stage1 import Stage1
 from amif_lib.methods.amif.stage2 import Stage2
 from amif_lib.networks import pretrained, tokenizers
@@ -49,19 +49,15 @@ def prepare(spec: RunSpec) -> Prepared:
 
 
 def prepare_pretraining(spec: RunSpec) -> Prepared:
-    studies = teachers.student_studies(spec)
+    studies = pretraining_studies(spec.data, spec.model.stored_side)
     notes: dict[str, Any] = {"studies": len(studies), "images": sum(len(s.images) for s in studies)}
     if skipped := decontaminate.missing(spec.data.decontaminate_against):  # decontaminate_absent: skip
         notes["not_kept_out"] = skipped
     embeddings, o = None, spec.objective
     mines = spec.stage == "stage2" and o.weight_hard_negatives > 0
     if spec.teacher is not None:
-        folder = teachers.ensure(spec, studies)
-        embeddings, notes["teacher"] = (
-            teachers.read(folder),
-            json.loads((folder / teachers.METRICS).read_text(encoding="utf-8")),
-        )
-        notes["teacher"]["id"] = folder.name
+        embeddings = teachers.embeddings(spec, studies)
+        notes["teacher"] = embeddings.metrics | {"id": teacher_id(spec)}
     elif o.labels == "soft" and (spec.stage == "stage1" or o.weight_global > 0 or mines):
         raise InputError(
             "objective.labels: 'soft' needs a teacher; give the run a `teacher` section or set labels: one_hot"
@@ -95,7 +91,9 @@ def prepare_questions(spec: RunSpec) -> Prepared:
             for q in [q for q in questions if q.split == split][: spec.data.max_questions]
         ]
     training = [q for q in questions if q.split == "train"]
-    pretraining_texts = [s.text for s in teachers.student_studies(spec)] if spec.fits_tokenizer else []
+    pretraining_texts = (
+        [s.text for s in pretraining_studies(spec.data, spec.model.stored_side)] if spec.fits_tokenizer else []
+    )
     tokenizer = get_tokenizer(spec, pretraining_texts)
     texts = knowledge.texts(spec.knowledge.source, training)
     limit = min(spec.knowledge.max_tokens, spec.model.text_positions)

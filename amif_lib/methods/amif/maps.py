@@ -33,7 +33,6 @@ from amif_lib.experiments import stored as results
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.experiments.stored import Run
 from amif_lib.methods.amif import explain
-from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif.mined import mined_negatives, network, soft_labels
 from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.amif.stage2 import Stage2
@@ -222,7 +221,7 @@ def report_maps(run: Run, trained: bool = True) -> Maps:
     module = network(run, tokenizer, trained)
     side = spec.model.stored_side
     found, ids = [], []
-    for study in load_studies(HELD_OUT, stored_side=side, **teachers.reading(spec)):
+    for study in load_studies(HELD_OUT, stored_side=side):
         tokens = tokenizer(study.text, truncation=True, max_length=spec.data.text_length)["input_ids"]
         for image in study.images:
             for label in regions.findings(HELD_OUT, image.image_id):

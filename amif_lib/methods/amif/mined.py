@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from amif_lib.data import redistribution, regions
+from amif_lib.data.load import pretraining_studies
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.experiments.stored import Run
 from amif_lib.methods.amif import teacher as teachers
@@ -141,9 +142,9 @@ def mined_negatives(run: Run) -> pd.DataFrame:
 def _data(run: Run) -> tuple[PretrainingData, Stage1 | Stage2]:
     """A pre-training run's samples and its stored network."""
     spec = run.spec
-    studies = teachers.student_studies(spec)
+    studies = pretraining_studies(spec.data, spec.model.stored_side)
     with torch.inference_mode(False), torch.enable_grad():  # a teacher that is gone is trained again
-        embeddings = teachers.read(teachers.ensure(spec, studies)) if spec.teacher is not None else None
+        embeddings = teachers.embeddings(spec, studies) if spec.teacher is not None else None
     tokenizer = tokenizers.load(run.directory / "model")
     return PretrainingData(studies, spec, tokenizer, embeddings), network(run, tokenizer)
 

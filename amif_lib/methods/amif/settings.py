@@ -9,7 +9,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from amif_lib.core.files import digest
 from amif_lib.core.settings import Strict
+from amif_lib.data.manifests import data_digest
+from amif_lib.networks import sizes
 
 
 class ObjectiveSpec(Strict):
@@ -117,15 +120,6 @@ class TeacherSpec(Strict):
     epochs: int = Field(8, gt=0, description="trained teacher: epochs")
     learning_rate: float = Field(5e-4, gt=0, description="trained teacher: highest learning rate")
 
-    # Read by code that is about to lose these choices; not settings.
-    views: ClassVar[str] = "clean"
-    towers: ClassVar[str] = "student"
-    heads: ClassVar[int] = 0
-    embed_dim: ClassVar[int] = 64
-    text_length: ClassVar[int] = 64
-    batch_size: ClassVar[int] = 64
-    seed: ClassVar[int] = 0
-
 
 class KnowledgeSpec(Strict):
     """Prior knowledge of the gated cross-attention module (section 3.4.1; Table 4's rows)."""
@@ -209,3 +203,28 @@ def not_read(run: Any) -> set[str]:
         if run.knowledge.source == "none":
             names += ["knowledge.gate", "knowledge.max_tokens"]
     return set(names)
+
+
+def teacher_id(run: Any) -> str:
+    """Hash of a run's teacher and of the data that it embeds; "" where the run uses none."""
+    if not run.teacher or (run.stage == "finetune" and not run.trains_towers):
+        return ""
+    return digest([vectors_id(run), run.teacher.noise]) if run.teacher.noise else vectors_id(run)
+
+
+def vectors_id(run: Any) -> str:
+    """The same without noise, which is added to stored vectors."""
+    sets = {*run.data.pretrain, *run.data.decontaminate_against, *run.teacher.data}
+    content = {
+        "teacher": run.teacher.model_dump(mode="json", exclude={"noise"}),
+        "data": {name: getattr(run.data, name) for name in STUDIES},
+        "manifests": {name: data_digest(name) for name in sorted(sets)},
+        "stored_side": stored_side(run),
+    }
+    return digest(content)
+
+
+def stored_side(run: Any) -> int:
+    """Short side of the stored images that a run's teacher reads, pixels: the student's, if that is enough for it."""
+    own = run.teacher.image_size if run.teacher.source == "trained" else 224  # what the field's models see
+    return max(run.model.stored_side, sizes.stored_side(own))

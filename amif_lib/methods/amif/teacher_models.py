@@ -1,199 +1,157 @@
-"""Models that can be a teacher: open_clip's and Hugging Face's CLIP, and a small open_clip model that the kit trains.
-
-Each is given as (model, preprocess, tokenizer): `model.encode_image(pixels)` and `model.encode_text(tokenizer(texts))` give
-vectors (B, e); `model.visual.preprocess_cfg` says which pixels it expects.
-"""
+"""Models that can be a teacher: open_clip's, a Hugging Face CLIP, and a small one that the kit trains."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from amif_lib.core import progress
 from amif_lib.core.errors import InputError
+from amif_lib.data.records import Study
 from amif_lib.methods.amif.settings import TeacherSpec
-from amif_lib.networks import sizes
-from amif_lib.networks.pretrained import load_open_clip
+from amif_lib.networks import pixels, pretrained, tokenizers
+from amif_lib.networks.encoders import initial_deviation
 
-if TYPE_CHECKING:
-    from amif_lib.data.records import Study
-    from amif_lib.data.store import Pictures
-
-HF_CLIP, LOCAL = "hf-clip:", "local-dir:"
-REMEDY = (
-    "fetch it where there is a network, set HF_HOME to that cache, or give teacher.source: {kind}FOLDER for a folder that "
-    "holds it"
-)
+HF_CLIP = "hf-clip:"
+BATCH, LENGTH, DIM, VOCABULARY = (
+    64,
+    64,
+    64,
+    4000,
+)  # of the model that the kit trains: batch, tokens of a text, e, pieces
 
 
-def load(source: str) -> tuple[Any, Any, Any]:
-    """A frozen model by what `teacher.source` says: `hf-clip:REPO_OR_FOLDER`, else open_clip's own forms."""
-    return load_hf_clip(source) if source.startswith(HF_CLIP) else load_open_clip(source)
+@dataclass
+class Teacher:
+    """A frozen model of images and texts."""
+
+    network: nn.Module
+    preprocess: Callable[[Image.Image], Tensor]  # -> (3, H, W)
+    tokenize: Callable[[list[str]], Tensor]  # -> (b, t)
+    encode_image: Callable[[Tensor], Tensor]  # (b, 3, H, W) -> (b, e)
+    encode_text: Callable[[Tensor], Tensor]  # (b, t) -> (b, e)
+
+    def embed_images(self, pictures: Any, ids: Sequence[str]) -> np.ndarray:
+        """Unit-length vectors (n, e) of pictures, by their ids in `pictures`."""
+
+        def pixels_of(some: Sequence[str]) -> Tensor:
+            return torch.stack([self.preprocess(pictures[name].convert("RGB")) for name in some])  # (b, 3, H, W)
+
+        return self._embed(ids, pixels_of, self.encode_image)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit-length vectors (n, e) of texts."""
+        return self._embed(texts, self.tokenize, self.encode_text)
+
+    @torch.inference_mode()
+    def _embed(
+        self, samples: Sequence[str], inputs: Callable[..., Tensor], encode: Callable[..., Tensor]
+    ) -> np.ndarray:
+        device, parts = "cuda" if torch.cuda.is_available() else "cpu", []
+        self.network.to(device)
+        for start in range(0, len(samples), BATCH):
+            found = encode(inputs(samples[start : start + BATCH]).to(device)).float()  # (b, e)
+            parts.append(F.normalize(found, dim=-1).cpu())
+        return torch.cat(parts).numpy()
 
 
-def load_hf_clip(source: str) -> tuple[Any, Any, Any]:
-    """A Hugging Face CLIPModel (hub id or folder after `hf-clip:`) with its image processor and tokenizer, behind the same interface."""
-    from torch import nn
+def load(source: str) -> Teacher:
+    """The model that `teacher.source` names: `hf-clip:REPO_OR_FOLDER`, or a form that open_clip knows."""
+    if source.startswith(HF_CLIP):
+        return _hugging_face_clip(source.removeprefix(HF_CLIP))
+    model, preprocess, tokenize = pretrained.load_open_clip(source)
+    return Teacher(model, preprocess, tokenize, model.encode_image, model.encode_text)
+
+
+def _hugging_face_clip(source: str) -> Teacher:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    from amif_lib.networks import pretrained, tokenizers
-
-    name = source.removeprefix(HF_CLIP)
-    folder = pretrained.find(name)
+    folder = pretrained.find(source)
     if (kind := pretrained.config(folder).get("model_type")) != "clip":
-        raise InputError(
-            f"teacher {source!r}: its config.json is a {kind!r}, no 'clip'; name a CLIPModel's folder or hub id"
-        )
-    try:
-        clip = CLIPModel(CLIPConfig.from_pretrained(folder))
-        processor = CLIPImageProcessor.from_pretrained(folder)
-    except Exception as error:  # of many kinds: no config, one of another architecture
-        raise InputError(
-            f"teacher {source!r} cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
-            + REMEDY.format(kind=HF_CLIP)
-        ) from None
-    state = {key: value for key, value in pretrained.read_state(folder).items() if not key.endswith("position_ids")}
-    pretrained.load_into(clip, state, source)
+        raise InputError(f"teacher {HF_CLIP}{source}: its config.json is a {kind!r}, no 'clip'; name a CLIPModel")
+    clip, processor = CLIPModel(CLIPConfig.from_pretrained(folder)).eval(), CLIPImageProcessor.from_pretrained(folder)
+    pretrained.load_into(clip, pretrained.read_state(folder), source)
     tokenizer, length = tokenizers.load(folder), clip.config.text_config.max_position_embeddings
-
-    class Wrapped(nn.Module):
-        """CLIPModel by open_clip's method names."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.clip = clip
-            crop = processor.crop_size["height"] if processor.do_center_crop else processor.size["height"]
-            expected = {"size": crop, "mean": processor.image_mean, "std": processor.image_std}
-            self.visual = SimpleNamespace(preprocess_cfg=expected)
-
-        def encode_image(self, pixels: Any) -> Any:
-            return self.clip.get_image_features(pixel_values=pixels).pooler_output
-
-        def encode_text(self, ids: Any) -> Any:  # attention is causal: padding after the last token changes nothing
-            return self.clip.get_text_features(input_ids=ids).pooler_output
-
-    def preprocess(image: Any) -> Any:
-        return processor(image, return_tensors="pt")["pixel_values"][0]
-
-    def tokenize(texts: list[str]) -> Any:
-        return tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")[
+    return Teacher(
+        clip,
+        lambda picture: processor(picture, return_tensors="pt")["pixel_values"][0],
+        lambda texts: tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")[
             "input_ids"
-        ]
+        ],
+        lambda images: clip.get_image_features(pixel_values=images).pooler_output,
+        # Attention is causal: padding after the last token changes nothing.
+        lambda ids: clip.get_text_features(input_ids=ids).pooler_output,
+    )
 
-    return Wrapped().eval(), preprocess, tokenize
 
+def small_clip(spec: TeacherSpec, tokenizer: Any, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that the kit trains, untrained, and its open_clip configuration; the BERT's goes to `folder`.
 
-def small_open_clip(spec: TeacherSpec, tokenizer: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The small open_clip model that the kit trains, untrained, and its `model_cfg`; a BERT's configuration goes to `folder`.
-
-    `towers: student` gives it the student's own kinds of encoder, a CLIP ViT with QuickGELU and a BERT as in BiomedCLIP, so
-    that a run can start from them (`init.image: teacher`).
+    Its towers are of the student's kinds, a CLIP ViT with QuickGELU and a BERT, so that a run can start from them.
     """
     import open_clip
     from transformers import BertConfig
 
-    from amif_lib.networks.encoders import initial_deviation
-
-    heads = spec.heads or max(spec.width // 32, 1)
-    vision = {
-        "image_size": spec.image_size,
-        "patch_size": spec.patch_size,
-        "width": spec.width,
-        "layers": spec.layers,
-        "head_width": spec.width // heads,
-    }
+    sizes = {"hidden_size": spec.width, "intermediate_size": 4 * spec.width, "num_hidden_layers": spec.layers}
+    sizes |= {"num_attention_heads": spec.width // 32, "max_position_embeddings": LENGTH, "vocab_size": len(tokenizer)}
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    bert = BertConfig(**sizes, **dropout, initializer_range=initial_deviation(spec.width))
+    bert.save_pretrained(folder)
     text = {
-        "context_length": spec.text_length,
+        "context_length": LENGTH,
         "vocab_size": len(tokenizer),
         "hf_tokenizer_name": "tokenizer of this folder",
-        "width": spec.width,
-        "heads": heads,
-        "layers": spec.layers,
-        "pool_type": "eos",
-        "eos_id": tokenizer.sep_token_id,
-        "pad_id": tokenizer.pad_token_id,
-    }
-    config: dict[str, Any] = {"embed_dim": spec.embed_dim, "vision_cfg": vision, "text_cfg": text}
-    if spec.towers == "open_clip":
-        return open_clip.CLIP(**config), config
-    bert = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=spec.width,
-        intermediate_size=4 * spec.width,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=heads,
-        max_position_embeddings=spec.text_length,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=initial_deviation(spec.width),
-    )
-    bert.save_pretrained(folder)
-    text = {key: text[key] for key in ("context_length", "vocab_size", "hf_tokenizer_name")} | {
         "hf_model_name": ".",  # this folder, wherever it is moved to
         "hf_model_pretrained": False,
         "hf_proj_type": "linear",
         "hf_pooler_type": "cls_last_hidden_state_pooler",
     }
-    config = {"embed_dim": spec.embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    own = {**config, "text_cfg": {**text, "hf_model_name": str(folder)}}
-    return open_clip.CustomTextCLIP(**own), {**config, "custom_text": True}
+    vision = {"image_size": spec.image_size, "patch_size": spec.patch_size, "width": spec.width, "layers": spec.layers}
+    config = {"embed_dim": DIM, "quick_gelu": True, "vision_cfg": vision | {"head_width": 32}, "text_cfg": text}
+    model = open_clip.CustomTextCLIP(**config | {"text_cfg": text | {"hf_model_name": str(folder)}})
+    return model, config | {"custom_text": True}
 
 
-def train_open_clip(
-    studies: Sequence[Study], spec: TeacherSpec, folder: Path, pictures: Pictures
-) -> tuple[Any, Any, Any]:
-    """Train a small CLIP (InfoNCE, one-hot) and save it as an open_clip folder: config, safetensors, tokenizer."""
-    import numpy as np
+def train(studies: Sequence[Study], spec: TeacherSpec, folder: Path, pictures: Any) -> None:
+    """Train a small CLIP on the CPU (InfoNCE with one-hot labels) and save it as an open_clip folder.
+
+    Args:
+        pictures: stored images by id (`data.store.pictures`).
+    """
     import open_clip
-    import torch
-    from safetensors.torch import save_file
 
-    from amif_lib.core import progress
-    from amif_lib.networks import pixels, tokenizers
-    from amif_lib.training.batches import ImageCache
-
-    torch.manual_seed(spec.seed)
-    tokenizer = tokenizers.train([study.text for study in studies], 4000, folder)
-    model, config = small_open_clip(spec, tokenizer, folder)
-    ids = torch.tensor(
-        tokenizer([s.text for s in studies], truncation=True, max_length=spec.text_length, padding="max_length")[
-            "input_ids"
-        ]
-    )
-    cache = ImageCache(pictures, spec.image_size, sizes.stored_side(spec.image_size))
-    steps = spec.epochs * (len(studies) // spec.batch_size)
+    steps = spec.epochs * (len(studies) // BATCH)
     if steps == 0:
         raise InputError(
-            f"teacher.batch_size: {spec.batch_size} exceeds the {len(studies)} studies to train on; lower it"
+            f"teacher: a batch of {BATCH} exceeds the {len(studies)} studies to train on; name a larger set"
         )
+    torch.manual_seed(0)
+    texts = [study.text for study in studies]
+    tokenizer = tokenizers.train(texts, VOCABULARY, folder)
+    model, config = small_clip(spec, tokenizer, folder)
+    ids = tokenizer(texts, truncation=True, max_length=LENGTH, padding="max_length", return_tensors="pt")["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.learning_rate, total_steps=steps, pct_start=0.1)
     loss_function = open_clip.ClipLoss()
     bar = progress.bar(steps, f"teacher {folder.name.removeprefix('.')}")
     for epoch in range(spec.epochs):
-        order = np.random.default_rng((spec.seed, epoch)).permutation(len(studies))
-        for start in range(0, len(order) - spec.batch_size + 1, spec.batch_size):
-            rows = order[start : start + spec.batch_size]
-            rngs = [np.random.default_rng((spec.seed, epoch, int(row))) for row in rows]
-            batch = torch.stack(
-                [
-                    pixels.augment(
-                        cache[studies[row].images[rng.integers(len(studies[row].images))].image_id],
-                        spec.image_size,
-                        "light",
-                        pixels.keyed(spec.seed, epoch, int(row)),
-                    )
-                    for row, rng in zip(rows, rngs, strict=True)
-                ]
-            )  # (B, 3, H, W)
-            features = model(batch, ids[rows])
-            loss = loss_function(*features[:3])
+        order = torch.randperm(len(studies), generator=pixels.keyed(0, epoch))
+        for rows in order[: len(order) // BATCH * BATCH].split(BATCH):
+            batch = torch.stack([_view(studies[row], pictures, spec.image_size, epoch, row) for row in rows.tolist()])
+            loss = loss_function(*model(batch, ids[rows])[:3])  # images (B, 3, H, W), tokens (B, t)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             with torch.no_grad():
@@ -201,6 +159,12 @@ def train_open_clip(
             bar.step(loss=loss.item())
     bar.close()
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": config, "preprocess_cfg": {"resize_mode": "squash", "interpolation": "bicubic"}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return load_open_clip(f"local-dir:{folder}")
+    content = {"model_cfg": config, "preprocess_cfg": {"resize_mode": "squash", "interpolation": "bicubic"}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _view(study: Study, pictures: Any, size: int, epoch: int, row: int) -> Tensor:
+    """One of the study's images, slightly varied, (3, size, size)."""
+    generator = pixels.keyed(0, epoch, row)
+    image = study.images[int(torch.randint(len(study.images), (), generator=generator))]
+    return pixels.augment(pictures[image.image_id], size, "light", generator)
