@@ -1,4 +1,4 @@
-"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in some layers, cross-attention.
+"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in its last layers, cross-attention.
 
 Its call looks like that of a Hugging Face decoder with cross-attention, so that the same ranking serves both.
 """
@@ -19,10 +19,14 @@ KeysValues = tuple[Tensor, Tensor]  # of an attended side, each (B, heads, S, d 
 
 @dataclass
 class DecoderOutput:
+    """What a Hugging Face decoder returns, as far as it is read here."""
+
     logits: Tensor  # (B, L, vocabulary); logits[:, t] predicts token t + 1
 
 
 class DecoderLayer(nn.Module):
+    """A BERT layer, with or without cross-attention."""
+
     def __init__(self, width: int, heads: int, dropout: float, cross: bool):
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
@@ -33,11 +37,11 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         mask: Tensor | None,
-        memory: Tensor | KeysValues | None,
+        memory: KeysValues | None,
         memory_mask: Tensor | None,
         past: list[Tensor] | None = None,
     ) -> Tensor:
-        """x (B, L, d); memory (B', S, d) or its keys and values; `past`, where given, is extended by x's own."""
+        """x (B, L, d), keys and values of the memory; `past`, where given, is extended by x's own."""
         own = None
         if past is not None:
             new = self.self_attention.keys_values(x)
@@ -46,17 +50,15 @@ class DecoderLayer(nn.Module):
         causal = past is None and (mask is None or mask.dim() == 2)  # a 4-D mask says all by itself
         x = self.self_attention(x, mask=mask, causal=causal, kept=own)  # (B, L, d)
         if self.cross_attention is not None:
-            known = isinstance(memory, tuple)
-            x = self.cross_attention(
-                x, None if known else memory, memory_mask, kept=memory if known else None
-            )  # (B, L, d)
+            x = self.cross_attention(x, mask=memory_mask, kept=memory)  # (B, L, d)
         return self.feed_forward(x)
 
 
 class AnswerDecoder(nn.Module):
     """BERT blocks over answer tokens, of which the last `cross_layers` attend to the image-question tokens F'_i (point 37).
 
-    The output layer shares its weights with the word embeddings, as BERT's (point 38). 122,524,228 parameters at paper size.
+    The output layer shares its weights with the word embeddings, as BERT's (point 38). 122,524,228 parameters at paper
+    size.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class AnswerDecoder(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers)
         )
+        self.blind_layers = layers - cross_layers  # what these compute depends on the answer alone
         self.head_transform = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
@@ -81,28 +84,16 @@ class AnswerDecoder(nn.Module):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
     ) -> DecoderOutput:
-        """input_ids (B, L) and memory (B', S, d), B' dividing B -> logits (B, L, vocabulary).
+        """input_ids and mask (B, L), memory (B', S, d) and mask (B', S), B' dividing B -> logits (B, L, vocabulary)."""
+        mask, memory_mask = (m if m is None else m.bool() for m in (attention_mask, encoder_attention_mask))
+        x = self.run(self.embed(input_ids), mask, self.remember(encoder_hidden_states), memory_mask)
+        return DecoderOutput(self.project(x))
 
-        A 2-D mask (B, L) marks real tokens; a 4-D one (B or 1, 1, L, L) says who sees whom, in place of causality.
-        """
-        memory = [encoder_hidden_states] * len(self.layers)
-        return DecoderOutput(
-            self.project(self.states(input_ids, attention_mask, memory, encoder_attention_mask, position_ids))
-        )
-
-    def states(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        memory: Sequence[Tensor | KeysValues | None],
-        memory_mask: Tensor | None,
-        position_ids: Tensor | None = None,
-        past: Sequence[list[Tensor]] | None = None,
-    ) -> Tensor:
-        """The last layer's output (B, L, d). `memory`: one entry a layer, tokens or what `remember` made of them."""
-        return self.run(self.embed(input_ids, position_ids), attention_mask, memory, memory_mask, past)
+    def remember(self, memory: Tensor) -> list[KeysValues | None]:
+        """Keys and values of the memory (B, S, d) for every layer that cross-attends: made once, used for every answer."""
+        crosses = (layer.cross_attention for layer in self.layers)
+        return [None if attention is None else attention.keys_values(memory) for attention in crosses]
 
     def embed(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """input_ids (B, L), positions 0, 1, … where none are given -> (B, L, d)."""
@@ -115,37 +106,25 @@ class AnswerDecoder(nn.Module):
     def run(
         self,
         x: Tensor,
-        attention_mask: Tensor | None,
-        memory: Sequence[Tensor | KeysValues | None],
+        mask: Tensor | None,
+        memory: Sequence[KeysValues | None],
         memory_mask: Tensor | None,
         past: Sequence[list[Tensor]] | None = None,
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """Layers `start` to `stop` of `states`, on x (B, L, d)."""
-        mask = None if attention_mask is None else attention_mask.bool()
-        memory_mask = None if memory_mask is None else memory_mask.bool()
-        for number in range(len(self.layers))[start:stop]:
-            x = self.layers[number](x, mask, memory[number], memory_mask, None if past is None else past[number])
-        return x
+        """Layers `start` to `stop` on x (B, L, d). `memory` is what `remember` made of it.
 
-    @property
-    def blind_layers(self) -> int:
-        """How many layers come before the first that cross-attends: what they compute depends on the answer alone."""
-        blind = (i for i, layer in enumerate(self.layers) if layer.cross_attention is not None)
-        return next(blind, len(self.layers))
+        A 2-D mask (B, L) marks real tokens; a 4-D one (B or 1, 1, L, L) says who sees whom, in place of causality.
+        """
+        for i in range(len(self.layers))[start:stop]:
+            x = self.layers[i](x, mask, memory[i], memory_mask, None if past is None else past[i])
+        return x
 
     def project(self, x: Tensor) -> Tensor:
         """The output layer: states (..., d) -> logits (..., vocabulary)."""
         x = self.head_norm(F.gelu(self.head_transform(x)))
         return F.linear(x, self.word_embeddings.weight, self.head_bias)
-
-    def remember(self, memory: Tensor) -> list[KeysValues | None]:
-        """Keys and values of the memory (B, S, d) for every layer that cross-attends: computed once, used for every answer."""
-        return [
-            None if layer.cross_attention is None else layer.cross_attention.keys_values(memory)
-            for layer in self.layers
-        ]
 
     def loss(self, answers: Tensor, answer_mask: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
         """Conditional language-modelling loss per answer (B,): the sum over its tokens of -log p, [SEP] included once.
@@ -165,7 +144,7 @@ class AnswerDecoder(nn.Module):
         past: list[list[Tensor]] = [[] for _ in self.layers]  # keys and values of the tokens written so far
         while ids.shape[1] < max_length and not bool(done.all()):
             position = torch.tensor([ids.shape[1] - 1], device=memory.device)
-            x = self.states(ids[:, -1:], None, remembered, memory_mask, position, past)  # (B, 1, d)
+            x = self.run(self.embed(ids[:, -1:], position), None, remembered, memory_mask, past)  # (B, 1, d)
             best = self.project(x[:, -1]).argmax(-1)  # (B,)
             best = torch.where(done, end, best)
             done |= best == end

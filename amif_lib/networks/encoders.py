@@ -20,8 +20,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.form = spec.image_form
-        activation, norm_first, epsilon = FORMS[self.form]
+        activation, norm_first, epsilon = FORMS[spec.image_form]
         whole = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=spec.width,

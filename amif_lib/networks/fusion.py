@@ -47,41 +47,36 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         causal: bool = False,
-        return_weights: bool = False,
         kept: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """x (B, S, d), context (B', T, d), mask of the attended side -> (B, S, d) and, if asked, (B, h, S, T).
+        shown: list[Tensor] | None = None,
+    ) -> Tensor:
+        """x (B, S, d), context (B', T, d), mask of the attended side -> (B, S, d).
 
         The mask is (B', T), or (B' or 1, 1, S, T) where each query sees its own part. `kept` are `keys_values` of the
-        attended side from before; they take the place of `context`.
+        attended side from before, in place of `context`; to `shown` the weights (B, h, S, T) are appended.
         """
         q = self._split(self.query(x))
         k, v = self.keys_values(x if context is None else context) if kept is None else kept
         allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B', 1, 1, T)
         if k.shape[0] != q.shape[0]:  # one context serves several consecutive queries
             copies = q.shape[0] // k.shape[0]
-            k, v = (
-                t.repeat_interleave(copies, dim=0) if t.shape[0] > 1 else t.expand(q.shape[0], -1, -1, -1)
-                for t in (k, v)
-            )
+            one = k.shape[0] == 1
+            k, v = (t.expand(copies, -1, -1, -1) if one else t.repeat_interleave(copies, dim=0) for t in (k, v))
             if allowed is not None:
                 allowed = allowed.repeat_interleave(copies, dim=0)
         if causal:
             lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()  # (S, S)
             allowed = lower if allowed is None else allowed & lower
         dropout = self.dropout if self.training else 0.0
-        weights = None
-        if return_weights:
-            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, h, S, T)
-            if allowed is not None:
-                scores = scores.masked_fill(~allowed, float("-inf"))
-            weights = scores.float().softmax(-1)
-            mixed = F.dropout(weights.to(v.dtype), dropout, self.training) @ v  # (B, h, S, d/h)
+        if shown is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)  # (B, h, S, d/h)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, h, S, T)
+            scores = scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
+            shown.append(scores.float().softmax(-1))
+            mixed = F.dropout(shown[-1].to(v.dtype), dropout, self.training) @ v  # (B, h, S, d/h)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, h, S, d/h) -> (B, S, d)
-        out = self.norm(x + F.dropout(self.output(mixed), dropout, self.training))
-        return (out, weights) if return_weights else out
+        return self.norm(x + F.dropout(self.output(mixed), dropout, self.training))
 
 
 class FeedForward(nn.Module):
@@ -109,15 +104,12 @@ class CoAttentionLayer(nn.Module):
         self.feed_forward = FeedForward(width, dropout)
 
     def forward(
-        self, x: Tensor, partner: Tensor, mask: Tensor | None, partner_mask: Tensor | None, return_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, partner: Tensor, mask: Tensor | None, partner_mask: Tensor | None, shown: list[Tensor] | None
+    ) -> Tensor:
+        """x (B, S, d), partner (B, T, d) -> (B, S, d); to `shown` the cross-attention's weights are appended."""
         x = self.self_attention(x, mask=mask)  # (B, S, d)
-        weights = None
-        if return_weights:
-            x, weights = self.cross_attention(x, partner, partner_mask, return_weights=True)  # weights (B, h, S, T)
-        else:
-            x = self.cross_attention(x, partner, partner_mask)  # (B, S, d)
-        return self.feed_forward(x), weights
+        x = self.cross_attention(x, partner, partner_mask, shown=shown)  # (B, S, d)
+        return self.feed_forward(x)
 
 
 class CoAttention(nn.Module):
@@ -142,22 +134,19 @@ class CoAttention(nn.Module):
         b_mask: Tensor | None,
         pair_type: PairType = "image_text",
         return_weights: bool = False,
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor | None, Tensor | None]]]:
-        """a (B, S, d) and b (B, T, d) -> both co-attended, and per layer the cross-attention weights if asked.
+    ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """a (B, S, d) and b (B, T, d) -> both co-attended, and if asked each layer's weights of a on b and of b on a.
 
-        The weights are (B, h, S, T) of a on b and (B, h, T, S) of b on a.
+        The weights are (B, h, S, T) and (B, h, T, S).
         """
         kind = self.pair_embedding.weight[PAIR_TYPES.index(pair_type)]  # (d,)
         a, b = a + kind, b + kind
         a_stream = self.text_stream if pair_type == "text_text" else self.image_stream
         b_stream = self.image_stream if pair_type == "image_image" else self.text_stream
-        attentions = []
-        for a_layer, b_layer in zip(a_stream, b_stream, strict=True):
-            (a, a_weights), (b, b_weights) = (
-                a_layer(a, b, a_mask, b_mask, return_weights),
-                b_layer(b, a, b_mask, a_mask, return_weights),
-            )
-            attentions.append((a_weights, b_weights))
+        attentions = [[] for _ in a_stream] if return_weights else []
+        for layer, (a_layer, b_layer) in enumerate(zip(a_stream, b_stream, strict=True)):
+            shown = attentions[layer] if return_weights else None
+            a, b = a_layer(a, b, a_mask, b_mask, shown), b_layer(b, a, b_mask, a_mask, shown)
         return a, b, attentions
 
 

@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
+from amif_lib.data import images
 from amif_lib.methods.amif.settings import KnowledgeSpec
-from amif_lib.networks import pretrained, tokenizers
+from amif_lib.networks import pixels, pretrained, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initial_deviation
 from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
@@ -199,15 +200,11 @@ class AMiFForVQA(nn.Module):
 
     def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each answer, [CLS] … [SEP], cut to the answer length."""
-        return self.tokenizer([str(answer) for answer in answers], truncation=True, max_length=self.answer_length)[
-            "input_ids"
-        ]
+        texts = [str(answer) for answer in answers]
+        return self.tokenizer(texts, truncation=True, max_length=self.answer_length)["input_ids"]
 
     def inputs(self, image: Image.Image | str | Path, question: str) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (1, 3, H, W), question ids and mask (1, t), on the model's device."""
-        from amif_lib.data import images
-        from amif_lib.networks import pixels
-
         source = Path(image) if isinstance(image, str) else image
         picture = images.as_stored(source, self.spec.stored_side)  # the original with the pixels that training saw
         ids, mask = tokenizers.encode(self.tokenizer, [question], self.question_length)
@@ -235,32 +232,24 @@ class AMiFForVQA(nn.Module):
         """Load from a folder written by `save_pretrained`, or from a hub id. Returned in evaluation mode."""
         folder = pretrained.find(str(source))
         content = pretrained.config(folder)
-        if content.get("architecture") != "AMiFForVQA":
-            raise InputError(
-                f"{folder / 'config.json'}: architecture is {content.get('architecture')!r}; give the model/ folder "
-                "of a fine-tuning run"
-            )
         try:
+            if (found := content.get("architecture")) != "AMiFForVQA":
+                raise ValueError(f"architecture is {found!r}")
             spec, prior = ModelSpec(**content["model"]), KnowledgeSpec(**content["knowledge"])
             lengths = content["question_length"], content["answer_length"]
-        except (KeyError, TypeError, ValidationError) as error:
+        except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
             reason = " ".join(str(error).split())
-            raise InputError(f"{folder / 'config.json'}: {reason}; save the model again with this kit") from None
+            raise InputError(
+                f"{folder / 'config.json'}: {reason}; give the model/ folder of a fine-tuning by this version of the kit"
+            ) from None
         state = pretrained.read_state(folder)
-        model = cls(
-            spec,
-            prior,
-            torch.zeros_like(state["knowledge_ids"]),
-            tokenizers.load(folder),
-            *lengths,
-        )
+        model = cls(spec, prior, state["knowledge_ids"], tokenizers.load(folder), *lengths)
         pretrained.load_into(model, state, str(source))
         return model.eval()
 
 
 def _save(module: nn.Module, content: dict[str, Any], folder: Path) -> None:
-    from safetensors.torch import save_file
-
+    """Weights and `config.json`; a folder never holds half a file of weights."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / "model.safetensors.part"
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, aside)
