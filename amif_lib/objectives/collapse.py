@@ -14,22 +14,14 @@ from torch.nn import functional as F
 
 from amif_lib.objectives import transport
 
-# Above this mean cosine between the tokens of one side, tokens count as collapsed.
-TOKEN_COSINE_LIMIT = 0.95
-# Below this total variation distance from the independent plan, a plan counts as independent of the tokens.
-PLAN_DISTANCE_LIMIT = 0.05
+TOKEN_COSINE_LIMIT = 0.95  # mean cosine between the tokens of one side, above which they count as collapsed
+PLAN_DISTANCE_LIMIT = 0.05  # total variation from the independent plan, below which a plan says nothing
+EXACT_PROBLEMS = 8  # samples of a batch that are solved exactly, on the CPU, one by one
 
 
 @torch.no_grad()
 def collapse(
-    x_tokens: Tensor,
-    y_tokens: Tensor,
-    plan: Tensor,
-    row_mask: Tensor | None,
-    col_mask: Tensor | None,
-    cost: Tensor,
-    *,
-    exact_problems: int = 8,
+    x_tokens: Tensor, y_tokens: Tensor, plan: Tensor, row_mask: Tensor | None, col_mask: Tensor | None, cost: Tensor
 ) -> dict[str, float]:
     r"""Statistics of one batch of transport problems; `verdict` reads them.
 
@@ -40,8 +32,6 @@ def collapse(
     plan, cost : Tensor, shape (B, p, t)
     row_mask, col_mask : Tensor, shape (B, p) and (B, t), or None
         True (or non-zero) at a real token.
-    exact_problems : int
-        How many samples, from the first on, are solved exactly for `cost_gap_closed` (on the CPU, one by one).
 
     Returns
     -------
@@ -51,11 +41,9 @@ def collapse(
         - ``row_violation``, ``col_violation``: :math:`\|\mathbf{T}\mathbf{1} - \mathbf{a}\|_1` and
           :math:`\|\mathbf{T}^\top\mathbf{1} - \mathbf{b}\|_1`, means over samples, as shares of the total mass 1;
         - ``plan_distance``: :math:`\frac{1}{2} \|\mathbf{T} - \mathbf{a}\mathbf{b}^\top\|_1`, the total variation
-          distance from the independent plan, between 0 and 1, over samples with two tokens or more on both sides (with
-          fewer there is only one plan);
-        - ``cost_gap_closed``: (cost of the independent plan - cost of this one) / (cost of the independent plan - cost
-          of the optimal one), after rounding this plan to the marginals, summed over those samples before dividing; 1
-          is an optimal plan, 0 one that costs as much as the independent plan.
+          distance from the independent plan, between 0 and 1, over samples with two tokens or more on both sides;
+        - ``cost_gap_closed``: the share of the cost gap between the independent plan (0) and the optimal one (1) that
+          this plan closes, after rounding it to the marginals, over the first `EXACT_PROBLEMS` of those samples.
 
         A statistic that no sample allows is NaN.
     """
@@ -64,7 +52,7 @@ def collapse(
     independent = a.unsqueeze(2) * b.unsqueeze(1)  # (B, p, 1), (B, 1, t) -> (B, p, t)
     used = a.sum(dim=1) > 0  # (B,): both sides have tokens
     free = ((a > 0).sum(dim=1) > 1) & ((b > 0).sum(dim=1) > 1)  # (B,): more than one plan is possible
-    few = free.nonzero().squeeze(1)[:exact_problems]
+    few = free.nonzero().squeeze(1)[:EXACT_PROBLEMS]
     return {
         "row_token_cosine": _token_cosine(x_tokens, a > 0),
         "col_token_cosine": _token_cosine(y_tokens, b > 0),
@@ -78,25 +66,21 @@ def collapse(
 def verdict(stats: dict[str, float]) -> str:
     """One sentence on what `collapse` found, for a log or a notebook."""
     row, col, distance = stats["row_token_cosine"], stats["col_token_cosine"], stats["plan_distance"]
+    cosines = f"mean cosine between tokens {row:.3f} on the row side, {col:.3f} on the column side"
     if max(row, col) > TOKEN_COSINE_LIMIT:
-        return (
-            f"the plan carries no information: tokens have collapsed (mean cosine between tokens {row:.3f} on the "
-            f"row side, {col:.3f} on the column side, limit {TOKEN_COSINE_LIMIT})"
-        )
+        return f"the plan carries no information: tokens have collapsed ({cosines}, limit {TOKEN_COSINE_LIMIT})"
     if distance < PLAN_DISTANCE_LIMIT:
         return (
-            f"the plan carries no information: it is within {distance:.3f} (total variation, limit "
-            f"{PLAN_DISTANCE_LIMIT}) of the independent plan; costs vary too little for this beta and number of "
-            "iterations"
+            f"the plan carries no information: its total variation from the independent plan is {distance:.3f} (limit "
+            f"{PLAN_DISTANCE_LIMIT}); costs vary too little for this beta and number of iterations"
         )
     if any(math.isnan(value) for value in (row, col, distance)):
         return "the plan cannot be judged: no sample has two tokens or more on both sides, or features are not numbers"
     closed = stats["cost_gap_closed"]
     share = "" if math.isnan(closed) else f" and closes {closed:.0%} of the cost gap between it and the optimal plan"
     return (
-        f"the plan depends on the tokens: it is {distance:.2f} (total variation) away from the independent "
-        f"plan{share}; mean cosine between tokens {row:.2f} and {col:.2f}, marginals missed by "
-        f"{stats['row_violation']:.1%} and {stats['col_violation']:.1%}"
+        f"the plan depends on the tokens: its total variation from the independent plan is {distance:.2f}{share}; "
+        f"{cosines}; marginals missed by {stats['row_violation']:.1%} and {stats['col_violation']:.1%}"
     )
 
 

@@ -41,15 +41,7 @@ SMALLEST_ENTRY = 1e-20
 def cosine_cost(x: Tensor, y: Tensor) -> Tensor:
     r"""Eq. 10 on L2-normalised tokens: :math:`C_{jk} = 1 - \cos(x_j, y_k)`, between 0 and 2.
 
-    Parameters
-    ----------
-    x : Tensor, shape (B, p, d)
-    y : Tensor, shape (B, t, d)
-
-    Returns
-    -------
-    Tensor, shape (B, p, t)
-        fp32, differentiable. A zero token has cost 1 to everything.
+    Tokens x (B, p, d) and y (B, t, d) -> (B, p, t), fp32, differentiable. A zero token has cost 1 to everything.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = F.normalize(x.float(), dim=-1), F.normalize(y.float(), dim=-1)
@@ -57,19 +49,9 @@ def cosine_cost(x: Tensor, y: Tensor) -> Tensor:
 
 
 def masses(cost: Tensor, row_mask: Tensor | None, col_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Uniform marginals: 1/n on each of a side's n real tokens, 0 on padding; both sides 0 where one is empty.
+    """Uniform marginals (B, p) and (B, t), fp32: 1/n on a side's n real tokens, 0 on padding, all 0 where one is empty.
 
-    Parameters
-    ----------
-    cost : Tensor, shape (B, p, t)
-        Read for shape and device only.
-    row_mask, col_mask : Tensor, shape (B, p) and (B, t), optional
-        True (or non-zero) at a real token; None where all are real.
-
-    Returns
-    -------
-    tuple of Tensor, shape (B, p) and (B, t)
-        fp32.
+    Parameters as for `ipot`; of the cost only shape and device are read.
     """
     samples, p, t = cost.shape
     rows = cost.new_ones(samples, p, dtype=torch.float32) if row_mask is None else row_mask.bool().float()  # (B, p)
@@ -193,15 +175,7 @@ def transport_cost(plan: Tensor, cost: Tensor) -> Tensor:
     With a detached plan the gradient is :math:`\mathbf{T}` with respect to the cost: at the optimum this is the
     gradient of the minimum itself (envelope theorem).
 
-    Parameters
-    ----------
-    plan, cost : Tensor, shape (B, p, t)
-        The cost must be finite at padding too.
-
-    Returns
-    -------
-    Tensor, shape (B,)
-        fp32; Eq. 9 is its mean.
+    Plan and cost (B, p, t), the cost finite at padding too -> (B,), fp32; Eq. 9 is its mean.
     """
     return (plan.float() * cost.float()).sum(dim=(1, 2))  # (B, p, t) -> (B,)
 
@@ -213,16 +187,7 @@ def round_to_feasible(plan: Tensor, row_mass: Tensor, col_mass: Tensor) -> Tenso
     plan of what is missing. Costs of approximate plans compare fairly only after this: an infeasible plan may cost less
     than the optimum.
 
-    Parameters
-    ----------
-    plan : Tensor, shape (B, p, t)
-    row_mass, col_mass : Tensor, shape (B, p) and (B, t)
-        Equal sums per sample; see `masses`.
-
-    Returns
-    -------
-    Tensor, shape (B, p, t)
-        In the plan's type.
+    Plan (B, p, t), masses (B, p) and (B, t) of equal sums (see `masses`) -> (B, p, t), in the plan's type.
     """
     a, b = row_mass.to(plan.dtype).unsqueeze(2), col_mass.to(plan.dtype).unsqueeze(1)  # (B, p, 1), (B, 1, t)
     for mass, dim in ((a, 2), (b, 1)):

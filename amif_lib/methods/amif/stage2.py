@@ -14,10 +14,13 @@ from amif_lib.methods.amif.settings import ObjectiveSpec
 from amif_lib.methods.amif.stage1 import global_loss_names, global_losses, pick
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks.fusion import PAIR_TYPES, PairType
+from amif_lib.networks.pixels import keyed
 from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import collapse, contrastive, hard_negatives, transport
 from amif_lib.objectives.distributed import gather, own_rows, pad_to_common_length
 from amif_lib.objectives.hard_negatives import Negatives
+
+MINING = 2**31  # a number that no sample has: mining's stream is apart from those that samples are drawn with
 
 
 class Stage2(nn.Module):
@@ -35,15 +38,15 @@ class Stage2(nn.Module):
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
         """Named losses (Eq. 9, Eq. 13, and Eq. 8 where stage 2 keeps it), and statistics to be logged."""
-        amif, o, out = self.amif, self.objective, {}
-        text = amif.text_encoder(batch.ids, batch.mask)  # R_i: (B, t, d)
+        amif, o, mask, out = self.amif, self.objective, batch.mask, {}
+        text = amif.text_encoder(batch.ids, mask)  # R_i: (B, t, d)
         views = amif.encode_views(batch.views)  # (B, V, p+1, d)
         image = pick(views, batch.view)  # V_i: (B, p+1, d)
-        fused = amif.co_attention(image, text, None, batch.mask, "image_text")[:2]  # (B, p+1, d), (B, t, d)
+        fused = amif.co_attention(image, text, None, mask, "image_text")[:2]  # (B, p+1, d), (B, t, d)
 
         if "local" in self.weights:
             x, y = fused if o.transport_on == "fused" else (image, text)
-            words = content_mask(batch.ids, batch.mask, self.special_ids)  # (B, t)
+            words = content_mask(batch.ids, mask, self.special_ids)  # (B, t)
             cost, plan = self.transport(x[:, 1:], y, words)  # Eq. 10, without [CLS] and [SEP] (point 24)
             out["local"] = transport.transport_cost(plan, cost).mean()  # Eq. 9, on positives only (point 28)
             if batch.step % 10 == 0:
@@ -51,20 +54,24 @@ class Stage2(nn.Module):
                 out |= {f"collapse/{name}": torch.tensor(value) for name, value in found.items()}
 
         if "hard_negatives" in self.weights:
-            copy = amif.text_encoder(batch.copy_ids, batch.mask)  # R_i with tokens dropped (point 17): (B, t, d)
-            pairs = {"image_text": (image, text), "image_image": views.unbind(1), "text_text": (text, copy)}
-            mined, losses, right = self.mine(batch, views, text), [], []  # Eq. 11
-            for kind, (a, b) in pairs.items():
-                a_mask, b_mask = (batch.mask if side == "text" else None for side in kind.split("_"))
+            copy = amif.text_encoder(batch.copy_ids, mask)  # R_i with tokens dropped (point 17): (B, t, d)
+            pairs = {
+                "image_text": (image, text, None, mask),
+                "image_image": (*views.unbind(1), None, None),  # point 18
+                "text_text": (text, copy, mask, mask),
+            }
+            mined, losses = self.mine(batch, views, text), []  # Eq. 11
+            for kind, (a, b, a_mask, b_mask) in pairs.items():
                 m, valid, _ = mined[kind]
                 negative = amif.co_attention(a, take(b, m), a_mask, take(b_mask, m), kind)[:2]
-                losses.append(self.classify(negative, 1, valid, right))  # Eq. 12
+                losses.append(self.classify(negative, 1, valid))  # Eq. 12
                 if kind in self.with_positive:
                     positive = fused if kind == "image_text" else amif.co_attention(a, b, a_mask, b_mask, kind)[:2]
-                    losses.append(self.classify(positive, 0, valid, right))
+                    losses.append(self.classify(positive, 0, valid))
                 out[f"skipped_{kind}"] = (~valid).sum()
-            out["hard_negatives"] = torch.stack(losses).sum()  # Eq. 13: over pairs, each a mean over samples (point 22)
-            out["pair_accuracy"] = torch.stack(right).mean()
+            loss, right = torch.stack(losses).unbind(1)
+            out["hard_negatives"] = loss.sum()  # Eq. 13: over pairs, each a mean over samples (point 22)
+            out["pair_accuracy"] = right.mean().detach()
 
         if "global" in self.weights:
             kept = global_losses(amif, o, batch, views[:, :, 0], text[:, 0])
@@ -101,17 +108,20 @@ class Stage2(nn.Module):
         for number, kind in enumerate(PAIR_TYPES):
             q = contrastive.soft_labels(contrastive.similarity(*sides[kind]), tau, 0.0, diagonal)  # (N, N)
             exclude = same | other_view if kind == "image_image" else same
-            generator = torch.Generator().manual_seed(hash((self.seed, batch.step, number)) & 0x7FFFFFFF)
-            drawn = hard_negatives.sample(q, diagonal, exclude, generator, temperature=o.negative_temperature)
+            stream = keyed(self.seed, batch.step, number, MINING)
+            drawn = hard_negatives.sample(q, diagonal, exclude, stream, temperature=o.negative_temperature)
             mined[kind] = Negatives(*(each[rows] for each in drawn))  # (N, ...) -> (B, ...)
         return mined
 
-    def classify(self, pair: tuple[Tensor, Tensor], label: int, valid: Tensor, right: list[Tensor]) -> Tensor:
-        """Eq. 12 and a term of Eq. 13: cross-entropy of the label (1: hard negative), 0 for rows without a negative."""
+    def classify(self, pair: tuple[Tensor, Tensor], label: int, valid: Tensor) -> Tensor:
+        """Eq. 12 and a term of Eq. 13: cross-entropy of the label (1: hard negative) and share of right answers, (2,).
+
+        Rows without a negative count 0.
+        """
         logits = self.amif.pair_head(*pair).float()  # (B, 2)
-        right.append(((logits.detach().argmax(1) == label) * valid).sum() / valid.sum().clamp_min(1))
-        labels = torch.full_like(valid, label, dtype=torch.long)  # (B,)
-        return (F.cross_entropy(logits, labels, reduction="none") * valid).mean()
+        losses = F.cross_entropy(logits, torch.full_like(valid, label, dtype=torch.long), reduction="none")  # (B,)
+        right = ((logits.argmax(1) == label) * valid).sum() / valid.sum().clamp_min(1)
+        return torch.stack([(losses * valid).mean(), right])
 
 
 def take(tokens: Tensor | None, index: Tensor) -> Tensor | None:
