@@ -17,7 +17,6 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import write_predictions
 from amif_lib.experiments.rows import RunSpec
-from amif_lib.reporting import figure_set
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring import baselines
 
@@ -79,7 +78,6 @@ def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad
             found["question_sets"] = {name: found["question_sets"][name] for name in sets}
         return found
 
-    draw_here(monkeypatch)
     monkeypatch.setattr(experiments, "scale_settings", settings)
     monkeypatch.setenv("AMIF_RESULTS", str(folder))
     monkeypatch.setattr(datasets, "load_questions", questions)
@@ -135,32 +133,6 @@ def wrong_at(*positions: int) -> list[str]:
 def _provenance() -> dict:
     """Of this machine, asked once: it calls git."""
     return results.provenance(seconds=90.0)
-
-
-class Done:
-    """Stands for a process that has ended."""
-
-    def __init__(self, status: int = 0, said: str = "") -> None:
-        self.returncode, self.said = status, said
-
-    def communicate(self) -> tuple[str, None]:
-        return self.said, None
-
-    def poll(self) -> int:
-        return self.returncode
-
-
-START = figure_set.start  # the real one
-
-
-def draw_here(patch) -> None:
-    """Let the report draw its figures in this process, where a test's settings hold."""
-
-    def start(scale: str) -> Done:
-        figure_set.main(scale, allow_none=True)
-        return Done()
-
-    patch.setattr(figure_set, "start", start)
 
 
 def write_run(

@@ -2,147 +2,125 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments import stored as results
-from amif_lib.experiments.rows import tables_of
-from amif_lib.reporting import figures, map_figures, map_scores, pretraining_figures, result_figures
-from amif_lib.reporting.figures import Drawn
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored
+from amif_lib.reporting import figures, map_figures, map_scores, tables
+from amif_lib.reporting.figures import BLUE, GREY, INTERVALS, Drawn, scale_note
+from amif_lib.reporting.table_rows import dataset_name
 
 SCORES = "map_scores.csv"
-INDEX = "figures.csv"  # which figures there are, with their captions; written last by `main`
+INDEX = "figures.csv"  # which figures there are, with their captions; written last
 
 
-def draw_all(scale: str, only: Collection[str] = ()) -> list[Path]:
+def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -> list[Path]:
     """Draw what the stored runs allow into `results/<scale>/figures/`, each as PDF, SVG, PNG, CSV and caption.
 
-    `only` names the figures to draw (default: all), such as `fig6_lambda`.
-    A figure whose runs are absent is left out, and one line says which and why; a figure of an earlier call goes with it, so
-    that nothing stale is taken for new. Returns the files; raises InputError where nothing at all can be drawn.
+    `only` names the figures to draw (default: all), such as `fig6_lambda`. A figure whose runs are absent is left out, and
+    one line says which and why; an earlier copy of it is removed, so that nothing stale is taken for new. Returns the
+    files; raises InputError where nothing at all can be drawn, unless `allow_none`.
     """
-    import matplotlib.pyplot as plt
-
     figures.use_style()
     map_scores.rows_of.cache_clear()  # the plan may be another one by now
-    folder, tables, written = paths.scale_dir(scale) / "figures", tables_of(scale), []
-    scores: list[Drawn] = []
-
-    def scored(stage: str) -> Drawn:
-        if not scores:
-            scores.append((None, map_scores.table(scale, tables), ""))
-            files.write_text(
-                folder / SCORES, scores[0][1].to_csv(index=False, lineterminator="\n", float_format="%.5g")
-            )
-            written.append(folder / SCORES)
-        return map_figures.scores_figure(scores[0][1], stage, scale)
-
+    folder, written = paths.scale_dir(scale) / "figures", []
     drawings: dict[str, Callable[[], Drawn]] = {
         "fig4_local_alignment": lambda: map_figures.local_alignment(scale),
         "fig5_gated_attention": lambda: map_figures.gated_attention(scale),
-        "fig6_lambda": lambda: result_figures.lambda_curve(scale),
-        "map_scores_stage2": lambda: scored("stage2"),
-        "map_scores_finetune": lambda: scored("finetune"),
+        "fig6_lambda": lambda: lambda_curve(tables.collect("lambda_sweep", scale).cells),
+        "map_scores_stage2": lambda: map_figures.scores(scored(), "stage2", scale),
+        "map_scores_finetune": lambda: map_figures.scores(scored(), "finetune", scale),
         "training_curves": lambda: training_curves(scale),
-        "soft_labels": lambda: pretraining_figures.soft_label_maps(scale),
-        "hard_negatives": lambda: pretraining_figures.hard_negative_gallery(scale),
-        "accuracy_by_type": lambda: result_figures.accuracy_by_type(scale),
-        "calibration": lambda: result_figures.calibration(scale),
-        "run_costs": lambda: result_figures.run_costs(scale, tables),
     }
+
+    def scored() -> pd.DataFrame:
+        if folder / SCORES not in written:
+            found = map_scores.table(scale, experiments.tables_of(scale))
+            files.write_text(folder / SCORES, found.to_csv(index=False, lineterminator="\n", float_format="%.5g"))
+            written.append(folder / SCORES)
+        return pd.read_csv(folder / SCORES, dtype={"row": str})
+
     if unknown := sorted(set(only) - set(drawings)):
         raise InputError(f"figure {unknown[0]!r}: unknown; choose from {', '.join(drawings)}")
-    drawings = {name: draw for name, draw in drawings.items() if not only or name in only}
-    if any(name.startswith("map_scores") for name in drawings):
-        (folder / SCORES).unlink(missing_ok=True)
-    left_out = []
-    for name, draw in drawings.items():
+    left_out = 0
+    for name in only or drawings:
+        for old in folder.glob(f"{name}.*"):
+            old.unlink()
         try:
-            figure, data, caption = draw()
+            figure, data, caption = drawings[name]()
         except InputError as error:
-            left_out.append(f"{name}: {error}")
-            for old in folder.glob(f"{name}.*"):
-                old.unlink()
+            left_out += 1
+            print(f"left out: {name}: {error}")
             continue
         written += figures.save(figure, folder / name, data, caption)
         plt.close(figure)
-    for line in left_out:
-        print(f"left out: {line}")
-    if len(left_out) == len(drawings):
+    if left_out == len(only or drawings) and not allow_none:
         raise InputError(f"SCALE={scale}: no figure can be drawn; train its runs first (make reproduce SCALE={scale})")
+    if not only:
+        captions = [(path.stem, path.read_text(encoding="utf-8").strip()) for path in written if path.suffix == ".txt"]
+        index = pd.DataFrame(captions, columns=["figure", "caption"])
+        files.write_text(folder / INDEX, index.to_csv(index=False, lineterminator="\n"))
     return written
-
-
-def is_current(scale: str) -> bool:
-    """Whether `main` has drawn the scale's figures since its tables were last made anew."""
-    index, folder = paths.scale_dir(scale) / "figures" / INDEX, paths.scale_dir(scale) / "tables"
-    made = [path for path in folder.glob("*.csv") if path.stem != "claims"]  # that one the report writes after drawing
-    return index.is_file() and all(path.stat().st_mtime <= index.stat().st_mtime for path in made)
-
-
-def start(scale: str) -> subprocess.Popen:
-    """Let another process draw the scale's figures; `finish` waits for it."""
-    line = [sys.executable, "-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
-    origin = ["--from", "reference"] if paths.from_reference() else []
-    environment = os.environ | {"AMIF_RESULTS": str(paths.results())}  # as this process has it, wherever it stands
-    return subprocess.Popen(
-        [*line, *origin],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        cwd=paths.ROOT,
-        env=environment,
-    )
-
-
-def finish(scale: str, process: subprocess.Popen) -> None:
-    """Wait for what `start` started and pass on what it printed. Raises InputError with its last line where it failed."""
-    said = process.communicate()[0]
-    print(said, end="", flush=True)
-    if process.returncode:
-        lines = said.strip().splitlines() or [f"exit status {process.returncode}"]
-        raise InputError(f"SCALE={scale}: the figures could not be drawn: {lines[-1].removeprefix('error: ')}")
-    index = paths.scale_dir(scale) / "figures" / INDEX
-    if not index.is_file():
-        raise InputError(
-            f"{paths.shown(index)}: not written by python -m amif_lib figures --scale {scale}; run it by itself"
-        )
-    index.touch()  # newer than tables that were made meanwhile, of the same runs
-
-
-def training_curves(scale: str) -> Drawn:
-    """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
-    runs = {}
-    for row in map_scores.rows_of("table1", scale):
-        for run in (run for tip in row.runs for run in tip.lineage() if not row.extra):
-            if all((paths.run_dir(run.run_id) / name).is_file() for name in ("metrics.jsonl", "metrics.json")):
-                runs[run.run_id] = results.load_run(run.run_id)
-    caption = "Total loss of the full model: every step (pale) and its running mean. " + figures.note(scale)
-    return figures.training_curves(list(runs.values())), figures.training_data(list(runs.values())), caption
 
 
 def main(scale: str, allow_none: bool = False) -> int:
     """`python -m amif_lib figures`; with `allow_none` runs that allow no figure are no error."""
     mpl.use("Agg")
-    try:
-        written = draw_all(scale)
-    except InputError:
-        if not allow_none:
-            raise
-        written = []
-    captions = {path.stem: path.read_text(encoding="utf-8").strip() for path in written if path.suffix == ".txt"}
-    index = pd.DataFrame({"figure": list(captions), "caption": list(captions.values())})
-    files.write_text(paths.scale_dir(scale) / "figures" / INDEX, index.to_csv(index=False, lineterminator="\n"))
-    for path in written:
+    for path in draw_all(scale, allow_none=allow_none):
         if path.suffix in (".png", ".csv"):
             print(paths.shown(path))
     return 0
+
+
+def is_current(scale: str) -> bool:
+    """Whether `draw_all` has drawn the scale's figures since its tables were last made anew."""
+    index, folder = paths.scale_dir(scale) / "figures" / INDEX, paths.scale_dir(scale) / "tables"
+    made = [path for path in folder.glob("*.csv") if path.stem != "claims"]  # that one the report writes after drawing
+    return index.is_file() and all(path.stat().st_mtime <= index.stat().st_mtime for path in made)
+
+
+def lambda_curve(cells: pd.DataFrame) -> Drawn:
+    """Fig. 6: overall accuracy against lambda, a panel per question set, from the cells of the table `lambda_sweep`.
+
+    The paper's values are not in its text, so none are drawn. The axis is linear near 0 and logarithmic beyond.
+    """
+    part = cells[(cells["split"] == "overall") & (cells["protocol"] == "paper")]
+    part = part.assign(**{"lambda": pd.to_numeric(part["row"], errors="coerce")}).dropna(subset="lambda")  # no baseline
+    if part["lambda"].nunique() < 2:
+        raise InputError("lambda_sweep: the plan has one value of lambda; a curve needs two or more")
+    sets = list(part.sort_values("lambda", kind="stable").groupby("dataset", sort=False))
+    figure, axes = plt.subplots(1, len(sets), figsize=(2.4 * len(sets) + 0.4, 2.7), squeeze=False)
+    for axis, (name, own) in zip(axes[0], sets, strict=True):
+        axis.vlines(own["lambda"], own["ci_low"], own["ci_high"], color=BLUE, linewidth=1.4)
+        axis.plot(own["lambda"], own["ours"], marker="o", markersize=5, color=BLUE)
+        axis.axvline(0.01, color=GREY, linestyle=":", linewidth=1)
+        axis.set_xscale("symlog", linthresh=0.001, linscale=0.5)
+        axis.set_xticks([0, 0.001, 0.01, 0.1, 1], ["0", ".001", ".01", ".1", "1"], fontsize="x-small")
+        axis.minorticks_off()
+        axis.set(
+            xlabel="λ", xlim=(-0.0004, 1.6 * own["lambda"].max()), ylabel="accuracy, %" if axis is axes[0, 0] else ""
+        )
+        axis.set_title(dataset_name(name).replace(" (", "\n("), fontsize="small")
+    columns = ["dataset", "lambda", "ours", "ours_sd", "ci_low", "ci_high", "n_seeds", "n_questions", "run_ids"]
+    caption = (
+        "Fig. 6 of the paper: overall accuracy (protocol paper) against the weight λ of the positive pair, with "
+        f"{INTERVALS} Dotted: the paper's choice, 0.01. The paper prints no numbers for this figure. Each panel has an "
+        f"axis of its own. {scale_note(part['scale'].iloc[0])}"
+    )
+    return figure, part[columns], caption
+
+
+def training_curves(scale: str) -> Drawn:
+    """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
+    tips = [run for row in map_scores.rows_of("table1", scale) if not row.extra for run in row.runs]
+    asked = {run.run_id: run for tip in tips for run in tip.lineage()}
+    runs = [stored.load_run(run_id) for run_id in asked if (paths.run_dir(run_id) / "metrics.jsonl").is_file()]
+    caption = "Total loss of the full model: every step (pale) and its running mean. " + scale_note(scale)
+    return figures.training_curves(runs), figures.training_data(runs), caption

@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import base64
-import io
-import subprocess
+import os
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from amif_lib.core import files, paths
-from amif_lib.experiments import stored as results
+from amif_lib.data import manifests, redistribution
+from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored
+from amif_lib.experiments.identity import data_sets, settings_read
 from amif_lib.experiments.stored import Run
-from amif_lib.reporting import figures, layout, table_figures, table_notes, table_tests, tables
-from amif_lib.reporting.report_facts import (
-    STAGES,
-    as_html,
-    checklist,
-    cost,
-    provenance,
-    run_table,
-    settings_that_differ,
-    statistics_of,
-)
-from amif_lib.reporting.table_rows import PROTOCOLS, SCALE_NOTES, dataset_name, planned_tables, required_runs
-from amif_lib.scoring import protocols
+from amif_lib.reporting import claims, figure_set, figures, layout, table_figures, table_notes, table_tests, tables
+from amif_lib.reporting.table_rows import PROTOCOLS, SCALE_NOTES, Selection, dataset_name, planned_tables
+from amif_lib.scoring import protocols, statistics
 
-__all__ = ["cost", "planned_tables", "settings_that_differ", "write"]
-
-TEMPLATE = paths.PACKAGE / "reporting" / "report.html.j2"
-VERDICTS = {
-    True: "Replication verdicts are given: real data, full test sets.",
-    False: "Whether a claim of the paper holds is not tested at this scale; the paper's numbers are for orientation.",
-}
+STAGES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
 FIRST = ("fig4", "fig5", "fig6", "map_scores", "training_curves")  # figures in this order, then the others by name
-PIXELS = 1500  # widest embedded picture
 
 
 def write(scale: str) -> Path:
@@ -48,185 +37,156 @@ def write(scale: str) -> Path:
     relative path). Under FROM=reference the runs are the committed ones and the page goes to
     `results/from_reference/<scale>/`. Raises InputError where a table that the scale's plan names lacks runs.
     """
-    from amif_lib.reporting import figure_set
-
     folder = paths.scale_dir(scale)
-    drawing = [] if figure_set.is_current(scale) else [figure_set.start(scale)]  # beside the tables, on another core
-    try:
-        return _write(scale, folder, drawing)
-    finally:
-        for process in drawing:
-            if process.poll() is None:  # a table could not be made
-                process.kill()
-                process.wait()
-
-
-def _write(scale: str, folder: Path, drawing: list[subprocess.Popen]) -> Path:
-    from amif_lib.reporting import claims, figure_set
-
-    whole = [tables.collect(name, scale) for name in planned_tables(scale)]
-    head = _headline(scale, whole)
-    for table in whole:
-        tables.store(table)
-    runs = _all_runs([*whole, *([head] if head else [])])
+    collected = [tables.collect(name, scale) for name in planned_tables(scale)]
     figures.use_style()
-    if head:  # of the other tables the page has the numbers alone
-        _draw_accuracy(head, folder)
-    for table in whole:  # drawn by the tables' notebooks, which FROM=reference does without
-        if paths.from_reference() or not (folder / "figures" / f"accuracy_{table.name}.png").is_file():
-            table_figures.save(table)
-    if not drawing and not figure_set.is_current(scale):  # the tables were made anew: other runs
-        drawing.append(figure_set.start(scale))
-    for process in drawing:
-        figure_set.finish(scale, process)
-    said = claims.table(scale, known={table.name: table for table in whole})
+    for table in collected:
+        tables.store(table)
+        table_figures.save(table)
+    if not figure_set.is_current(scale):
+        figure_set.draw_all(scale, allow_none=True)
+    said = claims.table(scale, known={table.name: table for table in collected})
     claims.write(scale, said)
+    runs = all_runs(collected)
+    sets = sorted({name for run in runs for name in data_sets(run.spec)})
     content = {
         "scale": scale,
         "scale_note": SCALE_NOTES[scale],
-        "verdict_note": VERDICTS[scale in ("base", "paper")],
-        "origin_notes": _origin_notes(runs),
-        "code_notes": [],
-        "headline": _section(head) if head else None,
-        "overview": as_html(overview(whole)) if len(whole) > 1 else None,
-        "overview_note": f"In percent: {layout.READING}.",
-        "tables": [_section(table) for table in whole if table.name != "table1"],
-        "figures": (shown := _figures(folder))[0],
-        "accuracy_figures": shown[1],
-        "claims": as_html(claims.layout(said), "words"),
+        "real": scale in ("base", "paper"),
+        "from_reference": paths.from_reference(),
+        "commits": sorted({run.commit[:12] + run.commit[40:] for run in runs}),
+        "reading": layout.READING,
+        "headline": next((section(table) for table in collected if table.name == "table1"), None),
+        "tables": [section(table) for table in collected if table.name != "table1"],
+        "figures": pictures(folder / "figures"),
+        "claims": claims.layout(said),
         "claims_reading": claims.READING.replace("*", ""),
-        "n_claims": int(said["claim"].nunique()),
         "holm": table_tests.HOLM,
         "protocols": [protocols.PROTOCOLS[name] for name in PROTOCOLS],
-        "teacher": statistics_of(runs, "teacher"),
-        "collapse": statistics_of(runs, "collapse"),
-        "settings": as_html(settings_that_differ(scale), "words"),
-        "n_runs": {STAGES[stage]: sum(run.spec.stage == stage for run in runs) for stage in STAGES},
-        "runs": run_table(runs, folder),
+        "teacher": logged(runs, "teacher"),
+        "collapse": logged(runs, "collapse"),
+        "settings": settings_that_differ(scale),
+        "runs": [(run, STAGES[run.spec.stage], os.path.relpath(run.directory, folder)) for run in runs],
+        "n_runs": Counter(STAGES[run.spec.stage] for run in runs),
         "provenance": provenance(runs),
-        "cost": as_html(cost(runs)),
-        "checklist": checklist(scale, whole, runs),
+        "cost": cost(runs),
+        "manifests": [manifests.load(name) for name in sets],
+        "hidden": sorted(
+            {name for name in sets for kind in ("images", "texts") if not redistribution.may_show(name, kind)}
+        ),
+        "seeds": np.max([table_notes.seed_counts(table.lines) for table in collected], axis=0).tolist(),
+        "draws": statistics.DRAWS,
     }
-    page = (
-        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-        .from_string(TEMPLATE.read_text(encoding="utf-8"))
-        .render(content)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=FileSystemLoader(Path(__file__).parent)
     )
-    files.write_text(folder / "report.html", page)
+    environment.filters["table"] = lambda frame, kind="numbers": Markup(layout.html(frame, kind))
+    files.write_text(folder / "report.html", environment.get_template("report.html.j2").render(content))
     return folder / "report.html"
 
 
-def _headline(scale: str, whole: list[tables.Table]) -> tables.Table | None:
-    """The headline table, where its runs are among the finished ones (other tables contain them as a row)."""
-    if found := next((table for table in whole if table.name == "table1"), None):
-        return found
-    return None if results.missing(required_runs("table1", scale)) else tables.collect("table1", scale)
+def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
+    """Every finished run behind the tables, pre-training first, each once."""
+    specs = {spec.run_id: spec for table in collected for run in table.runs.values() for spec in run.spec.lineage()}
+    runs = [stored.load_run(spec) for spec in specs.values() if stored.is_finished(spec)]
+    return sorted(runs, key=lambda run: list(STAGES).index(run.spec.stage))
 
 
-def _origin_notes(runs: list[Run]) -> list[str]:
-    """Under FROM=reference: whose runs these are."""
-    if not paths.from_reference():
-        return []
-    out = ["Made from the runs that are committed in results/reference/ (FROM=reference), not from runs of this machine. "
-           "Their training histories are means over blocks of steps."]  # fmt: skip
+def section(table: tables.Table) -> dict[str, Any]:
+    """What the page shows of a table."""
+    files_of = [f"tables/{table.name}{ending}" for ending in tables.FILES]
+    return {
+        "name": table.name,
+        "title": layout.heading(table),
+        "short": layout.short_name(table.name),
+        "notes": [table_notes.question_sets(table), table_notes.bold(table), table_notes.supported_differences(table)],
+        "overall": layout.marked(*layout.accuracies(table, ["overall"])),
+        "whole": layout.marked(*layout.accuracies(table)),
+        "details": {dataset_name(name): layout.both_definitions(table, name) for name in table.datasets},
+        "seeds": layout.each_run(table),
+        "tests": layout.tests_layout(table),
+        "reading": table_notes.notes(table),
+        "files": [path for path in files_of if (paths.scale_dir(table.scale) / path).is_file()],
+    }
+
+
+def pictures(folder: Path) -> list[dict[str, Any]]:
+    """Every figure of the scale for embedding, with its size in CSS pixels: 110 to the inch that it was drawn for.
+
+    What notebooks alone draw is under FROM=reference taken as it was committed. Figures of tables repeat what the tables
+    say (`repeats`).
+    """
+    found: dict[str, Path] = {}
+    committed = sorted((paths.scale_source(folder.parent.name) / "figures").glob("*.png"))
+    for path in [*committed, *sorted(folder.glob("*.png"))]:
+        found[path.stem] = path
+    place = {name: next((n for n, start in enumerate(FIRST) if name.startswith(start)), len(FIRST)) for name in found}
+    out = []
+    for name in sorted(found, key=lambda name: (place[name], name)):
+        path, caption = found[name], found[name].with_suffix(".txt")
+        with Image.open(path) as image:
+            width, height = (round(110 * side / image.info.get("dpi", (200, 200))[0]) for side in image.size)
+        links = {"plotted numbers": path.with_suffix(".csv"), "vector graphics": path.with_suffix(".svg")}
+        links = {title: os.path.relpath(file, folder.parent) for title, file in links.items() if file.is_file()}
+        text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else name.replace("_", " ")
+        data = base64.b64encode(path.read_bytes()).decode()
+        about = {"caption": text, "links": links, "repeats": name.startswith(("accuracy_table", "accuracy_lambda"))}
+        out.append(about | {"data": data, "width": width, "height": height})
     return out
 
 
-def _all_runs(whole: list[tables.Table]) -> list[Run]:
-    """Every run behind the tables, pre-training first, each once."""
-    found: dict[str, Run] = {}
-    for table in whole:
-        for run in list(table.runs.values()):
-            if run.run_id in found:
-                continue
-            for spec in run.spec.lineage()[:-1]:
-                if results.is_finished(spec):
-                    found.setdefault(spec.run_id, results.load_run(spec))
-            found[run.run_id] = run
-    return sorted(found.values(), key=lambda run: list(STAGES).index(run.spec.stage))
+# --- facts about the runs ---
 
 
-# --- tables ---
+def settings_that_differ(scale: str) -> pd.DataFrame:
+    """The full model's settings that differ from SCALE=paper: `setting, stage, SCALE=paper`, then one per start.
 
-
-def overview(whole: list[tables.Table]) -> pd.DataFrame:
-    """All rows of all tables: overall accuracy under the protocol `paper`, per question set and on average, in percent."""
-    frames = [layout.marked(*layout.accuracies(table, ["overall"])) for table in whole]
-    for table, frame in zip(whole, frames, strict=True):
-        frame.insert(0, "table", layout.short_name(table.name))
-    return pd.concat(frames, ignore_index=True).fillna("")
-
-
-def _section(table: tables.Table) -> dict[str, Any]:
-    written = [f"tables/{table.name}{ending}" for ending in tables.FILES]
-    return {
-        "name": table.name,
-        "short": layout.short_name(table.name),
-        "title": layout.heading(table),
-        "question_sets": table_notes.question_sets(table),
-        "compact": as_html(layout.marked(*layout.accuracies(table, ["overall"]))) if len(table.datasets) > 1 else None,
-        "compact_note": f"In percent: {layout.READING}.",
-        "bold": table_notes.bold(table),
-        "paper": as_html(layout.marked(*layout.accuracies(table))),
-        "definitions": [
-            (dataset_name(dataset), as_html(layout.both_definitions(table, dataset))) for dataset in table.datasets
-        ],
-        "supported": table_notes.supported_differences(table),
-        "seeds": as_html(layout.each_run(table)),
-        "tests": as_html(layout.tests_layout(table)),
-        "notes": table_notes.notes(table),
-        "files": [path for path in written if (paths.scale_dir(table.scale) / path).is_file()],
-    }
-
-
-# --- figures ---
-
-
-def _draw_accuracy(table: tables.Table, folder: Path) -> None:
-    for dataset in table.datasets:
-        figure = figures.accuracy_plot(table.cells, dataset)
-        name = folder / "figures" / f"accuracy_{table.name}_{dataset}"
-        figures.save(figure, name, figures.accuracy_data(table.cells, dataset), table_figures.caption(table))
-        plt.close(figure)
-
-
-def _figures(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Every figure of the scale for embedding: those to show, and the accuracy figures, which repeat the tables."""
-
-    def place(path: Path) -> tuple[int, str]:
-        return next((n for n, start in enumerate(FIRST) if path.stem.startswith(start)), len(FIRST)), path.stem
-
-    found = sorted((folder / "figures").glob("*.png"), key=place)
-    repeated = [path for path in found if path.stem.startswith("accuracy_") and path.stem.split("_")[1] != "by"]
-    return tuple([_embedded(path) for path in found if (path in repeated) is wanted] for wanted in (False, True))
-
-
-def _embedded(picture: Path) -> dict[str, str]:
-    caption = picture.with_suffix(".txt")
-    data, width, height = small_png(picture)
-    return {
-        "data": base64.b64encode(data).decode(),
-        "width": str(width),
-        "height": str(height),
-        "caption": caption.read_text(encoding="utf-8").strip() if caption.is_file() else picture.stem.replace("_", " "),
-        "csv": f"figures/{picture.stem}.csv" if picture.with_suffix(".csv").is_file() else "",
-        "svg": f"figures/{picture.stem}.svg" if picture.with_suffix(".svg").is_file() else "",
-    }
-
-
-def small_png(picture: Path) -> tuple[bytes, int, int]:
-    """A PNG's bytes at most `PIXELS` wide, with a palette of 256 colours where that is smaller, and its size on the page.
-
-    The size is in CSS pixels: 110 to the inch that the figure was drawn for, so that its letters are as large as the page's.
+    Of each start the run of the first question set is compared.
     """
-    with Image.open(picture) as opened:
-        inches = opened.width / opened.info.get("dpi", (200, 200))[0]
-        image = opened.convert("RGB")
-    width, ratio = round(110 * inches), image.height / image.width
-    scaled = image.width > PIXELS
-    if scaled:
-        image = image.resize((PIXELS, round(PIXELS * ratio)), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(out, format="PNG", optimize=True)
-    small = scaled or out.tell() < picture.stat().st_size
-    return out.getvalue() if small else picture.read_bytes(), width, round(width * ratio)
+    first = next(iter(experiments.scale_settings("paper")["question_sets"]))
+    compared = {"SCALE=paper": experiments.build_run("paper", {}, first)}
+    compared |= {row.label: row.runs[0] for row in Selection().headlines("table1", scale)}
+    values: dict[str, dict[tuple[str, str], str]] = {}
+    for label, run in compared.items():
+        flat = [(step.stage, pd.json_normalize(settings_read(step)).iloc[0].to_dict()) for step in run.lineage()]
+        values[label] = {(name, STAGES[stage]): str(value) for stage, own in flat for name, value in own.items()}
+    frame = pd.DataFrame(values).fillna("").rename_axis(["setting", "stage"])
+    frame = frame[frame.ne(frame["SCALE=paper"], axis=0).any(axis=1)].drop(["seed", "stage"], level=0, errors="ignore")
+    joined = frame.reset_index().groupby(["setting", *compared], sort=False)["stage"].agg(", ".join).reset_index()
+    return joined[["setting", "stage", *compared]]
+
+
+def logged(runs: Sequence[Run], key: str) -> pd.DataFrame:
+    """The entry `teacher` or `collapse` of the pre-training runs' metrics, one row per distinct entry."""
+    rows = {}
+    for run in (run for run in runs if isinstance(run.metrics.get(key), dict)):
+        entry = {name.replace("_", " "): value for name, value in run.metrics[key].items()}
+        plain = {
+            n: f"{v:.3g}" if isinstance(v, float) else v for n, v in entry.items() if isinstance(v, str | int | float)
+        }
+        rows.setdefault(str(plain), {"run": run.run_id, "stage": STAGES[run.spec.stage], **plain})
+    return pd.DataFrame(list(rows.values())).fillna("")
+
+
+def provenance(runs: Sequence[Run]) -> pd.DataFrame:
+    """Commit, versions and hardware: each distinct value with the number of runs that have it."""
+    own = [{k: v for k, v in run.provenance.items() if k not in ("wall_time_s", "finished", "files")} for run in runs]
+    flat = pd.json_normalize(own).melt(var_name="provenance").astype({"value": str})
+    return flat.value_counts(["provenance", "value"], sort=False).rename("runs").reset_index()
+
+
+def cost(runs: Sequence[Run]) -> pd.DataFrame:
+    """Wall time of the teachers (each once) and by stage: number, total and longest; `unknown` where one is not stored."""
+    taught = [run.metrics["teacher"] for run in runs if isinstance(run.metrics.get("teacher"), dict)]
+    times = [("teacher", each) for each in {one.get("id"): one.get("wall_time_s") for one in taught}.values()]
+    times += [(STAGES[run.spec.stage], run.provenance.get("wall_time_s")) for run in runs]
+    by_stage = (
+        pd.DataFrame(times, columns=["stage", "time"]).astype({"time": float}).groupby("stage", sort=False)["time"]
+    )
+    found = by_stage.agg(runs="size", total=lambda times: times.sum(skipna=False), longest="max")
+    return found.assign(total=found["total"].map(clock), longest=found["longest"].map(clock)).reset_index()
+
+
+def clock(seconds: float) -> str:
+    """As h:mm:ss, `unknown` for NaN."""
+    return "unknown" if pd.isna(seconds) else str(timedelta(seconds=round(seconds)))
