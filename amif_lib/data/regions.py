@@ -1,4 +1,4 @@
-"""Known regions of generated data sets: which pixels show what a question or report names. For scoring maps only.
+"""Known regions of generated data sets: which pixels show what a question or report names; for scoring maps only.
 
 No reader and no training opens these files (`masks/`, `masks.json`, `question_regions.json` beside a phantom set).
 """
@@ -26,21 +26,21 @@ def known(name: str) -> bool:
 
 def of_questions(name: str) -> dict[str, list[str]]:
     """For each question id the labels that the question asks about (none, where it asks about the whole image)."""
-    return _read(_folder(name) / "question_regions.json")
+    return _read(_folder(name, paths.phantom_root()) / "question_regions.json")
 
 
 def findings(name: str, image_id: str) -> tuple[str, ...]:
     """The findings that an image shows, in the order of the label list."""
-    about = _about(_folder(name))
-    areas = about["images"].get(image_id, about["images"].get(f"{image_id}.jpg", {"areas": {}}))["areas"]
+    about = _read(_folder(name, paths.phantom_root()) / "masks.json")
+    areas = about["images"].get(image_id.removesuffix(".png"), {"areas": {}})["areas"]
     return tuple(label for label in about["findings"] if label in areas)
 
 
 def mask(name: str, image_id: str, label: str) -> np.ndarray:
     """Where an image shows a label: (H, W) of booleans, at the image's own size."""
-    folder = _folder(name)
-    number = _about(folder)["labels"].get(label)
-    path = folder / "masks" / f"{Path(image_id).stem if image_id.endswith('.png') else image_id}.png"
+    folder = _folder(name, paths.phantom_root())
+    number = _read(folder / "masks.json")["labels"].get(label)
+    path = folder / "masks" / f"{image_id.removesuffix('.png')}.png"
     if number is None or not path.is_file():
         what = f"no label {label!r}" if number is None else "no such mask"
         raise InputError(f"{paths.shown(path)}: {what}; delete {paths.shown(folder)} to have the set made again")
@@ -63,20 +63,12 @@ def naming_word(text: str, label: str) -> str:
     return found[0] if found else ""
 
 
-def _folder(name: str) -> Path:
-    return _located(name, paths.phantom_root())
-
-
 @lru_cache(maxsize=16)
-def _located(name: str, root: Path) -> Path:  # compares the generator's code each time, which is slow in a loop
+def _folder(name: str, root: Path) -> Path:  # `location` compares the generator's code each time, slow in a loop
     return manifests.location(name)
 
 
 @lru_cache(maxsize=16)
-def _about(folder: Path) -> dict[str, Any]:
-    return _read(folder / "masks.json")
-
-
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{paths.shown(path)}: missing; delete the set's folder to have it made again")

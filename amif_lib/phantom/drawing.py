@@ -1,130 +1,237 @@
-"""Draws the phantom's images and region masks from a latent case: radiographs and CT of the trunk.
+"""Draws the phantom's chest radiographs and CT and MRI slices of the head, each with a map of its organs and findings.
 
-Radiological convention: frontal, axial and coronal images show the patient's left on the right-hand side of the image.
-Head studies are drawn by `phantom_head`.
+Coordinates: `u` runs to the right and `v` downwards, both from -1 to 1. Radiological convention: frontal and
+axial images show the patient's left on the right-hand side (`u > 0`); a lateral radiograph faces the left-hand side.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
-from amif_lib.phantom.canvas import Canvas, Field, Values, of_kind, opacity, sign, smooth
-from amif_lib.phantom.head import draw_head
+# Label ids of the masks. Organs come first; a finding is marked over the organ that it lies in.
+ORGANS = ("lungs", "heart", "brain", "ventricles")
+CHEST = ("nodule", "consolidation", "pleural effusion", "pneumothorax", "cardiomegaly")
+HEAD = ("infarct", "mass", "hemorrhage", "hydrocephalus")
+FINDINGS = CHEST + HEAD
+LABELS = {name: number for number, name in enumerate((*ORGANS, *FINDINGS), start=1)}
+KINDS_OF = {"xr_chest": CHEST, "ct_head": HEAD, "mr_brain": HEAD}
+
+# Grey values of a head's tissues. Fluid is dark on T1, bright on T2; on CT bone is white and the brain is flat.
+TISSUES = {
+    "ct": {"scalp": 0.34, "skull": 1.0, "fluid": 0.16, "grey": 0.47, "white": 0.41},
+    "t1": {"scalp": 0.9, "skull": 0.06, "fluid": 0.12, "grey": 0.45, "white": 0.62},
+    "t2": {"scalp": 0.6, "skull": 0.05, "fluid": 0.96, "grey": 0.56, "white": 0.4},
+}
+# Grey values of a head's lesions: core, rim, surrounding oedema (None: not drawn).
+LESIONS = {
+    "infarct": {"ct": (0.24, None, None), "t1": (0.26, None, None), "t2": (0.9, None, None)},
+    "mass": {"ct": (0.4, 0.68, 0.3), "t1": (0.3, 0.95, 0.38), "t2": (0.95, 0.3, 0.75)},
+    "hemorrhage": {"ct": (0.86, None, 0.3), "t1": (0.93, 0.8, None), "t2": (0.1, 0.03, 0.72)},
+}
+
+Field = np.ndarray  # (S, S) float32: coverage in [0, 1], or intensities
+Values = Mapping[str, float]
+Findings = list[dict[str, Any]]
 
 
 def draw(
-    study: str, view: str, anatomy: Values, findings: list[dict], size: int, rng: np.random.Generator
+    study: str, view: str, anatomy: Values, findings: Findings, size: int, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
     """One image of a case, `(size, size)` 8-bit grey, and its label map of the same size (ids: `LABELS`).
 
     Args:
-        study: `xr_chest`, `ct_chest`, `ct_abdomen`, `ct_head` or `mr_brain`.
-        view: frontal, lateral, axial, coronal or sagittal, as the study allows.
-        anatomy: the patient's proportions (`phantom.draw_case`), shared by the images of a study.
-        findings: latents with `kind`, `side`, position `x, y, z`, `size` and `contrast`.
+        study: `xr_chest`, `ct_head` or `mr_brain`.
+        view: frontal, lateral or axial, as the study allows.
+        anatomy: the patient's proportions (`cases.draw_case`), shared by the images of a study.
+        findings: latents with `kind`, `side`, position `x, y, depth`, `size` and `contrast`.
     """
     canvas = Canvas(size, rng)
     if study == "xr_chest":
         (_frontal if view == "frontal" else _lateral)(canvas, anatomy, findings)
-        return canvas.finish(0.022)
-    if study == "ct_chest":
-        _ct_chest(canvas, anatomy, findings)
-    elif study == "ct_abdomen":
-        _ct_abdomen(canvas, anatomy, findings)
     else:
-        draw_head(canvas, study, view, anatomy, findings)
-    return canvas.finish(0.028)
+        _head(canvas, study, anatomy, findings)
+    return canvas.finish(0.025)
+
+
+def sign(side: str) -> float:
+    """Where a side of the patient lies in the image: left on the right-hand side, +1."""
+    return {"left": 1.0, "right": -1.0}[side]
+
+
+def visible(kind: str, view: str) -> bool:
+    """Whether a view can show a kind of finding at all."""
+    return not (kind == "pneumothorax" and view == "lateral")
+
+
+def of_kind(findings: Findings, kind: str) -> Findings:
+    return [finding for finding in findings if finding["kind"] == kind]
+
+
+def smooth(value: Field) -> Field:
+    return np.clip(value, 0.0, 1.0)
+
+
+def _rounder(x: Field, y: Field, power: float) -> Field:
+    return (np.abs(x) ** power + np.abs(y) ** power) ** (1 / power)
+
+
+class Canvas:
+    """An image and its label map, drawn in coordinates that are tilted, scaled and warped per patient."""
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self.size, self.rng = size, rng
+        axis = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
+        x, y = np.meshgrid(axis, axis)  # (S, S)
+        angle, scale = rng.normal(0, 0.035), np.float32(1 + rng.normal(0, 0.035))
+        (dx, dy), (px, py) = rng.normal(0, 0.03, 2), rng.uniform(0, 2 * np.pi, 2)
+        u = scale * (x * np.cos(angle) + y * np.sin(angle) + dx) + 0.02 * np.sin(3 * y + px)
+        v = scale * (y * np.cos(angle) - x * np.sin(angle) + dy) + 0.02 * np.sin(3 * x + py)
+        self.u, self.v = u.astype(np.float32), v.astype(np.float32)
+        self.edge = 3.0 / size  # an edge is blurred over about 1.5 pixels
+        self.image = np.zeros((size, size), np.float32)
+        self.labels = np.zeros((size, size), np.uint8)
+
+    # shapes: coverage in [0, 1]
+
+    def ellipse(
+        self, cx: float, cy: float, rx: float, ry: float, angle: float = 0.0, edge: float = 0.0, power: float = 2.0
+    ) -> Field:
+        """Coverage of an ellipse (a rounder box with `power` above 2), turned by `angle` radians."""
+        du, dv = self.u - cx, self.v - cy
+        if angle:
+            du, dv = du * np.cos(angle) + dv * np.sin(angle), dv * np.cos(angle) - du * np.sin(angle)
+        radius = np.hypot(du / rx, dv / ry) if power == 2 else _rounder(du / rx, dv / ry, power)
+        return smooth(0.5 + (1 - radius) * min(rx, ry) / max(edge, self.edge))
+
+    def below(self, line: Field | float, edge: float = 0.0) -> Field:
+        """Coverage of what lies lower in the image than `line`, an image row per column (or a constant)."""
+        return smooth(0.5 + (self.v - line) / max(edge, self.edge))
+
+    def band(self, distance: Field, half_width: float, edge: float = 0.0) -> Field:
+        """Coverage of `|distance| < half_width`."""
+        return smooth(0.5 + (half_width - np.abs(distance)) / max(edge, self.edge))
+
+    def stripes(self, phase: Field, spacing: float, half_width: float) -> Field:
+        """Coverage of parallel bands, one every `spacing` of the phase."""
+        return self.band((phase / spacing % 1 - 0.5) * spacing, half_width, 0.05)
+
+    def segment(self, x0: float, y0: float, x1: float, y1: float, half_width: float) -> Field:
+        """Coverage of a thick straight line."""
+        dx, dy = x1 - x0, y1 - y0
+        t = np.clip(((self.u - x0) * dx + (self.v - y0) * dy) / (dx * dx + dy * dy), 0, 1)
+        return self.band(np.hypot(self.u - x0 - t * dx, self.v - y0 - t * dy), half_width)
+
+    def texture(self, cells: int) -> Field:
+        """Smooth noise of unit variance with about `cells` blobs across the image."""
+        coarse = self.rng.standard_normal((cells, cells)).astype(np.float32)
+        return np.asarray(Image.fromarray(coarse).resize((self.size, self.size), Image.Resampling.BICUBIC))
+
+    def opacity(self, x: float, y: float, radius: float) -> Field:
+        """Coverage of an ill-defined, mottled opacity."""
+        spot = self.ellipse(x, y, radius, 0.85 * radius, edge=0.6 * radius)
+        return spot * np.clip(0.85 + 0.25 * self.texture(14), 0.3, 1.0)
+
+    # painting
+
+    def paint(self, coverage: Field, value: Field | float, name: str = "") -> None:
+        """Set the covered part to a value, and mark it as an organ or finding if it has a name."""
+        self.image += coverage * (value - self.image)
+        self.mark(coverage, name)
+
+    def add(self, coverage: Field, value: float, name: str = "") -> None:
+        self.image += coverage * value
+        self.mark(coverage, name)
+
+    def mark(self, coverage: Field, name: str) -> None:
+        if name:
+            self.labels[coverage > 0.5] = LABELS[name]
+
+    def finish(self, noise: float) -> tuple[Image.Image, Image.Image]:
+        """The picture (8-bit grey) and its label map, after noise and a random display window."""
+        image = self.image + noise * self.rng.standard_normal(self.image.shape).astype(np.float32)
+        image = (image - 0.5) * self.rng.uniform(0.9, 1.12) + 0.5 + self.rng.normal(0, 0.02)
+        pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+        return Image.fromarray(pixels), Image.fromarray(self.labels)
+
+
+def _heart(c: Canvas, a: Values, findings: Findings) -> tuple[float, str]:
+    """Half the heart's width, and the label that it is marked with."""
+    big = of_kind(findings, "cardiomegaly")
+    return a["heart"] + (big[0]["size"] if big else 0.0), "cardiomegaly" if big else "heart"
+
+
+def _in_lungs(c: Canvas, findings: Findings, place: Callable[[dict], tuple[float, float, Field]]) -> None:
+    """Consolidations and nodules; `place` gives the centre of one and the coverage of its lung."""
+    for f in of_kind(findings, "consolidation"):
+        x, y, lung = place(f)
+        c.add(c.opacity(x, y, f["size"]) * lung, f["contrast"], "consolidation")
+    for f in of_kind(findings, "nodule"):
+        x, y, _ = place(f)
+        c.add(c.ellipse(x, y, f["size"], 0.95 * f["size"], edge=0.045), f["contrast"], "nodule")
 
 
 # --- chest radiographs ---------------------------------------------------------------------------------------------
 
 
-def _frontal(c: Canvas, a: Values, findings: list[dict]) -> None:
+def _frontal(c: Canvas, a: Values, findings: Findings) -> None:
     u, v = c.u, c.v
     absolute = np.abs(u)
     c.image[:] = 0.03
     torso = np.maximum(c.below(-0.86 + 0.34 * absolute**2), c.band(u, 0.2) * (v < -0.4))
     c.paint(torso, 0.5 - 0.08 * absolute)
-    domes = {"right": 0.5, "left": 0.56}  # the right hemidiaphragm stands higher: the liver
     hemithorax, lungs = {}, {}
-    for side, base in domes.items():
+    for side, base in {"right": 0.5, "left": 0.56}.items():  # the right hemidiaphragm stands higher: the liver
         s = sign(side)
         hemithorax[side] = c.ellipse(s * 0.42 * a["width"], -0.08, 0.36 * a["width"], 0.74, power=2.4)
         dome = base + a["inspiration"] + 0.75 * (u - s * 0.36) ** 2
         lungs[side] = hemithorax[side] * (1 - c.below(dome))
         c.paint(c.below(dome) * c.ellipse(s * 0.42, 0.3, 0.42, 0.9), 0.66)
-        c.paint(lungs[side], 0.17 + 0.07 * (v + 0.3))
-        c.mark(lungs[side], "lungs")
+        c.paint(lungs[side], 0.17 + 0.07 * (v + 0.3), "lungs")
     c.add(c.ellipse(0.4, 0.74, 0.13, 0.08), -0.22)  # gastric bubble, under the left dome
-
     thorax = torso * (v < 0.66) * (absolute < 0.86)
-    spacing = 0.165
-    phase = (v - 0.55 * (absolute - 0.32) ** 2 + a["rib_phase"]) / spacing
-    c.add(c.band((phase % 1 - 0.5) * spacing, 0.024, 0.05) * thorax * (absolute > 0.1), 0.085)
-    phase = (v + 0.9 * (absolute - 0.85) ** 2 + a["rib_phase"]) / spacing
-    c.add(c.band((phase % 1 - 0.5) * spacing, 0.02, 0.05) * thorax * (absolute > 0.42), 0.05)
-
-    for side in domes:  # hila and vessels
+    for bow, axis, inner, half_width, value in ((-0.55, 0.32, 0.1, 0.024, 0.085), (0.9, 0.85, 0.42, 0.02, 0.05)):
+        ribs = c.stripes(v + bow * (absolute - axis) ** 2 + a["rib_phase"], 0.165, half_width)  # posterior, anterior
+        c.add(ribs * thorax * (absolute > inner), value)
+    for side, lung in lungs.items():  # hila and vessels
         s = sign(side)
         c.add(c.ellipse(s * 0.25, -0.02, 0.1, 0.17, edge=0.12), 0.16)
         for angle in c.rng.uniform(-1.2, 1.2, 4):
-            c.add(
-                c.segment(s * 0.25, 0.0, s * (0.25 + 0.32 * np.cos(angle)), 0.35 * np.sin(angle), 0.014) * lungs[side],
-                0.07,
-            )
+            end = (s * (0.25 + 0.32 * np.cos(angle)), 0.35 * np.sin(angle))
+            c.add(c.segment(s * 0.25, 0.0, *end, 0.014) * lung, 0.07)
     c.paint(c.band(u - 0.01, 0.13, 0.08) * torso, 0.6)  # mediastinum
     c.paint(c.ellipse(0.15, -0.32, 0.1, 0.12, edge=0.06), 0.62)  # aortic knob
-    big = of_kind(findings, "cardiomegaly")
-    width = a["heart"] + (big[0]["size"] if big else 0.0)
+    width, label = _heart(c, a, findings)
     grown = width - 0.29
-    heart = np.maximum.reduce(
-        [  # left ventricle with its apex, right atrium, great vessels
-            c.ellipse(0.14 + 0.35 * grown, 0.34, width, 0.2 + 0.25 * grown, 0.42, edge=0.06),
-            c.ellipse(0.02, 0.26, 0.2 + 0.5 * grown, 0.3, edge=0.06),
-            c.ellipse(0.09, 0.0, 0.14, 0.26, 0.2, edge=0.08),
-        ]
-    ) * (1 - c.below(0.64, 0.06))
-    c.paint(heart, 0.66)
-    c.mark(heart, "cardiomegaly" if big else "heart")
+    ventricle = c.ellipse(0.14 + 0.35 * grown, 0.34, width, 0.2 + 0.25 * grown, 0.42, edge=0.06)  # left, with its apex
+    atrium = c.ellipse(0.02, 0.26, 0.2 + 0.5 * grown, 0.3, edge=0.06)  # right
+    vessels = c.ellipse(0.09, 0.0, 0.14, 0.26, 0.2, edge=0.08)
+    heart = np.maximum.reduce([ventricle, atrium, vessels]) * (1 - c.below(0.64, 0.06))
+    c.paint(heart, 0.66, label)
     vertebra = c.band((v / 0.13 + a["rib_phase"]) % 1 - 0.5, 0.36, 0.15)
     c.add(c.band(u, 0.075, 0.04) * (0.5 + vertebra) * torso, 0.06)
     c.add(c.band(u, 0.042, 0.03) * (v < -0.26), -0.17)  # trachea
     for s in (-1, 1):
         c.add(c.segment(s * 0.08, -0.62, s * 0.78, -0.76 + 0.06 * a["rib_phase"], 0.03), 0.13)  # clavicles
-
     for f in of_kind(findings, "pneumothorax"):
-        side = f["side"]
-        s, amount = sign(side), f["size"]
-        shrunk = c.ellipse(
-            s * (0.42 - 0.55 * amount) * a["width"],
-            0.06 + 0.35 * amount,
-            0.36 - 0.28 * amount,
-            0.7 - 0.62 * amount,
-            power=2.2,
-        )
-        free = lungs[side] * (1 - shrunk) * (1 - heart) * (absolute > 0.14)
-        c.paint(free, 0.03)
-        c.add(shrunk * lungs[side] * (1 - heart), 0.1)
-        c.add(smooth(shrunk * (1 - shrunk) * 5) * lungs[side], 0.3)  # visceral pleural line
-        c.mark(free, "pneumothorax")
-    for f in of_kind(findings, "consolidation"):
-        patch = opacity(c, sign(f["side"]) * f["x"], f["y"], f["size"]) * lungs[f["side"]]
-        c.add(patch, f["contrast"])
-        c.mark(patch, "consolidation")
-    for f in of_kind(findings, "nodule"):
-        spot = c.ellipse(sign(f["side"]) * f["x"], f["y"], f["size"], f["size"] * 0.95, edge=0.05)
-        c.add(spot, f["contrast"])
-        c.mark(spot, "nodule")
+        s, amount = sign(f["side"]), f["size"]
+        centre = (s * (0.42 - 0.55 * amount) * a["width"], 0.06 + 0.35 * amount)
+        collapsed = c.ellipse(*centre, 0.36 - 0.28 * amount, 0.7 - 0.62 * amount, power=2.2)
+        lung = lungs[f["side"]] * (1 - heart) * (absolute > 0.14)
+        c.paint(lung * (1 - collapsed), 0.03, "pneumothorax")
+        c.add(lung * collapsed, 0.1)
+        c.add(smooth(collapsed * (1 - collapsed) * 5) * lung, 0.3)  # visceral pleural line
+    _in_lungs(c, findings, lambda f: (sign(f["side"]) * f["x"], f["y"], lungs[f["side"]]))
     for f in of_kind(findings, "pleural effusion"):
         s = sign(f["side"])
         level = 0.62 - f["size"] - 0.55 * np.maximum(s * u - 0.3, 0) ** 1.5  # meniscus: higher at the chest wall
-        fluid = hemithorax[f["side"]] * c.below(level, 0.05) * (s * u > 0.04)
-        c.paint(fluid, 0.72)
-        c.mark(fluid, "pleural effusion")
+        c.paint(hemithorax[f["side"]] * c.below(level, 0.05) * (s * u > 0.04), 0.72, "pleural effusion")
 
 
-def _lateral(c: Canvas, a: Values, findings: list[dict]) -> None:
+def _lateral(c: Canvas, a: Values, findings: Findings) -> None:
     u, v = c.u, c.v
     c.image[:] = 0.03
     torso = c.ellipse(0.02, 0.25, 0.86, 1.3, power=2.6)
@@ -133,11 +240,8 @@ def _lateral(c: Canvas, a: Values, findings: list[dict]) -> None:
     dome = 0.5 + a["inspiration"] + 0.18 * u + 0.35 * (u + 0.1) ** 2
     lungs = cage * (1 - c.below(dome))
     c.paint(cage * c.below(dome), 0.66)
-    c.paint(lungs, 0.24 + 0.08 * u)
-    c.mark(lungs, "lungs")
-    spacing = 0.2
-    phase = (v - 0.75 * u + 0.25 * u**2 + a["rib_phase"]) / spacing
-    c.add(c.band((phase % 1 - 0.5) * spacing, 0.022, 0.05) * cage, 0.06)
+    c.paint(lungs, 0.24 + 0.08 * u, "lungs")
+    c.add(c.stripes(v - 0.75 * u + 0.25 * u**2 + a["rib_phase"], 0.2, 0.022) * cage, 0.06)
     column = u - 0.56 - 0.07 * np.cos(2.2 * v)
     vertebra = c.band((v / 0.17 + a["rib_phase"]) % 1 - 0.5, 0.36, 0.12)
     c.add(c.band(column, 0.1, 0.04) * (0.35 + 0.65 * vertebra) * torso, 0.24)
@@ -145,140 +249,53 @@ def _lateral(c: Canvas, a: Values, findings: list[dict]) -> None:
     c.add(c.ellipse(0.04, -0.1, 0.12, 0.15, edge=0.12), 0.16)  # hila
     c.add(c.segment(-0.02, -0.85, 0.06, -0.22, 0.045), -0.14)  # trachea
     c.add(c.band(np.hypot(u - 0.12, v + 0.24) - 0.2, 0.05, 0.05) * (v < -0.2), 0.1)  # aortic arch
-    big = of_kind(findings, "cardiomegaly")
-    width = a["heart"] - 0.03 + (big[0]["size"] if big else 0.0)
-    grown = width - 0.26
-    heart = c.ellipse(-0.27 + 0.5 * grown, 0.26, width + 0.06, 0.22 + 0.6 * grown, 0.55, edge=0.07) * cage
-    c.paint(heart, 0.62)
-    c.mark(heart, "cardiomegaly" if big else "heart")
-    for f in of_kind(findings, "consolidation"):
-        patch = opacity(c, f["z"], f["y"], f["size"]) * lungs
-        c.add(patch, f["contrast"])
-        c.mark(patch, "consolidation")
-    for f in of_kind(findings, "nodule"):
-        spot = c.ellipse(f["z"], f["y"], f["size"], f["size"] * 0.95, edge=0.05)
-        c.add(spot, f["contrast"])
-        c.mark(spot, "nodule")
+    width, label = _heart(c, a, findings)
+    grown = width - 0.29
+    heart = c.ellipse(-0.27 + 0.5 * grown, 0.26, width + 0.03, 0.22 + 0.6 * grown, 0.55, edge=0.07) * cage
+    c.paint(heart, 0.62, label)
+    _in_lungs(c, findings, lambda f: (f["depth"], f["y"], lungs))
     for f in of_kind(findings, "pleural effusion"):  # fluid gathers in the posterior recess
         level = 0.72 - f["size"] - 0.7 * np.maximum(u - 0.1, 0) ** 1.5 + 0.9 * np.maximum(0.1 - u, 0)
-        fluid = cage * c.below(level, 0.05)
-        c.paint(fluid, 0.7)
-        c.mark(fluid, "pleural effusion")
+        c.paint(cage * c.below(level, 0.05), 0.7, "pleural effusion")
 
 
-# --- CT of the trunk -----------------------------------------------------------------------------------------------
+# --- the head ------------------------------------------------------------------------------------------------------
 
 
-def _trunk(c: Canvas, a: Values, ry: float) -> tuple[Field, Field]:
-    """Skin, fat and body wall of an axial slice; returns coverage of the body and of what lies inside its wall."""
-    c.image[:] = 0.0
-    rx = 0.92 * a["width"]
-    body, inside = c.ellipse(0, 0, rx, ry, power=2.3), c.ellipse(0, 0, rx - a["fat"], ry - 0.85 * a["fat"], power=2.3)
-    c.paint(body, 0.27)
-    c.paint(inside, 0.5)
-    return body, inside
-
-
-def _spine(c: Canvas, y: float) -> None:
-    c.paint(c.ellipse(0, y, 0.14, 0.11), 0.88)
-    for s in (-1, 1):
-        c.paint(c.segment(s * 0.08, y + 0.12, s * 0.2, y + 0.17, 0.03), 0.85)
-    c.paint(c.segment(0, y + 0.16, 0, y + 0.28, 0.03), 0.85)
-    c.paint(c.ellipse(0, y + 0.14, 0.055, 0.045), 0.45)  # spinal canal
-
-
-def _ct_chest(c: Canvas, a: Values, findings: list[dict]) -> None:
-    u, v = c.u, c.v
-    _trunk(c, a, 0.7)
-    for angle in np.arange(0.3, 2.6, 0.42) + 0.2 * a["rib_phase"]:
-        for s in (-1, 1):
-            x, y = s * 0.77 * a["width"] * np.sin(angle), -0.53 * np.cos(angle)
-            c.paint(c.ellipse(x, y, 0.085, 0.028, s * (np.pi / 2 - (angle - np.pi / 2) * 0.6)), 0.92)
-    c.paint(c.ellipse(0, -0.56, 0.14, 0.035), 0.88)  # sternum
-    lungs = {side: c.ellipse(sign(side) * 0.4 * a["width"], 0.0, 0.33, 0.5, power=2.3) for side in ("right", "left")}
-    for side, lung in lungs.items():
-        c.paint(lung, 0.1)
-        c.mark(lung, "lungs")
-        for x, y, r in zip(
-            c.rng.uniform(0.2, 0.6, 12), c.rng.uniform(-0.35, 0.4, 12), c.rng.uniform(0.008, 0.022, 12), strict=True
-        ):  # vessels
-            c.add(c.ellipse(sign(side) * x, y, r, r) * lung, 0.35)
-    c.paint(c.band(u, 0.1, 0.06) * (np.abs(v) < 0.5), 0.5)
-    big = of_kind(findings, "cardiomegaly")
-    width = a["heart"] + (big[0]["size"] if big else 0.0)
-    heart = c.ellipse(0.1 + 0.25 * (width - 0.29), -0.16, width, 0.24 + 0.3 * (width - 0.29), 0.45, edge=0.05)
-    c.paint(heart, 0.6)
-    c.mark(heart, "cardiomegaly" if big else "heart")
-    c.paint(c.ellipse(0.1, -0.19, 0.5 * width, 0.14, 0.45, edge=0.08), 0.68)  # contrast in the chambers
-    c.paint(c.ellipse(0.14, 0.25, 0.085, 0.085), 0.74)  # descending aorta
-    c.paint(c.ellipse(-0.01, 0.14, 0.04, 0.035), 0.42)  # oesophagus
-    _spine(c, 0.4)
-    for f in of_kind(findings, "pneumothorax"):  # air rises to the front of a supine patient
-        lung = lungs[f["side"]] * (1 - heart)
-        collapsed = c.ellipse(sign(f["side"]) * 0.36, 0.2 + 0.3 * f["size"], 0.34, 0.5 - 0.45 * f["size"])
-        free = lung * (1 - collapsed)
-        c.paint(free, 0.0)
-        c.add(lung * collapsed, 0.12)
-        c.add(smooth(collapsed * (1 - collapsed) * 5) * lung, 0.35)
-        c.mark(free, "pneumothorax")
-    for f in of_kind(findings, "consolidation"):
-        patch = opacity(c, sign(f["side"]) * f["x"], f["z"], f["size"]) * lungs[f["side"]]
-        c.add(patch, f["contrast"] + 0.12)
-        c.mark(patch, "consolidation")
-    for f in of_kind(findings, "nodule"):
-        spot = c.ellipse(sign(f["side"]) * f["x"], f["z"], f["size"], f["size"] * 0.95, edge=0.04)
-        c.add(spot, f["contrast"] + 0.12)
-        c.mark(spot, "nodule")
-    for f in of_kind(findings, "pleural effusion"):  # fluid lies dependent, a crescent at the back
-        fluid = lungs[f["side"]] * c.below(0.5 - f["size"] + 0.5 * (u - sign(f["side"]) * 0.35) ** 2, 0.04)
-        c.paint(fluid, 0.46)
-        c.mark(fluid, "pleural effusion")
-
-
-def _ct_abdomen(c: Canvas, a: Values, findings: list[dict]) -> None:
-    _, inside = _trunk(c, a, 0.72)
-    cavity = c.ellipse(0, -0.06, 0.74 * a["width"], 0.52, power=2.4) * inside
-    c.paint(cavity, 0.26)
-    fluid = 0.1 if of_kind(findings, "ascites") else 0.0
-    if fluid:  # ascites replaces the fat around the organs and lifts them off the wall
-        c.paint(cavity, 0.44)
-        c.mark(cavity, "ascites")
-    grain = 0.02 * c.texture(24)
-    liver = np.maximum(
-        c.ellipse(-0.37 + fluid, -0.08, a["liver"] - fluid, 0.4 - fluid, 0.15, power=2.3),
-        c.ellipse(-0.08, -0.26, 0.3, 0.16, -0.15),
-    )
-    c.paint(liver, 0.6 + grain)
-    c.mark(liver, "liver")
-    stomach = c.ellipse(0.28, -0.3, 0.24, 0.17, 0.3)
-    c.paint(stomach, 0.48)
-    c.paint(stomach * (1 - c.below(-0.32)), 0.03)  # an air-fluid level
-    spleen = c.ellipse(0.58 - fluid, 0.08, 0.14, 0.27, -0.25)
-    c.paint(spleen, 0.62 + grain)
-    c.mark(spleen, "spleen")
-    _spine(c, 0.34)
-    c.paint(c.ellipse(0.06, 0.15, 0.075, 0.075), 0.8)  # aorta
-    c.paint(c.ellipse(-0.1, 0.16, 0.075, 0.06), 0.66)  # vena cava
-    for s in (-1, 1):
-        c.paint(c.ellipse(s * 0.17, 0.4, 0.09, 0.13), 0.5)  # psoas
-        kidney = c.ellipse(s * 0.38, 0.29, a["kidney"], 1.35 * a["kidney"], -s * 0.3)
-        c.paint(kidney, 0.74)
-        c.mark(kidney, "kidneys")
-        c.paint(c.ellipse(s * 0.34, 0.29, 0.045, 0.07), 0.4)  # renal sinus
-    for x, y in zip(c.rng.uniform(-0.02, 0.4, 4), c.rng.uniform(-0.06, 0.12, 4), strict=True):  # bowel
-        loop = c.ellipse(x + 0.02, y, 0.075, 0.06) * (1 - spleen)
-        c.paint(loop, 0.52)
-        c.paint(c.ellipse(x + 0.02, y - 0.01, 0.035, 0.025), 0.62)
-    for f in of_kind(findings, "renal mass"):
-        s = sign(f["side"])
-        lump = c.ellipse(s * (0.38 + 0.6 * f["size"]), 0.29 + f["y"], f["size"], f["size"], edge=0.04)
-        c.paint(lump, 0.47 + 0.06 * c.texture(14))
-        c.mark(lump, "renal mass")
-    for f in of_kind(findings, "kidney stone"):
-        stone = c.ellipse(sign(f["side"]) * 0.37, 0.29 + f["y"], f["size"], f["size"])
-        c.paint(stone, 0.74 + f["contrast"])
-        c.mark(stone, "kidney stone")
-    for f in of_kind(findings, "liver lesion"):
-        lesion = c.ellipse(f["x"], f["y"], f["size"], f["size"], edge=0.04) * liver
-        c.add(lesion, -f["contrast"])
-        c.mark(lesion, "liver lesion")
+def _head(c: Canvas, study: str, a: Values, findings: Findings) -> None:
+    """An axial CT or MRI slice; `anatomy["t2"]` above one half is T2 weighted."""
+    sequence = "ct" if study == "ct_head" else ("t2" if a["t2"] > 0.5 else "t1")
+    t, u, v = TISSUES[sequence], c.u, c.v
+    rx, ry, power = 0.74 * a["width"], 0.92, 2.2
+    for shrink, name in ((0.0, "scalp"), (0.055, "skull"), (0.12, "fluid")):
+        c.paint(c.ellipse(0, 0, rx - shrink, ry - shrink, power=power), t[name])
+    brain = c.ellipse(0, 0, rx - 0.14, ry - 0.14, power=power)
+    c.paint(brain, t["grey"], "brain")
+    # white matter reaches into the gyri: a scalloped border
+    wave = np.sin(17 * np.arctan2(v, u) + 3 * c.texture(5))
+    radius = _rounder(u / (rx - 0.25), v / (ry - 0.25), power)
+    c.paint(smooth(0.5 + (1 + 0.035 * wave - radius) * 5) * brain, t["white"])
+    c.paint(0.8 * c.band(wave - 1, 0.12, 0.3) * smooth((radius - 1.05) * 8) * brain, t["fluid"])  # sulci
+    c.image += 0.015 * c.texture(20) * brain
+    c.paint(c.band(u, 0.014) * (np.abs(v) > 0.22) * brain, 0.5 * (t["fluid"] + t["grey"]))  # falx
+    big = of_kind(findings, "hydrocephalus")
+    k, label = 1 + (big[0]["size"] if big else 0.0), "hydrocephalus" if big else "ventricles"
+    for s in (-1, 1):  # basal ganglia, horns of the lateral ventricle
+        c.paint(c.ellipse(s * 0.24, 0.02, 0.09, 0.19, s * 0.35) * brain, t["grey"])
+        horn = c.ellipse(s * 0.1 * k**0.5, -0.2, 0.055 * k, 0.17 * k**0.5, -s * 0.4)
+        horn = np.maximum(horn, c.ellipse(s * 0.15 * k**0.5, 0.22, 0.055 * k, 0.18 * k**0.5, s * 0.45))
+        c.paint(horn * brain, t["fluid"], label)
+    c.paint(c.ellipse(0, 0.02, 0.02 * k, 0.09), t["fluid"])  # third ventricle
+    for kind, appearance in LESIONS.items():
+        core, rim, oedema = appearance[sequence]
+        for f in of_kind(findings, kind):
+            x, y, size = sign(f["side"]) * f["x"], f["y"], f["size"]
+            if oedema is not None:
+                c.paint(c.ellipse(x, y, 1.55 * size, 1.4 * size, edge=0.6 * size) * brain, oedema)
+            if kind == "infarct":
+                spot = smooth(1.3 * c.opacity(x, y, 1.15 * size)) * brain
+            else:
+                spot = c.ellipse(x, y, size, 0.92 * size, c.rng.uniform(-0.5, 0.5), edge=0.04) * brain
+            c.paint(spot, core if rim is None else rim, kind)
+            if rim is not None:
+                c.paint(c.ellipse(x, y, 0.66 * size, 0.6 * size, edge=0.04) * brain, core)
