@@ -16,6 +16,7 @@ from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
+from amif_lib.data.records import Question
 from amif_lib.scoring import leaks, question_files
 
 
@@ -23,6 +24,11 @@ from amif_lib.scoring import leaks, question_files
 def real(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     return shared_data
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
 
 
 def numbers(line: pd.Series, *names: str) -> list[float]:
@@ -139,12 +145,19 @@ RECORDS = [  # image, question, answer, split, what else
 def records() -> list[dict]:
     return [
         {"image": image, "question": question, "answer": answer, "split": split, **more}
+        | {"answer_type": "CLOSED" if answer.lower() in ("yes", "no") or "closed" in more else "OPEN"}
         for image, question, answer, split, more in RECORDS
     ]
 
 
-def test_counts_by_hand() -> None:
-    table = leaks.lines(leaks.from_records(records()))
+def questions(folder: Path, made: list[dict]) -> list[Question]:
+    names = {"linked_id": "qid_linked_id", "rephrase": "question_rephrase", "frame": "question_frame"}
+    plain = [{names.get(key, key): value for key, value in record.items()} for record in made]
+    return question_files.read(write(folder / "made.json", plain))[0]
+
+
+def test_counts_by_hand(tmp_path: Path) -> None:
+    table = leaks.lines(questions(tmp_path, records()))
     assert list(table["training"]) == ["train", "train+val"]
     line, with_val = table.iloc[0], table.iloc[1]
     assert numbers(line, "n_train", "n_test", "train_images", "test_images") == [4, 6, 2, 4]
@@ -169,10 +182,10 @@ def words(record: dict) -> list[str]:
     return [record["question"]] + ([record["frame"]] if record["frame"] else [])
 
 
-def test_counts_against_brute_force() -> None:
+def test_counts_against_brute_force(tmp_path: Path) -> None:
     """Random small sets: every count again, by comparing each pair of a training and a test question."""
     random.seed(3)
-    for _ in range(30):
+    for _ in range(15):
         made = [
             {"image": random.choice("abcdef"), "question": random.choice(["q  one", "Q two", "q three"]),
              "answer": random.choice(["yes", "No", "x", "Y y", "z"]), "split": random.choice(["train", "test"]),
@@ -182,7 +195,7 @@ def test_counts_against_brute_force() -> None:
         train, test = ([r for r in made if r["split"] == split] for split in ("train", "test"))
         if not train or not test:
             continue
-        got = leaks.lines(leaks.from_records(made)).iloc[0]
+        got = leaks.lines(questions(tmp_path, made)).iloc[0]
         expected = {
             "on_train_image": sum(any(t["image"] == r["image"] for t in train) for r in test),
             "repeated_in_train": sum(
@@ -199,29 +212,22 @@ def test_counts_against_brute_force() -> None:
             assert got["linked_in_train"] == linked
 
 
-def test_image_disjoint_part() -> None:
-    made = leaks.from_records(records())
+def test_image_disjoint_part(tmp_path: Path) -> None:
+    made = questions(tmp_path, records())
     assert not leaks.image_disjoint(made)  # both training images have test questions: nothing would be left
-    more = [*records(), {"image": "z", "question": "why", "answer": "x", "split": "train"}]
-    kept = leaks.image_disjoint(leaks.from_records(more))
+    more = [*records(), {"image": "z", "question": "why", "answer": "x", "split": "train", "answer_type": "OPEN"}]
+    kept = leaks.image_disjoint(questions(tmp_path, more))
     assert [q.image_id for q in kept if q.split == "train"] == ["z"] and sum(q.split == "test" for q in kept) == 6
 
-
-def test_without_test_or_training_questions() -> None:
     with pytest.raises(InputError, match="need training and test questions, found only: train"):
-        leaks.lines(leaks.from_records(records()[:2]))
+        leaks.lines([q for q in made if q.split == "train"])
 
 
 # --- files ---
 
 
-def write(path: Path, content: object) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return path
-
-
-def as_tuples(found: question_files.QuestionFile) -> set[tuple]:
-    return {(q.image_id, q.question, q.answers, q.split, q.closed_field) for q in found.questions}
+def as_tuples(found: list[Question]) -> set[tuple]:
+    return {(q.image_id, q.question, q.answers, q.split, q.closed_field) for q in found}
 
 
 EXPECTED = {("i 1", "Is it?", ("yes",), "train", True), ("i 2", "What is it?", ("ct",), "test", False)}
@@ -256,17 +262,17 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts(tmp_path: Path, name: str) -> None:
-    assert as_tuples(question_files.read(write(tmp_path / name, LAYOUTS[name]))) == EXPECTED
+    assert as_tuples(question_files.read(write(tmp_path / name, LAYOUTS[name]))[0]) == EXPECTED
 
 
 def test_lxmert_parallel_lists_and_split_by_name(tmp_path: Path) -> None:
     record = {"img_id": "i", "labelf": {"pvqa": [{"yes": 1}, {"a b": 1}]}, "sentf": {"pvqa": ["Is it?", "What?"]}}
-    found = question_files.read(write(tmp_path / "pvqa_val.json", [record]))
-    assert [(q.question, q.answer, q.split) for q in found.questions] == [
+    found, said = question_files.read(write(tmp_path / "pvqa_val.json", [record]))
+    assert [(q.question, q.answer, q.split) for q in found] == [
         ("Is it?", "yes", "val"),
         ("What?", "a b", "val"),
     ]
-    assert "every record is val, by the file's name" in str(found) and "no answer_type" in str(found)
+    assert "every record is val, by the file's name" in said and "no answer_type" in said
     record["sentf"]["pvqa"].append("More?")
     with pytest.raises(InputError, match="record 1: sentf has 3 questions and labelf 2 answers"):
         question_files.read(write(tmp_path / "pvqa_val.json", [record]))
@@ -282,8 +288,8 @@ GOOD = LAYOUTS["plain.json"]
         ("x.jsonl", '{"a": 1}\n{', r"x\.jsonl, line 2: not valid JSON"),
         ("x.json", [], "no records"),
         ("x.json", 5, "must hold a list of records"),
-        ("x.json", [GOOD[0], "text"], "record 2 is not an object"),
-        ("x.json", [{"picture": "a", "question": "b", "answer": "c"}], r"no field for the image .*answer, picture, question"),
+        ("x.json", [GOOD[0], "text"], "record 2: not an object"),
+        ("x.json", [{"picture": "a", "question": "b", "answer": "c"}], r"no column for the image .*answer, picture, question"),
         ("x.json", [GOOD[0], {**GOOD[1], "answer": None}], "record 2: answer is missing"),
         ("x.json", [GOOD[0], {**GOOD[1], "question": " "}], "record 2: question is empty"),
         ("x.json", [GOOD[0], {**GOOD[1], "answer": []}], "record 2: answer is empty or not text"),
@@ -323,9 +329,9 @@ def test_command_with_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[st
     made = write(tmp_path / "mine.json", records())
     for arguments, message in (
         ([], "name a question-answer file"),
-        ([str(tmp_path / "none.json")], "no such file"),
-        ([str(tmp_path)], "is a folder"),
-        ([str(made), "--out", str(made)], "would overwrite"),
+        ([str(tmp_path / "none.json")], "No such file"),
+        ([str(tmp_path)], "Is a directory"),
+        ([str(made), "--out", str(made)], "file that is read"),
     ):
         before = made.read_bytes()
         assert cli.main(["leaks", *arguments]) == 2
@@ -335,6 +341,22 @@ def test_command_with_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_command_on_a_data_set(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["leaks", "vqa_rad"]) == 0
     assert "74.50% at most (open 39.11%)" in capsys.readouterr().out
+
+
+def test_check_against_the_manifest(real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = leaks.check("vqa_rad").set_index("item")
+    assert (
+        set(checked["status"]) == {"ok"}
+        and checked.loc["published3064: paraphrase_in_train (train, test)", "detail"] == "284"
+    )
+    manifest = manifests.load("vqa_rad")
+    first = manifest.variants[0]
+    wrong = first.leaks_expected[0].model_copy(update={"unseen_answer": 114})
+    variants = (first.model_copy(update={"leaks_expected": (wrong,)}), *manifest.variants[1:])
+    changed = manifest.model_copy(update={"variants": variants})
+    monkeypatch.setattr(manifests, "load", lambda name: changed)
+    found = leaks.check("vqa_rad").query("status != 'ok'")
+    assert found[["status", "detail"]].to_numpy().tolist() == [["changed", "115, expected 114"]]
 
 
 def test_languages_are_the_variants_of_slake(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ CSV = "question_id,answer\n" + "".join(f"{question},no\n" for question in ANSWER
         ("x.csv", CSV + "17,left, right\n", r"line 8: not 2 cells as in the header; put answers with commas in quotes"),
         ("x.csv", CSV + '17,"left', r"line 8: not valid CSV \(unexpected end of data\), perhaps cut off"),
         ("x.csv", CSV + ",no\n", r"line 8: question_id is missing or no id"),
-        ("x.csv", "question_id,answer\n", "no predictions; give one"),
+        ("x.csv", "question_id,answer\n", "no records; give a file with one"),
         ("x.csv", "question_id,answer\n12,l\xe4nge\n".encode("latin-1"), r"x\.csv: not UTF-8 .*save it as UTF-8"),
         ("x.csv", CSV.encode("utf-16"), r"not UTF-8"),
         ("x.json", json.dumps(RECORD_LIST, indent=0)[:-20], r"x\.json, line \d+: not valid JSON .*perhaps cut off"),
@@ -234,7 +234,7 @@ CSV = "question_id,answer\n" + "".join(f"{question},no\n" for question in ANSWER
         ("x.json", {**FULL, "12": True}, r"record 2: answer is missing or not one text"),
         ("x.json", [{"qid": 1.5, "pred": "no"}], r"record 1: qid is missing or no id"),
         ("x.json", 5, "must hold a list of records"),
-        ("x.xlsx", "PK", r"x\.xlsx: give predictions as \.csv"),
+        ("x.xlsx", "PK", r"x\.xlsx: give a \.csv"),
     ],
 )  # fmt: skip
 def test_bad_files_are_named(made: Path, capsys, name: str, content: object, message: str) -> None:
@@ -372,7 +372,7 @@ def test_a_protocol_whose_answers_are_not_all_scored_is_left_out_and_said(made: 
         (lambda r: r[2].pop("log_likelihoods"), "record 3: log_likelihoods is missing or no object"),
         (
             lambda r: r[2]["log_likelihoods"].pop("NO"),
-            "record 3: log_likelihoods: 'no' is scored in some records and not",
+            "record 3: 'no' has no log-likelihood, as in other records",
         ),
         (
             lambda r: r[1]["log_likelihoods"].update({"no": -1.0}),

@@ -43,8 +43,8 @@ class Protocol(BaseModel):
 
     @property
     def title(self) -> str:
-        """What tables print: `paper`, and `name@version` for the rest."""
-        return self.name if self.name == "paper" else f"{self.name}@{self.version}"
+        """What tables print: `paper`, `as given`, and `name@version` for the rest."""
+        return self.name if self.name in ("paper", "as given") else f"{self.name}@{self.version}"
 
 
 PROTOCOLS = {

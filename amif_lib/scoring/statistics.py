@@ -1,7 +1,6 @@
 """Intervals and paired tests for accuracies over questions that cluster by image.
 
-Shares are fractions in [0, 1] here; tables print percent. Random draws are seeded, so that equal input gives equal
-output.
+Shares are fractions in [0, 1] here; tables print percent. Equal input gives equal output: random draws are seeded.
 """
 
 from __future__ import annotations
@@ -54,11 +53,10 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if first.shape != second.shape or first.ndim != 1:
         raise InputError(f"paired test: shapes {first.shape}, {second.shape}; give the same questions, equally ordered")
-    wins, losses = int((first & ~second).sum()), int((~first & second).sum())
-    table = [[int((first & second).sum()), wins], [losses, int((~first & ~second).sum())]]
     from statsmodels.stats.contingency_tables import mcnemar as exact_test
 
-    return McNemar(wins, losses, float(exact_test(table, exact=True).pvalue))
+    wins, losses = int((first & ~second).sum()), int((~first & second).sum())
+    return McNemar(wins, losses, float(exact_test([[0, wins], [losses, 0]], exact=True).pvalue))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -81,93 +79,7 @@ def combine_seeds(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
-def _by_image(correct: ArrayLike, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Correct answers and questions per image: (S, C) and (C,). Images are ordered by name, so that pairs line up."""
-    correct = np.atleast_2d(np.asarray(correct, dtype=float))  # (S, n)
-    names, index = np.unique(np.asarray(images, dtype=str), return_inverse=True)
-    if correct.shape[1] != len(index) or not len(index):
-        raise InputError(f"bootstrap: {correct.shape[1]} answers, {len(index)} image ids; give one each, at least one")
-    sums = np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in correct])  # (S, C)
-    return sums, np.bincount(index, minlength=len(names)).astype(float)
-
-
-@lru_cache(
-    maxsize=40
-)  # four question sets with their splits, for intervals and tests: every row of every table uses them
-def _image_weights(count: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `count` images occurs in each bootstrap draw -> (draws, count)."""
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    return drawn.astype(np.float32)  # small whole numbers: exact
-
-
-@lru_cache(maxsize=400)  # a row is compared with several others, in several tables
-def _resampled(sums: bytes, counts: bytes, runs: int, draws: int, seed: int) -> np.ndarray:
-    """Accuracies in each draw of images, (draws, S), of right answers (S, C) and questions (C,), both fp64 as bytes."""
-    both = (
-        np.frombuffer(sums + counts).reshape(runs + 1, -1).astype(np.float32)
-    )  # (S + 1, C): small whole numbers, exact
-    drawn = _image_weights(both.shape[1], draws, seed) @ both.T  # (draws, C), (C, S + 1) -> (draws, S + 1)
-    out = drawn[:, :-1].astype(float) / drawn[:, -1:]
-    out.flags.writeable = False
-    return out
-
-
-@lru_cache(maxsize=40)
-def _run_weights(count: int, size: tuple[int, int], seed: int) -> np.ndarray:
-    """The share that each of `count` runs of a pre-training has in each bootstrap draw -> (draws, P, count)."""
-    drawn = np.random.default_rng([seed, 1]).multinomial(count, np.full(count, 1 / count), size=size) / count
-    drawn.flags.writeable = False
-    return drawn
-
-
-def _seed_mean(per_run: np.ndarray, pretrainings: Sequence[int] | None, seed: int, first_seed: int) -> np.ndarray:
-    """Mean over runs drawn with replacement, (draws, S) -> (draws,). One run is itself.
-
-    `pretrainings` names each run's pre-training: those are drawn first, then runs within each. Their draws depend on
-    `first_seed` alone, so that systems and data sets that share pre-trainings share the draw. What a mean of S drawn
-    runs is off the mean of all is widened by sqrt(S / (S - 1)): the plain bootstrap has (S - 1) / S of the variance.
-    """
-    draws, runs = per_run.shape
-    if runs == 1:
-        return per_run[:, 0]
-    names, group = np.unique([0] * runs if pretrainings is None else pretrainings, return_inverse=True)
-    if len(group) != runs or len(set(np.bincount(group))) > 1:
-        raise InputError(f"bootstrap: {runs} runs of {len(names)} pre-trainings; give each as many fine-tuning seeds")
-    cube = per_run[:, np.argsort(group, kind="stable")].reshape(draws, len(names), -1)  # (draws, P, F)
-    out = cube.mean((1, 2))
-    if (first := len(names)) > 1:
-        chosen = np.random.default_rng([first_seed, 2]).integers(first, size=cube.shape[:2])
-        cube = np.take_along_axis(cube, chosen[:, :, None], axis=1)
-        out = out + np.sqrt(first / (first - 1)) * (cube.mean((1, 2)) - out)
-    if (own := cube.shape[2]) > 1:
-        weights = _run_weights(own, cube.shape[:2], seed)
-        out = out + np.sqrt(own / (own - 1)) * ((cube * weights).sum(2) - cube.mean(2)).mean(1)
-    return out
-
-
-Group = tuple[np.ndarray, np.ndarray, Sequence[int] | None]  # right answers (S, C), questions (C,), pre-trainings (S,)
-
-
-def _draws(groups: list[Group], draws: int, seed: int, first_seed: int | None = None) -> list[np.ndarray]:
-    """Bootstrap accuracies, one array (draws,) per system; all systems see the same resampled images."""
-    first_seed = seed if first_seed is None else first_seed
-    out = []
-    for position, (sums, counts, pretrainings) in enumerate(groups):
-        per_run = _resampled(sums.tobytes(), counts.tobytes(), len(sums), draws, seed)
-        out.append(_seed_mean(per_run, pretrainings, seed + 1000 * position, first_seed))
-    return out
-
-
-def _interval(sample: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(sample, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _two_sided(sample: np.ndarray) -> float:
-    """Twice the smaller share of draws on either side of no difference, never below 2 / (draws + 1)."""
-    sample = np.where(np.abs(sample) < 1e-12, 0.0, sample)  # what rounding makes of equal accuracies
-    below, above = (1 + (sample <= 0).sum()) / (1 + len(sample)), (1 + (sample >= 0).sum()) / (1 + len(sample))
-    return float(min(1.0, 2 * min(below, above)))
+# --- bootstrap: images are resampled, and runs within pre-trainings ------------------------------------------------
 
 
 def bootstrap(
@@ -187,49 +99,7 @@ def bootstrap(
     value = float(sums.sum() / (counts.sum() * len(sums)))
     if value in (0.0, 1.0):
         return Estimate(value, *wilson(round(value * len(counts)), len(counts)))
-    drawn = _draws([(sums, counts, pretrainings)], draws, seed)[0]
-    return Estimate(value, *_interval(drawn.clip(0, 1)))  # widened for few seeds, a draw may leave [0, 1]
-
-
-def resampled_sums(values: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Sum of `values` (S, n) over the questions of resampled images, in the draws that `bootstrap` uses -> (draws, S)."""
-    sums, counts = _by_image(values, images)
-    return _image_weights(len(counts), draws, seed).astype(float) @ sums.T
-
-
-def over_runs(per_run: np.ndarray, pretrainings: Sequence[int] | None = None, seed: int = 0) -> np.ndarray:
-    """Mean of (draws, S) over runs drawn as `bootstrap` draws them -> (draws,). Equal calls draw the same runs."""
-    return _seed_mean(per_run, pretrainings, seed, seed)
-
-
-def bootstrap_difference(
-    first: ArrayLike,
-    second: ArrayLike,
-    images: ArrayLike,
-    draws: int = TEST_DRAWS,
-    seed: int = 0,
-    pretrainings: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
-) -> Estimate:
-    """Accuracy of `first` minus `second` on the same questions, images resampled jointly, seeds of each on their own.
-
-    Shapes as in `bootstrap`; the two may have different numbers of runs. `p` is twice the smaller share of draws on
-    either side of no difference, so never below 2 / (draws + 1).
-    """
-    return bootstrap_mean_difference([(first, second, images)], draws, seed, pretrainings)
-
-
-def bootstrap_against(
-    correct: ArrayLike,
-    images: ArrayLike,
-    level: float,
-    draws: int = TEST_DRAWS,
-    seed: int = 0,
-    pretrainings: Sequence[int] | None = None,
-) -> Estimate:
-    """Accuracy minus a fixed `level` (a share that is only printed), with interval and p; the level has no variance."""
-    sums, counts = _by_image(correct, images)
-    sample = _draws([(sums, counts, pretrainings)], draws, seed)[0] - level
-    return Estimate(float(sums.sum() / (counts.sum() * len(sums))) - level, *_interval(sample), p=_two_sided(sample))
+    return bootstrap_mean([(correct, images)], draws, seed, pretrainings)
 
 
 def bootstrap_mean(
@@ -244,10 +114,11 @@ def bootstrap_mean(
     """
     if not parts:
         raise InputError("no data set to average")
-    groups = [(*_by_image(correct, images), pretrainings) for correct, images in parts]
-    value = float(np.mean([sums.sum() / (counts.sum() * len(sums)) for sums, counts, _ in groups]))
-    samples = [_draws([group], draws, seed + position, seed)[0] for position, group in enumerate(groups)]
-    return Estimate(value, *_interval(np.mean(samples, axis=0).clip(0, 1)))
+    samples = [
+        _accuracies(*part, draws, (seed + n, seed + n, seed), pretrainings) for n, part in enumerate(parts)
+    ]  # (draws,) each
+    sample = np.mean(samples, axis=0).clip(0, 1)  # widened for few seeds, a draw may leave [0, 1]
+    return Estimate(float(np.mean([np.mean(correct) for correct, _ in parts])), *_interval(sample))
 
 
 def bootstrap_mean_difference(
@@ -256,18 +127,105 @@ def bootstrap_mean_difference(
     seed: int = 0,
     pretrainings: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
 ) -> Estimate:
-    """Unweighted mean over data sets of the paired differences in accuracy: two rows' Avg columns compared.
+    """Unweighted mean over data sets of the paired differences in accuracy, first minus second.
 
-    `parts` holds `(first, second, images)` per data set; within a set the two see the same resampled images, and sets
-    are resampled on their own. `pretrainings` names those of the first's and of the second's runs. `p` is as in
-    `bootstrap_difference`.
+    `parts` holds `(first, second, images)` per data set, shapes as in `bootstrap`; the two may have different numbers of
+    runs. Within a set they see the same resampled images, seeds of each are drawn on their own, and sets are resampled on
+    their own. `pretrainings` names those of the first's and of the second's runs. `p` is twice the smaller share of draws
+    on either side of no difference, so never below 2 / (draws + 1).
     """
     if not parts:
         raise InputError("no data set to compare on")
-    values, samples = [], []
-    for position, (first, second, images) in enumerate(parts):
-        groups = [(*_by_image(x, images), own) for x, own in zip((first, second), pretrainings, strict=True)]
-        values.append(float(np.mean(np.asarray(first, dtype=float)) - np.mean(np.asarray(second, dtype=float))))
-        samples.append(np.subtract(*_draws(groups, draws, seed + position, seed)))
-    sample = np.mean(samples, axis=0)
-    return Estimate(float(np.mean(values)), *_interval(sample), p=_two_sided(sample))
+    samples = []
+    for n, (first, second, images) in enumerate(parts):
+        ours = _accuracies(first, images, draws, (seed + n, seed + n, seed), pretrainings[0])
+        theirs = _accuracies(second, images, draws, (seed + n, seed + n + 1000, seed), pretrainings[1])
+        samples.append(ours - theirs)  # (draws,)
+    sample, value = np.mean(samples, axis=0), np.mean([np.mean(first) - np.mean(second) for first, second, _ in parts])
+    return Estimate(float(value), *_interval(sample), p=_two_sided(sample))
+
+
+def bootstrap_against(
+    correct: ArrayLike,
+    images: ArrayLike,
+    level: float,
+    draws: int = TEST_DRAWS,
+    seed: int = 0,
+    pretrainings: Sequence[int] | None = None,
+) -> Estimate:
+    """Accuracy minus a fixed `level` (a share that is only printed), with interval and p; the level has no variance."""
+    sample = _accuracies(correct, images, draws, (seed, seed, seed), pretrainings) - level
+    return Estimate(float(np.mean(correct)) - level, *_interval(sample), p=_two_sided(sample))
+
+
+def resampled_sums(values: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Sum of `values` (S, n) over the questions of resampled images, in the draws that `bootstrap` uses -> (draws, S)."""
+    sums, counts = _by_image(values, images)
+    return _image_weights(len(counts), draws, seed).astype(float) @ sums.T
+
+
+def over_runs(
+    per_run: np.ndarray, pretrainings: Sequence[int] | None = None, seed: int = 0, pretraining_seed: int | None = None
+) -> np.ndarray:
+    """Mean over runs drawn with replacement, (draws, S) -> (draws,). One run is itself; equal calls draw the same runs.
+
+    `pretrainings` names each run's pre-training: those are drawn first, then runs within each. Their draws depend on
+    `pretraining_seed` alone, so that systems and data sets that share pre-trainings share the draw. What a mean of S
+    drawn runs is off the mean of all is widened by sqrt(S / (S - 1)): the plain bootstrap has (S - 1) / S of the variance.
+    """
+    draws, runs = per_run.shape
+    if runs == 1:
+        return per_run[:, 0]
+    names, group = np.unique([0] * runs if pretrainings is None else pretrainings, return_inverse=True)
+    if len(group) != runs or len(set(np.bincount(group))) > 1:
+        raise InputError(f"bootstrap: {runs} runs of {len(names)} pre-trainings; give each as many fine-tuning seeds")
+    cube = per_run[:, np.argsort(group, kind="stable")].reshape(draws, len(names), -1)  # (draws, P, F)
+    out = cube.mean((1, 2))  # (draws,)
+    if (first := len(names)) > 1:
+        generator = np.random.default_rng([seed if pretraining_seed is None else pretraining_seed, 2])
+        cube = np.take_along_axis(cube, generator.integers(first, size=cube.shape[:2])[:, :, None], axis=1)
+        out = out + np.sqrt(first / (first - 1)) * (cube.mean((1, 2)) - out)
+    if (own := cube.shape[2]) > 1:
+        generator = np.random.default_rng([seed, 1])
+        weights = generator.multinomial(own, np.full(own, 1 / own), size=cube.shape[:2]) / own  # (draws, P, F)
+        out = out + np.sqrt(own / (own - 1)) * ((cube * weights).sum(2) - cube.mean(2)).mean(1)
+    return out
+
+
+def _accuracies(
+    correct: ArrayLike, images: ArrayLike, draws: int, seeds: tuple[int, int, int], pretrainings: Sequence[int] | None
+) -> np.ndarray:
+    """Bootstrap accuracies (draws,). `seeds` are those of images, runs and pre-trainings; equal ones draw the same."""
+    sums, counts = _by_image(correct, images)  # (S, C), (C,)
+    both = np.vstack([sums, counts]).astype(np.float32)  # (S + 1, C): small whole numbers, exact
+    drawn = (_image_weights(len(counts), draws, seeds[0]) @ both.T).astype(float)  # (draws, S + 1)
+    return over_runs(drawn[:, :-1] / drawn[:, -1:], pretrainings, seeds[1], seeds[2])
+
+
+def _by_image(correct: ArrayLike, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Correct answers and questions per image: (S, C) and (C,). Images are ordered by name, so that pairs line up."""
+    correct = np.atleast_2d(np.asarray(correct, dtype=float))  # (S, n)
+    names, index = np.unique(np.asarray(images, dtype=str), return_inverse=True)
+    if correct.shape[1] != len(index) or not len(index):
+        raise InputError(f"bootstrap: {correct.shape[1]} answers, {len(index)} image ids; give one each, at least one")
+    sums = np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in correct])  # (S, C)
+    return sums, np.bincount(index, minlength=len(names)).astype(float)
+
+
+@lru_cache(maxsize=40)  # four question sets with their splits: every row of every table uses them
+def _image_weights(count: int, draws: int, seed: int) -> np.ndarray:
+    """How often each of `count` images occurs in each bootstrap draw -> (draws, count)."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    return drawn.astype(np.float32)  # small whole numbers: exact
+
+
+def _interval(sample: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(sample, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _two_sided(sample: np.ndarray) -> float:
+    """Twice the smaller share of draws on either side of no difference, never below 2 / (draws + 1)."""
+    sample = np.where(np.abs(sample) < 1e-12, 0.0, sample)  # what rounding makes of equal accuracies
+    below, above = (1 + (sample <= 0).sum()) / (1 + len(sample)), (1 + (sample >= 0).sum()) / (1 + len(sample))
+    return float(min(1.0, 2 * min(below, above)))

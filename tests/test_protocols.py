@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from amif_lib.core.errors import InputError
+from amif_lib.data import load, manifests
 from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import COLUMNS, PREDICTIONS, read_predictions, write_predictions
 from amif_lib.scoring import baselines, protocols
@@ -82,6 +83,46 @@ def test_accuracy_by_both_definitions():
     overall = got.loc[("answer_type", "overall")]
     assert overall["accuracy"] == 75 and overall["ci_low"] == pytest.approx(30.06, abs=0.01)
     assert overall["ci_high"] == pytest.approx(95.44, abs=0.01)
+
+
+def test_blanks_that_a_wordpiece_decoder_puts_around_punctuation_do_not_count():
+    given = {
+        "3. 4 cm": "3.4 cm",
+        "x - ray": "X-ray",
+        "ring - enhancing": "ring-enhancing",
+        "左 肺": "左肺",
+        "x ray": "x-ray",
+    }
+    table = pd.concat([frame().iloc[[1]]] * len(given), ignore_index=True)
+    table["generated"], table["gold"] = list(given), [[gold] for gold in given.values()]
+    found = protocols.score(table, None, PROTOCOLS["generate"])["correct"].tolist()
+    assert found == [True, True, True, True, False]
+    assert PROTOCOLS["generate"].title == "generate@2"
+
+
+@pytest.mark.parametrize("name", ["vqa_rad", "slake"])
+def test_every_real_test_answer_can_be_generated(name, shared_data, monkeypatch):
+    """Each accepted answer, cut and joined as BERT's tokenizer does it; before, 13 and 29 questions had none in reach."""
+    tokenizers = pytest.importorskip("tokenizers")
+    monkeypatch.setattr(manifests, "location", lambda _: shared_data / {"slake": "slake_annotations"}.get(name, name))
+    lower, cut = tokenizers.normalizers.BertNormalizer(lowercase=True), tokenizers.pre_tokenizers.BertPreTokenizer()
+    made = baselines.vocabulary_ceiling(load.load_questions(name, images=False))
+    texts = [" ".join(word for word, _ in cut.pre_tokenize_str(lower.normalize_str(gold[0]))) for gold in made["gold"]]
+    assert sum(text not in gold for text, gold in zip(texts, made["gold"], strict=True)) > 10
+    assert protocols.score(made.assign(generated=texts), None, PROTOCOLS["generate"])["correct"].all()
+
+
+def test_half_precision_changes_no_choice():
+    rng = np.random.default_rng(0)
+    table = pd.concat([frame()] * 25, ignore_index=True)
+    best = rng.normal(-2, 1, (100, 1))
+    table["log_likelihoods"] = list(np.float32(best - 1e-4 * rng.random((100, 5))))  # next to equal
+    rounded = protocols.half_precision(table, CANDIDATES)
+    for name in ("paper", "strict", "albef", "closed_yes_no"):
+        before, after = (protocols.choose(one, CANDIDATES, PROTOCOLS[name]) for one in (table, rounded))
+        assert before.tolist() == after.tolist()
+    assert any(np.array_equal(np.float16(row), row) for row in rounded["log_likelihoods"])
+    np.testing.assert_allclose(np.stack(rounded["log_likelihoods"]), np.stack(table["log_likelihoods"]), rtol=1e-3)
 
 
 def test_split_without_questions_has_no_accuracy():
