@@ -80,13 +80,7 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
 @lru_cache(maxsize=1000)  # several tables and figures read the same runs
 def _read(folder: Path, stamps: tuple[tuple[int, int], ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What `read_predictions` returns of files as they are at this time."""
-    from amif_lib.experiments import compact
-
-    frame = read_parquet(folder / PREDICTIONS)
-    if compact.is_compact(frame):
-        frame, candidates = compact.expand(folder, frame)
-    else:
-        candidates = read_parquet(folder / CANDIDATES)
+    frame, candidates = read_parquet(folder / PREDICTIONS), read_parquet(folder / CANDIDATES)
     where = paths.shown(folder / PREDICTIONS)
     scores = _check(frame, candidates, where)
     expected = _likeliest_test_answer(scores, candidates)

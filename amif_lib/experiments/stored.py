@@ -145,8 +145,8 @@ def is_finished(spec: RunSpec) -> bool:
     Raises InputError where the folder of its name holds a run of other settings.
     """
     names = ["spec.json", "metrics.json", "provenance.json"]
-    if spec.stage == "finetune":  # in reference results the candidates are stored once for many runs
-        names += [PREDICTIONS] if paths.from_reference() else [PREDICTIONS, CANDIDATES]
+    if spec.stage == "finetune":
+        names += [PREDICTIONS, CANDIDATES]
     folder = spec.directory
     if not all((folder / name).is_file() for name in names):
         return False

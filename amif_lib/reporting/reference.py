@@ -15,8 +15,10 @@ import pandas as pd
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
 from amif_lib.data.redistribution import may_show, notice
 from amif_lib.experiments import stored
+from amif_lib.experiments.identity import data_sets
 from amif_lib.experiments.predictions import PREDICTIONS, write_predictions
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.reporting import map_files
@@ -65,7 +67,12 @@ def store(scale: str) -> Path:
         for notebook in spec.directory.glob("*.ipynb") if spec.run_id in shown and spec.seed == 0 else ():
             _copy(notebook, aside / "notebooks" / notebook.name)
     plan = json.loads(paths.plan(scale).read_text(encoding="utf-8")) if paths.plan(scale).is_file() else {}
-    plan = {"selection": plan.get("selection", {}), "jobs": [{"rule": "table", "name": name} for name in names]}
+    sets = [manifests.load(name) for name in sorted({name for spec in specs.values() for name in data_sets(spec)})]
+    plan = {
+        "selection": plan.get("selection", {}),
+        "jobs": [{"rule": "table", "name": name} for name in names],
+        "forms": {one.name: manifests.as_found(one).version for one in sets if one.alternatives},  # of their files
+    }
     files.write_text(aside / "plan.json", json.dumps(plan, indent=1) + "\n")
     total = sum(
         path.stat().st_size for path in target.parent.rglob("*") if path.is_file() and target not in path.parents
