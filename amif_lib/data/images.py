@@ -36,11 +36,7 @@ class UnreadableImage(ValueError):
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """Decode an image file to 8-bit RGB (see `decode`).
-
-    Raises:
-        InputError: the file is missing, truncated or no image; names it.
-    """
+    """Decode an image file to 8-bit RGB (see `decode`). Raises InputError for one that is missing or no whole image."""
     try:
         return decode(read_bytes(path)).convert("RGB")
     except UnreadableImage as error:
@@ -51,10 +47,9 @@ def read_bytes(path: Path) -> bytes:
     """An image file's content; a missing one is an InputError that names it."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{paths.shown(path)}: no such image; fetch it or remove the record that names it") from None
     except OSError as error:
-        raise InputError(f"{paths.shown(path)}: cannot be read ({error.strerror}); fetch the image again") from None
+        said = "no such image" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{paths.shown(path)}: {said}; fetch it or remove the record that names it") from None
 
 
 def decode(data: bytes, short_side: int = 0) -> Image.Image:
@@ -95,16 +90,12 @@ def _decoded(image: Image.Image, short_side: int) -> Image.Image:
     pixels = image.width * image.height
     if pixels > MOST:
         raise UnreadableImage(f"too large to decode ({image.width} x {image.height} pixels)")
-    factor = min(image.size) // short_side if short_side else 1
-    factor = max(1, factor, math.ceil(math.sqrt(pixels / LARGE)))
-    # a JPEG decoder can halve the picture while it decodes
-    image.draft(None, (image.width // factor, image.height // factor))
-    if pixels <= LARGE:
-        return ImageOps.exif_transpose(_to_8bit(image))
-    with _one_large:
+    factor = max(1, min(image.size) // short_side if short_side else 1, math.ceil(math.sqrt(pixels / LARGE)))
+    image.draft(None, (image.width // factor, image.height // factor))  # a JPEG can be halved while it is decoded
+    with _one_large if pixels > LARGE else contextlib.nullcontext():
+        ImageOps.exif_transpose(image, in_place=True)
         rest = math.ceil(math.sqrt(image.width * image.height / LARGE))
-        small = _reducible(image).reduce(rest) if rest > 1 else image
-        return ImageOps.exif_transpose(_to_8bit(small, image))
+        return _to_8bit(image if rest <= 1 else _reducible(image).reduce(rest), image)
 
 
 def _reducible(image: Image.Image) -> Image.Image:
@@ -113,25 +104,18 @@ def _reducible(image: Image.Image) -> Image.Image:
     return image.convert(mode) if mode else image
 
 
-def _to_8bit(image: Image.Image, source: Image.Image | None = None) -> Image.Image:
-    """Any mode as `L` or `RGB`; `source` is the file's image where `image` is a reduction of it."""
-    source = source or image
+def _to_8bit(image: Image.Image, source: Image.Image) -> Image.Image:
+    """Any mode as `L` or `RGB`; `source` is the file's image, of which `image` may be a reduction."""
     if image.mode.startswith(("I", "F")):  # deep grey: a plain conversion would clip it
         pixels = np.asarray(image).astype(np.float32)
         inverted = source.format == "TIFF" and source.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
         return _scaled(-pixels if inverted else pixels)  # Pillow inverts 8-bit TIFFs alone
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        return _with_info(Image.alpha_composite(black, image).convert("RGB"), image)
+        return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
     if image.mode == "CMYK" and source.format == "JPEG" and "adobe" not in image.info:
-        image = _with_info(ImageChops.invert(image), image)  # Pillow takes every CMYK JPEG for Adobe's, stored inverted
+        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, which are stored inverted
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _with_info(made: Image.Image, source: Image.Image) -> Image.Image:
-    made.info = {"exif": source.info["exif"]} if "exif" in source.info else {}
-    return made
 
 
 def _scaled(pixels: np.ndarray) -> Image.Image:
@@ -158,7 +142,7 @@ def encode(source: bytes | Image.Image, short_side: int) -> bytes:
     for byte. `source` is the content of an image file, or a picture. Raises UnreadableImage as `decode` does.
     """
     if isinstance(source, Image.Image):
-        picture, ready = shrink(_to_8bit(source), short_side), False
+        picture, ready = shrink(_to_8bit(source, source), short_side), False
     else:
         with opened(source) as image:
             size, upright = image.size, image.getexif().get(ORIENTATION, 1) == 1

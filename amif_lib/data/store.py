@@ -167,7 +167,7 @@ def pictures(names: Sequence[str], short_side: int) -> Pictures:
 
 
 class Pictures:
-    """Stored images by id, decoded when asked for; can be forked, and pickled for worker processes."""
+    """Stored images by id, decoded when asked for; can be forked and pickled, since the table stays in its file."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = tuple(files)
@@ -177,9 +177,6 @@ class Pictures:
         if twice := len(every) - len({image_id for image_id, _ in every}):
             names = ", ".join(file.parent.name for file in self.files)
             raise InputError(f"data.pretrain: {twice} image ids are in two of {names}; name one of them")
-
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), (self.files,)
 
     def __getitem__(self, image_id: str) -> Image.Image:
         """The stored image, in mode `L` where it is grey, else `RGB`."""
