@@ -64,7 +64,7 @@ def test_a_run_is_in_one_hand_at_a_time_and_a_dead_hand_lets_go(
 
 def test_a_finished_run_is_returned_as_it_is(run, monkeypatch, capsys, tmp_path) -> None:
     (tmp_path / "run.json").write_text(run.model_dump_json(), encoding="utf-8")
-    monkeypatch.setattr(launch, "_finished", lambda spec: True)
+    monkeypatch.setattr(launch.stored, "is_finished", lambda spec: True)
     monkeypatch.setitem(sys.modules, "amif_lib.training.loop", None)  # importing it would fail
     assert launch.train(run) == launch.train(tmp_path / "run.json") == run.directory
     assert "is finished" in capsys.readouterr().out
@@ -166,12 +166,12 @@ def test_processes_that_run_out_of_memory_are_started_again_with_fewer_rows(run,
 
 def test_a_training_process_leaves_word_of_how_many_rows_to_try(run, monkeypatch, tmp_path) -> None:
     from amif_lib.training import loop as train
-    from amif_lib.training.micro_batch import TooManyRows
+    from amif_lib.training.gradient_cache import TooManyRows
 
     def fails(spec) -> None:
         raise TooManyRows(48)
 
-    monkeypatch.setattr(train, "run_spec", fails)
+    monkeypatch.setattr(train, "fit", fails)
     spec_file = tmp_path / "spec.json"
     spec_file.write_text(run.model_dump_json())
     monkeypatch.setattr(sys, "argv", ["train", "--spec", str(spec_file)])

@@ -39,7 +39,7 @@ def lineage(tmp_path_factory):
     patch.setenv("AMIF_HEADLESS", "1")
     runs = tiny.run(**CHANGES).lineage()
     for spec in runs:
-        train.run_spec(spec)
+        train.fit(spec)
         maps.ensure(spec)
     yield runs
     patch.undo()
@@ -192,7 +192,7 @@ def test_runs_without_regions_say_so(lineage, capsys):
     from amif_lib.experiments.rows import blank_image_run
 
     blank = blank_image_run(lineage[2])
-    train.run_spec(blank)
+    train.fit(blank)
     assert maps.ensure(blank) == [] and "no maps: it is trained on blank images" in capsys.readouterr().out
     seen = lineage[1].model_copy(update={"data": lineage[1].data.model_copy(update={"pretrain": (maps.HELD_OUT,)})})
     assert "is trained on phantom_teacher" in maps._no_maps(seen)

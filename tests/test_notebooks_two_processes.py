@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from amif_lib.experiments.predictions import read_predictions
-from amif_lib.training.loop import read_lines
+from amif_lib.experiments.stored import load_run
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,9 +66,9 @@ def both(tmp_path_factory):
 
 def test_losses_of_every_step_agree(both):
     for spec in tiny.run(finetune={"epochs": 1}).lineage():
-        one, two = (read_lines(runs / spec.run_id / "metrics.jsonl") for runs in both)
+        one, two = (load_run(runs / spec.run_id).history for runs in both)
         assert len(one) == len(two) > 0
-        for a, b in zip(one, two, strict=True):
+        for a, b in zip(one.to_dict("records"), two.to_dict("records"), strict=True):
             assert b["total"] == pytest.approx(a["total"], rel=2e-3), (spec.stage, a["step"])
             assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=2e-2)
 

@@ -1,26 +1,32 @@
-"""The training loop: overfitting, resuming, refusing bad input before training, teachers, settings page."""
+"""The training loop: overfitting, going on after a cut-off, streams, diverging, refusing bad input before training."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments import stored as results
+from amif_lib.data.load import load_questions
+from amif_lib.experiments import stored
 from amif_lib.experiments.predictions import read_predictions
 from amif_lib.methods.amif.finetune import FineTuning
 from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.sizes import ModelSpec
-from amif_lib.training import loop as train
-from amif_lib.training import prepare
-from amif_lib.training.batches import global_batches, share
+from amif_lib.training import batches, checkpoint, loop
+from amif_lib.training.prepare import about_questions, prepare
 from tests import tiny
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("AMIF_RESULTS", str(tmp_path_factory.mktemp("results")))
@@ -30,87 +36,50 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(folder):
+def finished():
     """A tiny run with both stages behind it, trained once for this file."""
     run = tiny.run()
     for spec in run.lineage():
-        train.run_spec(spec)
+        loop.fit(spec)
     return run
 
 
 def test_a_run_leaves_what_its_readers_need(finished):
     for spec in finished.lineage():
-        assert results.is_finished(spec)
-        run = results.load_run(spec)
+        assert stored.is_finished(spec)
+        run = stored.load_run(spec)
         assert run.spec == spec and len(run.history) == run.metrics["steps"]
-        assert run.provenance["files"].keys() >= {
-            "spec.json",
-            "metrics.json",
-            "metrics.jsonl",
-            "model/model.safetensors",
-        }
-        assert not (spec.directory / "state").exists()
+        assert run.provenance["files"].keys() >= {"spec.json", "metrics.json", "metrics.jsonl", "model/model.safetensors"}
+        assert not list(spec.directory.glob("*state*")) and not list(spec.directory.glob(".state*"))
     frame, candidates = read_predictions(finished.directory)
     assert len(frame) == 24 and frame.question_id.is_unique
     assert all(len(row) == len(candidates) for row in frame.log_likelihoods)
     assert (finished.directory / "blank_test" / "predictions.parquet").is_file()
-    model = results.load_run(finished).model()
-    assert sum(p.numel() for p in model.parameters()) == results.load_run(finished).metrics["parameters"]
+    model = stored.load_run(finished).model()
+    assert sum(p.numel() for p in model.parameters()) == stored.load_run(finished).metrics["parameters"]
 
 
 def test_stored_log_likelihoods_are_those_of_the_saved_model(finished):
-    from amif_lib.data.load import load_questions
-
-    model = results.load_run(finished).model()
+    model = stored.load_run(finished).model()
     frame, candidates = read_predictions(finished.directory)
     row = frame.iloc[3]
     question = next(q for q in load_questions("phantom_vqa_rad") if q.question_id == row.question_id)
-    ranked = (
-        model.rank(question.image_path, question.question, candidates.answer.tolist())
-        .set_index("answer")
-        .log_likelihood
-    )
-    for answer, stored in zip(candidates.answer, row.log_likelihoods, strict=True):
-        assert ranked[answer] == pytest.approx(float(stored), abs=1e-4)
+    ranked = model.rank(question.image_path, question.question, candidates.answer.tolist())
+    ranked = ranked.set_index("answer").log_likelihood
+    for answer, number in zip(candidates.answer, row.log_likelihoods, strict=True):
+        assert ranked[answer] == pytest.approx(float(number), abs=1e-4)
 
 
 def test_blank_images_at_test_time_change_the_answers_to_different_images_only_through_the_question(finished):
     frame, _ = read_predictions(finished.directory / "blank_test")
     for _, same in frame.groupby("question"):
-        first = same.log_likelihoods.iloc[0]
-        assert all(abs(a - b) < 1e-3 for row in same.log_likelihoods for a, b in zip(first, row, strict=True))
-
-
-@pytest.mark.parametrize("stage", ["stage1", "finetune"])
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
-    whole = next(spec for spec in finished.lineage() if spec.stage == stage)
-    expected = results.load_run(whole).history
-    keep = whole.directory.with_name(f"kept-{stage}")
-    whole.directory.rename(keep)
-    clock = iter(range(0, 10_000_000, 1000))  # a training state after every step
-    monkeypatch.setattr(train.time, "time", lambda: next(clock))
-    stored = train.store
-
-    def store_then_stop(*arguments):
-        stored(*arguments)
-        if arguments[4] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "store", store_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train.run_spec(whole)
-    assert not results.is_finished(whole) and (whole.directory / "state").is_dir()
-    monkeypatch.setattr(train, "store", stored)
-    train.run_spec(whole)
-    again = results.load_run(whole).history
-    assert again.step.tolist() == expected.step.tolist()
-    for column in ("total", "gradient_norm", "learning_rate"):
-        assert again[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-4)
+        rows = np.stack(same.log_likelihoods)
+        np.testing.assert_allclose(rows, np.broadcast_to(rows[0], rows.shape), atol=1e-3)
 
 
 def test_thirty_steps_overfit_eight_answers():
     torch.manual_seed(0)
-    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20), torch.arange(15)))
+    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20)))
     ids, answers = torch.randint(5, 400, (8, 6)), torch.randint(5, 400, (8, 4))
     mask = torch.ones(8, 6).bool()
     batch = QuestionBatch(torch.randn(8, 3, 32, 32), ids, mask, answers, mask[:, :4], torch.ones(8), 8)
@@ -126,45 +95,264 @@ def test_thirty_steps_overfit_eight_answers():
     assert losses[0] > 10 and losses[-1] < 0.2, losses[::5]
 
 
+# --- going on after a cut-off --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state_after_every_step(monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1)
+
+
+def aside(run) -> None:
+    run.directory.rename(run.directory.with_name(f"kept-{run.stage}"))
+
+
+def back(run) -> None:
+    shutil.rmtree(run.directory)
+    run.directory.with_name(f"kept-{run.stage}").rename(run.directory)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "finetune"])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch, state_after_every_step):
+    whole = next(spec for spec in finished.lineage() if spec.stage == stage)
+    expected = stored.load_run(whole).history
+    aside(whole)
+    save = checkpoint.save
+
+    def save_then_stop(*arguments):
+        save(*arguments)
+        if arguments[4] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit(whole)
+    assert not stored.is_finished(whole) and (whole.directory / checkpoint.STATE).is_file()
+    with (whole.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "los')  # torn by the cut-off
+    monkeypatch.setattr(checkpoint, "save", save)
+    loop.fit(whole)
+    again = stored.load_run(whole).history
+    assert again.step.tolist() == expected.step.tolist()
+    for column in ("total", "gradient_norm", "learning_rate"):
+        assert again[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-4)
+    back(whole)
+
+
+def parts(value: float = 0.0) -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    module = nn.Linear(2, 1)
+    nn.init.constant_(module.weight, value)
+    optimizer = torch.optim.AdamW(module.parameters())
+    return module, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+def test_a_state_that_cannot_be_stored_leaves_the_one_before_and_the_training_running(tmp_path, monkeypatch, caplog):
+    checkpoint.save(tmp_path, *parts(1.0), 5, 2.0)
+
+    def full(content, path):
+        path.write_bytes(b"half of it")
+        raise RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    checkpoint.save(tmp_path, *parts(2.0), 6, 3.0)
+    assert "could not be stored" in caplog.text
+    module, optimizer, schedule = parts()
+    assert checkpoint.restore(tmp_path, module, optimizer, schedule) == (5, 2.0)
+    assert module.weight.tolist() == [[1.0, 1.0]] and [path.name for path in tmp_path.iterdir()] == [checkpoint.STATE]
+
+
+def test_a_state_half_written_by_a_killed_process_is_no_state_and_goes_with_the_rest(tmp_path):
+    (tmp_path / f".{checkpoint.STATE}.123").write_bytes(b"half of it")
+    assert checkpoint.restore(tmp_path, *parts()) == (0, 0.0)
+    checkpoint.save(tmp_path, *parts(), 1, 0.0)
+    checkpoint.remove(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --- batches and streams ---------------------------------------------------------------------------------------------------
+
+
 def test_every_sample_is_in_exactly_one_batch_of_an_epoch_and_folds_do_not_mix():
     folds = [0, 1] * 20
-    batches = global_batches(40, 6, seed=1, epoch=3, folds=folds)
-    seen = [i for batch in batches for i in batch]
+    found = batches.global_batches(40, 6, (1, 0, 3), folds)
+    seen = [i for batch in found for i in batch]
     assert len(seen) == len(set(seen)) == 36  # 20 of each fold, 18 used
-    assert all(len({folds[i] for i in batch}) == 1 for batch in batches)
-    assert (
-        batches
-        == global_batches(40, 6, seed=1, epoch=3, folds=folds)
-        != global_batches(40, 6, seed=1, epoch=4, folds=folds)
-    )
-    assert sorted(i for batch in global_batches(41, 6, 0, 0, drop_last=False) for i in batch) == list(range(41))
+    assert all(len({folds[i] for i in batch}) == 1 for batch in found)
+    assert found == batches.global_batches(40, 6, (1, 0, 3), folds) != batches.global_batches(40, 6, (1, 0, 4), folds)
+    whole = batches.global_batches(41, 6, (0, 2, 0), drop_last=False)
+    assert sorted(i for batch in whole for i in batch) == list(range(41))
     with pytest.raises(InputError, match="batch_size: 64 exceeds"):
-        global_batches(40, 64, 0, 0)
+        batches.global_batches(40, 64, (0, 0, 0))
 
 
 def test_share_of_one_process_is_the_batch_itself():
-    assert share([4, 5, 6]) == ([4, 5, 6], [1.0, 1.0, 1.0])
+    assert batches.share([4, 5, 6]) == [(4, 1.0), (5, 1.0), (6, 1.0)]
+
+
+def test_no_stage_replays_the_batches_views_and_draws_of_another(finished):
+    one, two, _ = finished.lineage()
+    data = [prepare(spec).data for spec in (one, two)]
+    plans = [[keys for _, _, keys in batches.epoch_keys(d, s)] for d, s in zip(data, (one, two), strict=True)]
+    assert plans[0] != plans[1]
+    samples = [d[3, 5, 1.0, 8] for d in data]
+    assert not torch.equal(samples[0]["views"], samples[1]["views"])
+    assert torch.equal(samples[0]["views"], data[0][3, 5, 1.0, 8]["views"])
+    assert batches.seed_of(one, 0) != batches.seed_of(two, 0)
+
+
+def test_a_view_that_no_loss_reads_is_not_made_and_the_other_is_the_same(finished):
+    stage1 = finished.lineage()[0]
+    data = prepare(stage1).data
+    both = [data[3, i, 1.0, 8] for i in range(6)]
+    assert {sample["view"] for sample in both} == {0, 1}
+    data.both_views = False
+    for i, sample in enumerate(both):
+        one = data[3, i, 1.0, 8]
+        assert one["views"].shape[0] == 1 and one["view"] == 0
+        assert torch.equal(one["views"][0], sample["views"][sample["view"]])
+        assert torch.equal(one["extras"]["teacher_views"][0], sample["extras"]["teacher_views"][sample["view"]])
+        assert torch.equal(one["copy"], sample["copy"])
+
+
+def test_the_batch_of_a_step_can_be_drawn_again(finished):
+    stage2 = finished.lineage()[1]
+    batch, studies = batches.drawn(stage2)(-1)
+    assert batch.step == stored.load_run(stage2).metrics["steps"] - 1 and len(studies) == len(batch.ids) == 8
+
+
+# --- optimiser, precision, divergence ---------------------------------------------------------------------------------
+
+
+def test_decay_and_the_factor_of_random_modules_reach_the_parameters_they_are_meant_for(finished):
+    """Fine-tuning after stage 2: encoders and co-attention are loaded, decoder and gated module start at random."""
+    spec = tiny.run(finetune={"fusion_multiplier": 5.0})
+    module = prepare(spec).module
+    optimizer, _ = loop.make_optimizer(module, spec, 10)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    groups = [(names[id(p)], g) for g in optimizer.param_groups for p in g["params"]]
+    assert len(groups) == len(names)
+    for name, group in groups:
+        fresh = name.startswith(("model.decoder.", "model.gated_cross_attention."))
+        assert group["initial_lr"] == pytest.approx(1e-3 * (5 if fresh else 1)), name
+        plain = name.endswith(("bias", "class_embedding")) or "norm" in name.lower() or "position_embedding" in name
+        assert group["weight_decay"] == (0.0 if plain else 0.01), name
+
+
+def test_the_learning_rate_rises_then_falls_in_a_line():
+    spec = tiny.run(finetune={"learning_rate": 1.0, "warmup": 0.2})
+    optimizer, schedule = loop.make_optimizer(nn.Linear(2, 1), spec, 10)
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+
+
+def test_a_diverged_training_is_an_error_and_no_finished_run(finished, monkeypatch):
+    """Also where only the last update diverges, whose loss no step sees."""
+    run = tiny.run(seed=5, stage1={"max_steps": 2}).lineage()[0]
+    real = torch.optim.AdamW.step
+
+    def step(self, *arguments, **named):
+        out = real(self, *arguments, **named)
+        self.param_groups[0]["params"][0].data.fill_(torch.nan)
+        return out
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(InputError, match="the loss is nan at step 1; lower train.learning_rate"):
+        loop.fit(run)
+    last = tiny.run(seed=5, stage1={"max_steps": 1}).lineage()[0]
+    with pytest.raises(InputError, match="is not finite after the last step; lower train.learning_rate"):
+        loop.fit(last)
+    assert not stored.is_finished(run) and not stored.is_finished(last)
+
+
+def test_a_steps_numbers_over_processes(monkeypatch):
+    """Two processes of equal shares: losses are averaged, counts of skipped rows added up."""
+    out = {"total": torch.tensor(1.0), "skipped_text_text": torch.tensor(2), "pair_accuracy": torch.tensor(0.5)}
+    assert loop.over_processes(out) == {name: float(value) for name, value in out.items()}
+    monkeypatch.setattr(loop, "world_size", lambda: 2)
+    monkeypatch.setattr(loop.dist, "all_reduce", lambda values: values.add_(torch.tensor([3.0, 5.0, 0.7])))
+    assert loop.over_processes(out) == pytest.approx({"total": 2.0, "skipped_text_text": 7.0, "pair_accuracy": 0.6})
+
+
+def test_mined_negatives_send_back_the_same_bits_on_several_threads():
+    """Many rows that take the same partner: its gradient is a sum whose order threads would decide."""
+    g = torch.Generator().manual_seed(0)
+    index, sent = torch.randint(4, (4096,), generator=g), torch.randn(4096, 96, generator=g)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with loop.deterministic():
+            assert torch.are_deterministic_algorithms_enabled()
+            found = []
+            for _ in range(20):
+                tokens = torch.zeros(4, 96, requires_grad=True)
+                tokens[index].backward(sent)
+                found.append(tokens.grad)
+    finally:
+        torch.set_num_threads(before)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+# --- what metrics.json says of cuts -----------------------------------------------------------------------------------
+
+
+def test_cut_texts_and_candidates_that_read_alike_are_counted(finished):
+    tokenizer = prepare(finished).tokenizer
+    question = lambda split, text, answer: SimpleNamespace(split=split, question=text, answer=answer, answers=(answer,))  # noqa: E731
+    long = " ".join(["lung"] * 30)
+    questions = [
+        question("train", "is this a lung", "lung " * 20),
+        question("train", long, "mr - flair"),
+        question("test", long, "mr-flair"),
+        question("test", "is this a lung", long + " left"),
+        question("test", "is this a lung", long + " right"),
+    ]
+    assert about_questions(finished, tokenizer, questions) == {
+        "training_questions": 2,
+        "test_questions": 3,
+        "training_questions_cut": 1,
+        "test_questions_cut": 1,
+        "answers_cut": 1,
+        "test_answers_cut": 2,
+        "candidates": 5,
+        "candidates_read_alike": 3,  # cut, three are the same lungs; with their hyphen apart, two are one
+    }
+    assert stored.load_run(finished).metrics["answers_cut"] == 0
 
 
 # --- bad input, before any training --------------------------------------------------------------------------------------
 
 
-def refuses(run, message, folder):
+def refuses(run, message):
     with pytest.raises(InputError, match=message):
-        train.run_spec(run)
+        loop.fit(run)
     assert not (run.directory / "metrics.jsonl").exists()
 
 
-def test_missing_parent_unknown_set_and_unsuitable_sizes_stop_before_training(folder):
-    refuses(tiny.run(seed=77, stage2={"epochs": 5}), "parent run .* is not finished", folder)
+def test_missing_parent_unknown_set_and_unsuitable_settings_stop_before_training():
+    refuses(tiny.run(seed=77, stage2={"epochs": 5}), "parent run .* is not finished")
     with pytest.raises(InputError, match="has no manifest"):
-        train.run_spec(tiny.run(data={"pretrain": ["nowhere"]}).lineage()[0])
-    refuses(tiny.run(stage1={"batch_size": 200}).lineage()[0], "batch_size: 200 exceeds", folder)
-    without = tiny.run().lineage()[0].model_copy(update={"teacher": None, "seed": 3})
-    refuses(without, "needs a teacher", folder)
-    same = tiny.run().lineage()[0]
-    same = same.model_copy(update={"teacher": same.teacher.model_copy(update={"data": ("phantom_mimic_cxr",)})})
-    refuses(same, "also the student's", folder)
+        loop.fit(tiny.run(data={"pretrain": ["nowhere"]}).lineage()[0])
+    refuses(tiny.run(stage1={"batch_size": 200}).lineage()[0], "batch_size: 200 exceeds")
+    stage1 = tiny.run(seed=3).lineage()[0]
+    refuses(stage1.model_copy(update={"teacher": None}), "needs a teacher")
+    same = stage1.teacher.model_copy(update={"data": ("phantom_mimic_cxr",)})
+    refuses(stage1.model_copy(update={"teacher": same}), "also the student's")
+    refuses(stage1.model_copy(update={"stage": "stage2"}), "stage 2 has no parent")
+    if not torch.cuda.is_available():
+        refuses(tiny.run(seed=3, stage1={"precision": "fp16"}).lineage()[0], "'fp16' needs a GPU")
+
+
+def test_a_run_of_other_settings_in_the_folder_is_not_trained_over():
+    run = tiny.run(seed=9).lineage()[0]
+    run.directory.mkdir(parents=True)
+    content = run.model_dump(mode="json") | {"seed": 8}
+    (run.directory / "spec.json").write_text(json.dumps(content), encoding="utf-8")
+    refuses(run, "differs from this one in seed; move it elsewhere")
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(finished):
@@ -172,17 +360,4 @@ def test_a_tokenizer_larger_than_the_model_is_refused(finished):
     init = finished.init.model_copy(update={"tokenizer": str(finished.directory / "model")})
     run = finished.model_copy(update={"model": small, "parent": None, "init": init})
     with pytest.raises(InputError, match="vocab_size: 40 is smaller"):
-        prepare.prepare(run)
-
-
-# --- teachers ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_steps_numbers_over_processes(monkeypatch):
-    """Two processes of equal shares: losses are averaged, counts of skipped rows added up."""
-    out = {"total": torch.tensor(1.0), "skipped_text_text": torch.tensor(2), "pair_accuracy": torch.tensor(0.5)}
-    assert train.across_processes(out, torch.device("cpu")) == {name: float(value) for name, value in out.items()}
-    monkeypatch.setattr(train, "world_size", lambda: 2)
-    monkeypatch.setattr(train.dist, "all_reduce", lambda values: values.add_(torch.tensor([3.0, 5.0, 0.7])))
-    got = train.across_processes(out, torch.device("cpu"))
-    assert got == pytest.approx({"total": 2.0, "skipped_text_text": 7.0, "pair_accuracy": 0.6})
+        prepare(run)

@@ -19,10 +19,9 @@ from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
 from amif_lib.networks import tokenizers
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives.distributed import agreed, gather_objects, own_rows, rank, world_size
-from amif_lib.training import loop as train
 from amif_lib.training import predict
 from amif_lib.training.batches import share
-from amif_lib.training.micro_batch import MicroBatch
+from amif_lib.training.gradient_cache import GradientCache
 from tests import tiny
 
 SAMPLES = 8
@@ -56,7 +55,8 @@ def finetuning_case(name: str) -> tuple[torch.nn.Module, QuestionBatch]:
     total = 7  # does not divide: the last process gets a filler row of weight 0
     ids, answers = torch.randint(5, 400, (total, 6), generator=g), torch.randint(5, 400, (total, 4), generator=g)
     pictures = torch.randn(total, 3, 32, 32, generator=g)
-    own, weights = share(list(range(total)))
+    own, weights = zip(*share(list(range(total))), strict=True)
+    own = list(own)
     ones = torch.ones(len(own), 6).bool()
     return module, QuestionBatch(pictures[own], ids[own], ones, answers[own], ones[:, :4], torch.tensor(weights), total)
 
@@ -74,12 +74,11 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
             return found
 
         module.mine = recorded
-    wrapped = DistributedDataParallel(module, **train.DISTRIBUTED) if world_size() > 1 else module
+    wrapped = DistributedDataParallel(module, find_unused_parameters=True) if world_size() > 1 else module
     if finetunes:  # a step before: unused parameters that are not looked for stop the second one
         tiny.total(module, wrapped(batch)).backward()
         module.zero_grad()
-    stage = "finetune" if finetunes else case[:6]
-    micro = MicroBatch(module, -(-SAMPLES // world_size()), stage)  # $AMIF_MICRO_BATCH rows at a time, if set
+    micro = GradientCache(module, -(-SAMPLES // world_size()))  # $AMIF_MICRO_BATCH rows at a time, if set
 
     def run(part: object, last: bool) -> dict[str, torch.Tensor]:
         with contextlib.nullcontext() if last or world_size() == 1 else wrapped.no_sync():

@@ -134,6 +134,8 @@ def load_into(
     if lost := [name for name in missing if not any(part in name for part in may_miss)]:
         raise InputError(f"weights {source!r}: {len(lost)} of {len(own)} tensors are missing ({lost[0]} ...); {change}")
     module.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+    for parameter in (parameter for name, parameter in module.named_parameters() if name in state):
+        parameter.loaded = True  # what is not starts at random, and may be trained at another learning rate
     return LoadReport(source, len(own) - len(missing), missing, unexpected, list(changed))
 
 

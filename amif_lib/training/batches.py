@@ -1,8 +1,8 @@
-"""From records to batches. Everything random is keyed by (seed, step, sample), never by process or worker."""
+"""From records to batches. Everything random is keyed by (seed, stage, step, sample), never by process or worker."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,31 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from amif_lib import methods
 from amif_lib.core.errors import InputError
 from amif_lib.data import images, store
+from amif_lib.data.load import pretraining_studies
 from amif_lib.data.records import Question, Study
-from amif_lib.experiments.rows import RunSpec
-from amif_lib.methods.amif.teacher import Embeddings
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
-from amif_lib.networks import pixels
+from amif_lib.networks import pixels, tokenizers
 from amif_lib.objectives.distributed import rank, world_size
+
+TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
+
+
+def stream(spec: RunSpec) -> tuple[int, int]:
+    """What keys a run's random streams: its seed and the number of its stage, so that no stage replays another's draws."""
+    return spec.seed, methods.settings(spec.method).STAGES.index(spec.stage)
+
+
+def seed_of(spec: RunSpec, *more: int) -> int:
+    """A number for a global random state of that stream."""
+    return int(np.random.SeedSequence((*stream(spec), *more)).generate_state(1)[0])
 
 
 class ImageCache:
-    """Prepared images by id, decoded, kept in memory up to a bound: small sets are decoded once.
+    """Stored images by id, decoded, kept in memory up to a bound: small sets are decoded once.
 
     `size` is the side of the model's square input, `side` the short side of what is kept, both in pixels.
     """
@@ -51,31 +64,27 @@ class ImageCache:
         return tensor
 
 
-def _cache(spec: RunSpec, names: Sequence[str]) -> ImageCache:
+def image_cache(spec: RunSpec, names: Sequence[str]) -> ImageCache:
+    """The images of these data sets at the run's sizes."""
     side = spec.model.stored_side
     return ImageCache(store.pictures(names, side), spec.model.image_size, side)
 
 
-def global_batches(
-    total: int,
-    size: int,
-    seed: int,
-    epoch: int,
-    folds: Sequence[int] | None = None,
-    drop_last: bool = True,
-    sources: Sequence[str] | None = None,
-) -> list[list[int]]:
-    """Indices of every global batch of an epoch, shuffled by (seed, epoch).
+# --- which samples make up which step ----------------------------------------------------------------------------
 
-    With `folds` a batch holds samples of one fold. With `sources`, the data set of each sample, an epoch of about the same
-    length draws equally from each set. Raises InputError where no full batch can be made.
+
+def global_batches(
+    total: int, size: int, key: Sequence[int], folds: Sequence[int] | None = None, drop_last: bool = True
+) -> list[list[int]]:
+    """Indices of every global batch of an epoch, shuffled by `key`. With `folds` a batch holds samples of one fold.
+
+    Raises InputError where no full batch can be made.
     """
-    rng = np.random.default_rng((seed, epoch))
+    rng = np.random.default_rng(tuple(key))
     fold_of = np.zeros(total, dtype=int) if folds is None else np.asarray(folds)
     batches = []
     for fold in np.unique(fold_of):
-        members = np.flatnonzero(fold_of == fold)
-        order = rng.permutation(members) if sources is None else balanced(members, np.asarray(sources)[members], rng)
+        order = rng.permutation(np.flatnonzero(fold_of == fold))
         end = len(order) - len(order) % size if drop_last else len(order)
         batches += [order[start : start + size].tolist() for start in range(0, end, size)]
     if not batches:
@@ -85,119 +94,125 @@ def global_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def balanced(members: np.ndarray, sources: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An order of about as many samples as there are, the same number from each source, spread evenly over it.
-
-    A small source is gone through several times, each time in a new order, a large one in part. Where two passes meet, a
-    batch may hold a sample twice; mining treats it as a duplicate.
-    """
-    names = np.unique(sources)
-    each = -(-len(members) // len(names))
-    drawn, places = [], []
-    for name in names:
-        own = members[sources == name]
-        passes = [rng.permutation(own) for _ in range(-(-each // len(own)))]
-        drawn.append(np.concatenate(passes)[:each])
-        places.append((np.arange(each) + rng.random(each)) / each)  # in [0, 1), rising
-    return np.concatenate(drawn)[np.argsort(np.concatenate(places), kind="stable")]
+def epoch_batches(data: PretrainingData | QuestionData, spec: RunSpec, epoch: int) -> list[list[int]]:
+    """Sample indices of every global batch of an epoch of a run."""
+    drop_last = spec.stage != "finetune"
+    return global_batches(len(data), spec.train.batch_size, (*stream(spec), epoch), data.folds, drop_last)
 
 
-def share(batch: Sequence[int]) -> tuple[list[int], list[float]]:
-    """This process's part of a global batch, and a weight per row: 0 on rows that only fill up an uneven split."""
+def total_steps(data: PretrainingData | QuestionData, spec: RunSpec) -> int:
+    """Steps of the whole training."""
+    steps = len(epoch_batches(data, spec, 0)) * spec.train.epochs
+    return min(steps, spec.train.max_steps) if spec.train.max_steps else steps
+
+
+def epoch_keys(
+    data: PretrainingData | QuestionData, spec: RunSpec, first_step: int = 0
+) -> Iterator[tuple[int, int, list[tuple]]]:
+    """(epoch, step, this process's sample keys) of every step from `first_step` on."""
+    step, end = 0, total_steps(data, spec)
+    for epoch in range(spec.train.epochs):
+        for batch in epoch_batches(data, spec, epoch):
+            if first_step <= step < end:
+                yield epoch, step, [(step, index, weight, len(batch)) for index, weight in share(batch)]
+            step += 1
+
+
+def share(batch: Sequence[int]) -> list[tuple[int, float]]:
+    """This process's samples of a global batch with a weight each: 0 for what only fills up an uneven split."""
     each = -(-len(batch) // world_size())
     own = list(batch[rank() * each : (rank() + 1) * each])
-    filler = each - len(own)
-    return own + [batch[0]] * filler, [1.0] * len(own) + [0.0] * filler
+    return [(index, 1.0) for index in own] + [(batch[0], 0.0)] * (each - len(own))
+
+
+# --- samples -----------------------------------------------------------------------------------------------------
 
 
 class PretrainingData(Dataset):
-    """Studies as training samples: two views, tokens, teacher embeddings (section 3.1)."""
+    """Studies as training samples: two views, tokens, and what the method adds (section 3.1).
 
-    def __init__(self, studies: Sequence[Study], spec: RunSpec, tokenizer: Any, embeddings: Embeddings | None):
+    `extras` is the method's: `of(study, pictures)` gives a sample's tensors, where `pictures` are its views' images, and
+    `folds` a number per study id that all samples of a batch share. It may be None.
+    """
+
+    def __init__(self, studies: Sequence[Study], spec: RunSpec, tokenizer: Any, extras: Any = None):
         if not studies:
             raise InputError("data.pretrain: no studies; name at least one pre-training set")
-        self.studies, self.spec, self.embeddings = list(studies), spec, embeddings
-        self.cache = _cache(spec, spec.data.pretrain)
+        self.studies, self.spec, self.extras = list(studies), spec, extras
+        self.folds = [extras.folds[study.study_id] for study in studies] if extras else None
+        self.cache = image_cache(spec, spec.data.pretrain)
         self.both_views = spec.objective.reads_both_views(spec.stage)
-        self.tokens = tokenizer([s.text for s in studies], truncation=True, max_length=spec.data.text_length)[
-            "input_ids"
-        ]
+        texts = [study.text for study in studies]
+        self.tokens = tokenizer(texts, truncation=True, max_length=spec.data.text_length)["input_ids"]
         self.pad, self.mask_token = tokenizer.pad_token_id, tokenizer.mask_token_id
-        self.special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-        strengths = ("strong", "light", "none")
-        self.view_number = {
-            f"{view} {strength}": i
-            for i, (view, strength) in enumerate(
-                (v, s) for v in sorted({p.view for study in studies for p in study.images}) for s in strengths
-            )
-        }
-        self.group = _numbers([s.group_id for s in studies])
-        self.text_key = _numbers([" ".join(s.text.lower().split()) for s in studies])
-        balanced_merge = spec.data.merge == "balanced"
-        self.sources = [s.data_set for s in studies] if balanced_merge else None
-        self.folds = None if embeddings is None else [embeddings.folds[s.study_id] for s in studies]
+        self.special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])
+        self.group = _numbers([study.group_id for study in studies])
+        self.text_key = _numbers([" ".join(text.lower().split()) for text in texts])
+        names = sorted({picture.view for study in studies for picture in study.images})
+        self.view_number = {name: number for number, name in enumerate(names)}
 
     def __len__(self) -> int:
         return len(self.studies)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        step, index = key
-        study, data = self.studies[index], self.spec.data
-        rng = np.random.default_rng((self.spec.seed, step, index))
+    def __getitem__(self, key: tuple[int, int, float, int]) -> dict[str, Any]:
+        step, index, _, _ = key
+        study, spec = self.studies[index], self.spec
+        own = (*stream(spec), step, index)
+        generator = pixels.keyed(*own)
         several = len(study.images) > 1
-        chosen = sorted(rng.choice(len(study.images), 2, replace=False).tolist()) if several else [0, 0]
-        strength = data.augment_multi_view if several else data.augment_single_view
-        pictures = [study.images[k] for k in chosen]
-        size = self.spec.model.image_size
-        view = int(rng.integers(2))  # which one is V_i
-        slots = (0, 1) if self.both_views else (view,)  # V of them
+        pair = torch.randperm(len(study.images), generator=generator)[:2].sort().values.tolist() if several else [0, 0]
+        view = int(torch.randint(2, (1,), generator=generator))  # which of the two is V_i
+        slots = (0, 1) if self.both_views else (view,)  # the same view, whether the other is made or not
+        pictures = [study.images[pair[slot]] for slot in slots]
+        strength = "light" if several else "strong"  # point 44
         views = [
-            pixels.augment(
-                self.cache[pictures[k].image_id],
-                size,
-                strength,
-                pixels.keyed(self.spec.seed, step, index, 2 + k),  # the same, whether the other is made
-            )
-            for k in slots
+            pixels.augment(self.cache[picture.image_id], spec.model.image_size, strength, pixels.keyed(*own, 1 + slot))
+            for slot, picture in zip(slots, pictures, strict=True)
         ]
-        pictures = [pictures[k] for k in slots]
-        tokens = np.array(self.tokens[index])
-        ends = (tokens == self.special[0]) | (tokens == self.special[1])
-        dropped = (rng.random(len(tokens)) < self.spec.objective.token_drop) & ~ends
-        out = {
+        tokens = torch.tensor(self.tokens[index])
+        dropped = (torch.rand(len(tokens), generator=generator) < TOKEN_DROP) & ~torch.isin(tokens, self.special)
+        return {
             "views": torch.stack(views),  # (V, 3, H, W)
-            "view": slots.index(view),
+            "view": view if self.both_views else 0,
             "tokens": tokens,
-            "copy": np.where(dropped, self.mask_token, tokens),
-            "view_label": [self.view_number[f"{p.view} {strength}"] for p in pictures],
+            "copy": torch.where(dropped, self.mask_token, tokens),
+            "view_label": [2 * self.view_number[picture.view] + several for picture in pictures],
             "group": self.group[index],
             "text_key": self.text_key[index],
             "step": step,
+            "extras": self.extras.of(study, pictures) if self.extras else {},
         }
-        if self.embeddings is not None:
-            out["extras"] = self.embeddings.of(study, pictures)
-        return out
 
     def collate(self, samples: list[dict[str, Any]]) -> PretrainingBatch:
-        ids, mask = pad([s["tokens"] for s in samples], self.pad)
-        copy_ids, _ = pad([s["copy"] for s in samples], self.pad)
-        extras = [s.get("extras", {}) for s in samples]
-        numbers = {
-            name: torch.tensor([s[name] for s in samples]) for name in ("view", "view_label", "group", "text_key")
-        }
+        """Samples of one step -> a batch."""
+        ids, mask = pad([sample["tokens"] for sample in samples], self.pad)
+        copy_ids, _ = pad([sample["copy"] for sample in samples], self.pad)
+        whole = ("view", "view_label", "group", "text_key")
+        numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in whole}
+        extras = {name: torch.stack([s["extras"][name] for s in samples]) for name in samples[0]["extras"]}
+        views = torch.stack([sample["views"] for sample in samples])  # (B, V, 3, H, W)
         return PretrainingBatch(
-            views=torch.stack([s["views"] for s in samples]),
-            ids=ids,
-            mask=mask,
-            copy_ids=copy_ids,
-            step=samples[0]["step"],
-            extras={name: torch.stack([e[name] for e in extras]) for name in extras[0]},
-            **numbers,
+            views=views, ids=ids, mask=mask, copy_ids=copy_ids, step=samples[0]["step"], extras=extras, **numbers
         )
+
+
+def drawn(spec: RunSpec) -> Callable[[int], tuple[PretrainingBatch, list[Study]]]:
+    """What a stored pre-training drew: a function that gives the batch of a step (-1: the last) and its studies."""
+    studies = pretraining_studies(spec.data, spec.model.stored_side)
+    extras = methods.load(spec.method).extras(spec, studies, {})
+    data = PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
+    plan = [keys for _, _, keys in epoch_keys(data, spec)]
+
+    def batch(step: int) -> tuple[PretrainingBatch, list[Study]]:
+        return data.collate([data[key] for key in plan[step]]), [studies[key[1]] for key in plan[step]]
+
+    return batch
 
 
 class QuestionData(Dataset):
     """Questions as fine-tuning or evaluation samples. `blank` replaces every image by the same grey one."""
+
+    folds = None
 
     def __init__(
         self,
@@ -209,80 +224,59 @@ class QuestionData(Dataset):
     ):
         self.questions, self.spec, self.augment = list(questions), spec, augment
         self.blank = spec.data.blank_images if blank is None else blank
-        self.cache = _cache(spec, (spec.data.questions,))
+        self.cache = image_cache(spec, (spec.data.questions,))
         self.pad = tokenizer.pad_token_id
-        self.tokens = tokenizer([q.question for q in questions], truncation=True, max_length=spec.data.question_length)[
-            "input_ids"
-        ]
-        self.answers = tokenizer([q.answer for q in questions], truncation=True, max_length=spec.data.answer_length)[
-            "input_ids"
-        ]
+
+        def cut(texts: list[str], length: int) -> list[list[int]]:
+            return tokenizer(texts, truncation=True, max_length=length)["input_ids"] if texts else []
+
+        self.tokens = cut([q.question for q in questions], spec.data.question_length)
+        self.answers = cut([q.answer for q in questions], spec.data.answer_length)
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def __getitem__(self, key: tuple[int, int, float, int]) -> dict[str, Any]:
         step, index, weight, total = key
-        size = self.spec.model.image_size
-        if self.blank:
-            image = None
-        elif self.augment == "none":
-            image = self.cache.tensor(self.questions[index].image_id)
-        else:
-            generator = pixels.keyed(self.spec.seed, step, index)
-            image = pixels.augment(self.cache[self.questions[index].image_id], size, self.augment, generator)
-        return {
-            "image": image,
-            "tokens": self.tokens[index],
-            "answer": self.answers[index],
-            "weight": weight,
-            "total": total,
-        }
+        image_id, image = self.questions[index].image_id, None
+        if not self.blank and self.augment == "none":
+            image = self.cache.tensor(image_id)
+        elif not self.blank:
+            generator = pixels.keyed(*stream(self.spec), step, index)
+            image = pixels.augment(self.cache[image_id], self.spec.model.image_size, self.augment, generator)
+        tokens, answer = self.tokens[index], self.answers[index]
+        return {"image": image, "tokens": tokens, "answer": answer, "weight": weight, "total": total}
 
     def collate(self, samples: list[dict[str, Any]]) -> QuestionBatch:
-        ids, mask = pad([s["tokens"] for s in samples], self.pad)
-        answers, answer_mask = pad([s["answer"] for s in samples], self.pad)
-        pictures = (
-            pixels.blank(self.spec.model.image_size)[None] if self.blank else torch.stack([s["image"] for s in samples])
-        )
-        return QuestionBatch(
-            pictures, ids, mask, answers, answer_mask, torch.tensor([s["weight"] for s in samples]), samples[0]["total"]
-        )
+        """Samples of one step -> a batch."""
+        ids, mask = pad([sample["tokens"] for sample in samples], self.pad)
+        answers, answer_mask = pad([sample["answer"] for sample in samples], self.pad)
+        weight = torch.tensor([sample["weight"] for sample in samples])
+        if self.blank:
+            pictures = pixels.blank(self.spec.model.image_size)[None]  # (1, 3, H, W)
+        else:
+            pictures = torch.stack([sample["image"] for sample in samples])  # (B, 3, H, W)
+        return QuestionBatch(pictures, ids, mask, answers, answer_mask, weight, samples[0]["total"])
 
 
 def loader(dataset: Any, keys: Sequence[Sequence[tuple]], workers: int) -> DataLoader:
     """Batches in the given order of sample keys; `workers` processes decode and augment ahead (0: in this process)."""
     return DataLoader(
         dataset,
-        batch_sampler=_Listed(keys),
+        batch_sampler=keys,
         collate_fn=dataset.collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=False,
         generator=torch.Generator(),  # its seed for workers, which draw by sample, is not taken from dropout's draws
     )
 
 
-class _Listed:
-    def __init__(self, batches: Sequence[Sequence[tuple]]):
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Sequence[tuple]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
 def pad(rows: Sequence[Any], value: int) -> tuple[Tensor, Tensor]:
     """Token lists of different length -> ids and mask (B, longest)."""
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), value, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.as_tensor(row)
-        mask[i, : len(row)] = True
-    return ids, mask
+    rows = [torch.as_tensor(row) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)  # (B, longest)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
 
 
 def _numbers(names: Sequence[str]) -> list[int]:

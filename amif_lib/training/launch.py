@@ -1,8 +1,7 @@
-"""Start a training from a notebook, a terminal or the workflow: which processes, which port, one run at a time.
+"""Start a training from a notebook, a terminal or the workflow.
 
-One process on a CPU or a single GPU trains inside the calling process. More are a subprocess (`accelerate launch` on
-GPUs, `torch.distributed.run` on CPU cores), so that the notebook's kernel never has to fork after CUDA was touched and
-a crash of the training leaves a log and an exit status instead of a dead kernel.
+One process trains inside the calling one. More are a subprocess, so that a kernel never forks after CUDA was touched,
+and a crash leaves a log and an exit status instead of a dead kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ import yaml
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments.rows import RunSpec, load_spec
+from amif_lib.experiments import stored
+from amif_lib.experiments.rows import load_spec
+from amif_lib.experiments.run_spec import RunSpec
 
 TAIL = 30  # lines of a failed training's log that the error repeats
 # Threads that wait sleep instead of spinning. Where anything else wants the same cores, a training of small steps on several
@@ -43,12 +44,12 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     if count < 1:
         raise InputError(f"processes={count}: at least 1")
     with files.exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
-        if _finished(run):
+        if stored.is_finished(run):
             print(f"run {run.run_id} ({run.stage}) is finished: {paths.shown(run.directory)}", flush=True)
         elif count == 1:
-            from amif_lib.training.loop import run_spec
+            from amif_lib.training.loop import fit
 
-            run_spec(run)
+            fit(run)
         else:
             _subprocess(run, count, lock)
     return run.directory
@@ -56,54 +57,43 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
 
 def asked_processes() -> int | None:
     """$AMIF_PROCESSES, or None where it is not set. Raises InputError where it is not a number of at least 1."""
-    text = os.environ.get("AMIF_PROCESSES")
-    if text and (not text.isdigit() or int(text) < 1):
-        raise InputError(f"AMIF_PROCESSES={text!r}: give a whole number of at least 1")
-    return int(text) if text else None
+    return _asked("AMIF_PROCESSES", 1)
 
 
 def asked_workers() -> int | None:
-    """$AMIF_WORKERS, processes that decode and augment for each training process, or None. Raises InputError for no number."""
-    text = os.environ.get("AMIF_WORKERS")
-    if text and not text.isdigit():
-        raise InputError(f"AMIF_WORKERS={text!r}: give a whole number, 0 to decode in the training process itself")
+    """$AMIF_WORKERS, processes that decode and augment for each training process (0: itself does), or None."""
+    return _asked("AMIF_WORKERS", 0)
+
+
+def _asked(variable: str, least: int) -> int | None:
+    text = os.environ.get(variable)
+    if text and (not text.isdigit() or int(text) < least):
+        raise InputError(f"{variable}={text!r}: give a whole number of at least {least}")
     return int(text) if text else None
 
 
 def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], dict[str, str]]:
     """Command line and environment that train `run` on several processes of this machine."""
     module = ["-m", "amif_lib.training.loop", "--spec", str(spec_file)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "AMIF_HEADLESS": "1"}
+    environment = {"OMP_WAIT_POLICY": WAIT_POLICY, **os.environ, "PYTHONUNBUFFERED": "1", "AMIF_HEADLESS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment["OMP_NUM_THREADS"] = str(max(1, _threads() // processes))
-    environment.setdefault("OMP_WAIT_POLICY", WAIT_POLICY)
-    port = str(free_port())
-    if _gpus() == 0:
+    count, port, gpus = str(processes), str(free_port()), _gpus()
+    if gpus == 0:
         environment["ACCELERATE_USE_CPU"] = "true"
-        return [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes),
-            "--master_addr",
-            "127.0.0.1",
-            "--master_port",
-            port,
-            *module,
-        ], environment
-    if processes > _gpus():
+        launcher = ["torch.distributed.run", "--nproc_per_node", count]
+        launcher += ["--master_addr", "127.0.0.1", "--master_port", port]
+        return [sys.executable, "-m", *launcher, *module], environment
+    if processes > gpus:
         raise InputError(
-            f"{processes} processes asked for, {_gpus()} GPUs visible; lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
+            f"{processes} processes asked for, {gpus} GPUs visible; lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
         )
-    own = _accelerate_config()
-    if own.get("num_machines", 1) > 1:  # the user's cluster set-up says how many processes and where
-        shape = []
-    else:
-        shape = ["--num_processes", str(processes), "--main_process_port", port]
+    launcher, own = ["accelerate.commands.launch"], _accelerate_config()
+    if own.get("num_machines", 1) == 1:  # else the user's cluster set-up says how many processes and where
+        launcher += ["--num_processes", count, "--main_process_port", port]
     if not own:  # name what accelerate would otherwise warn about
-        shape += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *shape, *module], environment
+        launcher += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [sys.executable, "-m", *launcher, *module], environment
 
 
 def free_port() -> int:
@@ -122,12 +112,6 @@ def _single(spec: str) -> RunSpec:
     return found[0]
 
 
-def _finished(run: RunSpec) -> bool:
-    from amif_lib.experiments.stored import is_finished
-
-    return is_finished(run)
-
-
 def _gpus() -> int:
     import torch
 
@@ -136,13 +120,8 @@ def _gpus() -> int:
 
 def _threads() -> int:
     text = os.environ.get("OMP_NUM_THREADS", "")
-    return (
-        int(text)
-        if text.isdigit()
-        else len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(text) if text.isdigit() else cores
 
 
 def _accelerate_config() -> dict:
@@ -154,7 +133,8 @@ def _accelerate_config() -> dict:
 
 
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
-    """Train in a subprocess; where its processes run out of memory they are started again, with fewer rows at a time each."""
+    """Train in a subprocess; where its processes run out of memory it is started again, with fewer rows at a time."""
+    stored.refuse_another(run)
     spec_file, fewer = run.directory / "spec.json", run.directory / FEWER_ROWS
     files.write_text(spec_file, json.dumps(run.model_dump(mode="json"), indent=1))
     settings: dict[str, str] = {}
@@ -165,55 +145,46 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
         if not status:
             return
         if not fewer.is_file():
-            break
-        settings = {"AMIF_MICRO_BATCH": fewer.read_text(encoding="utf-8").strip()}
-        print(
-            f"out of memory: started again with AMIF_MICRO_BATCH={settings['AMIF_MICRO_BATCH']}, from the last stored step"
-        )
-    raise RuntimeError(
-        f"training {run.run_id} failed (exit status {status}); {paths.shown(run.directory / 'train.log')} ends:\n{tail}"
-    )
+            log = paths.shown(run.directory / "train.log")
+            raise RuntimeError(f"training {run.run_id} failed (exit status {status}); {log} ends:\n{tail}")
+        rows = fewer.read_text(encoding="utf-8").strip()
+        settings = {"AMIF_MICRO_BATCH": rows}
+        print(f"out of memory: started again with AMIF_MICRO_BATCH={rows}, from the last stored step")
 
 
 def _logged(run: RunSpec, line: list[str], environment: dict[str, str], lock: int | None) -> tuple[int, str]:
     """Exit status and last lines of a command, whose lines are passed on as they come and kept in `train.log`."""
     tail: deque[str] = deque(maxlen=TAIL)
-    with (run.directory / "train.log").open("a", encoding="utf-8") as log:
-        child = subprocess.Popen(
-            line,
-            env=environment,
-            cwd=paths.ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            bufsize=1,
-            start_new_session=True,
-            pass_fds=() if lock is None else (lock,),
-        )  # an orphan keeps the lock for as long as it lives
-        try:
-            assert child.stdout
+    child = subprocess.Popen(
+        line,
+        env=environment,
+        cwd=paths.ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+        pass_fds=() if lock is None else (lock,),  # an orphan keeps the lock for as long as it lives
+    )
+    try:
+        with (run.directory / "train.log").open("a", encoding="utf-8") as log:
             for text in child.stdout:
                 print(text, end="", flush=True)
                 log.write(text)
                 log.flush()
                 tail.append(text)
-            status = child.wait()
-        except BaseException:  # interrupted in the notebook or the kernel is going down: take the training along
-            _stop(child)
-            raise
-    return status, "".join(tail)
+        return child.wait(), "".join(tail)
+    except BaseException:  # interrupted in the notebook or the kernel is going down: take the training along
+        _stop(child)
+        raise
 
 
 def _stop(child: subprocess.Popen, patience: float = 15) -> None:
     """End a training and its worker processes, politely first."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGTERM)
-    try:
-        child.wait(patience)
-    except subprocess.TimeoutExpired:
+    for sent in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+            os.killpg(child.pid, sent)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(patience)
+            return

@@ -1,18 +1,18 @@
-"""One training loop for stage 1, stage 2 and fine-tuning, under Accelerate, on one process or many.
+"""The training loop of every stage and method, under Accelerate, on one process or many.
 
-`run_spec(spec)` trains a run and fills its directory; `python -m amif_lib.training.loop --spec RUN.json` is the same as a program
-that `accelerate launch` or `torchrun` starts once per process. A run that was cut off continues from its last training state.
+`python -m amif_lib.training.loop --spec RUN.json` is the same as a program that `accelerate launch` or `torchrun` starts
+once per process.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,116 +20,158 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from amif_lib import methods
 from amif_lib.core import files, progress
 from amif_lib.core.errors import InputError
 from amif_lib.data import redistribution
-from amif_lib.experiments import rows as experiments
-from amif_lib.experiments import stored as results
-from amif_lib.experiments.rows import RunSpec
-from amif_lib.objectives import collapse as monitor
+from amif_lib.experiments import stored
+from amif_lib.experiments.rows import load_spec
+from amif_lib.experiments.run_spec import RunSpec
+from amif_lib.objectives import collapse
 from amif_lib.objectives.distributed import agreed, gather_objects, rank, world_size
-from amif_lib.training import compiling, predict
-from amif_lib.training.batches import global_batches, loader, share
-from amif_lib.training.determinism import deterministic
+from amif_lib.training import checkpoint, predict
+from amif_lib.training.batches import epoch_keys, loader, seed_of, total_steps
+from amif_lib.training.gradient_cache import GradientCache, TooManyRows
 from amif_lib.training.launch import FEWER_ROWS, asked_workers
-from amif_lib.training.micro_batch import MicroBatch, TooManyRows
 from amif_lib.training.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
 
 WEIGHT_DECAY, BETAS, CLIP_NORM = 0.01, (0.9, 0.98), 1.0  # M3AE's
-DISTRIBUTED = {"find_unused_parameters": True}  # some settings leave weights out, such as the gate of Table 4 row 5
+SAVE_EVERY = 120  # seconds
 
 
-def epoch_batches(prepared: Prepared, spec: RunSpec, epoch: int) -> list[list[int]]:
-    """Sample indices of every global batch of an epoch."""
-    return global_batches(
-        len(prepared.data),
-        spec.train.batch_size,
-        spec.seed,
-        epoch,
-        prepared.folds,
-        drop_last=spec.stage != "finetune",
-        sources=getattr(prepared.data, "sources", None),
+def fit(spec: RunSpec) -> Path:
+    """Train a run to its end in this process, from its last state if it was cut off; returns its directory.
+
+    A finished run is left alone. Raises InputError for what the user can mend, before the first step, and where the
+    training diverges.
+    """
+    if stored.is_finished(spec):
+        return spec.directory
+    stored.refuse_another(spec)
+    with deterministic():
+        return _fit(spec)
+
+
+def _fit(spec: RunSpec) -> Path:
+    accelerator, folder, started = start(spec), spec.directory, time.time()
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(spec)
+    steps = total_steps(prepared.data, spec)
+    optimizer, schedule = make_optimizer(prepared.module, spec, steps)
+    torch.manual_seed(seed_of(spec, 1, rank()))  # dropout
+    first_step, spent = checkpoint.restore(folder, prepared.module, optimizer, schedule)
+    module, optimizer = accelerator.prepare(prepared.module.train(), optimizer)
+    cache = GradientCache(prepared.module, -(-spec.train.batch_size // world_size()))
+    lines = Lines(spec, first_step)
+    if rank() == 0:
+        write_json(folder / "spec.json", spec.model_dump(mode="json"))
+    bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=rank() == 0)
+
+    def forward_backward(part: Any, last: bool, network: nn.Module = module) -> dict[str, Tensor]:
+        """Losses of a part of a batch, its gradients added to those of the parts before; the last one's are exchanged."""
+        with contextlib.nullcontext() if last else accelerator.no_sync(module), accelerator.autocast():
+            out = network(part)
+            out["total"] = sum(weight * out[name] for name, weight in prepared.module.weights.items())
+        accelerator.backward(out["total"])
+        return out
+
+    for epoch, step, batch in batches(prepared, spec, first_step):
+        batch = batch.to(accelerator.device)
+        if step == first_step and accelerator.device.type == "cuda" and world_size() > 1:
+            alone = functools.partial(forward_backward, last=False, network=prepared.module)
+            cache.fit(batch, alone, to_come(spec, prepared.module))
+        losses = cache.step(batch, forward_backward)
+        norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        values = {"learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)} | over_processes(losses)
+        schedule.step()
+        lines.write({"step": step, "epoch": epoch, **values})
+        bar.step(1, loss=values["total"])
+        if step + 1 < steps and agreed(time.time() - lines.saved > SAVE_EVERY):
+            checkpoint.save(folder, prepared.module, optimizer, schedule, step + 1, spent + time.time() - started)
+            lines.saved = time.time()
+    bar.close()
+    refuse_diverged(spec, prepared.module)
+    finish(spec, prepared, lines, steps, spent + time.time() - started)
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+    return folder
+
+
+# --- before the loop ---------------------------------------------------------------------------------------------
+
+
+def on_gpu() -> bool:
+    """Whether this process trains on a GPU; $ACCELERATE_USE_CPU says otherwise."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    """The same bits on every run of a machine: on a CPU, where it costs nothing, and with AMIF_DETERMINISTIC=1 on a GPU.
+
+    On several threads or a GPU some backward passes else add in whatever order the threads arrive. Where PyTorch has no
+    orderly version, which on a GPU is attention's, it warns.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and orders nothing
+    torch.use_deterministic_algorithms(
+        not on_gpu() or os.environ.get("AMIF_DETERMINISTIC", "") not in ("", "0"), warn_only=True
     )
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
-def epoch_keys(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[tuple[int, int, list[tuple]]]:
-    """(epoch, step, this process's sample keys) of every step from `first_step` on."""
-    step = 0
-    for epoch in range(spec.train.epochs):
-        for batch in epoch_batches(prepared, spec, epoch):
-            if step >= first_step:
-                own, weights = share(batch)
-                keys = [
-                    (step, i) if spec.stage != "finetune" else (step, i, w, len(batch))
-                    for i, w in zip(own, weights, strict=True)
-                ]
-                yield epoch, step, keys
-            step += 1
+def start(spec: RunSpec) -> Any:
+    """Accelerate, on the device and in the precision that the run asks for."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
 
-
-def total_steps(prepared: Prepared, spec: RunSpec) -> int:
-    steps = len(epoch_batches(prepared, spec, 0)) * spec.train.epochs
-    return min(steps, spec.train.max_steps) if spec.train.max_steps else steps
+    precision = {"auto": "bf16" if on_gpu() else "no", "fp32": "no"}.get(spec.train.precision, spec.train.precision)
+    if precision == "fp16" and not on_gpu():
+        raise InputError("train.precision: 'fp16' needs a GPU; set it to auto, fp32 or bf16")
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as the gate of Table 4 row 5
+    return Accelerator(mixed_precision=precision, cpu=not on_gpu(), kwargs_handlers=[unused])
 
 
 def make_optimizer(
     module: nn.Module, spec: RunSpec, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with warm-up; no decay on norms, biases and embeddings' positions; a factor on modules that start at random."""
-    t = spec.train
-    fresh = ("co_attention", "pair_head", "gated_cross_attention", "decoder", "projection", "mlm_head")
+    """AdamW; no decay on norms, biases and position tables; a factor on the learning rate of what starts at random."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((parameter.ndim > 1, any(part in name for part in fresh)), []).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": WEIGHT_DECAY if decays else 0.0,
-                "lr": t.learning_rate * (t.fusion_multiplier if new else 1),
-            }
-            for (decays, new), parameters in groups.items()
-        ],
-        betas=BETAS,
-        fused=True,
-    )
-    warm = max(1, round(t.warmup * steps))
+            decays, loaded = parameter.ndim > 1 and "position_embedding" not in name, hasattr(parameter, "loaded")
+            groups.setdefault((decays, loaded), []).append(parameter)
+    rate, factor = spec.train.learning_rate, spec.train.fusion_multiplier
+    settings = [
+        {"params": group, "weight_decay": WEIGHT_DECAY * decays, "lr": rate if loaded else rate * factor}
+        for (decays, loaded), group in groups.items()
+    ]
+    optimizer = torch.optim.AdamW(settings, betas=BETAS, fused=True)
+    warm = max(1, round(spec.train.warmup * steps))
 
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return (steps - step) / max(1, steps - warm)
+    def share(step: int) -> float:
+        return (step + 1) / warm if step < warm else (steps - step) / max(1, steps - warm)
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def across_processes(out: dict[str, torch.Tensor], device: torch.device) -> dict[str, float]:
-    """The step's numbers by name, in one message: counts add up over processes, the rest are means of equal shares."""
-    counts = torch.tensor([name.startswith("skipped_") for name in out])
-    values = torch.stack([value.detach().float().to(device) for value in out.values()])  # (names,)
-    if world_size() > 1:
-        dist.all_reduce(values)
-    values = values.cpu()
-    return dict(zip(out, torch.where(counts, values, values / world_size()).tolist(), strict=True))
-
-
-def forward_and_backward(accelerator: Any, module: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-    """Losses of a batch with gradients, exchanged with no other process: to see whether it fits into memory."""
-    with accelerator.autocast():
-        out = module(batch)
-    add_total(module, out)["total"].backward()
-    return out
-
-
-def add_total(module: nn.Module, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The named losses with what is minimised: their sum with the module's weights."""
-    out["total"] = sum(weight * out[name] for name, weight in module.weights.items())
-    return out
+def batches(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[tuple[int, int, Any]]:
+    """Epoch, step and batch of every step from `first_step` on."""
+    plan = list(epoch_keys(prepared.data, spec, first_step))
+    workers = asked_workers()
+    if workers is None:
+        workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu() else 0
+    feed = loader(prepared.data, [keys for _, _, keys in plan], workers)
+    yield from ((epoch, step, batch) for (epoch, step, _), batch in zip(plan, feed, strict=True))
 
 
 def to_come(spec: RunSpec, module: nn.Module) -> int:
@@ -142,231 +184,108 @@ def to_come(spec: RunSpec, module: nn.Module) -> int:
     return moments + others * tokens * spec.model.width * 4 * 2  # fp32, and its gradient
 
 
-@deterministic()
-def run_spec(spec: RunSpec) -> Path:
-    """Train a run to its end (from its last state, if it was cut off) and return its directory. Finished runs are left alone."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+# --- in the loop -------------------------------------------------------------------------------------------------
 
-    if results.is_finished(spec):
-        return spec.directory
-    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
-    if spec.train.precision == "fp16" and not on_gpu:
-        raise InputError("train.precision: 'fp16' needs a GPU; set it to auto, fp32 or bf16")
-    precision = {"auto": "bf16" if on_gpu else "no", "fp32": "no"}.get(spec.train.precision, spec.train.precision)
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        cpu=not on_gpu,
-        kwargs_handlers=[DistributedDataParallelKwargs(**DISTRIBUTED)],
-    )
-    started = time.time()
-    folder = spec.directory
-    results.refuse_another(spec)
-    folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(spec)
-    steps = total_steps(prepared, spec)
-    optimizer, schedule = make_optimizer(prepared.module, spec, steps)
-    torch.manual_seed(spec.seed + 1000 * rank())  # dropout
-    first_step, spent = restore(folder / "state", prepared.module, optimizer, schedule)
-    if compiling.asked():
-        compiling.compile_blocks(prepared.module)
-    module, optimizer = accelerator.prepare(prepared.module, optimizer)
-    module.train()
-    micro = MicroBatch(prepared.module, -(-spec.train.batch_size // world_size()), spec.stage)
-    if accelerator.is_main_process:
-        write_json(folder / "spec.json", spec.model_dump(mode="json"))
-        keep_lines(folder / "metrics.jsonl", first_step)
-    bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=accelerator.is_main_process)
-    history, saved = [], time.time()
-    plan = [item for item in epoch_keys(prepared, spec, first_step) if item[1] < steps]
-    workers = asked_workers()
-    if workers is None:
-        workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu else 0
 
-    def losses(part: Any, last: bool) -> dict[str, torch.Tensor]:
-        """Losses of a part of a batch, its gradients added to those of the parts before it; the last one's are exchanged."""
-        with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            out = add_total(prepared.module, module(part))
-            accelerator.backward(out["total"])
-        return out
+def over_processes(losses: dict[str, Tensor]) -> dict[str, float]:
+    """The step's numbers by name, in one message: counts add up over processes, the rest are means of equal shares."""
+    counts = torch.tensor([name.startswith("skipped_") for name in losses])
+    device = losses["total"].device
+    values = torch.stack([value.detach().float().to(device) for value in losses.values()])  # (names,)
+    if world_size() > 1:
+        dist.all_reduce(values)
+    values = values.cpu()
+    return dict(zip(losses, torch.where(counts, values, values / world_size()).tolist(), strict=True))
 
-    for (epoch, step, _), batch in zip(
-        plan, loader(prepared.data, [keys for _, _, keys in plan], workers), strict=True
-    ):
-        batch = batch.to(accelerator.device)
-        if on_gpu and world_size() > 1 and step == first_step:
-            micro.find(
-                batch,
-                lambda part: forward_and_backward(accelerator, prepared.module, part),
-                to_come(spec, prepared.module),
-            )
-        out = micro.step(batch, losses)
-        norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
-        schedule.step()
-        line |= across_processes(out, accelerator.device)
+
+class Lines:
+    """`metrics.jsonl`: a line per step, written by the first process; lines of steps to be trained again are dropped."""
+
+    def __init__(self, spec: RunSpec, first_step: int):
+        self.spec, self.path, self.saved = spec, spec.directory / "metrics.jsonl", time.time()
+        kept = [json.loads(line) for line in files.whole_lines(self.path)]
+        self.history = [line for line in kept if line["step"] < first_step]
+        if rank() == 0:
+            files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Keep a step's line. Raises InputError where the loss is not finite."""
         if not math.isfinite(line["total"]):
             raise InputError(
-                f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate"
+                f"run {self.spec.run_id}: the loss is {line['total']} at step {line['step']}; lower train.learning_rate"
             )
-        history.append(line)
-        if accelerator.is_main_process:
-            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        self.history.append(line)
+        if rank() == 0:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        bar.step(1, loss=line["total"])
-        if step + 1 < steps and agreed(time.time() - saved > 120):
-            store(
-                folder / "state",
-                accelerator.unwrap_model(module),
-                optimizer,
-                schedule,
-                step + 1,
-                spent + time.time() - started,
-            )
-            saved = time.time()
-    bar.close()
-    accelerator.wait_for_everyone()
-    finish(
-        spec,
-        prepared,
-        accelerator.unwrap_model(module),
-        read_lines(folder / "metrics.jsonl") or history,
-        spent + time.time() - started,
-        steps,
-    )
-    accelerator.wait_for_everyone()
-    accelerator.free_memory()
-    return folder
 
 
-def finish(
-    spec: RunSpec,
-    prepared: Prepared,
-    module: nn.Module,
-    history: list[dict[str, Any]],
-    seconds: float,
-    steps: int,
-) -> None:
+def refuse_diverged(spec: RunSpec, module: nn.Module) -> None:
+    """Raise InputError where the last update, whose loss no step saw, left weights that are not finite."""
+    if odd := [name for name, parameter in module.named_parameters() if not parameter.isfinite().all()]:
+        raise InputError(f"run {spec.run_id}: {odd[0]} is not finite after the last step; lower train.learning_rate")
+
+
+# --- after the loop ----------------------------------------------------------------------------------------------
+
+
+def finish(spec: RunSpec, prepared: Prepared, lines: Lines, steps: int, seconds: float) -> None:
     """Write weights, predictions and metrics; provenance comes last, since it says that the run is whole."""
-    folder, main = spec.directory, rank() == 0
-    metrics: dict[str, Any] = {
+    folder, started = spec.directory, time.time()
+    metrics = {
         "stage": spec.stage,
         "steps": steps,
         "samples": steps * spec.train.batch_size,
         "train_time_s": round(seconds, 1),
         **prepared.notes,
+        **summary(lines.history, spec.train.epochs),
     }
-    last = history[-max(1, len(history) // spec.train.epochs) :]
-    metrics["last_epoch"] = {
-        name: sum(line[name] for line in last) / len(last)
-        for name in last[0]
-        if name not in ("step", "epoch") and all(name in line for line in last)
-    }
-    watched = [line for line in history if any(name.startswith("collapse/") for name in line)]
-    if watched:
-        metrics["collapse"] = {
-            name.removeprefix("collapse/"): watched[-1][name] for name in watched[-1] if name.startswith("collapse/")
-        }
-        metrics["collapse"]["verdict"] = monitor.verdict(metrics["collapse"])
-        if main:
-            log.info("transport: %s", metrics["collapse"]["verdict"])
-    evaluated = time.time()
-    if spec.stage == "finetune":
-        model = module.model
-        if main:
-            model.save_pretrained(folder / "model")
-        predict.predict(model, prepared.questions, spec, folder)
-        if not spec.data.blank_images:  # the same model, blanked at test time only
-            predict.predict(model, prepared.questions, spec, folder / "blank_test", blank=True)
-        metrics["evaluation_time_s"] = round(time.time() - evaluated, 1)
-    elif main:
-        module.amif.save(folder / "model")
-        prepared.tokenizer.save_pretrained(folder / "model")
-    if main:
-        redistribution.mark(spec)
-        write_json(folder / "metrics.json", metrics)
-        spent = seconds + time.time() - evaluated
-        write_json(folder / "provenance.json", results.provenance(spec, world_size(), spent))
-        shutil.rmtree(folder / "state", ignore_errors=True)
-
-
-# --- training state ----------------------------------------------------------------------------------------------
-
-
-def store(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: int, seconds: float) -> None:
-    """Save what a cut-off run needs to go on; each process its own random state. Written aside, then renamed."""
-    randoms = gather_objects(torch.get_rng_state())
-    on_gpu = torch.cuda.is_available()
-    gpu_randoms = gather_objects(torch.cuda.get_rng_state() if on_gpu else None)
     if rank() == 0:
-        aside = folder.with_suffix(".part")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        torch.save(
-            {
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "step": step,
-                "seconds": seconds,
-                "random": randoms,
-                "gpu_random": gpu_randoms,
-            },
-            aside / "training_state.pt",
-        )
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
+        methods.load(spec.method).save(prepared.module, prepared.tokenizer, folder / "model")
+    if spec.stage == "finetune":
+        model, questions = prepared.module.model, prepared.questions
+        predict.predict(model, questions, spec, folder)
+        if not spec.data.blank_images:  # the same model, blanked at test time only
+            predict.predict(model, questions, spec, folder / stored.BLANK_TEST, blank=True)
+        metrics["evaluation_time_s"] = round(time.time() - started, 1)
+    if rank() == 0:
+        redistribution.mark(spec)
+        checkpoint.remove(folder)
+        write_json(folder / "metrics.json", metrics)
+        spent = seconds + time.time() - started
+        write_json(folder / "provenance.json", stored.provenance(spec, world_size(), spent))
+    gather_objects(None)  # nobody goes on before it is written
 
 
-def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
-    """Load a state written by `store`: the next step and the seconds spent; (0, 0) where there is none."""
-    path = folder / "training_state.pt"
-    if not path.is_file():
-        return 0, 0.0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if len(state["random"]) != world_size():
-        log.warning(
-            "continuing a run of %d processes with %d: dropout draws differ from an uninterrupted run",
-            len(state["random"]),
-            world_size(),
-        )
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    own = rank() % len(state["random"])
-    torch.set_rng_state(state["random"][own])
-    if torch.cuda.is_available() and state.get("gpu_random", [None])[own] is not None:
-        torch.cuda.set_rng_state(state["gpu_random"][own])
-    log.info("continuing at step %d", state["step"])
-    return state["step"], state["seconds"]
-
-
-def keep_lines(path: Path, steps: int) -> None:
-    """Drop lines of steps that will be trained again."""
-    kept = [line for line in read_lines(path) if line["step"] < steps]
-    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+def summary(history: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
+    """Means over the last epoch, and whether transport still says anything, as the last step that looked at it found."""
+    last = history[-max(1, len(history) // epochs) :]
+    names = [name for name in last[0] if name not in ("step", "epoch") and all(name in line for line in last)]
+    out: dict[str, Any] = {"last_epoch": {name: sum(line[name] for line in last) / len(last) for name in names}}
+    watched = [{k.removeprefix("collapse/"): v for k, v in line.items() if "collapse/" in k} for line in history]
+    if any(watched):
+        out["collapse"] = [found for found in watched if found][-1]
+        out["collapse"]["verdict"] = collapse.verdict(out["collapse"])
+        log.info("transport: %s", out["collapse"]["verdict"])
+    return out
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
     files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:
+    """Train the runs that `--spec` names, in this process."""
     parser = argparse.ArgumentParser(
         prog="python -m amif_lib.training.loop", description="Train one run; start it once per process."
     )
     parser.add_argument("--spec", required=True, help="run file, or <scale>/<table>/<row>/<stage>")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for spec in experiments.load_spec(arguments.spec):
+    for spec in load_spec(arguments.spec):
         try:
-            run_spec(spec)
+            fit(spec)
         except TooManyRows as error:  # for whoever started the processes, to start them again
             files.write_text(spec.directory / FEWER_ROWS, f"{error.fewer}\n")
             raise

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from amif_lib.core import progress
-from amif_lib.data.records import Question, normalise_answer
-from amif_lib.experiments.predictions import write_predictions
-from amif_lib.experiments.rows import RunSpec
-from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.data.records import Question
+from amif_lib.experiments.predictions import candidate_frame, question_frame, write_predictions
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.networks import tokenizers
 from amif_lib.networks.ranking import rank_answers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
@@ -30,12 +28,11 @@ def memory_bound(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**30
 
 
-def questions_per_pass(model: AMiFForVQA, bytes_free: int, most: int = 64) -> int:
+def questions_per_pass(model: Any, bytes_free: int, most: int = 64) -> int:
     """How many questions are encoded and ranked at once: 1 to `most`, so that activations stay below `bytes_free`.
 
     A question is taken to need its joint tokens 16 layer-wide fp32 values each (queries, keys, values, a feed-forward's
-    inner layer and copies) and, in every head, one weight per attended token: its own or the knowledge's. Ranking bounds
-    its own passes.
+    inner layer and copies) and, in every head, one weight per attended token: its own or the knowledge's.
     """
     spec = model.spec
     tokens = (spec.image_size // spec.patch_size) ** 2 + 1 + model.question_length
@@ -46,77 +43,47 @@ def questions_per_pass(model: AMiFForVQA, bytes_free: int, most: int = 64) -> in
 
 @torch.inference_mode()
 def predict(
-    model: AMiFForVQA,
+    model: Any,
     questions: Sequence[Question],
     spec: RunSpec,
     folder: Path,
     blank: bool | None = None,
     batch_size: int | None = None,
 ) -> None:
-    """Answer the test questions among `questions` (whose training rows give the `train` candidates) and write the files.
+    """Answer the test questions among `questions` and write predictions and candidates to `folder`.
 
-    Each process answers its share; each question is counted once, whatever the number of processes. `batch_size`
-    questions go through the network at once: as many as memory allows where it is None. It changes results by no more
-    than rounding.
+    `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`. Each process answers its share;
+    each question counts once. `batch_size` questions go through the network at once, by default what memory allows; it
+    changes results by no more than rounding.
     """
     model.eval()
-    device = model.knowledge_ids.device
-    if batch_size is None:
-        batch_size = questions_per_pass(model, memory_bound(device))
+    device, tokenizer = next(model.parameters()).device, model.tokenizer
+    size = batch_size or questions_per_pass(model, memory_bound(device))
     test = [question for question in questions if question.split == "test"]
     candidates = candidate_answers(questions)
     tokens = model.tokenize_answers(candidates)
-    data = QuestionData(test, spec, model.tokenizer, blank=blank)
-    own = list(range(rank(), len(test), world_size()))
-    keys = [
-        [(0, index, 1.0, 1) for index in own[start : start + batch_size]] for start in range(0, len(own), batch_size)
-    ]
+    data = QuestionData(test, spec, tokenizer, blank=blank)
+    own = range(rank(), len(test), world_size())
+    keys = [[(0, index, 1.0, 1) for index in own[start : start + size]] for start in range(0, len(own), size)]
+    bf16 = device.type == "cuda" and spec.train.precision == "auto"
     bar = progress.bar(len(own), "answering" if blank is None else "answering on blank images", show=rank() == 0)
-    found: list[dict[str, Any]] = []
+    found: list[tuple[int, Any, str]] = []
     for key, batch in zip(keys, loader(data, keys, workers=0), strict=True):
         batch = batch.to(device)
-        with torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=device.type == "cuda" and spec.train.precision == "auto"
-        ):
-            memory, memory_mask = model.encode(batch.images, batch.ids, batch.mask)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            memory, memory_mask = model.encode(batch.images, batch.ids, batch.mask)  # (B, p+1+t, d), (B, p+1+t)
         memory = memory.float()
-        scores = rank_answers(model.decoder, memory, memory_mask, tokens).cpu()  # (B, K)
-        written = model.decoder.generate(
-            memory, memory_mask, model.tokenizer.cls_token_id, model.tokenizer.sep_token_id, model.answer_length
-        )
-        texts = [tokenizers.decode(model.tokenizer, ids) for ids in written]
-        found += [
-            {"index": k[1], "log_likelihoods": row.numpy(), "generated": normalise_answer(text)}
-            for k, row, text in zip(key, scores, texts, strict=True)
-        ]
+        scores = rank_answers(model.decoder, memory, memory_mask, tokens).cpu().numpy()  # (B, K)
+        start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+        written = model.decoder.generate(memory, memory_mask, start, end, model.answer_length)
+        texts = [tokenizers.decode(tokenizer, ids) for ids in written]
+        found += zip((index for _, index, _, _ in key), scores, texts, strict=True)
         bar.step(len(key))
     bar.close()
-    everyone = sorted((row for part in gather_objects(found) for row in part), key=lambda row: row["index"])
+    everyone = sorted((row for part in gather_objects(found) for row in part), key=lambda row: row[0])
     if rank() == 0:
-        splits = ("train", "val", "test")
-        in_split = {split: {a for q in questions if q.split == split for a in q.answers} for split in splits}
-        table = pd.DataFrame(
-            {
-                "answer": candidates,
-                "tokens": [len(ids) - 1 for ids in tokens],  # all after [CLS], [SEP] included
-                **{f"in_{split}": [a in in_split[split] for a in candidates] for split in splits},
-            }
+        frame = question_frame(test).assign(
+            generated=[text for _, _, text in everyone], log_likelihoods=[scores for _, scores, _ in everyone]
         )
-        frame = pd.DataFrame(
-            [
-                {
-                    "question_id": q.question_id,
-                    "image_id": q.image_id,
-                    "question": q.question,
-                    "gold": list(q.answers),
-                    "split": q.split,
-                    "question_type": q.question_type,
-                    "closed_field": q.closed_field,
-                    "closed_yes_no": q.closed_yes_no,
-                    "generated": row["generated"],
-                    "log_likelihoods": row["log_likelihoods"],
-                }
-                for q, row in zip(test, everyone, strict=True)
-            ]
-        )
-        write_predictions(folder, frame, table)
+        counted = [len(ids) - 1 for ids in tokens]  # all after [CLS], [SEP] included
+        write_predictions(folder, frame, candidate_frame(candidates, counted, questions))

@@ -1,10 +1,12 @@
-"""AMiF: alignment, mining and fusion."""
+"""AMiF: alignment, mining and fusion. What training and stored runs ask of a method; torch is loaded when it is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from amif_lib.core.errors import InputError
 
 
 def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
@@ -19,6 +21,76 @@ def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
     found = teacher.embeddings(spec, studies)
     notes["teacher"] = found.metrics | {"id": teacher_id}
     return found
+
+
+def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any]) -> Any:
+    """The module of the run's stage with its starting weights; `notes` gets what `metrics.json` says of them."""
+    from amif_lib.methods.amif.network import AMiF
+    from amif_lib.methods.amif.stage1 import Stage1
+    from amif_lib.methods.amif.stage2 import Stage2
+
+    if spec.stage == "finetune":
+        return _fine_tuning(spec, tokenizer, questions, notes)
+    objective, special = spec.objective, (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    mines = spec.stage == "stage2" and objective.weight_hard_negatives > 0
+    reads_labels = spec.stage == "stage1" or objective.weight_global > 0 or mines
+    if spec.stage == "stage2" and spec.parent is None:
+        raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
+    if objective.labels == "soft" and spec.teacher is None and reads_labels:
+        raise InputError("objective.labels: 'soft' needs a teacher; give the run a `teacher`, or set labels: one_hot")
+    if mines:  # point 19
+        of_teacher = "soft labels H" if objective.labels == "soft" else "teacher's Q"
+        notes["negatives_drawn_from"] = "student's P" if spec.teacher is None else of_teacher
+    amif = AMiF(spec.model)
+    notes["weights"] = _load(amif, spec, tokenizer)
+    return Stage1(amif, objective) if spec.stage == "stage1" else Stage2(amif, objective, spec.seed, special)
+
+
+def _fine_tuning(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any]) -> Any:
+    from amif_lib.methods.amif import knowledge
+    from amif_lib.methods.amif.finetune import FineTuning
+    from amif_lib.methods.amif.network import AMiFForVQA
+    from amif_lib.networks import pretrained
+
+    source = spec.knowledge.source
+    texts = knowledge.texts(source, [question for question in questions if question.split == "train"])  # point 33
+    limit = min(spec.knowledge.max_tokens, spec.model.text_positions)
+    ids, left_out = knowledge.select(texts, tokenizer, limit, words=source == "questions")  # (M,)
+    model = AMiFForVQA(spec.model, spec.knowledge, ids, tokenizer, spec.data.question_length, spec.data.answer_length)
+    notes["weights"] = _load(model.amif, spec, tokenizer)
+    if spec.init.decoder != "random":
+        notes["weights"].append(str(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer)))
+    notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    notes["knowledge_tokens"], notes["knowledge_texts"] = len(ids), len(set(texts))
+    notes["knowledge_texts_left_out"] = left_out
+    return FineTuning(model)
+
+
+def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
+    """Starting weights: the parent run's, or what `init` names. Returns a line for each source."""
+    from amif_lib.methods.amif import teacher
+    from amif_lib.networks import pretrained
+
+    if spec.parent is not None:
+        state = pretrained.read_state(spec.parent.directory / "model")
+        return [str(pretrained.load_into(amif, state, f"run {spec.parent.run_id}"))]
+    towers = teacher.towers_source(spec) if spec.starts_from_teacher else ""
+    image, text = (towers if name == "teacher" else name for name in (spec.init.image, spec.init.text))
+    reports = []
+    if image != "random":
+        reports.append(pretrained.load_image_encoder(amif.image_encoder.vit, image))
+    if text != "random":
+        reports.append(pretrained.load_text_encoder(amif.text_encoder.bert, text, tokenizer))
+    return [str(report) for report in reports]
+
+
+def save(module: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the weights of a stage's module, its configuration and the tokenizer to `folder`."""
+    if hasattr(module, "model"):
+        module.model.save_pretrained(folder)
+    else:
+        module.amif.save(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def model(folder: Path) -> Any:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from itertools import islice
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +21,7 @@ from amif_lib.networks import tokenizers
 from amif_lib.networks.fusion import PAIR_TYPES
 from amif_lib.objectives import contrastive
 from amif_lib.reporting import map_files
-from amif_lib.training.batches import PretrainingData
-from amif_lib.training.loop import epoch_keys
+from amif_lib.training.batches import PretrainingData, epoch_keys
 
 SHOWN = 32  # samples of the soft-label heat maps
 
@@ -151,9 +147,7 @@ def _data(run: Run) -> tuple[PretrainingData, Stage1 | Stage2]:
 
 def _step(data: PretrainingData, spec: RunSpec, last: bool) -> tuple[int, list[tuple[int, int]]]:
     """Number and sample keys of the training's first or last step."""
-    steps = epoch_keys(SimpleNamespace(data=data, folds=data.folds), spec, 0)
-    wanted = islice(steps, spec.train.max_steps or None) if last else islice(steps, 1)
-    _, step, keys = deque(wanted, maxlen=1)[0]
+    _, step, keys = list(epoch_keys(data, spec))[-1 if last else 0]
     return step, keys
 
 

@@ -1,9 +1,7 @@
-"""A global batch that does not fit into memory, computed some rows at a time without changing what is minimised.
+"""A global batch that does not fit into memory, computed some rows at a time without changing what is minimised [1]_.
 
-Pre-training compares all samples of a batch with one another, so its batch cannot be cut and averaged. Gradient caching [1]_
-keeps the objective exact: the encoders and the co-attention run on a few rows at a time and only their outputs are kept; the
-losses see the outputs of all rows; what the backward pass needs is computed again, rows by rows, with the random states of
-the first time. A fine-tuning's loss is a sum over questions: its parts are run one after the other and gradients add up.
+Encoders and co-attention run on a few rows at a time and are computed again in the backward pass (`networks.rows`);
+the losses see the outputs of all rows. A fine-tuning's loss is a sum over questions: gradients of its parts add up.
 
 References
 ----------
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
+from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.rows import limit_rows
 from amif_lib.objectives.distributed import alone, gather_objects, world_size
 
@@ -39,57 +38,25 @@ class TooManyRows(InputError):
         )
 
 
-class MicroBatch:
+class GradientCache:
     """How many rows a process computes at a time: as many as it holds, or $AMIF_MICRO_BATCH; halved when memory runs out.
 
     A setting of the machine and not of the run: results differ by rounding, and by the draws of dropout where there is any.
     """
 
-    def __init__(self, module: nn.Module, rows: int, stage: str):
+    def __init__(self, module: nn.Module, rows: int):
         text = os.environ.get("AMIF_MICRO_BATCH", "")
         if text and (not text.isdigit() or int(text) < 1):
             raise InputError(f"AMIF_MICRO_BATCH={text!r}: give a whole number of at least 1, or leave it unset")
-        self.module, self.whole, self.stage = module, rows, stage
+        self.module, self.whole = module, rows
         self.rows = min(int(text), rows) if text else rows
-        self._apply()
-
-    def _apply(self) -> None:
-        limit_rows(self.module, self.rows if self.rows < self.whole and self.stage != "finetune" else 0)
 
     def parts(self, batch: Any) -> list[Any]:
-        """What is run one after the other: parts of a batch of questions, or the whole batch of a pre-training."""
-        return batch.split(self.rows) if self.stage == "finetune" and self.rows < self.whole else [batch]
-
-    def halve(self) -> None:
-        """Half as many rows from now on. Raises InputError where one row at a time is too much."""
-        if self.rows == 1:
-            raise InputError(
-                "out of memory with one sample at a time; set a smaller model.image_size or data.text_length, or use a larger GPU"
-            )
-        self.rows = (self.rows + 1) // 2
-        self._apply()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        log.warning(
-            "out of memory: %d rows at a time from now on; the objective stays that of the whole batch", self.rows
-        )
-
-    def snapshot(self) -> Callable[[], None]:
-        """A function that puts random states and the feature queue back to what they are now, so that a step can be run again."""
-        cpu = torch.get_rng_state()
-        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        queue = getattr(self.module, "queue", None)
-        kept = {name: value.clone() for name, value in queue.state_dict().items()} if queue is not None else {}
-
-        def put_back() -> None:
-            torch.set_rng_state(cpu)
-            if gpus:
-                torch.cuda.set_rng_state_all(gpus)
-            if queue is not None:
-                queue.load_state_dict(kept)
-            self.module.zero_grad()
-
-        return put_back
+        """What is run one after the other: parts of a batch of questions, or a whole pre-training batch, in rows."""
+        if isinstance(batch, QuestionBatch):
+            return batch.split(self.rows)
+        limit_rows(self.module, self.rows if self.rows < self.whole else 0)
+        return [batch]
 
     def step(self, batch: Any, run: Callable[[Any, bool], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Losses of a whole batch with their gradients: `run(part, last)` of each part, again with fewer rows if memory runs out.
@@ -98,30 +65,52 @@ class MicroBatch:
         `launch.train` sets it and starts all of them again.
         """
         while True:
-            put_back, total = self.snapshot(), {}
+            put_back, total = self._snapshot(), {}
             try:
                 parts = self.parts(batch)
-                for number, part in enumerate(parts):
-                    for name, value in run(part, number + 1 == len(parts)).items():
+                for number, part in enumerate(parts, start=1):
+                    for name, value in run(part, number == len(parts)).items():
                         total[name] = total.get(name, 0) + value.detach()
                 return total
             except torch.OutOfMemoryError:
                 if world_size() > 1 and self.rows > 1:
                     raise TooManyRows(self.rows) from None
-            self.halve()  # outside the handler, which holds on to what the failed step had in memory
+            self._halve()  # outside the handler, which holds on to what the failed step had in memory
             put_back()
 
-    def find(self, batch: Any, run: Callable[[Any], dict[str, Tensor]], reserve: int = 0) -> None:
+    def fit(self, batch: Any, run: Callable[[Any], dict[str, Tensor]], reserve: int) -> None:
         """Halve until a step on this process's `batch` alone fits, and agree with the other processes on the least.
 
         For several processes, before the first step; `run` does forward and backward, without messages to the others.
         `reserve` bytes are kept free for what is not there yet: the optimiser's moments, and other processes' samples.
         """
         with alone():
-            put_back = self.snapshot()
+            put_back = self._snapshot()
             kept = torch.empty(reserve, dtype=torch.uint8, device=next(self.module.parameters()).device)
             self.step(batch, lambda part, last: run(part))
             del kept
             put_back()
         self.rows = min(gather_objects(self.rows))
-        self._apply()
+
+    def _halve(self) -> None:
+        if self.rows == 1:
+            raise InputError(
+                "out of memory with one sample at a time; set a smaller model.image_size or data.text_length, or use a "
+                "larger GPU"
+            )
+        self.rows = (self.rows + 1) // 2
+        torch.cuda.empty_cache()
+        log.warning("out of memory: %d rows at a time from now on; the objective is that of the whole batch", self.rows)
+
+    def _snapshot(self) -> Callable[[], None]:
+        """A function that puts random states and gradients back to what they are now, so that a step can be run again."""
+        cpu = torch.get_rng_state()
+        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+        def put_back() -> None:
+            torch.set_rng_state(cpu)
+            if gpus:
+                torch.cuda.set_rng_state_all(gpus)
+            self.module.zero_grad()
+
+        return put_back

@@ -12,7 +12,7 @@ import torch
 
 from amif_lib.core.errors import InputError
 from amif_lib.networks.rows import limit_rows
-from amif_lib.training.micro_batch import MicroBatch
+from amif_lib.training.gradient_cache import GradientCache
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def test_out_of_memory_halves_the_rows_and_changes_no_gradient(stage, monkeypatc
     monkeypatch.delenv("AMIF_MICRO_BATCH", raising=False)
     batch = tiny.batch(8)
     whole = tiny.pretraining(stage)
-    expected = MicroBatch(whole, 8, stage).step(batch, run_on(whole))
+    expected = GradientCache(whole, 8).step(batch, run_on(whole))
     module, tried = tiny.pretraining(stage), []
 
     def refuse(_, inputs, named):
@@ -47,7 +47,7 @@ def test_out_of_memory_halves_the_rows_and_changes_no_gradient(stage, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     module.amif.image_encoder.vit.register_forward_pre_hook(refuse, with_kwargs=True)
-    micro = MicroBatch(module, 8, stage)
+    micro = GradientCache(module, 8)
     found = micro.step(batch, run_on(module))
     assert micro.rows == 2 and max(tried) > 3 and tried[-1] <= 2
     torch.testing.assert_close(found["total"], expected["total"], atol=1e-5, rtol=1e-5)
@@ -85,10 +85,10 @@ def test_one_row_that_does_not_fit_and_a_bad_setting_are_said_plainly(monkeypatc
 
     monkeypatch.delenv("AMIF_MICRO_BATCH", raising=False)
     with pytest.raises(InputError, match="one sample at a time"):
-        MicroBatch(module, 8, "stage1").step(tiny.batch(8), full)
+        GradientCache(module, 8).step(tiny.batch(8), full)
     monkeypatch.setenv("AMIF_MICRO_BATCH", "few")
     with pytest.raises(InputError, match="AMIF_MICRO_BATCH='few': give a whole number"):
-        MicroBatch(module, 8, "stage1")
+        GradientCache(module, 8)
 
 
 MEMORY = """

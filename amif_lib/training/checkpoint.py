@@ -1,0 +1,61 @@
+"""The state of a training that a cut-off run goes on from: one file, replaced only by a whole new one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amif_lib.core import files
+from amif_lib.core.errors import InputError
+from amif_lib.objectives.distributed import gather_objects, rank, world_size
+
+log = logging.getLogger(__name__)
+STATE = "state.pt"  # in the run's folder
+
+
+def save(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: int, seconds: float) -> None:
+    """Keep what is needed to go on at `step`; each process has its own random state.
+
+    Where there is no room for it, a warning says so and the state before stays.
+    """
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    randoms = gather_objects((torch.get_rng_state(), gpu))
+    if rank() != 0:
+        return
+    parts = {"module": module, "optimizer": optimizer, "schedule": schedule}
+    content = {name: part.state_dict() for name, part in parts.items()}
+    content |= {"step": step, "seconds": seconds, "random": randoms}
+    try:
+        with files.write_aside(folder / STATE) as aside:
+            torch.save(content, aside)
+    except (InputError, RuntimeError) as error:  # the latter is how torch says that a disk is full
+        log.warning("the training's state could not be stored (%s); it goes on without", error)
+
+
+def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
+    """Load what `save` kept: the next step and the seconds spent; (0, 0) where there is nothing."""
+    path = folder / STATE
+    if not path.is_file():
+        return 0, 0.0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, part in {"module": module, "optimizer": optimizer, "schedule": schedule}.items():
+        part.load_state_dict(state[name])
+    stored = len(state["random"])
+    if stored != world_size():
+        log.warning("a run of %d processes goes on with %d: dropout draws differ from before", stored, world_size())
+    cpu, gpu = state["random"][rank() % stored]
+    torch.set_rng_state(cpu)
+    if gpu is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(gpu)
+    log.info("continuing at step %d", state["step"])
+    return state["step"], state["seconds"]
+
+
+def remove(folder: Path) -> None:
+    """Drop the state of a training that is done, and what a killed `save` left of one."""
+    for path in (folder / STATE, *folder.glob(f".{STATE}.*")):
+        path.unlink(missing_ok=True)
