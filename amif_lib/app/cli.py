@@ -264,9 +264,19 @@ def _bench(options: Namespace) -> int:
 
 
 def _audit(options: Namespace) -> int:
+    from importlib.util import find_spec
+
+    from amif_lib.app import run_notebook
     from amif_lib.reporting import audit_page
 
-    return audit_page.main()
+    folder, notebook = paths.results() / "audit", audit_page.NOTEBOOK
+    if all(map(find_spec, ("papermill", "ipykernel", "nbclient"))):
+        if status := run_notebook.main([str(notebook), "--out", str(folder / "notebooks" / notebook.name)]):
+            return status
+    else:  # the light install
+        audit_page.run_cells()
+    print(f"Page: {paths.shown(folder / 'audit.html')}")
+    return 0
 
 
 def _settings(options: Namespace) -> None:

@@ -1,320 +1,182 @@
-"""`make audit`: every table and figure of the paper audit, one self-contained page of them, and three findings in words."""
+"""The paper audit's three findings in words, and its page, which notebook 21 fills; `make audit` runs that notebook."""
 
 from __future__ import annotations
 
 import base64
-import importlib.util
-from functools import partial
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import data_figures
-from amif_lib.reporting import audit, audit_claims, audit_figures, audit_power, audit_words, figures, layout
+from amif_lib.reporting import audit, audit_claims, audit_power, figures, layout
 from amif_lib.reporting import audit_sources as sources
-from amif_lib.reporting.audit_power import DISCORDANCE, POWER
-from amif_lib.reporting.layout import dataset_name
+from amif_lib.reporting.audit_power import ALPHA, DISCORDANCE
+from amif_lib.reporting.audit_sources import OURS
+from amif_lib.reporting.table_rows import dataset_name
 from amif_lib.scoring import leaks
 
-NOTEBOOK = "21_paper_audit.ipynb"
-PAGES = {"audit.html": "audit.html.j2", "audit.md": "audit.md.j2"}
-ABOUT = (
-    "It says what the paper's own numbers and the annotation files of its data sets say of each other. Whether a claim of "
-    "the paper holds on data is another question, which only runs on real data can answer; no verdict here is about that."
-)
-LEAKS = "data_leaks"  # the figure of the leak report
-# name, short title, title, texts, figures, tables (name, caption, folded away)
-SECTIONS = (
-    (
-        "claims",
-        "Claims",
-        "What the text claims, recomputed",
-        (
-            "Each claim of sections 4 and 7 that names or implies a comparison. Differences of the Avg column are taken "
-            "from the exact means, so that a wrong printed average shows. Three columns keep chance apart from arithmetic: "
-            "whether the difference can be significant at all, that is if no question had been lost; the smallest difference "
-            "that is significant when the stated share of questions is discordant (right for one system only); and whether "
-            "the claim reaches it.",
-        ),
-        (),
-        (("claims", "Claims with verdicts", False), ("leads", "AMiF against the next best method, Table 1", False)),
-    ),
-    (
-        "definitions",
-        "Two definitions",
-        "Table 1 mixes two definitions of open and closed",
-        (
-            "A row's three figures imply which share of the questions it counts as open. The caption calls closed what is "
-            "answered by yes or no; VQA-RAD and SLAKE have a field of their own that also calls closed what offers a choice. "
-            "Overall does not depend on it.",
-            "Rescoring moves the choice questions to the closed side. How many of them AMiF answered correctly is not known, "
-            "so every possible number is listed, with the published rows that the open figure would then fall below.",
-        ),
-        ("open_shares",),
-        (
-            ("open_share", "Implied open share per row", True),
-            ("rescored", "AMiF rescored by the sets' own field", True),
-        ),
-    ),
-    (
-        "numerators",
-        "Numerators",
-        "Which counts are behind the percentages",
-        (
-            "Every split of the test questions into open and closed, and every number of right answers, was tried: which "
-            "print as the paper's three figures, rounded or cut? Where none does, one of the figures is not a share of that "
-            "test set. The second table says what the closed figure would have to be, given the other two.",
-        ),
-        (),
-        (
-            ("numerators", "AMiF's row of Table 1", False),
-            ("forced_closed", "SLAKE: the closed figure that open and overall force", False),
-            ("test_counts", "Test questions by definition, and where each count is from", False),
-        ),
-    ),
-    (
-        "averages",
-        "Averages",
-        "The Avg column",
-        ("The mean of the four printed accuracies, exactly. A tie may be rounded either way.",),
-        (),
-        (("averages", "25 rows", False),),
-    ),
-    (
-        "ablations",
-        "Ablations",
-        "What the ablation tables can show",
-        (
-            "A difference is within noise where the exact McNemar test would not call it significant with the stated share "
-            "of discordant questions, and cannot be significant where it would not even if no question had been lost. For "
-            "the average the best case is an exact test over sign changes, the rest a normal approximation. All this is "
-            "about the sampling of questions; the spread over seeds, which the paper does not report, comes on top.",
-            "If the values were accuracies of single runs on these test sets, each would be some k of n. The last table "
-            "counts how many are, beside what chance gives. Apart from the final row few are, so several runs, another "
-            "metric or other subsets must be behind them; which, the numbers do not tell. PathVQA is too large to tell.",
-        ),
-        ("ablation_deltas",),
-        (
-            ("steps", "Every step on every set", True),
-            ("printable_share", "Ablation values that are k of n, for the mean of 1 to 5 runs", True),
-        ),
-    ),
-    (
-        "identities",
-        "Shared rows",
-        "Rows that tables share, and what follows",
-        ("Equal rows tell how rows were made where the text does not. Sums of effects assume that effects add up.",),
-        (),
-        (("implications", "What follows", False), ("identities", "Equal rows, and single equal values", True)),
-    ),
-    (
-        "noise",
-        "Noise and power",
-        "How much these test sets can tell",
-        (
-            "Intervals of single accuracies, the smallest difference that two systems on the same questions must show, and "
-            "what finding a difference of the printed size with 80% power would take. How far single runs spread is assumed.",
-        ),
-        ("table1_intervals", "power_curves"),
-        (
-            (
-                "thresholds",
-                "Smallest significant difference in points, by share of discordant questions in percent",
-                False,
-            ),
-            ("wilson", "Wilson intervals of Table 1", True),
-            ("power", "Power of every step that gains, and what it would take", True),
-        ),
-    ),
-    (
-        "leaks",
-        "Leaks and ceilings",
-        "What training questions give away, and the ceiling of their answers",
-        (),
-        (LEAKS,),
-        (("leaks", "Counts and accuracies without a model", True),),
-    ),
-)
+NOTEBOOK = paths.NOTEBOOKS / "21_paper_audit.ipynb"
 
 
-def tables(discordance: float = DISCORDANCE, wanted: float = POWER) -> dict[str, pd.DataFrame]:
-    """Every table of the audit by the name of its CSV file. `discordance` and `wanted` (power) are fractions."""
-    return {
-        "claims": audit_claims.claims(discordance),
-        "leads": audit_power.leads(),
-        "open_share": audit.open_share(),
-        "rescored": pd.concat([audit.rescored(name).assign(data_set=name) for name in ("vqa_rad", "slake")]),
-        "numerators": audit.numerators(),
-        "forced_closed": audit.forced_closed(),
-        "test_counts": sources.test_counts(),
-        "averages": audit.averages(),
-        "steps": audit_power.steps(discordance),
-        "printable_share": audit.printable_share(),
-        "implications": audit_claims.implications(),
-        "identities": audit_claims.identities(),
-        "thresholds": audit_power.thresholds(),
-        "wilson": pd.concat(
-            [audit_power.wilson_table(split).assign(split=split) for split in ("overall", "open", "closed")]
-        ),
-        "power": audit_power.power_table(discordance, wanted),
-        "power_curve": audit_power.power_curve(wanted),
-        "leaks": sources.leak_report()[0],
-    }
+def run_cells() -> None:
+    """Run the notebook's code cells in this process, for an install without Jupyter: what they display is dropped."""
+    plt.switch_backend("agg")
+    names = {"display": lambda *shown: None}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), names)
 
 
-def write(discordance: float = DISCORDANCE, wanted: float = POWER) -> list[Path]:
-    """Write tables, figures and pages to `results/audit/`; returns their paths, the page `audit.html` last.
-
-    Raises InputError for published numbers that cannot be used and where the folder cannot be written.
-    """
-    found, folder = tables(discordance, wanted), paths.results() / "audit"
+def write(
+    tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, tuple[plt.Figure, pd.DataFrame, str]], discordance: float
+) -> list[Path]:
+    """Write to `results/audit/` each table as CSV by its title, each picture (figure, its numbers, caption) by its name,
+    and `audit.html`; returns the paths, the page last. Raises InputError where the folder cannot be written."""
+    folder, written, frames, drawn = paths.results() / "audit", [], [], []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = []
-        for name, frame in found.items():
-            text = frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-            written.append(_write(folder / f"{name}.csv", text))
-        drawn = _draw(found, folder / "figures", discordance)
-        written += [folder / "figures" / f"{name}.{kind}" for name in drawn for kind in ("png", "svg", "pdf", "csv")]
-        words = {
-            "about": f"{ABOUT} Discordant questions are taken to be {discordance:.0%} unless a table says otherwise.",
-            "warnings": audit_words.notes(),
-            "findings": audit_words.findings(discordance),
-        }
-        written += [_write(folder / name, _page(name, found, drawn, words)) for name in reversed(PAGES)]
+        for title, frame in tables.items():
+            written.append(folder / f"{title.partition(':')[0].lower().replace(' ', '_')}.csv")
+            files.write_text(written[-1], frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+            frames.append(
+                {"title": title, "file": written[-1].name, "frame": Markup(layout.html(readable(frame), "words"))}
+            )
+        for name, (figure, data, caption) in pictures.items():
+            written += figures.save(figure, folder / "figures" / name, data, caption)
+            picture = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
+            drawn.append({"name": name, "caption": caption, "data": picture})
+        loader = FileSystemLoader(paths.PACKAGE / "reporting")
+        page = Environment(loader=loader, autoescape=True).get_template("audit.html.j2")
+        said = {"findings": findings(discordance), "leaks": on_leaks(), "warnings": notes(), "discordance": discordance}
+        files.write_text(folder / "audit.html", page.render(**said, tables=frames, figures=drawn))
     except OSError as error:
-        raise InputError(
-            f"{paths.shown(folder)}: cannot be written ({error.strerror}); set AMIF_RESULTS to a folder that you may "
-            "write to"
-        ) from None
-    return written
+        raise InputError(f"{paths.shown(folder)}: cannot be written ({error.strerror}); set AMIF_RESULTS") from None
+    return [*written, folder / "audit.html"]
 
 
-def _write(path: Path, text: str) -> Path:
-    files.write_text(path, text)
-    return path
-
-
-def _draw(found: dict[str, pd.DataFrame], folder: Path, discordance: float) -> dict[str, str]:
-    """Draw and save every figure with its numbers; returns the captions by name."""
-    figures.use_style()
-    overall = found["wilson"].query("split == 'overall'")
-    made = {
-        "table1_intervals": (partial(audit_figures.intervals, overall, found["leads"]), overall),
-        "open_shares": (partial(audit_figures.open_shares, found["open_share"]), found["open_share"]),
-        "power_curves": (
-            partial(audit_figures.power_curves, found["power_curve"], found["steps"]),
-            found["power_curve"],
-        ),
-        "ablation_deltas": (partial(audit_figures.deltas, found["steps"], discordance), found["steps"]),
-    }
-    captions = dict(audit_figures.CAPTIONS)
-    if len(found["leaks"]):
-        lines = audit_words.of_the_paper(found["leaks"])
-        made[LEAKS] = (partial(data_figures.leak_chart, lines), data_figures.leak_data(lines))
-        captions[LEAKS] = (
-            "Left: what training questions give away about test questions. Right: accuracy that needs no model, and the "
-            "ceiling of answering with training answers; open and closed by the set's own field."
-        )
-    for name, (draw, data) in made.items():
-        figure = draw()
-        figures.save(figure, folder / name, data, captions[name])
-        plt.close(figure)
-    return {name: captions[name] for name in made}
-
-
-def _page(name: str, found: dict[str, pd.DataFrame], drawn: dict[str, str], words: dict[str, object]) -> str:
-    as_html = name.endswith(".html")
-    environment = Environment(
-        loader=FileSystemLoader(paths.PACKAGE / "reporting"),
-        autoescape=as_html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["table"] = _html if as_html else _markdown
-    folder = paths.results() / "audit" / "figures"
-    sections = []
-    for key, short, title, texts, pictures, contents in SECTIONS:
-        shown = [
-            {
-                "name": picture,
-                "caption": drawn[picture],
-                "data": base64.b64encode((folder / f"{picture}.png").read_bytes()).decode() if as_html else "",
-            }
-            for picture in pictures
-            if picture in drawn
-        ]
-        parts = [
-            {"name": one, "caption": caption, "folded": folded, "frame": _readable(one, found[one])}
-            for one, caption, folded in contents
-            if len(found[one])
-        ]
-        texts = [*texts, *(audit_words.on_leaks() if key == "leaks" else ())]
-        sections.append(
-            {"name": key, "short": short, "title": title, "texts": texts, "figures": shown, "tables": parts}
-        )
-    return environment.get_template(PAGES[name]).render(**words, sections=sections)
-
-
-def _readable(name: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """The table as texts: figures to two decimals, p values to two digits, sets by their usual names."""
-    if name == "leaks":
-        return leaks.transposed(frame)
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table as texts: up to four decimals, sets by their usual names, verdicts that object in bold."""
 
     def text(column: str, value: object) -> str:
-        if isinstance(value, bool):
-            return "yes" if value else "no"
         if value is None or pd.isna(value):
             return ""
-        if isinstance(value, float) and abs(value) >= 1000:
-            return f"{value:,.0f}"
-        if column in ("recomputed", "difference", "exact_mean"):  # means of four have up to four decimals
-            whole, _, decimals = f"{value:.4f}".partition(".")
-            return f"{whole}.{decimals[:2]}{decimals[2:].rstrip('0')}"
         if isinstance(value, float):
-            return f"{value:.3g}" if column in ("p", "smallest_p") else f"{value:.{3 if 'share' in name else 2}f}"
-        return dataset_name(value) if column in ("data_set", "dataset") else str(value)
+            return (
+                f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2g}" if column == "smallest_p" else f"{value:.4g}"
+            )
+        value = dataset_name(value) if column in ("data_set", "dataset") else str(value)
+        objects = column == "verdict" and value not in ("ok", "unique", "fits", "within noise", "beyond noise")
+        return f"**{value}**" if objects else value
 
     out = pd.DataFrame({column: [text(column, value) for value in frame[column].tolist()] for column in frame})
-    if name == "claims":  # the file has all columns
-        out["dataset"] += " " + out["split"]
-        out = out.drop(columns=["claim", "split", "smallest_p"]).rename(columns={"dataset": "on"})
-    if "verdict" in out:
-        plain = ("ok", "unique", "fits", "within noise", "beyond noise")
-        out["verdict"] = [value if value in plain else f"\x01{value}\x02" for value in out["verdict"]]
-    return out.rename(columns=lambda column: column.replace("_", " "))
+    return out.rename(columns=lambda column: str(column).replace("_", " "))
 
 
-def _html(frame: pd.DataFrame) -> Markup:
-    return Markup(layout.html(frame, "words"))
+def notes() -> list[str]:
+    """One line for each set whose questions could not be counted in its files."""
+    counts = sources.test_counts().query("variant == 'all' and definition == 'yes_no'")
+    absent = counts[counts["source"] != sources.FROM_FILES]
+    return [f"{dataset_name(line.data_set)}: counts from the {line.source}." for line in absent.itertuples()]
 
 
-def _markdown(frame: pd.DataFrame) -> str:
-    plain = frame.map(lambda text: text.replace("|", "\\|").replace("\x01", "**").replace("\x02", "**"))
-    return plain.to_markdown(index=False, disable_numparse=True)
+def on_leaks() -> list[str]:
+    """The leak report in words: the ceiling beside the paper's open figure, per line, and what was not measured."""
+    (table, absent), out = sources.leak_report(), []
+    english = table["training"].isin(("train", "en train")) & table["test"].isin(("test", "en test"))
+    for line in table[english].itertuples():
+        printed = sources.hundredths(f"table1:{OURS}", line.data_set, "open")
+        if printed is None:
+            continue
+        place = "above" if printed / 100 > line.ceiling_open_yes_no else "below"
+        out.append(
+            f"{dataset_name(line.data_set)}, training on {line.training_file}: answering with training answers can reach "
+            f"{line.ceiling_open_yes_no:.2f}% on open questions (yes/no definition); the paper's {printed / 100:.2f}% is "
+            f"{place} that. {line.paraphrase_in_train} of {line.n_test} test questions have a paraphrase with their answer "
+            "in training."
+        )
+    if out:
+        out.append(
+            "The paper can be above a ceiling because its candidates at test time are the test set's own answers "
+            "(section 6), or because of another training file; its 3064 VQA-RAD questions are as many as published3064 has."
+        )
+    return [*out, *absent, *leaks.in_words(table[english])]
 
 
-def main() -> int:
-    """Run the audit's notebook, or, in an install without notebooks, make the same products directly; print findings."""
-    folder = paths.results() / "audit"
-    if all(importlib.util.find_spec(name) for name in ("papermill", "ipykernel", "nbclient")):
-        from amif_lib.app import run_notebook
+def findings(discordance: float = DISCORDANCE) -> list[str]:
+    """The three findings that matter most, each a few sentences with its numbers recomputed."""
+    return [_on_definitions(), _on_significance(discordance), _on_arithmetic(discordance)]
 
-        status = run_notebook.main([str(paths.NOTEBOOKS / NOTEBOOK), "--out", str(folder / "notebooks" / NOTEBOOK)])
-        if status:
-            return status
-    else:
-        write()
-    for note in audit_words.notes():
-        print(f"note: {note}")
-    print("\nThree findings about the paper's own numbers (nothing was trained):")
-    for number, finding in enumerate(audit_words.findings(), start=1):
-        print(f"{number}. {finding}")
-    print(f"\nPage: {paths.shown(folder / 'audit.html')}")
-    return 0
+
+def _on_definitions() -> str:
+    shares = audit.open_share().query("data_set in ['vqa_rad', 'slake']")
+    own, others = shares[shares["row"] == OURS].set_index("data_set"), shares[shares["row"] != OURS]
+    apart = others["nearest"].ne(others["data_set"].map(own["nearest"]))
+    counts = audit.numerators().query("data_set == 'vqa_rad' and verdict == 'unique'")
+    behind = "".join(
+        f" ({c.open_correct} of {c.open_n} open and {c.closed_correct} of {c.closed_n} closed on VQA-RAD)"
+        for c in counts.itertuples()
+    )
+    return (
+        f"Open and Closed of Table 1 cannot be compared on VQA-RAD and SLAKE. AMiF's figures{behind} call closed what is "
+        f"answered by yes or no; the figures of {apart.sum()} of {len(others)} entries of other methods imply the sets' own "
+        "field. Overall can be compared."
+    )
+
+
+def _on_significance(discordance: float) -> str:
+    leads = audit_power.leads().query("split == 'overall'").set_index("data_set")
+    never = leads[leads["smallest_p"] >= ALPHA]
+    words = "; ".join(f"{dataset_name(name)} ({_lead(name, lead)})" for name, lead in never.iterrows()) or "none"
+    rest = leads.drop(never.index)["most_discordant"].items()
+    shares = ", ".join(f"{dataset_name(name)} {share:.2f}%" for name, share in rest)
+    verdicts = audit_power.steps(discordance).query("data_set != 'avg'")["verdict"]
+    hopeless, inside = (
+        (verdicts == "cannot be significant").sum(),
+        verdicts.isin(["within noise", "cannot be significant"]).sum(),
+    )
+    return (
+        f"The best Overall rests on few questions. No pattern of answers makes these leads significant: {words}. The others "
+        f"are significant only if the two methods differ on at most so many questions: {shares}. Of {len(verdicts)} ablation "
+        f"differences on single sets {hopeless} cannot be significant, and {inside} are within noise at {discordance:.0%} "
+        "discordant questions."
+    )
+
+
+def _lead(name: str, lead: pd.Series) -> str:
+    """A lead in questions; of the test set's sizes that one at which both figures print, else to the nearest question."""
+    own, rival = (sources.hundredths(f"table1:{row}", name) for row in (OURS, lead["rival"]))
+    for n in map(int, sources.test_counts().query("data_set == @name")["total"].unique()):
+        both = [audit.counts_printing(n, value) for value in (own, rival)]
+        if all(len(counts) == 1 for counts in both):
+            ahead = both[0][0] - both[1][0]
+            other = (
+                f"; at {lead['n']} questions no number of right answers gives {lead['rival']}'s"
+                if n != lead["n"]
+                else ""
+            )
+            p = float(audit_power.mcnemar_p(ahead, 0))
+            return f"{ahead} of {n} questions over {lead['rival']}, p = {p:.4g} at best{other}"
+    return (
+        f"about {lead['questions']} of {lead['n']} questions over {lead['rival']}, p = {lead['smallest_p']:.4g} at best"
+    )
+
+
+def _on_arithmetic(discordance: float) -> str:
+    words = [
+        f"row {line.row} of Table {line.table[-1]} averages {line.exact_mean:.2f}, not {line.printed:.2f}"
+        for line in audit.averages().query("verdict == 'wrong'").itertuples()
+    ]
+    found = audit_claims.claims(discordance).query("verdict == 'wrong' and dataset == 'avg'")
+    words += [
+        f"the gain by {line.claim.replace('_', ' ')} is {line.recomputed:.2f}, not {line.paper:.2f}"
+        for line in found.itertuples()
+    ]
+    text = f"Wrong arithmetic: {'; '.join(words) or 'none'}."
+    if found.query("claim == 'answer_vocabulary'")["beyond_noise"].eq("no").any():
+        text += " That answers serve better than questions as vocabulary has no support."
+    return text
