@@ -19,7 +19,7 @@ from PIL import Image
 from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import data_figures, decontaminate, images, manifests
+from amif_lib.data import check, data_figures, decontaminate, images, manifests
 from amif_lib.data import load as datasets
 from amif_lib.experiments import rows as experiments
 from amif_lib.methods.amif import teacher as teachers
@@ -91,7 +91,7 @@ def image_of(root: Path, number: int) -> Path:
 
 
 def images_line(name: str) -> tuple[str, str]:
-    table = manifests.check(name).set_index("item")
+    table = check.check([name]).set_index("item")
     return table.loc["images decode", "status"], table.loc["images decode", "detail"]
 
 
@@ -113,16 +113,17 @@ def test_nothing_but_counts_leaves_the_folder_of_a_credentialed_set(root: Path, 
     for missing in (True, False):
         report.unlink() if missing else report.write_text(text, encoding="utf-8")
         assert cli.main(["data-check", "--scale", "small", "--datasets", "bound"]) == int(missing)
-        checked = manifests.check("bound")
-        checked.to_csv(root / "results" / "small" / "data" / "check.csv", index=False)
+        checked = check.check(["bound"])
+        (root / "results").mkdir(exist_ok=True)
+        checked.to_csv(root / "results" / "check.csv", index=False)
         if missing:
             with pytest.raises(
-                InputError, match=r"bound: records is changed: records cannot be read \(1 error\); see "
+                InputError, match=r"bound: records is changed: cannot be read \(1 error\); see "
             ) as caught:
-                manifests.require(checked)
+                check.require(checked)
             assert WORD not in str(caught.value)
         else:
-            manifests.require(checked)
+            check.require(checked)
         name = report.name if missing else f"{WORD}-d7.jpg"
         assert name in kept_back.read_text(encoding="utf-8") and str(kept_back) in checked["detail"].iloc[-1]
     picture, withheld = data_figures.store_samples("bound", root / "results" / "small" / "data")
@@ -141,18 +142,17 @@ def test_one_undecodable_image_of_120_stops_nothing_and_three_do(root: Path) -> 
     cut(image_of(root, 7))
     status, detail = images_line("bound")
     assert status == "partial" and detail.startswith("1 of 120 images cannot be decoded; see ")
-    manifests.require(manifests.check("bound"))
+    check.require(check.check(["bound"]))
     assert len(datasets.load_studies("bound", stored_side=36)) == STUDIES - 1
     assert decontaminate.counts("bound", ("asked",), stored_side=36)["images_left"] == STUDIES - 2
     assert (
         len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 1
     )  # nor without the prepared images
     cut(image_of(root, 8)), cut(image_of(root, 9))
-    table = manifests.check("bound")
+    table = check.check(["bound"])
     assert images_line("bound")[1].startswith("3 of 120 ")
     with pytest.raises(InputError, match=r"images decode is changed: 3 of 120 images"):
-        manifests.require(table)
-    manifests.require(manifests.check("bound", most_bad_images=0.03))
+        check.require(table)
 
 
 def test_any_bad_image_of_a_test_question_is_too_many(root: Path) -> None:

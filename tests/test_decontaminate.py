@@ -181,7 +181,7 @@ def test_which_images_are_protected(monkeypatch: pytest.MonkeyPatch, reader: str
         for n, split in enumerate(("train", "val", "test", "test"))
     ]
     plain = manifests.load("vqa_rad")
-    monkeypatch.setattr(datasets, "load_questions", lambda name: made)
+    monkeypatch.setattr(decontaminate.readers, "questions", lambda name: made)
     monkeypatch.setattr(decontaminate.manifests, "load", lambda name: plain.model_copy(update={"reader": name}))
     found = {path.stem for path in decontaminate.protected_images(reader)}
     assert found == {q.image_id for q in made if q.split in splits} and "test" in splits

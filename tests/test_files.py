@@ -13,7 +13,6 @@ import pytest
 from amif_lib.app import cli
 from amif_lib.core import files
 from amif_lib.core.errors import InputError
-from amif_lib.data import check_page as data_page
 from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, write_predictions
 from amif_lib.reporting import figures
@@ -95,16 +94,11 @@ def _baselines(folder: Path) -> None:
     baselines.stored("demo", "made", "default")
 
 
-def _data_page(folder: Path) -> None:
-    data_page.write("demo", pd.DataFrame({"data_set": [], "status": []}))
-
-
 WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "figure": ("f.svg", _figure),
     "figure's numbers": ("f.csv", _figure),
     "figure's caption": ("f.txt", _figure),
     "baselines": (f"demo/baselines/made-default-0-{baselines.RULES}.parquet", _baselines),
-    "data page": ("demo/data/data_check.html", _data_page),
 }
 
 

@@ -1,4 +1,4 @@
-"""Readers of SLAKE, PathVQA and VQA-Med-2019: every quirk by a hand-made file, the real counts, every kind of bad input."""
+"""Readers of the question sets: counts of the real files, every quirk by a hand-made file, every kind of bad input."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import json
 import logging
 import pickle
 import pickletools
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
-from amif_lib.data.readers import pathvqa, slake, vqa_med_2019
-from amif_lib.experiments.predictions import read_predictions
-from amif_lib.methods.amif.settings import KnowledgeSpec
-from amif_lib.scoring import protocols
-from tests import tiny
+from amif_lib.data.readers import pathvqa, slake, vqa_med_2019, vqa_rad
 
 LAYOUT = {name: manifests.load(name).layout for name in ("slake", "pathvqa", "vqa_med_2019", "vqa_rad")}
+READERS = {"slake": slake, "pathvqa": pathvqa, "vqa_med_2019": vqa_med_2019, "vqa_rad": vqa_rad}
 
 
 def picture(path: Path) -> None:
@@ -35,6 +34,171 @@ def put(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content if isinstance(content, (bytes, str)) else json.dumps(content, ensure_ascii=False)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+
+def refused(name: str, root: Path, message: str, *choices: str) -> None:
+    """Reading ends in an InputError of one line that matches `message`."""
+    with pytest.raises(InputError, match=message) as caught:
+        READERS[name].read(root, LAYOUT[name], *choices)
+    assert "\n" not in str(caught.value)
+
+
+# --- VQA-RAD -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    return shared_data
+
+
+def test_real_vqa_rad_counts(real: Path) -> None:
+    questions = datasets.load_questions("vqa_rad")
+    train, test = ([q for q in questions if q.split == split] for split in ("train", "test"))
+    assert (len(questions), len(train), len(test)) == (2248, 1797, 451)
+    assert (sum(q.closed_field for q in test), sum(not q.closed_field for q in test)) == (272, 179)
+    assert (sum(q.closed_yes_no for q in test), sum(not q.closed_yes_no for q in test)) == (251, 200)
+    assert Counter(q.answer for q in test if q.closed_yes_no) == {"no": 133, "yes": 118}
+    assert (sum(q.closed_field for q in train), sum(q.closed_yes_no for q in train)) == (1027, 942)
+    assert len({q.image_id for q in questions}) == 314  # of 315 files: one is never asked about
+    assert len(list((real / "vqa_rad" / LAYOUT["vqa_rad"]["images"]).glob("*.jpg"))) == 315
+    assert len({q.answer for q in train}) == 433 and len({q.answer for q in test}) == 121
+    known = {q.answer for q in train}
+    assert sum(q.answer not in known for q in test) == 115  # out of reach of a train-vocabulary method
+    assert len({q.question_id for q in questions}) == 2248
+
+
+def test_real_vqa_rad_quirks_are_evened_out(real: Path) -> None:
+    raw = json.loads((real / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
+    by_id = {q.question_id: q for q in datasets.load_questions("vqa_rad")}
+    integers = {str(r["qid"]): r["answer"] for r in raw if isinstance(r["answer"], int)}
+    assert set(integers) == {"1511", "1568", "1683", "2234", "2235"}
+    assert all(by_id[qid].answers == (str(value),) for qid, value in integers.items())
+    assert [r["answer_type"] for r in raw if r["qid"] in (2156, 2157)] == ["CLOSED ", "CLOSED "]
+    assert by_id["2156"].closed_field and by_id["2156"].answer == "maybe" and not by_id["2156"].closed_yes_no
+    assert [sum("\t" in str(r[key]) for r in raw) for key in ("question", "answer")] == [6, 5]
+    for question in by_id.values():
+        for text in (question.question, question.answer):
+            assert text == " ".join(text.split()) and text
+    assert {kind for q in by_id.values() for kind in q.question_type.split(", ")} == {
+        "PRES", "POS", "ABN", "OTHER", "MODALITY", "SIZE", "PLANE", "ATTRIB", "ORGAN", "COLOR", "COUNT"}  # fmt: skip
+    assert not any(q.closed_yes_no and not q.closed_field for q in by_id.values())
+
+
+def test_other_training_files_are_rebuilt_by_rule(real: Path) -> None:
+    """3,064 questions of which 284 are variants of test questions with their answers; 2,772 without any such."""
+    names = ("official1797", "published3064", "clean2772")
+    official, published, clean = (datasets.load_questions("vqa_rad", name) for name in names)
+    assert official == datasets.load_questions("vqa_rad")
+    train = [[q for q in part if q.split == "train"] for part in (official, published, clean)]
+    assert [len(part) for part in train] == [1797, 3064, 2772]
+    test = [q for q in official if q.split == "test"]
+    assert [[q for q in part if q.split == "test"] for part in (published, clean)] == [test, test]
+    assert len({q.question_id for q in train[1]}) == 3064
+    tested = {q.question_id: q for q in test}
+    leaks = [q for q in train[1] if q.question_id.removesuffix("-frame") in tested]
+    assert len(leaks) == 284 and all(q.answer == tested[q.question_id.removesuffix("-frame")].answer for q in leaks)
+    assert not [q for q in train[0] if q.question_id.endswith("-frame")]
+    asked = {(q.image_id, q.question.lower()) for q in test}
+    assert not asked & {(q.image_id, q.question.lower()) for q in train[2]}
+    known = {q.answer for q in train[2]}
+    assert round(100 * sum(q.answer in known for q in test) / 451, 2) == 74.06
+
+
+def test_published3064_row_for_row(real: Path) -> None:
+    """The circulating file's rule, from the JSON alone: official order, each record followed by its frame variant."""
+    raw = json.loads((real / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
+    expected, official, tested = [], 0, 0
+    for row in raw:
+        is_test = row["phrase_type"].startswith("test_")
+        wordings = [] if is_test else [(row["question"], "")]
+        official += not is_test
+        if re.search(r"[^\W_]", row["question_frame"]) and row["question_frame"].strip() != "NULL":
+            wordings.append((row["question_frame"], "-frame"))
+            tested += is_test
+        for wording, ending in wordings:
+            asked, answered = (re.sub(r"\s+", " ", str(value)).strip() for value in (wording, row["answer"]))
+            name = re.sub(r"\.jpg$", "", row["image_name"])
+            expected.append((name, asked, answered.lower(), f"{row['qid']}{ending}"))
+    questions = datasets.load_questions("vqa_rad", "published3064")
+    found = [(q.image_id, q.question, q.answer, q.question_id) for q in questions if q.split == "train"]
+    assert found == expected
+    assert (len(expected), official, tested) == (3064, 1797, 284)
+
+
+def record(**changes: object) -> dict[str, object]:
+    made: dict[str, object] = {
+        "qid": 7, "phrase_type": "freeform", "image_name": "a.jpg", "question": "Is it?", "answer": "Yes",
+        "answer_type": "CLOSED", "question_type": "PRES"}  # fmt: skip
+    return {key: value for key, value in {**made, **changes}.items() if value is not ...}
+
+
+def write_vqa(root: Path, content: object) -> Path:
+    folder = root / LAYOUT["vqa_rad"]["images"]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8)).save(folder / "a.jpg")
+    text = content if isinstance(content, str) else json.dumps(content)
+    (root / LAYOUT["vqa_rad"]["annotations"]).write_text(text, encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([record(answer="  ")], "qid 7: answer is empty"),
+        ([record(answer=None)], "qid 7: answer is empty"),
+        ([record(question=...)], "qid 7: key question is missing"),
+        ([record(image_name="b.jpg")], "b.jpg: image of qid 7 is missing"),
+        ([record(phrase_type="dev")], "qid 7: phrase_type 'dev' is not one of"),
+        ([record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
+        ([record(image_name=5)], "qid 7: image_name is empty or not text"),
+        ([record(answer=True)], "qid 7: answer is empty or not text"),
+        ([record(), record(qid="7")], "Public.json: record qid 7: qid 7 occurs twice"),
+        ([record(), "text"], "record number 1 is not a JSON object"),
+        ({"data": []}, "must hold a list"),
+        ('[{"qid": 1,\n "question": }]', "VQA_RAD Dataset Public.json, line 2: not valid JSON"),
+        ("[" * 200_000, "VQA_RAD Dataset Public.json: nested too deeply or a number too long"),
+        ('[{"qid": ' + "1" * 5000 + "}]", "VQA_RAD Dataset Public.json: nested too deeply or a number too long"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_damaged_vqa_rad_is_named(tmp_path: Path, content: object, message: str) -> None:
+    refused("vqa_rad", write_vqa(tmp_path / "vqa rad", content), message)
+
+
+def test_an_annotation_file_that_is_absent_or_a_folder_is_named(tmp_path: Path) -> None:
+    refused("vqa_rad", tmp_path, r"VQA_RAD Dataset Public.json: no such file; data_manifests/vqa_rad.md")
+    (tmp_path / LAYOUT["vqa_rad"]["annotations"]).mkdir()
+    refused("vqa_rad", tmp_path, r"VQA_RAD Dataset Public.json: cannot be read \(Is a directory\)")
+    refused("vqa_rad", tmp_path, "'official1798' is not known for VQA-RAD; .*default, official1797", "official1798")
+
+
+def test_good_record_reads(tmp_path: Path) -> None:
+    made = record(qid="0", answer=2, answer_type="CLOSED ", question="How\tmany  ? ", question_type="PRSE, pos")
+    (question,) = vqa_rad.read(write_vqa(tmp_path, [made]), LAYOUT["vqa_rad"])
+    assert (question.question_id, question.question, question.answers) == ("0", "How many ?", ("2",))
+    assert (question.split, question.closed_field, question.closed_yes_no) == ("train", True, False)
+    assert question.question_type == "PRES, POS" and question.image_path.is_file()
+
+
+def test_real_vqa_rad_variants(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image-disjoint training file by an own count; every variant as the manifest expects it."""
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    raw = json.loads((shared_data / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
+    tested = {r["image_name"] for r in raw if r["phrase_type"].startswith("test")}
+    expected = {str(r["qid"]) for r in raw if r["image_name"] not in tested}
+    questions = datasets.load_questions("vqa_rad", "image_disjoint")
+    train = [q for q in questions if q.split == "train"]
+    assert {q.question_id for q in train} == expected and len(train) == 734 and len({q.image_id for q in train}) == 111
+    test = [q for q in questions if q.split == "test"]
+    assert len(test) == 451 and not {q.image_id for q in train} & {q.image_id for q in test}
+    known = {q.answer for q in train}
+    ceiling = [sum(q.answer in known for q in part) / len(part)
+               for part in (test, [q for q in test if not q.closed_field])]  # fmt: skip
+    assert [round(100 * x, 2) for x in ceiling] == [68.29, 25.70]
+    for v in manifests.load("vqa_rad").variants:
+        assert datasets.variant_counts("vqa_rad", v.name) == {"train": v.train, "test": v.test}
+    assert datasets.load_questions("vqa_rad", images=False) == datasets.load_questions("vqa_rad")
 
 
 # --- SLAKE -------------------------------------------------------------------------------------------------------------
@@ -88,18 +252,14 @@ def test_slake_quirks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     chinese = slake.read(root, LAYOUT["slake"], language="zh")
     assert [(q.answer, q.closed_field, q.closed_yes_no, q.language, q.question) for q in chinese] == [
         ("包含", True, True, "zh", "图中有肝脏吗?"), ("ct", False, False, "zh", "成像方式?")]  # fmt: skip
-    both = slake.read(root, LAYOUT["slake"], language="en+zh", allow_cross_language=True)
+    both = slake.read(root, LAYOUT["slake"], language="en+zh")
     assert Counter(q.language for q in both) == {"en": 6, "zh": 2}
 
 
-def test_slake_languages_are_mixed_only_with_permission(tmp_path: Path) -> None:
-    root = write_slake(tmp_path, [slake_record()])
-    with pytest.raises(InputError, match=r"781 of the 1,061 English test questions.*allow_cross_language"):
-        slake.read(root, LAYOUT["slake"], language="en+zh")
+def test_unknown_choices_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'fr' is not known for SLAKE; choose one of en, zh, en\+zh"):
-        slake.read(root, LAYOUT["slake"], language="fr")
-    with pytest.raises(InputError, match="training_file: 'clean' is not known for SLAKE"):
-        slake.read(root, LAYOUT["slake"], "clean")
+        slake.read(tmp_path, LAYOUT["slake"], language="fr")
+    refused("slake", tmp_path, "training_file: 'clean' is not known for SLAKE", "clean")
 
 
 @pytest.mark.parametrize(
@@ -118,16 +278,13 @@ def test_slake_languages_are_mixed_only_with_permission(tmp_path: Path) -> None:
         ([slake_record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
         ([slake_record(img_name=3)], "qid 7: img_name is empty or not text"),
         ([slake_record(content_type=3)], "qid 7: content_type is empty or not text"),
-        ([slake_record(), slake_record()], "qid 7: this qid occurs twice"),
-        ([slake_record(qid=902)], "test.json: record qid 902: this qid occurs twice .*train.json"),
+        ([slake_record(), slake_record()], "qid 7 occurs twice"),
+        ([slake_record(qid=902)], "test.json: record qid 902: qid 902 occurs twice .*train.json"),
         ([slake_record(img_name="xmlab2/source.jpg")], "xmlab2/source.jpg: image of qid 7 is missing"),
     ],
 )
 def test_damaged_slake_is_named(tmp_path: Path, train: object, message: str) -> None:
-    root = write_slake(tmp_path, train)
-    with pytest.raises(InputError, match=message) as caught:
-        slake.read(root, LAYOUT["slake"])
-    assert "\n" not in str(caught.value)
+    refused("slake", write_slake(tmp_path, train), message)
 
 
 @pytest.fixture
@@ -165,8 +322,9 @@ def test_real_slake_counts_without_images(annotations: Path) -> None:
         slake.read(annotations, LAYOUT["slake"])
 
 
-def test_real_slake_as_its_manifest_expects(annotations: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "location", lambda name: annotations)
+def test_real_slake_as_its_manifest_expects(annotations: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "slake").symlink_to(annotations)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     manifest = manifests.load("slake")
     for entry in manifest.files:
         assert (annotations / entry.path).stat().st_size == entry.bytes
@@ -174,9 +332,9 @@ def test_real_slake_as_its_manifest_expects(annotations: Path, monkeypatch: pyte
     found = datasets.counts("slake", images=False)
     for split in manifest.splits:
         assert found[split.name] == split.counts()
-    assert datasets.variant_counts("slake", images=False) == {
-        v.name: {"train": v.train, "val": v.val, "test": v.test} for v in manifest.variants
-    }
+    for v in manifest.variants:
+        found = datasets.variant_counts("slake", v.name, images=False)
+        assert found == {"train": v.train, "val": v.val, "test": v.test}
 
 
 # --- PathVQA -----------------------------------------------------------------------------------------------------------
@@ -253,13 +411,38 @@ def test_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, monkeypatc
         content = pickle.dumps([*PATHVQA_ROWS, Malicious()], protocol=protocol)
         assert "REDUCE" in {op.name for op, _, _ in pickletools.genops(content)}  # it would call something
         root = write_pathvqa(tmp_path / str(protocol), content)
-        with pytest.raises(InputError, match=r"train_qa.pkl: names .*, which plain questions never need.*can run code"):
-            pathvqa.read(root, LAYOUT["pathvqa"])
+        refused("pathvqa", root, "train_qa.pkl: names .*, which plain questions never need.*can run code")
     assert not Path("opened").exists()
     for number, harmless in enumerate((set, complex(1, 2), np.int64(3))):  # plain data only, whatever the class does
         root = write_pathvqa(tmp_path / f"harmless {number}", pickle.dumps([{"image": harmless}]))
-        with pytest.raises(InputError, match="which plain questions never need"):
-            pathvqa.read(root, LAYOUT["pathvqa"])
+        refused("pathvqa", root, "which plain questions never need")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04]r\xff\xff\xff\x3f.",
+        b"\x80\x05\x96\x00\x00\x00\x00\x02\x00\x00\x00.",
+        b"\x80\x04\x8d\x00\x00\x00\x00\x02\x00\x00\x00.",
+    ],
+    ids=["memo of 8 GiB", "bytes of 8 GiB", "text of 8 GiB"],
+)
+def test_a_small_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path, content: bytes) -> None:
+    root = write_pathvqa(tmp_path, content)
+    layout = {**LAYOUT["pathvqa"]}
+    code = (
+        "import resource, sys; from pathlib import Path; from amif_lib.data.readers import pathvqa\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "limit = 4 << 30; resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        f"try: pathvqa.read(Path(sys.argv[1]), {layout})\n"
+        "except ValueError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, timeout=60
+    )
+    said, grown = done.stdout.splitlines()  # kB
+    assert "not a readable pickle" in said and int(grown) < 50_000
 
 
 @pytest.mark.parametrize(
@@ -278,10 +461,7 @@ def test_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, monkeypatc
     ],
 )  # fmt: skip
 def test_damaged_pathvqa_is_named(tmp_path: Path, content: bytes, message: str) -> None:
-    root = write_pathvqa(tmp_path, content)
-    with pytest.raises(InputError, match=message) as caught:
-        pathvqa.read(root, LAYOUT["pathvqa"])
-    assert "\n" not in str(caught.value)
+    refused("pathvqa", write_pathvqa(tmp_path, content), message)
 
 
 @pytest.mark.parametrize(
@@ -301,11 +481,9 @@ def test_damaged_pathvqa_is_named(tmp_path: Path, content: bytes, message: str) 
 def test_damaged_pathvqa_json_is_named(tmp_path: Path, content: object, message: str) -> None:
     root = write_pathvqa(tmp_path)
     (root / "qas" / "train" / "train_qa.pkl").unlink()
-    with pytest.raises(InputError, match=r"train_qa.pkl: no such file .nor .*pvqa_train.json.; see .*pathvqa.md"):
-        pathvqa.read(root, LAYOUT["pathvqa"])
+    refused("pathvqa", root, "train_qa.pkl: no such file .nor .*pvqa_train.json.; data_manifests/pathvqa.md")
     put(root / "pvqa_train.json", content)
-    with pytest.raises(InputError, match=message):
-        pathvqa.read(root, LAYOUT["pathvqa"])
+    refused("pathvqa", root, message)
 
 
 # --- VQA-Med-2019 ------------------------------------------------------------------------------------------------------
@@ -409,8 +587,8 @@ def test_vqa_med_without_its_files_by_category(tmp_path: Path) -> None:
         ),
         ({"train": "synpic1|a|b|c\n"}, "line 1: 4 fields, expected 3"),
         ({"train": "synpic1|what?| \n"}, "line 1: answer is empty"),
-        ({"train": "\n"}, "All_QA_Pairs_train.txt: has no questions"),
-        ({"train": b"synpic1|what?|crohn\xb4s\n"}, "All_QA_Pairs_train.txt: not UTF-8"),
+        ({"train": "\n"}, "All_QA_Pairs_train.txt: no records"),
+        ({"train": b"synpic1|what?|crohn\xb4s\n"}, "All_QA_Pairs_train.txt, line 1: not UTF-8"),
         ({"train": "synpic5|what?|ct\n"}, "synpic5.jpg: image of .*train.txt, line 1 is missing"),
         ({"test": "synpic8|modality|what?\n"}, "Ref_Answers.txt, line 1: 3 fields, expected 4"),
         ({"test": "synpic8|colour|what?|red\n"}, "line 1: category 'colour' is not one of modality, plane"),
@@ -419,90 +597,32 @@ def test_vqa_med_without_its_files_by_category(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_vqa_med_is_named(tmp_path: Path, changed: dict, message: str) -> None:
-    root = write_vqa_med(tmp_path, **changed)
-    with pytest.raises(InputError, match=message) as caught:
-        vqa_med_2019.read(root, LAYOUT["vqa_med_2019"])
-    assert "\n" not in str(caught.value)
+    refused("vqa_med_2019", write_vqa_med(tmp_path, **changed), message)
 
 
-# --- VQA-RAD and settings ----------------------------------------------------------------------------------------------
+# --- by name -----------------------------------------------------------------------------------------------------------
 
 
-def test_real_vqa_rad_variants(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image-disjoint training file by an own count; every variant as the manifest expects it."""
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    raw = json.loads((shared_data / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
-    tested = {r["image_name"] for r in raw if r["phrase_type"].startswith("test")}
-    expected = {str(r["qid"]) for r in raw if r["image_name"] not in tested}
-    questions = datasets.load_questions("vqa_rad", "image_disjoint")
-    train = [q for q in questions if q.split == "train"]
-    assert {q.question_id for q in train} == expected and len(train) == 734 and len({q.image_id for q in train}) == 111
-    test = [q for q in questions if q.split == "test"]
-    assert len(test) == 451 and not {q.image_id for q in train} & {q.image_id for q in test}
-    known = {q.answer for q in train}
-    ceiling = [sum(q.answer in known for q in part) / len(part)
-               for part in (test, [q for q in test if not q.closed_field])]  # fmt: skip
-    assert [round(100 * x, 2) for x in ceiling] == [68.29, 25.70]
-    assert datasets.variant_counts("vqa_rad") == {
-        v.name: {"train": v.train, "test": v.test} for v in manifests.load("vqa_rad").variants
-    }
-    assert datasets.load_questions("vqa_rad", images=False) == datasets.load_questions("vqa_rad")
-
-
-def test_language_is_part_of_a_fine_tuning_and_of_nothing_before_it() -> None:
-    run = tiny.run()
-    for change in ({"language": "zh"}, {"language": "en+zh", "allow_cross_language": True}):
-        other = tiny.run(data=change)
-        assert other.run_id != run.run_id and other.parent.run_id == run.parent.run_id
-    assert run.data.question_settings == {"training_file": "default", "language": "en", "allow_cross_language": False}
-    with pytest.raises(InputError, match=r"data\.language"):
-        tiny.run(data={"language": "fr"})
-    assert not run.saw_test_answers
-
-
-def test_sets_in_english_only_refuse_another_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "location", lambda name: tmp_path)
-    with pytest.raises(InputError, match=r"'vqa_rad' has English questions only; set data.language: en"):
-        datasets.load_questions("vqa_rad", language="zh")
+def test_english_sets_refuse_another_language_and_wrong_roles_are_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "no data"))
+    for name, settings, message in (
+        ("vqa_rad", {"language": "zh"}, "'vqa_rad' has English questions only; set data.language: en"),
+        (
+            "vqa_rad",
+            {},
+            "vqa_rad.*set DATA_ROOT to the folder that holds vqa_rad/ .make data DATASETS=vqa_rad fetches it",
+        ),
+        ("medpix2", {}, "'medpix2' is for pretraining, not for questions"),
+        ("nothing", {}, "'nothing' has no manifest.*vqa_rad"),
+    ):
+        with pytest.raises(InputError, match=message):
+            datasets.load_questions(name, **settings)
 
 
 def test_counts_know_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_pathvqa(tmp_path)
-    monkeypatch.setattr(manifests, "location", lambda name: root)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    write_pathvqa(tmp_path / "pathvqa")
     found = datasets.counts("pathvqa")
     assert found["val"] == {"questions": 1, "images": 1, "closed_field": 0, "closed_yes_no": 0, "distinct_answers": 1}
     assert (found["all"]["questions"], found["all"]["images"], found["train"]["distinct_answers"]) == (8, 4, 4)
     assert datasets.count_table(["pathvqa"])["split"].tolist() == ["train", "val", "test", "all"]
-
-
-def test_any_accepted_answer_counts_and_validation_answers_are_candidates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From the reader to the score: an untrained network ranks, then the second alternative is made the likeliest."""
-    from amif_lib.methods.amif import knowledge
-    from amif_lib.methods.amif.network import AMiFForVQA
-    from amif_lib.networks.tokenizers import load, train
-    from amif_lib.training import predict
-
-    questions = vqa_med_2019.read(write_vqa_med(tmp_path), LAYOUT["vqa_med_2019"])
-    train([text for q in questions for text in (q.question, *q.answers)], 400, tmp_path / "tokenizer")
-    spec, tokenizer = tiny.run(), load(tmp_path / "tokenizer")
-    none = knowledge.select([], tokenizer, 64)[0]
-    model = AMiFForVQA(spec.model, KnowledgeSpec(source="none"), none, tokenizer, 24, 12)
-    predict.predict(model, questions, spec, tmp_path / "run", blank=True)  # the images do not matter here
-    frame, candidates = read_predictions(tmp_path / "run")
-    predict.predict(model, questions, spec, tmp_path / "one by one", blank=True, batch_size=1)
-    alone, _ = read_predictions(tmp_path / "one by one")
-    np.testing.assert_allclose(np.stack(alone["log_likelihoods"]), np.stack(frame["log_likelihoods"]), atol=1e-4)
-    assert alone["question_id"].tolist() == frame["question_id"].tolist()
-    per_pass = [predict.questions_per_pass(model, room) for room in (0, 2**20, 2**21, 2**40)]
-    assert per_pass[0] == 1 and per_pass[1] in (per_pass[2] // 2, 1) and per_pass[3] == 64
-    by_split = {name: set(candidates.query(f"in_{name}").answer) for name in ("train", "val", "test")}
-    assert by_split["val"] == {"pa"} and {"skull and contents", "ct w/contrast"} <= by_split["test"] - by_split["train"]
-    assert frame["gold"].map(len).tolist() == [3, 2, 1]
-    for wanted, right in (("skull and contents", True), ("face, sinuses, and neck", True), ("yes", False)):
-        scores = (candidates.answer == wanted).to_numpy(np.float32)
-        made = frame.iloc[[1]].assign(log_likelihoods=[scores], generated=wanted)
-        for name in ("paper", "generate"):
-            got = protocols.score(pd.DataFrame(made), candidates, protocols.PROTOCOLS[name])
-            assert got["correct"].tolist() == [right], (wanted, name)

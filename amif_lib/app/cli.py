@@ -211,13 +211,28 @@ def _smoke(options: Namespace) -> int | None:
 def _data(options: Namespace) -> int:
     from amif_lib.data import fetch
 
-    return fetch.main(options.scale, options.datasets, options.dry_run)
+    return fetch.main(_data_sets(options), options.dry_run)
+
+
+def _data_sets(options: Namespace) -> list[str]:
+    """The data sets that were named, or those of the scale."""
+    from amif_lib.app.doctor import needs_of
+    from amif_lib.experiments.rows import scale_settings
+
+    scale_settings(options.scale)  # an unknown scale is said before minutes of checking
+    return options.datasets or needs_of(options.scale)[0]
 
 
 def _data_check(options: Namespace) -> int:
-    from amif_lib.data import check_page
+    from amif_lib.data import check
 
-    return check_page.main(options.scale, options.datasets)
+    found = check.check(_data_sets(options))
+    print(found.to_markdown(index=False))
+    bad = found[~found["status"].isin(("ok", "partial"))]  # partial: the set can be used, as far as it is there
+    if len(bad):
+        said = f"{len(bad)} of {len(found)} checks failed; data_manifests/<set>.md says where each set comes from"
+        print(f"\n{said}", file=sys.stderr)
+    return int(len(bad) > 0)
 
 
 def _leaks(options: Namespace) -> None:

@@ -2,51 +2,57 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
-import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import pandas as pd
 
 from amif_lib.core import paths, progress
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, write_text
-from amif_lib.data import manifests
-from amif_lib.data.manifests import FileEntry, LeakCounts, Manifest, TreeEntry
+from amif_lib.data import images, load, manifests, readers
+from amif_lib.data.manifests import FileEntry, Manifest, TreeEntry
 
-Status = Literal["ok", "missing", "changed", "partial", "needs credential"]
-Presence = Literal["found", "partly there", "missing"]
-LEAKS = tuple(LeakCounts.model_fields)[2:]  # the numbers, after the names of the parts
+IMAGES = "images decode"  # the item that may be `partial`
+MOST_BAD = 0.01  # share of the images that training may leave out since they cannot be decoded
 MANY = 20_000  # a tree with folders below it and more files than this is not counted at a glance
+Line = tuple[str, str, str]  # item, status, detail
 
 
-class Line(NamedTuple):
-    """One line of the check. `kind` says what was looked at; a count's item is `<split>: <what>`."""
+def check(data_sets: Iterable[str], *, decode: bool = True) -> pd.DataFrame:
+    """Compare data sets on disk with their manifests: one line per file, tree and count.
 
-    kind: Literal["folder", "file", "tree", "count", "variant", "records", "images", "leak"]
-    item: str
-    status: Status
-    detail: str = ""
-
-
-def lines(
-    name: str, *, decode: bool = True, most_bad_images: float = 0.01, reports: dict[str, pd.DataFrame] | None = None
-) -> pd.DataFrame:
-    """`manifests.check` with the column `kind` (see `Line`) beside its own.
+    Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (some files of a tree are
+    absent, or some images, up to `MOST_BAD` of them and of training alone, cannot be decoded) or `needs credential`.
+    Nothing is raised for data that is absent or wrong: the table says it. `decode` decodes every image that a record
+    names.
 
     What readers and decoders say names files and records. Of a set that `manifests.stays_with_data` the table holds
-    counts only, and what they say is written to `.amif/check/<set>.txt` beside the data. The set's `leaks.report`, where
-    it has one, is also put into `reports`, for callers that show it.
+    counts only, and what they say is written to `.amif/check/<set>.txt` beside the data.
     """
-    manifest, notes = manifests.load(name), Notes(name)
-    found = [(name, *line) for line in _lines(manifest, decode, most_bad_images, notes)]
-    notes.store()
-    if manifest.role == "questions" and manifests.folder_of(manifest).is_dir():
-        found += [(name, *line) for line in _leaks(manifest, {} if reports is None else reports)]
-    return pd.DataFrame(found, columns=["data_set", *Line._fields])
+    rows = []
+    for name in data_sets:
+        notes = Notes(name)
+        rows += [(name, *line) for line in _lines(manifests.load(name), decode, notes)]
+        notes.store()
+    return pd.DataFrame(rows, columns=["data_set", "item", "status", "detail"])
+
+
+def unusable(checked: pd.DataFrame) -> pd.DataFrame:
+    """The lines of a `check` that forbid training: all that are not ok, but for a few images that cannot be decoded."""
+    return checked[(checked["status"] != "ok") & ~((checked["item"] == IMAGES) & (checked["status"] == "partial"))]
+
+
+def require(checked: pd.DataFrame) -> None:
+    """Raise InputError for the first `unusable` line of a `check`, before anything is trained on it."""
+    for name, item, status, detail in unusable(checked).itertuples(index=False):
+        raise InputError(
+            f"data set {name}: {item} is {status}: {detail}; complete or replace it, or, if you changed it on purpose, "
+            f"record it in data_manifests/{name}.yaml ({len(unusable(checked))} lines of the check are not ok)"
+        )
 
 
 class Notes:
@@ -57,193 +63,147 @@ class Notes:
         self.kept_back = manifests.stays_with_data(name)
         self.said: list[str] = []
 
-    def of(self, error: Exception, what: str = "records cannot be read (1 error)") -> str:
-        """The message, or `what` and where to find the message."""
-        return self.several(what, [str(error)]) if self.kept_back else str(error)
-
-    def several(self, what: str, messages: list[str], most: int = 3) -> str:
+    def of(self, what: str, messages: list[str]) -> str:
         """`what`, with the first messages, or where to find all of them."""
-        if self.kept_back:
-            self.said += messages
-            return f"{what}; see {paths.shown(self.file)}"
-        return f"{what}: {'; '.join(messages[:most])}" + (" ..." if len(messages) > most else "")
+        if not self.kept_back:
+            return f"{what}: {'; '.join(messages[:3])}" + " ..." * (len(messages) > 3)
+        self.said += messages
+        return f"{what}; see {paths.shown(self.file)}"
 
     def store(self) -> None:
         """Write the messages beside the data, one line each; a file of an earlier check goes."""
-        if not self.said:
-            if self.kept_back and self.file.is_file():
-                self.file.unlink()
-            return
-        write_text(self.file, "".join(f"{' '.join(line.split())}\n" for line in self.said), PREPARED)
+        if self.said:
+            lines = "".join(f"{' '.join(message.split())}\n" for message in self.said)
+            write_text(self.file, lines, PREPARED)
+        elif self.kept_back:
+            self.file.unlink(missing_ok=True)
 
 
-def _lines(manifest: Manifest, decode: bool, most_bad: float, notes: Notes) -> Iterator[Line]:
+def _lines(manifest: Manifest, decode: bool, notes: Notes) -> Iterator[Line]:
     folder = manifests.folder_of(manifest)
     if manifest.generator:
-        folder = manifests.location(manifest.name)
-        yield Line("folder", "generator", "ok", f"written by this code, seed {manifest.generator.seed}")
-    if not folder.is_dir():
-        level = manifest.access.level
-        if level == "credentialed":
-            see = f"not downloaded by this kit; see data_manifests/{manifest.name}.md"
-            yield Line("folder", "folder", "needs credential", see)
-        elif level == "open":
-            fetch = f", or fetch it: make data DATASETS={manifest.name}" if manifest.downloads else ""
-            yield Line(
-                "folder", "folder", "missing", f"set DATA_ROOT to the folder that holds {manifest.folder}/{fetch}"
-            )
-        else:  # a form, or one download per article
-            steps = " ".join(f"({i}) {step}" for i, step in enumerate(manifest.access.steps, 1))
-            see = f"not downloaded by this kit; {manifest.folder}/ under DATA_ROOT holds it. Steps: {steps}"
-            yield Line("folder", "folder", "missing", " ".join(see.split()))
+        manifests.location(manifest.name)
+        yield "generator", "ok", f"written by this code, seed {manifest.generator.seed}"
+    elif not folder.is_dir():
+        status = "needs credential" if manifest.access.level == "credentialed" else "missing"
+        steps = " ".join(f"({i}) {step}" for i, step in enumerate(manifest.access.steps, 1))
+        by_hand = manifest.access.level in ("form", "per-article")
+        yield "folder", status, manifests.how_to_get(manifest) + f". Steps: {steps}" * by_hand
         return
     if manifest.alternatives:
         manifest = manifests.as_found(manifest)
-        yield Line("folder", "layout", "ok", manifest.version)
+        yield "layout", "ok", manifest.version
     for entry in (*manifest.files, *manifest.trees):
-        look = _file if isinstance(entry, FileEntry) else _tree
         try:
-            yield look(entry, folder / entry.path)
+            found = _file(entry, folder) if isinstance(entry, FileEntry) else _tree(entry, folder)
         except OSError as error:
-            kind = "file" if isinstance(entry, FileEntry) else "tree"
-            yield Line(kind, entry.path, "changed", f"cannot be read ({error.strerror or type(error).__name__})")
+            found = "changed", f"cannot be read ({error.strerror or type(error).__name__})"
+        yield entry.path, *found
     try:
         yield from _counts(manifest, notes)
         if decode:
-            yield _images(manifest, most_bad, notes)
+            yield _images(manifest, notes)
     except InputError as error:
-        yield Line("records", "records", "changed", notes.of(error))
+        yield "records", "changed", notes.of("cannot be read (1 error)", [str(error)])
 
 
-def _file(entry: FileEntry, path: Path) -> Line:
+def _file(entry: FileEntry, folder: Path) -> tuple[str, str]:
+    path = folder / entry.path
     if not path.is_file():
-        return Line("file", entry.path, "missing") if entry.required else _optional("file", entry.path)
-    size = path.stat().st_size
-    if size != entry.bytes:
-        return Line("file", entry.path, "changed", f"{size} bytes, expected {entry.bytes}")
+        return ("missing", "") if entry.required else ("ok", "absent, optional")
+    if (size := path.stat().st_size) != entry.bytes:
+        return "changed", f"{size} bytes, expected {entry.bytes}"
     same = manifests.sha256(path) == entry.sha256
-    said = f"{entry.bytes} bytes, sha256 {'as' if same else 'not as'} recorded"
-    return Line("file", entry.path, "ok" if same else "changed", said)
+    return "ok" if same else "changed", f"{size} bytes, sha256 {'as' if same else 'not as'} recorded"
 
 
-def _tree(tree: TreeEntry, folder: Path) -> Line:
+def _tree(tree: TreeEntry, folder: Path) -> tuple[str, str]:
     """Count first; only what the manifest records is read: sizes where it has `bytes`, contents where it has a digest."""
+    folder = folder / tree.path
     if not folder.is_dir():
-        return Line("tree", tree.path, "missing", "no such folder") if tree.required else _optional("tree", tree.path)
-    names = sorted(manifests.tree_files(folder, tree.pattern, tree.recursive), key=os.fsencode)
-    if len(names) < tree.count:
-        status = "partial" if names else "missing"
-        return Line("tree", tree.path, status, f"{len(names)} of {tree.count} files")
-    if len(names) > tree.count:
-        return Line("tree", tree.path, "changed", f"{len(names)} files, expected {tree.count}")
-    if not tree.bytes and not tree.sha256:
-        return Line("tree", tree.path, "ok", f"{len(names)} files, no digest recorded")
-    size = sum((folder / name).stat().st_size for name in names)
-    if tree.bytes and size != tree.bytes:
-        return Line("tree", tree.path, "changed", f"{size} bytes in {len(names)} files, expected {tree.bytes}")
-    if not tree.sha256:
-        return Line("tree", tree.path, "ok", f"{len(names)} files, {size} bytes, no digest recorded")
-    total, bar = hashlib.sha256(), progress.bar(len(names), f"checksums of {tree.path}", show=len(names) > 5000)
+        return ("missing", "no such folder") if tree.required else ("ok", "absent, optional")
+    names = list(tree_files(folder, tree.pattern, tree.recursive))
+    if len(names) != tree.count:
+        return "missing" if not names else "partial" if len(names) < tree.count else "changed", (
+            f"{len(names)} of {tree.count} files"
+        )
+    said = f"{len(names)} files"
+    if tree.bytes:
+        size = sum((folder / name).stat().st_size for name in names)
+        said += f", {size} bytes"
+        if size != tree.bytes:
+            return "changed", f"{said}, expected {tree.bytes}"
+    if tree.sha256 and (found := tree_digest(folder, names)) != tree.sha256:
+        return "changed", f"{said}, digest {found[:12]}, expected {tree.sha256[:12]}"
+    return "ok", f"{said}, {'digest as recorded' if tree.sha256 else 'no digest recorded'}"
+
+
+def tree_files(folder: Path | str, pattern: str = "*", recursive: bool = False) -> Iterator[str]:
+    """Names of the regular files in a folder that match, in no order; below it too (`a/b.jpg`) if `recursive`.
+
+    Links count as what they point to. Nothing is opened, so that some 100,000 files take seconds on a local disk.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                if fnmatch.fnmatchcase(entry.name, pattern):
+                    yield entry.name
+            elif recursive and entry.is_dir():
+                yield from (f"{entry.name}/{name}" for name in tree_files(entry.path, pattern, True))
+
+
+def tree_digest(folder: Path, names: Iterable[str]) -> str:
+    """The digest of files in a folder that `TreeEntry` describes."""
+    names, total = sorted(names, key=os.fsencode), hashlib.sha256()
+    bar = progress.bar(len(names), f"checksums of {folder.name}", show=len(names) > 5000)
     for name in names:
         total.update(f"{manifests.sha256(folder / name)}  ".encode() + os.fsencode(name) + b"\n")
         bar.step()
     bar.close()
-    if total.hexdigest() != tree.sha256:
-        said = f"digest {total.hexdigest()[:12]}, expected {tree.sha256[:12]}"
-        return Line("tree", tree.path, "changed", f"{len(names)} files, {said}")
-    return Line("tree", tree.path, "ok", f"{len(names)} files, {size} bytes, digest as recorded")
+    return total.hexdigest()
 
 
-def _optional(kind: Literal["file", "tree"], item: str) -> Line:
-    return Line(kind, item, "ok", "absent, optional")
+def _compare(item: str, have: int, expected: int, shortfall: float = 0) -> Line:
+    status = "ok" if (1 - shortfall) * expected <= have <= expected else "changed"
+    return item, status, f"{have}" + f", expected {expected}" * (have != expected)
 
 
 def _counts(manifest: Manifest, notes: Notes) -> Iterator[Line]:
-    from amif_lib.data import load as datasets
-
-    found = datasets.counts(manifest.name)
+    found = load.counts(manifest.name)
     if not manifest.splits:
-        for key, value in found["all"].items():
-            yield Line("count", f"all: {key}", "ok", f"{value}, nothing recorded to compare with")
+        yield from ((f"all: {key}", "ok", f"{n}, nothing recorded to compare with") for key, n in found["all"].items())
     for split in manifest.splits:
-        have: dict[str, int] = found.get(split.name, {})
-        for key, value in split.counts().items():
-            same = (1 - split.shortfall) * value <= have.get(key, 0) <= value
-            detail = f"{have.get(key, 0)}" + ("" if have.get(key, 0) == value else f", expected {value}")
-            yield Line("count", f"{split.name}: {key}", "ok" if same else "changed", detail)
+        for key, expected in split.counts().items():
+            yield _compare(f"{split.name}: {key}", found.get(split.name, {}).get(key, 0), expected, split.shortfall)
     for variant in manifest.variants:  # other choices of questions from the same files
         try:
-            have = datasets.variant_counts(manifest.name, (variant,))[variant.name]
+            have = load.variant_counts(manifest.name, variant.name)
         except InputError as error:  # it may need files that the default does not
-            yield Line(
-                "count",
-                f"{variant.name}: questions",
-                "ok" if variant != manifest.variants[0] else "changed",
-                notes.of(error, "questions cannot be read (1 error)"),
-            )
+            status = "changed" if variant == manifest.variants[0] else "ok"
+            yield f"{variant.name}: questions", status, notes.of("cannot be read (1 error)", [str(error)])
             continue
         for split in ("train", "val", "test"):
-            if (value := getattr(variant, split)) is not None:
-                same = have.get(split, 0) == value
-                detail = f"{have.get(split, 0)}" + ("" if same else f", expected {value}")
-                yield Line("variant", f"{variant.name}: {split} questions", "ok" if same else "changed", detail)
+            if (expected := getattr(variant, split)) is not None:
+                yield _compare(f"{variant.name}: {split} questions", have.get(split, 0), expected)
 
 
-def _images(manifest: Manifest, most_bad: float, notes: Notes) -> Line:
-    """Decode all images. `partial`: training can leave the bad ones out, as `store.usable` will."""
-    from amif_lib.data import images
-    from amif_lib.data import load as datasets
-
-    evaluated: set[Path] = set()  # what is evaluated on is whole or not at all
+def _images(manifest: Manifest, notes: Notes) -> Line:
+    """Decode all images. `partial`: training can leave the bad ones out; what is evaluated on is whole or not at all."""
+    evaluated: set[Path] = set()
     if manifest.role == "questions":
-        questions = datasets.load_questions(manifest.name)
-        evaluated = {question.image_path for question in questions if question.split != "train"}
-    number, bad = images.verify(datasets.image_paths(manifest.name), f"{manifest.name}: decoding")
+        evaluated = {q.image_path for q in load.load_questions(manifest.name) if q.split != "train"}
+    number, bad = images.verify(readers.image_paths(manifest.name), f"{manifest.name}: decoding")
     if not bad:
-        return Line("images", manifests.IMAGES, "ok", f"{number} images")
+        return IMAGES, "ok", f"{number} images"
     said = f"{len(bad)} of {number} images cannot be decoded"
     if needed := len(evaluated & set(bad)):
         said += f", {needed} of validation or test questions"
-    status: Status = "changed" if needed or len(bad) > most_bad * number else "partial"
+    status = "changed" if needed or len(bad) > MOST_BAD * number else "partial"
     messages = [f"{path if notes.kept_back else path.name} ({reason})" for path, reason in bad.items()]
-    return Line("images", manifests.IMAGES, status, notes.several(said, messages))
+    return IMAGES, status, notes.of(said, messages)
 
 
-def _leaks(manifest: Manifest, reports: dict[str, pd.DataFrame]) -> Iterator[Line]:
-    """Leakage and ceilings against the recorded ones; needs the questions, not their images."""
-    from amif_lib.scoring import leaks
-
-    try:
-        report = reports[manifest.name] = leaks.report(manifest.name)
-    except (InputError, OSError, ValueError) as error:  # other lines say what is wrong with the files
-        wanted = any(variant.leaks_expected for variant in manifest.variants)
-        why = "see the lines above" if manifests.stays_with_data(manifest.name) else " ".join(str(error).split())
-        yield Line("leak", "leakage", "changed" if wanted else "ok", f"not measured: {why}")
-        return
-    expected = {variant.name: variant.leaks_expected for variant in manifest.variants}
-    measured = dict(iter(report.groupby("training_file", sort=False)))
-    for name in [*measured, *(name for name in expected if name not in measured)]:
-        if name not in measured:  # it needs files that the default does not
-            yield Line("leak", f"{name}: leakage", "ok", "not measured: it needs files that are absent")
-            continue
-        table = measured[name]
-        for wanted in expected.get(name, ()):
-            row = table[(table["training"] == wanted.training) & (table["test"] == wanted.test)]
-            plain = (wanted.training, wanted.test) == ("train", "test")
-            parts = "" if plain else f" ({wanted.training}, {wanted.test})"
-            for key, value in wanted.recorded().items():
-                have = float(row[key].iloc[0]) if len(row) else float("nan")
-                same = abs(have - value) < 0.006  # percentages are recorded with two decimals
-                detail = f"{have:.10g}" + ("" if same else f", expected {value:.10g}")
-                yield Line("leak", f"{name}: {key}{parts}", "ok" if same else "changed", detail)
-        if not expected.get(name):
-            for _, row in leaks.main_lines(table).iterrows():
-                parts = "" if row["test"] == "test" else f" ({row['training']}, {row['test']})"
-                values = ", ".join(f"{key} {row[key]:.10g}" for key in LEAKS)
-                yield Line("leak", f"{name}: leakage{parts}", "ok", f"{values}; nothing recorded to compare with")
-
-
-# --- at a glance ---------------------------------------------------------------------------------------------------
+# --- at a glance -----------------------------------------------------------------------------------------------------
 
 
 def present(entry: FileEntry | TreeEntry, folder: Path) -> tuple[int, int]:
@@ -256,29 +216,27 @@ def present(entry: FileEntry | TreeEntry, folder: Path) -> tuple[int, int]:
         return int(path.is_file() and path.stat().st_size == entry.bytes), 1
     if not path.is_dir():
         return 0, entry.count
-    names = manifests.tree_files(path, entry.pattern, entry.recursive)
+    names = tree_files(path, entry.pattern, entry.recursive)
     if entry.recursive and entry.count > MANY:
         return (entry.count if next(names, None) else 0), entry.count
     return min(sum(1 for _ in names), entry.count), entry.count
 
 
-def presence(name: str) -> tuple[Presence, str]:
-    """Whether a set is on disk, at a glance (see `present`), and where, or how to get it; `check` is the real answer."""
+def presence(name: str) -> tuple[str, str]:
+    """Whether a set is on disk at a glance: `found`, `partly there` or `missing`, and where or how to get it."""
     manifest = manifests.as_found(manifests.load(name))
     folder = manifests.folder_of(manifest)
     if manifest.generator:
         return "found", f"generated when needed, in {paths.shown(folder)}"
-    entries = [entry for entry in itertools.chain(manifest.files, manifest.trees) if entry.required]
+    entries = [entry for entry in (*manifest.files, *manifest.trees) if entry.required]
     try:
         counts = [present(entry, folder) for entry in entries]
         empty = not folder.is_dir() or not any(folder.iterdir())
     except OSError as error:
         return "partly there", f"in {paths.shown(folder)}, which cannot be read ({error.strerror})"
-    have, wanted = sum(count for count, _ in counts), sum(count for _, count in counts)
+    have, wanted = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     if empty or (wanted and not have):
-        how = f"make data DATASETS={name} fetches it" if manifest.access.level == "open" and manifest.downloads else ""
-        how = how or f"data_manifests/{name}.md says how to get it"
-        return "missing", f"set DATA_ROOT to the folder that holds {manifest.folder}/ ({how})"
+        return "missing", manifests.how_to_get(manifest)
     if have < wanted:
         lacking = next(entry.path for entry, (n, of) in zip(entries, counts, strict=True) if n < of)
         said = f"{have} of {wanted} files as recorded in {paths.shown(folder)}; {lacking} is not complete"

@@ -21,7 +21,7 @@ import pandas as pd
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, RESULTS, write_aside, write_text
-from amif_lib.data import images, manifests
+from amif_lib.data import images, manifests, readers
 from amif_lib.data.records import Study
 
 log = logging.getLogger(__name__)
@@ -148,12 +148,10 @@ def find(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> pd.Da
 
 def protected_images(name: str) -> list[Path]:
     """The images of a set that must not be pre-trained on: all of them, or those of `PROTECTED_SPLITS`."""
-    from amif_lib.data.load import image_paths, load_questions
-
     splits = PROTECTED_SPLITS.get(manifests.load(name).reader)
     if splits is None:
-        return image_paths(name)
-    return sorted({question.image_path for question in load_questions(name) if question.split in splits})
+        return readers.image_paths(name)
+    return sorted({question.image_path for question in readers.questions(name) if question.split in splits})
 
 
 def alike_pairs(own: np.ndarray, other: np.ndarray, block: int = 4_000_000) -> Iterator[tuple[int, int]]:

@@ -1,365 +1,280 @@
-"""`make data`: fetch the data sets that are open, and say step by step how to get the others.
+"""`make data`: fetch the data sets that are open (pooch, the hub's client), and say step by step how to get the others.
 
-Nothing that lies in a user's folder is overwritten. What was unpacked is remembered in `$DATA_ROOT/.amif/fetched/`, so that
-an archive, which is removed once it is unpacked, is not fetched again.
+Nothing that lies in a user's folder is overwritten, and nothing half-written is left there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import quote
+from typing import NamedTuple
 
-from tabulate import tabulate
+import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import exclusive, write_aside
-from amif_lib.data import archives, download, manifests
-from amif_lib.data import check as data_check
-from amif_lib.data.manifests import Download, FileEntry, Manifest, TreeEntry
+from amif_lib.core.files import exclusive, write_text
+from amif_lib.data import manifests
+from amif_lib.data.check import check, presence, unusable
+from amif_lib.data.manifests import Download, Manifest
 
 GB = 1e9
-SMALL = 64 << 20  # bytes that any archive may unpack to
+RETRIES = 2
+TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces that arrive
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, shutil.ReadError, zlib.error, EOFError, RuntimeError)
+RESTARTS = "a plain link starts again from zero after a break; the hub's files go on where they were"
+WHY = {
+    "credentialed": "credentialed data, not downloaded by this kit",
+    "form": "its publisher asks for a form, which this kit does not fill in",
+    "per-article": "its images come from many articles, and this kit does not download them in bulk",
+}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `make data` would do about one set. Bytes are 0 where nothing is known."""
+class Plan(NamedTuple):
+    """What `make data` would do about one set. `wanted` has one entry per file: its addresses, official ones first."""
 
     manifest: Manifest
-    folder: Path
-    state: Literal["generated", "there", "fetch", "skipped"]
-    wanted: tuple[tuple[Download, ...], ...] = ()  # one entry per file, with its addresses, the official ones first
-    arriving: int = 0  # over the network
-    disk: int = 0  # at the worst moment, when an archive and what it holds are both there
-    unknown: int = 0  # files whose size the manifest does not say
+    complete: bool  # at a glance
+    wanted: list[list[Download]]
+    size: int  # bytes over the network, as far as they are known
+    disk: int  # bytes at the worst moment, when an archive and what it holds are both there
+    unknown: int  # files of unknown size
 
 
 def plan(name: str) -> Plan:
     """What is to be fetched of a set, at a glance: by names and sizes, without network and without checksums."""
     manifest = manifests.load(name)
-    folder = manifests.folder_of(manifest)
-    if manifest.generator:
-        return Plan(manifest, folder, "generated")
-    complete = data_check.presence(name)[0] == "found"
-    by_article = manifest.access.level == "per-article"  # what is recorded for such a set are lists, not its images
-    if not manifest.downloads or not (by_article or manifest.access.level == "open"):
-        return Plan(manifest, folder, "there" if complete else "skipped")
-    wanted = tuple(sources for sources in _files(manifest) if not _is_there(manifest, sources[0], complete))
-    arriving, plain, passing, unknown = 0, 0, 0, 0
-    unpacked: dict[str, int] = {}  # by folder: what the manifest says of it, or as much as its archives have
-    for source in (sources[0] for sources in wanted):
-        target = folder / source.target
-        size = source.bytes or source.about_bytes
-        coming = 0 if target.is_file() else max(0, size - _size(download.part_of(target)))
-        arriving += coming
-        unknown += not size and not target.is_file()
-        if source.unpack:
-            passing = max(passing, coming)
-            known = _unpacked_bytes(manifest, source)
-            unpacked[source.unpack] = known or unpacked.get(source.unpack, 0) + size
-        else:
-            plain += coming
-    disk = plain + passing + sum(unpacked.values())
-    state = "fetch" if wanted else "there" if complete and (manifest.trees or not by_article) else "skipped"
-    return Plan(manifest, folder, state, wanted, arriving, disk, unknown)
-
-
-def _files(manifest: Manifest) -> list[tuple[Download, ...]]:
-    """The manifest's downloads by target: several addresses of one target stand in for each other."""
+    complete = presence(name)[0] == "found"
     targets: dict[str, list[Download]] = {}
-    for source in manifest.downloads:
-        targets.setdefault(source.target, []).append(source)
-    return [tuple(sorted(sources, key=lambda source: not source.official)) for sources in targets.values()]
+    if manifest.access.level in ("open", "per-article") and not complete:
+        for source in sorted(manifest.downloads, key=lambda source: not source.official):
+            targets.setdefault(source.target, []).append(source)
+    wanted = [sources for sources in targets.values() if not _is_there(manifest, sources[0])]
+    sizes = [sources[0].bytes or sources[0].about_bytes for sources in wanted]
+    unpacked = sum(size for size, sources in zip(sizes, wanted, strict=True) if sources[0].unpack)
+    return Plan(manifest, complete, wanted, sum(sizes), sum(sizes) + unpacked, sizes.count(0))
 
 
-def _is_there(manifest: Manifest, source: Download, complete: bool) -> bool:
+def _is_there(manifest: Manifest, source: Download) -> bool:
     folder = manifests.folder_of(manifest)
     if not source.unpack:
-        optional = any(entry.path == source.target and not entry.required for entry in manifest.files)
-        return (folder / source.target).is_file() or (complete and optional)
-    try:
-        members = json.loads(_receipt(manifest, source).read_text(encoding="utf-8"))["members"]
-        if all(_size(folder / source.unpack / path, -1) == size for path, size in members):
-            return True
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # never unpacked by this kit; what the manifest says of the archive's content may be there all the same
-    inside = _inside(manifest, source)
-    return bool(inside) and all(len(set(data_check.present(entry, folder))) == 1 for entry in inside)
-
-
-def _inside(manifest: Manifest, source: Download) -> list[FileEntry | TreeEntry]:
-    """What the manifest requires in the folder that an archive is unpacked into, and that is not fetched by itself."""
-    home = Path(source.unpack)
-    alone = {other.target for other in manifest.downloads if not other.unpack}
-    entries: list[FileEntry | TreeEntry] = [*manifest.files, *manifest.trees]
-    return [
-        entry
-        for entry in entries
-        if entry.required and entry.path not in alone and (home == Path() or Path(entry.path).is_relative_to(home))
-    ]
-
-
-def _unpacked_bytes(manifest: Manifest, source: Download) -> int:
-    """Bytes of what the manifest requires there, 0 unless it says them all."""
-    inside = _inside(manifest, source)
-    return sum(entry.bytes for entry in inside) if all(entry.bytes for entry in inside) else 0
+        return (folder / source.target).is_file()
+    try:  # what an archive gave is remembered, for the archive itself is not kept
+        members = json.loads(_receipt(manifest, source).read_text(encoding="utf-8"))
+        return all((folder / source.unpack / name).is_file() for name in members)
+    except (OSError, ValueError):
+        return False
 
 
 def _receipt(manifest: Manifest, source: Download) -> Path:
-    return paths.data_root() / ".amif" / "fetched" / manifest.name / f"{quote(source.target, safe='')}.json"
+    return paths.data_root() / ".amif" / "fetched" / manifest.name / f"{source.target.replace('/', '_')}.json"
 
 
-def _size(path: Path, absent: int = 0) -> int:
-    return path.stat().st_size if path.is_file() else absent
-
-
-# --- the command ---------------------------------------------------------------------------------------------------
-
-
-def main(scale: str, names: Iterable[str] = (), dry_run: bool = False) -> int:
-    """Fetch what is missing of the named sets, or of those that the scale needs, and check what was fetched.
+def main(names: Iterable[str], dry_run: bool = False) -> int:
+    """Fetch what is missing of the named sets, and check what was fetched.
 
     Exit status 0 also where sets were skipped because they need an account, a form or work by hand; 1 where a download or
     the check of what it gave failed. Raises InputError before anything is fetched for an unknown set or too small a disk.
     """
-    from amif_lib.app.doctor import needs_of
-
-    plans = [plan(name) for name in dict.fromkeys(names or needs_of(scale)[0])]
-    print(table(plans) + "\n")
+    plans = [plan(name) for name in dict.fromkeys(names)]
+    print(table(plans).to_markdown(index=False) + "\n")
     for one in plans:
-        if one.state == "skipped" or (one.wanted and one.manifest.access.level == "per-article"):
-            print(steps(one) + "\n")
-        elif one.state == "there":
-            print(f"[{one.manifest.name}] there, in {paths.shown(one.folder)}; make data-check looks into it\n")
-    try:  # after the steps: what is got by hand needs none of this disk's room
-        require_space(plans)
-    except InputError as error:
-        if not dry_run:
-            raise
-        print(f"warning: {error}", file=sys.stderr)
-    if dry_run:
-        _say_untried(one.manifest for one in plans if one.wanted)
-        return 0
-    fetched, failed = [], []
-    for one in plans:
+        if not one.complete and (not one.wanted or one.manifest.access.level == "per-article"):
+            print(steps(one.manifest) + "\n")
+    _require_space(plans, dry_run)
+    sources = [source for one in plans for sources in one.wanted for source in sources]
+    if untried := [f"  {_public(source.url)} {source.file}" for source in sources if not source.exercised]:
+        print(
+            "Addresses that the kit's makers took from documentation and never fetched from themselves:",
+            *untried,
+            sep="\n",
+        )
+    failed = []
+    for one in plans if not dry_run else ():
         name = one.manifest.name
         try:
-            if one.state == "fetch":
-                print(f"[{name}] fetching into {paths.shown(one.folder)}", flush=True)
+            if one.wanted:
+                print(
+                    f"[{name}] fetching into {paths.shown(manifests.folder_of(one.manifest))} ({RESTARTS})", flush=True
+                )
                 fetch(name)
-                fetched.append(one.manifest)
-            elif one.state == "there":
-                _compare_files(one.manifest)
+            if one.wanted and one.manifest.access.level == "open":  # of the others, only lists came
+                found = check([name])
+                wrong = found[found["status"] != "ok"].drop(columns="data_set")
+                print(f"[{name}] data check: {len(found) - len(wrong)} of {len(found)} ok")
+                if len(wrong):
+                    print(wrong.to_markdown(index=False))
+                failed += [f"{name} (not as recorded)"] * (len(unusable(found)) > 0)
         except InputError as error:
-            failed.append(name)
+            failed.append(f"{name} (not fetched)")
             print(f"error: {error}", file=sys.stderr, flush=True)
-    whole = [manifest for manifest in fetched if manifest.access.level == "open"]  # of the others, only lists came
-    wrong = [manifest.name for manifest in whole if not _check(manifest)]
-    _say_untried(one.manifest for one in plans if one.wanted)
-    if failed or wrong:
-        what = [f"not fetched: {', '.join(failed)}"] * bool(failed) + [f"not as recorded: {', '.join(wrong)}"] * bool(
-            wrong
-        )
-        print("; ".join(what), file=sys.stderr)
-    return int(bool(failed or wrong))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
-def table(plans: Iterable[Plan]) -> str:
-    """The plans as text: set, what is fetched, how much, free disk, where to."""
+def table(plans: Iterable[Plan]) -> pd.DataFrame:
+    """The plans for people: set, what is fetched, how much, free disk, where to."""
     rows = []
     for one in plans:
-        files = [sources[0].target for sources in one.wanted]
-        what = {
-            "generated": "nothing: made by the kit when needed",
-            "there": "nothing: it is there",
-            "skipped": f"nothing: {_why(one.manifest)}",
-            "fetch": ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else ""),
-        }[one.state]
-        size = f"{one.arriving / GB:.2f} GB" * bool(one.arriving) + f" and {one.unknown} unknown" * bool(one.unknown)
+        files = ", ".join(sources[0].target for sources in one.wanted)
+        there = "made by the kit when needed" if one.manifest.generator else "it is there"
+        why = WHY.get(one.manifest.access.level, "no address is recorded; by hand")
+        folder = manifests.folder_of(one.manifest)
         rows.append(
             {
                 "set": one.manifest.name,
-                "what is fetched": what,
-                "size": size.removeprefix(" and ") or "-",
-                "disk needed": f"{one.disk / GB:.2f} GB" if one.disk else "-",
-                "disk free": f"{_disk(one.folder)[1] / GB:.0f} GB",
-                "where": paths.shown(one.folder),
+                "what is fetched": files or f"nothing: {there if one.complete else why}",
+                "size": f"{one.size / GB:.2f} GB" + f" and {one.unknown} unknown" * bool(one.unknown),
+                "disk needed": f"{one.disk / GB:.2f} GB",
+                "disk free": f"{_free(folder)[1] / GB:.0f} GB",
+                "where": paths.shown(folder),
             }
         )
-    return tabulate(rows, headers="keys", disable_numparse=True)
+    return pd.DataFrame(rows)
 
 
-def require_space(plans: Iterable[Plan]) -> None:
-    """Raise InputError where the sets together need more than a disk has free, as far as sizes are known."""
-    needs: dict[int, list[Plan]] = {}
-    for one in plans:
-        if one.wanted:
-            needs.setdefault(_disk(one.folder)[0], []).append(one)
-    for group in needs.values():
-        need, free = sum(one.disk for one in group), _disk(group[0].folder)[1]
-        if need > free:
-            sets = ", ".join(f"{one.manifest.name} {one.disk / GB:.1f} GB" for one in group)
-            raise InputError(
-                f"{paths.shown(group[0].folder.parent)}: {need / GB:.1f} GB needed ({sets}), {free / GB:.1f} GB free; set "
-                "DATA_ROOT to a larger disk, or name fewer sets: make data DATASETS=..."
-            )
+def steps(manifest: Manifest) -> str:
+    """How a person gets a set that is not fetched."""
+    why = WHY.get(manifest.access.level, "not complete, and there is nothing more to fetch")
+    lines = [f"[{manifest.name} {manifest.version}] SKIPPED: {why}."]
+    lines += [f"  {i}. {step}" for i, step in enumerate(manifest.access.steps, 1)]
+    folder = paths.shown(manifests.folder_of(manifest))
+    lines += [f"  Then: make data-check DATASETS={manifest.name} (it is looked for in {folder})"]
+    lines += [f"  Licence: {manifest.licence.text}. More: data_manifests/{manifest.name}.md"]
+    expected = ((split.name, split.counts().items()) for split in manifest.splits)
+    lines += [f"  Expected, {name}: {', '.join(f'{n} {key}' for key, n in found)}" for name, found in expected]
+    return "\n".join(lines)
 
 
-def _disk(folder: Path) -> tuple[int, int]:
+def _free(folder: Path) -> tuple[int, int]:
     """Which file system a folder will lie on, and its free bytes."""
     while not folder.exists():
         folder = folder.parent
     return folder.stat().st_dev, shutil.disk_usage(folder).free
 
 
-def _why(manifest: Manifest) -> str:
-    return {
-        "credentialed": "credentialed data, not downloaded by this kit",
-        "form": "its publisher asks for a form, which this kit does not fill in",
-        "per-article": "its images come from many articles, and this kit does not download them in bulk",
-    }.get(manifest.access.level, "no address is recorded to fetch it from; by hand")
-
-
-def steps(one: Plan) -> str:
-    """How a person gets a set that is not fetched."""
-    manifest = one.manifest
-    lines = [f"[{manifest.name} {manifest.version}] SKIPPED: {_why(manifest)}."]
-    lines += [f"  {i}. {step}" for i, step in enumerate(manifest.access.steps, 1)]
-    lines += [f"  Then: make data-check DATASETS={manifest.name} (it is looked for in {paths.shown(one.folder)})"]
-    lines += [f"  Licence: {manifest.licence.text}. More: data_manifests/{manifest.name}.md"]
-    if expected := [f"{split.name} {_expected(split.model_dump())}" for split in manifest.splits]:
-        lines.append(f"  Expected: {'; '.join(expected)}.")
-    return "\n".join(lines)
-
-
-def _expected(split: dict[str, Any]) -> str:
-    return ", ".join(f"{split[key]} {key}" for key in ("studies", "questions", "images") if split[key] is not None)
-
-
-def _say_untried(used: Iterable[Manifest]) -> None:
-    lines = [
-        f"  {manifest.name}: {source.url} {source.file}".rstrip()
-        for manifest in used
-        for source in manifest.downloads
-        if not source.exercised
-    ]
-    if lines:
-        print("Addresses that the kit's makers took from documentation and never fetched from themselves:")
-        print("\n".join(lines))
-
-
-def _check(manifest: Manifest) -> bool:
-    """The data check of one set, in one line and those that are not ok; whether the set can be trained on."""
-    print(f"[{manifest.name}] checking", flush=True)
-    found = manifests.check(manifest.name)
-    wrong = found[found["status"] != "ok"]
-    print(f"[{manifest.name}] data check: {len(found) - len(wrong)} of {len(found)} ok")
-    for line in wrong.itertuples():
-        print(f"  {line.item}: {line.status} {line.detail}".rstrip())
-    return manifests.unusable(found).empty
-
-
-# --- one set -------------------------------------------------------------------------------------------------------
+def _require_space(plans: Iterable[Plan], dry_run: bool) -> None:
+    needs: dict[int, int] = {}
+    for one in plans:
+        device, free = _free(manifests.folder_of(one.manifest))
+        needs[device] = needs.get(device, 0) + one.disk
+        if needs[device] > free:
+            said = f"{needs[device] / GB:.1f} GB needed, {free / GB:.1f} GB free in {paths.shown(paths.data_root())}"
+            if not dry_run:
+                raise InputError(f"{said}; set DATA_ROOT to a larger disk, or name fewer sets: make data DATASETS=...")
+            print(f"warning: {said}", file=sys.stderr)
 
 
 def fetch(name: str) -> None:
     """Fetch and unpack what is missing of an open set. A second call for the same set waits for the first.
 
-    Raises InputError for whatever keeps a file from coming (see `download.fetch`, `archives.unpack`).
+    Raises InputError for whatever keeps a file from coming; then nothing of it is left in the set's folder.
     """
     manifest = manifests.load(name)
     folder = manifests.folder_of(manifest)
-    lock = _receipt(manifest, manifest.downloads[0]).parent / "lock"
-    with download.writing(folder), exclusive(lock, f"the download of {name}"):
-        _compare_files(manifest)
-        for sources in plan(name).wanted:  # looked up again: another process may have just fetched it
-            target = folder / sources[0].target
-            if not target.is_file():
-                source, got = _from_any(sources, target)
-            else:  # an archive that someone put there, or that was not unpacked to the end
-                source, got = sources[0], _existing(sources, target)
-            if source.unpack:
-                members = _unpack(manifest, source, folder, target)
-                _write(_receipt(manifest, source), {**got, "unpack": source.unpack, "members": members})
-                if all(entry.path != source.target for entry in manifest.files):
-                    target.unlink()
+    staging = folder / ".fetching"
+    try:
+        with exclusive(_receipt(manifest, manifest.downloads[0]).with_name("lock"), f"the download of {name}"):
+            for sources in plan(name).wanted:  # looked up again: another process may have just fetched it
+                shutil.rmtree(staging, ignore_errors=True)
+                staging.mkdir(parents=True)
+                source, target = sources[0], folder / sources[0].target
+                got = target if target.is_file() else _download(sources, staging)  # an archive may have been put there
+                if source.unpack:
+                    _unpack(got, staging / "unpacked", manifest, source.unpack)
+                    receipt = json.dumps(_settle(staging / "unpacked", folder / source.unpack))
+                    write_text(_receipt(manifest, source), receipt)
+                if got != target and (not source.unpack or any(f.path == source.target for f in manifest.files)):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    got.replace(target)
+    except OSError as error:
+        said = f"{paths.shown(folder)}: cannot be written ({error.strerror or error})"
+        raise InputError(f"{said}; set DATA_ROOT to a folder with room that you may write to") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _from_any(sources: tuple[Download, ...], target: Path) -> tuple[Download, dict[str, Any]]:
-    for source in sources[:-1]:
+def _public(text: object) -> str:
+    """A message in one line, without what may be secret in its addresses: what stands before an @, and queries."""
+    return re.sub(r"(://)[^/\s]*@|\?[^\s'\")]*", r"\1", " ".join(str(text).split()))
+
+
+def _download(sources: list[Download], staging: Path) -> Path:
+    """The file, from the first of its addresses that gives it."""
+    for number, source in enumerate(sources, 1):
         try:
-            return source, download.fetch(source, target)
-        except InputError as error:
-            print(f"  {error}\n  trying another address", flush=True)
-    return sources[-1], download.fetch(sources[-1], target)
+            got = _from_hub(source) if source.kind == "huggingface" else _from_link(source, staging)
+            if source.bytes and got.stat().st_size != source.bytes:
+                raise ValueError(f"gave {got.stat().st_size} bytes, expected {source.bytes}")
+            return got
+        except Exception as error:  # of many kinds, which all mean that the file did not come
+            if getattr(error, "errno", None):  # but for those of the disk
+                raise
+            said = f"{source.target}: {_public(source.url)} {source.file}: {_public(error)}"
+            if number == len(sources):
+                raise InputError(f"{said}; check the network, or fetch it by hand and put it there") from None
+            print(f"  {said}\n  trying another address", flush=True)
 
 
-def _compare_files(manifest: Manifest) -> None:
-    """Raise InputError for a file that is there under the name of a download but is not it; it is left alone."""
-    for sources in _files(manifest):
-        target = manifests.folder_of(manifest) / sources[0].target
-        if target.is_file():
-            _existing(sources, target)
+def _from_link(source: Download, staging: Path) -> Path:
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # it would print addresses with what is secret in them
+    file, known = Path(source.target).name, f"sha256:{source.sha256}" if source.sha256 else None
+    web = pooch.create(staging, "", registry={file: known}, urls={file: source.url}, retry_if_failed=RETRIES)
+    return Path(web.fetch(file, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)))
 
 
-def _existing(sources: tuple[Download, ...], target: Path) -> dict[str, Any]:
-    known = {source.sha256 for source in sources if source.sha256}
-    sizes = {source.bytes for source in sources if source.bytes}
-    size = target.stat().st_size
-    if len(sizes) == 1 and size not in sizes:
-        raise _not_it(target, f"{size} bytes", f"{sizes.pop()} bytes")
-    digest = manifests.sha256(target) if known else ""
-    if known and digest not in known:
-        raise _not_it(target, f"sha256 {digest}", f"sha256 {' or '.join(sorted(known))}")
-    return {"url": "", "revision": "", "bytes": size, "sha256": digest}
+def _from_hub(source: Download) -> Path:
+    from huggingface_hub import hf_hub_download
 
-
-def _not_it(target: Path, found: str, expected: str) -> InputError:
-    return InputError(
-        f"{paths.shown(target)}: is there but is not the recorded file ({found}, expected {expected}); move it away to have "
-        "it fetched, or leave it and use the set as it is"
+    kept = paths.data_root() / ".amif" / "hub" / source.url  # kept after a break, so that the client goes on from there
+    return Path(
+        hf_hub_download(source.url, source.file, repo_type="dataset", revision=source.revision or None, local_dir=kept)
     )
 
 
-def _unpack(manifest: Manifest, source: Download, folder: Path, archive: Path) -> list[tuple[str, int]]:
-    """Unpack aside, then move each file to its place; an existing file of the same size stays."""
-    staging = folder / f".{archive.name}.unpacking"
-    shutil.rmtree(staging, ignore_errors=True)
-    limit = max(SMALL, 4 * _unpacked_bytes(manifest, source) or 100 * archive.stat().st_size)
-    with download.writing(folder / source.unpack):
-        try:
-            members = archives.unpack(archive, staging, limit)
-            trees = {Path(os.path.relpath(entry.path, source.unpack)).as_posix() for entry in manifest.trees}
-            members = archives.unpack_nested(staging, members, trees, limit, paths.shown(archive))
-        except InputError as error:
-            aside = archive.with_name(archive.name + ".rejected")
-            archive.replace(aside)
-            raise InputError(f"{error} (set aside as {aside.name})") from None
-        else:
-            _settle(staging, folder / source.unpack, members, archive.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return members
+def _unpack(archive: Path, folder: Path, manifest: Manifest, unpack: str) -> None:
+    """Unpack into the folder `folder`; an archive inside, `a/images.zip`, where the manifest has a tree `a/images` too."""
+    try:
+        shutil.unpack_archive(archive, folder, **({} if archive.suffix == ".zip" else {"filter": "data"}))
+        for junk in (folder / "__MACOSX", *folder.rglob("._*"), *folder.rglob(".DS_Store")):  # no data set means it
+            shutil.rmtree(junk) if junk.is_dir() else junk.unlink(missing_ok=True)
+        for tree in manifest.trees:
+            home = folder / os.path.relpath(tree.path, unpack)
+            inner = home.with_name(f"{home.name}.zip")
+            if inner.is_file() and not home.exists():
+                names = zipfile.ZipFile(inner).namelist()
+                inside = all(name.startswith(f"{home.name}/") for name in names)  # else it has the files alone
+                shutil.unpack_archive(inner, home.parent if inside else home)
+                inner.unlink()
+    except BROKEN as error:
+        raise InputError(f"{archive.name}: cut, damaged or unsafe ({_public(error)}); fetch it again") from None
 
 
-def _settle(staging: Path, home: Path, members: list[tuple[str, int]], archive: str) -> None:
-    for path, size in members:
-        if (home / path).exists() and _size(home / path, -1) != size:
-            raise _not_it(home / path, f"{_size(home / path, -1)} bytes", f"{size} bytes as in {archive}")
-    for path, _ in members:
-        (home / path).parent.mkdir(parents=True, exist_ok=True)
-        if not (home / path).exists():
-            (staging / path).replace(home / path)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with write_aside(path, "set DATA_ROOT to a folder with room that you may write to") as aside:
-        aside.write_text(json.dumps(content), encoding="utf-8")
+def _settle(folder: Path, home: Path) -> list[str]:
+    """Move each file from a folder to its place under `home`, and return their names; one of the same size stays there."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        there = home / path.relative_to(folder)
+        if there.exists() and (not there.is_file() or there.stat().st_size != path.stat().st_size):
+            size = there.stat().st_size
+            raise InputError(
+                f"{paths.shown(there)}: is there but is not what the archive has ({size} bytes, not {path.stat().st_size}); "
+                "move it away to have it fetched"
+            )
+    for path in files:
+        there = home / path.relative_to(folder)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if not there.exists():
+            path.replace(there)
+    return [path.relative_to(folder).as_posix() for path in files]

@@ -1,143 +1,123 @@
-"""Data manifests: what a data set consists of, where it lies, and whether what lies there is it.
+"""Data manifests: what a data set consists of, where it lies, and what of it may be shown.
 
-A manifest (`data_manifests/<name>.yaml`) holds only what determines the data (files, checksums, counts, generator
-settings) and what decides its use (licence, redistribution); prose belongs into the data card beside it.
+A manifest (`data_manifests/<name>.yaml`) holds what determines the data (files, checksums, counts, generator settings) and
+what decides its use (licence, redistribution); prose belongs into the data card beside it.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from functools import lru_cache
-from multiprocessing import get_context
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import digest, read_yaml
 
-SCHEMA_VERSION = 1  # of the manifests that this kit reads
+GENERATOR = (
+    "amif_lib.phantom.generate"  # what writes generated sets; called by name, for the phantom lies above the data
+)
 DATA_FIELDS = {"name", "version", "reader", "layout", "files", "trees", "splits", "generator"}
-DAY = r"^(\d{4}-\d{2}-\d{2})?$"
+KINDS = ("images", "texts")  # of what `redistribution` allows
+NOTICE = "NOT_FOR_REDISTRIBUTION.txt"
+Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # "": not recorded
 
 
-class Strict(BaseModel):
+class Entry(BaseModel):
+    """A part of a manifest: an unknown key or a wrong type is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FileEntry(Strict):
+class FileEntry(Entry):
     """One file of the set; `path` is relative to the set's folder."""
 
     path: str
-    bytes: int = Field(gt=0)
+    bytes: PositiveInt
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     required: bool = True
     role: Literal["annotations", "documentation"] = "annotations"
 
 
-class TreeEntry(Strict):
-    """A folder of files. `sha256` hashes the lines `<sha256>  <name>`, sorted by name bytewise; empty: not recorded.
+class TreeEntry(Entry):
+    """A folder of files. `sha256` hashes the lines `<sha256>  <name>`, sorted by name bytewise.
 
     `recursive`: files in folders below count too, and the name is the path relative to `path`, with slashes.
     """
 
     path: str
-    count: int = Field(gt=0)
-    bytes: int = Field(0, ge=0, description="0: not recorded")
+    count: PositiveInt
+    bytes: NonNegativeInt = 0  # 0: not recorded
     recursive: bool = False
-    pattern: str = Field("*", description="only files whose name matches count, as in `*.jpg`")
-    sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
+    pattern: str = "*"  # only files whose name matches count, as in `*.jpg`
+    sha256: Sha256 = ""
     required: bool = True
     role: Literal["images", "reports"] = "images"
 
 
-class SplitEntry(Strict):
+class SplitEntry(Entry):
     """Expected counts of a split: of studies for a pre-training set, of questions for a question set."""
 
     name: Literal["train", "val", "test", "all"]
     studies: int | None = None
     questions: int | None = None
     images: int | None = None
-    closed_field: int | None = Field(None, description="closed by the set's own field")
-    closed_yes_no: int | None = Field(None, description="closed by the paper's definition: the answer is yes or no")
-    distinct_answers: int | None = Field(None, description="after normalisation")
-    shortfall: float = Field(
-        0, ge=0, lt=1, description="share by which a count may fall short: images that are gone, texts that are empty"
-    )
+    closed_field: int | None = None  # closed by the set's own field
+    closed_yes_no: int | None = None  # closed by the paper's definition: the answer is yes or no
+    distinct_answers: int | None = None  # after normalisation
+    shortfall: float = Field(0, ge=0, lt=1)  # share by which a count may fall short: images gone, texts empty
 
     def counts(self) -> dict[str, int]:
         """The counts that are recorded, by name."""
         return self.model_dump(exclude={"name", "shortfall"}, exclude_none=True)
 
 
-class LeakCounts(Strict):
-    """Expected leakage of one training part and test part (columns of `leaks.report`); what is None is not recorded."""
+class LeakCounts(Entry):
+    """Expected leakage of one training part and test part (columns of `scoring.leaks.report`); None: not recorded."""
 
-    training: str = Field("train", description="`train` or `train+val`, after the language where there are several")
-    test: str = Field("test", description="`test`, after the language where there are several")
-    on_train_image: int | None = Field(None, description="test questions on an image that is in training")
-    paraphrase_in_train: int | None = Field(None, description="test questions with a paraphrase and answer in training")
-    unseen_answer: int | None = Field(None, description="test questions whose answer no training question has")
-    ceiling_overall: float | None = Field(None, description="%, the most that training answers can reach")
-    lookup_overall: float | None = Field(None, description="%, by the nearest question on the same image")
-
-    def recorded(self) -> dict[str, float]:
-        """The numbers that are recorded, by column."""
-        return self.model_dump(exclude={"training", "test"}, exclude_none=True)
+    training: str = "train"  # `train` or `train+val`, after the language where there are several
+    test: str = "test"  # `test`, after the language where there are several
+    on_train_image: int | None = None
+    paraphrase_in_train: int | None = None
+    unseen_answer: int | None = None
+    ceiling_overall: float | None = None  # %
+    lookup_overall: float | None = None  # %
 
 
-class Variant(Strict):
+class Variant(Entry):
     """A choice of questions from the same files: a value of `data.training_file`, or of `data.language` for SLAKE."""
 
     name: str
-    rule: str = Field(description="how it is made from the official files")
-    train: int | None = Field(None, description="expected training questions")
-    val: int | None = Field(None, description="expected validation questions")
-    test: int | None = Field(None, description="expected test questions")
-    leaks: bool = Field(False, description="holds answers to test questions")
-    leaks_expected: tuple[LeakCounts, ...] = Field((), description="compared by the data check; empty: only printed")
+    rule: str  # how it is made from the official files
+    train: int | None = None  # expected questions, as `val` and `test`
+    val: int | None = None
+    test: int | None = None
+    leaks: bool = False  # holds answers to test questions
+    leaks_expected: tuple[LeakCounts, ...] = ()
 
 
-class Download(Strict):
-    """A file that `make data` fetches, and where it goes.
-
-    For `huggingface`, `url` is the repository id and `file` the path in it at `revision`; else `url` is the address.
-    """
+class Download(Entry):
+    """A file that `make data` fetches, and where it goes."""
 
     kind: Literal["http", "huggingface", "zenodo", "osf", "github"]
-    url: str
-    file: str = ""
+    url: str  # the address; of `huggingface`, the repository id
+    file: str = ""  # of `huggingface`: the path in the repository at `revision`
     revision: str = ""
-    target: str = Field(description="path under the set's folder; an archive is unpacked beside it where `unpack` says")
-    bytes: int = Field(0, ge=0, description="0: size not known beforehand")
-    about_bytes: int = Field(
-        0, ge=0, description="a rounded size, where `bytes` is not known: to plan with, never checked"
-    )
-    sha256: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="empty: no checksum is known; the data check decides"
-    )
-    unpack: str = Field(
-        "", description="folder under the set's folder that the archive is unpacked into; empty: kept as it is"
-    )
-    official: bool = Field(True, description="the data set's own place, not a mirror")
-    exercised: bool = Field(False, description="whether this address was ever fetched by the kit's makers")
+    target: str  # path under the set's folder
+    bytes: NonNegativeInt = 0  # 0: not known
+    about_bytes: NonNegativeInt = 0  # a rounded size, to plan with
+    sha256: Sha256 = ""
+    unpack: str = ""  # folder under the set's folder that the archive is unpacked into; "": kept as it is
+    official: bool = True  # the data set's own place, not a mirror
+    exercised: bool = False  # whether the kit's makers ever fetched from this address
 
 
-class Evidence(Strict):
-    """What is known how: computed from the real files, or taken from documentation and never checked."""
-
-    verified: tuple[str, ...] = ()
-    documented: tuple[str, ...] = ()
-
-
-class Alternative(Strict):
+class Alternative(Entry):
     """Another form of the same records, with the paths that the reader finds in it and its own checksums."""
 
     version: str
@@ -146,7 +126,7 @@ class Alternative(Strict):
     trees: tuple[TreeEntry, ...] = ()
 
 
-class Redistribution(Strict):
+class Redistribution(Entry):
     """What of the set may appear in a figure, an executed notebook, a report or a repository."""
 
     fixtures: bool = False
@@ -154,87 +134,67 @@ class Redistribution(Strict):
     texts: bool = False
 
 
-class Access(Strict):
+class Access(Entry):
     level: Literal["open", "form", "credentialed", "per-article", "generated"]
     steps: tuple[str, ...] = ()
-    env_vars: tuple[str, ...] = Field((), description="environment variables that say where the set lies")
+    env_vars: tuple[str, ...] = ()  # that say where the set lies
 
 
-class Licence(Strict):
+class Licence(Entry):
     text: str
     evidence: str = ""
-    url: str = Field("", description="page that states the terms, or where they are to be looked up")
-    checked_on: str = Field("", pattern=DAY, description="day that page was looked at; empty: only stored copies were")
+    url: str = ""  # page that states the terms, or where they are to be looked up
+    checked_on: str = ""  # day that page was looked at; "": only stored copies were
 
 
-class Mirror(Strict):
-    """Another place that has the set, or most of it; `make data` fetches from `downloads` alone."""
+class Evidence(Entry):
+    """What is known how: computed from the real files, or taken from documentation and never checked."""
 
-    kind: Literal["http", "huggingface", "zenodo", "osf", "github", "physionet"]
-    id: str
-    revision: str = Field("", description="commit or version; empty: not known")
-    official: bool = Field(False, description="kept by the set's makers")
-    note: str = Field("", description="how it differs from what the kit reads")
+    verified: tuple[str, ...] = ()
+    documented: tuple[str, ...] = ()
 
 
-class Leakage(Strict):
-    """How images of this set are told in others, and what is known to be shared."""
-
-    protected_by: tuple[str, ...] = Field((), description="test sets that this pre-training set is to be cleaned of")
-    id_key: str = Field("", description="field whose id other sets share; empty: none, only image hashes tell")
-    known_overlaps: tuple[str, ...] = ()
-
-
-class Verified(Strict):
-    """Who compared the manifest with the files, when (empty: not noted) and how; the facts are in `Evidence`."""
-
-    by: str = ""
-    date: str = Field("", pattern=DAY)
-    how: str = ""
-
-
-class Generator(Strict):
-    """Settings of `phantom.generate`; they determine every file."""
+class Generator(Entry):
+    """Settings of the phantom's generator; they determine every file."""
 
     kind: Literal["mimic_cxr", "roco", "medicat", "shapes", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"]
-    seed: int = Field(ge=0)
-    size: int = Field(gt=0)
+    seed: NonNegativeInt
+    size: PositiveInt
     counts: dict[str, int]
-    version: int = Field(1, description="raised whenever the generator draws or writes anything differently")
+    version: int = 1  # raised whenever the generator draws or writes anything differently
 
 
-class Manifest(Strict):
+class Manifest(Entry):
     schema_version: Literal[1]
     name: str
     version: str
     title: str
     reader: Literal["mimic_cxr", "roco", "medicat", "medpix2", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"]
     role: Literal["pretraining", "questions", "protected"]
-    folder: str = Field(description="folder under $DATA_ROOT, or under the phantom's root for generated data")
-    layout: dict[str, str] = Field(description="the reader's paths, relative to the folder")
-    homepage: str = ""
-    mirrors: tuple[Mirror, ...] = ()
+    folder: str  # under $DATA_ROOT, or under the phantom's root for generated data
+    layout: dict[str, str]  # the reader's paths, relative to the folder
     licence: Licence
     redistribution: Redistribution = Redistribution()
     citation: str
     access: Access
     files: tuple[FileEntry, ...] = ()
     trees: tuple[TreeEntry, ...] = ()
-    alternatives: tuple[Alternative, ...] = Field((), description="other forms; found by the first file of each")
+    alternatives: tuple[Alternative, ...] = ()  # other forms; found by the first file of each
     downloads: tuple[Download, ...] = ()
     splits: tuple[SplitEntry, ...] = ()
     variants: tuple[Variant, ...] = ()
-    quirks: tuple[str, ...] = Field((), description="what the reader evens out, one line each")
-    normalisation: str = Field("", description="how texts and answers are compared and counted")
-    fields: tuple[str, ...] = Field((), description="of the records, as the files name them")
-    encoding: str = Field("", description="of the text files; empty: not known")
-    checks: tuple[Literal["file", "tree", "count", "variant", "leak", "images"], ...] = Field(
-        (), description="kinds of line that the data check gives for the complete set (`data_check.Line.kind`)"
-    )
-    leakage: Leakage = Leakage()
-    verified: Verified = Verified()
     evidence: Evidence = Evidence()
     generator: Generator | None = None
+    # for people, read by no code
+    homepage: str = ""
+    mirrors: tuple[dict[str, Any], ...] = ()  # other places that have the set, or most of it
+    quirks: tuple[str, ...] = ()  # what the reader evens out, one line each
+    normalisation: str = ""  # how texts and answers are compared and counted
+    fields: tuple[str, ...] = ()  # of the records, as the files name them
+    encoding: str = ""  # of the text files
+    checks: tuple[str, ...] = ()  # kinds of comparison that the complete set allows
+    leakage: dict[str, Any] = {}  # how its images are told in other sets, and what is known to be shared
+    verified: dict[str, str] = {}  # who compared the manifest with the files, when and how
 
 
 def names() -> list[str]:
@@ -252,68 +212,55 @@ def load(name: str) -> Manifest:
     path = paths.MANIFESTS / f"{name}.yaml"
     if not path.is_file():
         raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(names())}")
-    content = read_yaml(path)
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise InputError(
-            f"{paths.shown(path)}: schema_version: {version}: written for a newer kit; update the kit "
-            f"(this one reads version {SCHEMA_VERSION})"
-        )
     try:
-        manifest = Manifest.model_validate(content)
+        manifest = Manifest.model_validate(read_yaml(path))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        raise InputError(f"{paths.shown(path)}: {field}: {first['msg']}; mend the manifest") from None
+        newer = "; if it is for a newer kit, update the kit" * (field == "schema_version")
+        raise InputError(f"{paths.shown(path)}: {field}: {first['msg']}; correct the manifest{newer}") from None
     if manifest.name != name:
-        raise InputError(f"{paths.shown(path)}: name: {manifest.name!r} must equal the file's name; mend the manifest")
+        raise InputError(
+            f"{paths.shown(path)}: name: {manifest.name!r} must equal the file's name; correct the manifest"
+        )
     return manifest
 
 
-def overview(data_sets: Iterable[str]) -> pd.DataFrame:
-    """One line per data set: what it is, on what terms, and what of it may be shown."""
-    rows = []
-    for manifest in map(load, data_sets):
-        allowed = manifest.redistribution
-        shown = [kind for kind in ("images", "texts") if getattr(allowed, kind)]
-        rows.append(
-            {
-                "data_set": manifest.name,
-                "title": manifest.title,
-                "used_for": manifest.role,
-                "licence": manifest.licence.text,
-                "access": manifest.access.level,
-                "may_be_shown": " and ".join(shown) or "nothing",
-            }
-        )
-    return pd.DataFrame(rows)
+def sha256(path: Path) -> str:
+    """Of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-IMAGES = "images decode"  # the line of a `check` that may be `partial`
-
-
-def unusable(checked: pd.DataFrame) -> pd.DataFrame:
-    """The lines of a `check` table that forbid training: all that are not ok, but for a few images that cannot be
-    decoded (`partial`), which training leaves out (`store.usable`)."""
-    return checked[(checked["status"] != "ok") & ~((checked["item"] == IMAGES) & (checked["status"] == "partial"))]
-
-
-def require(checked: pd.DataFrame) -> None:
-    """Raise an InputError for the first `unusable` line of a `check` table, before anything is trained on it."""
-    wrong = unusable(checked)
-    if len(wrong):
-        first = wrong.iloc[0]
-        more = f" ({len(wrong) - 1} more lines of the check are not ok)" if len(wrong) > 1 else ""
-        name = first["data_set"]
-        raise InputError(
-            f"data set {name}: {first['item']} is {first['status']}: {first['detail']}; complete or replace it, or, "
-            f"if you changed it on purpose, record it in data_manifests/{name}.yaml{more}"
-        )
+# --- where the data lie ----------------------------------------------------------------------------------------------
 
 
 def folder_of(manifest: Manifest) -> Path:
     """Where the set's folder is expected, whether it is there or not."""
     return (paths.phantom_root() if manifest.generator else paths.data_root()) / manifest.folder
+
+
+def location(name: str) -> Path:
+    """The set's folder; a generated set that is absent or of other settings is generated first.
+
+    Raises:
+        InputError: the folder is absent; says what to set or where to get the data.
+    """
+    manifest = load(name)
+    folder = folder_of(manifest)
+    if made := manifest.generator:
+        import_module(GENERATOR).generate(folder, made.kind, made.seed, made.size, made.counts)
+    elif not folder.is_dir():
+        raise InputError(f"data set {name}: no folder {folder}; {how_to_get(manifest)}")
+    return folder
+
+
+def how_to_get(manifest: Manifest) -> str:
+    """What to do about a set that is not on disk, in a few words."""
+    fetched = manifest.access.level == "open" and manifest.downloads
+    how = f"make data DATASETS={manifest.name} fetches it" if fetched else ""
+    how = how or f"how to get it: data_manifests/{manifest.name}.md"
+    return f"set DATA_ROOT to the folder that holds {manifest.folder}/ ({how})"
 
 
 def as_found(manifest: Manifest) -> Manifest:
@@ -351,89 +298,57 @@ def derived_folder(name: str) -> Path:
     return paths.prepared_root(paths.phantom_root() if generated else paths.data_root())
 
 
+# --- what of a set may be shown --------------------------------------------------------------------------------------
+# Whatever draws a set's images or prints its texts (a figure, an executed notebook, a report, reference results) asks here
+# first. What may not be shown goes to `results/private/`, which nothing embeds, copies or publishes.
+
+
 def stays_with_data(name: str) -> bool:
     """Whether nothing of a set but counts may leave the folder of its data: ids, file names, pictures and texts stay there.
 
-    One rule: `access.level` is `credentialed`, since a data use agreement binds whoever holds such a set. What would name
-    a record is written beside the data (`derived_folder`), and nothing of it goes anywhere under `results/`.
+    True where `access.level` is `credentialed`, since a data use agreement binds whoever holds such a set. What would
+    name a record is written beside the data (`derived_folder`), and nothing of it goes anywhere under `results/`.
     """
     return name in names() and load(name).access.level == "credentialed"
 
 
-def location(name: str) -> Path:
-    """The set's folder; a generated set that is absent or of other settings is generated first.
+def may_show(name: str, kind: str) -> bool:
+    """Whether `images` or `texts` of a set may appear in what others get to see. Raises InputError for an unknown kind."""
+    if kind not in KINDS:
+        raise InputError(f"redistribution: {kind!r} is not one of {', '.join(KINDS)}")
+    return getattr(load(name).redistribution, kind)
 
-    Raises:
-        InputError: the folder is absent; says what to set or where to get the data.
-    """
+
+def withheld(data_sets: Iterable[str], kind: str) -> list[str]:
+    """Those of the sets whose images or texts may not be shown."""
+    return sorted({name for name in data_sets if not may_show(name, kind)})
+
+
+def why_not(name: str, kind: str) -> str:
+    """One line for the reader, where something is left out."""
     manifest = load(name)
-    folder = folder_of(manifest)
-    if manifest.generator:
-        from amif_lib.phantom import generate as phantom
-
-        made = manifest.generator
-        phantom.generate(folder, made.kind, made.seed, made.size, made.counts)
-    elif not folder.is_dir():
-        hint = "; access needs credentials" if manifest.access.level == "credentialed" else ""
-        if manifest.access.level == "open" and manifest.downloads:
-            hint = f"; make data DATASETS={name} fetches it"
-        raise InputError(
-            f"data set {name}: no folder {folder}; set DATA_ROOT to the folder that holds {manifest.folder}/ "
-            f"(how to get it: data_manifests/{name}.md{hint})"
-        )
-    return folder
+    return f"{manifest.title}: {kind} not shown, since its terms do not allow it (licence: {manifest.licence.text})."
 
 
-def generate(data_sets: Iterable[str]) -> None:
-    """Generate those of the sets that are generated and absent, side by side on the machine's cores."""
-    from amif_lib.phantom import generate as phantom
-
-    absent = []
-    for manifest in map(load, data_sets):
-        made = manifest.generator
-        if made and not phantom.is_current(folder_of(manifest), made.kind, made.seed, made.size, made.counts):
-            absent.append(manifest.name)
-    if len(absent) < 2:
-        return
-    with ProcessPoolExecutor(min(len(absent), os.cpu_count() or 1), get_context("spawn")) as pool:
-        list(pool.map(location, absent))  # an error of one of them is raised here
+def folder_for(wanted: Path, *, images: Iterable[str] = (), texts: Iterable[str] = ()) -> Path:
+    """Where a file goes that shows images or texts of these sets: `wanted` (a folder under `results/`), or its counterpart
+    under `results/private/` if not all of it may be shown. Raises InputError for a folder outside the results."""
+    if not withheld(images, "images") and not withheld(texts, "texts"):
+        return Path(wanted)
+    try:
+        return paths.results() / "private" / Path(wanted).resolve().relative_to(paths.results())
+    except ValueError:
+        raise InputError(f"{paths.shown(wanted)}: not under the results folder; give a folder under it") from None
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def notice(data_sets: Iterable[str]) -> str:
+    """What must be known before weights trained on these sets are passed on; empty where every set allows it.
 
-
-def tree_files(folder: Path | str, pattern: str = "*", recursive: bool = False) -> Iterator[str]:
-    """Names of the regular files in a folder that match, in no order; below it too (`a/b.jpg`) if `recursive`.
-
-    Links count as what they point to. Nothing is opened, so that some 100,000 files take seconds on a local disk.
+    A vocabulary fitted on texts, stored knowledge and predictions repeat the texts of the sets behind a run.
     """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_file():
-                if fnmatch.fnmatchcase(entry.name, pattern):
-                    yield entry.name
-            elif recursive and entry.is_dir():
-                yield from (f"{entry.name}/{name}" for name in tree_files(entry.path, pattern, True))
-
-
-def tree_digest(folder: Path, pattern: str = "*", recursive: bool = False) -> tuple[int, int, str]:
-    """Number of the files that `tree_files` gives, their bytes, and the digest that `TreeEntry` describes."""
-    names = sorted(tree_files(folder, pattern, recursive), key=os.fsencode)
-    lines = "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
-    size = sum((folder / name).stat().st_size for name in names)
-    return len(names), size, hashlib.sha256(os.fsencode(lines)).hexdigest()
-
-
-def check(name: str, *, decode: bool = True, most_bad_images: float = 0.01) -> pd.DataFrame:
-    """Compare a data set on disk with its manifest: one line per file, tree and count.
-
-    Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (some files of a
-    tree are absent, or some images cannot be decoded) or `needs credential`. Nothing is raised for data that is absent
-    or wrong: the table says it. `decode` decodes every image that a record names; a share of up to `most_bad_images` of
-    them may be bad, of images that training alone uses.
-    """
-    from amif_lib.data import check as data_check
-
-    return data_check.lines(name, decode=decode, most_bad_images=most_bad_images).drop(columns="kind")
+    found = [load(name) for name in sorted(set(data_sets)) if not all(may_show(name, kind) for kind in KINDS)]
+    lines = "".join(f"- {manifest.title}: {manifest.licence.text}\n" for manifest in found)
+    return lines and (
+        "Do not publish this folder, nor the weights, vocabulary or predictions in it, before you have checked the\n"
+        f"terms of the data that the run and its ancestors were trained on:\n{lines}"
+    )

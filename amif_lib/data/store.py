@@ -23,7 +23,7 @@ from PIL import Image
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, exclusive, writing
-from amif_lib.data import images, manifests
+from amif_lib.data import images, manifests, readers
 from amif_lib.data.records import Question, Study, StudyImage
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,8 @@ def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Quest
     if records is None:
         if (home, short_side) in _found:
             return _found[home, short_side]
-        from amif_lib.data import load
-
-        records = (load.load_questions if manifests.load(name).role == "questions" else load.load_studies)(name)
+        read = readers.questions if manifests.load(name).role == "questions" else readers.studies
+        records = read(name)
     entries = _entries(name, records)
     file = home / f"{short_side}-{_digest(entries)}.arrow"
     if not file.is_file():

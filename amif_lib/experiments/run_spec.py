@@ -83,11 +83,8 @@ class DataSpec(Strict):
 
     # Read by code that is about to lose these choices; not settings.
     merge: ClassVar[str] = "concatenated"
-    allow_cross_language: ClassVar[bool] = False
     report_sections: ClassVar[str] = "findings+impression"
     medicat_figures: ClassVar[str] = "radiology"
-    max_missing_images: ClassVar[float] = 0.1
-    most_bad_images: ClassVar[float] = 0.01
     single_view_studies: ClassVar[str] = "augment"
     augment_single_view: ClassVar[str] = "strong"
     augment_multi_view: ClassVar[str] = "light"

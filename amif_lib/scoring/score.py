@@ -238,7 +238,7 @@ def _ask(dataset: str, training_file: str = "", language: str = "") -> Asked:
         files = [variant.name for variant in manifest.variants if manifest.reader != "slake"]
         training_file = files[0] if files else "default"
     language = language or "en"
-    questions = load.load_questions(dataset, training_file, language, allow_cross_language=True, images=False)
+    questions = load.load_questions(dataset, training_file, language, images=False)
     return Asked(dataset, training_file, language, questions)
 
 

@@ -1,1 +1,49 @@
-"""One file per data set: its official layout becomes records."""
+"""One file per data set: its official layout becomes records.
+
+Each has `read(root, layout, ...)`: `root` is the set's folder, `layout` the manifest's paths under it. Readers of question
+sets also take `training_file` (one of the module's `TRAINING_FILES`, the first being the default) and `images`: whether
+every question's image must be there; without, the annotations alone are read. What is malformed or missing is an
+InputError that names the file and the line or record.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
+from amif_lib.data.records import Question, Study
+
+
+def studies(name: str) -> list[Study]:
+    """A pre-training set's studies as its files have them; the set is generated first where it is generated."""
+    return _read(name, "pretraining")
+
+
+def questions(
+    name: str, training_file: str = "default", language: str = "en", *, images: bool = True
+) -> list[Question]:
+    """A question set's questions, see `load.load_questions`."""
+    options: dict[str, Any] = {"training_file": training_file, "images": images}
+    if manifests.load(name).reader == "slake":
+        options["language"] = language
+    elif language != "en":
+        raise InputError(f"data set {name!r} has English questions only; set data.language: en")
+    return _read(name, "questions", **options)
+
+
+def image_paths(name: str) -> list[Path]:
+    """Every image file that a record of the set names, each once."""
+    if manifests.load(name).role == "questions":
+        return sorted({question.image_path for question in questions(name)})
+    return sorted({image.path for study in studies(name) for image in study.images})
+
+
+def _read(name: str, role: str, **options: Any) -> list[Any]:
+    manifest = manifests.load(name)
+    if manifest.role != role:
+        raise InputError(f"data set {name!r} is for {manifest.role}, not for {role}; name another set")
+    reader = import_module(f"amif_lib.data.readers.{manifest.reader}")
+    return reader.read(manifests.location(name), manifests.as_found(manifest).layout, **options)

@@ -12,11 +12,11 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers import listing
+from amif_lib.data.readers.files import Record, check_keys, check_once, one_line, read_json_lines, without_absent
 from amif_lib.data.records import Study, StudyImage, article_id
 
 log = logging.getLogger(__name__)
@@ -27,78 +27,55 @@ LABEL = re.compile(r"(?i:fig(?:ure)?)\.?\s*\d+(?:\s*[.:|](?!\d)\s*|\s+(?=[A-Z(])
 
 def caption_of(record: Mapping[str, Any]) -> str:
     """`s2_caption`, else `s2orc_caption`, white space collapsed, without the leading "Figure 3:"; empty if neither."""
-    for key in ("s2_caption", "s2orc_caption"):
-        text = " ".join((record.get(key) or "").split())
-        text = text[match.end() :] if (match := LABEL.match(text)) else text
-        if text:
-            return text
-    return ""
+    captions = (one_line(record.get(key) or "") for key in ("s2_caption", "s2orc_caption"))
+    texts = (caption[match.end() :] if (match := LABEL.match(caption)) else caption for caption in captions)
+    return next(filter(None, texts), "")
 
 
-def read(
-    root: Path,
-    layout: Mapping[str, str],
-    *,
-    figures: Literal["radiology", "all"] = "radiology",
-    max_missing_images: float = 0.1,
-) -> list[Study]:
-    """One study per figure; `group_id` is the paper (its DOI where oa_info has one, else `pdf_hash`), `extra["licence"]`
-    its licence where it is known.
+def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
+    """One study per figure that the release flags as radiology; `group_id` is the paper (its DOI where oa_info has one,
+    else `pdf_hash`), `extra["licence"]` its licence where it is known.
 
     Figures without any caption and listed images that do not exist are left out and counted.
 
     Args:
         root: folder that holds the set.
         layout: `annotations`, a JSON Lines file, and `images`, a folder, both under `root`.
-        figures: those that the release flags as radiology, or all (endoscopy, histology and others too).
-        max_missing_images: share of the figures' images that may be absent.
 
     Raises:
-        InputError: malformed line, missing key, a figure that occurs twice, too many images absent; names file and line.
+        InputError: malformed line, missing key, a figure that occurs twice, too many images absent
+            (`files.MOST_MISSING`); names file and line.
     """
-    source, folder = root / layout["annotations"], root / layout["images"]
-    present = listing.file_names(folder)
-    absent, without = listing.Absent(source, max_missing_images), 0
-    seen: set[str] = set()
-    studies = []
-    for where, record in listing.json_lines(source, "unpack the MedICaT release there (data_manifests/medicat.md)"):
-        for key in ("pdf_hash", "fig_uri"):
-            if not isinstance(record.get(key), str) or not record[key].strip():
-                raise InputError(f"{where}: record has no {key}; mend or remove the line")
+    source, without, studies = root / layout["annotations"], 0, []
+    seen: dict[str, str] = {}
+    for where, record in read_json_lines(source, "medicat"):
+        check_keys(record, ("pdf_hash", "fig_uri"), where)
         name = f"{record['pdf_hash']}_{record['fig_uri']}"
-        if name in seen:
-            raise InputError(f"{where}: figure {name} occurs twice; remove one of the lines")
-        seen.add(name)
-        for key in ("s2_caption", "s2orc_caption"):
-            if not isinstance(record.get(key), str | None):
-                raise InputError(f"{where}: {key} of {name} is not text; mend or remove the line")
-        if figures == "radiology":
-            if not isinstance(record.get("radiology"), bool):
-                raise InputError(
-                    f"{where}: radiology of {name} is not true or false; mend it or set medicat_figures: all"
-                )
-            if not record["radiology"]:
-                continue
+        check_once(f"figure {name}", seen, where)
+        for key, kind, wanted in (
+            ("s2_caption", str | None, "text"),
+            ("s2orc_caption", str | None, "text"),
+            ("radiology", bool, "true or false"),
+        ):
+            if not isinstance(record.get(key), kind):
+                raise InputError(f"{where}: {key} of {name} is not {wanted}; mend or remove the line")
+        if not record["radiology"]:
+            continue
         text = caption_of(record)
         if not text:
             without += 1
-        elif not absent(folder / name, name in present):
-            images = (StudyImage(name, folder / name),)
-            group = article_id(doi=_within(record, "oa_info", "doi")) or record["pdf_hash"]
-            studies.append(Study(name, images, text, "train", group, _licence(record)))
-    absent.settle()
+            continue
+        group = article_id(doi=_within(record, "oa_info", "doi")) or record["pdf_hash"]
+        licence = _within(record, "oa_info", "oa", "license")
+        extra = {"licence": licence} if isinstance(licence, str) and licence else {}
+        image = StudyImage(name, root / layout["images"] / name)
+        studies.append(Study(name, (image,), text, "train", group, extra))
     if without:
         log.info("%s: %d figures without caption left out", paths.shown(source), without)
-    return studies
+    return without_absent(studies, source)
 
 
-def _licence(record: Mapping[str, Any]) -> dict[str, str]:
-    """The article's licence, where it is known."""
-    found = _within(record, "oa_info", "oa", "license")
-    return {"licence": found} if isinstance(found, str) and found else {}
-
-
-def _within(record: Mapping[str, Any], *keys: str) -> Any:
+def _within(record: Record, *keys: str) -> Any:
     """A nested value; `oa_info` and all that is in it may be null."""
     found: Any = record
     for key in keys:

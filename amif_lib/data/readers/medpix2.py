@@ -8,20 +8,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers import listing
+from amif_lib.data.readers.files import Images, Record, check_keys, check_once, one_line, read_json, read_json_lines
 from amif_lib.data.records import Study, StudyImage
 
 SPLITS = {"train": "train", "dev": "val", "test": "test"}
-REQUIRED = ("case_id", "image_id", "file", "split", "caption")
-HINT = "see data_manifests/medpix2.md for the layout"
-Record = dict[str, Any]
 
 
 def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
@@ -39,27 +36,22 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     Raises:
         InputError: malformed record, missing field, a case without split, missing image; names file and record.
     """
-    source = root / layout["annotations"]
+    rows = _official(root, layout) if "cases" in layout else read_json_lines(root / layout["annotations"], "medpix2")
     groups: dict[tuple[str, str], list[Record]] = {}
-    folder = layout["images"].strip("/")
-    present = {f"{folder}/{name}" for name in listing.file_names(root / folder)}
-    seen: set[str] = set()
-    for where, record in _official(root, layout) if "cases" in layout else _re_encoded(source):
-        _check(where, record)
-        if record["file"] not in present:
-            raise InputError(
-                f"{paths.shown(root / record['file'])}: image of record {record['image_id']} is missing; fetch it or "
-                f"remove the record from {source.name}"
-            )
-        if record["image_id"] in seen:
-            raise InputError(f"{where}: record {record['image_id']} occurs twice; remove one of them")
-        seen.add(record["image_id"])
-        groups.setdefault((record["case_id"], " ".join(record["caption"].split())), []).append(record)
-    studies, numbers = [], {}
+    present, seen = Images(), {}
+    for where, record in rows:
+        name = record.get("image_id") or "?"
+        check_keys(record, ("case_id", "image_id", "file", "split", "caption"), f"{where}: record {name}")
+        if record["split"] not in SPLITS:
+            raise InputError(f"{where}: record {name} has split {record['split']!r}; use {', '.join(SPLITS)}")
+        present.require(root / record["file"], f"record {name}")
+        check_once(f"record {name}", seen, where)
+        groups.setdefault((record["case_id"], one_line(record["caption"])), []).append(record)
+    studies, numbers = [], Counter()
     for (case, caption), records in groups.items():
-        numbers[case] = numbers.get(case, 0) + 1
+        numbers[case] += 1
         findings = _text(records[0].get("case_findings"))
-        text = caption if not findings or findings == caption else f"{caption} {findings}"
+        text = caption if findings in ("", caption) else f"{caption} {findings}"
         images = tuple(StudyImage(r["image_id"], root / r["file"], _text(r.get("plane")).lower()) for r in records)
         studies.append(Study(f"{case}-{numbers[case]}", images, text, SPLITS[records[0]["split"]], case))
     return studies
@@ -67,85 +59,52 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
 
 def _text(value: Any) -> str:
     """White space collapsed; empty for null, a missing key and the release's "N/A"."""
-    text = " ".join(value.split()) if isinstance(value, str) else ""
+    text = one_line(value) if isinstance(value, str) else ""
     return "" if text.upper() == "N/A" else text
-
-
-def _check(where: str, record: Record) -> None:
-    for key in REQUIRED:
-        if not isinstance(record.get(key), str) or not record[key].strip():
-            raise InputError(f"{where}: record {record.get('image_id') or '?'} has no {key}; mend or remove it")
-    if record["split"] not in SPLITS:
-        raise InputError(f"{where}: record {record['image_id']} has split {record['split']!r}; use {', '.join(SPLITS)}")
-
-
-def _re_encoded(source: Path) -> Iterable[tuple[str, Record]]:
-    return listing.json_lines(source, HINT)
 
 
 def _official(root: Path, layout: Mapping[str, str]) -> Iterator[tuple[str, Record]]:
     """The image records of `Descriptions.json` with their case's findings and split, sorted by case and image."""
-    source, topics = root / layout["annotations"], root / layout["cases"]
+    source, cases = root / layout["annotations"], root / layout["cases"]
     findings = {}
-    for number, case in enumerate(_json_list(topics)):
-        name, content = case.get("U_id"), case.get("Case")
-        if not isinstance(name, str) or not isinstance(content, dict):
-            raise InputError(f"{paths.shown(topics)}: record number {number} has no U_id or no Case; mend or remove it")
-        findings[name] = content.get("Findings")
-    split_of = _splits(root / layout["splits"])
-    records = [(number, record) for number, record in enumerate(_json_list(source))]
-    records.sort(key=lambda pair: (str(pair[1].get("U_id")), str(pair[1].get("image"))))
-    for number, record in records:
+    for number, case in enumerate(read_json(cases, "medpix2")):
+        if not isinstance(case.get("U_id"), str) or not isinstance(case.get("Case"), dict):
+            raise InputError(f"{paths.shown(cases)}: record number {number} has no U_id or no Case; mend or remove it")
+        findings[case["U_id"]] = case["Case"].get("Findings")
+    splits = _splits(root / layout["splits"])
+    records = list(enumerate(read_json(source, "medpix2")))
+    for number, record in sorted(records, key=lambda pair: (str(pair[1].get("U_id")), str(pair[1].get("image")))):
         where = f"{paths.shown(source)}, record number {number}"
-        case, image = record.get("U_id"), record.get("image")
-        description = record.get("Description")
+        case, image, description = record.get("U_id"), record.get("image"), record.get("Description")
         if not isinstance(description, dict):
             raise InputError(f"{where}: record {image or '?'} has no Description; mend or remove it")
-        if case not in findings:
-            raise InputError(f"{where}: case {case} of {image} is not in {topics.name}; fetch both files again")
-        if case not in split_of:
-            raise InputError(f"{where}: case {case} of {image} is in none of {layout['splits']}/; fetch them again")
-        yield (
-            where,
-            {
-                "case_id": case,
-                "image_id": image,
-                "file": f"{layout['images']}/{image}.png",
-                "split": split_of[case],
-                "caption": description.get("Caption"),
-                "plane": description.get("Plane"),
-                "case_findings": findings[case],
-            },
-        )
+        for known, files in ((findings, cases.name), (splits, f"{layout['splits']}/")):
+            if not isinstance(case, str) or case not in known:
+                raise InputError(f"{where}: case {case} of {image} is not in {files}; fetch the files again")
+        record = {
+            "case_id": case,
+            "image_id": image,
+            "file": f"{layout['images']}/{image}.png",
+            "split": splits[case],
+            "caption": description.get("Caption"),
+            "plane": description.get("Plane"),
+            "case_findings": findings[case],
+        }
+        yield where, record
 
 
 def _splits(folder: Path) -> dict[str, str]:
     """Split of each case, from `data_<split>*.jsonl` (training is listed as a whole and in two halves)."""
     out: dict[str, str] = {}
     for split in SPLITS:
-        files = sorted(folder.glob(f"data_{split}*.jsonl"))
-        if not files:
-            raise InputError(f"{paths.shown(folder / f'data_{split}.jsonl')}: no such file; {HINT}")
-        for path in files:
-            for where, record in listing.json_lines(path, HINT):
-                case = record.get("U_id")
-                if not isinstance(case, str):
-                    raise InputError(f"{where}: record has no U_id; mend or remove the line")
-                if out.setdefault(case, split) != split:
-                    raise InputError(f"{where}: case {case} is in {split} and in {out[case]}; keep it in one split")
+        whole = folder / f"data_{split}.jsonl"
+        for path in sorted(folder.glob(f"data_{split}*.jsonl")) or [
+            whole
+        ]:  # with neither, the whole is said to be absent
+            for where, record in read_json_lines(path, "medpix2"):
+                check_keys(record, ("U_id",), where)
+                if (other := out.setdefault(record["U_id"], split)) != split:
+                    raise InputError(
+                        f"{where}: case {record['U_id']} is in {split} and in {other}; keep it in one split"
+                    )
     return out
-
-
-def _json_list(path: Path) -> list[Record]:
-    name = paths.shown(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file; {HINT}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 ({error.reason} at byte {error.start}); fetch the file again") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name}, line {error.lineno}: not valid JSON ({error.msg}); fetch the file again") from None
-    if not isinstance(content, list) or not content or not all(isinstance(record, dict) for record in content):
-        raise InputError(f"{name}: must hold a list of JSON objects; is it the official file?")
-    return content

@@ -20,28 +20,16 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers import listing
+from amif_lib.data.readers.files import Images, one_line, read_text
 from amif_lib.data.records import Study, StudyImage
 
 log = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "validate": "val", "test": "test"}
-LATERAL = {"LATERAL", "LL", "XTABLE LATERAL", "SWIMMERS", "left lateral", "lateral"}
-FRONTAL = {
-    "AP",
-    "PA",
-    "AP AXIAL",
-    "AP LLD",
-    "AP RLD",
-    "PA LLD",
-    "PA RLD",
-    "LPO",
-    "RPO",
-    "LAO",
-    "RAO",
-    "antero-posterior",
-    "postero-anterior",
-}
+LATERAL = ("LATERAL", "LL", "XTABLE LATERAL", "SWIMMERS", "left lateral", "lateral")
+FRONTAL = ("AP", "PA", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD", "LPO", "RPO", "LAO", "RAO")
+NAMED = ("antero-posterior", "postero-anterior")  # frontal, in the column of codes
+VIEWS = dict.fromkeys(LATERAL, "lateral") | dict.fromkeys((*FRONTAL, *NAMED), "frontal")
 
 # A header stands at the start of a line and ends in a colon. In capitals it always counts; in mixed case only where its
 # name is known and the line before it ends a sentence or is blank, so that a broken line does not make one.
@@ -63,7 +51,8 @@ OTHER = re.compile(
 )
 HEADER = re.compile(r"^[ \t]*([A-Za-z][A-Za-z /,()&'_-]{1,60}?)[ \t]*:", re.MULTILINE)
 TITLE = re.compile(r"^\s*(?:FINAL|WET READ|PRELIMINARY) (?:REPORT|ADDENDUM)[ \t]*$", re.MULTILINE)
-DEIDENTIFIED = re.compile(r"_{2,}")
+BLANK_LINES = re.compile(r"\n\s*\n")
+DEIDENTIFIED = re.compile(r"_{2,}")  # what de-identification removed
 # Who signed, at the end of a text, names being "___": "DR. ___", "___ ___, M.D.". It stands alone, after the end of a
 # sentence or a blank line, so that "discussed with Dr. ___." stays.
 _NAME = r"_{2,}(?:\s+_{2,})*"
@@ -72,7 +61,6 @@ SIGNATURE = re.compile(
     r"(?:\A|\n[ \t]*(?=\n)|(?<=[.!?])(?<!\b[Dd][Rr]\.)(?<!\b[Dd][Rr][Ss]\.)(?<!\b[Pp]rof\.))"
     rf"(?:\s*(?:[Dd][Rr]\b\.?\s*{_NAME}(?:,?\s*{_DEGREE})?|{_NAME},?\s*{_DEGREE})[.,]?)+\s*\Z"
 )
-PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
 def sections(report: str) -> dict[str, str]:
@@ -84,7 +72,10 @@ def sections(report: str) -> dict[str, str]:
     of the text. A report with neither has the single key `text`: the paragraphs that no header introduces.
     """
     found: dict[str, str] = {}
-    for part in TITLE.split(report.replace("\r\n", "\n")):
+    report = BLANK_LINES.sub(
+        "\n\n", report.replace("\r\n", "\n")
+    )  # long runs would make the other expressions quadratic
+    for part in TITLE.split(report):
         found |= _sections(part)
     if len(found) > 1:
         found.pop("text", None)
@@ -110,7 +101,7 @@ def _sections(part: str) -> dict[str, str]:
                 out[current] = _clean(text)
         elif OTHER.search(name):
             current = ""
-            loose += PARAGRAPH.split(text.strip())[1:]
+            loose += text.strip().split("\n\n")[1:]
         elif current:
             out[current] = _clean(f"{out.get(current, '')} {match[0]}{text}")
         else:
@@ -132,69 +123,48 @@ def _is_header(match: re.Match[str], part: str) -> bool:
 
 
 def _clean(text: str) -> str:
-    text = " ".join(
-        DEIDENTIFIED.sub(" ", SIGNATURE.sub("", text)).split()
-    )  # "___" stands for what de-identification removed
+    text = one_line(DEIDENTIFIED.sub(" ", SIGNATURE.sub("", text)))
     text = re.sub(r" (?=[.,;:](?:\s|$))", "", text)
     return text if any(character.isalnum() for character in text) else ""
 
 
-def report_text(report: str, wanted: str = "findings+impression") -> str:
-    """The text of a study: the wanted sections, or what there is where they are missing; empty if there is nothing.
-
-    `wanted` is `findings+impression`, `findings` or `impression`. A missing section is replaced by the other one, and a
-    report without headers by its whole text.
-    """
+def report_text(report: str) -> str:
+    """The text of a study: findings and impression, what there is of them, or a report without headers; else empty."""
     found = sections(report)
-    chosen = [found[name] for name in wanted.split("+") if name in found] or list(found.values())
-    return " ".join(chosen)
+    return " ".join(found[name] for name in ("findings", "impression", "text") if name in found)
 
 
 def view_of(position: str, code: str) -> str:
     """`frontal`, `lateral`, another named plane in lower case, or `""` where the metadata is blank."""
-    for value in (position, code):
-        if value in FRONTAL:
-            return "frontal"
-        if value in LATERAL:
-            return "lateral"
-    return (code or position).lower()
+    return VIEWS.get(position) or VIEWS.get(code) or (code or position).lower()
 
 
 def _table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pd.DataFrame:
     """The named columns of a table as text, one row per `dicom_id`."""
+    name = paths.shown(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda name: name in (*columns, *optional))
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda key: key in (*columns, *optional))
     except FileNotFoundError:
-        raise InputError(f"{paths.shown(path)}: no such file; put MIMIC-CXR-JPG's csv.gz files there") from None
+        raise InputError(f"{name}: no such file; put MIMIC-CXR-JPG's csv.gz files there") from None
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
-        reason = " ".join(str(error).split())
-        raise InputError(f"{paths.shown(path)}: cannot be read ({reason}); fetch the file again") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise InputError(f"{paths.shown(path)}: column {missing[0]} is missing; is it the official file?")
-    twice = table["dicom_id"].duplicated()
-    if twice.any():
-        raise InputError(
-            f"{paths.shown(path)}: image {table['dicom_id'][twice].iloc[0]} occurs twice; fetch the file again"
-        )
+        raise InputError(f"{name}: cannot be read ({one_line(error)}); fetch the file again") from None
+    if missing := [column for column in columns if column not in table.columns]:
+        raise InputError(f"{name}: column {missing[0]} is missing; is it the official file?")
+    twice = table.loc[table["dicom_id"].duplicated(), "dicom_id"]
+    if len(twice):
+        raise InputError(f"{name}: image {twice.iloc[0]} occurs twice; fetch the file again")
     if table.empty:
-        raise InputError(f"{paths.shown(path)}: no records; fetch the file again")
+        raise InputError(f"{name}: no records; fetch the file again")
     return table
 
 
-def read(
-    root: Path,
-    layout: Mapping[str, str],
-    *,
-    report_sections: str = "findings+impression",
-    splits: tuple[str, ...] = ("train",),
-) -> list[Study]:
+def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("train",)) -> list[Study]:
     """The studies of the given splits, images sorted by DICOM id; a study without any report text is left out.
 
     Args:
         root: folder that holds the set.
         layout: `images` and `reports`, folders under `root`; `metadata` and `split`, files under `images`.
-        report_sections: see `report_text`.
+        splits: of `train`, `val`, `test`.
 
     Raises:
         InputError: a table, image or report is missing or malformed; names the file.
@@ -204,13 +174,13 @@ def read(
     metadata = _table(images / layout["metadata"], named, ("ViewCodeSequence_CodeMeaning",))
     split = _table(images / layout["split"], ("dicom_id", "study_id", "subject_id", "split"))
     table = metadata.merge(split[["dicom_id", "split"]], on="dicom_id", how="left")
-    unknown = table[~table["split"].isin(SPLITS)]
+    unknown = table.loc[~table["split"].isin(SPLITS), "dicom_id"]
     if len(unknown):
         raise InputError(
-            f"{paths.shown(images / layout['split'])}: image {unknown['dicom_id'].iloc[0]} has no split among "
-            f"{', '.join(SPLITS)}; is it the official file?"
+            f"{paths.shown(images / layout['split'])}: image {unknown.iloc[0]} has no split among {', '.join(SPLITS)}; "
+            "is it the official file?"
         )
-    table = table.assign(split=table["split"].map(SPLITS))
+    table["split"] = table["split"].map(SPLITS)
     table = table[table["split"].isin(splits)].sort_values(["subject_id", "study_id", "dicom_id"], kind="stable")
     codes = table.get("ViewCodeSequence_CodeMeaning", pd.Series("", index=table.index))
     columns = (*(table[name] for name in ("subject_id", "study_id", "split", "dicom_id", "ViewPosition")), codes)
@@ -218,32 +188,16 @@ def read(
     studies, empty = [], 0
     for (subject, study, part), rows in itertools.groupby(zip(*columns, strict=True), key=lambda row: row[:3]):
         folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
-        text = report_text(_report(reports / folder / f"s{study}.txt", study), report_sections)
+        text = report_text(read_text(reports / folder / f"s{study}.txt", "mimic_cxr"))
         if not text:
             empty += 1
             continue
-        where = images / folder / f"s{study}"
-        present = listing.file_names(where)
-        views = []
+        views, present = [], Images()
         for *_, dicom, position, code in rows:
-            if f"{dicom}.jpg" not in present:
-                raise InputError(
-                    f"{paths.shown(where / f'{dicom}.jpg')}: image of study {study} is missing; fetch it or drop "
-                    f"its line from {layout['metadata']}"
-                )
-            views.append(StudyImage(dicom, where / f"{dicom}.jpg", view_of(position, code)))
+            path = images / folder / f"s{study}" / f"{dicom}.jpg"
+            present.require(path, f"study {study} in {layout['metadata']}")
+            views.append(StudyImage(dicom, path, view_of(position, code)))
         studies.append(Study(study, tuple(views), text, part, subject))
     if empty:
         log.info("%s: %d studies without report text left out", root.name, empty)
     return studies
-
-
-def _report(path: Path, study: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(
-            f"{paths.shown(path)}: the report of study {study} is missing; unpack mimic-cxr-reports.zip there"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{paths.shown(path)}: cannot be read as UTF-8 ({error}); fetch the report again") from None

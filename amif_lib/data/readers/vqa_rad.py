@@ -2,93 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.annotations import YES_NO, check_keys, choose, read_json, require_image, text
+from amif_lib.data.readers.files import YES_NO, Images, Record, check_keys, check_once, choose, one_line, read_json
 from amif_lib.data.records import Question, normalise_answer
 
 REQUIRED = ("qid", "phrase_type", "image_name", "question", "answer", "answer_type")
 SPLITS = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 NULL = "NULL"  # how the release writes a missing text
 TYPES = {"PRSE": "PRES", "ATRIB": "ATTRIB"}  # misspelt in the release
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    """The records of the JSON file, checked: all keys there, nothing empty, known types, each qid once.
-
-    Raises:
-        InputError: names the file and, where there is one, the record's qid.
-    """
-    name, content = paths.shown(path), read_json(path, "vqa_rad")
-    seen: set[str] = set()
-    for number, record in enumerate(content):
-        where = f"{name}: record qid {record.get('qid', f'? (number {number})')}"
-        check_keys(record, REQUIRED, where)
-        if record["phrase_type"] not in SPLITS:
-            raise InputError(f"{where}: phrase_type {record['phrase_type']!r} is not one of {', '.join(SPLITS)}")
-        if record["answer_type"].strip() not in ("OPEN", "CLOSED"):
-            raise InputError(f"{where}: answer_type {record['answer_type']!r} is neither OPEN nor CLOSED")
-        if str(record["qid"]) in seen:
-            raise InputError(f"{where}: this qid occurs twice; make it unique")
-        seen.add(str(record["qid"]))
-    return content
-
-
-def _official1797(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The official training records."""
-    return [record for record in content if SPLITS[record["phrase_type"]] == "train"]
-
-
-def _published3064(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The official training records and the templated variant (`question_frame`) of every record that has one, which
-    follows its record as in the circulating file (the nearest-question baseline takes the first of equals).
-
-    284 of the 1,267 variants belong to test records and carry their answers: this file leaks. It is what circulates as
-    the 3,064 training questions and agrees with the count that the paper gives.
-    """
-    out = []
-    for record in content:
-        if SPLITS[record["phrase_type"]] == "train":
-            out.append(record)
-        if text(record.get("question_frame", NULL)) not in (NULL, ""):
-            out.append({**record, "qid": f"{record['qid']}-frame", "question": record["question_frame"]})
-    return out
-
-
-def _clean2772(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`published3064` without what equals a test question, its rephrasing or its variant on the same image."""
-    wordings = ("question", "question_rephrase", "question_frame")
-    asked = {
-        (record["image_name"], normalise_answer(record.get(key, NULL)))
-        for record in content
-        if SPLITS[record["phrase_type"]] == "test"
-        for key in wordings
-    }
-    return [
-        record
-        for record in _published3064(content)
-        if (record["image_name"], normalise_answer(record["question"])) not in asked
-    ]
-
-
-def _image_disjoint(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The official training records on images that no test record asks about."""
-    tested = {record["image_name"] for record in content if SPLITS[record["phrase_type"]] == "test"}
-    return [record for record in _official1797(content) if record["image_name"] not in tested]
-
-
-# Which training questions, the default first: a rule from all records to the training records (which may be variants of
-# official ones).
-TRAINING_FILES: dict[str, Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = {
-    "official1797": _official1797,
-    "published3064": _published3064,
-    "clean2772": _clean2772,
-    "image_disjoint": _image_disjoint,
-}
+TRAINING_FILES = ("official1797", "published3064", "clean2772", "image_disjoint")  # the default first
 
 
 def read(
@@ -101,50 +27,88 @@ def read(
     Args:
         root: folder that holds the set.
         layout: `annotations` (JSON file) and `images` (folder), under `root`.
-        training_file: a key of `TRAINING_FILES`, or `default`.
+        training_file: one of `TRAINING_FILES` (see `training_records`), or `default`.
         images: whether every question's image must be there; without, the annotations alone can be read and counted.
 
     Raises:
         InputError: unknown training file; malformed record or missing image, naming file and qid.
     """
     chosen = choose(training_file, TRAINING_FILES, "VQA-RAD")
-    source, folder = root / layout["annotations"], root / layout["images"]
-    content = records(source)
-    present = {path.name for path in folder.glob("*")} if images else set()
-    test = [record for record in content if SPLITS[record["phrase_type"]] == "test"]
-    questions = []
-    for split, part in (("train", TRAINING_FILES[chosen](content)), ("test", test)):
-        for record in part:
-            if images:
-                image = str(record["image_name"])
-                require_image(folder / image, present, image, f"qid {record['qid']}")
-            questions.append(_question(record, split, folder))
+    content, folder, present = _records(root / layout["annotations"]), root / layout["images"], Images()
+    parts = {"train": training_records(content, chosen), "test": [r for r in content if _split(r) == "test"]}
+    questions = [_question(record, split, folder) for split, part in parts.items() for record in part]
+    for question in questions if images else ():
+        present.require(question.image_path, f"qid {question.question_id}")
     return questions
 
 
-def _question(record: dict[str, Any], split: str, folder: Path) -> Question:
+def _records(path: Path) -> list[Record]:
+    """The records of the JSON file, checked: all keys there, nothing empty, known types, each qid once."""
+    content, seen = read_json(path, "vqa_rad"), {}
+    for number, record in enumerate(content):
+        where = f"{paths.shown(path)}: record qid {record.get('qid', f'? (number {number})')}"
+        check_keys(record, REQUIRED, where)
+        if record["phrase_type"] not in SPLITS:
+            raise InputError(f"{where}: phrase_type {record['phrase_type']!r} is not one of {', '.join(SPLITS)}")
+        if record["answer_type"].strip() not in ("OPEN", "CLOSED"):
+            raise InputError(f"{where}: answer_type {record['answer_type']!r} is neither OPEN nor CLOSED")
+        check_once(f"qid {record['qid']}", seen, where)
+    return content
+
+
+def _split(record: Record) -> str:
+    return SPLITS[record["phrase_type"]]
+
+
+def training_records(content: list[Record], chosen: str) -> list[Record]:
+    """The records that a training file has, in the file's order.
+
+    `official1797`: those of the official split. `image_disjoint`: of these, those on images that no test record asks
+    about. `published3064`: the official ones, and the templated variant (`question_frame`) of every record that has
+    one, after its record. 284 of the 1,267 variants belong to test records and carry their answers: this file leaks. It
+    is what circulates as the 3,064 training questions and agrees with the paper's count. `clean2772`: the same without
+    what equals a test question, its rephrasing or its variant on the same image.
+    """
+    test = [record for record in content if _split(record) == "test"]
+    official = [record for record in content if _split(record) == "train"]
+    if chosen == "official1797":
+        return official
+    if chosen == "image_disjoint":
+        tested = {record["image_name"] for record in test}
+        return [record for record in official if record["image_name"] not in tested]
+    out = []
+    for record in content:
+        if _split(record) == "train":
+            out.append(record)
+        if one_line(record.get("question_frame", NULL)) not in (NULL, ""):
+            out.append({**record, "qid": f"{record['qid']}-frame", "question": record["question_frame"]})
+    if chosen == "published3064":
+        return out
+    wordings = ("question", "question_rephrase", "question_frame")
+    asked = {(r["image_name"], normalise_answer(r.get(key, NULL))) for r in test for key in wordings}
+    return [r for r in out if (r["image_name"], normalise_answer(r["question"])) not in asked]
+
+
+def _question(record: Record, split: str, folder: Path) -> Question:
     answer = normalise_answer(record["answer"])
-    kinds = [
-        TYPES.get(kind.strip().upper(), kind.strip().upper())
-        for kind in str(record.get("question_type", "")).split(",")
-    ]
+    kinds = [kind.strip().upper() for kind in str(record.get("question_type", "")).split(",")]
     extra = {
         "phrase_type": record["phrase_type"],
         "image_organ": str(record.get("image_organ", "")),
         "linked_id": str(record.get("qid_linked_id", "")),
-        # the same question in other words, which `leaks` looks for among the training questions
-        "rephrase": text(record.get("question_rephrase", NULL)).removeprefix(NULL),
-        "frame": text(record.get("question_frame", NULL)).removeprefix(NULL),
+        # the same question in other words, looked for among the training questions (`scoring.leaks`)
+        "rephrase": one_line(record.get("question_rephrase", NULL)).removeprefix(NULL),
+        "frame": one_line(record.get("question_frame", NULL)).removeprefix(NULL),
     }
     return Question(
         question_id=str(record["qid"]),
         image_id=Path(record["image_name"]).stem,
         image_path=folder / record["image_name"],
-        question=text(record["question"]),
+        question=one_line(record["question"]),
         answers=(answer,),
         split=split,
         closed_field=record["answer_type"].strip() == "CLOSED",
         closed_yes_no=answer in YES_NO,
-        question_type=", ".join(kinds),
+        question_type=", ".join(TYPES.get(kind, kind) for kind in kinds),
         extra=extra,
     )

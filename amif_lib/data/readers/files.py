@@ -1,0 +1,169 @@
+"""What the readers share: files and records read with errors that name file, line and field, and images looked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data.records import Study
+
+YES_NO = ("yes", "no")
+NUMBERS = ("qid", "img_id", "answer")  # the keys whose values may be whole numbers
+MOST_MISSING = 0.1  # share of the images that ROCO and MedICaT list but that may be absent: articles lose theirs
+log = logging.getLogger(__name__)
+Record = dict[str, Any]
+
+
+def one_line(value: object) -> str:
+    """A text as it is shown: tabs, line ends and runs of blanks (all occur in the releases) become one blank."""
+    return " ".join(str(value).split())
+
+
+@contextlib.contextmanager
+def _naming(path: Path, data_set: str) -> Iterator[None]:
+    """Turn what goes wrong in reading a file into an InputError that names it and the set's card."""
+    name = paths.shown(path)
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{name}: no such file; data_manifests/{data_set}.md says how to get it") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 ({error.reason} at byte {error.start}); fetch the file again") from None
+    except OSError as error:  # such as a folder of that name
+        raise InputError(f"{name}: cannot be read ({error.strerror}); fetch the file again") from None
+
+
+def read_text(path: Path, data_set: str) -> str:
+    """A file's text, UTF-8. Raises InputError where it cannot be read; `data_set` names the card to look into."""
+    with _naming(path, data_set):
+        return path.read_text(encoding="utf-8")
+
+
+def read_lines(path: Path, data_set: str) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that are not blank, without line ends, each with `<file>, line <n>` for messages.
+
+    Only a line feed ends a line: captions hold other characters that Python's `splitlines` would split at.
+
+    Raises:
+        InputError: no such file, nothing in it, or a line that is not UTF-8.
+    """
+    found = False
+    with _naming(path, data_set), path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            where = f"{paths.shown(path)}, line {number}"
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where}: not UTF-8 (at byte {error.start}); fetch the file again") from None
+            if line.strip():
+                found = True
+                yield where, line
+    if not found:
+        raise InputError(f"{paths.shown(path)}: no records; fetch the file again")
+
+
+def _parse(written: str, name: str) -> Any:
+    try:
+        return json.loads(written)
+    except json.JSONDecodeError as error:
+        at = name if ", line " in name else f"{name}, line {error.lineno}"
+        raise InputError(f"{at}: not valid JSON ({error.msg}); mend it or fetch the file again") from None
+    except (RecursionError, ValueError):  # a number of thousands of digits is a plain ValueError
+        raise InputError(f"{name}: nested too deeply or a number too long; is it the official file?") from None
+
+
+def read_json(path: Path, data_set: str) -> list[Record]:
+    """The records of a JSON file that holds a list of objects. Raises InputError that names file and line or record."""
+    name = paths.shown(path)
+    return check_list(_parse(read_text(path, data_set), name), name)
+
+
+def read_json_lines(path: Path, data_set: str) -> Iterator[tuple[str, Record]]:
+    """The objects of a JSON Lines file, each with `<file>, line <n>`; a bad line raises an InputError that names it."""
+    for where, line in read_lines(path, data_set):
+        record = _parse(line, where)
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: a record must be a JSON object; mend or remove the line")
+        yield where, record
+
+
+def check_list(content: Any, name: str) -> list[Record]:
+    """`content` if it is a list of objects with something in it, else an InputError that begins with `name`."""
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{name}: must hold a list of records; is it the official file?")
+    for number, record in enumerate(content):
+        if not isinstance(record, dict):
+            raise InputError(f"{name}: record number {number} is not a JSON object; mend or remove it")
+    return content
+
+
+def check_keys(record: Record, keys: Iterable[str], where: str, may_be_empty: tuple[str, ...] = ()) -> None:
+    """Raise InputError, beginning with `where`, for a key that is missing, empty or not text (`NUMBERS`: or a number)."""
+    for key in keys:
+        if key not in record:
+            raise InputError(f"{where}: key {key} is missing; mend or remove the record")
+        value = record[key]
+        is_text = isinstance(value, str) or (key in NUMBERS and isinstance(value, int) and not isinstance(value, bool))
+        if not is_text or (not str(value).strip() and key not in may_be_empty):
+            raise InputError(f"{where}: {key} is empty or not text; mend or remove the record")
+
+
+def check_once(key: str, seen: dict[str, str], where: str) -> None:
+    """Note in `seen` where a key stands. Raises InputError where it stood somewhere before."""
+    if key in seen:
+        raise InputError(f"{where}: {key} occurs twice (first: {seen[key]}); remove one of them")
+    seen[key] = where
+
+
+def choose(training_file: str, known: Iterable[str], title: str) -> str:
+    """The training file that is meant, the first of `known` being the default. Raises InputError listing them."""
+    known = tuple(known)
+    if training_file not in ("default", *known):
+        listed = ", ".join(("default", *known))
+        raise InputError(f"training_file: {training_file!r} is not known for {title}; choose one of {listed}")
+    return known[0] if training_file == "default" else training_file
+
+
+class Images:
+    """Whether image files exist, by one listing of each folder: faster than many look-ups on a network disk."""
+
+    def __init__(self) -> None:
+        self.listed: dict[Path, set[str]] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        folder = path.parent
+        if folder not in self.listed:
+            try:
+                self.listed[folder] = {path.name for path in folder.iterdir()}
+            except (FileNotFoundError, NotADirectoryError):
+                self.listed[folder] = set()
+        return path.name in self.listed[folder]
+
+    def require(self, path: Path, where: str) -> None:
+        """Raise InputError, which names file and record, where an image is absent."""
+        if path not in self:
+            raise InputError(f"{paths.shown(path)}: image of {where} is missing; fetch it or remove the record")
+
+
+def without_absent(studies: list[Study], source: Path) -> list[Study]:
+    """The studies of one image each whose image exists; how many were left out is logged.
+
+    Raises:
+        InputError: more than `MOST_MISSING` of the images are absent; names the list `source` and the first of them.
+    """
+    images = Images()
+    absent = [study.images[0].path for study in studies if study.images[0].path not in images]
+    if len(absent) > MOST_MISSING * len(studies):
+        raise InputError(
+            f"{paths.shown(source)}: {len(absent)} of the {len(studies)} listed images are absent, more than a share of "
+            f"{MOST_MISSING:g}, first {paths.shown(absent[0])}; fetch them"
+        )
+    if absent:
+        log.info("%s: %d of %d listed images absent, left out", source.name, len(absent), len(studies))
+    return [study for study in studies if study.images[0].path in images]
