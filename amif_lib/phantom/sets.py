@@ -6,10 +6,7 @@ each question id, as the reader gives it, the mask labels that the question asks
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
 import json
 import pickle
 import uuid
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from amif_lib.phantom import questions, texts
@@ -83,14 +81,12 @@ class Set:
 
 # --- pre-training ----------------------------------------------------------------------------------------------------
 
-METADATA = ("dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows", "Columns",
-            "ViewCodeSequence_CodeMeaning")  # fmt: skip
 POSITIONS = {"frontal": ("PA", "postero-anterior"), "lateral": ("LATERAL", "lateral")}
 
 
 def mimic_cxr(made: Set, counts: Counts) -> None:
     """Studies of one or two views with reports, in the folders and tables of MIMIC-CXR-JPG."""
-    tables = {"metadata": [METADATA], "split": [("dicom_id", "study_id", "subject_id", "split")]}
+    rows = []
     for index in range(counts["studies"]):
         case = made.case(index, several=True)
         subject, study = (start + 1000 * made.seed + index for start in (10_000_000, 50_000_000))
@@ -99,15 +95,13 @@ def mimic_cxr(made: Set, counts: Counts) -> None:
         for view in case.views:
             dicom = hashlib.sha256(f"{made.seed} {index} {view}".encode()).hexdigest()[:40]
             made.draw(case, view, f"mimic-cxr-jpg/{folder}/{dicom}.jpg", dicom)
-            (position, code), procedure = POSITIONS.get(view, ("", view)), texts.procedure(case)
-            row = (dicom, subject, study, procedure, position, made.size, made.size, code)
-            tables["metadata"].append(row)
-            tables["split"].append((dicom, study, subject, "train"))
-    for name, lines in tables.items():
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(lines)
-        path = made.root / "mimic-cxr-jpg" / f"mimic-cxr-2.0.0-{name}.csv.gz"
-        path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+            position, code = POSITIONS.get(view, ("", view))
+            about = {"PerformedProcedureStepDescription": texts.procedure(case), "ViewPosition": position}
+            ids = {"dicom_id": dicom, "subject_id": subject, "study_id": study, "split": "train"}
+            rows.append(ids | about | {"ViewCodeSequence_CodeMeaning": code, "Rows": made.size, "Columns": made.size})
+    table, packed = pd.DataFrame(rows), {"method": "gzip", "mtime": 0}
+    for name, part in (("metadata", table.drop(columns="split")), ("split", table.iloc[:, :4])):
+        part.to_csv(made.root / "mimic-cxr-jpg" / f"mimic-cxr-2.0.0-{name}.csv.gz", index=False, compression=packed)
 
 
 def roco(made: Set, counts: Counts) -> None:
@@ -120,16 +114,15 @@ def roco(made: Set, counts: Counts) -> None:
         case, rng = made.case(index), stream(made.seed, index, 1)
         text = "" if index % 50 == 31 else texts.caption(case, rng)
         licence = choose(rng, ("CC BY", "CC BY", "CC BY-NC", "CC BY-NC-SA", "NO-CC CODE"))
-        lists[f"{folder}/licences.txt"] += [] if lists[f"{folder}/licences.txt"] else ["ROCO_ID,PMC_ID,CC"]
-        lists[f"{folder}/licences.txt"].append(f"{name},{article}_{figure},{licence}")
         lists[f"{folder}/captions.txt"].append(f"{name}\t {text}")
-        link = f"{name}\twget -r ftp://phantom.invalid/{article}.tar.gz -P /path/to/Dir\t{figure}"
-        lists[f"{folder}/dlinks.txt"].append(link)
+        lists[f"{folder}/licences.txt"].append(f"{name},{article}_{figure},{licence}")
+        link = f"wget -r ftp://phantom.invalid/{article}.tar.gz -P /path/to/Dir"
+        lists[f"{folder}/dlinks.txt"].append(f"{name}\t{link}\t{figure}")
         lists[f"{folder}/keywords.txt"].append("\t".join([name, *case.kinds(case.views[0])]))
         if index % 40 != 20:  # else the article's archive is gone
             made.draw(case, case.views[0], f"{folder}/images/{name}.jpg", name)
     for file, lines in lists.items():
-        made.write(file, lines)
+        made.write(file, [*(["ROCO_ID,PMC_ID,CC"] if file.endswith("licences.txt") else []), *lines])
 
 
 def medicat(made: Set, counts: Counts) -> None:
@@ -139,9 +132,7 @@ def medicat(made: Set, counts: Counts) -> None:
         paper = hashlib.sha1(f"phantom {made.seed} {index // 2}".encode()).hexdigest()
         uri, rng = f"{2 + index % 5}-Figure{1 + index % 2}-1.png", stream(made.seed, index, 1)
         file, radiology, case = f"release/figures/{paper}_{uri}", index % 10 != 9, made.case(index)
-        label = choose(rng, ("Figure {}. ", "Figure {}: ", "Fig. {}. ", "Fig {} ", "FIGURE {} | ")).format(
-            1 + index % 2
-        )
+        label = choose(rng, ("Figure 1. ", "Figure 2: ", "Fig. 3. ", "Fig 4 ", "FIGURE 5 | "))
         text = label + (texts.caption(case, rng) if radiology else "Photomicrograph of a synthetic specimen, × 400.")
         if radiology and index % 40 != 20:
             made.draw(case, case.views[0], file, Path(file).stem)
