@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from amif_lib.app import cli
-from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.data.records import Question
@@ -66,35 +63,6 @@ def test_vqa_rad_leaks_and_ceilings(real: Path) -> None:
     assert numbers(clean, *lookup) == [0.00, 39.34, 23.73]
     # by the paper's definition 251 questions are closed, all of them yes or no, which training has
     assert official["ceiling_closed_yes_no"] == 100 and official["ceiling_open_yes_no"] == 42.50  # 200 - 115 = 85
-
-
-def test_slake_languages_share_images_across_splits(real: Path) -> None:
-    folder = real / "slake_annotations"
-    if not folder.is_dir():
-        pytest.skip("SLAKE's annotation files are not there")
-    files = [str(folder / f"{name}.json") for name in ("train", "validate", "test")]
-    said: list[str] = []
-    table = question_files.compare(files, say=said.append).set_index(["training", "test"])
-    assert numbers(table.loc["zh train", "en test"], "on_train_image", "test_images_in_train") == [781, 72]
-    assert numbers(table.loc["zh train+val", "en test"], "on_train_image", "test_images_in_train") == [917, 84]
-    assert table.loc[("en train", "zh test"), "test_images_in_train"] == 70
-    for language in ("en", "zh"):
-        for part in ("train", "train+val"):
-            assert table.loc[(f"{language} {part}", f"{language} test"), "on_train_image"] == 0
-    english = table.loc["en train", "en test"]
-    assert numbers(english, "n_train", "n_test", "unseen_answer", "unseen_open", "unseen_closed") == [
-        4919,
-        1061,
-        2,
-        2,
-        0,
-    ]
-    assert round(english["ceiling_overall"], 1) == 99.8
-    assert numbers(table.loc["zh train", "zh test"], "n_test", "unseen_answer") == [1033, 5]
-    assert table.loc[("zh train+val", "zh test"), "unseen_answer"] == 3
-    both = table.xs("en test", level="test").loc["en+zh train"]
-    assert both["on_train_image"] == 781 and both["n_train"] == 9835
-    assert "9835 train" in said[0] and "image = img_name" in said[0] and "1 of 9835 answers are empty" in said[0]
 
 
 def test_official_file_by_itself_gives_the_same_line(real: Path) -> None:
@@ -210,17 +178,6 @@ def test_counts_against_brute_force(tmp_path: Path) -> None:
         if any(r["linked_id"] for r in test):
             linked = sum(any(r["linked_id"] and t["linked_id"] == r["linked_id"] for t in train) for r in test)
             assert got["linked_in_train"] == linked
-
-
-def test_image_disjoint_part(tmp_path: Path) -> None:
-    made = questions(tmp_path, records())
-    assert not leaks.image_disjoint(made)  # both training images have test questions: nothing would be left
-    more = [*records(), {"image": "z", "question": "why", "answer": "x", "split": "train", "answer_type": "OPEN"}]
-    kept = leaks.image_disjoint(questions(tmp_path, more))
-    assert [q.image_id for q in kept if q.split == "train"] == ["z"] and sum(q.split == "test" for q in kept) == 6
-
-    with pytest.raises(InputError, match="need training and test questions, found only: train"):
-        leaks.lines([q for q in made if q.split == "train"])
 
 
 # --- files ---
@@ -369,16 +326,3 @@ def test_languages_are_the_variants_of_slake(shared_data: Path, monkeypatch: pyt
         781,
         917,
     ]  # by Chinese training, with val
-
-
-def test_no_torch() -> None:
-    code = "import sys; from amif_lib.scoring import leaks, question_files, score; assert not {'torch', 'transformers'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_main_lines_are_one_per_training_file_and_test_part(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "location", lambda name: shared_data / "slake_annotations")
-    found = leaks.main_lines(leaks.report("slake"))
-    assert found[["training_file", "test", "n_train"]].to_numpy().tolist() == [
-        ["en", "test", 4918], ["zh", "test", 4916], ["en+zh", "en test", 9834], ["en+zh", "zh test", 9834]]  # fmt: skip

@@ -80,7 +80,7 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
 @lru_cache(maxsize=1000)  # several tables and figures read the same runs
 def _read(folder: Path, stamps: tuple[tuple[int, int], ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What `read_predictions` returns of files as they are at this time."""
-    frame, candidates = read_parquet(folder / PREDICTIONS), read_parquet(folder / CANDIDATES)
+    frame, candidates = _parquet(folder / PREDICTIONS), _parquet(folder / CANDIDATES)
     where = paths.shown(folder / PREDICTIONS)
     scores = _check(frame, candidates, where)
     expected = _likeliest_test_answer(scores, candidates)
@@ -91,15 +91,14 @@ def _read(folder: Path, stamps: tuple[tuple[int, int], ...]) -> tuple[pd.DataFra
     return frame, candidates
 
 
-def read_parquet(path: Path, remedy: str = AGAIN) -> pd.DataFrame:
-    """A Parquet file. Raises InputError, which ends in `remedy`, where it is absent or damaged."""
+def _parquet(path: Path) -> pd.DataFrame:
     if not path.is_file():
-        raise InputError(f"{paths.shown(path)}: no such file; {remedy}")
+        raise InputError(f"{paths.shown(path)}: no such file; {AGAIN}")
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
         detail = " ".join(str(error).split())[:120]
-        raise InputError(f"{paths.shown(path)}: not a readable Parquet file ({detail}); {remedy}") from None
+        raise InputError(f"{paths.shown(path)}: not a readable Parquet file ({detail}); {AGAIN}") from None
 
 
 def _likeliest_test_answer(scores: np.ndarray, candidates: pd.DataFrame) -> np.ndarray:

@@ -48,8 +48,7 @@ COLUMNS = (*ABOUT, *MEANINGS, *(f"{score}_{part}" for score in SCORES for part i
 def report(name: str, training_file: str = "") -> pd.DataFrame:
     """Leaks and ceilings of a question set, one line per training file (`lines` for a set with several languages).
 
-    Without `training_file` all variants that the manifest lists are measured; of a set without variants also the
-    image-disjoint part, the questions whose image has no test question. Raises InputError as `load_questions` does.
+    Without `training_file` all variants that the manifest lists are measured. Raises InputError as `load_questions` does.
     """
     manifest = manifests.load(name)
     choices = {variant.name: load.variant_settings(manifest.reader, variant.name) for variant in manifest.variants}
@@ -63,18 +62,7 @@ def report(name: str, training_file: str = "") -> pd.DataFrame:
                 raise
             continue  # it needs files that the default does not
         frames.append(lines(questions, name, file))
-    if not training_file and not manifest.variants and (apart := image_disjoint(questions)):
-        frames.append(lines(apart, name, f"{file}, images without a test question"))
     return pd.concat(frames, ignore_index=True)
-
-
-def image_disjoint(questions: Sequence[Question]) -> list[Question]:
-    """The questions without the training questions on an image of a test question; empty where that changes nothing
-    or leaves no training question."""
-    taken = {q.image_id for q in questions if q.split == "test"}
-    kept = [q for q in questions if q.split != "train" or q.image_id not in taken]
-    n_train = sum(q.split == "train" for q in kept)
-    return kept if n_train > 0 and len(kept) < len(questions) else []
 
 
 def check(name: str) -> pd.DataFrame:

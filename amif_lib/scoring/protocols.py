@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from amif_lib.core.errors import InputError
 from amif_lib.data.records import close_punctuation, normalise_answer
@@ -23,23 +23,16 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    name: str = Field(description="what tables call it")
-    version: int = Field(description="of its meaning")
-    candidates: Literal["test", "train", "train+val", "all", "generate"] = Field(
-        description="the answers of which splits are ranked, or none: free generation (point 39)"
-    )
-    closed: Literal["yes_no", "answer_type"] = Field(
-        description="closed questions: the answer is yes or no, or the set's own field (point 42)"
-    )
-    closed_candidates: Literal["all", "yes_no"] = Field(
-        "all",
-        description="candidates of a closed question: all, or yes and no alone, which takes its being closed as known and "
-        "raises the score (point 41)",
-    )
-    score: Literal["sum", "mean"] = Field(
-        "sum", description="log-likelihood of a candidate over its tokens; their mean favours long answers (point 40)"
-    )
-    note: str = Field("", description="what a reader must know")
+    name: str
+    version: int
+    candidates: Literal[
+        "test", "train", "train+val", "all", "generate"
+    ]  # answers of which splits are ranked (point 39)
+    closed: Literal["yes_no", "answer_type"]  # the answer is yes or no, or the set's own field says so (point 42)
+    # Ranking a closed question over yes and no alone takes its being closed as known and raises the score (point 41).
+    closed_candidates: Literal["all", "yes_no"] = "all"
+    score: Literal["sum", "mean"] = "sum"  # log-likelihood over a candidate's tokens; means favour long ones (point 40)
+    note: str = ""  # what a reader must know
 
     @property
     def title(self) -> str:
@@ -175,15 +168,3 @@ def accuracy_table(scored: pd.DataFrame, definitions: tuple[str, ...] = tuple(DE
             percent = {"accuracy": 100 * accuracy, "ci_low": 100 * low, "ci_high": 100 * high}
             rows.append({"split": split, "definition": definition, "correct": correct, "n": n, **percent})
     return pd.DataFrame(rows)
-
-
-def half_precision(frame: pd.DataFrame, candidates: pd.DataFrame) -> pd.DataFrame:
-    """Predictions whose log-likelihoods take half the room: fp16, but for questions where a protocol would then choose
-    another answer."""
-    rounded = frame.assign(log_likelihoods=[np.float32(np.float16(row)) for row in frame["log_likelihoods"]])
-    changed = np.zeros(len(frame), dtype=bool)
-    for protocol in PROTOCOLS.values():
-        if protocol.candidates != "generate":
-            changed |= choose(frame, candidates, protocol) != choose(rounded, candidates, protocol)
-    rounded["log_likelihoods"] = rounded["log_likelihoods"].where(~changed, frame["log_likelihoods"])
-    return rounded

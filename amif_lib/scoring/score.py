@@ -245,8 +245,8 @@ def _ask(dataset: str, training_file: str = "", language: str = "") -> Asked:
 def _check_ids(places: pd.Series, asked: Asked, shown: str) -> list[str]:
     """The ids of predictions on questions that are not asked: those of other splits, languages and variants.
 
-    `places` names each prediction's place by its id. Raises InputError where an id is no question at all, none is a test
-    question, or a test question has no prediction.
+    `places` names each prediction's place by its id. Raises InputError where an id is no question at all or a test question
+    has no prediction.
     """
     test = pd.Index([q.question_id for q in asked.questions if q.split == "test"])
     others = places.index[~places.index.isin(test)]
@@ -258,11 +258,6 @@ def _check_ids(places: pd.Series, asked: Asked, shown: str) -> list[str]:
             raise InputError(
                 f"{places[unknown[0]]}: question {unknown[0]} is none of {asked.dataset} ({len(unknown)} such ids; test "
                 f"questions have ids such as {test[0]}); correct or remove it"
-            )
-        if len(others) == len(places):
-            raise InputError(
-                f"{shown}: none of its {len(places)} ids is a test question of {asked.dataset} (first: {others[0]}); "
-                "give predictions on the test split"
             )
     lacking = test[~test.isin(places.index)]
     if len(lacking):
