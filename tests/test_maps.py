@@ -1,4 +1,4 @@
-"""What `maps.ensure` stores: equal to `explain` one by one, on the right questions, never on training studies."""
+"""Patch maps: `explain` recomputed by hand; what is stored of a run equals it, on the right questions; mined negatives."""
 
 from __future__ import annotations
 
@@ -13,23 +13,138 @@ from PIL import Image
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import manifests
+from amif_lib.data import images, manifests
 from amif_lib.data.load import load_questions, load_studies, pretraining_studies
-from amif_lib.experiments import stored as results
-from amif_lib.methods.amif import explain, maps
-from amif_lib.methods.amif import teacher as teachers
-from amif_lib.networks import tokenizers
-from amif_lib.objectives import contrastive
-from amif_lib.reporting import map_files, map_scores
-from amif_lib.training import loop as train
+from amif_lib.experiments import stored, stored_maps
+from amif_lib.experiments.rows import blank_image_run
+from amif_lib.methods.amif import knowledge, patch_maps, teacher
+from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.settings import KnowledgeSpec
+from amif_lib.networks import pixels, tokenizers
+from amif_lib.networks.sizes import ModelSpec
+from amif_lib.objectives import contrastive, transport
+from amif_lib.training import loop
+from amif_lib.training.drawn import drawn
 from tests import tiny
 
-# some questions are cut; the set whose images stand as examples for stage 2 on real data is one that pre-training does not see
+QUESTION = "is there a nodule in the left lung hung"
+SIDE = 4  # patches: 32 pixels by 8
+# some questions are cut; the set whose images stand as examples for stage 2 is one that pre-training does not see
 CHANGES = {"data": {"question_length": 16, "decontaminate_against": ["phantom_vqa_rad"]}}
 
 
-def studies_of(run):
-    return pretraining_studies(run.data, run.model.stored_side)
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    texts = ["is there a nodule in the left lung", "the heart is enlarged", "yes", "no", "axial"]
+    return tokenizers.train(texts * 2, 120, tmp_path_factory.mktemp("tokenizer"))
+
+
+def make(tokenizer, question_length=20, **changes):
+    torch.manual_seed(0)
+    spec = ModelSpec(**(tiny.MODEL | {"vocab_size": 120, "fusion_layers": 2} | changes))
+    ids, _ = knowledge.select(["yes", "no", "left lung"], tokenizer, 64)
+    return AMiFForVQA(spec, KnowledgeSpec(), ids, tokenizer, question_length, 8).eval()
+
+
+@pytest.fixture(scope="module")
+def vqa(tokenizer):
+    return make(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def inside(vqa, picture):
+    """Question tokens and the network's intermediates."""
+    image, ids, mask = vqa.inputs(picture, QUESTION)
+    with torch.inference_mode():
+        return ids[0].tolist(), vqa.encode_with_maps(image, ids, mask, return_weights=True)[2]
+
+
+def places(vqa, tokens, word):
+    pieces = vqa.tokenizer(word, add_special_tokens=False)["input_ids"]
+    return next(i for i in range(len(tokens)) if tokens[i : i + len(pieces)] == pieces) + np.arange(len(pieces))
+
+
+def plan_by_hand(image, text, content, beta=0.5, iterations=50):
+    """IPOT as its authors write it, in float64: cosine cost, uniform masses, real columns only."""
+    x, y = (t.double().numpy() / np.linalg.norm(t.double().numpy(), axis=1, keepdims=True) for t in (image, text))
+    kernel = np.exp(-(1 - x @ y[content].T) / beta)  # (p, content)
+    a, b = np.full(len(x), 1 / len(x)), np.full(len(content), 1 / len(content))
+    plan, v = np.ones_like(kernel), b.copy()
+    for _ in range(iterations):
+        q = kernel * plan
+        u = a / (q @ v)
+        v = b / (q.T @ u)
+        plan = u[:, None] * q * v[None]
+    return plan
+
+
+@pytest.mark.parametrize(("word", "pieces"), [("nodule", 1), ("hung", 4), ("left lung", 2)])
+def test_maps_of_a_word_by_hand(vqa, picture, inside, word, pieces):
+    tokens, made = inside
+    found, own = vqa.explain(picture, QUESTION, word), list(places(vqa, tokens, word))
+    assert len(own) == pieces and {name: tuple(values.shape) for name, values in found.items()} == dict.fromkeys(
+        ("attention", "transport_plan", "gate"), (SIDE, SIDE)
+    )
+    content = [i for i, token in enumerate(tokens) if token not in (2, 3)]
+    plan = plan_by_hand(made["image"][0, 1:], made["text"][0], content)  # mass is summed over pieces
+    expected = plan[:, [content.index(i) for i in own]].sum(1)
+    np.testing.assert_allclose(found["transport_plan"].numpy().ravel(), expected, rtol=1e-3, atol=1e-7)
+    assert float(found["transport_plan"].sum()) == pytest.approx(pieces / len(content), rel=1e-4)
+    weights = made["attentions"][-1][1][0].mean(0)  # text on image, mean over heads: (t, p+1)
+    share = weights[own, 1:].mean(0)
+    assert float(share.sum()) < 0.99  # [CLS] has its share of attention, which the map leaves out
+    torch.testing.assert_close(found["attention"].flatten(), share / share.sum())
+    torch.testing.assert_close(found["gate"].flatten(), made["gate"][0, 1 : 1 + SIDE**2].mean(-1))  # whichever the word
+
+
+@pytest.mark.parametrize("word", ["spleen", "hun", "lun", "ß", "", "heart"])
+def test_a_word_that_is_absent_or_cut_off_is_refused(vqa, tokenizer, picture, word):
+    """Also the beginning of a longer word ('hun' of 'hung'), an unknown letter, and no word at all."""
+    with pytest.raises(InputError, match="is not a word of the question"):
+        vqa.explain(picture, QUESTION + " ü", word)
+    with pytest.raises(InputError, match="'lung' is not a word"):
+        make(tokenizer, question_length=7).explain(picture, QUESTION, "lung")
+
+
+class FixedImage(torch.nn.Module):
+    """Image tokens that are zero but for one patch (and [CLS], as strong as asked)."""
+
+    def __init__(self, patch, cls):
+        super().__init__()
+        tokens = torch.zeros(1, 1 + SIDE**2, 32)
+        tokens[0, 0, 0], tokens[0, 1 + patch, 0] = cls, 8.0
+        self.register_buffer("tokens", tokens)
+
+    def forward(self, images):
+        return self.tokens
+
+
+@pytest.mark.parametrize(("patch", "cls"), [(0, 0.0), (6, 0.0), (15, 8.0)])
+def test_a_map_peaks_at_the_one_patch_that_cross_attention_looks_at(tokenizer, picture, patch, cls):
+    model = make(tokenizer, fusion_layers=1)
+    model.amif.image_encoder = FixedImage(patch, cls)
+    model.amif.co_attention.pair_embedding.weight.data.zero_()
+    attention = model.amif.co_attention.text_stream[0].cross_attention
+    for layer in (attention.query, attention.key):
+        layer.weight.data.zero_()
+        layer.bias.data.zero_()
+    first = [0, 16]  # the first channel of either head
+    attention.query.bias.data[first] = 4.0  # every word asks for channel 0 ...
+    attention.key.weight.data[first, 0] = 1.0  # ... which a patch's key is
+    found = model.explain(picture, QUESTION, "nodule")["attention"]
+    assert int(found.flatten().argmax()) == patch and float(found.max()) > 0.98
+    assert float(found.sum()) == pytest.approx(1, abs=1e-5)  # also where [CLS] takes half of the attention
+
+
+# --- what is stored of a run -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -39,182 +154,157 @@ def lineage(tmp_path_factory):
     patch.setenv("AMIF_HEADLESS", "1")
     runs = tiny.run(**CHANGES).lineage()
     for spec in runs:
-        train.fit(spec)
-        maps.ensure(spec)
+        loop.fit(spec)
+        stored_maps.ensure(spec, drawn(spec))
     yield runs
     patch.undo()
 
 
-@pytest.fixture(scope="module")
-def asked(lineage):
-    return map_files.read(lineage[2].directory / map_files.MAPS)
+def file_of(run, name):
+    return stored_maps.read(run.directory / name)
 
 
-def test_question_maps_are_those_of_explain(lineage, asked):
+def test_question_maps_are_those_of_explain(lineage):
     """Rows from all parts of the batch, one by one without padding; questions of different length share a batch."""
-    model = results.load_run(lineage[2]).model()
+    kept, model = file_of(lineage[2], stored_maps.MAPS), stored.load_run(lineage[2]).model()
     questions = {q.question_id: q for q in load_questions("phantom_vqa_rad")}
     lengths = set()
-    for row in (0, 1, 7, 60, len(asked) - 1):
-        question = questions[asked.ids[row]]
+    for row in (0, 1, 7, 60, len(kept) - 1):
+        question = questions[kept.ids[row]]
         lengths.add(len(question.question.split()))
-        single = model.explain(question.image_path, question.question, asked.words[row])
-        assert set(single) == set(asked.values) == {"attention", "transport_plan", "gate"}
+        single = model.explain(question.image_path, question.question, kept.words[row])
+        assert set(single) == set(kept.values) == {"attention", "transport_plan", "gate"}
         for name, values in single.items():
             wanted = values.numpy() if name == "gate" else (values / values.sum()).numpy()
-            np.testing.assert_allclose(asked.values[name][row], wanted, rtol=1e-4, atol=1e-5)  # a 65,535th of the range
+            np.testing.assert_allclose(kept.values[name][row], wanted, rtol=1e-4, atol=1e-5)  # a 65,535th of the range
     assert len(lengths) > 1
 
 
-def test_questions_are_the_first_that_name_what_the_image_shows(asked):
-    """From the annotation files and label maps themselves."""
-    folder = manifests.location("phantom_vqa_rad")
+def test_questions_are_the_first_that_name_what_the_image_shows(lineage):
+    """From the annotation files and label maps themselves; examples are the first of each label and image."""
+    kept, folder = file_of(lineage[2], stored_maps.MAPS), manifests.location("phantom_vqa_rad")
     about = json.loads((folder / "question_regions.json").read_text(encoding="utf-8"))
-    labels = json.loads((folder / "masks.json").read_text(encoding="utf-8"))["labels"]
+    numbers = json.loads((folder / "masks.json").read_text(encoding="utf-8"))["labels"]
     expected = []
     for question in (q for q in load_questions("phantom_vqa_rad") if q.split == "test"):
         for label in about[question.question_id]:
-            pixels = np.asarray(Image.open(folder / "masks" / f"{question.image_id}.png"))
-            if label in question.question.lower() and (pixels == labels[label]).any():
-                expected.append((question.question_id, question.image_id, label, pixels == labels[label]))
-    expected = expected[: maps.MOST]
-    assert [(i, image, label) for i, image, label, _ in expected] == list(
-        zip(asked.ids, asked.image_ids, asked.labels, strict=True)
-    )
-    for row in (0, len(asked) // 2):  # 96 pixels on a grid of 4 x 4
+            shown = np.asarray(Image.open(folder / "masks" / f"{question.image_id}.png")) == numbers[label]
+            if label in question.question.lower() and shown.any():
+                expected.append((question.question_id, question.image_id, label, shown))
+    expected = expected[: patch_maps.MOST]
+    assert [row[:3] for row in expected] == list(zip(kept.ids, kept.image_ids, kept.labels, strict=True))
+    for row in (0, len(kept) // 2):  # 96 pixels on a grid of 4 x 4
         share = expected[row][3].reshape(4, 24, 4, 24).mean((1, 3))
-        np.testing.assert_allclose(asked.coverage[row], share, atol=1e-3)
+        np.testing.assert_allclose(kept.coverage[row], share, atol=1e-3)
+    assert kept.examples[0] == 0 and len({kept.labels[i] for i in kept.examples}) == len(kept.examples) == 4
+    assert kept.pictures.std() > 0 and kept.outlines.any((1, 2)).all()
 
 
-def test_examples_follow_the_rule():
-    assert maps.first_of_each(["a", "a", "b", "c", "d", "e"], ["1", "2", "1", "3", "4", "5"], 3) == [0, 3, 4]
-
-
-def test_report_maps_are_of_studies_that_no_stage_is_trained_on(lineage):
-    stored = map_files.read(lineage[1].directory / map_files.MAPS)
-    held_out = {study.study_id for study in load_studies(maps.HELD_OUT)}
-    trained_on = {study.study_id for study in studies_of(lineage[1])}
-    assert set(stored.ids) <= held_out and not set(stored.ids) & trained_on
-    assert set(stored.values) == {"transport_plan", "attention"}
-    np.testing.assert_allclose(stored.values["transport_plan"].sum((1, 2)), 1, rtol=1e-3)
-    assert all(word in text for word, text in zip(stored.words, stored.texts, strict=True))
-
-
-def test_a_report_map_recomputed_alone(lineage):
+def test_a_report_map_recomputed_alone_of_a_study_that_no_stage_is_trained_on(lineage):
     """The first row from the saved weights: image, report, co-attention, plan, the word's columns."""
-    from amif_lib.data import images
-    from amif_lib.methods.amif.network import AMiF
-    from amif_lib.objectives import transport
-
     run = lineage[1]
-    stored = map_files.read(run.directory / map_files.MAPS)
-    study = next(s for s in load_studies(maps.HELD_OUT) if s.study_id == stored.ids[0])
-    picture = next(i for i in study.images if i.image_id == stored.image_ids[0])
-    tokenizer, amif = tokenizers.load(run.directory / "model"), AMiF(run.model)
+    kept = file_of(run, stored_maps.MAPS)
+    held_out = {study.study_id: study for study in load_studies(patch_maps.HELD_OUT)}
+    trained_on = {study.study_id for study in pretraining_studies(run.data, run.model.stored_side)}
+    assert set(kept.ids) <= set(held_out) and not set(kept.ids) & trained_on
+    assert set(kept.values) == {"transport_plan", "attention"}
+    assert all(word in text for word, text in zip(kept.words, kept.texts, strict=True))
+    study = held_out[kept.ids[0]]
+    picture = next(i for i in study.images if i.image_id == kept.image_ids[0])
+    tokenizer, amif = tokenizers.load(run.directory / "model"), AMiF(run.model).eval()
     amif.load(run.directory / "model")
-    amif.eval()
     ids, mask = tokenizers.encode(tokenizer, [study.text], run.data.text_length)
-    from amif_lib.networks import pixels as inputs
-
-    pixels = inputs.to_tensor(images.as_stored(picture.path, run.model.stored_side), run.model.image_size)[None]
+    image = pixels.to_tensor(images.as_stored(picture.path, run.model.stored_side), run.model.image_size)[None]
     with torch.inference_mode():
-        image, text = amif.image_encoder(pixels), amif.text_encoder(ids, mask)
-        x, y, _ = amif.co_attention(image, text, None, mask, "image_text")
+        x, y, _ = amif.co_attention(amif.image_encoder(image), amif.text_encoder(ids, mask), None, mask, "image_text")
         columns = tokenizers.content_mask(ids, mask, (tokenizer.cls_token_id, tokenizer.sep_token_id))
         plan = transport.ipot(transport.cosine_cost(x[:, 1:], y), None, columns)[0]
-    places = explain.word_positions(tokenizer, ids[0], stored.words[0])
-    wanted = plan[:, places].sum(1)
-    np.testing.assert_allclose(
-        stored.values["transport_plan"][0].ravel(), (wanted / wanted.sum()).numpy(), rtol=1e-3, atol=1e-5
-    )  # stored with 16 bits
+    wanted = plan[:, patch_maps.word_positions(tokenizer, ids[0].tolist(), kept.words[0])].sum(1)
+    wanted = (wanted / wanted.sum()).numpy()
+    np.testing.assert_allclose(kept.values["transport_plan"][0].ravel(), wanted, rtol=1e-3, atol=1e-5)  # 16 bits
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_untrained_model_is_asked_the_same_and_answers_otherwise(lineage, stage):
-    run = lineage[stage]
-    stored = map_files.read(run.directory / map_files.MAPS)
-    fresh = map_files.read(map_scores.untrained_file(run, stored.data_set))
-    assert (fresh.ids, fresh.words) == (stored.ids, stored.words) and set(fresh.values) == set(stored.values)
-    assert all(not np.allclose(fresh.values[name], stored.values[name], rtol=1e-4) for name in fresh.values)
+def test_an_untrained_model_is_asked_the_same_and_answers_otherwise(lineage, stage):
+    run, kept = lineage[stage], file_of(lineage[stage], stored_maps.MAPS)
+    fresh = stored_maps.read(stored_maps.untrained_path(run.scale, run.stage, kept.data_set))
+    assert (fresh.ids, fresh.words) == (kept.ids, kept.words) and set(fresh.values) == set(kept.values)
+    assert all(not np.allclose(fresh.values[name], kept.values[name], rtol=1e-4) for name in fresh.values)
+
+
+def vectors_of(run, names):
+    found = teacher.embeddings(run, pretraining_studies(run.data, run.model.stored_side))
+    return torch.stack([found.vectors[found.rows["text", name]] for name in names])
 
 
 def test_soft_labels_are_distributions_of_the_first_batch(lineage):
     run = lineage[0]
-    stored = map_files.read_arrays(run.directory / map_files.SOFT_LABELS)
-    n = run.train.batch_size
-    embeddings = teachers.embeddings(run, studies_of(run))
-    texts = torch.stack([embeddings.vectors[embeddings.rows["text", name]] for name in stored["ids"].tolist()])
+    kept, n = stored_maps.read_arrays(run.directory / stored_maps.SOFT_LABELS), run.train.batch_size
+    texts = vectors_of(run, kept["ids"].tolist())
     q = (texts @ texts.T / run.objective.teacher_temperature).softmax(1).numpy()
-    np.testing.assert_allclose(stored["t2t_teacher"], q, atol=1e-3)
-    np.testing.assert_allclose(stored["t2t_labels"], q + run.objective.positive_weight * np.eye(n), atol=1e-3)
+    np.testing.assert_allclose(kept["t2t_teacher"], q, atol=1e-3)
+    np.testing.assert_allclose(kept["t2t_labels"], q + run.objective.positive_weight * np.eye(n), atol=1e-3)
     for name in ("i2t_student", "t2t_student", "i2t_teacher"):
-        assert stored[name].shape == (n, n)
-        np.testing.assert_allclose(stored[name].astype(float).sum(1), 1, atol=5e-3)
+        assert kept[name].shape == (n, n)
+        np.testing.assert_allclose(kept[name].astype(float).sum(1), 1, atol=5e-3)
 
 
 def test_mined_negatives_are_those_that_training_drew(lineage):
-    """The last step's draw, made again by the training's own module; probabilities by hand from the teacher's texts."""
+    """The last step's draw; probabilities by hand from the teacher's texts."""
     run = lineage[1]
-    table = pd.read_csv(run.directory / map_files.HARD_NEGATIVES, dtype={"id": str, "negative_id": str})
-    assert set(table["step"]) == {results.load_run(run).metrics["steps"] - 1}
+    table = pd.read_csv(run.directory / stored_maps.HARD_NEGATIVES, dtype={"id": str, "negative_id": str})
+    assert set(table["step"]) == {stored.load_run(run).metrics["steps"] - 1}
     assert set(table["pair"]) == {"image_text", "image_image", "text_text"}
-    assert (table["id"] != table["negative_id"]).all()
     part = table[table["pair"] == "text_text"].reset_index(drop=True)
-    embeddings = teachers.embeddings(run, studies_of(run))
-    studies = {s.study_id: s for s in studies_of(run)}
-    vectors = torch.stack([embeddings.vectors[embeddings.rows["text", name]] for name in part["id"]])
-    q = contrastive.soft_labels(
-        vectors @ vectors.T, run.objective.teacher_temperature, 0.0, torch.arange(len(part))
-    ).numpy()
-    names, texts = list(part["id"]), [studies[name].text.lower() for name in part["id"]]
+    names = list(part["id"])
+    texts = {s.study_id: s.text.lower() for s in pretraining_studies(run.data, run.model.stored_side)}
+    vectors = vectors_of(run, names)
+    tau, positive = run.objective.teacher_temperature, torch.arange(len(part))
+    q = contrastive.soft_labels(vectors @ vectors.T, tau, 0.0, positive).numpy()
     assert len(names) == run.train.batch_size
     for i, line in part.iterrows():
-        allowed = [j for j in range(len(names)) if j != i and texts[j] != texts[i]]
+        allowed = [j for j in range(len(names)) if j != i and texts[names[j]] != texts[names[i]]]
         j = names.index(line["negative_id"])
-        assert j in allowed
+        assert j in allowed and line["rank"] == 1 + (q[i, allowed] > q[i, j]).sum()
         assert line["probability"] == pytest.approx(q[i, j] / q[i, allowed].sum(), rel=1e-3)
         assert line["uniform"] == pytest.approx(1 / len(allowed), rel=1e-3)
         assert line["same_findings"] == (line["findings"] == line["negative_findings"]) or pd.isna(line["findings"])
 
 
-def test_done_once_and_again_where_it_is_gone(lineage):
-    path = lineage[2].directory / map_files.MAPS
-    before = path.stat().st_mtime_ns
-    assert path in maps.ensure(lineage[2].run_id) and path.stat().st_mtime_ns == before
-    assert path.stat().st_size < 300_000
-    kept = path.read_bytes()
+def test_done_once_and_again_where_it_is_damaged_and_not_of_an_unfinished_run(lineage):
+    path = lineage[2].directory / stored_maps.MAPS
+    before, kept = path.stat().st_mtime_ns, path.read_bytes()
+    assert path in stored_maps.ensure(lineage[2].run_id) and path.stat().st_mtime_ns == before and len(kept) < 300_000
     path.write_bytes(b"half")
-    maps.ensure(lineage[2])
+    stored_maps.ensure(lineage[2])
     assert path.read_bytes() == kept  # equal input, equal file
+    folder = paths.run_dir("0123456789ab")
+    folder.mkdir()
+    spec = lineage[2].model_copy(update={"seed": 9})
+    (folder / "spec.json").write_text(json.dumps(spec.model_dump(mode="json")), encoding="utf-8")
+    with pytest.raises(InputError, match="not finished; train it first"):
+        stored_maps.ensure("0123456789ab")
 
 
-def test_runs_without_regions_say_so(lineage, capsys):
-    from amif_lib.experiments.rows import blank_image_run
-
-    blank = blank_image_run(lineage[2])
-    train.fit(blank)
-    assert maps.ensure(blank) == [] and "no maps: it is trained on blank images" in capsys.readouterr().out
-    seen = lineage[1].model_copy(update={"data": lineage[1].data.model_copy(update={"pretrain": (maps.HELD_OUT,)})})
-    assert "is trained on phantom_teacher" in maps._no_maps(seen)
-
-
-@pytest.fixture
-def without_regions(lineage, monkeypatch):
-    """The lineage, as if its sets came without regions, as real ones do."""
-    monkeypatch.setattr(maps.regions, "known", lambda name: False)
-    monkeypatch.setattr(maps, "SHOWN", ("vqa_med_2019_that_is_not_here", "phantom_vqa_rad"))
-    yield lineage
-    for run in lineage:
-        (run.directory / map_files.EXAMPLE_MAPS).unlink(missing_ok=True)
+def test_runs_that_have_no_maps_say_why(lineage, capsys):
+    run = stored.load_run(lineage[2])
+    run.spec = blank_image_run(lineage[2])
+    assert patch_maps.contents(run, None) == {} and "no maps: it is trained on blank images" in capsys.readouterr().out
+    data = lineage[1].data.model_copy(update={"pretrain": (patch_maps.HELD_OUT,)})
+    run.spec = lineage[1].model_copy(update={"data": data})
+    assert set(patch_maps.contents(run, None)) == {stored_maps.HARD_NEGATIVES}
+    assert "is trained on phantom_teacher" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("stage", "kinds"), [(1, {"transport_plan", "attention"}), (2, {"transport_plan", "attention", "gate"})]
-)
-def test_examples_without_regions_are_the_first_about_another_answer_word_and_image(without_regions, stage, kinds):
-    run = without_regions[stage]
-    assert run.directory / map_files.EXAMPLE_MAPS in maps.ensure(run)
-    stored = map_files.read(run.directory / map_files.EXAMPLE_MAPS)
+@pytest.mark.parametrize("stage", [1, 2])
+def test_examples_without_regions_are_the_first_about_another_answer_word_and_image(
+    lineage, monkeypatch, capsys, stage
+):
+    monkeypatch.setattr(patch_maps.regions, "known", lambda name: False)  # as real sets
+    monkeypatch.setattr(patch_maps, "SHOWN", ("vqa_med_2019", "phantom_vqa_rad"))
+    run = lineage[stage]
+    assert run.directory / stored_maps.EXAMPLE_MAPS in stored_maps.ensure(run, drawn(run))
+    kept = file_of(run, stored_maps.EXAMPLE_MAPS)
     questions = load_questions("phantom_vqa_rad")
     learnt = [q.question.lower() for q in questions if q.split == "train"]
     answers = " ".join(q.answer.lower() for q in questions if q.split == "train").replace(",", " ").split()
@@ -224,33 +314,14 @@ def test_examples_without_regions_are_the_first_about_another_answer_word_and_im
         own = [w for w in own if len(w) >= 5 and w.isalpha() and w in answers]
         own = [w for w in own if sum(re.search(rf"\b{w}\b", text) is not None for text in learnt) <= 0.02 * len(learnt)]
         word = max(own, key=len, default=None)
-        if word and word not in seen and question.image_id not in seen and len(expected) < maps.EXAMPLES:
+        if word and word not in seen and question.image_id not in seen and len(expected) < patch_maps.EXAMPLES:
             expected.append((question.question_id, word))
             seen |= {word, question.image_id}
-    assert list(zip(stored.ids, stored.labels, strict=True)) == expected and len(expected) == maps.EXAMPLES
-    assert not stored.coverage.any() and not stored.outlines.any() and stored.pictures.std() > 0
-    assert set(stored.values) == kinds and stored.examples == list(range(maps.EXAMPLES))
-    assert all(word in text for word, text in zip(stored.words, stored.texts, strict=True))
-    if stage == 2:
-        question = next(q for q in questions if q.question_id == stored.ids[1])
-        single = results.load_run(run).model().explain(question.image_path, question.question, stored.words[1])
-        wanted = (single["attention"] / single["attention"].sum()).numpy()
-        np.testing.assert_allclose(stored.values["attention"][1], wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_no_examples_of_images_that_may_not_be_shown_or_are_not_here(without_regions, monkeypatch, capsys):
-    monkeypatch.setattr(maps, "SHOWN", ("vqa_med_2019_that_is_not_here",))
-    assert not any(path.name == map_files.EXAMPLE_MAPS for path in maps.ensure(without_regions[1]))
-    assert "none of vqa_med_2019_that_is_not_here, whose images may be shown, is under" in capsys.readouterr().out
-    monkeypatch.setattr(maps.redistribution, "may_show", lambda name, kind: kind == "texts")
-    assert maps.ensure(without_regions[2]) == []
-    assert "and no examples: " in (said := capsys.readouterr().out) and "images not shown" in said
-
-
-def test_an_unfinished_run_is_refused(lineage):
-    folder = paths.run_dir("0123456789ab")
-    folder.mkdir()
-    spec = lineage[2].model_copy(update={"seed": 9})
-    (folder / "spec.json").write_text(json.dumps(spec.model_dump(mode="json")), encoding="utf-8")
-    with pytest.raises(InputError, match="not finished; train it first"):
-        maps.ensure("0123456789ab")
+    assert list(zip(kept.ids, kept.labels, strict=True)) == expected and len(expected) == patch_maps.EXAMPLES
+    assert not kept.coverage.any() and not kept.outlines.any() and kept.pictures.std() > 0
+    assert set(kept.values) == {"transport_plan", "attention", *(["gate"] if stage == 2 else [])}
+    assert kept.examples == list(range(patch_maps.EXAMPLES))
+    (run.directory / stored_maps.EXAMPLE_MAPS).unlink()
+    monkeypatch.setattr(patch_maps.redistribution, "may_show", lambda name, kind: kind == "texts")
+    assert not any(path.name == stored_maps.EXAMPLE_MAPS for path in stored_maps.ensure(run, drawn(run)))
+    assert "no test questions are here whose images and texts may be shown" in capsys.readouterr().out

@@ -98,3 +98,10 @@ def model(folder: Path) -> Any:
     from amif_lib.methods.amif.network import AMiFForVQA
 
     return AMiFForVQA.from_pretrained(folder)
+
+
+def maps(run: Any, drawn: Any) -> dict[str, Any]:
+    """What is stored of a run for figures: file names, and functions that make their content."""
+    from amif_lib.methods.amif.patch_maps import contents
+
+    return contents(run, drawn)

@@ -194,9 +194,9 @@ class AMiFForVQA(nn.Module):
 
         Raises InputError when the word is not in the question.
         """
-        from amif_lib.methods.amif.explain import patch_maps
+        from amif_lib.methods.amif import patch_maps  # which itself knows this class
 
-        return patch_maps(self, image, question, word)
+        return patch_maps.explain(self, image, question, word)
 
     def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each answer, [CLS] … [SEP], cut to the answer length."""

@@ -74,17 +74,22 @@ def global_losses(
 
 def alignment(rows: Side, columns: Side, objective: ObjectiveSpec) -> tuple[Tensor, Tensor]:
     """KL(H || P) of this process's rows against the columns of all processes, and the share of right retrievals."""
+    logits, labels, positive = distributions(rows, columns, objective)
+    retrieved = (logits.detach().argmax(1) == positive).float().mean()
+    return soft_label_kl(logits, labels), retrieved
+
+
+def distributions(rows: Side, columns: Side, objective: ObjectiveSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's logits, whose softmax is P (B, N), the labels H (B, N), and each row's own column (B,)."""
     o = objective
     logits = similarity(rows.student, gather(columns.student)) / o.temperature  # s_ij / tau of Eq. 2: (B, N)
     samples = logits.shape[1]
     positive = torch.arange(samples, device=logits.device)[own_rows(samples)]  # j+(i), the row's own column: (B,)
-    if o.labels == "soft":
-        similar = similarity(rows.teacher, gather(columns.teacher))  # (B, N)
-        labels = soft_labels(similar, o.teacher_temperature, o.positive_weight, positive)  # Eq. 5: lambda enters here
-    else:
-        labels = F.one_hot(positive, samples)  # InfoNCE
-    retrieved = (logits.detach().argmax(1) == positive).float().mean()
-    return soft_label_kl(logits, labels), retrieved
+    if o.labels == "one_hot":
+        return logits, F.one_hot(positive, samples), positive  # InfoNCE
+    similar = similarity(rows.teacher, gather(columns.teacher))  # (B, N)
+    labels = soft_labels(similar, o.teacher_temperature, o.positive_weight, positive)  # Eq. 5: lambda enters here
+    return logits, labels, positive
 
 
 def pick(pairs: Tensor, which: Tensor) -> Tensor:

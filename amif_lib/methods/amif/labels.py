@@ -1,0 +1,99 @@
+"""What pre-training asked for and drew: soft labels beside the student's probabilities, and mined negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from amif_lib.data import redistribution, regions
+from amif_lib.data.records import Study
+from amif_lib.methods.amif.network import AMiF
+from amif_lib.methods.amif.stage1 import Side, distributions, pick
+from amif_lib.methods.amif.stage2 import Stage2
+from amif_lib.methods.batch import PretrainingBatch
+
+HEAT_MAP = 32  # samples of the soft labels' heat maps
+
+
+@torch.inference_mode()
+def soft_labels(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> dict[str, np.ndarray]:
+    """Labels H, student's P and teacher's Q over the batch's first samples: `<pair>_labels`, `_student`, `_teacher`.
+
+    The pairs are image to text (`i2t`) and text to text (`t2t`), of at most `HEAT_MAP` samples.
+    """
+    o, amif, batch = run.spec.objective, _trained(run), batch.map(lambda x: x[:HEAT_MAP])
+    views, text = amif.encode_views(batch.views)[:, :, 0], amif.text_encoder(batch.ids, batch.mask)[:, 0]  # [CLS]
+    v, r = pick(amif.image_projection(views), batch.view), amif.text_projection(text)  # (N, e)
+    teacher_r = batch.extras.get("teacher_text", r)
+    teacher_v = pick(batch.extras["teacher_views"], batch.view) if batch.extras else v
+    image, report = Side(v, teacher_v), Side(r, teacher_r)
+    out = {}
+    for pair, sides in {"i2t": (image, report), "t2t": (report, report)}.items():
+        logits, labels, _ = distributions(*sides, o)
+        out |= {f"{pair}_student": logits.softmax(1), f"{pair}_labels": labels}
+        if batch.extras:
+            q = o.model_copy(update={"labels": "soft", "positive_weight": 0.0})
+            out[f"{pair}_teacher"] = distributions(*sides, q)[1]
+    named, few = _named(run), studies[:HEAT_MAP]
+    names = {"ids": np.array([study.study_id if named else str(i) for i, study in enumerate(few)])}
+    names["findings"] = np.array(["; ".join(_shows(study)) for study in few])
+    return names | {name: values.float().numpy().astype(np.float16) for name, values in out.items()}
+
+
+@torch.inference_mode()
+def mined_negatives(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> pd.DataFrame:
+    """The hard negatives of a step, one line per sample and kind of pair.
+
+    Columns: `step, pair, id, negative_id, probability` (of being drawn), `uniform` (the same, were all allowed samples
+    equally likely), `rank` (1: the most probable); where what an image shows is known, `findings, negative_findings,
+    same_findings`, and the share with the same findings of all that could have been drawn, weighted by probability
+    (`p_same`) and not (`uniform_same`); `text, negative_text` where these may be shown. A student without teacher
+    draws anew, with its final weights.
+    """
+    stage = Stage2(_trained(run), run.spec.objective, run.spec.seed, special_ids=(0, 0))  # mining reads no tokens
+    views = text = None  # the teacher's vectors are enough
+    if not batch.extras:
+        views, text = stage.amif.encode_views(batch.views), stage.amif.text_encoder(batch.ids, batch.mask)
+    named, known, lines = _named(run), all(map(regions.known, run.spec.data.pretrain)), []
+    shown = [_shows(study) for study in studies]
+    same = np.array([[a == b for b in shown] for a in shown])  # (N, N)
+    for kind, (index, valid, probabilities) in stage.mine(batch, views, text).items():
+        p = probabilities.numpy()  # (N, N)
+        uniform = (p > 0) / (p > 0).sum(1, keepdims=True).clip(1)
+        for i in np.flatnonzero(valid.numpy()):
+            j = int(index[i])
+            ids = (studies[i].study_id, studies[j].study_id) if named else (str(i), str(j))
+            line = {"step": batch.step, "pair": kind, "id": ids[0], "negative_id": ids[1]}
+            line |= {"probability": p[i, j], "uniform": uniform[i, j], "rank": 1 + int((p[i] > p[i, j]).sum())}
+            if known:
+                line |= {"findings": "; ".join(shown[i]), "negative_findings": "; ".join(shown[j])}
+                line |= {"same_findings": bool(same[i, j]), "p_same": (p[i] * same[i]).sum()}
+                line["uniform_same"] = (uniform[i] * same[i]).sum()
+            if named:
+                line |= {"text": studies[i].text[:400], "negative_text": studies[j].text[:400]}
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _trained(run: Any) -> AMiF:
+    """The stored network in evaluation mode."""
+    with torch.random.fork_rng():
+        amif = AMiF(run.spec.model)
+    amif.load(run.directory / "model")
+    return amif.eval()
+
+
+def _shows(study: Study) -> list[str]:
+    """The findings that a study's images show, where regions are known."""
+    if not study.data_set or not regions.known(study.data_set):
+        return []
+    return sorted({label for image in study.images for label in regions.findings(study.data_set, image.image_id)})
+
+
+def _named(run: Any) -> bool:
+    """Whether ids and texts of the pre-training sets may stand in a run's files."""
+    return not redistribution.withheld(run.spec.data.pretrain, "texts")

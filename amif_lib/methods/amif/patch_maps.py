@@ -1,0 +1,277 @@
+"""Where a trained network looks for a word: patch maps of attention, transport plan and gate.
+
+`contents` lists all that `experiments.stored_maps` stores beside a run; training reads none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amif_lib.core.errors import InputError
+from amif_lib.data import manifests, redistribution, regions, store
+from amif_lib.data.load import load_questions, load_studies
+from amif_lib.data.records import Question, Study
+from amif_lib.methods.amif import labels
+from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.stage2 import Stage2
+from amif_lib.methods.batch import PretrainingBatch
+from amif_lib.networks import pixels, tokenizers
+from amif_lib.networks.tokenizers import content_mask
+from amif_lib.objectives import transport
+
+HELD_OUT = "phantom_teacher"  # studies drawn apart: the soft labels' teacher is trained on them, no student ever is
+SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
+SHORTEST = 5  # letters of a word that an example is about: shorter ones of training answers are mostly no findings
+COMMONEST = 0.02  # of the training questions that may hold such a word: beyond, it is how one asks ("present", "there")
+MOST, EXAMPLES, BATCH = 150, 4, 50  # questions or reports per run, those with a picture, those in one pass
+PICTURE = 96  # side of an example's picture, pixels
+
+
+class Asked(NamedTuple):
+    """A word of a text that a network is asked about."""
+
+    id: str  # of the question or study
+    image_id: str
+    label: str  # what the region shows
+    word: str  # as the text names it
+    text: str  # the question, or the sentence of the report
+    read: str  # what the network reads: the question, or the whole report
+
+
+def contents(
+    run: Any, drawn: Callable[[int], tuple[PretrainingBatch, list[Study]]] | None
+) -> dict[str, Callable[[], Any]]:
+    """What is stored of a run: file names, and functions that make their arrays or table, None where there is nothing.
+
+    Stage 1: the labels beside the student's probabilities on the first batch. Stage 2: the negatives that the last step
+    drew, and maps of words of reports that no student is trained on. Fine-tuning: maps of words of test questions.
+    Regions to score maps by are known of generated data; of real data there are a few examples.
+
+    `drawn(step)` gives the batch and the studies of a pre-training's step (-1: the last).
+    """
+    spec = run.spec
+    if spec.stage == "stage1":
+        return {"soft_labels.npz": lambda: labels.soft_labels(run, *drawn(0))}
+    made: dict[str, Callable[[], Any]] = {}
+    if spec.stage == "stage2" and spec.objective.weight_hard_negatives > 0:
+        made["hard_negatives.csv"] = lambda: labels.mined_negatives(run, *drawn(-1))
+    sets = (spec.data.questions,) if spec.stage == "finetune" else spec.data.pretrain
+    if spec.stage == "finetune" and spec.data.blank_images:
+        print(f"finetune {run.run_id}: no maps: it is trained on blank images")
+    elif spec.stage == "stage2" and HELD_OUT in sets:
+        print(f"stage2 {run.run_id}: no maps: it is trained on {HELD_OUT}, whose regions would score it")
+    elif not all(map(regions.known, sets)):
+        made["example_maps.npz"] = lambda: example_maps(run)
+    else:
+        make = question_maps if spec.stage == "finetune" else report_maps
+        made["maps.npz"] = lambda: make(run)
+        if spec.stage == "stage2" or (spec.knowledge.source == "answers" and spec.knowledge.gate):
+            name = f"untrained_{spec.stage}_{sets[0] if spec.stage == 'finetune' else HELD_OUT}.npz"
+            made[name] = lambda: make(run, trained=False)
+    return made
+
+
+# --- patch maps of a word --------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def explain(model: AMiFForVQA, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
+    """See `AMiFForVQA.explain`."""
+    images, ids, mask = model.inputs(image, question)
+    found = look(model, images, ids, mask, [word_positions(model.tokenizer, ids[0].tolist(), word)])
+    return {name: values[0] for name, values in found.items()}
+
+
+@torch.inference_mode()
+def look(
+    network: AMiFForVQA | Stage2, images: Tensor, ids: Tensor, mask: Tensor, places: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    """Maps (B, n, n) of a word of each text, at `places` of its tokens: images (B, 3, H, W), ids and mask (B, t)."""
+    if isinstance(network, Stage2):
+        amif, gate, o = network.amif, None, network.objective
+        image, text = amif.image_encoder(images), amif.text_encoder(ids, mask)  # (B, p+1, d), (B, t, d)
+        *fused, attentions = amif.co_attention(image, text, None, mask, "image_text", True)
+        image, text = fused if o.transport_on == "fused" else (image, text)
+        _, plan = network.transport(image[:, 1:], text, content_mask(ids, mask, network.special_ids))  # (B, p, t)
+    else:
+        inside = network.encode_with_maps(images, ids, mask, return_weights=True)[2]
+        special = (network.tokenizer.cls_token_id, network.tokenizer.sep_token_id)
+        cost = transport.cosine_cost(inside["image"][:, 1:], inside["text"])  # (B, p, t)
+        plan = transport.ipot(cost, None, content_mask(ids, mask, special))  # (B, p, t)
+        attentions, gate = inside["attentions"], inside["gate"]
+    word = torch.zeros(ids.shape, device=ids.device)  # (B, t): 1 on the word's pieces
+    for row, own in zip(word, places, strict=True):
+        row[list(own)] = 1
+    out = {"transport_plan": (plan * word[:, None]).sum(-1)}  # (B, p, t) -> (B, p)
+    if attentions:
+        attention = attentions[-1][1].mean(1)  # of text on image, in the last layer: (B, h, t, p+1) -> (B, t, p+1)
+        on_patches = (attention * word[..., None]).sum(1)[:, 1:]  # (B, p), [CLS] left out
+        out["attention"] = on_patches / on_patches.sum(1, keepdim=True)
+    if gate is not None:
+        out["gate"] = gate[:, 1 : plan.shape[1] + 1].mean(-1)  # (B, p+1+t, d) -> (B, p)
+    side = round(plan.shape[1] ** 0.5)
+    return {name: values.float().unflatten(1, (side, side)) for name, values in out.items()}
+
+
+def word_positions(tokenizer: Any, tokens: list[int], word: str) -> list[int]:
+    """Places of a word's pieces among a text's tokens: its first occurrence as whole words.
+
+    Raises InputError where the word is not in the text, as far as it is read.
+    """
+    pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
+    known = bool(pieces) and tokenizer.unk_token_id not in pieces  # an unknown piece is like any other unknown one
+    for start in range(len(tokens) if known else 0):
+        end = start + len(pieces)
+        goes_on = end < len(tokens) and tokenizer.convert_ids_to_tokens(tokens[end]).startswith("##")
+        if tokens[start:end] == pieces and not goes_on:
+            return list(range(start, end))
+    raise InputError(f"explain: {word!r} is not a word of the question")
+
+
+def question_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
+    """Maps of the first `MOST` test questions, in file order, that name a finding which the image shows."""
+    name, asked = run.spec.data.questions, []
+    about = regions.of_questions(name)
+    for q in _tested(load_questions(name, **run.spec.data.question_settings)):
+        for label in about.get(q.question_id, ()):
+            word = regions.naming_word(q.question, label)
+            if word and label in regions.findings(name, q.image_id):
+                asked.append(Asked(q.question_id, q.image_id, label, word, q.question, q.question))
+    return _maps(run, name, asked, trained)
+
+
+def report_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
+    """Maps of the first `MOST` (image, finding) pairs of the held-out studies whose report names the finding."""
+    asked = []
+    for study in load_studies(HELD_OUT, stored_side=run.spec.model.stored_side):
+        for image in study.images:
+            for label in regions.findings(HELD_OUT, image.image_id):
+                if word := regions.naming_word(study.text, label):
+                    sentence = next(part for part in study.text.split(". ") if word in part).strip(" .")[:120]
+                    asked.append(Asked(study.study_id, image.image_id, label, word, sentence, study.text))
+        if len(asked) > 4 * MOST:  # some words lie behind the text length
+            break
+    return _maps(run, HELD_OUT, asked, trained)
+
+
+def example_maps(run: Any) -> dict[str, Any] | None:
+    """Maps of `EXAMPLES` test questions of a set whose images may be shown, without regions.
+
+    By a rule and never by looking: in file order, the first that hold a word of a training answer (`SHORTEST` letters,
+    in at most the share `COMMONEST` of the training questions; the longest of several), each with another word and
+    image. A fine-tuning's are of its own set, a stage-2 run's of the first of `SHOWN` that it is kept apart from.
+    """
+    data, own = run.spec.data, run.spec.stage == "finetune"
+    sets = (
+        [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against and _is_here(name)]
+    )
+    sets = [name for name in sets if all(redistribution.may_show(name, kind) for kind in redistribution.KINDS)]
+    if not sets:
+        print(f"{run.spec.stage} {run.run_id}: no maps: no test questions are here whose images and texts may be shown")
+        return None
+    questions = load_questions(sets[0], **(data.question_settings if own else {}))
+    learnt = [question for question in questions if question.split == "train"]
+    holding = Counter(word for question in learnt for word in set(_words(question.question)))
+    answers = {word for question in learnt for word in _words(question.answer) if len(word) >= SHORTEST}
+    known = {word for word in answers if holding[word] <= COMMONEST * len(learnt)}
+    asked = []
+    for q in _tested(questions):
+        if words := [word for word in _words(q.question) if word in known]:
+            start = q.question.lower().index(word := max(words, key=len))
+            written = q.question[start : start + len(word)]
+            asked.append(Asked(q.question_id, q.image_id, word, written, q.question, q.question))
+    return _maps(run, sets[0], asked, located=False)
+
+
+def _maps(
+    run: Any, name: str, asked: Sequence[Asked], trained: bool = True, located: bool = True
+) -> dict[str, Any] | None:
+    """Fields of `stored_maps.Maps` for the words that are read; `located`: the regions of their labels are known."""
+    spec, tokenizer = run.spec, tokenizers.load(run.directory / "model")
+    network, side = _network(run, tokenizer, trained), spec.model.image_size // spec.model.patch_size
+    length = spec.data.text_length if name == HELD_OUT else spec.data.question_length
+    found = []  # row, its tokens, and the word's places among them
+    for row in asked:
+        ids = tokenizer(row.read, truncation=True, max_length=length)["input_ids"]
+        with contextlib.suppress(InputError):  # the word is cut off
+            found.append((row, ids, word_positions(tokenizer, ids, row.word)))
+        if len(found) == MOST and located:
+            break
+    if not located:
+        found = [found[i] for i in first_of_each([row for row, *_ in found])]
+    if not found:
+        print(f"{spec.stage} {run.run_id}: no maps: no text of {name}, cut to its length, names what its image shows")
+        return None
+    rows, tokens, places = zip(*found, strict=True)
+    pictures, parts = store.pictures([name], spec.model.stored_side), []
+    for start in range(0, len(rows), BATCH):
+        few = slice(start, start + BATCH)
+        padded = tokenizer.pad({"input_ids": list(tokens[few])}, return_tensors="pt")
+        images = torch.stack([pixels.to_tensor(pictures[row.image_id], spec.model.image_size) for row in rows[few]])
+        parts.append(look(network, images, padded["input_ids"], padded["attention_mask"].bool(), places[few]))
+    values = {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}  # (n, s, s)
+    if not spec.knowledge.gate:
+        values.pop("gate", None)
+    values = {key: v if key == "gate" else v / v.sum((1, 2), keepdims=True) for key, v in values.items()}
+    masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side), bool) for row in rows]
+    out = {"data_set": name, "values": values, "coverage": np.stack([regions.coverage(m, side) for m in masks])}
+    out |= {f"{field}s": [getattr(row, field) for row in rows] for field in Asked._fields[:5]}
+    if not redistribution.may_show(name, "texts"):
+        out["words"] = out["texts"] = [""] * len(rows)
+    if redistribution.may_show(name, "images"):
+        examples = first_of_each(rows)
+        grey = [pictures[rows[i].image_id].convert("L").resize((PICTURE, PICTURE), Image.BICUBIC) for i in examples]
+        outlines = [regions.coverage(masks[i], PICTURE) >= 0.5 for i in examples]
+        out |= {"examples": examples, "pictures": np.stack(grey), "outlines": np.stack(outlines)}
+    return out
+
+
+def first_of_each(rows: Sequence[Asked]) -> list[int]:
+    """The rows shown as examples: in order, the first `EXAMPLES` of a label and an image not yet shown."""
+    out: list[int] = []
+    for number, row in enumerate(rows):
+        shown = [rows[i] for i in out]
+        if len(out) < EXAMPLES and all(row.label != r.label and row.image_id != r.image_id for r in shown):
+            out.append(number)
+    return out
+
+
+def _network(run: Any, tokenizer: Any, trained: bool) -> AMiFForVQA | Stage2:
+    """The stored network, or the same with random weights, in evaluation mode."""
+    spec, folder = run.spec, run.directory / "model"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if spec.stage == "finetune":
+            model = AMiFForVQA.from_pretrained(folder)
+            if not trained:
+                lengths = model.question_length, model.answer_length
+                model = AMiFForVQA(spec.model, spec.knowledge, model.knowledge_ids, tokenizer, *lengths)
+            return model.eval()
+        amif = AMiF(spec.model)
+    if trained:
+        amif.load(folder)
+    return Stage2(amif, spec.objective, spec.seed, (tokenizer.cls_token_id, tokenizer.sep_token_id)).eval()
+
+
+def _is_here(name: str) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(manifests.location(name))
+    return False
+
+
+def _tested(questions: Sequence[Question]) -> list[Question]:
+    return [question for question in questions if question.split == "test" and question.language == "en"]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
