@@ -234,7 +234,7 @@ def test_workers_and_copies_see_the_same_views(tmp_path: Path) -> None:
     studies = load.load_studies("phantom_mimic_cxr")[:8]
     tokenizer = tokenizers.train([s.text for s in studies], 400, tmp_path)
     data = PretrainingData(studies, stage1, tokenizer, None)
-    keys = [[(step, index) for index in range(8)] for step in range(3)]
+    keys = [[(step, index, 1.0, 8) for index in range(8)] for step in range(3)]
     expected = [batch.views for batch in loader(data, keys, 0)]
     forked = [batch.views for batch in loader(data, keys, 2)]
     copied = [batch.views for batch in loader(pickle.loads(pickle.dumps(data)), keys, 0)]
