@@ -1,7 +1,7 @@
-"""Pictures of the data: how much there is, what leaks, what samples look like and what augmentation does to them.
+"""Pictures of the data: how much there is, what leaks and what samples look like.
 
 Each function returns a figure, and the charts the numbers they show; `figures.save` writes both. Whoever draws images or
-texts asks `redistribution` first. Torch is needed by `augmentations` only, which shows what training sees.
+texts asks `redistribution` first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 OPEN, CLOSED, STUDIES, LEAK = "#0173b2", "#de8f05", "#949494", "#d55e00"
 COLOURS = {"open": OPEN, "closed": CLOSED, "studies": STUDIES}
 SPLITS = ("train", "val", "test")
-# What `augmentations` shows: title, strength, flip, colour.
-VARIANTS = ("none", "light", "strong")
 SHARES = {  # columns of `leaks.lines` that count test questions
     "on_train_image": "on an image of training",
     "paraphrase_in_train": "paraphrase, with its answer",
@@ -175,21 +173,3 @@ def store_samples(name: str, wanted: Path, number: int = 12) -> tuple[Path | Non
     figure.savefig(path, metadata={"Software": None}, dpi=110)
     plt.close(figure)
     return path, [redistribution.why_not(name, kind) for kind in kept_back]
-
-
-def augmentations(file: Path, size: int = 128, draws: int = 5, seed: int = 0) -> Figure:
-    """One image as training sees it: a row per strength, a column per random draw."""
-    from amif_lib.networks import pixels
-
-    image = images.load_rgb(file)
-    figure, axes = plt.subplots(len(VARIANTS), draws, figsize=(1.35 * draws + 1.2, 1.35 * len(VARIANTS)), squeeze=False)
-    for row, strength in zip(axes, VARIANTS, strict=True):
-        for number, axis in enumerate(row):
-            tensor = pixels.augment(image, size, strength, pixels.keyed(seed, number))  # (3, size, size)
-            shown = tensor.permute(1, 2, 0) * pixels.STD + pixels.MEAN
-            axis.imshow(shown.clamp(0, 1).numpy())
-            axis.set(xticks=[], yticks=[])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-        row[0].set_ylabel(strength, rotation=0, ha="right", va="center")
-    return figure
