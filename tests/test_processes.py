@@ -30,18 +30,11 @@ VARIANTS = {
 
 
 def gradients(processes: int, out: Path, rows: int = 0) -> dict[str, torch.Tensor]:
-    arguments = ["-m", "tests.two_process_worker", str(out), str(processes)]
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(processes),
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        str(free_port()),
-    ]
-    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
+    several = (
+        f"-m torch.distributed.run --nproc_per_node {processes} --master_addr 127.0.0.1 --master_port {free_port()}"
+    )
+    launcher = several.split() if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "tests.two_process_worker", str(out), str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "AMIF_MICRO_BATCH": str(rows or "")}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL

@@ -12,7 +12,6 @@ import numpy as np
 import ot
 import pytest
 import torch
-from scipy.special import logsumexp
 from torch.nn import functional as F
 
 from amif_lib.core.errors import InputError
@@ -212,32 +211,6 @@ def test_extreme_costs_below_the_switch_stay_finite():
     assert gap.max() < 0.02 * transport.LARGEST_EXPONENT
 
 
-def test_both_ways_of_computing_agree_at_the_switch():
-    cost, row_mask, col_mask, _ = ragged(seed=5)
-    plans = []
-    for limit in (1e9, 0.0):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(transport, "LARGEST_EXPONENT", limit)
-            plans.append(transport.ipot(cost, row_mask, col_mask, beta=0.03, iterations=20))
-    torch.testing.assert_close(*plans, rtol=1e-4, atol=1e-6)
-
-
-def test_unnormalised_dot_products_of_wide_tokens_stay_finite():
-    """Costs of about 1 - 768 where tokens are the same: fp32's exp() would overflow, even float64's."""
-    g = torch.Generator().manual_seed(6)
-    x, y = torch.randn(1, 20, 768, generator=g), torch.randn(1, 9, 768, generator=g)
-    cost = 1 - x @ torch.cat([x[:, :5], y], dim=1).transpose(1, 2)
-    plan = transport.ipot(cost, iterations=10)
-    a, b, kernel = np.log(uniform(20))[:, None], np.log(uniform(14))[None], -cost[0].double().numpy() / 0.5
-    expected, v = np.zeros((20, 14)), b
-    for _ in range(10):
-        u = a - logsumexp(kernel + expected + v, axis=1, keepdims=True)
-        v = b - logsumexp(kernel + expected + u, axis=0, keepdims=True)
-        expected = kernel + expected + u + v
-    np.testing.assert_allclose(plan[0].numpy(), np.exp(expected), rtol=0, atol=1e-4)
-    torch.testing.assert_close(plan.sum(1), torch.full((1, 14), 1 / 14), rtol=1e-5, atol=0)
-
-
 # --- precision and gradients ---
 
 
@@ -270,16 +243,6 @@ def test_detached_plan_gives_the_envelope_gradient():
         step[j, k] = 1e-6
         up, down = (ot.emd2(uniform(7), uniform(4), block + s) for s in (step, -step))
         assert float(plan[1, j, k]) == pytest.approx((up - down) / 2e-6, abs=1e-4)
-
-
-def test_gradient_reaches_both_sides_tokens_and_leaves_padding_alone():
-    g = torch.Generator().manual_seed(11)
-    x, y = torch.randn(2, 6, 8, generator=g).requires_grad_(), torch.randn(2, 5, 8, generator=g).requires_grad_()
-    row_mask = torch.arange(6) < torch.tensor([[6], [4]])
-    cost = transport.cosine_cost(x, y)
-    transport.transport_cost(transport.ipot(cost, row_mask, None), cost).mean().backward()
-    assert x.grad[row_mask].abs().sum(1).min() > 0 and y.grad.abs().sum(2).min() > 0
-    assert x.grad[~row_mask].abs().max() == 0
 
 
 # --- costs, exact solver, rounding ---
