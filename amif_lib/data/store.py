@@ -35,7 +35,7 @@ FEATURES = datasets.Features(dict.fromkeys(TEXTS, datasets.Value("string")) | {"
 Records = TypeVar("Records", Study, Question)
 
 
-_found: dict[tuple[Path, int], Path] = {}  # by folder and short side: what this process has found or made
+_found: dict[tuple[Path, Path, int], Path] = {}  # what this process has found or made, by folders and short side
 
 
 def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Records]:
@@ -82,8 +82,8 @@ def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Quest
     root = manifests.location(name)
     home = manifests.derived_folder(name) / "store" / name
     if records is None:
-        if (home, short_side) in _found:
-            return _found[home, short_side]
+        if (root, home, short_side) in _found:
+            return _found[root, home, short_side]
         read = readers.questions if manifests.load(name).role == "questions" else readers.studies
         records = read(name)
     entries = _entries(name, records)
@@ -91,10 +91,11 @@ def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Quest
     if not file.is_file():
         if not home.is_relative_to(root.parent):
             log.info("%s: stored images go to %s (AMIF_PREPARED names another folder)", name, paths.shown(home))
-        with writing(home, PREPARED), exclusive(home / ".lock", f"the image store of {name}"):
+        with writing(home, PREPARED), exclusive(home / ".lock", f"the image store of {name}") as lock:
             if not file.is_file():  # else made by the process that was waited for
-                _write(name, file, short_side, entries, root)
-    _found[home, short_side] = file
+                aside = file.with_suffix(".part" if lock is not None else f".{os.getpid()}.part")
+                _write(name, file, aside, short_side, entries, root)
+    _found[root, home, short_side] = file
     return file
 
 
@@ -130,9 +131,11 @@ def _digest(entries: Sequence[tuple[StudyImage, str]]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _write(name: str, file: Path, short_side: int, entries: Sequence[tuple[StudyImage, str]], root: Path) -> None:
-    """Encode the images aside and rename, so that nobody finds half a file."""
-    aside, bad = file.with_suffix(".part"), []
+def _write(
+    name: str, file: Path, aside: Path, short_side: int, entries: Sequence[tuple[StudyImage, str]], root: Path
+) -> None:
+    """Encode the images into the file `aside` and rename it, so that nobody finds half a file."""
+    bad = []
     rows = images.in_parallel(partial(_row, short_side), entries, f"{name}: preparing images at {short_side} px")
     try:
         with ArrowWriter(path=str(aside), features=FEATURES, writer_batch_size=128) as writer:
