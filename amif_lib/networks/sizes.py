@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -38,33 +38,15 @@ class ModelSpec(Strict):
     decoder_cross_layers: int = Field(6, gt=0, description="how many, the last ones, cross-attend (point 37)")
     dropout: float = Field(0.1, ge=0, lt=1, description="in text encoder, fusion and decoder; the ViT has none")
 
-    # Read by code that is about to lose these choices; not settings.
-    prepared_side: ClassVar[int] = 0
-    co_attention: ClassVar[str] = "two_stream"
-    same_modality_pairs: ClassVar[str] = "modality"
-    projection: ClassVar[str] = "linear"
-    projection_sharing: ClassVar[str] = "modality"
-    pair_pooling: ClassVar[str] = "cls"
-    pair_pooler: ClassVar[str] = "none"
-    pair_head: ClassVar[str] = "shared"
-    gate_input: ClassVar[str] = "fused"
-    gated_norm: ClassVar[str] = "post"
-    decoder_cross_placement: ClassVar[str] = "last"
-    decoder_output: ClassVar[str] = "tied"
-
     @model_validator(mode="after")
     def _sizes_fit(self) -> ModelSpec:
         for name in ("image_heads", "text_heads", "fusion_heads"):
             if self.width % getattr(self, name):
                 raise ValueError(f"{name} {getattr(self, name)} does not divide width {self.width}; change one of them")
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"patch_size {self.patch_size} does not divide image_size {self.image_size}; change one of them"
-            )
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}; change one")
         if self.decoder_cross_layers > self.decoder_layers:
-            raise ValueError(
-                f"decoder_cross_layers {self.decoder_cross_layers} exceeds decoder_layers {self.decoder_layers}"
-            )
+            raise ValueError(f"decoder_cross_layers {self.decoder_cross_layers} exceeds decoder_layers; lower it")
         return self
 
     @property

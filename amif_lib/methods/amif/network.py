@@ -178,21 +178,16 @@ class AMiFForVQA(nn.Module):
             raise InputError(f"rank: candidates is {candidates!r}; give a list with at least one answer")
         memory, memory_mask = self.encode(*self.inputs(image, question))
         scores = rank_answers(self.decoder, memory, memory_mask, self.tokenize_answers(candidates))[0]  # (K,)
-        frame = pd.DataFrame(
-            {"answer": list(candidates), "log_likelihood": scores.tolist(), "probability": scores.softmax(0).tolist()}
-        )
+        frame = pd.DataFrame({"answer": [str(candidate) for candidate in candidates]})
+        frame["log_likelihood"], frame["probability"] = scores.tolist(), scores.softmax(0).tolist()
         return frame.sort_values("log_likelihood", ascending=False, ignore_index=True)
 
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
-        """Patch maps (n, n) for one word of the question, summed or averaged over its word pieces.
+        """Patch maps (n, n) for one word of the question: `attention`, `transport_plan`, `gate` (see `patch_maps`).
 
-        - `attention`: cross-attention of the word to the patches in the last co-attention layer, mean over heads and word
-          pieces. The share of the image's [CLS] is left out and the rest scaled to sum 1; absent without co-attention.
-        - `transport_plan`: mass between the patches and the word; its sum is the word's share of the question's content
-          tokens ([CLS] of both sides and [SEP] take no part).
-        - `gate`: mean over channels of the gate at the patch, in (0, 1), whichever the word; absent without knowledge.
-
-        Raises InputError when the word is not in the question.
+        `attention` of the word's pieces in the last co-attention layer, mean over heads and pieces, the share of the
+        image's [CLS] left out, sum 1 (absent without co-attention); mass that `transport_plan` moves between patch and
+        word; `gate` of the patch, mean over channels (absent without knowledge). InputError where the word is absent.
         """
         from amif_lib.methods.amif import patch_maps  # which itself knows this class
 

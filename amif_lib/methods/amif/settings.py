@@ -5,7 +5,7 @@ What the paper leaves open and no table varies is not a setting but plain code; 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -51,44 +51,10 @@ class ObjectiveSpec(Strict):
     transport_beta: float = Field(0.5, gt=0, description="IPOT's proximal weight (UNITER's)")
     transport_iterations: int = Field(50, gt=0, description="IPOT's iterations (UNITER's)")
 
-    # Read by code that is about to lose these choices; not settings.
-    global_inter: ClassVar[bool] = True
-    learn_temperature: ClassVar[bool] = False
-    renormalise_labels: ClassVar[bool] = False
-    text_text_diagonal: ClassVar[str] = "keep"
-    text_text_second: ClassVar[str] = "same"
-    inter_view: ClassVar[str] = "random"
-    queue: ClassVar[int] = 0
-    weight_mlm: ClassVar[float] = 0.0
-    mlm_probability: ClassVar[float] = 0.15
-    stage2_trains: ClassVar[str] = "all"
-    cost: ClassVar[str] = "cosine"
-    transport_tokens: ClassVar[str] = "content"
-    marginals: ClassVar[str] = "uniform"
-    transport_tolerance: ClassVar[float] = 0.01
-    plan_gradient: ClassVar[str] = "detached"
-    local_contrast: ClassVar[str] = "positives"
-    negative_distribution: ClassVar[str] = "soft_labels"
-    negative_top_k: ClassVar[int] = 5
-    exclude_duplicates: ClassVar[bool] = True
-    same_view_negatives: ClassVar[bool] = True
-    image_image_views: ClassVar[str] = "two"
-    negative_directions: ClassVar[str] = "one"
-    pair_types: ClassVar[tuple[str, ...]] = ("image_text", "image_image", "text_text")
-    pair_reduction: ClassVar[str] = "sum"
-    text_positive: ClassVar[str] = "copy"
-    token_drop: ClassVar[float] = 0.15
-    copies_texts: ClassVar[bool] = False
-
     def reads_both_views(self, stage: str) -> bool:
         """Whether a stage reads both views of a study; else only the drawn one is made."""
-        multi_view = self.global_intra == "both"
-        return multi_view if stage == "stage1" else self.pairs_images or (self.weight_global > 0 and multi_view)
-
-    @property
-    def pairs_images(self) -> bool:
-        """Whether stage 2 classifies pairs of images."""
-        return self.weight_hard_negatives > 0
+        aligned = self.global_intra == "both" and (stage == "stage1" or self.weight_global > 0)
+        return aligned or (stage == "stage2" and self.weight_hard_negatives > 0)
 
 
 class TeacherSpec(Strict):
@@ -131,12 +97,6 @@ class KnowledgeSpec(Strict):
     )
     gate: bool = Field(True, description="False: F' is made of F_{p,i} alone (Eq. 16 with G = 1)")
     max_tokens: int = Field(512, gt=0, description="the most frequent until so many tokens; the rest is counted")
-
-    # Read by code that is about to lose these choices; not settings.
-    vocabulary: ClassVar[str] = "train"
-    form: ClassVar[str] = "tokens"
-    positions: ClassVar[str] = "sequence"
-    embedder: ClassVar[str] = "trained"
 
 
 SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "teacher": TeacherSpec, "knowledge": KnowledgeSpec}
