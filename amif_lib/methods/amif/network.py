@@ -183,7 +183,7 @@ class AMiFForVQA(nn.Module):
         return frame.sort_values("log_likelihood", ascending=False, ignore_index=True)
 
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
-        """Patch maps (n, n) for one word of the question: `attention`, `transport_plan`, `gate` (see `patch_maps`).
+        """Patch maps (n, n) for one word of the question: `attention`, `transport_plan`, `gate`.
 
         `attention` of the word's pieces in the last co-attention layer, mean over heads and pieces, the share of the
         image's [CLS] left out, sum 1 (absent without co-attention); mass that `transport_plan` moves between patch and
