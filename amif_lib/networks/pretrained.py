@@ -14,7 +14,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -94,17 +93,10 @@ def load_open_clip(source: str) -> tuple[Any, Any, Any]:
     """
     import open_clip
 
-    name, tag, changes = source, None, {}
+    name, tag = source.split("/", 1) if "/" in source and ":" not in source else (source, None)
+    quick = bool(tag) and (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)
     try:
-        if source.startswith("local-dir:"):
-            folder = source.removeprefix("local-dir:")
-            text = json.loads((Path(folder) / "open_clip_config.json").read_text("utf-8"))["model_cfg"]["text_cfg"]
-            if text.get("hf_model_name") == ".":  # a BERT whose configuration lies in the same folder
-                changes["text_cfg"] = {**text, "hf_model_name": folder, "hf_model_pretrained": False}
-        elif "/" in source and ":" not in source:
-            name, _, tag = source.partition("/")
-            changes["force_quick_gelu"] = (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)
-        model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, **changes)
+        model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, force_quick_gelu=quick)
         return model.eval(), preprocess, open_clip.get_tokenizer(name)
     except Exception as error:  # hub and file errors of many kinds
         remedy = "set HF_HOME to a cache that has it, or give local-dir:FOLDER"
@@ -248,34 +240,32 @@ def _bert(source: str, heads: int) -> tuple[dict[str, Tensor], Any]:
 
 
 def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int]]:
-    """Tensors of an open_clip image tower by the names of transformers' CLIP; its activation, first norm and heads."""
+    """Tensors of a timm ViT by the names of transformers' CLIP; its activation, first norm and heads."""
     visual = load_open_clip(source.removeprefix(OPEN_CLIP))[0].visual
-    timm = hasattr(visual, "trunk")  # timm's ViT, as BiomedCLIP has, or open_clip's own
-    vit = visual.trunk if timm else visual
     try:
-        block = (vit.blocks if timm else vit.transformer.resblocks)[0]
-        activation = type(block.mlp.act if timm else block.mlp.gelu).__name__
-        found = ({"QuickGELU": "quick_gelu", "GELU": "gelu"}.get(activation, activation), block.attn.num_heads)
-        norm_first = not isinstance(vit.norm_pre if timm else vit.ln_pre, nn.Identity)
+        vit, block = visual.trunk, visual.trunk.blocks[0]  # timm's, as BiomedCLIP has
+        activation = {"GELU": "gelu"}.get(type(block.mlp.act).__name__, type(block.mlp.act).__name__)
+        found = (activation, not isinstance(vit.norm_pre, nn.Identity), block.attn.num_heads)
     except AttributeError:
         raise InputError(
-            f"weights {source!r}: its image tower ({type(vit).__name__}) is no plain ViT; name another"
+            f"weights {source!r}: the image tower is no timm ViT; of open_clip's own name the Hugging Face CLIP of the "
+            "same weights"
         ) from None
-    statistics = (visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"])
-    if not np.allclose(statistics, (pixels.MEAN.tolist(), pixels.STD.tolist()), atol=1e-6):
-        raise InputError(f"weights {source!r}: image statistics {statistics} are not CLIP's; name another")
+    statistics = torch.tensor([visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"]])
+    if not torch.allclose(statistics, torch.stack([pixels.MEAN, pixels.STD]), atol=1e-6):
+        raise InputError(f"weights {source!r}: image statistics {statistics.tolist()} are not CLIP's; name another")
     state = {}
     for name, value in renamed(vit.state_dict(), VIT).items():
         if ".attn.qkv." in name:
             parts = zip("qkv", value.chunk(3), strict=True)  # (3d, d) -> 3 x (d, d)
             state |= {name.replace("attn.qkv.", f"self_attn.{part}_proj."): each for part, each in parts}
-        elif name != "proj":  # into the space of both towers
+        else:
             state[name] = value
-    state["embeddings.class_embedding"] = state["embeddings.class_embedding"].flatten()  # timm: (1, 1, d) -> (d,)
-    positions = state["embeddings.position_embedding.weight"].flatten(0, -2)  # timm: (1, 1 + n*n, d) -> (1 + n*n, d)
+    state["embeddings.class_embedding"] = state["embeddings.class_embedding"].flatten()  # (1, 1, d) -> (d,)
+    positions = state["embeddings.position_embedding.weight"][0]  # (1, 1 + n*n, d) -> (1 + n*n, d)
     positions = torch.cat([positions[:1], positions[1:] + state.pop("embeddings.patch_embedding.bias", 0)])
     state["embeddings.position_embedding.weight"] = positions
-    return state, (found[0], norm_first, found[1])
+    return state, found
 
 
 # fmt: off
@@ -299,14 +289,10 @@ DECODER = (  # from BERT's names to those of `AnswerDecoder`
     (".intermediate.dense", ".feed_forward.inner"), (".output.dense", ".feed_forward.output"),
     (".output.LayerNorm", ".feed_forward.norm"),
 )
-VIT = (  # from open_clip's own ViT and from timm's to transformers' CLIP
-    ("norm.weight", "post_layernorm.weight"), ("norm.bias", "post_layernorm.bias"),
-    ("transformer.resblocks.", "encoder.layers."), ("blocks.", "encoder.layers."), ("in_proj_", "qkv."),
-    ("attn.out_proj", "self_attn.out_proj"), ("attn.proj", "self_attn.out_proj"), ("mlp.c_fc", "mlp.fc1"),
-    ("mlp.c_proj", "mlp.fc2"), (".ln_", ".layer_norm"), (".norm", ".layer_norm"), ("ln_pre", "pre_layrnorm"),
-    ("norm_pre", "pre_layrnorm"), ("ln_post", "post_layernorm"), ("class_embedding", "embeddings.class_embedding"),
-    ("cls_token", "embeddings.class_embedding"), ("conv1.", "embeddings.patch_embedding."),
-    ("patch_embed.proj.", "embeddings.patch_embedding."), ("pos_embed", "embeddings.position_embedding.weight"),
-    ("positional_embedding", "embeddings.position_embedding.weight"),
+VIT = (  # from timm's ViT to transformers' CLIP
+    ("norm.weight", "post_layernorm.weight"), ("norm.bias", "post_layernorm.bias"), ("blocks.", "encoder.layers."),
+    ("attn.proj", "self_attn.out_proj"), (".norm", ".layer_norm"), ("norm_pre", "pre_layrnorm"),
+    ("cls_token", "embeddings.class_embedding"), ("pos_embed", "embeddings.position_embedding.weight"),
+    ("patch_embed.proj.", "embeddings.patch_embedding."),
 )
 # fmt: on

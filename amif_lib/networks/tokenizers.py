@@ -20,8 +20,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def train(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
     """Fit a lower-case WordPiece vocabulary on `texts`, write it to `folder`, return the tokenizer.
 
-    Every character, alone and as a continuation, then the most frequent words (ties by name) until `vocab_size`. A rare word
-    is spelt out. Merge-based training is not used: the `tokenizers` library's gives another vocabulary at every call.
+    Every character, alone and as a continuation, then the most frequent words (ties by name) until `vocab_size`. A rare
+    word is spelt out. Merge-based training is not used: the `tokenizers` library's gives another vocabulary each time.
     """
     split, fold = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer(lowercase=True)
     counts: Counter[str] = Counter()
@@ -35,7 +35,7 @@ def train(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedToke
 
 
 def prune(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], folder: Path) -> PreTrainedTokenizerBase:
-    """A checkpoint's WordPiece vocabulary cut to single characters and the pieces that `texts` use, in its own order."""
+    """A checkpoint's WordPiece vocabulary cut to single characters and the pieces of `texts`, in its own order."""
     vocabulary = tokenizer.get_vocab()
     used = {piece for text in set(texts) for piece in tokenizer.tokenize(text)} | set(tokenizer.all_special_tokens)
     ordered = sorted(vocabulary, key=vocabulary.get)

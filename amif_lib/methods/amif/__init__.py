@@ -74,8 +74,9 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
     if spec.parent is not None:
         state = pretrained.read_state(spec.parent.directory / "model")
         return [str(pretrained.load_into(amif, state, f"run {spec.parent.run_id}"))]
-    towers = teacher.towers_source(spec) if spec.starts_from_teacher else ""
-    image, text = (towers if name == "teacher" else name for name in (spec.init.image, spec.init.text))
+    towers = teacher.towers(spec) if spec.starts_from_teacher else ("", "")
+    named = (spec.init.image, spec.init.text)
+    image, text = (tower if name == "teacher" else name for name, tower in zip(named, towers, strict=True))
     reports = []
     if image != "random":
         reports.append(pretrained.load_image_encoder(amif.image_encoder.vit, image))

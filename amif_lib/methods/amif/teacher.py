@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from amif_lib.data.load import load_studies
 from amif_lib.data.records import Study, StudyImage
 from amif_lib.methods.amif import teacher_models
 from amif_lib.methods.amif.settings import stored_side, teacher_id, vectors_id
+from amif_lib.methods.amif.teacher_models import HF_CLIP
 from amif_lib.objectives import contrastive
 
 log = logging.getLogger(__name__)
@@ -72,16 +74,15 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     return found
 
 
-def towers_source(spec: Any) -> str:
+def towers(spec: Any) -> tuple[str, str]:
     """What `init.image: teacher` and `init.text: teacher` stand for, as `networks.pretrained` reads it."""
     source = spec.teacher.source
-    if source.startswith(teacher_models.HF_CLIP):
-        return source.removeprefix(teacher_models.HF_CLIP)
     if source != "trained":
-        return f"open_clip:{source}"
+        source = source.removeprefix(HF_CLIP) if source.startswith(HF_CLIP) else f"open_clip:{source}"
+        return source, source
     with _locked(spec) as folder:
         _models(spec, folder, [], {})
-    return f"open_clip:local-dir:{folder / 'fold0'}"
+    return str(folder / "fold0" / "image"), str(folder / "fold0" / "text")
 
 
 def cache(spec: Any) -> Path:
@@ -124,8 +125,9 @@ def _table(spec: Any, studies: Sequence[Study]) -> Path:
                 texts = [study.text for study in part]
                 chunks.append(folder / "chunks" / f"{len(chunks):05d}-{files.digest([keys, texts])}.parquet")
                 if not chunks[-1].is_file():
-                    vectors = np.concatenate([model.embed_images(pictures, images), model.embed_texts(texts)])  # (n, e)
-                    write_vectors(chunks[-1], keys, vectors)
+                    see = partial(_see, model, pictures)
+                    vectors = [teacher_models.embed(see, images), teacher_models.embed(model.texts, texts)]
+                    write_vectors(chunks[-1], keys, np.concatenate(vectors))  # (n, e)
                 seen.update(images)
                 bar.step(len(part))
         bar.close()
@@ -133,6 +135,10 @@ def _table(spec: Any, studies: Sequence[Study]) -> Path:
             pd.concat(pd.read_parquet(chunk) for chunk in chunks).to_parquet(aside)
         shutil.rmtree(folder / "chunks")
     return path
+
+
+def _see(model: teacher_models.Teacher, pictures: store.Pictures, names: Sequence[str]) -> Tensor:
+    return model.images([pictures[name].convert("RGB") for name in names])  # (b, e)
 
 
 def _models(
@@ -158,7 +164,7 @@ def _models(
             shutil.rmtree(aside, ignore_errors=True)
             teacher_models.train(training, teacher, aside, store.pictures(names, side))
             aside.replace(own)
-        models[fold] = teacher_models.load(f"local-dir:{own}")
+        models[fold] = teacher_models.load_trained(teacher, own)
     return models
 
 
@@ -172,7 +178,7 @@ def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:
 def with_noise(keys: Sequence[Key], vectors: np.ndarray, noise: float) -> np.ndarray:
     """Unit vectors (n, e) with Gaussian noise of standard deviation noise / sqrt(e) per number, unit length again.
 
-    The cosine to the clean vector is about 1 / sqrt(1 + noise^2). The noise depends on the key alone, not on the others.
+    The cosine to the clean vector is about 1 / sqrt(1 + noise^2). The noise depends on the key alone.
     """
     out = np.empty_like(vectors)
     for row, key in enumerate(keys):
