@@ -10,8 +10,9 @@ import pytest
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.experiments import stored_maps
 from amif_lib.experiments.predictions import PREDICTIONS
-from amif_lib.reporting import audit_claims, claims, map_files, table_tests, tables
+from amif_lib.reporting import audit_claims, claims, table_tests, tables
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring import statistics
 from tests import fabricated
@@ -208,7 +209,7 @@ def test_lambda_is_compared_with_its_neighbours(monkeypatch, tmp_path):
     assert got["ours"] == pytest.approx(100 / 12)
 
 
-def made_up_maps(share: float, data_set: str) -> map_files.Maps:
+def made_up_maps(share: float, data_set: str) -> stored_maps.Maps:
     """Four maps of 2 x 2 cells on two images: the region is one cell, and holds `share` of the first image's two maps."""
     coverage = np.zeros((4, 2, 2))
     coverage[:, 0, 1] = 1
@@ -217,7 +218,7 @@ def made_up_maps(share: float, data_set: str) -> map_files.Maps:
     values[:2, 0, 1] = share
     names = [f"q{n}" for n in range(4)]
     texts = (names, ["i1", "i1", "i2", "i2"], ["mass"] * 4, ["mass"] * 4, ["Where is the mass?"] * 4)
-    return map_files.Maps(data_set, *texts, coverage, {"attention": values, "transport_plan": values})
+    return stored_maps.Maps(data_set, *texts, coverage, {"attention": values, "transport_plan": values})
 
 
 def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, tmp_path):
@@ -229,7 +230,7 @@ def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, 
     assert got["replication"] == "no maps" and pd.isna(got["ours"]) and got["audit"] == "cannot be checked"
     for row, share in (("6", 0.65), ("5", 0.35)):
         for run in Selection(only=(row,)).rows("table4", "demo")[0].runs:
-            map_files.write(run.directory / map_files.MAPS, made_up_maps(share, run.data.questions))
+            stored_maps.write(run.directory / stored_maps.MAPS, made_up_maps(share, run.data.questions))
     frame = claims.table("demo", ["table4"])
     got = line(frame, "gated_maps")
     assert got["replication"] == "not tested at this scale" and got["compared"] == "#6 - #5" and got["n_questions"] == 8
@@ -240,7 +241,7 @@ def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, 
     run = Selection(only=("5",)).rows("table4", "demo")[0].runs[0]
     other = made_up_maps(0.35, run.data.questions)
     other.ids[0] = "q9"
-    map_files.write(run.directory / map_files.MAPS, other)
+    stored_maps.write(run.directory / stored_maps.MAPS, other)
     with pytest.raises(
         InputError, match="table4 rows 6 and 5: their maps are of different questions of phantom_vqa_rad"
     ):

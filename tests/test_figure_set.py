@@ -19,8 +19,9 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import redistribution
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
-from amif_lib.reporting import figure_set, figures, map_figures, map_files, map_scores
-from amif_lib.reporting.map_files import Maps
+from amif_lib.experiments import stored_maps
+from amif_lib.experiments.stored_maps import Maps
+from amif_lib.reporting import figure_set, figures, map_figures, map_scores
 from tests import fabricated
 
 SETS = ("phantom_vqa_rad", "phantom_slake")
@@ -51,9 +52,9 @@ def made_up_maps(data_set: str, kinds: tuple[str, ...], seed: int, looks: float)
 
 def store(run, kinds: tuple[str, ...], looks: float) -> None:
     data_set = run.data.questions if run.stage == "finetune" else "phantom_teacher"
-    map_files.write(run.directory / map_files.MAPS, made_up_maps(data_set, kinds, 0, looks))
-    untrained = map_scores.untrained_path(run.scale, run.stage, data_set)
-    map_files.write(untrained, made_up_maps(data_set, kinds, 1, 0.0))
+    stored_maps.write(run.directory / stored_maps.MAPS, made_up_maps(data_set, kinds, 0, looks))
+    untrained = stored_maps.untrained_path(run.scale, run.stage, data_set)
+    stored_maps.write(untrained, made_up_maps(data_set, kinds, 1, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_examples_without_regions_are_drawn_without_outline_and_not_scored(tmp_p
         maps = made_up_maps("phantom_vqa_rad", ("transport_plan", "attention", "gate"), 0, 0.5)
         maps.coverage[:] = 0
         maps.outlines[:] = False
-        map_files.write(run.directory / map_files.EXAMPLE_MAPS, maps)
+        stored_maps.write(run.directory / stored_maps.EXAMPLE_MAPS, maps)
     for draw, columns in ((map_figures.local_alignment, 1), (map_figures.gated_attention, 2)):
         figure, data, caption = draw("demo")
         shown = [axis for axis in figure.axes if axis.images]

@@ -9,8 +9,9 @@ import pytest
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import regions
-from amif_lib.reporting import map_files, map_scores
-from amif_lib.reporting.map_files import Maps
+from amif_lib.experiments import stored_maps
+from amif_lib.experiments.stored_maps import Maps
+from amif_lib.reporting import map_scores
 
 # A 3 x 3 grid. The region covers the first cell wholly, the second to .6 and the third to .3: two cells belong to it.
 REGION = np.array([[[1.0, 0.6, 0.3], [0, 0, 0], [0, 0, 0]]])
@@ -121,7 +122,7 @@ def test_file_keeps_the_order_of_the_cells(tmp_path):
     maps = stored({"transport_plan": plan}, coverage, ["a", "b", "c"])
     maps.examples, maps.pictures = [1], rng.integers(0, 255, (1, 96, 96)).astype(np.uint8)
     maps.outlines = maps.pictures > 100
-    back = map_files.read(map_files.write(tmp_path / "maps.npz", maps))
+    back = stored_maps.read(stored_maps.write(tmp_path / "maps.npz", maps))
     kept = back.values["transport_plan"]
     assert (kept.reshape(3, -1).argmax(1) == plan.reshape(3, -1).argmax(1)).all()
     np.testing.assert_allclose(kept, plan, atol=1e-8, rtol=0)  # a step is 1e-5 of a range of about 1e-5
@@ -132,16 +133,16 @@ def test_file_keeps_the_order_of_the_cells(tmp_path):
 def test_stored_arrays_that_cannot_be_used_are_named(tmp_path):
     path = tmp_path / "maps.npz"
     with pytest.raises(InputError, match=r"maps\.npz: missing"):
-        map_files.read(path)
+        stored_maps.read(path)
     np.savez(path, version=np.array(0))
     with pytest.raises(InputError, match="version 0 instead of 1"):
-        map_files.read(path)
+        stored_maps.read(path)
     np.savez(path, version=np.array(1), ids=np.array([{"an": "object"}], dtype=object))  # pickled
     with pytest.raises(InputError, match="not readable"):
-        map_files.read(path)
+        stored_maps.read(path)
     path.write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(InputError, match="not readable"):
-        map_files.read(path)
+        stored_maps.read(path)
 
 
 def test_coverage_is_the_share_of_each_cell():

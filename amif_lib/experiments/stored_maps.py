@@ -59,9 +59,8 @@ def ensure(run: Any, drawn: Callable[[int], Any] | None = None) -> list[Path]:
         raise InputError(f"{paths.shown(run.directory)}: the run is not finished; train it first")
     found = []
     for name, make in methods.load(run.spec.method).maps(run, drawn).items():
-        folder = (
-            untrained_path(run.spec.scale, run.spec.stage, "").parent if name.startswith("untrained") else run.directory
-        )
+        shared = untrained_path(run.spec.scale, run.spec.stage, "").parent
+        folder = shared if name.startswith("untrained") else run.directory
         if not _is_current(folder / name):
             content = make()
             if content is None:

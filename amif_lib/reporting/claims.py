@@ -13,8 +13,8 @@ import pandas as pd
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments import stored
-from amif_lib.reporting import audit, audit_claims, audit_power, map_files, map_scores, tables
+from amif_lib.experiments import stored, stored_maps
+from amif_lib.reporting import audit, audit_claims, audit_power, map_scores, tables
 from amif_lib.reporting.layout import grid
 from amif_lib.reporting.table_rows import SCALE_NOTES, Selection, dataset_name, real_name, required_runs
 from amif_lib.reporting.table_tests import NOT_TESTED, difference, withheld
@@ -210,9 +210,9 @@ def _of_maps(record: dict[str, str], scale: str) -> dict[str, object]:
         return {"replication": NOT_RUN}
     maps, runs = [], []
     for row in (first, second):
-        found: dict[str, list[map_files.Maps]] = {}
+        found: dict[str, list[stored_maps.Maps]] = {}
         for run_id in map_scores.with_maps(rows[row].runs, stage):
-            one = map_files.read(paths.run_dir(run_id) / map_files.MAPS)
+            one = stored_maps.read(paths.run_dir(run_id) / stored_maps.MAPS)
             found.setdefault(one.data_set, []).append(one)
             runs.append(run_id)
         maps.append(found)
@@ -223,7 +223,7 @@ def _of_maps(record: dict[str, str], scale: str) -> dict[str, object]:
         if len({(tuple(one.ids), tuple(one.labels)) for found in maps for one in found[data_set]}) > 1:
             raise InputError(
                 f"{name} rows {first} and {second}: their maps are of different questions of {data_set}; delete their "
-                f"{map_files.MAPS} and run the notebooks again"
+                f"{stored_maps.MAPS} and run the notebooks again"
             )
     inside = [
         [np.mean([map_scores.score(one.values[kind], one.coverage)["mass"] for one in found[s]], axis=0) for s in sets]

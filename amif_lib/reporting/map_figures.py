@@ -14,10 +14,11 @@ import pandas as pd
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import redistribution
+from amif_lib.experiments import stored_maps
 from amif_lib.experiments.rows import tables_of
-from amif_lib.reporting import map_files, map_scores
+from amif_lib.experiments.stored_maps import Maps
+from amif_lib.reporting import map_scores
 from amif_lib.reporting.figures import INTERVALS, Drawn, estimates, scale_note
-from amif_lib.reporting.map_files import Maps
 from amif_lib.reporting.table_rows import dataset_name
 
 RULE = "Examples by a rule and not by looking: in file order, the first {n} {what}. "
@@ -88,11 +89,11 @@ def _columns(scale: str, stage: str, kind: str, wanted: dict[str, tuple[str, str
     columns = []
     for title, (table, row) in wanted.items():
         tips = [run for entry in map_scores.rows_of(table, scale) if entry.row == row for run in entry.runs]
-        files = (map_files.MAPS, map_files.EXAMPLE_MAPS)  # with regions, or examples without
+        files = (stored_maps.MAPS, stored_maps.EXAMPLE_MAPS)  # with regions, or examples without
         found = [paths.run_dir(run) / file for file in files for run in map_scores.with_maps(tips, stage, file)]
         if not found:
             raise InputError(f"{table} row {row}: no {stage} run holds maps (of real data, where images may be shown)")
-        columns.append(Column(title, f"{table} row {row}", kind, map_files.read(found[0])))
+        columns.append(Column(title, f"{table} row {row}", kind, stored_maps.read(found[0])))
     return columns
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.experiments import stored_maps
 from amif_lib.experiments.rows import Row, RunSpec
-from amif_lib.reporting import map_files
-from amif_lib.reporting.map_files import MAPS, Maps
+from amif_lib.experiments.stored_maps import MAPS, Maps
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring.statistics import resampled_sums
 
@@ -125,16 +124,6 @@ def with_maps(tips: Iterable[RunSpec], stage: str, file: str = MAPS) -> dict[str
     return {run_id: run for run_id, run in found.items() if (paths.run_dir(run_id) / file).is_file()}
 
 
-def untrained_path(scale: str, stage: str, data_set: str) -> Path:
-    """Maps of a network of the same size with random weights: one file per scale, stage and data set."""
-    return paths.scale_source(scale) / "maps" / f"untrained_{stage}_{data_set}.npz"
-
-
-def untrained_file(spec: RunSpec, data_set: str) -> Path:
-    """`untrained_path` of a run's scale and stage."""
-    return untrained_path(spec.scale, spec.stage, data_set)
-
-
 def table(scale: str, tables: Iterable[str]) -> pd.DataFrame:
     """Scores of every row of the tables whose runs hold maps: one line per row, data set, map, measure and source.
 
@@ -153,12 +142,12 @@ def table(scale: str, tables: Iterable[str]) -> pd.DataFrame:
 
 
 def _of_runs(run_ids: Sequence[str], scale: str, stage: str) -> pd.DataFrame:
-    stored = {run_id: map_files.read(paths.run_dir(run_id) / MAPS) for run_id in run_ids}
+    stored = {run_id: stored_maps.read(paths.run_dir(run_id) / MAPS) for run_id in run_ids}
     parts, pooled = [], {}
     for data_set in dict.fromkeys(maps.data_set for maps in stored.values()):
         ids = [run_id for run_id, maps in stored.items() if maps.data_set == data_set]
-        file = untrained_path(scale, stage, data_set)
-        untrained, own = map_files.read(file) if file.is_file() else None, [stored[run_id] for run_id in ids]
+        file = stored_maps.untrained_path(scale, stage, data_set)
+        untrained, own = stored_maps.read(file) if file.is_file() else None, [stored[run_id] for run_id in ids]
         if any((maps.ids, maps.labels) != (own[0].ids, own[0].labels) for maps in (*own, untrained or own[0])):
             raise InputError(
                 f"{data_set}: maps of runs {' '.join(ids)} are of different questions; delete and remake them"

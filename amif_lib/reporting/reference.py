@@ -17,11 +17,10 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.data.redistribution import may_show, notice
-from amif_lib.experiments import stored
+from amif_lib.experiments import stored, stored_maps
 from amif_lib.experiments.identity import data_sets
 from amif_lib.experiments.predictions import PREDICTIONS, write_predictions
 from amif_lib.experiments.rows import RunSpec
-from amif_lib.reporting import map_files
 from amif_lib.reporting.table_rows import Selection, planned_tables, required_runs
 
 TOTAL = 30_000_000  # bytes of all scales together (DESIGN.md)
@@ -96,7 +95,7 @@ def _copy_run(spec: RunSpec, folder: Path, probabilities: bool) -> None:
         if (spec.directory / stored.BLANK_TEST / PREDICTIONS).is_file():
             write_predictions(folder / stored.BLANK_TEST, *smaller(*run.blank_test, probabilities=False))
     if not notice(spec) and all(run.seed == 0 for run in spec.lineage()):
-        for name in (map_files.MAPS, map_files.EXAMPLE_MAPS):
+        for name in (stored_maps.MAPS, stored_maps.EXAMPLE_MAPS):
             if (spec.directory / name).is_file():
                 _copy(spec.directory / name, folder / name)
 
