@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import redistribution
+from amif_lib.data import manifests
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments import stored_maps
@@ -177,7 +177,7 @@ def test_what_is_missing_is_left_out_with_its_reason_and_its_old_picture_goes(dr
 
 
 def test_pictures_that_may_not_be_shown_are_not(drawn, monkeypatch, capsys):
-    monkeypatch.setattr(redistribution, "may_show", lambda name, kind: False)
+    monkeypatch.setattr(manifests, "may_show", lambda name, kind: False)
     shows = ("fig4_local_alignment", "fig5_gated_attention")
     with pytest.raises(InputError, match="no figure can be drawn"):
         figure_set.draw_all("demo", only=shows)

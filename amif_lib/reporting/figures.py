@@ -21,10 +21,7 @@ from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name
 Drawn = tuple[Figure, pd.DataFrame, str]  # a figure, the numbers in it, its caption
 
 DPI = 200
-BLUE, GREY = "#0173b2", "#767676"
-OURS, BASELINE, PAPER = BLUE, GREY, "#d55e00"
-MARKERS = {"ours": "o", "baseline": "s", "paper": "D"}
-COLOURS = {"ours": OURS, "baseline": BASELINE, "paper": PAPER}
+BLUE, GREY, ORANGE = "#0173b2", "#767676", "#d55e00"
 INTERVALS = "95% intervals from resampling images, crossed with the runs where a point stands for several."
 STAGES = {
     "stage1": "Stage 1: global alignment",
@@ -98,7 +95,8 @@ def estimates(
                 own = part[part["kind"] == kind]
                 y = own["row"].map(height) - spread * (place - (len(looks) - 1) / 2)
                 axis.hlines(y, own["ci_low"], own["ci_high"], color=colour, linewidth=1.5)
-                axis.plot(own["value"], y, marker, color=colour, markersize=5)
+                face = "white" if marker == "D" else colour
+                axis.scatter(own["value"], y, 26, marker=marker, facecolor=face, edgecolor=colour, zorder=3)
             axis.set_title(": ".join(filter(None, (line, column))), fontsize="x-small")
             axis.set_yticks(list(height.values()), labels if axis is panels[0] else [], fontsize="x-small")
             axis.set_ylim(0.4 - len(height), 0.6)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import redistribution
+from amif_lib.data import manifests
 from amif_lib.experiments import stored_maps
 from amif_lib.experiments.rows import tables_of
 from amif_lib.experiments.stored_maps import Maps
@@ -33,7 +33,7 @@ SOURCES = {  # marker, colour, name
     "untrained": ("s", "#de8f05", "untrained model"),
     "another region": ("v", "#029e73", "the model's map, regions of other images"),
     "centre": ("P", "#cc78bc", "Gaussian in the middle"),
-    "chance": ("|", "#555555", "random map"),
+    "chance": ("X", "#555555", "random map"),
 }
 NAMES = {"transport_plan": "transport plan", "attention": "attention", "gate": "gate"}
 MEASURE_NAMES = {"pointing": "pointing game", "mass": "mass inside"}
@@ -103,8 +103,8 @@ def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
     located, ids = bool(first.coverage.any()), [first.ids[i] for i in first.examples]
     if any([column.maps.ids[i] for i in column.maps.examples] != ids for column in columns):
         raise InputError("the rows' maps are of different examples; delete them and run the notebooks again")
-    if not redistribution.may_show(first.data_set, "images"):
-        raise InputError(redistribution.why_not(first.data_set, "images"))
+    if not manifests.may_show(first.data_set, "images"):
+        raise InputError(manifests.why_not(first.data_set, "images"))
     size = (1.75 * (1 + len(columns)) + 1.9, 1.75 * len(ids) + 0.4)
     figure, axes = plt.subplots(len(ids), 1 + len(columns), figsize=size, squeeze=False, layout="compressed")
     plotted = []

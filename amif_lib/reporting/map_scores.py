@@ -142,12 +142,12 @@ def table(scale: str, tables: Iterable[str]) -> pd.DataFrame:
 
 
 def _of_runs(run_ids: Sequence[str], scale: str, stage: str) -> pd.DataFrame:
-    stored = {run_id: stored_maps.read(paths.run_dir(run_id) / MAPS) for run_id in run_ids}
+    of_run = {run_id: stored_maps.read(paths.run_dir(run_id) / MAPS) for run_id in run_ids}
     parts, pooled = [], {}
-    for data_set in dict.fromkeys(maps.data_set for maps in stored.values()):
-        ids = [run_id for run_id, maps in stored.items() if maps.data_set == data_set]
+    for data_set in dict.fromkeys(maps.data_set for maps in of_run.values()):
+        ids = [run_id for run_id, maps in of_run.items() if maps.data_set == data_set]
         file = stored_maps.untrained_path(scale, stage, data_set)
-        untrained, own = stored_maps.read(file) if file.is_file() else None, [stored[run_id] for run_id in ids]
+        untrained, own = stored_maps.read(file) if file.is_file() else None, [of_run[run_id] for run_id in ids]
         if any((maps.ids, maps.labels) != (own[0].ids, own[0].labels) for maps in (*own, untrained or own[0])):
             raise InputError(
                 f"{data_set}: maps of runs {' '.join(ids)} are of different questions; delete and remake them"

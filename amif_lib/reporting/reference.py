@@ -16,7 +16,7 @@ import pandas as pd
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
-from amif_lib.data.redistribution import may_show, notice
+from amif_lib.data.manifests import may_show
 from amif_lib.experiments import stored, stored_maps
 from amif_lib.experiments.identity import data_sets
 from amif_lib.experiments.predictions import PREDICTIONS, write_predictions
@@ -94,7 +94,8 @@ def _copy_run(spec: RunSpec, folder: Path, probabilities: bool) -> None:
         write_predictions(folder, *smaller(run.predictions, run.candidates, probabilities))
         if (spec.directory / stored.BLANK_TEST / PREDICTIONS).is_file():
             write_predictions(folder / stored.BLANK_TEST, *smaller(*run.blank_test, probabilities=False))
-    if not notice(spec) and all(run.seed == 0 for run in spec.lineage()):
+    sets = {name for run in spec.lineage() for name in data_sets(run)}
+    if not manifests.notice(sets) and all(run.seed == 0 for run in spec.lineage()):
         for name in (stored_maps.MAPS, stored_maps.EXAMPLE_MAPS):
             if (spec.directory / name).is_file():
                 _copy(spec.directory / name, folder / name)

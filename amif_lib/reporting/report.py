@@ -17,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from amif_lib.core import files, paths
-from amif_lib.data import manifests, redistribution
+from amif_lib.data import manifests
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.experiments.identity import data_sets, settings_read
@@ -71,9 +71,7 @@ def write(scale: str) -> Path:
         "provenance": provenance(runs),
         "cost": cost(runs),
         "manifests": [manifests.load(name) for name in sets],
-        "hidden": sorted(
-            {name for name in sets for kind in ("images", "texts") if not redistribution.may_show(name, kind)}
-        ),
+        "hidden": sorted({name for name in sets for kind in manifests.KINDS if not manifests.may_show(name, kind)}),
         "seeds": np.max([table_notes.seed_counts(table.lines) for table in collected], axis=0).tolist(),
         "draws": statistics.DRAWS,
     }

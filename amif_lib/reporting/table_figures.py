@@ -16,7 +16,11 @@ from amif_lib.reporting.table_notes import seed_counts, variance
 from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name, is_baseline, is_synthetic
 from amif_lib.reporting.tables import Table
 
-KINDS = {"ours": "this kit, 95% interval", "baseline": "baseline, 95% interval", "paper": "printed in the paper"}
+LOOKS = {  # marker, colour, name
+    "ours": ("o", figures.BLUE, "this kit, 95% interval"),
+    "baseline": ("s", figures.GREY, "baseline, 95% interval"),
+    "paper": ("D", figures.ORANGE, "printed in the paper"),
+}
 COLUMNS = ["dataset", "row", "label", "kind", "accuracy", "ci_low", "ci_high", "n_questions"]
 
 
@@ -45,32 +49,19 @@ def overall(table: Table) -> Figure:
     Dashed: the baseline that never saw an image. All panels have the same axis, so that sets can be compared.
     """
     data, labels = overall_data(table), row_labels(table)
-    rows = [row for row in labels if row in set(data["row"])]
-    height = {row: -place - 0.6 * is_baseline(row) for place, row in enumerate(rows)}  # baselines below a gap
-    averages = [name for name in data["dataset"].unique() if name not in table.datasets]
-    panels = [*averages, *table.datasets]
-    size = (3.3 + 1.75 * len(panels), 1.1 + 0.27 * (len(rows) + 1))
-    figure, axes = plt.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False, figsize=size)
-    for axis, dataset in zip(axes[0], panels, strict=True):
-        part = data[data["dataset"] == dataset]
-        for kind, marker in figures.MARKERS.items():
-            own, colour = part[part["kind"] == kind], figures.COLOURS[kind]
-            y, face = own["row"].map(height), "white" if kind == "paper" else colour
-            axis.hlines(y, own["ci_low"], own["ci_high"], color=colour, linewidth=1.5, zorder=2)
-            shown = KINDS[kind] if kind in set(data["kind"]) else None
-            axis.scatter(own["accuracy"], y, 26, facecolor=face, edgecolor=colour, marker=marker, zorder=3, label=shown)
-        for value in part.loc[part["row"].str.startswith("question_only"), "accuracy"]:
-            axis.axvline(value, color=figures.BASELINE, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        axis.set_title(
-            f"{dataset_name(dataset)}\nn = {part['n_questions'].max():,.0f}".replace(" (", "\n("), fontsize=9
-        )
-        axis.set(xlabel="accuracy, %", ylim=(min(height.values()) - 0.6, 0.6))
-        axis.set_yticks(list(height.values()), [" ".join(labels[row]).strip() for row in height], fontsize=8)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-        axis.grid(axis="x", color="0.92", linewidth=0.8, zorder=0)
-    handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=len(names))
+    data["row"] = pd.Categorical(data["row"], [row for row in labels if row in set(data["row"])])
+    data["average"] = ~data["dataset"].isin(table.datasets)
+    data = data.sort_values(["average", "row"], ascending=[False, True], kind="stable")
+    n = data.groupby("dataset")["n_questions"].transform("max").map("\nn = {:,.0f}".format)
+    texts = data.assign(
+        line="", column=data["dataset"].map(dataset_name).str.replace(" (", "\n(") + n, value=data["accuracy"]
+    )
+    texts["row"] = [" ".join(labels[row]).strip() for row in data["row"]]
+    figure = figures.estimates(texts, LOOKS, share="all")
+    for axis, (_, part) in zip(figure.axes, data.groupby("dataset", sort=False), strict=True):
+        blind = part.loc[part["row"].astype(str).str.startswith("question_only"), "accuracy"]
+        axis.vlines(blind, *axis.get_ylim(), color=figures.GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+        axis.set_xlabel("accuracy, %")
     return figure
 
 
