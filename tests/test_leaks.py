@@ -137,7 +137,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert numbers(line, "distinct_answers", "distinct_unseen") == [6, 3]
     assert line["ceiling_overall"] == 50 and line["ceiling_open"] == 66.67 and line["ceiling_closed"] == 33.33
     assert line["ceiling_open_yes_no"] == 50 and line["ceiling_closed_yes_no"] == 50
-    # look-up: yes (right); left lung (right); left lung (wrong); b: ct question -> yes (wrong); no image: yes, yes (wrong)
+    # look-up: yes, left lung (right); left lung (wrong); b: ct question -> yes (wrong); no image: yes, yes (wrong)
     assert line["lookup_overall"] == 33.33 and line["most_frequent_overall"] == 16.67
     assert "3 have an answer that training lacks" in leaks.in_words(table)[0]
 
@@ -246,13 +246,13 @@ GOOD = LAYOUTS["plain.json"]
         ("x.json", [], "no records"),
         ("x.json", 5, "must hold a list of records"),
         ("x.json", [GOOD[0], "text"], "record 2: not an object"),
-        ("x.json", [{"picture": "a", "question": "b", "answer": "c"}], r"no column for the image .*answer, picture, question"),
+        ("x.json", [{"picture": "a", "question": "b", "answer": "c"}], r"no column for the image .*answer, picture, q"),
         ("x.json", [GOOD[0], {**GOOD[1], "answer": None}], "record 2: answer is missing"),
         ("x.json", [GOOD[0], {**GOOD[1], "question": " "}], "record 2: question is empty"),
         ("x.json", [GOOD[0], {**GOOD[1], "answer": []}], "record 2: answer is empty or not text"),
         ("x.json", [{**GOOD[0], "split": "fold 3"}], r"record 1: split is 'fold 3'; use train, val or test"),
         ("x.json", [{**GOOD[0], "answer_type": "maybe"}], r"record 1: answer_type is 'maybe'"),
-        ("x.json", [{k: v for k, v in GOOD[0].items() if k != "split"}], "neither a field nor its name says which split"),
+        ("x.json", [{k: v for k, v in GOOD[0].items() if k != "split"}], "neither a field nor its name says"),
         ("x.csv", "image,question,answer\na,b\n", r"line 2: not 3 cells as in the header"),
     ],
 )  # fmt: skip

@@ -197,13 +197,13 @@ CSV = "question_id,answer\n" + "".join(f"{question},no\n" for question in ANSWER
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", {q: a for q, a in FULL.items() if q not in ("12", "15")}, r"x\.json: 2 of 6 .* first is 12; nothing is"),
+        ("x.json", {q: a for q, a in FULL.items() if q not in ("12", "15")}, r"x\.json: 2 of 6 .* first is 12; nothing"),
         ("x.csv", CSV + "12,yes\n", r"x\.csv, line 8: question 12 is answered twice, first at line 3; keep one"),
-        ("x.json", [*RECORD_LIST, {"qid": "13", "pred": "no"}], "record 7: question 13 is answered twice, first at record 3"),
+        ("x.json", [*RECORD_LIST, {"qid": "13", "pred": "no"}], "record 7: question 13 is answered twice, .* record 3"),
         ("x.json", json.dumps(FULL)[:-1] + ', "16": "yes"}', r"x\.json: '16' occurs twice in an object; keep one"),
         ("x.json", {**FULL, "q99": "no", "98": "no"}, r"record 7: question q99 is none of vqa_rad \(2 such .* as 11\)"),
         ("x.csv", "qid,answer\n1,no\n2,no\n", r"x\.csv: 6 of 6 test questions have no prediction"),
-        ("x.csv", CSV.replace("answer", "output"), r"no column for the answer \(known .*are output, question_id; rename"),
+        ("x.csv", CSV.replace("answer", "output"), r"no column for the answer \(known .*output, question_id; rename"),
         ("x.csv", CSV.replace("question_id", "number"), r"no column for the question id .*are answer, number; rename"),
         ("x.csv", CSV.replace(",", ";"), r"its columns are question_id;answer; rename"),
         ("x.csv", CSV.replace("answer", "question_id"), r"line 1: the header names 'question_id' twice"),
@@ -214,7 +214,7 @@ CSV = "question_id,answer\n" + "".join(f"{question},no\n" for question in ANSWER
         ("x.csv", "question_id,answer\n12,l\xe4nge\n".encode("latin-1"), r"x\.csv: not UTF-8 .*save it as UTF-8"),
         ("x.csv", CSV.encode("utf-16"), r"not UTF-8"),
         ("x.json", json.dumps(RECORD_LIST, indent=0)[:-20], r"x\.json, line \d+: not valid JSON .*perhaps cut off"),
-        ("x.jsonl", '{"qid": 11, "pred": "no"}\n{"qid": 12, "pr', r"x\.jsonl, line 2: not valid JSON .*perhaps cut off"),
+        ("x.jsonl", '{"qid": 11, "pred": "no"}\n{"qid": 12, "pr', r"x\.jsonl, line 2: not valid JSON .*perhaps cut"),
         ("x.jsonl", '{"qid": 11, "pred": "no"}\n["12", "no"]', r"line 2: not an object with named fields"),
         ("x.json", [{"qid": 11, "pred": "no"}, {"qid": 12}], r"record 2: pred is missing or not one text"),
         ("x.json", {**FULL, "12": ["no", "yes"]}, r"record 2: answer is missing or not one text"),
@@ -271,7 +271,8 @@ def test_bad_options_are_named(made: Path, capsys) -> None:
 
 def test_command_needs_no_torch_and_no_image(made: Path) -> None:
     path, out = write(made / "x.json", ANSWERS), made / "tables" / "out.csv"
-    code = "import sys\nfrom amif_lib.app.cli import main\nstatus = main()\nassert not {'torch', 'PIL'} & set(sys.modules)\nsys.exit(status)"
+    code = "import sys; from amif_lib.app.cli import main; status = main(); "
+    code += "assert not {'torch', 'PIL'} & set(sys.modules); sys.exit(status)"
     arguments = ["score", str(path), "--dataset", "vqa_rad", "--out", str(out)]
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=120
@@ -324,10 +325,10 @@ def test_a_run_folder_is_scored_under_every_protocol(made: Path) -> None:
 def records_of(folder: Path) -> list[dict]:
     """The same predictions as records that anyone may write."""
     frame, candidates = read_predictions(folder)
-    return [
-        {"qid": q, "pred": generated, "log_likelihoods": {a.upper(): float(x) for a, x in zip(candidates["answer"], row, strict=True)}}
-        for q, generated, row in zip(frame["question_id"], frame["generated"], frame["log_likelihoods"], strict=True)
-    ]  # fmt: skip
+    names = [answer.upper() for answer in candidates["answer"]]
+    scores = [dict(zip(names, map(float, row), strict=True)) for row in frame["log_likelihoods"]]
+    columns = zip(frame["question_id"], frame["generated"], scores, strict=True)
+    return [{"qid": q, "pred": generated, "log_likelihoods": own} for q, generated, own in columns]
 
 
 def test_records_with_log_likelihoods_are_scored_as_the_run_folder_is(made: Path) -> None:
@@ -358,7 +359,7 @@ def test_a_protocol_whose_answers_are_not_all_scored_is_left_out_and_said(made: 
     [
         (lambda r: r[2].pop("log_likelihoods"), "record 3: log_likelihoods is missing or no object"),
         (lambda r: r[2]["log_likelihoods"].pop("NO"), "record 3: 'no' has no log-likelihood, as in other records"),
-        (lambda r: r[1]["log_likelihoods"].update({"no": -1.0}), "record 2: log_likelihoods: 'no' occurs twice, case and"),
+        (lambda r: r[1]["log_likelihoods"].update({"no": -1.0}), "record 2: log_likelihoods: 'no' occurs twice"),
         (lambda r: r[1]["log_likelihoods"].update({"NO": "x"}), "record 2: log_likelihoods: 'NO' has no finite number"),
     ],
 )  # fmt: skip

@@ -186,7 +186,7 @@ def test_means_over_data_sets_match_full_enumeration():
 def test_pretrainings_are_drawn_before_their_fine_tunings():
     """Runs that agree within a pre-training and differ between two: the draw has the variance of two, not of six runs.
 
-    The pre-trainings are 0.1 off their mean: variance 0.1^2 * 2 / (2 - 1) between them, 0.1^2 * 6 / 5 if taken as six runs.
+    The pre-trainings are 0.1 off their mean: variance 0.1^2 * 2 / (2 - 1) between them, 0.1^2 * 6 / 5 as six runs.
     """
     images = np.arange(400)
     right = np.stack([images < 400 * share for share in (0.4, 0.4, 0.4, 0.6, 0.6, 0.6)])
@@ -216,7 +216,7 @@ def test_few_seeds_have_the_sample_variance(accuracies, pretrainings):
 
 
 def test_shared_pretrainings_cancel_in_a_difference():
-    """Two rows on the same two pre-trainings, one a constant step above the other: only images vary, and they are paired."""
+    """Two rows on the same two pre-trainings, a constant step apart: only images vary, and they are paired."""
     images = np.arange(100)
     low = np.stack([images < 40, images < 60])
     high = np.stack([images < 50, images < 70])

@@ -224,9 +224,14 @@ def _data_sets(options: Namespace) -> list[str]:
 
 
 def _data_check(options: Namespace) -> int:
-    from amif_lib.data import check
+    import pandas as pd
 
-    found = check.check(_data_sets(options))
+    from amif_lib.data import check, manifests
+    from amif_lib.scoring import leaks
+
+    names = _data_sets(options)
+    questions = [name for name in names if manifests.load(name).role == "questions"]
+    found = pd.concat([check.check(names), *map(leaks.check, questions)], ignore_index=True)
     print(found.to_markdown(index=False))
     bad = found[~found["status"].isin(("ok", "partial"))]  # partial: the set can be used, as far as it is there
     if len(bad):

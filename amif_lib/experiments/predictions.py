@@ -1,4 +1,4 @@
-"""A fine-tuning's stored answers: `predictions.parquet`, a row per test question, and `candidates.parquet`, what was ranked.
+"""A fine-tuning's stored answers: `predictions.parquet`, a row per test question, and `candidates.parquet`.
 
 All log-likelihoods of all answers are stored, so that a protocol (`scoring.protocols`) is a later selection.
 """

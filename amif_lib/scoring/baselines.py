@@ -1,6 +1,6 @@
 """What a score must beat: answers that need no image model, and the ceiling of a fixed answer list.
 
-Each baseline returns a frame with the columns of stored predictions, which `protocols.score` scores as generated answers.
+Each gives a frame with the columns of stored predictions, which `protocols.score` scores as generated answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import load, redistribution
+from amif_lib.data import load, manifests
 from amif_lib.data.manifests import data_digest
 from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import question_frame
@@ -104,11 +104,11 @@ BASELINES: dict[str, tuple[str, Callable[[Sequence[Question]], pd.DataFrame]]] =
 
 
 def stored_path(scale: str, dataset: str, training_file: str, language: str = "en") -> Path:
-    """The file of `stored`: of the scale's results, of `results/private/` or, under FROM=reference, of the reference."""
+    """The file of `stored`: of the scale's or the private results, or, under FROM=reference, of the reference."""
     if paths.from_reference():
         folder = paths.reference(scale) / "baselines"
     else:
-        folder = redistribution.folder(paths.scale_dir(scale) / "baselines", texts=[dataset])  # it holds the questions
+        folder = manifests.folder_for(paths.scale_dir(scale) / "baselines", texts=[dataset])  # it holds the questions
     which = training_file if language == "en" else f"{training_file}-{language}"
     return folder / f"{dataset}-{which}-{data_digest(dataset)}-{RULES}.parquet"
 

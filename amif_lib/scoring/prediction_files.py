@@ -82,7 +82,7 @@ def _prediction(record: Mapping[str, Any], names: Mapping[str, str]) -> tuple[st
 
 
 def read_candidates(path: Path | str) -> set[str]:
-    """The answers that a system chose among: a JSON list, a JSON object from answer to number or back, or text lines."""
+    """The answers that a system chose among: a JSON list, a JSON object from answer to number or back, or lines."""
     path, shown = Path(path), paths.shown(Path(path))
     text = user_files.read_text(path)
     if path.suffix.lower() not in (".json", ".txt"):

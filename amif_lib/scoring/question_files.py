@@ -41,8 +41,8 @@ EXTENSION = re.compile(r"\.(jpe?g|png|gif|bmp|tiff?|webp|dcm)$", re.IGNORECASE)
 def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     """The questions of a file (`user_files.read`), and a line that says which field was read as what.
 
-    `split` (train, val or test), where given, holds for all of them; else it is a record's own field, or what the file's
-    name says. Raises InputError, naming file, record and field: missing, empty or not understood.
+    `split` (train, val or test), where given, holds for all of them; else it is a record's own field, or what the
+    file's name says. Raises InputError, naming file, record and field: missing, empty or not understood.
     """
     table, shown = user_files.read(path), paths.shown(Path(path))
     if "sentf" in table:

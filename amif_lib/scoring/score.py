@@ -1,7 +1,7 @@
 """Anyone's predictions on the test questions of a question set, scored as the kit scores its own.
 
-Answers alone are scored `as given`; the protocols that choose among candidates need every candidate's log-likelihood, as
-a run folder of the kit or JSON records with `log_likelihoods` have them.
+Answers alone are scored `as given`; the protocols that choose among candidates need every candidate's log-likelihood,
+as a run folder of the kit or JSON records with `log_likelihoods` have them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import load, manifests, redistribution
+from amif_lib.data import load, manifests
 from amif_lib.data.records import Question, normalise_answer
 from amif_lib.experiments.predictions import PREDICTIONS, candidate_frame, question_frame, read_predictions
 from amif_lib.experiments.stored import Run
@@ -36,15 +36,20 @@ AS_GIVEN = Protocol(
     version=1,
     candidates="generate",
     closed="yes_no",
-    note="Each answer of the file as it stands, whether it was generated or picked from a list: in lower case with white "
-    "space collapsed (and none around punctuation), equal to an accepted answer or wrong. Open and closed are reported "
-    "by both definitions: yes_no (the answer is yes or no) and answer_type (the data set's own mark).",
+    note="Each answer of the file as it stands, whether it was generated or picked from a list: in lower case with "
+    "white space collapsed (and none around punctuation), equal to an accepted answer or wrong. Open and closed are "
+    "reported by both definitions: yes_no (the answer is yes or no) and answer_type (the data set's own mark).",
 )
 RANKING = [protocol for protocol in PROTOCOLS.values() if protocol.candidates != "generate"]
 NOTES = {protocol.title: protocol.note for protocol in (*PROTOCOLS.values(), AS_GIVEN)}
 INTERVALS = (
     "Accuracies and intervals (95%) are percentages. Wilson's interval takes questions as independent; the other one "
     "resamples images, since questions on one image are not. p values are not adjusted for their number."
+)
+LOG_LIKELIHOODS = (
+    "These choose the likeliest of a list of candidates, so they need the log-likelihood of every candidate for every "
+    "question: JSON records with log_likelihoods, an object from answer to number, or a run folder of the kit with its "
+    "predictions.parquet."
 )
 
 
@@ -53,11 +58,11 @@ class Score:
     """What a reader must know (`notes`), and one line per protocol, part and system: predictions, baselines, ceilings.
 
     `table` has the columns `dataset, training_file, language, protocol, split (overall|open|closed), definition
-    (yes_no|answer_type, empty for overall), system, label, n, correct, accuracy, wilson_low, wilson_high, ci_low, ci_high`
-    (the last two from resampling images), in percent. The predictions' lines have `lenient`, the number of wrong answers
-    that `lenient` makes equal to an accepted one; the baselines' lines the predictions' paired difference to them:
-    `difference, difference_low, difference_high` (points), `bootstrap_p`, `wins` and `losses` (questions that only the
-    predictions, only the baseline has right) and `mcnemar_p`.
+    (yes_no|answer_type, empty for overall), system, label, n, correct, accuracy, wilson_low, wilson_high, ci_low,
+    ci_high` (the last two from resampling images), in percent. The predictions' lines have `lenient`, the number of
+    wrong answers that `lenient` makes equal to an accepted one; the baselines' lines the predictions' paired difference
+    to them: `difference, difference_low, difference_high` (points), `bootstrap_p`, `wins` and `losses` (questions that
+    only the predictions, only the baseline has right) and `mcnemar_p`.
     """
 
     table: pd.DataFrame
@@ -144,7 +149,7 @@ def score_file(
 def _table(
     scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question], listed: Collection[str] | None
 ) -> pd.DataFrame:
-    """`Score.table`, of what `protocols.score` gives with a column `lenient`; `listed`: candidates, for their ceiling."""
+    """`Score.table` of what `protocols.score` gives and a column `lenient`; `listed`: candidates, for their ceiling."""
     made = {name: baselines.BASELINES[name][1](questions) for name in (*COMPARED, "vocabulary_ceiling")}
     if listed is not None:
         best = [next((answer for answer in gold if answer in listed), "") for gold in made[COMPARED[0]]["gold"]]
@@ -245,8 +250,8 @@ def _ask(dataset: str, training_file: str = "", language: str = "") -> Asked:
 def _check_ids(places: pd.Series, asked: Asked, shown: str) -> list[str]:
     """The ids of predictions on questions that are not asked: those of other splits, languages and variants.
 
-    `places` names each prediction's place by its id. Raises InputError where an id is no question at all or a test question
-    has no prediction.
+    `places` names each prediction's place by its id. Raises InputError where an id is no question at all or a test
+    question has no prediction.
     """
     test = pd.Index([q.question_id for q in asked.questions if q.split == "test"])
     others = places.index[~places.index.isin(test)]
@@ -256,8 +261,8 @@ def _check_ids(places: pd.Series, asked: Asked, shown: str) -> list[str]:
         unknown = others[~others.isin([q.question_id for q in whole])]
         if len(unknown):
             raise InputError(
-                f"{places[unknown[0]]}: question {unknown[0]} is none of {asked.dataset} ({len(unknown)} such ids; test "
-                f"questions have ids such as {test[0]}); correct or remove it"
+                f"{places[unknown[0]]}: question {unknown[0]} is none of {asked.dataset} ({len(unknown)} such ids; "
+                f"test questions have ids such as {test[0]}); correct or remove it"
             )
     lacking = test[~test.isin(places.index)]
     if len(lacking):
@@ -286,21 +291,14 @@ def _of_run(folder: Path, frame: pd.DataFrame, asked: Asked) -> tuple[pd.DataFra
 def _rankings(scores: pd.DataFrame | None, asked: Asked) -> tuple[list[Protocol], pd.DataFrame | None, list[str]]:
     """Which protocols log-likelihoods (questions, answers) allow beside `as given`, the candidates, and what to say."""
     if scores is None:
-        return (
-            [AS_GIVEN],
-            None,
-            [
-                f"Not scored: {', '.join(p.title for p in RANKING)}. These choose the likeliest of a list of candidates, so "
-                "they need the log-likelihood of every candidate for every question: JSON records with log_likelihoods, an "
-                "object from answer to number, or a run folder of the kit with its predictions.parquet."
-            ],
-        )
+        others = ", ".join(protocol.title for protocol in RANKING)
+        return [AS_GIVEN], None, [f"Not scored: {others}. {LOG_LIKELIHOODS}"]
     used, notes = [AS_GIVEN], ["It is not known whether the training saw test answers (strict@1)."]
     for protocol in RANKING:
         splits = ("train", "val", "test") if protocol.candidates == "all" else protocol.candidates.split("+")
         wanted = asked.answers(*splits)
         if lacking := sorted(wanted - set(scores)):
-            example = f", such as {lacking[0]!r}" if redistribution.may_show(asked.dataset, "texts") else ""
+            example = f", such as {lacking[0]!r}" if manifests.may_show(asked.dataset, "texts") else ""
             notes.append(
                 f"Not scored: {protocol.title}, which ranks {len(wanted)} answers; {len(lacking)} of them have no "
                 f"log-likelihood{example}."
@@ -363,8 +361,8 @@ def _lenient_examples(title: str, scored: pd.DataFrame, gold: pd.Series, dataset
     if not len(found):
         return []
     head = f"{title}: wrong answers that would match without punctuation and articles (not scored): {len(found)}"
-    if not redistribution.may_show(dataset, "texts"):
-        return [f"{head} (first: question {found['question_id'].iloc[0]}). {redistribution.why_not(dataset, 'texts')}"]
+    if not manifests.may_show(dataset, "texts"):
+        return [f"{head} (first: question {found['question_id'].iloc[0]}). {manifests.why_not(dataset, 'texts')}"]
     examples = found.head(3).itertuples()
     shown = (f"question {one.question_id}: {one.prediction!r} for {' | '.join(one.gold)!r}" for one in examples)
     return [f"{head}, such as {'; '.join(shown)}."]

@@ -91,8 +91,8 @@ def bootstrap(
 ) -> Estimate:
     """Accuracy with a percentile interval from resampling images, crossed with seeds.
 
-    `correct` is (n,) or, for several runs, (S, n), of 0 and 1; `images` (n,) names each question's image. Runs that come
-    from several pre-trainings, named in `pretrainings` (S,), are drawn in two steps: pre-trainings, then runs of each.
+    `correct` is (n,) or, for several runs, (S, n), of 0 and 1; `images` (n,) names each question's image. Runs of
+    several pre-trainings, named in `pretrainings` (S,), are drawn in two steps: pre-trainings, then runs of each.
     All answers right or all wrong leave nothing to resample: then the interval is Wilson's over the images' number.
     """
     sums, counts = _by_image(correct, images)
@@ -129,10 +129,10 @@ def bootstrap_mean_difference(
 ) -> Estimate:
     """Unweighted mean over data sets of the paired differences in accuracy, first minus second.
 
-    `parts` holds `(first, second, images)` per data set, shapes as in `bootstrap`; the two may have different numbers of
-    runs. Within a set they see the same resampled images, seeds of each are drawn on their own, and sets are resampled on
-    their own. `pretrainings` names those of the first's and of the second's runs. `p` is twice the smaller share of draws
-    on either side of no difference, so never below 2 / (draws + 1).
+    `parts` holds `(first, second, images)` per data set, shapes as in `bootstrap`; the two may have different numbers
+    of runs. Within a set they see the same resampled images, seeds of each are drawn apart, and so are the sets.
+    `pretrainings` names those of the first's and of the second's runs. `p` is twice the smaller share of
+    draws on either side of no difference, so never below 2 / (draws + 1).
     """
     if not parts:
         raise InputError("no data set to compare on")
@@ -159,7 +159,7 @@ def bootstrap_against(
 
 
 def resampled_sums(values: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Sum of `values` (S, n) over the questions of resampled images, in the draws that `bootstrap` uses -> (draws, S)."""
+    """Sum of `values` (S, n) over the questions of resampled images, drawn as `bootstrap` draws them -> (draws, S)."""
     sums, counts = _by_image(values, images)
     return _image_weights(len(counts), draws, seed).astype(float) @ sums.T
 
@@ -171,7 +171,7 @@ def over_runs(
 
     `pretrainings` names each run's pre-training: those are drawn first, then runs within each. Their draws depend on
     `pretraining_seed` alone, so that systems and data sets that share pre-trainings share the draw. What a mean of S
-    drawn runs is off the mean of all is widened by sqrt(S / (S - 1)): the plain bootstrap has (S - 1) / S of the variance.
+    drawn runs is off the mean of all is widened by sqrt(S / (S - 1)): plain draws have (S - 1) / S of the variance.
     """
     draws, runs = per_run.shape
     if runs == 1:

@@ -27,9 +27,9 @@ SPLITS = {
 def read(path: Path | str) -> pd.DataFrame:
     """One row per record, column names in lower case, cells as they stand in the file.
 
-    The index says where a record is: `x.csv, line 8` or `x.json, record 2`. A field that a record lacks is NaN, one that
-    is null (or NaN) in the file is None. JSON may hold a list of records, an object with one such list, one list per
-    split (which becomes the column `split`), or an object from question id to answer.
+    The index says where a record is: `x.csv, line 8` or `x.json, record 2`. A field that a record lacks is NaN, one
+    that is null (or NaN) in the file is None. JSON may hold a list of records, an object with one such list, one list
+    per split (which becomes the column `split`), or an object from question id to answer.
     Raises InputError, naming file and line: unreadable, cut off, no records, ragged or doubled columns.
     """
     path, shown = Path(path), paths.shown(Path(path))
@@ -67,7 +67,7 @@ def each(table: pd.DataFrame, function: Callable[[dict[str, Any]], Any]) -> list
 def name_columns(
     table: pd.DataFrame, known: Mapping[str, tuple[str, ...]], required: tuple[str, ...], path: Path | str
 ) -> dict[str, str]:
-    """Which column holds what: of each field's known names the first that is there. InputError where a required is not."""
+    """Which column holds what: of each field's known names the first that is there. InputError if a required is not."""
     found = {field: name for field, names in known.items() if (name := next((n for n in names if n in table), ""))}
     for field in required:
         if field not in found:
