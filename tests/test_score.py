@@ -197,7 +197,7 @@ CSV = "question_id,answer\n" + "".join(f"{question},no\n" for question in ANSWER
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", {q: a for q, a in FULL.items() if q not in ("12", "15")}, r"x\.json: 2 of 6 .* first is 12; nothing"),
+        ("x.json", {q: a for q, a in FULL.items() if q not in ("12", "15")}, r"x\.json: 2 of 6 .* first is 12"),
         ("x.csv", CSV + "12,yes\n", r"x\.csv, line 8: question 12 is answered twice, first at line 3; keep one"),
         ("x.json", [*RECORD_LIST, {"qid": "13", "pred": "no"}], "record 7: question 13 is answered twice, .* record 3"),
         ("x.json", json.dumps(FULL)[:-1] + ', "16": "yes"}', r"x\.json: '16' occurs twice in an object; keep one"),
