@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -66,7 +69,9 @@ def test_label_and_scale_are_no_part_of_an_identity_and_the_seed_is():
 
 def test_without_a_parent_a_fine_tuning_reads_the_studies_for_its_tokenizer_only():
     alone = tiny.run().model_copy(update={"parent": None})
-    assert "phantom_mimic_cxr" in identity.data_sets(alone) and "phantom_mimic_cxr" not in identity.data_sets(tiny.run())
+    assert "phantom_mimic_cxr" in identity.data_sets(alone) and "phantom_mimic_cxr" not in identity.data_sets(
+        tiny.run()
+    )
     whole = alone.model_copy(update={"init": alone.init.model_copy(update={"tokenizer": "folder"})})
     assert identity.data_sets(whole) == ["phantom_vqa_rad"]
     assert identity.data_sets(tiny.run().parent.parent) == ["phantom_mimic_cxr", "phantom_teacher", "phantom_vqa_rad"]
@@ -105,7 +110,9 @@ def test_a_field_that_a_user_adds_enters_every_stage_and_no_finished_run_is_take
 
     def said() -> dict:
         environment = os.environ | {"PYTHONPATH": str(root), "AMIF_RESULTS": str(tmp_path / "results")}
-        done = subprocess.run([sys.executable, "-c", SAY_IDS], cwd=root, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", SAY_IDS], cwd=root, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -263,7 +270,9 @@ def test_a_row_that_asks_for_what_is_not_there_is_refused(changes, message):
 
 
 def test_a_question_set_of_another_scale_is_refused():
-    with pytest.raises(InputError, match="DATASETS: 'vqa_rad' is not a question set of scale demo; choose from phantom"):
+    with pytest.raises(
+        InputError, match="DATASETS: 'vqa_rad' is not a question set of scale demo; choose from phantom"
+    ):
         experiments.rows("table4", "demo", ("vqa_rad",))
 
 
@@ -287,8 +296,26 @@ def test_provenance_names_seeds_files_and_commit_and_no_machine():
     made = stored.provenance(run, processes=2, seconds=12.34)
     text = json.dumps(made)
     assert made["seeds"] == {"stage1": 4, "stage2": 4, "finetune": 4} and made["wall_time_s"] == 12.3
-    assert made["files"]["metrics.json"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # of "{}"
+    assert (
+        made["files"]["metrics.json"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    )  # of "{}"
     assert set(made["files"]) == {"spec.json", "metrics.json", "predictions.parquet", "candidates.parquet"}
     assert len(made["commit"]) in (0, 40) and isinstance(made["changes"], bool)
     assert str(paths.ROOT) not in text and platform.node() not in text
     assert getpass.getuser() not in made["hardware"].values()
+
+
+def test_every_open_point_has_a_reading_and_the_place_exists():
+    def exists(name: str) -> bool:
+        with contextlib.suppress(ImportError, AttributeError):
+            return pkgutil.resolve_name(f"amif_lib.{name}") is not None
+        return False
+
+    text = (paths.PACKAGE / "methods" / "amif" / "READINGS.md").read_text(encoding="utf-8")
+    points = [line.split("|") for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(point[1]) for point in points] == list(range(1, 54)) and {len(point) for point in points} == {8}
+    known = {name.rpartition(".")[2] for name, _ in settings_page.leaves()}
+    for point in points:
+        for name in re.findall(r"`(\w+\.[\w.]+)`", point[5]):
+            assert exists(name) or exists(f"methods.amif.{name}"), (point[1], name)
+        assert {name.rpartition(".")[2] for name in re.findall(r"`([\w.]+)`", point[6])} <= known, point[1]

@@ -49,7 +49,12 @@ def test_a_run_leaves_what_its_readers_need(finished):
         assert stored.is_finished(spec)
         run = stored.load_run(spec)
         assert run.spec == spec and len(run.history) == run.metrics["steps"]
-        assert run.provenance["files"].keys() >= {"spec.json", "metrics.json", "metrics.jsonl", "model/model.safetensors"}
+        assert run.provenance["files"].keys() >= {
+            "spec.json",
+            "metrics.json",
+            "metrics.jsonl",
+            "model/model.safetensors",
+        }
         assert not list(spec.directory.glob("*state*")) and not list(spec.directory.glob(".state*"))
     frame, candidates = read_predictions(finished.directory)
     assert len(frame) == 24 and frame.question_id.is_unique

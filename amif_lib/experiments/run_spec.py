@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -80,16 +80,6 @@ class DataSpec(Strict):
     max_studies: int = Field(0, ge=0, description="the first so many studies (0: all); smoke runs and tests")
     max_questions: int = Field(0, ge=0, description="the first so many questions of each split (0: all)")
     blank_images: bool = Field(False, description="every image replaced by a grey one: the question-only baseline")
-
-    # Read by code that is about to lose these choices; not settings.
-    merge: ClassVar[str] = "concatenated"
-    report_sections: ClassVar[str] = "findings+impression"
-    medicat_figures: ClassVar[str] = "radiology"
-    single_view_studies: ClassVar[str] = "augment"
-    augment_single_view: ClassVar[str] = "strong"
-    augment_multi_view: ClassVar[str] = "light"
-    flip: ClassVar[bool] = False
-    colour: ClassVar[bool] = False
 
     @property
     def question_settings(self) -> dict[str, Any]:

@@ -6,35 +6,19 @@ that reach a row from every process, and DistributedDataParallel averages over p
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_alone = False
-
 
 def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's number, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Inside, this process counts as the only one: nothing is gathered and nothing is waited for."""
-    global _alone
-    _alone = True
-    try:
-        yield
-    finally:
-        _alone = False
 
 
 class _Gather(torch.autograd.Function):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from amif_lib.core.errors import InputError
 from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.rows import limit_rows
-from amif_lib.objectives.distributed import alone, gather_objects, world_size
+from amif_lib.objectives.distributed import world_size
 
 log = logging.getLogger(__name__)
 
@@ -77,20 +77,6 @@ class GradientCache:
                     raise TooManyRows(self.rows) from None
             self._halve()  # outside the handler, which holds on to what the failed step had in memory
             put_back()
-
-    def fit(self, batch: Any, run: Callable[[Any], dict[str, Tensor]], reserve: int) -> None:
-        """Halve until a step on this process's `batch` alone fits, and agree with the other processes on the least.
-
-        For several processes, before the first step; `run` does forward and backward, without messages to the others.
-        `reserve` bytes are kept free for what is not there yet: the optimiser's moments, and other processes' samples.
-        """
-        with alone():
-            put_back = self._snapshot()
-            kept = torch.empty(reserve, dtype=torch.uint8, device=next(self.module.parameters()).device)
-            self.step(batch, lambda part, last: run(part))
-            del kept
-            put_back()
-        self.rows = min(gather_objects(self.rows))
 
     def _halve(self) -> None:
         if self.rows == 1:

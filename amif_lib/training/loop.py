@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -71,19 +70,16 @@ def _fit(spec: RunSpec) -> Path:
         write_json(folder / "spec.json", spec.model_dump(mode="json"))
     bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=rank() == 0)
 
-    def forward_backward(part: Any, last: bool, network: nn.Module = module) -> dict[str, Tensor]:
+    def forward_backward(part: Any, last: bool) -> dict[str, Tensor]:
         """Losses of a part of a batch, its gradients added to those of the parts before; the last one's are exchanged."""
-        with contextlib.nullcontext() if last else accelerator.no_sync(module), accelerator.autocast():
-            out = network(part)
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            out = module(part)
             out["total"] = sum(weight * out[name] for name, weight in prepared.module.weights.items())
-        accelerator.backward(out["total"])
+            accelerator.backward(out["total"])
         return out
 
     for epoch, step, batch in batches(prepared, spec, first_step):
         batch = batch.to(accelerator.device)
-        if step == first_step and accelerator.device.type == "cuda" and world_size() > 1:
-            alone = functools.partial(forward_backward, last=False, network=prepared.module)
-            cache.fit(batch, alone, to_come(spec, prepared.module))
         losses = cache.step(batch, forward_backward)
         norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
         optimizer.step()
@@ -172,16 +168,6 @@ def batches(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[tupl
         workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu() else 0
     feed = loader(prepared.data, [keys for _, _, keys in plan], workers)
     yield from ((epoch, step, batch) for (epoch, step, _), batch in zip(plan, feed, strict=True))
-
-
-def to_come(spec: RunSpec, module: nn.Module) -> int:
-    """Bytes that a first step without other processes does not need yet: AdamW's moments, and tokens gathered from them."""
-    moments = sum(8 * p.numel() for p in module.parameters() if p.requires_grad)
-    if spec.stage == "finetune":
-        return moments
-    tokens = (spec.model.image_size // spec.model.patch_size) ** 2 + 1 + spec.data.text_length
-    others = spec.train.batch_size - spec.train.batch_size // world_size()
-    return moments + others * tokens * spec.model.width * 4 * 2  # fp32, and its gradient
 
 
 # --- in the loop -------------------------------------------------------------------------------------------------

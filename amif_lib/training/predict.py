@@ -23,24 +23,6 @@ def candidate_answers(questions: Sequence[Question]) -> list[str]:
     return sorted({answer for question in questions for answer in question.answers})
 
 
-def memory_bound(device: torch.device) -> int:
-    """Bytes that answering may take beside the weights: a quarter of what is free on a GPU, 1 GiB elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**30
-
-
-def questions_per_pass(model: Any, bytes_free: int, most: int = 64) -> int:
-    """How many questions are encoded and ranked at once: 1 to `most`, so that activations stay below `bytes_free`.
-
-    A question is taken to need its joint tokens 16 layer-wide fp32 values each (queries, keys, values, a feed-forward's
-    inner layer and copies) and, in every head, one weight per attended token: its own or the knowledge's.
-    """
-    spec = model.spec
-    tokens = (spec.image_size // spec.patch_size) ** 2 + 1 + model.question_length
-    attended = max(tokens, len(model.knowledge_ids))
-    heads = max(spec.fusion_heads, spec.image_heads)
-    return max(1, min(most, bytes_free // (4 * tokens * (16 * spec.width + heads * attended))))
-
-
 @torch.inference_mode()
 def predict(
     model: Any,
@@ -48,23 +30,24 @@ def predict(
     spec: RunSpec,
     folder: Path,
     blank: bool | None = None,
-    batch_size: int | None = None,
+    batch_size: int = 32,
 ) -> None:
     """Answer the test questions among `questions` and write predictions and candidates to `folder`.
 
     `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`. Each process answers its share;
-    each question counts once. `batch_size` questions go through the network at once, by default what memory allows; it
-    changes results by no more than rounding.
+    each question counts once. `batch_size` questions go through the network at once (at paper size some 30 MB each),
+    which changes results by no more than rounding; ranking bounds its own passes.
     """
     model.eval()
     device, tokenizer = next(model.parameters()).device, model.tokenizer
-    size = batch_size or questions_per_pass(model, memory_bound(device))
     test = [question for question in questions if question.split == "test"]
     candidates = candidate_answers(questions)
     tokens = model.tokenize_answers(candidates)
     data = QuestionData(test, spec, tokenizer, blank=blank)
     own = range(rank(), len(test), world_size())
-    keys = [[(0, index, 1.0, 1) for index in own[start : start + size]] for start in range(0, len(own), size)]
+    keys = [
+        [(0, index, 1.0, 1) for index in own[start : start + batch_size]] for start in range(0, len(own), batch_size)
+    ]
     bf16 = device.type == "cuda" and spec.train.precision == "auto"
     bar = progress.bar(len(own), "answering" if blank is None else "answering on blank images", show=rank() == 0)
     found: list[tuple[int, Any, str]] = []

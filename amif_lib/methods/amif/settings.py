@@ -104,65 +104,43 @@ STAGES = ("stage1", "stage2", "finetune")
 
 # What a stage does not read, name by name. Everything else enters the identity of its runs; so does, in every stage, a
 # setting that is added later, until it is listed here.
-GLOBAL_LOSSES = ("global_intra", "labels", "temperature", "teacher_temperature", "positive_weight")
-STAGE_2_LOSSES = (
-    "weight_local",
-    "weight_hard_negatives",
-    "weight_global",
-    "pair_positives",
-    "negative_temperature",
-    "transport_on",
-    "transport_solver",
-    "transport_beta",
-    "transport_iterations",
-)
-TEACHER = (
-    "source",
-    "noise",
-    "data",
-    "cross_fit",
-    "image_size",
-    "patch_size",
-    "width",
-    "layers",
-    "epochs",
-    "learning_rate",
-)
-STUDIES = ("pretrain", "decontaminate_against", "decontaminate_absent", "repeated_articles", "max_studies")
-QUESTIONS = (
-    "questions",
-    "training_file",
-    "language",
-    "question_length",
-    "answer_length",
-    "augment_questions",
-    "max_questions",
-    "blank_images",
-)
+GLOBAL_LOSSES = "global_intra labels temperature teacher_temperature positive_weight".split()
+STAGE_2_LOSSES = "weight_local weight_hard_negatives weight_global pair_positives negative_temperature".split()
+TRANSPORT = "transport_on transport_solver transport_beta transport_iterations".split()
+TEACHER = "source noise data cross_fit image_size patch_size width layers epochs learning_rate".split()
+KNOWLEDGE = "source gate max_tokens".split()
+STUDIES = "pretrain decontaminate_against decontaminate_absent repeated_articles max_studies".split()
+QUESTIONS = "questions training_file language question_length answer_length".split()
+QUESTIONS += "augment_questions max_questions blank_images".split()
 
 
 def not_read(run: Any) -> set[str]:
     """Dotted settings of a run that its stage does not read."""
-    names: list[str] = []
+    found: set[str] = set()
+
+    def leave_out(section: str, *names: str) -> None:
+        found.update(f"{section}.{name}" for name in names)
+
     if run.parent is not None:  # weights and tokenizer are the parent's
-        names += [f"init.{name}" for name in ("image", "text", "tokenizer", "vocabulary")]
-        names.append("data.tokenizer_questions")
-    if run.stage != "finetune":
-        names += [f"data.{name}" for name in QUESTIONS]
-        names += [f"knowledge.{name}" for name in ("source", "gate", "max_tokens")]
-        names += ["init.decoder", "model.decoder_layers", "model.decoder_cross_layers"]
-    if run.stage == "stage1":
-        names += [f"objective.{name}" for name in STAGE_2_LOSSES]
+        leave_out("init", "image", "text", "tokenizer", "vocabulary")
+        leave_out("data", "tokenizer_questions")
     if run.stage == "finetune":
-        names += [f"objective.{name}" for name in (*GLOBAL_LOSSES, *STAGE_2_LOSSES)]
-        names.append("data.text_length")
+        leave_out("objective", *GLOBAL_LOSSES, *STAGE_2_LOSSES, *TRANSPORT)
+        leave_out("data", "text_length")
         if not run.starts_from_teacher:
-            names += [f"teacher.{name}" for name in TEACHER]
+            leave_out("teacher", *TEACHER)
         if not run.reads_studies:
-            names += [f"data.{name}" for name in STUDIES]
+            leave_out("data", *STUDIES)
         if run.knowledge.source == "none":
-            names += ["knowledge.gate", "knowledge.max_tokens"]
-    return set(names)
+            leave_out("knowledge", "gate", "max_tokens")
+        return found
+    leave_out("data", *QUESTIONS)
+    leave_out("knowledge", *KNOWLEDGE)
+    leave_out("init", "decoder")
+    leave_out("model", "decoder_layers", "decoder_cross_layers")
+    if run.stage == "stage1":
+        leave_out("objective", *STAGE_2_LOSSES, *TRANSPORT)
+    return found
 
 
 def teacher_id(run: Any) -> str:
