@@ -23,8 +23,8 @@ def clean(runs: bool = False, dry_run: bool = False) -> list[Path]:
 
 def _found(runs: bool) -> Iterator[Path]:
     yield from (path for path in (paths.ROOT / ".snakemake",) if path.exists())
-    for folder in (paths.PACKAGE, paths.NOTEBOOKS, paths.ROOT / "tests"):
-        yield from (path for name in CACHES for path in folder.rglob(name))
+    for folder in ("amif_lib", "notebooks", "tests"):
+        yield from (path for name in CACHES for path in (paths.ROOT / folder).rglob(name))
     yield from (path for name in CACHES if (path := paths.ROOT / name).exists())
     results = paths.results()
     scales = [path for path in results.glob("*") if path.is_dir() and path.name not in (*OTHERS, *WORKFLOW)]

@@ -11,6 +11,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,11 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     many = ("scale", "machine", "tables", "datasets", "rows", "seeds", "pretrain-seeds")
-    command("doctor", _doctor, "say what this machine can run and what is missing")
-    command("reproduce", _reproduce, "run what is missing of a scale: data check, trainings, tables, report", *many)
-    command(
-        "plan", _plan, "list the jobs of reproduce, which are to do, and what they cost, without running any", *many
-    )
+    command("doctor", _lazy("app.doctor:main"), "say what this machine can run and what is missing")
+    for name, text in (
+        ("reproduce", "run what is missing of a scale: data check, trainings, tables, report"),
+        ("show_plan", "list the jobs of reproduce, which are to do, and what they cost, without running any"),
+    ):
+        command(name.removeprefix("show_"), _lazy(f"app.reproduce:{name}", _request, "machine"), text, *many)
     sub = command(
         "run", _run, "train one run (stage 1, stage 2 or a fine-tuning), or a table's row on all question sets"
     )
@@ -83,9 +85,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--from", dest="origin", metavar="reference", help="read committed results (or FROM=reference)"
         )
-    command("smoke-paper", _smoke, "one optimiser step of each training at the paper's full size, on a CPU")
+    command(
+        "smoke-paper", _lazy("app.smoke:main"), "one optimiser step of each training at the paper's full size, on a CPU"
+    )
     sub = command(
-        "data", _data, "fetch the open data sets of a scale, and say how to get the others", "scale", "datasets"
+        "data",
+        _lazy("data.fetch:main", _data_sets, "dry_run"),
+        "fetch the open data sets of a scale, and say how to get the others",
+        "scale",
+        "datasets",
     )
     sub.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
     command("data-check", _data_check, "check a scale's data sets against their manifests", "scale", "datasets")
@@ -95,7 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         text = f"all its records are the {split} questions, in place of those in FILE"
         sub.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=text)
     sub.add_argument("--out", type=Path, help="write the table to this CSV file too")
-    command("bench", _bench, "time data feed, ranking, transport and training on this machine (notebook 40)", "scale")
+    command(
+        "bench",
+        lambda options: _execute("40_benchmarks", options.scale),
+        "time data feed, ranking, transport and training on this machine (notebook 40)",
+        "scale",
+    )
     sub = command("score", _score, "score anyone's predictions on the test questions of a data set, beside baselines")
     sub.add_argument(
         "file",
@@ -112,13 +125,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--out", type=Path, metavar="FILE", help="write all numbers to this CSV file too")
     command("audit", _audit, "recompute the paper's own numbers against each other and the annotation files")
-    command("settings", _settings, "list every setting with its default and alternatives")
+    command(
+        "settings",
+        lambda _: print(import_module("amif_lib.experiments.settings_page").page(), end=""),
+        "list every setting with its default and alternatives",
+    )
     command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/", "scale")
     command("lab", _lab, "open the notebooks in JupyterLab")
     sub = command("clean", _clean, "remove caches and workflow state; never data")
     sub.add_argument("--runs", action="store_true", help="all finished runs, tables and reports of your own too")
     sub.add_argument("--dry-run", action="store_true", help="only say what would go")
     return parser
+
+
+def _lazy(target: str, *names: str | Callable[[Namespace], object]) -> Callable[[Namespace], int | None]:
+    """A command that calls `module:function`, imported when it runs, with options by name or made of all options."""
+
+    def run(options: Namespace) -> int | None:
+        module, _, function = target.partition(":")
+        given = [getattr(options, name) if isinstance(name, str) else name(options) for name in names]
+        return getattr(import_module(f"amif_lib.{module}"), function)(*given)
+
+    return run
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -141,24 +169,6 @@ def _request(options: Namespace):
 
     seeds = (options.seeds, options.pretrain_seeds)
     return Request(options.scale, options.tables, options.datasets, options.rows, *seeds)
-
-
-def _doctor(options: Namespace) -> int:
-    from amif_lib.app import doctor
-
-    return doctor.main()
-
-
-def _reproduce(options: Namespace) -> int:
-    from amif_lib.app import reproduce
-
-    return reproduce.reproduce(_request(options), options.machine)
-
-
-def _plan(options: Namespace) -> int:
-    from amif_lib.app import reproduce
-
-    return reproduce.show_plan(_request(options), options.machine)
 
 
 def _run(options: Namespace) -> None:
@@ -200,18 +210,6 @@ def _report(options: Namespace) -> int:
         return status
     print(f"Report: {paths.shown(paths.scale_dir(options.scale) / 'report.html')}")
     return 0
-
-
-def _smoke(options: Namespace) -> int | None:
-    from amif_lib.app import smoke
-
-    return smoke.main()
-
-
-def _data(options: Namespace) -> int:
-    from amif_lib.data import fetch
-
-    return fetch.main(_data_sets(options), options.dry_run)
 
 
 def _data_sets(options: Namespace) -> list[str]:
@@ -279,10 +277,6 @@ def _write_csv(table: pd.DataFrame, path: Path | None) -> None:
             table.to_csv(aside, index=False)
 
 
-def _bench(options: Namespace) -> int:
-    return _execute("40_benchmarks", options.scale)
-
-
 def _audit(options: Namespace) -> int:
     from importlib.util import find_spec
 
@@ -297,12 +291,6 @@ def _audit(options: Namespace) -> int:
         audit_page.run_cells()
     print(f"Page: {paths.shown(folder / 'audit.html')}")
     return 0
-
-
-def _settings(options: Namespace) -> None:
-    from amif_lib.experiments import settings_page
-
-    print(settings_page.page(), end="")
 
 
 def _reference(options: Namespace) -> None:

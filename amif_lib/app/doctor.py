@@ -120,10 +120,10 @@ def main() -> int:
     print(f"python    {platform.python_version()}, {sys.executable}")
     print("packages  " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in versions().items()))
     print(f"kernel    {kernel() or 'python3 is this environment'}")
-    print(f"data      {paths.shown(paths.data_root())} (DATA_ROOT)")
+    print(f"data      {paths.shown(paths.data_root())} (DATA_ROOT)\n")
     for scale in NEEDS:
         reasons = obstacles(scale, devices)
-        print(f"\nSCALE={scale}: " + ("not yet" if reasons else f"yes, make reproduce SCALE={scale}"))
+        print(f"SCALE={scale}: " + ("not yet" if reasons else f"yes, make reproduce SCALE={scale}"))
         print("".join(f"  - {reason}\n" for reason in reasons), end="")
         absent = [source for source in needs_of(scale)[1] if not weights(source)]
         if absent:
