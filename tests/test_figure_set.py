@@ -198,19 +198,14 @@ def test_nothing_stored_is_an_error_unless_allowed(monkeypatch, tmp_path, capsys
     assert pd.read_csv(tmp_path / "demo" / "figures" / figure_set.INDEX).empty
 
 
-def test_equal_runs_give_equal_files(drawn):
+def test_equal_runs_give_equal_files_and_curves_need_a_run(drawn):
     before = {name: path.read_bytes() for name, path in drawn.items()}
     again = figure_set.draw_all("demo", only=("fig5_gated_attention", "map_scores_stage2"))
     assert len(again) == 11  # with the scores of all maps
     assert [path.name for path in again if path.read_bytes() != before[path.name]] == []
-
-
-def test_training_curves_join_the_seeds_of_one_label(drawn):
-    runs = [results.load_run(run) for run in experiments.rows("table1", "demo")[0].runs[0].lineage()]
-    data = figures.training_data(runs)
-    assert set(data["stage"]) == {"stage1", "stage2", "finetune"} and len(data) == 30
-    assert data["loss"].tolist()[:3] == [2.0, 1.0, 2 / 3]
-    assert len(figures.training_curves(runs).axes) == 3
+    data = numbers(drawn, "training_curves")
+    assert set(data["stage"]) == {"stage1", "stage2", "finetune"}
+    assert data["loss"].tolist()[:3] == pytest.approx([2.0, 1.0, 2 / 3], rel=1e-5)
     with pytest.raises(InputError, match="no run given"):
         figures.training_curves([])
 
