@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
+from amif_lib.data import vectors as files_of_vectors
 from amif_lib.data.load import load_studies, pretraining_studies
 from amif_lib.experiments import rows as experiments
 from amif_lib.methods.amif import teacher as teachers
@@ -98,13 +99,13 @@ def test_a_model_that_is_not_there_or_not_a_clip_says_what_to_do(tmp_path):
 
 def test_what_is_written_is_read_by_id_in_unit_length(tmp_path):
     keys = [("image", "a"), ("image", "b"), ("text", "a")]
-    teachers.write_vectors(tmp_path / "x.parquet", keys, 7 * vectors(3))
-    found = teachers.read_vectors(tmp_path / "x.parquet", [keys[2], keys[0]])
+    files_of_vectors.write(tmp_path / "x.parquet", keys, 7 * vectors(3))
+    found = files_of_vectors.read(tmp_path / "x.parquet", [keys[2], keys[0]])
     expected = vectors(3)[[2, 0]]
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
     frame = pd.DataFrame({"kind": ["text", "image"], "id": ["t", "i"], "vector": [[0.0, 2.0], [3.0, 4.0]]})
     frame.to_parquet(tmp_path / "y.parquet")  # from pandas alone, in the documented form
-    found = teachers.read_vectors(tmp_path / "y.parquet", [("image", "i"), ("text", "t")])
+    found = files_of_vectors.read(tmp_path / "y.parquet", [("image", "i"), ("text", "t")])
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, 1]], rtol=1e-6)
 
 
@@ -127,7 +128,7 @@ def test_a_bad_file_of_embeddings_is_named_with_the_id(tmp_path, rows, message):
     else:
         path.write_text("kind,id,vector\n")
     with pytest.raises(InputError, match=rf"bad\.parquet.*{message}") as caught:
-        teachers.read_vectors(path, [("image", "i"), ("text", "t")])
+        files_of_vectors.read(path, [("image", "i"), ("text", "t")])
     assert "\n" not in str(caught.value)
 
 
@@ -137,7 +138,7 @@ def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_fi
     keys = [("image", image.image_id) for study in studies for image in study.images]
     keys += [("text", study.study_id) for study in studies]
     given, path = vectors(len(keys)), tmp_path / "data" / "teachers" / "x.parquet"
-    teachers.write_vectors(
+    files_of_vectors.write(
         path, [*keys[::-1], ("text", "no study of the run")], np.concatenate([given[::-1], vectors(1)])
     )
     prepared = prepare.prepare(run)  # what a training reads
@@ -150,7 +151,7 @@ def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_fi
     np.testing.assert_allclose(of["teacher_text"], unit[-len(studies)], rtol=1e-5)
     noisy = teachers.embeddings(stage1(source="file:teachers/x.parquet", data=(), noise=0.5), studies)
     assert not torch.allclose(noisy.vectors, found.vectors, atol=0.01)
-    teachers.write_vectors(path, keys, given)
+    files_of_vectors.write(path, keys, given)
     with pytest.raises(InputError, match=r"x\.parquet: the file changed since teacher .* clean --runs"):
         teachers.embeddings(run, studies)
     path.unlink()
@@ -212,7 +213,7 @@ def test_an_interrupted_embedding_goes_on_and_what_is_there_is_taken(monkeypatch
     kept = teachers.cache(run) / "fold0" / "model.safetensors"
     before = kept.read_bytes()
     shutil.rmtree(teachers.cache(run))
-    calls, plain = [], teachers.write_vectors
+    calls, plain = [], files_of_vectors.write
 
     def write(path: Path, *rest: object) -> None:
         if len(calls) == 2:
@@ -221,17 +222,17 @@ def test_an_interrupted_embedding_goes_on_and_what_is_there_is_taken(monkeypatch
         plain(path, *rest)
 
     monkeypatch.setattr(teachers, "CHUNK", 4)
-    monkeypatch.setattr(teachers, "write_vectors", write)
+    monkeypatch.setattr(files_of_vectors, "write", write)
     with pytest.raises(KeyboardInterrupt):
         embeddings(run)
-    monkeypatch.setattr(teachers, "write_vectors", lambda path, *rest: calls.append(path.name) or plain(path, *rest))
+    monkeypatch.setattr(files_of_vectors, "write", lambda path, *rest: calls.append(path.name) or plain(path, *rest))
     monkeypatch.setattr(teacher_models, "train", None)  # is not called again
     again = embeddings(run)
     assert len(set(calls)) == len(calls) == -(-len(whole.folds) // 4) > 3  # nothing was done twice
     assert kept.read_bytes() == before  # equal weights from equal data
     assert {path.name for path in teachers.cache(run).iterdir()} == {"embeddings.parquet", "fold0"}
     torch.testing.assert_close(again.vectors, whole.vectors, atol=1e-5, rtol=1e-4)
-    monkeypatch.setattr(teachers, "write_vectors", None)
+    monkeypatch.setattr(files_of_vectors, "write", None)
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "another"))
     assert torch.equal(embeddings(run).vectors, again.vectors)
     assert {path.name for path in paths.run_dir(teacher_id(run)).iterdir()} == {"metrics.json", "spec.json"}

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,10 @@ from PIL import Image
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
+from amif_lib.data.records import Question, Study
+
+SHORTEST = 5  # letters of a word of an answer: shorter ones are mostly no findings
+COMMONEST = 0.02  # of the training questions that may hold such a word: beyond, it is how one asks ("present", "there")
 
 
 def known(name: str) -> bool:
@@ -64,6 +70,62 @@ def naming_word(text: str, label: str) -> str:
 
 
 @lru_cache(maxsize=16)
+class Asked(NamedTuple):
+    """A word of a text that a network can be asked about."""
+
+    id: str  # of the question or study
+    image_id: str
+    label: str  # what the region shows
+    word: str  # as the text names it
+    text: str  # the question, or the sentence of the report
+    read: str  # what the network reads: the question, or the whole report
+
+
+def named_in_questions(name: str, questions: Sequence[Question]) -> list[Asked]:
+    """The findings that questions name and their images show, in file order."""
+    about, out = of_questions(name), []
+    for q in questions:
+        for label in about.get(q.question_id, ()):
+            word = naming_word(q.question, label)
+            if word and label in findings(name, q.image_id):
+                out.append(Asked(q.question_id, q.image_id, label, word, q.question, q.question))
+    return out
+
+
+def named_in_reports(name: str, studies: Sequence[Study]) -> list[Asked]:
+    """The findings that reports name and their images show, in file order."""
+    out = []
+    for study in studies:
+        for image in study.images:
+            for label in findings(name, image.image_id):
+                if word := naming_word(study.text, label):
+                    sentence = next(part for part in study.text.split(". ") if word in part).strip(" .")[:120]
+                    out.append(Asked(study.study_id, image.image_id, label, word, sentence, study.text))
+    return out
+
+
+def named_answers(questions: Sequence[Question]) -> list[Asked]:
+    """The test questions that hold a word of a training answer, by a rule, where no regions are known.
+
+    The word has `SHORTEST` letters or more and stands in at most the share `COMMONEST` of the training questions; the
+    longest of several counts.
+    """
+    learnt = [question for question in questions if question.split == "train"]
+    holding = Counter(word for question in learnt for word in set(_words(question.question)))
+    answers = {word for question in learnt for word in _words(question.answer) if len(word) >= SHORTEST}
+    known, out = {word for word in answers if holding[word] <= COMMONEST * len(learnt)}, []
+    for q in (question for question in questions if question.split == "test"):
+        if words := [word for word in _words(q.question) if word in known]:
+            start = q.question.lower().index(word := max(words, key=len))
+            written = q.question[start : start + len(word)]
+            out.append(Asked(q.question_id, q.image_id, word, written, q.question, q.question))
+    return out
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
 def _folder(name: str, root: Path) -> Path:  # `location` compares the generator's code each time, slow in a loop
     return manifests.location(name)
 

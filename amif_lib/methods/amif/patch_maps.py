@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import manifests, redistribution, regions, store
+from amif_lib.data import redistribution, regions, store
 from amif_lib.data.load import load_questions, load_studies
-from amif_lib.data.records import Question, Study
+from amif_lib.data.records import Study
 from amif_lib.methods.amif import labels
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
 from amif_lib.methods.amif.stage2 import Stage2
@@ -31,21 +29,8 @@ from amif_lib.objectives import transport
 
 HELD_OUT = "phantom_teacher"  # studies drawn apart: the soft labels' teacher is trained on them, no student ever is
 SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
-SHORTEST = 5  # letters of a word that an example is about: shorter ones of training answers are mostly no findings
-COMMONEST = 0.02  # of the training questions that may hold such a word: beyond, it is how one asks ("present", "there")
 MOST, EXAMPLES, BATCH = 150, 4, 50  # questions or reports per run, those with a picture, those in one pass
 PICTURE = 96  # side of an example's picture, pixels
-
-
-class Asked(NamedTuple):
-    """A word of a text that a network is asked about."""
-
-    id: str  # of the question or study
-    image_id: str
-    label: str  # what the region shows
-    word: str  # as the text names it
-    text: str  # the question, or the sentence of the report
-    read: str  # what the network reads: the question, or the whole report
 
 
 def contents(
@@ -140,61 +125,39 @@ def word_positions(tokenizer: Any, tokens: list[int], word: str) -> list[int]:
 
 def question_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
     """Maps of the first `MOST` test questions, in file order, that name a finding which the image shows."""
-    name, asked = run.spec.data.questions, []
-    about = regions.of_questions(name)
-    for q in _tested(load_questions(name, **run.spec.data.question_settings)):
-        for label in about.get(q.question_id, ()):
-            word = regions.naming_word(q.question, label)
-            if word and label in regions.findings(name, q.image_id):
-                asked.append(Asked(q.question_id, q.image_id, label, word, q.question, q.question))
-    return _maps(run, name, asked, trained)
+    data = run.spec.data
+    questions = load_questions(data.questions, **data.question_settings)
+    tested = [question for question in questions if question.split == "test" and question.language == "en"]
+    return _maps(run, data.questions, regions.named_in_questions(data.questions, tested), trained)
 
 
 def report_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
     """Maps of the first `MOST` (image, finding) pairs of the held-out studies whose report names the finding."""
-    asked = []
-    for study in load_studies(HELD_OUT, stored_side=run.spec.model.stored_side):
-        for image in study.images:
-            for label in regions.findings(HELD_OUT, image.image_id):
-                if word := regions.naming_word(study.text, label):
-                    sentence = next(part for part in study.text.split(". ") if word in part).strip(" .")[:120]
-                    asked.append(Asked(study.study_id, image.image_id, label, word, sentence, study.text))
-        if len(asked) > 4 * MOST:  # some words lie behind the text length
-            break
-    return _maps(run, HELD_OUT, asked, trained)
+    studies = load_studies(HELD_OUT, stored_side=run.spec.model.stored_side)
+    return _maps(run, HELD_OUT, regions.named_in_reports(HELD_OUT, studies), trained)
 
 
 def example_maps(run: Any) -> dict[str, Any] | None:
-    """Maps of `EXAMPLES` test questions of a set whose images may be shown, without regions.
+    """Maps of `EXAMPLES` test questions of a set whose images may be shown, without regions: the first by a rule.
 
-    By a rule and never by looking: in file order, the first that hold a word of a training answer (`SHORTEST` letters,
-    in at most the share `COMMONEST` of the training questions; the longest of several), each with another word and
-    image. A fine-tuning's are of its own set, a stage-2 run's of the first of `SHOWN` that it is kept apart from.
+    A fine-tuning's are of its own set, a stage-2 run's of the first of `SHOWN` that it is kept apart from.
     """
     data, own = run.spec.data, run.spec.stage == "finetune"
-    sets = (
-        [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against and _is_here(name)]
-    )
-    sets = [name for name in sets if all(redistribution.may_show(name, kind) for kind in redistribution.KINDS)]
-    if not sets:
-        print(f"{run.spec.stage} {run.run_id}: no maps: no test questions are here whose images and texts may be shown")
-        return None
-    questions = load_questions(sets[0], **(data.question_settings if own else {}))
-    learnt = [question for question in questions if question.split == "train"]
-    holding = Counter(word for question in learnt for word in set(_words(question.question)))
-    answers = {word for question in learnt for word in _words(question.answer) if len(word) >= SHORTEST}
-    known = {word for word in answers if holding[word] <= COMMONEST * len(learnt)}
-    asked = []
-    for q in _tested(questions):
-        if words := [word for word in _words(q.question) if word in known]:
-            start = q.question.lower().index(word := max(words, key=len))
-            written = q.question[start : start + len(word)]
-            asked.append(Asked(q.question_id, q.image_id, word, written, q.question, q.question))
-    return _maps(run, sets[0], asked, located=False)
+    sets = [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against]
+    for name in sets:
+        if not (redistribution.may_show(name, "images") and redistribution.may_show(name, "texts")):
+            continue
+        try:
+            questions = load_questions(name, **(data.question_settings if own else {}))
+        except InputError:  # the set is not here
+            continue
+        return _maps(run, name, regions.named_answers(questions), located=False)
+    print(f"{run.spec.stage} {run.run_id}: no maps: no test questions are here whose images and texts may be shown")
+    return None
 
 
 def _maps(
-    run: Any, name: str, asked: Sequence[Asked], trained: bool = True, located: bool = True
+    run: Any, name: str, asked: Sequence[regions.Asked], trained: bool = True, located: bool = True
 ) -> dict[str, Any] | None:
     """Fields of `stored_maps.Maps` for the words that are read; `located`: the regions of their labels are known."""
     spec, tokenizer = run.spec, tokenizers.load(run.directory / "model")
@@ -225,7 +188,7 @@ def _maps(
     values = {key: v if key == "gate" else v / v.sum((1, 2), keepdims=True) for key, v in values.items()}
     masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side), bool) for row in rows]
     out = {"data_set": name, "values": values, "coverage": np.stack([regions.coverage(m, side) for m in masks])}
-    out |= {f"{field}s": [getattr(row, field) for row in rows] for field in Asked._fields[:5]}
+    out |= {f"{field}s": [getattr(row, field) for row in rows] for field in regions.Asked._fields[:5]}
     if not redistribution.may_show(name, "texts"):
         out["words"] = out["texts"] = [""] * len(rows)
     if redistribution.may_show(name, "images"):
@@ -236,7 +199,7 @@ def _maps(
     return out
 
 
-def first_of_each(rows: Sequence[Asked]) -> list[int]:
+def first_of_each(rows: Sequence[regions.Asked]) -> list[int]:
     """The rows shown as examples: in order, the first `EXAMPLES` of a label and an image not yet shown."""
     out: list[int] = []
     for number, row in enumerate(rows):
@@ -261,17 +224,3 @@ def _network(run: Any, tokenizer: Any, trained: bool) -> AMiFForVQA | Stage2:
     if trained:
         amif.load(folder)
     return Stage2(amif, spec.objective, spec.seed, (tokenizer.cls_token_id, tokenizer.sep_token_id)).eval()
-
-
-def _is_here(name: str) -> bool:
-    with contextlib.suppress(InputError):
-        return bool(manifests.location(name))
-    return False
-
-
-def _tested(questions: Sequence[Question]) -> list[Question]:
-    return [question for question in questions if question.split == "test" and question.language == "en"]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", text.lower())

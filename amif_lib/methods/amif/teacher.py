@@ -18,22 +18,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from amif_lib.core import files, paths, progress
 from amif_lib.core.errors import InputError
-from amif_lib.data import manifests, store
+from amif_lib.data import manifests, store, vectors
 from amif_lib.data.load import load_studies
 from amif_lib.data.records import Study, StudyImage
+from amif_lib.data.vectors import Key
 from amif_lib.methods.amif import teacher_models
 from amif_lib.methods.amif.settings import stored_side, teacher_id, vectors_id
 from amif_lib.methods.amif.teacher_models import HF_CLIP
 from amif_lib.objectives import contrastive
 
 log = logging.getLogger(__name__)
-Key = tuple[str, str]  # `image` or `text`, and the image's id or the text's study id
 FILE = "file:"  # teacher.source of a file of embeddings
 CHUNK = 1024  # studies embedded between two files: what an interrupted job has to do again at most
 
@@ -62,16 +61,16 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     teacher, path = spec.teacher, _table(spec, studies)
     keys = [("image", image.image_id) for study in studies for image in study.images]
     keys = list(dict.fromkeys([*keys, *(("text", study.study_id) for study in studies)]))
-    vectors = read_vectors(path, keys)
+    found = vectors.read(path, keys)
     if teacher.noise:
-        vectors = with_noise(keys, vectors, teacher.noise)
+        found = with_noise(keys, found, teacher.noise)
     rows = {key: row for row, key in enumerate(keys)}
-    found = Embeddings(rows, torch.from_numpy(vectors), assign_folds(studies, teacher.cross_fit))
-    found.metrics = describe(found, studies, spec) | {"studies": len(studies), "stored_side": stored_side(spec)}
+    out = Embeddings(rows, torch.from_numpy(found), assign_folds(studies, teacher.cross_fit))
+    out.metrics = describe(out, studies, spec) | {"studies": len(studies), "stored_side": stored_side(spec)}
     if teacher.source.startswith(FILE):
-        found.metrics["file_sha256"] = manifests.sha256(path)
-    _publish(spec, found.metrics)
-    return found
+        out.metrics["file_sha256"] = manifests.sha256(path)
+    _publish(spec, out.metrics)
+    return out
 
 
 def towers(spec: Any) -> tuple[str, str]:
@@ -126,8 +125,8 @@ def _table(spec: Any, studies: Sequence[Study]) -> Path:
                 chunks.append(folder / "chunks" / f"{len(chunks):05d}-{files.digest([keys, texts])}.parquet")
                 if not chunks[-1].is_file():
                     see = partial(_see, model, pictures)
-                    vectors = [teacher_models.embed(see, images), teacher_models.embed(model.texts, texts)]
-                    write_vectors(chunks[-1], keys, np.concatenate(vectors))  # (n, e)
+                    made = [teacher_models.embed(see, images), teacher_models.embed(model.texts, texts)]
+                    vectors.write(chunks[-1], keys, np.concatenate(made))  # (n, e)
                 seen.update(images)
                 bar.step(len(part))
         bar.close()
@@ -175,15 +174,15 @@ def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:
     return {study.study_id: of_case[study.group_id] for study in studies}
 
 
-def with_noise(keys: Sequence[Key], vectors: np.ndarray, noise: float) -> np.ndarray:
+def with_noise(keys: Sequence[Key], clean: np.ndarray, noise: float) -> np.ndarray:
     """Unit vectors (n, e) with Gaussian noise of standard deviation noise / sqrt(e) per number, unit length again.
 
     The cosine to the clean vector is about 1 / sqrt(1 + noise^2). The noise depends on the key alone.
     """
-    out = np.empty_like(vectors)
+    out = np.empty_like(clean)
     for row, key in enumerate(keys):
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(" ".join(key).encode()).digest()[:16], "big"))
-        noisy = vectors[row] + rng.standard_normal(vectors.shape[1]) * noise / vectors.shape[1] ** 0.5
+        noisy = clean[row] + rng.standard_normal(clean.shape[1]) * noise / clean.shape[1] ** 0.5
         out[row] = noisy / np.linalg.norm(noisy)
     return out
 
@@ -196,9 +195,9 @@ def describe(embeddings: Embeddings, studies: Sequence[Study], spec: Any) -> dic
         members = [study for study in studies if embeddings.folds[study.study_id] == fold]
         order = np.random.default_rng((0, fold)).permutation(len(members))
         for start in range(0, len(order) - size + 1, size):
-            vectors = [embeddings.of(members[i], members[i].images[:1]) for i in order[start : start + size]]
-            image = torch.cat([each["teacher_views"] for each in vectors])  # (N, e)
-            similarity = image @ torch.stack([each["teacher_text"] for each in vectors]).T  # (N, N)
+            pairs = [embeddings.of(members[i], members[i].images[:1]) for i in order[start : start + size]]
+            image = torch.cat([pair["teacher_views"] for pair in pairs])  # (N, e)
+            similarity = image @ torch.stack([pair["teacher_text"] for pair in pairs]).T  # (N, N)
             labels = contrastive.soft_labels(similarity, spec.objective.teacher_temperature, 0.0, positive)
             retrieved = float((similarity.argmax(1) == positive).float().mean())
             rows.append(contrastive.teacher_statistics(labels, positive) | {"held_out_retrieval_at_1": retrieved})
@@ -223,43 +222,3 @@ def _publish(spec: Any, metrics: dict[str, Any]) -> None:
     files.write_text(folder / "spec.json", spec.teacher.model_dump_json(indent=2) + "\n")
     files.write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     log.info("teacher %s: mean Q_ii %.3f. %s", folder.name, metrics["mean_q_ii"], metrics["warn"])
-
-
-def write_vectors(path: Path, keys: Sequence[Key], vectors: np.ndarray) -> None:
-    """Write vectors (n, e) as a Parquet file, one row per sample: `kind` (`image` or `text`), `id`, `vector` (a list).
-
-    `teacher.source: file:PATH` reads such files, from this function or from pandas, with vectors of any length.
-    """
-    kinds, ids = zip(*keys, strict=True)
-    frame = pd.DataFrame({"kind": kinds, "id": ids, "vector": list(np.asarray(vectors, np.float32))})
-    with files.write_aside(Path(path), files.PREPARED) as aside:
-        frame.to_parquet(aside)
-
-
-def read_vectors(path: Path, keys: Sequence[Key]) -> np.ndarray:
-    """Unit-length vectors (n, e), float32, of the keys asked for; others are left.
-
-    Raises InputError, with the id, for a file of another form or a vector that is missing, doubled, zero or not finite.
-    """
-    where, form = paths.shown(path), "a Parquet file with columns kind, id and vector (lists of equally many numbers)"
-    try:
-        frame = pd.read_parquet(path, columns=["kind", "id", "vector"])
-        found = dict(zip(zip(frame["kind"], frame["id"], strict=True), frame["vector"], strict=True))
-        if missing := [key for key in keys if key not in found]:
-            what = f"no vector of {' '.join(map(repr, missing[0]))} ({len(missing)} of {len(keys)} are missing)"
-            raise InputError(f"{where}: {what}; write one for every sample")
-        vectors = np.stack([found[key] for key in keys]).astype(np.float64)  # (n, e)
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file; write {form}, or set DATA_ROOT to its folder") from None
-    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where}: not {form}: {' '.join(str(error).split())[:100]}") from None
-    if len(twice := frame[frame.duplicated(["kind", "id"])]):
-        raise InputError(f"{where}: {twice['kind'].iloc[0]} {twice['id'].iloc[0]!r} occurs twice; keep one")
-    lengths = np.linalg.norm(vectors, axis=1)
-    if len(wrong := np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))):
-        raise InputError(
-            f"{where}: the vector of {' '.join(map(repr, keys[wrong[0]]))} is zero or not finite; embed it again"
-        )
-    return (vectors / lengths[:, None]).astype(np.float32)
