@@ -114,14 +114,12 @@ def pictures(folder: Path) -> list[dict[str, Any]]:
     What notebooks alone draw is under FROM=reference taken as it was committed. Figures of tables repeat what the tables
     say (`repeats`).
     """
-    found: dict[str, Path] = {}
-    committed = sorted((paths.scale_source(folder.parent.name) / "figures").glob("*.png"))
-    for path in [*committed, *sorted(folder.glob("*.png"))]:
-        found[path.stem] = path
-    place = {name: next((n for n, start in enumerate(FIRST) if name.startswith(start)), len(FIRST)) for name in found}
+    places = (paths.scale_source(folder.parent.name) / "figures", folder)
+    found = {path.stem: path for place in places for path in sorted(place.glob("*.png"))}
+    order = dict.fromkeys(name for start in (*FIRST, "") for name in sorted(found) if name.startswith(start))
     out = []
-    for name in sorted(found, key=lambda name: (place[name], name)):
-        path, caption = found[name], found[name].with_suffix(".txt")
+    for name, path in ((name, found[name]) for name in order):
+        caption = path.with_suffix(".txt")
         with Image.open(path) as image:
             width, height = (round(110 * side / image.info.get("dpi", (200, 200))[0]) for side in image.size)
         links = {"plotted numbers": path.with_suffix(".csv"), "vector graphics": path.with_suffix(".svg")}
@@ -159,9 +157,8 @@ def logged(runs: Sequence[Run], key: str) -> pd.DataFrame:
     rows = {}
     for run in (run for run in runs if isinstance(run.metrics.get(key), dict)):
         entry = {name.replace("_", " "): value for name, value in run.metrics[key].items()}
-        plain = {
-            n: f"{v:.3g}" if isinstance(v, float) else v for n, v in entry.items() if isinstance(v, str | int | float)
-        }
+        entry = {name: f"{v:.3g}" if isinstance(v, float) else v for name, v in entry.items()}
+        plain = {name: value for name, value in entry.items() if isinstance(value, str | int)}
         rows.setdefault(str(plain), {"run": run.run_id, "stage": STAGES[run.spec.stage], **plain})
     return pd.DataFrame(list(rows.values())).fillna("")
 
@@ -178,10 +175,10 @@ def cost(runs: Sequence[Run]) -> pd.DataFrame:
     taught = [run.metrics["teacher"] for run in runs if isinstance(run.metrics.get("teacher"), dict)]
     times = [("teacher", each) for each in {one.get("id"): one.get("wall_time_s") for one in taught}.values()]
     times += [(STAGES[run.spec.stage], run.provenance.get("wall_time_s")) for run in runs]
-    by_stage = (
-        pd.DataFrame(times, columns=["stage", "time"]).astype({"time": float}).groupby("stage", sort=False)["time"]
+    frame = pd.DataFrame(times, columns=["stage", "time"]).astype({"time": float})
+    found = frame.groupby("stage", sort=False)["time"].agg(
+        runs="size", total=lambda times: times.sum(skipna=False), longest="max"
     )
-    found = by_stage.agg(runs="size", total=lambda times: times.sum(skipna=False), longest="max")
     return found.assign(total=found["total"].map(clock), longest=found["longest"].map(clock)).reset_index()
 
 
