@@ -109,7 +109,7 @@ def test_writers_leave_nothing_on_a_full_disk(kind: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("AMIF_RESULTS", str(folder))
     monkeypatch.setattr("amif_lib.data.manifests.derived_folder", lambda _: folder)
     monkeypatch.setattr(baselines, "data_digest", lambda _: "0")
-    monkeypatch.setattr("amif_lib.data.redistribution.folder", lambda place, **_: place)
+    monkeypatch.setattr("amif_lib.data.manifests.folder_for", lambda place, **_: place)
     asked = [question(1, "train"), question(2, "test")]
     monkeypatch.setattr("amif_lib.data.load.load_questions", lambda *_, **__: asked)
     name, write = WRITERS[kind]

@@ -322,6 +322,6 @@ def test_examples_without_regions_are_the_first_about_another_answer_word_and_im
     assert set(kept.values) == {"transport_plan", "attention", *(["gate"] if stage == 2 else [])}
     assert kept.examples == list(range(patch_maps.EXAMPLES))
     (run.directory / stored_maps.EXAMPLE_MAPS).unlink()
-    monkeypatch.setattr(patch_maps.redistribution, "may_show", lambda name, kind: kind == "texts")
+    monkeypatch.setattr(patch_maps.manifests, "may_show", lambda name, kind: kind == "texts")
     assert not any(path.name == stored_maps.EXAMPLE_MAPS for path in stored_maps.ensure(run, drawn(run)))
     assert "no test questions are here whose images and texts may be shown" in capsys.readouterr().out

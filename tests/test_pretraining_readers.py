@@ -97,7 +97,7 @@ def test_absent_images_are_left_out_until_more_than_a_tenth(tmp_path: Path, capl
     (images / "ab12_3-Figure4-1.png").unlink()
     with caplog.at_level(logging.INFO, logger="amif_lib"):
         assert len(medicat.read(root, MEDICAT_LAYOUT)) == 9
-    assert "public.jsonl: 1 of 10 listed images absent" in caplog.text
+    assert "public.jsonl: 1 of the 10 listed images are absent" in caplog.text
     (images / "ab12_3-Figure7-1.png").unlink()
     message = complaint(lambda: medicat.read(root, MEDICAT_LAYOUT))
     assert "public.jsonl: 2 of the 10 listed images are absent" in message and "3-Figure4-1.png" in message
@@ -109,7 +109,7 @@ def test_absent_images_are_left_out_until_more_than_a_tenth(tmp_path: Path, capl
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("captions.txt", None, "captions.txt: no such file; data_manifests/roco.md"),
+        ("captions.txt", None, "captions.txt: no such file"),
         ("captions.txt", b"", "captions.txt: no records"),
         ("captions.txt", b" \n\n", "captions.txt: no records"),
         ("captions.txt", b"ROCO_00002\t a\nROCO_00003\t caf\xe9\n", "captions.txt, line 2: not UTF-8"),
@@ -209,7 +209,7 @@ def test_malformed_medicat_is_named(tmp_path: Path, line: object, message: str) 
 
 
 def test_empty_and_missing_medicat(tmp_path: Path) -> None:
-    assert "public.jsonl: no such file; data_manifests/medicat.md" in complaint(
+    assert "public.jsonl: no such file" in complaint(
         lambda: medicat.read(tmp_path, MEDICAT_LAYOUT)
     )
     assert "public.jsonl: no records" in complaint(lambda: medicat.read(write_medicat(tmp_path), MEDICAT_LAYOUT))
@@ -409,7 +409,7 @@ def test_medpix_groups_views_by_caption(tmp_path: Path) -> None:
         ('{"case_id": ', "line 2: not valid JSON"),
         ("[1]", "line 2: a record must be a JSON object"),
         (medpix_record(caption=" "), "line 2: record MPX1_synpic1: caption is empty"),
-        (medpix_record(split="dev2"), "line 2: record MPX1_synpic1 has split 'dev2'"),
+        (medpix_record(split="dev2"), "line 2: record MPX1_synpic1: split 'dev2'"),
         (medpix_record(file="images/z.jpg"), "z.jpg: image of record MPX1_synpic1 is missing"),
     ],
 )

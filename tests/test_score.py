@@ -253,7 +253,7 @@ def test_bad_options_are_named(made: Path, capsys) -> None:
         (["--dataset", "nothing"], "--dataset: nothing is no question set; name one of pathvqa,"),
         (["--dataset", "roco"], "--dataset: roco is no question set; name one of"),
         ([], "--dataset: none given is no question set"),
-        (["--dataset", "vqa_rad", "--training-file", "x"], "training_file: 'x' is not known for VQA-RAD"),
+        (["--dataset", "vqa_rad", "--training-file", "x"], "training_file: 'x' is not one of default"),
         (["--dataset", "vqa_rad", "--language", "zh"], "English questions only"),
         (["--dataset", "vqa_rad", "--out", str(path)], "is a folder or a file that is read"),
         (["--dataset", "vqa_rad", "--candidates", str(made / "none.txt")], "none.txt: cannot be read (No such file"),

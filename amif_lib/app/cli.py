@@ -224,14 +224,15 @@ def _data_sets(options: Namespace) -> list[str]:
 def _data_check(options: Namespace) -> int:
     import pandas as pd
 
-    from amif_lib.data import check, manifests
+    from amif_lib.data import check
     from amif_lib.scoring import leaks
 
-    names = _data_sets(options)
-    questions = [name for name in names if manifests.load(name).role == "questions"]
-    found = pd.concat([check.check(names), *map(leaks.check, questions)], ignore_index=True)
+    usable = ("ok", "partial")  # partial: the set can be used, as far as it is there
+    found = check.check(_data_sets(options))
+    whole = [name for name, lines in found.groupby("data_set", sort=False) if lines["status"].isin(usable).all()]
+    found = pd.concat([found, *map(leaks.check, whole)], ignore_index=True)
     print(found.to_markdown(index=False))
-    bad = found[~found["status"].isin(("ok", "partial"))]  # partial: the set can be used, as far as it is there
+    bad = found[~found["status"].isin(usable)]
     if len(bad):
         said = f"{len(bad)} of {len(found)} checks failed; data_manifests/<set>.md says where each set comes from"
         print(f"\n{said}", file=sys.stderr)

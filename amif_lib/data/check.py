@@ -13,7 +13,7 @@ import pandas as pd
 from amif_lib.core import paths, progress
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, write_text
-from amif_lib.data import images, load, manifests, readers
+from amif_lib.data import load, manifests
 from amif_lib.data.manifests import FileEntry, Manifest, TreeEntry
 
 IMAGES = "images decode"  # the item that may be `partial`
@@ -35,105 +35,83 @@ def check(data_sets: Iterable[str], *, decode: bool = True) -> pd.DataFrame:
     """
     rows = []
     for name in data_sets:
-        notes = Notes(name)
+        notes: list[str] = []
         rows += [(name, *line) for line in _lines(manifests.load(name), decode, notes)]
-        notes.store()
+        if notes:
+            write_text(_notes(name), "".join(f"{' '.join(message.split())}\n" for message in notes), PREPARED)
+        elif manifests.stays_with_data(name):
+            _notes(name).unlink(missing_ok=True)
     return pd.DataFrame(rows, columns=["data_set", "item", "status", "detail"])
 
 
-def unusable(checked: pd.DataFrame) -> pd.DataFrame:
-    """The lines of a `check` that forbid training: all that are not ok, but for a few images that cannot be decoded."""
-    return checked[(checked["status"] != "ok") & ~((checked["item"] == IMAGES) & (checked["status"] == "partial"))]
-
-
 def require(checked: pd.DataFrame) -> None:
-    """Raise InputError for the first `unusable` line of a `check`, before anything is trained on it."""
-    for name, item, status, detail in unusable(checked).itertuples(index=False):
+    """Raise InputError for the first line of a `check` that forbids training: all but `ok` and some undecodable images."""
+    wrong = checked[(checked["status"] != "ok") & ((checked["item"] != IMAGES) | (checked["status"] != "partial"))]
+    for name, item, status, detail in wrong.itertuples(index=False):
         raise InputError(
             f"data set {name}: {item} is {status}: {detail}; complete or replace it, or, if you changed it on purpose, "
-            f"record it in data_manifests/{name}.yaml ({len(unusable(checked))} lines of the check are not ok)"
+            f"record it in data_manifests/{name}.yaml ({len(wrong)} lines of the check are not ok)"
         )
 
 
-class Notes:
-    """What readers and decoders say of a set, for a table that others see."""
+def presence(name: str) -> tuple[str, str]:
+    """Whether a set is on disk at a glance: `found`, `partly there` or `missing`, and where or how to get it.
 
-    def __init__(self, name: str) -> None:
-        self.file = manifests.derived_folder(name) / "check" / f"{name}.txt"
-        self.kept_back = manifests.stays_with_data(name)
-        self.said: list[str] = []
-
-    def of(self, what: str, messages: list[str]) -> str:
-        """`what`, with the first messages, or where to find all of them."""
-        if not self.kept_back:
-            return f"{what}: {'; '.join(messages[:3])}" + " ..." * (len(messages) > 3)
-        self.said += messages
-        return f"{what}; see {paths.shown(self.file)}"
-
-    def store(self) -> None:
-        """Write the messages beside the data, one line each; a file of an earlier check goes."""
-        if self.said:
-            lines = "".join(f"{' '.join(message.split())}\n" for message in self.said)
-            write_text(self.file, lines, PREPARED)
-        elif self.kept_back:
-            self.file.unlink(missing_ok=True)
-
-
-def _lines(manifest: Manifest, decode: bool, notes: Notes) -> Iterator[Line]:
+    By names, numbers and sizes, without reading any file.
+    """
+    manifest = manifests.as_found(manifests.load(name))
     folder = manifests.folder_of(manifest)
     if manifest.generator:
-        manifests.location(manifest.name)
-        yield "generator", "ok", f"written by this code, seed {manifest.generator.seed}"
-    elif not folder.is_dir():
-        status = "needs credential" if manifest.access.level == "credentialed" else "missing"
-        steps = " ".join(f"({i}) {step}" for i, step in enumerate(manifest.access.steps, 1))
-        by_hand = manifest.access.level in ("form", "per-article")
-        yield "folder", status, manifests.how_to_get(manifest) + f". Steps: {steps}" * by_hand
-        return
-    if manifest.alternatives:
-        manifest = manifests.as_found(manifest)
-        yield "layout", "ok", manifest.version
-    for entry in (*manifest.files, *manifest.trees):
-        try:
-            found = _file(entry, folder) if isinstance(entry, FileEntry) else _tree(entry, folder)
-        except OSError as error:
-            found = "changed", f"cannot be read ({error.strerror or type(error).__name__})"
-        yield entry.path, *found
+        return "found", f"generated when needed, in {paths.shown(folder)}"
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return "missing", manifests.how_to_get(manifest)
+    found = [(entry.path, *_look(entry, folder, glance=True)) for entry in (*manifest.files, *manifest.trees)]
+    wrong = [f"{path} is {status}" for path, status, _ in found if status != "ok"]
+    if wrong and all(status == "missing" for _, status, detail in found if detail != ABSENT):
+        return "missing", manifests.how_to_get(manifest)
+    if wrong:
+        return "partly there", f"in {paths.shown(folder)}; {wrong[0]} (make data-check DATASETS={name})"
+    return "found", f"in {paths.shown(folder)}"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+ABSENT = "absent, optional"
+
+
+def _look(entry: FileEntry | TreeEntry, folder: Path, glance: bool = False) -> tuple[str, str]:
+    """Status and detail of a file or tree. Contents are read only where a digest is recorded, and not at a glance."""
+    path, is_file = folder / entry.path, isinstance(entry, FileEntry)
     try:
-        yield from _counts(manifest, notes)
-        if decode:
-            yield _images(manifest, notes)
-    except InputError as error:
-        yield "records", "changed", notes.of("cannot be read (1 error)", [str(error)])
+        if not (path.is_file() if is_file else path.is_dir()):
+            return ("missing", "not there") if entry.required else ("ok", ABSENT)
+        return _file(entry, path, glance) if is_file else _tree(entry, path, glance)
+    except OSError as error:
+        return "changed", f"cannot be read ({error.strerror or type(error).__name__})"
 
 
-def _file(entry: FileEntry, folder: Path) -> tuple[str, str]:
-    path = folder / entry.path
-    if not path.is_file():
-        return ("missing", "") if entry.required else ("ok", "absent, optional")
+def _file(entry: FileEntry, path: Path, glance: bool) -> tuple[str, str]:
     if (size := path.stat().st_size) != entry.bytes:
         return "changed", f"{size} bytes, expected {entry.bytes}"
-    same = manifests.sha256(path) == entry.sha256
+    same = glance or manifests.sha256(path) == entry.sha256
     return "ok" if same else "changed", f"{size} bytes, sha256 {'as' if same else 'not as'} recorded"
 
 
-def _tree(tree: TreeEntry, folder: Path) -> tuple[str, str]:
-    """Count first; only what the manifest records is read: sizes where it has `bytes`, contents where it has a digest."""
-    folder = folder / tree.path
-    if not folder.is_dir():
-        return ("missing", "no such folder") if tree.required else ("ok", "absent, optional")
-    names = list(tree_files(folder, tree.pattern, tree.recursive))
+def _tree(tree: TreeEntry, folder: Path, glance: bool) -> tuple[str, str]:
+    names = tree_files(folder, tree.pattern, tree.recursive)
+    if glance and tree.recursive and tree.count > MANY:
+        return ("ok", "not counted") if next(names, None) else ("missing", "no files")
+    names = list(names)
     if len(names) != tree.count:
-        return "missing" if not names else "partial" if len(names) < tree.count else "changed", (
-            f"{len(names)} of {tree.count} files"
-        )
+        status = "missing" if not names else "partial" if len(names) < tree.count else "changed"
+        return status, f"{len(names)} of {tree.count} files"
     said = f"{len(names)} files"
-    if tree.bytes:
+    if tree.bytes and not glance:
         size = sum((folder / name).stat().st_size for name in names)
         said += f", {size} bytes"
         if size != tree.bytes:
             return "changed", f"{said}, expected {tree.bytes}"
-    if tree.sha256 and (found := tree_digest(folder, names)) != tree.sha256:
+    if tree.sha256 and not glance and (found := tree_digest(folder, names)) != tree.sha256:
         return "changed", f"{said}, digest {found[:12]}, expected {tree.sha256[:12]}"
     return "ok", f"{said}, {'digest as recorded' if tree.sha256 else 'no digest recorded'}"
 
@@ -163,12 +141,48 @@ def tree_digest(folder: Path, names: Iterable[str]) -> str:
     return total.hexdigest()
 
 
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def _notes(name: str) -> Path:
+    return manifests.derived_folder(name) / "check" / f"{name}.txt"
+
+
+def _said(name: str, what: str, messages: list[str], notes: list[str]) -> str:
+    """`what`, with the first messages, or where all of them are put."""
+    if not manifests.stays_with_data(name):
+        return f"{what}: {'; '.join(messages[:3])}" + " ..." * (len(messages) > 3)
+    notes += messages
+    return f"{what}; see {paths.shown(_notes(name))}"
+
+
+def _lines(manifest: Manifest, decode: bool, notes: list[str]) -> Iterator[Line]:
+    folder = manifests.folder_of(manifest)
+    if manifest.generator:
+        manifests.location(manifest.name)
+        yield "generator", "ok", f"written by this code, seed {manifest.generator.seed}"
+    elif not folder.is_dir():
+        status = "needs credential" if manifest.access.level == "credentialed" else "missing"
+        yield "folder", status, manifests.how_to_get(manifest)
+        return
+    manifest = manifests.as_found(manifest)
+    if manifest.alternatives:
+        yield "layout", "ok", manifest.version
+    yield from ((entry.path, *_look(entry, folder)) for entry in (*manifest.files, *manifest.trees))
+    try:
+        yield from _counts(manifest, notes)
+        if decode:
+            yield _images(manifest, notes)
+    except InputError as error:
+        yield "records", "changed", _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
+
+
 def _compare(item: str, have: int, expected: int, shortfall: float = 0) -> Line:
     status = "ok" if (1 - shortfall) * expected <= have <= expected else "changed"
     return item, status, f"{have}" + f", expected {expected}" * (have != expected)
 
 
-def _counts(manifest: Manifest, notes: Notes) -> Iterator[Line]:
+def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
     found = load.counts(manifest.name)
     if not manifest.splits:
         yield from ((f"all: {key}", "ok", f"{n}, nothing recorded to compare with") for key, n in found["all"].items())
@@ -179,66 +193,28 @@ def _counts(manifest: Manifest, notes: Notes) -> Iterator[Line]:
         try:
             have = load.variant_counts(manifest.name, variant.name)
         except InputError as error:  # it may need files that the default does not
-            status = "changed" if variant == manifest.variants[0] else "ok"
-            yield f"{variant.name}: questions", status, notes.of("cannot be read (1 error)", [str(error)])
+            said = _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
+            yield f"{variant.name}: questions", "changed" if variant == manifest.variants[0] else "ok", said
             continue
         for split in ("train", "val", "test"):
             if (expected := getattr(variant, split)) is not None:
                 yield _compare(f"{variant.name}: {split} questions", have.get(split, 0), expected)
 
 
-def _images(manifest: Manifest, notes: Notes) -> Line:
+def _images(manifest: Manifest, notes: list[str]) -> Line:
     """Decode all images. `partial`: training can leave the bad ones out; what is evaluated on is whole or not at all."""
-    evaluated: set[Path] = set()
+    from amif_lib.data import images
+
+    name, evaluated = manifest.name, set()
     if manifest.role == "questions":
-        evaluated = {q.image_path for q in load.load_questions(manifest.name) if q.split != "train"}
-    number, bad = images.verify(readers.image_paths(manifest.name), f"{manifest.name}: decoding")
+        evaluated = {question.image_path for question in load.load_questions(name) if question.split != "train"}
+    number, bad = images.verify(load.image_paths(name), f"{name}: decoding")
     if not bad:
         return IMAGES, "ok", f"{number} images"
     said = f"{len(bad)} of {number} images cannot be decoded"
     if needed := len(evaluated & set(bad)):
         said += f", {needed} of validation or test questions"
     status = "changed" if needed or len(bad) > MOST_BAD * number else "partial"
-    messages = [f"{path if notes.kept_back else path.name} ({reason})" for path, reason in bad.items()]
-    return IMAGES, status, notes.of(said, messages)
-
-
-# --- at a glance -----------------------------------------------------------------------------------------------------
-
-
-def present(entry: FileEntry | TreeEntry, folder: Path) -> tuple[int, int]:
-    """How many files of an entry are there, and how many should be; by name, number and size, without reading any.
-
-    Of a tree with folders below it and more than `MANY` files, any file at all counts as the whole tree.
-    """
-    path = folder / entry.path
-    if isinstance(entry, FileEntry):
-        return int(path.is_file() and path.stat().st_size == entry.bytes), 1
-    if not path.is_dir():
-        return 0, entry.count
-    names = tree_files(path, entry.pattern, entry.recursive)
-    if entry.recursive and entry.count > MANY:
-        return (entry.count if next(names, None) else 0), entry.count
-    return min(sum(1 for _ in names), entry.count), entry.count
-
-
-def presence(name: str) -> tuple[str, str]:
-    """Whether a set is on disk at a glance: `found`, `partly there` or `missing`, and where or how to get it."""
-    manifest = manifests.as_found(manifests.load(name))
-    folder = manifests.folder_of(manifest)
-    if manifest.generator:
-        return "found", f"generated when needed, in {paths.shown(folder)}"
-    entries = [entry for entry in (*manifest.files, *manifest.trees) if entry.required]
-    try:
-        counts = [present(entry, folder) for entry in entries]
-        empty = not folder.is_dir() or not any(folder.iterdir())
-    except OSError as error:
-        return "partly there", f"in {paths.shown(folder)}, which cannot be read ({error.strerror})"
-    have, wanted = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    if empty or (wanted and not have):
-        return "missing", manifests.how_to_get(manifest)
-    if have < wanted:
-        lacking = next(entry.path for entry, (n, of) in zip(entries, counts, strict=True) if n < of)
-        said = f"{have} of {wanted} files as recorded in {paths.shown(folder)}; {lacking} is not complete"
-        return "partly there", f"{said} (make data-check DATASETS={name})"
-    return "found", f"in {paths.shown(folder)}"
+    shown = (path if manifests.stays_with_data(name) else path.name for path in bad)
+    messages = [f"{path} ({reason})" for path, reason in zip(shown, bad.values(), strict=True)]
+    return IMAGES, status, _said(name, said, messages, notes)

@@ -352,3 +352,11 @@ def notice(data_sets: Iterable[str]) -> str:
         "Do not publish this folder, nor the weights, vocabulary or predictions in it, before you have checked the\n"
         f"terms of the data that the run and its ancestors were trained on:\n{lines}"
     )
+
+
+def mark(run_folder: Path, data_sets: Iterable[str]) -> None:
+    """Put the notice, where there is one, into a run's folder and beside its weights."""
+    text = notice(data_sets)
+    for place in (run_folder, run_folder / "model") if text else ():
+        if place.is_dir():
+            (place / NOTICE).write_text(text, encoding="utf-8")

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from amif_lib import methods
 from amif_lib.core import files, progress
 from amif_lib.core.errors import InputError
-from amif_lib.data import redistribution
+from amif_lib.data import manifests
 from amif_lib.experiments import stored
+from amif_lib.experiments.identity import data_sets
 from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.objectives import collapse
@@ -235,7 +236,7 @@ def finish(spec: RunSpec, prepared: Prepared, lines: Lines, steps: int, seconds:
             predict.predict(model, questions, spec, folder / stored.BLANK_TEST, blank=True)
         metrics["evaluation_time_s"] = round(time.time() - started, 1)
     if rank() == 0:
-        redistribution.mark(spec)
+        manifests.mark(folder, {name for step in spec.lineage() for name in data_sets(step)})
         checkpoint.remove(folder)
         write_json(folder / "metrics.json", metrics)
         spent = seconds + time.time() - started

@@ -1,9 +1,8 @@
 """One file per data set: its official layout becomes records.
 
 Each has `read(root, layout, ...)`: `root` is the set's folder, `layout` the manifest's paths under it. Readers of question
-sets also take `training_file` (one of the module's `TRAINING_FILES`, the first being the default) and `images`: whether
-every question's image must be there; without, the annotations alone are read. What is malformed or missing is an
-InputError that names the file and the line or record.
+sets also take `training_file`, one of the module's `TRAINING_FILES` or `default`, which is the first, and `images`: whether
+every question's image must be there. What is malformed or missing is an InputError that names file and line or record.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from amif_lib.data.records import Question, Study
 
 
 def studies(name: str) -> list[Study]:
-    """A pre-training set's studies as its files have them; the set is generated first where it is generated."""
+    """A pre-training set's studies as its files have them; a generated set is generated first."""
     return _read(name, "pretraining")
 
 
@@ -26,12 +25,11 @@ def questions(
     name: str, training_file: str = "default", language: str = "en", *, images: bool = True
 ) -> list[Question]:
     """A question set's questions, see `load.load_questions`."""
-    options: dict[str, Any] = {"training_file": training_file, "images": images}
-    if manifests.load(name).reader == "slake":
-        options["language"] = language
-    elif language != "en":
+    slake = manifests.load(name).reader == "slake"
+    if language != "en" and not slake:
         raise InputError(f"data set {name!r} has English questions only; set data.language: en")
-    return _read(name, "questions", **options)
+    options = {"language": language} if slake else {}
+    return _read(name, "questions", training_file=training_file, images=images, **options)
 
 
 def image_paths(name: str) -> list[Path]:

@@ -26,41 +26,36 @@ def one_line(value: object) -> str:
 
 
 @contextlib.contextmanager
-def _naming(path: Path, data_set: str) -> Iterator[None]:
-    """Turn what goes wrong in reading a file into an InputError that names it and the set's card."""
-    name = paths.shown(path)
+def _naming(path: Path, where: str = "") -> Iterator[None]:
+    """Turn what goes wrong in reading a file into an InputError that names it."""
+    where = where or paths.shown(path)
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{name}: no such file; data_manifests/{data_set}.md says how to get it") from None
+        raise InputError(f"{where}: no such file; the set's card in data_manifests/ says how to get it") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 ({error.reason} at byte {error.start}); fetch the file again") from None
+        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); fetch the file again") from None
     except OSError as error:  # such as a folder of that name
-        raise InputError(f"{name}: cannot be read ({error.strerror}); fetch the file again") from None
+        raise InputError(f"{where}: cannot be read ({error.strerror}); fetch the file again") from None
 
 
-def read_text(path: Path, data_set: str) -> str:
-    """A file's text, UTF-8. Raises InputError where it cannot be read; `data_set` names the card to look into."""
-    with _naming(path, data_set):
+def read_text(path: Path) -> str:
+    """A file's text, UTF-8. Raises InputError where it cannot be read."""
+    with _naming(path):
         return path.read_text(encoding="utf-8")
 
 
-def read_lines(path: Path, data_set: str) -> Iterator[tuple[str, str]]:
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """The lines of a text file that are not blank, without line ends, each with `<file>, line <n>` for messages.
 
     Only a line feed ends a line: captions hold other characters that Python's `splitlines` would split at.
-
-    Raises:
-        InputError: no such file, nothing in it, or a line that is not UTF-8.
     """
     found = False
-    with _naming(path, data_set), path.open("rb") as file:
+    with _naming(path), path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             where = f"{paths.shown(path)}, line {number}"
-            try:
+            with _naming(path, where):
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{where}: not UTF-8 (at byte {error.start}); fetch the file again") from None
             if line.strip():
                 found = True
                 yield where, line
@@ -68,25 +63,24 @@ def read_lines(path: Path, data_set: str) -> Iterator[tuple[str, str]]:
         raise InputError(f"{paths.shown(path)}: no records; fetch the file again")
 
 
-def _parse(written: str, name: str) -> Any:
+def _parse(written: str, where: str) -> Any:
     try:
         return json.loads(written)
     except json.JSONDecodeError as error:
-        at = name if ", line " in name else f"{name}, line {error.lineno}"
+        at = where if ", line " in where else f"{where}, line {error.lineno}"
         raise InputError(f"{at}: not valid JSON ({error.msg}); mend it or fetch the file again") from None
     except (RecursionError, ValueError):  # a number of thousands of digits is a plain ValueError
-        raise InputError(f"{name}: nested too deeply or a number too long; is it the official file?") from None
+        raise InputError(f"{where}: nested too deeply or a number too long; is it the official file?") from None
 
 
-def read_json(path: Path, data_set: str) -> list[Record]:
-    """The records of a JSON file that holds a list of objects. Raises InputError that names file and line or record."""
-    name = paths.shown(path)
-    return check_list(_parse(read_text(path, data_set), name), name)
+def read_json(path: Path) -> list[Record]:
+    """The records of a JSON file that holds a list of objects."""
+    return check_list(_parse(read_text(path), paths.shown(path)), paths.shown(path))
 
 
-def read_json_lines(path: Path, data_set: str) -> Iterator[tuple[str, Record]]:
-    """The objects of a JSON Lines file, each with `<file>, line <n>`; a bad line raises an InputError that names it."""
-    for where, line in read_lines(path, data_set):
+def read_json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    """The objects of a JSON Lines file, each with `<file>, line <n>` for messages."""
+    for where, line in read_lines(path):
         record = _parse(line, where)
         if not isinstance(record, dict):
             raise InputError(f"{where}: a record must be a JSON object; mend or remove the line")
@@ -97,9 +91,8 @@ def check_list(content: Any, name: str) -> list[Record]:
     """`content` if it is a list of objects with something in it, else an InputError that begins with `name`."""
     if not isinstance(content, list) or not content:
         raise InputError(f"{name}: must hold a list of records; is it the official file?")
-    for number, record in enumerate(content):
-        if not isinstance(record, dict):
-            raise InputError(f"{name}: record number {number} is not a JSON object; mend or remove it")
+    if odd := [number for number, record in enumerate(content) if not isinstance(record, dict)]:
+        raise InputError(f"{name}: record number {odd[0]} is not a JSON object; mend or remove it")
     return content
 
 
@@ -109,9 +102,15 @@ def check_keys(record: Record, keys: Iterable[str], where: str, may_be_empty: tu
         if key not in record:
             raise InputError(f"{where}: key {key} is missing; mend or remove the record")
         value = record[key]
-        is_text = isinstance(value, str) or (key in NUMBERS and isinstance(value, int) and not isinstance(value, bool))
+        is_text = isinstance(value, str) or (key in NUMBERS and type(value) is int)
         if not is_text or (not str(value).strip() and key not in may_be_empty):
             raise InputError(f"{where}: {key} is empty or not text; mend or remove the record")
+
+
+def check_one_of(value: str, known: Iterable[str], where: str) -> None:
+    """Raise InputError, beginning with `where`, which says what `value` is, for a value that is not known."""
+    if value not in known:
+        raise InputError(f"{where} {value!r} is not one of {', '.join(known)}")
 
 
 def check_once(key: str, seen: dict[str, str], where: str) -> None:
@@ -121,12 +120,9 @@ def check_once(key: str, seen: dict[str, str], where: str) -> None:
     seen[key] = where
 
 
-def choose(training_file: str, known: Iterable[str], title: str) -> str:
+def choose(training_file: str, known: tuple[str, ...]) -> str:
     """The training file that is meant, the first of `known` being the default. Raises InputError listing them."""
-    known = tuple(known)
-    if training_file not in ("default", *known):
-        listed = ", ".join(("default", *known))
-        raise InputError(f"training_file: {training_file!r} is not known for {title}; choose one of {listed}")
+    check_one_of(training_file, ("default", *known), "training_file:")
     return known[0] if training_file == "default" else training_file
 
 
@@ -139,10 +135,7 @@ class Images:
     def __contains__(self, path: Path) -> bool:
         folder = path.parent
         if folder not in self.listed:
-            try:
-                self.listed[folder] = {path.name for path in folder.iterdir()}
-            except (FileNotFoundError, NotADirectoryError):
-                self.listed[folder] = set()
+            self.listed[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
         return path.name in self.listed[folder]
 
     def require(self, path: Path, where: str) -> None:
@@ -158,12 +151,11 @@ def without_absent(studies: list[Study], source: Path) -> list[Study]:
         InputError: more than `MOST_MISSING` of the images are absent; names the list `source` and the first of them.
     """
     images = Images()
-    absent = [study.images[0].path for study in studies if study.images[0].path not in images]
-    if len(absent) > MOST_MISSING * len(studies):
-        raise InputError(
-            f"{paths.shown(source)}: {len(absent)} of the {len(studies)} listed images are absent, more than a share of "
-            f"{MOST_MISSING:g}, first {paths.shown(absent[0])}; fetch them"
-        )
-    if absent:
-        log.info("%s: %d of %d listed images absent, left out", source.name, len(absent), len(studies))
-    return [study for study in studies if study.images[0].path in images]
+    kept = [study for study in studies if study.images[0].path in images]
+    if missing := len(studies) - len(kept):
+        said = f"{missing} of the {len(studies)} listed images are absent"
+        if missing > MOST_MISSING * len(studies):
+            first = next(study.images[0].path for study in studies if study.images[0].path not in images)
+            raise InputError(f"{paths.shown(source)}: {said}, first {paths.shown(first)}; fetch them")
+        log.info("%s: %s, left out", source.name, said)
+    return kept

@@ -36,19 +36,12 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     """One study per figure that the release flags as radiology; `group_id` is the paper (its DOI where oa_info has one,
     else `pdf_hash`), `extra["licence"]` its licence where it is known.
 
-    Figures without any caption and listed images that do not exist are left out and counted.
-
-    Args:
-        root: folder that holds the set.
-        layout: `annotations`, a JSON Lines file, and `images`, a folder, both under `root`.
-
-    Raises:
-        InputError: malformed line, missing key, a figure that occurs twice, too many images absent
-            (`files.MOST_MISSING`); names file and line.
+    Figures without any caption and listed images that do not exist, up to `files.MOST_MISSING` of them, are left out and
+    counted. `layout`: `annotations`, a JSON Lines file, and `images`, a folder.
     """
     source, without, studies = root / layout["annotations"], 0, []
     seen: dict[str, str] = {}
-    for where, record in read_json_lines(source, "medicat"):
+    for where, record in read_json_lines(source):
         check_keys(record, ("pdf_hash", "fig_uri"), where)
         name = f"{record['pdf_hash']}_{record['fig_uri']}"
         check_once(f"figure {name}", seen, where)

@@ -15,7 +15,16 @@ from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import Images, Record, check_keys, check_once, one_line, read_json, read_json_lines
+from amif_lib.data.readers.files import (
+    Images,
+    Record,
+    check_keys,
+    check_once,
+    check_one_of,
+    one_line,
+    read_json,
+    read_json_lines,
+)
 from amif_lib.data.records import Study, StudyImage
 
 SPLITS = {"train": "train", "dev": "val", "test": "test"}
@@ -28,22 +37,16 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     tokenizer cuts what is too long). All three official splits are returned, `split` telling them apart: the set is
     used for pre-training only and none of its splits is a test set here.
 
-    Args:
-        root: folder that holds the set.
-        layout: `annotations`, a file, and `images`, a folder, both under `root`; in the official layout also `cases`
-            (`Case_topic.json`) and `splits` (the folder of the split lists).
-
-    Raises:
-        InputError: malformed record, missing field, a case without split, missing image; names file and record.
+    `layout`: `annotations`, a file, and `images`, a folder; in the official layout also `cases` (`Case_topic.json`) and
+    `splits` (the folder of the split lists).
     """
-    rows = _official(root, layout) if "cases" in layout else read_json_lines(root / layout["annotations"], "medpix2")
+    rows = _official(root, layout) if "cases" in layout else read_json_lines(root / layout["annotations"])
     groups: dict[tuple[str, str], list[Record]] = {}
     present, seen = Images(), {}
     for where, record in rows:
         name = record.get("image_id") or "?"
         check_keys(record, ("case_id", "image_id", "file", "split", "caption"), f"{where}: record {name}")
-        if record["split"] not in SPLITS:
-            raise InputError(f"{where}: record {name} has split {record['split']!r}; use {', '.join(SPLITS)}")
+        check_one_of(record["split"], SPLITS, f"{where}: record {name}: split")
         present.require(root / record["file"], f"record {name}")
         check_once(f"record {name}", seen, where)
         groups.setdefault((record["case_id"], one_line(record["caption"])), []).append(record)
@@ -67,12 +70,12 @@ def _official(root: Path, layout: Mapping[str, str]) -> Iterator[tuple[str, Reco
     """The image records of `Descriptions.json` with their case's findings and split, sorted by case and image."""
     source, cases = root / layout["annotations"], root / layout["cases"]
     findings = {}
-    for number, case in enumerate(read_json(cases, "medpix2")):
+    for number, case in enumerate(read_json(cases)):
         if not isinstance(case.get("U_id"), str) or not isinstance(case.get("Case"), dict):
             raise InputError(f"{paths.shown(cases)}: record number {number} has no U_id or no Case; mend or remove it")
         findings[case["U_id"]] = case["Case"].get("Findings")
     splits = _splits(root / layout["splits"])
-    records = list(enumerate(read_json(source, "medpix2")))
+    records = list(enumerate(read_json(source)))
     for number, record in sorted(records, key=lambda pair: (str(pair[1].get("U_id")), str(pair[1].get("image")))):
         where = f"{paths.shown(source)}, record number {number}"
         case, image, description = record.get("U_id"), record.get("image"), record.get("Description")
@@ -101,7 +104,7 @@ def _splits(folder: Path) -> dict[str, str]:
         for path in sorted(folder.glob(f"data_{split}*.jsonl")) or [
             whole
         ]:  # with neither, the whole is said to be absent
-            for where, record in read_json_lines(path, "medpix2"):
+            for where, record in read_json_lines(path):
                 check_keys(record, ("U_id",), where)
                 if (other := out.setdefault(record["U_id"], split)) != split:
                     raise InputError(

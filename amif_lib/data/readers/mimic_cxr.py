@@ -161,13 +161,7 @@ def _table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ())
 def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("train",)) -> list[Study]:
     """The studies of the given splits, images sorted by DICOM id; a study without any report text is left out.
 
-    Args:
-        root: folder that holds the set.
-        layout: `images` and `reports`, folders under `root`; `metadata` and `split`, files under `images`.
-        splits: of `train`, `val`, `test`.
-
-    Raises:
-        InputError: a table, image or report is missing or malformed; names the file.
+    `layout`: `images` and `reports`, folders; `metadata` and `split`, files in `images`.
     """
     images, reports = root / layout["images"], root / layout["reports"]
     named = ("dicom_id", "subject_id", "study_id", "ViewPosition")
@@ -188,7 +182,7 @@ def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("t
     studies, empty = [], 0
     for (subject, study, part), rows in itertools.groupby(zip(*columns, strict=True), key=lambda row: row[:3]):
         folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
-        text = report_text(read_text(reports / folder / f"s{study}.txt", "mimic_cxr"))
+        text = report_text(read_text(reports / folder / f"s{study}.txt"))
         if not text:
             empty += 1
             continue

@@ -13,16 +13,8 @@ from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import (
-    YES_NO,
-    Images,
-    Record,
-    check_keys,
-    check_list,
-    choose,
-    one_line,
-    read_json,
-)
+from amif_lib.data.readers import files
+from amif_lib.data.readers.files import YES_NO, Record, one_line
 from amif_lib.data.records import Question, normalise_answer
 
 TRAINING_FILES = ("official", "deduplicated")
@@ -37,27 +29,18 @@ def read(
     """The questions of all three splits, in the files' order.
 
     A question is closed when its answer is yes or no: the set has no field for it. `question_type` is `yes/no` or the
-    first word of an open question (`what, where, when, whose, how`, else `other`). Questions' double blanks and answers'
-    blanks and capitals are evened out. Images without a question are not read. The release has no ids: a question's id
-    is its image's name and its number on that image.
+    first word of an open question (`KINDS`, else `other`). Questions' double blanks and answers' blanks and capitals are
+    evened out. Images without a question are not read. The release has no ids: a question's id is its image's name and
+    its number on that image.
 
-    Args:
-        root: folder that holds the set.
-        layout: `questions` (pickle) and `questions_json` (its JSON form), `images` (folder), each with `{split}` in it.
-        training_file: `official` (also `default`), or `deduplicated`, which drops duplicates from every split: records
-            whose image, question and answer equal an earlier one's as the file has them. (The hub's deduplicated set
-            has 42 test questions fewer than the official 6,761; normalised texts have 44 duplicates.)
-        images: whether every question's image must be there; without, the annotations alone can be read and counted.
-
-    Raises:
-        InputError: unknown training file; pickle that is not plain data; malformed record or missing image, naming file
-            and record.
+    `deduplicated` drops records from every split whose image, question and answer equal an earlier one's as the file has
+    them. (The hub's deduplicated set has 42 test questions fewer than the official 6,761; normalised texts have 44
+    duplicates.) `layout`: `questions` (pickle), `questions_json` (its JSON form) and `images` (folder), with `{split}`.
     """
-    chosen = choose(training_file, TRAINING_FILES, "PathVQA")
-    present, questions = Images(), []
+    chosen = files.choose(training_file, TRAINING_FILES)
+    present, questions = files.Images(), []
     for split in ("train", "val", "test"):
-        numbers: Counter[str] = Counter()
-        seen: set[tuple[str, str, str]] = set()
+        numbers, seen = Counter(), set()
         for record in records(root, layout, split):
             image = str(record["image"]).removesuffix(".jpg")
             numbers[image] += 1
@@ -65,26 +48,24 @@ def read(
             if chosen == "deduplicated" and whole in seen:
                 continue
             seen.add(whole)
-            path = root / layout["images"].format(split=split) / f"{image}.jpg"
-            if images:
-                present.require(path, f"record {image}-{numbers[image]}")
             question, answer = one_line(record["question"]), normalise_answer(record["answer"])
             first, closed = question.split()[0].lower(), answer in YES_NO
-            questions.append(
-                Question(
-                    question_id=f"{image}-{numbers[image]}",
-                    image_id=image,
-                    image_path=path,
-                    question=question,
-                    answers=(answer,),
-                    split=split,
-                    closed_field=closed,
-                    closed_yes_no=closed,
-                    question_type="yes/no" if closed else first if first in KINDS else "other",
-                )
+            made = Question(
+                question_id=f"{image}-{numbers[image]}",
+                image_id=image,
+                image_path=root / layout["images"].format(split=split) / f"{image}.jpg",
+                question=question,
+                answers=(answer,),
+                split=split,
+                closed_field=closed,
+                closed_yes_no=closed,
+                question_type="yes/no" if closed else first if first in KINDS else "other",
             )
-        if dropped := numbers.total() - len(seen) if chosen == "deduplicated" else 0:
-            log.info("PathVQA, %s: %d duplicates dropped", split, dropped)
+            if images:
+                present.require(made.image_path, f"record {made.question_id}")
+            questions.append(made)
+        if chosen == "deduplicated":
+            log.info("PathVQA, %s: %d duplicates dropped", split, numbers.total() - len(seen))
     return questions
 
 
@@ -96,22 +77,18 @@ def records(root: Path, layout: Mapping[str, str], split: str) -> list[Record]:
     official, other = (root / layout[key].format(split=split) for key in ("questions", "questions_json"))
     path = other if other.is_file() and not official.is_file() else official
     if not path.is_file():
-        raise InputError(
-            f"{paths.shown(official)}: no such file (nor {paths.shown(other)}); data_manifests/pathvqa.md says how to get it"
-        )
+        said = f"{paths.shown(official)}: no such file (nor {paths.shown(other)})"
+        raise InputError(f"{said}; data_manifests/pathvqa.md says how to get it")
     content = _read_lxmert(path) if path == other else _read_pickle(path)
     for number, record in enumerate(content):
         where = f"{paths.shown(path)}: record number {number} ({record.get('image', '?')})"
-        check_keys(record, ("image", "question", "answer"), where)
+        files.check_keys(record, ("image", "question", "answer"), where)
     return content
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads a pickle of lists, dicts, texts and numbers, and refuses one that names anything to import.
-
-    A pickle can only run code by naming a class or function, and those built-in types need no name. The official release
-    has its questions in no other form, so that refusing pickle altogether would send users to an unsafe conversion.
-    """
+    """Reads a pickle of lists, dicts, texts and numbers, and refuses one that names anything to import: only so can a
+    pickle run code. The official release has its questions in no other form."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise _Refused(f"{module}.{name}")
@@ -138,15 +115,15 @@ def _read_pickle(path: Path) -> list[Record]:
     except Exception as error:  # a damaged pickle can raise nearly anything
         detail = one_line(error)[:100] or type(error).__name__
         raise InputError(f"{name}: not a readable pickle of questions ({detail}); fetch the file again") from None
-    return check_list(found, name)
+    return files.check_list(found, name)
 
 
 def _read_lxmert(path: Path) -> list[Record]:
     """The records of the JSON form: per image, parallel lists of questions and of `{answer: 1}`."""
     out = []
-    for number, record in enumerate(read_json(path, "pathvqa")):
+    for number, record in enumerate(files.read_json(path)):
         where = f"{paths.shown(path)}: record {record.get('img_id', f'number {number}')}"
-        check_keys(record, ("img_id",), where)
+        files.check_keys(record, ("img_id",), where)
         lists = [record[key].get("pvqa") if isinstance(record.get(key), dict) else None for key in ("sentf", "labelf")]
         if not all(isinstance(part, list) for part in lists):
             raise InputError(f"{where}: key sentf.pvqa or labelf.pvqa is missing or not a list; mend or remove it")

@@ -30,16 +30,9 @@ log = logging.getLogger(__name__)
 def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("train",)) -> list[Study]:
     """One study per image with a caption; `group_id` is the PMC article (`article_id`), `extra["licence"]` what the list says.
 
-    Articles lose their archives: listed images that do not exist are left out and counted, as are rows without caption.
-
-    Args:
-        root: folder that holds the set.
-        layout: `data`, the folder of the splits under `root`.
-        splits: of `train`, `val`, `test`. They are not by article: one article may supply images to several.
-
-    Raises:
-        InputError: a list is missing, empty or malformed, an id occurs twice, or too many images of a split are absent
-            (`files.MOST_MISSING`); names file and line.
+    Articles lose their archives: listed images that do not exist are left out and counted, up to `files.MOST_MISSING` of
+    a split's, as are rows without caption. `layout`: `data`, the folder of the splits. The splits are not by article: one
+    article may supply images to several.
     """
     seen: dict[str, str] = {}
     folders = {split: root / layout["data"] / FOLDERS[split] / "radiology" for split in splits}
@@ -51,7 +44,7 @@ def _read_split(folder: Path, split: str, seen: dict[str, str]) -> list[Study]:
     licences = _licences(folder / "licences.txt")
     articles: dict[str, str] | None = None  # read only where the licences lack a row
     without, studies = 0, []
-    for where, line in read_lines(source, "roco"):
+    for where, line in read_lines(source):
         name, _, caption = line.partition("\t")
         name, caption = name.strip(), one_line(caption)
         if not ROCO_ID.fullmatch(name):
@@ -76,11 +69,10 @@ def _read_split(folder: Path, split: str, seen: dict[str, str]) -> list[Study]:
 
 def _licences(path: Path) -> dict[str, tuple[str, str]]:
     """ROCO id -> (PMC article, Creative Commons code); "NO-CC CODE" is a code of the list too."""
-    rows = read_lines(path, "roco")
+    rows, out = read_lines(path), {}
     where, header = next(rows)
     if header.split(",") != ["ROCO_ID", "PMC_ID", "CC"]:
         raise InputError(f"{where}: columns must be ROCO_ID,PMC_ID,CC; fetch the file again")
-    out = {}
     for where, line in rows:
         name, _, rest = line.partition(",")
         origin, _, code = rest.rpartition(",")  # a file name may hold a comma
@@ -93,5 +85,5 @@ def _licences(path: Path) -> dict[str, tuple[str, str]]:
 
 def _articles(path: Path) -> dict[str, str]:
     """ROCO id -> PMC article, from the archive that the image is fetched from."""
-    found = ((line.partition("\t")[0].strip(), ARCHIVE.search(line)) for _, line in read_lines(path, "roco"))
+    found = ((line.partition("\t")[0].strip(), ARCHIVE.search(line)) for _, line in read_lines(path))
     return {name: match[1] for name, match in found if match}

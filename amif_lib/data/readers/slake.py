@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from amif_lib.core import paths
-from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import YES_NO, Images, Record, check_keys, check_once, choose, one_line, read_json
+from amif_lib.data.readers import files
+from amif_lib.data.readers.files import YES_NO, Record, one_line
 from amif_lib.data.records import Question, normalise_answer
 
 REQUIRED = ("qid", "img_name", "question", "answer", "q_lang", "answer_type", "content_type")
+TRAINING_FILES = ("official",)
 LANGUAGES = {"en": ("en",), "zh": ("zh",), "en+zh": ("en", "zh")}
 UNANSWERED = ("1622",)  # an English training question whose answer the release leaves empty
 log = logging.getLogger(__name__)
@@ -27,46 +28,33 @@ def read(
     `closed_yes_no` asks for yes or no; Chinese has no such pair (是/否, 有/没有, 包含/不包含, ...), so there
     `closed_yes_no` is `answer_type` too. `question_type` is the release's `content_type`.
 
-    Args:
-        root: folder that holds the set.
-        layout: `train`, `val`, `test` (JSON files) and `images` (folder of `xmlab<n>/source.jpg`), under `root`.
-        training_file: `official`, or `default`, the same.
-        language: `en`, `zh`, or `en+zh`, which no run may learn from: the languages split the images differently, so
-            that 781 of the 1,061 English test questions are on images of Chinese training questions.
-        images: whether every question's image must be there; without, the annotations alone can be read and counted.
-
-    Raises:
-        InputError: unknown language; malformed record or missing image, naming file and qid.
+    `language` is `en`, `zh`, or `en+zh`, which no run may learn from: the languages split the images differently, so that
+    781 of the 1,061 English test questions are on images of Chinese training questions. `layout`: `train`, `val`, `test`
+    (JSON files) and `images` (folder of `xmlab<n>/source.jpg`).
     """
-    choose(training_file, ("official",), "SLAKE")
-    if language not in LANGUAGES:
-        raise InputError(f"language: {language!r} is not known for SLAKE; choose one of {', '.join(LANGUAGES)}")
-    folder, present, seen, questions, unanswered = root / layout["images"], Images(), {}, [], []
+    files.choose(training_file, TRAINING_FILES)
+    files.check_one_of(language, LANGUAGES, "language:")
+    present, seen, questions, unanswered = files.Images(), {}, [], []
     for split in ("train", "val", "test"):
         path = root / layout[split]
-        for number, record in enumerate(read_json(path, "slake")):
-            _check(record, f"{paths.shown(path)}: record qid {record.get('qid', f'? (number {number})')}", seen)
+        for number, record in enumerate(files.read_json(path)):
+            qid = str(record.get("qid", f"? (number {number})"))
+            where = f"{paths.shown(path)}: record qid {qid}"
+            files.check_keys(record, REQUIRED, where, may_be_empty=("answer",) if qid in UNANSWERED else ())
+            files.check_one_of(record["q_lang"], LANGUAGES["en+zh"], f"{where}: q_lang")
+            files.check_one_of(record["answer_type"].strip().upper(), ("OPEN", "CLOSED"), f"{where}: answer_type")
+            files.check_once(f"qid {qid}", seen, where)
             if record["q_lang"] not in LANGUAGES[language]:
                 continue
             if not str(record["answer"]).strip():
-                unanswered.append(str(record["qid"]))
+                unanswered.append(qid)
                 continue
-            questions.append(_question(record, split, folder))
+            questions.append(_question(record, split, root / layout["images"]))
             if images:
-                present.require(questions[-1].image_path, f"qid {record['qid']}")
+                present.require(questions[-1].image_path, f"qid {qid}")
     if unanswered:
         log.info("SLAKE: %d question without an answer left out (qid %s)", len(unanswered), ", ".join(unanswered))
     return questions
-
-
-def _check(record: Record, where: str, seen: dict[str, str]) -> None:
-    empty = ("answer",) if str(record.get("qid")) in UNANSWERED else ()
-    check_keys(record, REQUIRED, where, may_be_empty=empty)
-    if record["q_lang"] not in LANGUAGES["en+zh"]:
-        raise InputError(f"{where}: q_lang {record['q_lang']!r} is neither en nor zh")
-    if record["answer_type"].strip().upper() not in ("OPEN", "CLOSED"):
-        raise InputError(f"{where}: answer_type {record['answer_type']!r} is neither OPEN nor CLOSED")
-    check_once(f"qid {record['qid']}", seen, where)
 
 
 def _question(record: Record, split: str, folder: Path) -> Question:

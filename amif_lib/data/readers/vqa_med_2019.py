@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import YES_NO, Images, choose, one_line, read_lines
+from amif_lib.data.readers import files
+from amif_lib.data.readers.files import YES_NO, one_line
 from amif_lib.data.records import Question, normalise_answer
 
 TRAINING_FILES = ("all", "without_abnormality")
 # Categories C1 to C4. The test file writes them in every line; training and validation questions have a file each.
 CATEGORIES = {"C1_Modality": "modality", "C2_Plane": "plane", "C3_Organ": "organ", "C4_Abnormality": "abnormality"}
-FIELDS = {False: ("image", "question", "answer"), True: ("image", "category", "question", "answer")}  # True: test
+FIELDS = ("image", "question", "answer")
+TEST_FIELDS = ("image", "category", "question", "answer")
 
 
 def read(
@@ -25,51 +27,38 @@ def read(
     A question is closed when its (first) answer is yes or no: the set has no field for it. `question_type` is the
     category, empty for a training or validation question that no file by category has (they may be absent). Several
     answers are accepted only for test questions (`accepted`). The release has no ids: a question's id is its image's
-    name and its number on that image.
+    name and its number on that image. `without_abnormality` leaves that category out of every split: 375 of the 500 test
+    questions stay; every question's category must be known for it.
 
-    Args:
-        root: folder that holds the set.
-        layout: `train`, `val`, `test` (text files, the last with reference answers), `train_images`, `val_images`,
-            `test_images` (folders) and `categories` (the files by category, with `{folder}`, `{category}` and `{split}`).
-        training_file: `all` (also `default`), or `without_abnormality`, which leaves that category out of every split:
-            500 or 375 test questions.
-        images: whether every question's image must be there; without, the annotations alone can be read and counted.
-
-    Raises:
-        InputError: unknown training file; `without_abnormality` where a question's category is not known; malformed line
-            or missing image, naming file and line.
+    `layout`: `train`, `val`, `test` (text files, the last with reference answers), `train_images`, `val_images`,
+    `test_images` (folders) and `categories` (the files by category, with `{folder}`, `{category}` and `{split}`).
     """
-    chosen = choose(training_file, TRAINING_FILES, "VQA-Med-2019")
-    present, questions = Images(), []
+    chosen = files.choose(training_file, TRAINING_FILES)
+    present, questions = files.Images(), []
     for split in ("train", "val", "test"):
-        numbers: Counter[str] = Counter()
+        numbers = Counter()
         for where, record in _records(root, layout, split):
             numbers[record["image"]] += 1
             if chosen == "without_abnormality" and not record["category"]:
-                raise InputError(
-                    f"{where}: the question is in no file by category, which training_file without_abnormality needs; "
-                    f"fetch {layout['categories']} or choose all"
-                )
+                said = f"{where}: the question is in no file by category, which {chosen} needs"
+                raise InputError(f"{said}; fetch {layout['categories']} or choose all")
             if chosen == "without_abnormality" and record["category"] == "abnormality":
                 continue
-            path = root / layout[f"{split}_images"] / f"{record['image']}.jpg"
-            if images:
-                present.require(path, where)
             answers = accepted(record["answer"]) if split == "test" else (normalise_answer(record["answer"]),)
-            closed = answers[0] in YES_NO
-            questions.append(
-                Question(
-                    question_id=f"{record['image']}-{numbers[record['image']]}",
-                    image_id=record["image"],
-                    image_path=path,
-                    question=one_line(record["question"]),
-                    answers=answers,
-                    split=split,
-                    closed_field=closed,
-                    closed_yes_no=closed,
-                    question_type=record["category"],
-                )
+            question = Question(
+                question_id=f"{record['image']}-{numbers[record['image']]}",
+                image_id=record["image"],
+                image_path=root / layout[f"{split}_images"] / f"{record['image']}.jpg",
+                question=one_line(record["question"]),
+                answers=answers,
+                split=split,
+                closed_field=answers[0] in YES_NO,
+                closed_yes_no=answers[0] in YES_NO,
+                question_type=record["category"],
             )
+            if images:
+                present.require(question.image_path, where)
+            questions.append(question)
     return questions
 
 
@@ -89,44 +78,35 @@ def accepted(reference: str) -> tuple[str, ...]:
 def _lines(path: Path, fields: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
     """The records of a file, one a line, each with its place in it; a wrong number of fields is an InputError."""
     out = []
-    for where, line in read_lines(path, "vqa_med_2019"):
+    for where, line in files.read_lines(path):
         found = [part.strip() for part in line.split("|")]
         if len(found) != len(fields):
             raise InputError(
                 f"{where}: {len(found)} fields, expected {len(fields)} ({'|'.join(fields)}); mend the line"
             )
-        record = dict(zip(fields, found, strict=True))
-        if empty := [key for key in fields if not record[key]]:
-            raise InputError(f"{where}: {empty[0]} is empty; mend or remove the line")
-        out.append((where, record))
+        out.append((where, dict(zip(fields, found, strict=True))))
+        files.check_keys(out[-1][1], fields, where)
     return out
 
 
 def _records(root: Path, layout: Mapping[str, str], split: str) -> list[tuple[str, dict[str, str]]]:
-    """The records `image, category, question, answer` of a split as the files have them, each with its place, checked."""
-    path, fields = root / layout[split], FIELDS[split == "test"]
-    records = _lines(path, fields)
-    if split != "test":
-        categories: dict[tuple[str, ...], str] = {}
-        for stem, category in CATEGORIES.items():
-            part = root / layout["categories"].format(category=stem, split=split, folder=path.parent.name)
-            if part.is_file():
-                categories |= {_key(record): category for _, record in _lines(part, fields)}
-        return [(where, {**record, "category": categories.get(_key(record), "")}) for where, record in records]
-    seen: set[str] = set()
-    for where, record in records:
-        if record["category"] not in CATEGORIES.values():
-            known = ", ".join(CATEGORIES.values())
-            raise InputError(f"{where}: category {record['category']!r} is not one of {known}; mend the line")
-        if not accepted(record["answer"]):
-            raise InputError(f"{where}: answer is empty; mend or remove the line")
-        if record["image"] in seen:
-            raise InputError(
-                f"{where}: image {record['image']} is asked about twice; the test set asks once: remove a line"
-            )
-        seen.add(record["image"])
-    return records
+    """The records of a split with the keys `TEST_FIELDS`, each with its place in the file, checked."""
+    path = root / layout[split]
+    if split == "test":
+        records, seen = _lines(path, TEST_FIELDS), {}
+        for where, record in records:
+            files.check_one_of(record["category"], CATEGORIES.values(), f"{where}: category")
+            files.check_once(f"a question about image {record['image']}", seen, where)  # the test set asks one
+            if not accepted(record["answer"]):
+                raise InputError(f"{where}: answer is empty; mend or remove the line")
+        return records
+    categories: dict[tuple[str, ...], str] = {}
+    for stem, category in CATEGORIES.items():
+        part = root / layout["categories"].format(category=stem, split=split, folder=path.parent.name)
+        if part.is_file():
+            categories |= {_key(record): category for _, record in _lines(part, FIELDS)}
+    return [(where, {**r, "category": categories.get(_key(r), "")}) for where, r in _lines(path, FIELDS)]
 
 
 def _key(record: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(one_line(record[field]) for field in FIELDS[False])
+    return tuple(one_line(record[field]) for field in FIELDS)

@@ -6,54 +6,40 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from amif_lib.core import paths
-from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import YES_NO, Images, Record, check_keys, check_once, choose, one_line, read_json
+from amif_lib.data.readers import files
+from amif_lib.data.readers.files import YES_NO, Record, one_line
 from amif_lib.data.records import Question, normalise_answer
 
 REQUIRED = ("qid", "phrase_type", "image_name", "question", "answer", "answer_type")
 SPLITS = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 NULL = "NULL"  # how the release writes a missing text
 TYPES = {"PRSE": "PRES", "ATRIB": "ATTRIB"}  # misspelt in the release
-TRAINING_FILES = ("official1797", "published3064", "clean2772", "image_disjoint")  # the default first
+TRAINING_FILES = ("official1797", "published3064", "clean2772", "image_disjoint")
 
 
 def read(
     root: Path, layout: Mapping[str, str], training_file: str = "default", *, images: bool = True
 ) -> list[Question]:
-    """Training questions of `training_file` and all test questions, in the file's order.
+    """Training questions of `training_file` (see `training_records`) and all test questions, in the file's order.
 
     The release's quirks are evened out: integer ids and answers, `'CLOSED '`, tabs, misspelt question types.
-
-    Args:
-        root: folder that holds the set.
-        layout: `annotations` (JSON file) and `images` (folder), under `root`.
-        training_file: one of `TRAINING_FILES` (see `training_records`), or `default`.
-        images: whether every question's image must be there; without, the annotations alone can be read and counted.
-
-    Raises:
-        InputError: unknown training file; malformed record or missing image, naming file and qid.
+    `layout`: `annotations` (JSON file) and `images` (folder).
     """
-    chosen = choose(training_file, TRAINING_FILES, "VQA-RAD")
-    content, folder, present = _records(root / layout["annotations"]), root / layout["images"], Images()
+    chosen = files.choose(training_file, TRAINING_FILES)
+    path, folder, seen = root / layout["annotations"], root / layout["images"], {}
+    content = files.read_json(path)
+    for number, record in enumerate(content):
+        where = f"{paths.shown(path)}: record qid {record.get('qid', f'? (number {number})')}"
+        files.check_keys(record, REQUIRED, where)
+        files.check_one_of(record["phrase_type"], SPLITS, f"{where}: phrase_type")
+        files.check_one_of(record["answer_type"].strip(), ("OPEN", "CLOSED"), f"{where}: answer_type")
+        files.check_once(f"qid {record['qid']}", seen, where)
     parts = {"train": training_records(content, chosen), "test": [r for r in content if _split(r) == "test"]}
     questions = [_question(record, split, folder) for split, part in parts.items() for record in part]
+    present = files.Images()
     for question in questions if images else ():
         present.require(question.image_path, f"qid {question.question_id}")
     return questions
-
-
-def _records(path: Path) -> list[Record]:
-    """The records of the JSON file, checked: all keys there, nothing empty, known types, each qid once."""
-    content, seen = read_json(path, "vqa_rad"), {}
-    for number, record in enumerate(content):
-        where = f"{paths.shown(path)}: record qid {record.get('qid', f'? (number {number})')}"
-        check_keys(record, REQUIRED, where)
-        if record["phrase_type"] not in SPLITS:
-            raise InputError(f"{where}: phrase_type {record['phrase_type']!r} is not one of {', '.join(SPLITS)}")
-        if record["answer_type"].strip() not in ("OPEN", "CLOSED"):
-            raise InputError(f"{where}: answer_type {record['answer_type']!r} is neither OPEN nor CLOSED")
-        check_once(f"qid {record['qid']}", seen, where)
-    return content
 
 
 def _split(record: Record) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from amif_lib.data import redistribution, regions
+from amif_lib.data import manifests, regions
 from amif_lib.data.records import Study
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.stage1 import Side, distributions, pick
@@ -96,4 +96,4 @@ def _shows(study: Study) -> list[str]:
 
 def _named(run: Any) -> bool:
     """Whether ids and texts of the pre-training sets may stand in a run's files."""
-    return not redistribution.withheld(run.spec.data.pretrain, "texts")
+    return not manifests.withheld(run.spec.data.pretrain, "texts")

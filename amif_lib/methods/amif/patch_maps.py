@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import redistribution, regions, store
+from amif_lib.data import manifests, regions, store
 from amif_lib.data.load import load_questions, load_studies
 from amif_lib.data.records import Study
 from amif_lib.methods.amif import labels
@@ -145,7 +145,7 @@ def example_maps(run: Any) -> dict[str, Any] | None:
     data, own = run.spec.data, run.spec.stage == "finetune"
     sets = [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against]
     for name in sets:
-        if not (redistribution.may_show(name, "images") and redistribution.may_show(name, "texts")):
+        if not (manifests.may_show(name, "images") and manifests.may_show(name, "texts")):
             continue
         try:
             questions = load_questions(name, **(data.question_settings if own else {}))
@@ -189,9 +189,9 @@ def _maps(
     masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side), bool) for row in rows]
     out = {"data_set": name, "values": values, "coverage": np.stack([regions.coverage(m, side) for m in masks])}
     out |= {f"{field}s": [getattr(row, field) for row in rows] for field in regions.Asked._fields[:5]}
-    if not redistribution.may_show(name, "texts"):
+    if not manifests.may_show(name, "texts"):
         out["words"] = out["texts"] = [""] * len(rows)
-    if redistribution.may_show(name, "images"):
+    if manifests.may_show(name, "images"):
         examples = first_of_each(rows)
         grey = [pictures[rows[i].image_id].convert("L").resize((PICTURE, PICTURE), Image.BICUBIC) for i in examples]
         outlines = [regions.coverage(masks[i], PICTURE) >= 0.5 for i in examples]
