@@ -15,8 +15,9 @@ from amif_lib.data.records import Question
 from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
-from amif_lib.experiments.predictions import write_predictions
+from amif_lib.experiments.predictions import candidate_frame, question_frame, write_predictions
 from amif_lib.experiments.rows import RunSpec
+from amif_lib.reporting import map_scores
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring import baselines
 
@@ -46,6 +47,10 @@ TRAIN = [
     ("i5", "which side is the nodule on", "left", True),
 ]
 ANSWERS = ["ct", "left", "left lung", "mri", "no", "right", "yes"]
+PRETRAINED = {  # of the metrics of a pre-training
+    "teacher": {"mean_q_ii": 0.31, "effective_neighbours": 5.5, "held_out_retrieval_at_1": 0.42},
+    "collapse": {"row_token_cosine": 0.4, "plan_distance": 0.3, "verdict": "the plan says something"},
+}
 GOLD = [answer for _, _, answer, _ in TEST]
 
 
@@ -80,6 +85,7 @@ def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad
 
     monkeypatch.setattr(experiments, "scale_settings", settings)
     monkeypatch.setenv("AMIF_RESULTS", str(folder))
+    map_scores.rows_of.cache_clear()
     monkeypatch.setattr(datasets, "load_questions", questions)
     for module in (identity, baselines):
         monkeypatch.setattr(module, "data_digest", lambda name: f"manifest-{name}")
@@ -88,39 +94,15 @@ def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad
 def predictions(chosen: list[str]) -> pd.DataFrame:
     """`chosen` is each question's likeliest candidate; the gold answer is the second likeliest."""
     test = [q for q in questions() if q.split == "test"]
-    rows = []
-    for question, answer in zip(test, chosen, strict=True):
-        scores = np.full(len(ANSWERS), -20, dtype=np.float32)
-        scores[ANSWERS.index(question.answer)] = -5
-        scores[ANSWERS.index(answer)] = -1
-        rows.append(
-            {
-                "question_id": question.question_id,
-                "image_id": question.image_id,
-                "question": question.question,
-                "gold": list(question.answers),
-                "split": "test",
-                "question_type": question.question_type,
-                "closed_field": question.closed_field,
-                "closed_yes_no": question.closed_yes_no,
-                "generated": answer,
-                "log_likelihoods": scores,
-            }
-        )
-    return pd.DataFrame(rows)
+    scores = np.full((len(test), len(ANSWERS)), -20, dtype=np.float32)
+    for row, (question, answer) in enumerate(zip(test, chosen, strict=True)):
+        scores[row, ANSWERS.index(question.answer)] = -5
+        scores[row, ANSWERS.index(answer)] = -1
+    return question_frame(test).assign(generated=chosen, log_likelihoods=list(scores))
 
 
 def candidates() -> pd.DataFrame:
-    train, test = ({answer for _, _, answer, _ in part} for part in (TRAIN, TEST))
-    return pd.DataFrame(
-        {
-            "answer": ANSWERS,
-            "tokens": [1 + len(a.split()) for a in ANSWERS],
-            "in_train": [a in train for a in ANSWERS],
-            "in_val": False,
-            "in_test": [a in test for a in ANSWERS],
-        }
-    )
+    return candidate_frame(ANSWERS, [1 + len(answer.split()) for answer in ANSWERS], questions())
 
 
 def wrong_at(*positions: int) -> list[str]:
@@ -138,7 +120,6 @@ def _provenance() -> dict:
 def write_run(
     spec: RunSpec,
     chosen: list[str] | None = None,
-    digest: str = "code1",
     blank: list[str] | None = None,
     metrics: dict | None = None,
 ) -> Path:
@@ -148,7 +129,7 @@ def write_run(
     write = {
         "spec.json": spec.model_dump(mode="json"),
         "metrics.json": {"stage": spec.stage, "steps": 10, "train_time_s": 30.0, **(metrics or {})},
-        "provenance.json": _provenance() | {"commit": digest, "changes": False},
+        "provenance.json": _provenance(),
     }
     for name, content in write.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
@@ -166,7 +147,6 @@ def write_table(
     scale: str,
     wrong: dict[str, tuple[int, ...]],
     selection: Selection | None = None,
-    digests: dict[str, str] | None = None,
 ) -> None:
     """Every run that a table needs: `wrong` holds, per row, the positions answered wrongly by each of its runs.
 
@@ -177,19 +157,9 @@ def write_table(
     for row in selection.rows(name, scale):
         positions = wrong.get(row.row, positions)
         for run in row.runs:
-            write_run(run, wrong_at(*positions), (digests or {}).get(row.row, "code1"), blank=wrong_at(*range(8)))
+            write_run(run, wrong_at(*positions), blank=wrong_at(*range(8)))
             for stage in run.lineage()[:-1]:
-                write_run(
-                    stage,
-                    metrics={
-                        "teacher": {"mean_q_ii": 0.31, "effective_neighbours": 5.5, "held_out_retrieval_at_1": 0.42},
-                        "collapse": {
-                            "row_token_cosine": 0.4,
-                            "plan_distance": 0.3,
-                            "verdict": "the plan says something",
-                        },
-                    },
-                )
+                write_run(stage, metrics=PRETRAINED)
     for runs in selection.blank_runs(name, scale).values():
         for run in runs:
             write_run(run, wrong_at(*range(9)))

@@ -93,21 +93,12 @@ def test_a_comparison_has_one_adjusted_p(demo_table):
     assert claims._own_family(tested[:0]).empty
 
 
-def test_what_the_papers_numbers_can_show_is_named_as_such(demo):
-    audited = audit_claims.claims()
-    pd.testing.assert_frame_equal(demo[["needed", "beyond_noise"]], audited[["needed", "beyond_noise"]])
-    shown = claims.layout(demo)
-    assert {"significant in the best case", "needed", "beyond noise"} <= set(
-        shown
-    ) and "can be significant" not in shown
-
-
 def test_what_was_not_run_says_so(demo):
     for claim in ("multi_view", "best_teacher", "equal_weights"):  # tables 2, 5 and 3 have no runs
         assert line(demo, claim)["replication"] == "not run" and pd.isna(line(demo, claim)["ours"])
     assert set(demo.loc[demo["claim"] == "size", "replication"]) == {"not about runs"}
     part = claims.table("demo", ["table2"])
-    assert set(part["table"]) == {"table2"} and set(part["replication"]) == {"not run"}
+    assert set(part["table"]) == {"table2"} and set(part["replication"]) == {"not run", "no maps"}
 
 
 def two_seeds(**selection: list[str]) -> Selection:
@@ -224,7 +215,6 @@ def made_up_maps(share: float, data_set: str) -> stored_maps.Maps:
 def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, tmp_path):
     """Fig. 5: of eight questions on two sets, half have a share of 0.65 inside with the gate and 0.35 without, half 0.25."""
     fabricated.install(monkeypatch, tmp_path, SETS[:2])
-    assert line(claims.table("demo", ["table4"]), "gated_maps")["replication"] == "not run"
     write_table("table4", "demo", WRONG)
     got = line(claims.table("demo", ["table4"]), "gated_maps")
     assert got["replication"] == "no maps" and pd.isna(got["ours"]) and got["audit"] == "cannot be checked"
@@ -235,9 +225,8 @@ def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, 
     got = line(frame, "gated_maps")
     assert got["replication"] == "not tested at this scale" and got["compared"] == "#6 - #5" and got["n_questions"] == 8
     assert got["ours"] == pytest.approx(15, abs=1e-3) and "45.00% against 30.00%" in got["note"]
-    # four images, each of which has both maps 30 points apart or none: draws hold 0 to 4 of the former
-    assert (got["ci_low"], got["ci_high"]) == pytest.approx((0, 30), abs=1e-3)
     assert pd.isna(got["p_holm"]) and frame.loc[frame["claim"] == "gate", "p_holm"].notna().all()
+<<<<<<< HEAD
     run = Selection(only=("5",)).rows("table4", "demo")[0].runs[0]
     other = made_up_maps(0.35, run.data.questions)
     other.ids[0] = "q9"
@@ -246,6 +235,8 @@ def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, 
         InputError, match="table4 rows 6 and 5: their maps are of different questions of phantom_vqa_rad"
     ):
         claims.table("demo", ["table4"])
+=======
+>>>>>>> 02d2af4 (A table's line holds its scored answers; claims about pictures are read off the maps' scores; made-up runs use the library's frames)
 
 
 def test_written_files_hold_both_verdicts_and_damaged_runs_are_refused(demo, monkeypatch):

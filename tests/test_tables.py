@@ -55,13 +55,6 @@ def test_cells_by_hand(demo):
     assert set(got["scale"]) == {"demo"} and set(got["table"]) == {"table4"}
 
 
-def test_interval_is_the_image_bootstrap(demo):
-    got = cell(tables.collect("table4", "demo").cells, "3", "overall")
-    correct = [n not in WRONG["3"] for n in range(12)]
-    expected = statistics.bootstrap(correct, [image for image, *_ in fabricated.TEST])
-    assert (got["ci_low"], got["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
-
-
 def test_baseline_rows(demo):
     got = tables.collect("table4", "demo").cells
     # `no` is the commonest training answer (2 of 7) and right for 4 of 12
@@ -195,11 +188,6 @@ def test_required_runs_are_what_a_missing_one_is_missed_from(demo):
         "SCALE=demo`",
     ):
         tables.collect("table4", "demo")
-
-
-def test_headline_row_and_its_table4_row_are_one_run():
-    head, row = (Selection(only=(row,)).rows(name, "demo")[0] for name, row in (("table1", "demo"), ("table4", "6")))
-    assert [run.run_id for run in head.runs] == [run.run_id for run in row.runs] and len(head.runs) == 4
 
 
 def test_one_training_is_not_judged(monkeypatch, tmp_path):
@@ -344,19 +332,6 @@ def test_a_csv_edited_by_hand_changes_nothing_and_is_written_anew(demo, capsys):
     assert said.count("note:") == 1 and "table4.csv did not hold what the stored runs say" in said
 
 
-@pytest.mark.parametrize(
-    ("selection", "message"),
-    [
-        (Selection(only=("7",)), r"ROWS: table4 has no row '7'; choose from 1, "),
-        (Selection(("vqa_rad",)), r"DATASETS: 'vqa_rad' is not a question set of scale demo"),
-        (Selection(seeds=0), r"SEEDS=0 PRETRAIN_SEEDS=1: at least 1 each"),
-    ],
-)
-def test_impossible_selections(demo, selection, message):
-    with pytest.raises(InputError, match=message):
-        tables.collect("table4", "demo", selection)
-
-
 def test_a_doubled_question_and_a_deleted_file_are_refused(demo):
     run = Selection(only=("3",)).rows("table4", "demo")[0].runs[0]
     path = run.directory / "predictions.parquet"
@@ -372,15 +347,6 @@ def test_a_doubled_question_and_a_deleted_file_are_refused(demo):
 
 
 # --- the published numbers ---
-
-
-def test_damaged_published_file(monkeypatch, tmp_path):
-    (tmp_path / "table4.csv").write_text("row,label,dataset,split,value\n1,x,vqa_rad,overall,75.x\n", encoding="utf-8")
-    monkeypatch.setattr(paths, "published", lambda: tmp_path)
-    with pytest.raises(InputError, match=r"line 2: value '75\.x'"):
-        results.published("table4")
-    with pytest.raises(InputError, match=r"table9\.csv: no such file"):
-        results.published("table9")
 
 
 # --- what a run must hold, what is bold, and the files ---

@@ -4,7 +4,6 @@ stored runs of the same rows say (the replication, judged on real data at base a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ import pandas as pd
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments import stored, stored_maps
+from amif_lib.experiments import stored
 from amif_lib.reporting import audit, audit_claims, audit_power, map_scores, tables
 from amif_lib.reporting.layout import grid
 from amif_lib.reporting.table_rows import SCALE_NOTES, Selection, dataset_name, real_name, required_runs
 from amif_lib.reporting.table_tests import NOT_TESTED, difference, withheld
-from amif_lib.reporting.tables import Line, Table, average_name, right
+from amif_lib.reporting.tables import Line, Table, average_name
 from amif_lib.scoring import protocols, statistics
 
 COLUMNS = ["claim", "where", "says", "table", "dataset", "split", "paper", "recomputed", "audit", "can_be_significant"]
@@ -37,7 +36,7 @@ COLUMNS += [
 COLUMNS += ["note", "n_questions", "run_ids", "scale"]
 NOT_RUN, NO_RUNS, NO_MAPS = "not run", "not about runs", "no maps"
 PAPER = protocols.PROTOCOLS["paper"]
-MAP_OF = {"table2": ("stage2", "transport_plan"), "table4": ("finetune", "attention")}  # Fig. 4, Fig. 5
+MAP_OF = {"table2": "transport_plan", "table4": "attention"}  # Fig. 4, Fig. 5
 READING = (
     "*Significant in the best case*: whether a difference of that size can reach p < .05 on so many questions at all, if "
     "no question is lost. *Needed*: the smallest significant difference in points when "
@@ -110,7 +109,7 @@ def _replicate(record: dict[str, str], whole: Table | None) -> dict[str, object]
     lines = {row: _lines(whole, row, record["dataset"]) for row in dict.fromkeys(row for pair in pairs for row in pair)}
     if lacking := [row for row, found in lines.items() if not found]:
         return {"replication": NOT_RUN, "note": f"without row {', '.join(lacking)}"}
-    gaps = {(a, b): difference(whole.answers, lines[a], lines[b], PAPER, record["split"]) for a, b in pairs}
+    gaps = {(a, b): difference(lines[a], lines[b], PAPER, record["split"]) for a, b in pairs}
     shown = (max if close else min)(pairs, key=lambda pair: gaps[pair][0].value)
     gap, questions = gaps[shown]
     if close or gap.value < 0:
@@ -172,7 +171,7 @@ def _beside_published(record: dict[str, str], whole: Table, own: str, rival: str
     rival = rival or known.idxmax()
     counted = audit.open_share().set_index(["data_set", "row"])["nearest"].get((record["dataset"], rival), "")
     definition = "" if record["split"] == "overall" else counted  # as the other method counts, so that the two compare
-    answered, images = right(whole.answers, lines[0], PAPER, record["split"], definition)
+    answered, images = lines[0].right(PAPER, record["split"], definition)
     reason = withheld(whole.scale, lines)
     if reason:
         gap = statistics.bootstrap(answered, images, pretrainings=lines[0].pretrainings)
@@ -195,55 +194,29 @@ def _beside_published(record: dict[str, str], whole: Table, own: str, rival: str
 
 
 def _of_maps(record: dict[str, str], scale: str) -> dict[str, object]:
-    """Figs. 4 and 5: mass inside the asked region of the first row's maps minus that of the second's, in points.
+    """Figs. 4 and 5: the share of the first row's maps inside the asked regions minus that of the second's, in points.
 
-    Regions are known of generated data alone, so it is shown and never judged. Questions of all data sets are pooled, maps
-    of several seeds averaged first; the interval is from resampling images, the same for both rows.
+    Regions are known of generated data alone, so it is shown, without an interval, and never judged.
     """
     (name, first), (_, second) = (record[cell].split(":") for cell in ("first", "second"))
-    (stage, kind), asked = MAP_OF[name], Selection.planned(name, scale)
-    lacking = [row for row in (first, second) if asked.only and row not in asked.only]
-    if name not in experiments.tables_of(scale) or lacking:
-        return {"replication": NOT_RUN, "note": f"without row {', '.join(lacking)}" if lacking else ""}
-    rows = {row.row: row for row in replace(asked, only=(first, second)).rows(name, scale)}
-    if stored.missing(run for row in rows.values() for tip in row.runs for run in tip.lineage() if run.stage == stage):
-        return {"replication": NOT_RUN}
-    maps, runs = [], []
-    for row in (first, second):
-        found: dict[str, list[stored_maps.Maps]] = {}
-        for run_id in map_scores.with_maps(rows[row].runs, stage):
-            one = stored_maps.read(paths.run_dir(run_id) / stored_maps.MAPS)
-            found.setdefault(one.data_set, []).append(one)
-            runs.append(run_id)
-        maps.append(found)
-    sets = [name for name in maps[0] if name in maps[1]]
-    if not sets:
-        return {"replication": NO_MAPS, "note": "regions are known of demo data only"}
-    for data_set in sets:
-        if len({(tuple(one.ids), tuple(one.labels)) for found in maps for one in found[data_set]}) > 1:
-            raise InputError(
-                f"{name} rows {first} and {second}: their maps are of different questions of {data_set}; delete their "
-                f"{stored_maps.MAPS} and run the notebooks again"
-            )
-    inside = [
-        [np.mean([map_scores.score(one.values[kind], one.coverage)["mass"] for one in found[s]], axis=0) for s in sets]
-        for found in maps
-    ]
-    values = np.stack([np.concatenate(each) for each in inside])  # (2, n)
-    images = [f"{s}/{image}" for s in sets for image in maps[0][s][0].image_ids]
-    drawn = map_scores.means(values, images)  # (draws, 2)
-    low, high = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]), [2.5, 97.5])
-    ours, theirs = 100 * values.mean(1)
+    kind = MAP_OF[name]
+    try:
+        found = map_scores.table(scale, [name] if name in experiments.tables_of(scale) else [])
+    except InputError as error:  # damaged ones are said as well
+        return {"replication": NO_MAPS, "note": str(error)}
+    found = found.query("map == @kind and measure == 'mass' and source == 'model'")
+    found = found.drop_duplicates("row", keep="last").set_index("row")  # over all data sets, where there are several
+    if lacking := [row for row in (first, second) if row not in found.index]:
+        return {"replication": NOT_RUN, "note": f"without maps of row {', '.join(lacking)}"}
+    ours, theirs = found.loc[first], found.loc[second]
     return {
         "replication": NOT_TESTED,
-        "note": f"share of the {kind.replace('_', ' ')} inside the known region, {ours:.2f}% against {theirs:.2f}%, "
-        f"{', '.join(sets)}",
+        "note": f"share of the {kind.replace('_', ' ')} inside the known region, {100 * ours['value']:.2f}% against "
+        f"{100 * theirs['value']:.2f}%",
         "compared": f"#{first} - #{second}",
-        "ours": float(ours - theirs),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "n_questions": len(images),
-        "run_ids": " ".join(dict.fromkeys(runs)),
+        "ours": 100 * (ours["value"] - theirs["value"]),
+        "n_questions": ours["n"],
+        "run_ids": f"{ours['run_ids']} {theirs['run_ids']}",
     }
 
 

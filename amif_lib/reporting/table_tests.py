@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from amif_lib.reporting.table_rows import MODEL_BASELINES, is_synthetic
-from amif_lib.reporting.tables import KEYS, SPLITS, Answers, Line, average_name, on_all_sets, right
+from amif_lib.reporting.tables import KEYS, SPLITS, Line, average_name, on_all_sets
 from amif_lib.scoring import statistics
 from amif_lib.scoring.protocols import Protocol
 
@@ -21,7 +21,7 @@ HOLM = (
 )
 
 
-def tests(name: str, scale: str, lines: list[Line], answers: Answers) -> pd.DataFrame:
+def tests(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
     """One line per comparison, protocol and split, columns `COLUMNS`.
 
     `difference` is in points, its interval from resampling images jointly; `wins`, `losses` and the exact McNemar p are
@@ -32,14 +32,14 @@ def tests(name: str, scale: str, lines: list[Line], answers: Answers) -> pd.Data
     for line, other, kind in pairs:
         for protocol in _shared_protocols(line, other):
             for split in SPLITS:
-                if len(right(answers, line, protocol, split)[1]):
-                    found = _test(answers, [line], [other], line.dataset, split, protocol)
+                if len(line.right(protocol, split)[1]):
+                    found = _test([line], [other], line.dataset, split, protocol)
                     rows.append(found | {"kind": kind, "replication": withheld(scale, [line, other])})
     whole = on_all_sets(lines)
     for row, against, kind in dict.fromkeys((line.row, other.row, kind) for line, other, kind in pairs):
         if row in whole and against in whole:
             for protocol in _shared_protocols(*whole[row], *whole[against]):
-                found = _test(answers, whole[row], whole[against], average_name(lines), "overall", protocol)
+                found = _test(whole[row], whole[against], average_name(lines), "overall", protocol)
                 said = withheld(scale, [*whole[row], *whole[against]])
                 rows.append(found | {"kind": kind, "replication": said})
     out = pd.DataFrame(rows, columns=[*COLUMNS, "p"]).assign(table=name, scale=scale)
@@ -69,7 +69,7 @@ def _shared_protocols(*lines: Line) -> list[Protocol]:
 
 
 def difference(
-    answers: Answers, first: list[Line], second: list[Line], protocol: Protocol, split: str = "overall"
+    first: list[Line], second: list[Line], protocol: Protocol, split: str = "overall"
 ) -> tuple[statistics.Estimate, int]:
     """Accuracy of a row minus another's, as a fraction, with interval and p, and the number of questions.
 
@@ -77,7 +77,7 @@ def difference(
     """
     parts = []
     for line, other in zip(first, second, strict=True):
-        (own, images), (theirs, _) = right(answers, line, protocol, split), right(answers, other, protocol, split)
+        (own, images), (theirs, _) = line.right(protocol, split), other.right(protocol, split)
         parts.append((own, theirs, images))
     both = (first[0].pretrainings, second[0].pretrainings)
     return statistics.bootstrap_mean_difference(parts, pretrainings=both), sum(len(images) for *_, images in parts)
@@ -94,14 +94,12 @@ def runs_paired(line: Line, other: Line) -> list[tuple[int, int]]:
     ]
 
 
-def _test(
-    answers: Answers, first: list[Line], second: list[Line], dataset: str, split: str, protocol: Protocol
-) -> dict[str, object]:
+def _test(first: list[Line], second: list[Line], dataset: str, split: str, protocol: Protocol) -> dict[str, object]:
     line, other = first[0], second[0]
-    gap, questions = difference(answers, first, second, protocol, split)
+    gap, questions = difference(first, second, protocol, split)
     each = []
     if len(first) == 1:  # McNemar's test is about one set of questions
-        own, theirs = (right(answers, x, protocol, split)[0] for x in (line, other))  # (S, n)
+        own, theirs = (x.right(protocol, split)[0] for x in (line, other))  # (S, n)
         each = [statistics.mcnemar(own[i], theirs[j]) for i, j in runs_paired(line, other)]
     return {
         "row": line.row,

@@ -6,7 +6,7 @@ Nothing here needs torch, and nothing trains: a missing run is an error that say
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +47,11 @@ COLUMNS = [
 ]
 SEED_COLUMNS = [*KEYS, "pretrain_seed", "seed", "run_id", "ours", "scale"]
 Predictions = tuple[pd.DataFrame, pd.DataFrame | None]  # of one run, and the candidates that it ranked
-Answers = dict[tuple[str, str, str], pd.DataFrame]  # (row, data set, protocol) -> what `scored` gives
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table on one question set."""
+    """One row of a table on one question set, with the scored answers of its runs."""
 
     row: str
     label: str
@@ -65,6 +64,7 @@ class Line:
     headline: str = ""  # the headline row that these runs are, or that this baseline belongs to
     leaks: bool = False  # test answers were seen in training
     extra: bool = False  # not a row of the paper's
+    scored: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)  # by protocol, see `scored`
 
     @property
     def pretrainings(self) -> list[int | None] | None:
@@ -76,6 +76,16 @@ class Line:
     def protocols(self) -> list[Protocol]:
         return [protocols.PROTOCOLS[name] for name in PROTOCOLS if not (name == "strict" and self.leaks)]
 
+    def right(self, protocol: Protocol, split: str = "overall", definition: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Right answers (S, n) of S runs and image ids (n,) of a split, by a definition of closed (the protocol's).
+
+        The questions have the same order in every line of a question set.
+        """
+        frame = self.scored[protocol.name]
+        frame = frame[protocols.select(frame, split, definition or protocol.closed)]
+        runs = frame.drop(columns=["image_id", *protocols.DEFINITIONS.values()])
+        return runs.to_numpy(float).T, frame["image_id"].to_numpy()
+
 
 @dataclass(frozen=True)
 class Table:
@@ -84,7 +94,6 @@ class Table:
     name: str
     scale: str
     lines: list[Line]
-    answers: Answers
     runs: dict[str, stored.Run]
     published: pd.DataFrame  # the paper's numbers of this table; empty where it prints none
     cells: pd.DataFrame  # columns `COLUMNS`
@@ -111,19 +120,17 @@ def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     asked += [("question-only baseline", run) for _, run in blank]
     _refuse_missing(name, scale, asked)
     runs = {run_id: stored.load_run(run) for run_id, run in {run.run_id: run for _, run in asked}.items()}
-    lines, answers = [], {}
+    lines = []
     for dataset in dict.fromkeys(run.data.questions for row in rows for run in row.runs):
         known = baselines.stored(scale, dataset, **training_questions(runs, dataset))
         for line, found in _lines(dataset, rows, heads, blank, runs, known):
             _refuse_other_questions(name, line, found, known[BASELINES[0]])
-            answers |= {(line.row, dataset, protocol.name): scored(found, protocol) for protocol in line.protocols}
+            line.scored.update({protocol.name: scored(found, protocol) for protocol in line.protocols})
             lines.append(line)
     printed = any(row.paper_row for row in rows)
     published = stored.published(name) if printed else stored.published("table1")[:0]
-    own, each = cells(name, scale, lines, answers, published), seeds(name, scale, lines, answers)
-    return Table(
-        name, scale, lines, answers, runs, published, own, each, table_tests.tests(name, scale, lines, answers)
-    )
+    own, each = cells(name, scale, lines, published), seeds(name, scale, lines)
+    return Table(name, scale, lines, runs, published, own, each, table_tests.tests(name, scale, lines))
 
 
 def training_questions(runs: dict[str, stored.Run], dataset: str) -> dict:
@@ -214,21 +221,7 @@ def scored(found: Sequence[Predictions], protocol: Protocol) -> pd.DataFrame:
     return pd.concat([one[["image_id", *protocols.DEFINITIONS.values()]], *columns], axis=1)
 
 
-def right(
-    answers: Answers, line: Line, protocol: Protocol, split: str = "overall", definition: str = ""
-) -> tuple[np.ndarray, np.ndarray]:
-    """Right answers (S, n) of S runs and image ids (n,) of a split, by a definition of closed (default: the protocol's).
-
-    The questions have the same order for every line of a question set.
-    """
-    frame = answers[line.row, line.dataset, protocol.name]
-    frame = frame[protocols.select(frame, split, definition or protocol.closed)]
-    return frame.drop(columns=["image_id", *protocols.DEFINITIONS.values()]).to_numpy(float).T, frame[
-        "image_id"
-    ].to_numpy()
-
-
-def cells(name: str, scale: str, lines: list[Line], answers: Answers, published: pd.DataFrame) -> pd.DataFrame:
+def cells(name: str, scale: str, lines: list[Line], published: pd.DataFrame) -> pd.DataFrame:
     """One line per cell, columns `COLUMNS`; several question sets are averaged without weights, as the paper's Avg.
 
     The 95% interval is from resampling images, crossed with seeds; `ours_sd` is over runs. `delta` to the published
@@ -240,14 +233,14 @@ def cells(name: str, scale: str, lines: list[Line], answers: Answers, published:
     out = []
 
     def add(own: list[Line], dataset: str, split: str, protocol: Protocol, definition: str) -> None:
-        parts = [right(answers, line, protocol, split, definition) for line in own]  # (S, n), (n,) per question set
+        parts = [line.right(protocol, split, definition) for line in own]  # (S, n), (n,) per question set
         if not all(len(images) for _, images in parts):
             return
-        first, several = own[0], len(own) > 1
-        estimate = (
-            statistics.bootstrap_mean if several else lambda parts, **named: statistics.bootstrap(*parts[0], **named)
-        )
-        found = estimate(parts, pretrainings=first.pretrainings)
+        first = own[0]
+        if len(parts) > 1:
+            found = statistics.bootstrap_mean(parts, pretrainings=first.pretrainings)
+        else:
+            found = statistics.bootstrap(*parts[0], pretrainings=first.pretrainings)
         runs = min(len(answered) for answered, _ in parts)
         _, deviation = statistics.combine_seeds(np.mean([answered[:runs].mean(1) for answered, _ in parts], axis=0))
         title = protocol.title if definition == protocol.closed else f"{protocol.title}/{definition}"
@@ -283,13 +276,13 @@ def on_all_sets(lines: list[Line]) -> dict[str, list[Line]]:
     return {row: own for row, own in rows.items() if len(own) == count > 1}
 
 
-def seeds(name: str, scale: str, lines: list[Line], answers: Answers) -> pd.DataFrame:
+def seeds(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
     """Each run's own accuracy in percent, columns `SEED_COLUMNS`: what mean and spread of a cell are made of."""
     out = []
     for line in (line for line in lines if line.seeds):
         for protocol in line.protocols:
             for split in SPLITS:
-                answered, images = right(answers, line, protocol, split)
+                answered, images = line.right(protocol, split)
                 for run_id, drawn, own in zip(line.run_ids, line.seeds, answered, strict=True) if len(images) else ():
                     about = (name, line.row, line.label, line.dataset, split, protocol.title)
                     out.append((*about, *drawn, run_id, 100 * own.mean(), scale))
@@ -315,9 +308,7 @@ def store(table: Table, always: bool = False) -> list[Path]:
     for path, text in zip(written, texts, strict=True):
         same = path.is_file() and path.read_bytes() == text.encode()
         if path.is_file() and not same and path.suffix == ".csv":
-            print(
-                f"note: {paths.shown(path)} did not hold what the stored runs say (edited, or other runs); written anew"
-            )
+            print(f"note: {paths.shown(path)} did not hold what the stored runs say; written anew")
         if always or not same:
             files.write_text(path, text)
     return written
