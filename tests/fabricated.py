@@ -74,7 +74,7 @@ def questions(*arguments: object, **named: object) -> list[Question]:
 
 
 def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad",)) -> None:
-    """Send results to `folder`, make data sets and their manifests unnecessary, and give the demo these question sets."""
+    """Send results to `folder`, need no data sets and manifests, and give the demo these question sets."""
     known = cache(experiments.scale_settings)  # it reads a file, once per run asked for
 
     def settings(scale: str) -> dict:

@@ -267,12 +267,14 @@ def test_claims_and_verdicts() -> None:
     assert len(found) == 36
     known = found.set_index(["claim", "dataset", "split"])
     expected = {  # claim, data set, split: recomputed, verdict
-        ("over_biomedclip", "vqa_rad", "overall"): (5.29, "ok"), ("pathvqa_lead", "pathvqa", "overall"): (0.23, "misleading"),
+        ("over_biomedclip", "vqa_rad", "overall"): (5.29, "ok"),
+        ("pathvqa_lead", "pathvqa", "overall"): (0.23, "misleading"),
         ("best_overall", "vqa_rad", "overall"): (1.11, "ok"), ("best_overall", "pathvqa", "overall"): (0.23, "ok"),
         ("best_open", "vqa_rad", "open"): (0.5, "not comparable"), ("best_open", "pathvqa", "open"): (1.33, "ok"),
         ("multi_view", "avg", "overall"): (0.7675, "ok"), ("soft_labels", "avg", "overall"): (1.365, "ok"),
         ("equal_weights", "avg", "overall"): (0.97, "ok"), ("pretraining", "avg", "overall"): (3.03, "ok"),
-        ("question_vocabulary", "avg", "overall"): (0.685, "wrong"), ("answer_vocabulary", "avg", "overall"): (0.05, "wrong"),
+        ("question_vocabulary", "avg", "overall"): (0.685, "wrong"),
+        ("answer_vocabulary", "avg", "overall"): (0.05, "wrong"),
         ("gate", "avg", "overall"): (1.22, "ok"), ("medical_close", "avg", "overall"): (0.6975, "within noise"),
     }  # fmt: skip
     for key, values in expected.items():

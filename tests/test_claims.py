@@ -201,7 +201,7 @@ def test_lambda_is_compared_with_its_neighbours(monkeypatch, tmp_path):
 
 
 def made_up_maps(share: float, data_set: str) -> stored_maps.Maps:
-    """Four maps of 2 x 2 cells on two images: the region is one cell, and holds `share` of the first image's two maps."""
+    """Four maps of 2 x 2 cells on two images: the region is one cell and holds `share` of the first two maps."""
     coverage = np.zeros((4, 2, 2))
     coverage[:, 0, 1] = 1
     values = np.full((4, 2, 2), 0.25)
@@ -213,7 +213,7 @@ def made_up_maps(share: float, data_set: str) -> stored_maps.Maps:
 
 
 def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, tmp_path):
-    """Fig. 5: of eight questions on two sets, half have a share of 0.65 inside with the gate and 0.35 without, half 0.25."""
+    """Fig. 5: of eight questions on two sets, half have 0.65 inside with the gate and 0.35 without, half 0.25."""
     fabricated.install(monkeypatch, tmp_path, SETS[:2])
     write_table("table4", "demo", WRONG)
     got = line(claims.table("demo", ["table4"]), "gated_maps")
@@ -226,17 +226,6 @@ def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, 
     assert got["replication"] == "not tested at this scale" and got["compared"] == "#6 - #5" and got["n_questions"] == 8
     assert got["ours"] == pytest.approx(15, abs=1e-3) and "45.00% against 30.00%" in got["note"]
     assert pd.isna(got["p_holm"]) and frame.loc[frame["claim"] == "gate", "p_holm"].notna().all()
-<<<<<<< HEAD
-    run = Selection(only=("5",)).rows("table4", "demo")[0].runs[0]
-    other = made_up_maps(0.35, run.data.questions)
-    other.ids[0] = "q9"
-    stored_maps.write(run.directory / stored_maps.MAPS, other)
-    with pytest.raises(
-        InputError, match="table4 rows 6 and 5: their maps are of different questions of phantom_vqa_rad"
-    ):
-        claims.table("demo", ["table4"])
-=======
->>>>>>> 02d2af4 (A table's line holds its scored answers; claims about pictures are read off the maps' scores; made-up runs use the library's frames)
 
 
 def test_written_files_hold_both_verdicts_and_damaged_runs_are_refused(demo, monkeypatch):

@@ -44,8 +44,8 @@ def read_claims() -> list[dict[str, str]]:
         where, number = (record["dataset"], record["split"]), record["paper"].replace(".", "", 1)
         unknown = [cell for cell in cells if kind != "figure" and hundredths(cell, *where) is None]
         if kind not in CELLS or len(cells) < CELLS[kind] or unknown or (number and not number.isdigit()):
-            raise InputError(f"{paths.shown(path)}: line {line}: kind {kind!r}, cells {cells}, paper {record['paper']!r}: "
-                             f"{f'no cell {unknown[0]}' if unknown else 'unusable'}; restore the file")  # fmt: skip
+            why = f"no cell {unknown[0]}" if unknown else f"kind {kind!r}, cells {cells}, paper {record['paper']!r}"
+            raise InputError(f"{paths.shown(path)}: line {line}: {why} cannot be used; restore the file")
     return frame.to_dict("records")
 
 
@@ -53,10 +53,11 @@ def claims(discordance: float = DISCORDANCE) -> pd.DataFrame:
     """Each claim of the prose with the paper's figure, the recomputed one and a verdict, columns `RESULT`.
 
     `recomputed`: the difference or lead in points, the spread for `close`, the number of questions for `size`.
-    `verdict`: `ok`, `wrong`, `misleading`, `not comparable`, `cannot be checked`, for a size `differs`, for rows said to be
-    close `within noise` where their spread is below what so many questions can show, which does not show them equal.
-    `can_be_significant`: in the best case (no question lost; `smallest_p`). `needed` is the smallest significant difference
-    at this share of discordant questions, `beyond_noise` whether the claim reaches it. Empty where no test applies.
+    `verdict`: `ok`, `wrong`, `misleading`, `not comparable`, `cannot be checked`, for a size `differs`, for rows said
+    to be close `within noise` where their spread is below what so many questions can show, which does not show them
+    equal. `can_be_significant`: in the best case (no question lost; `smallest_p`). `needed` is the smallest significant
+    difference at this share of discordant questions, `beyond_noise` whether the claim reaches it. Empty where no test
+    applies.
     """
     rows = []
     for record in read_claims():
@@ -72,7 +73,7 @@ def claims(discordance: float = DISCORDANCE) -> pd.DataFrame:
 
 
 def _compared(record: dict[str, str], discordance: float) -> dict[str, object]:
-    """Verdict on a claim that compares cells: a row with a named one or with its best rival, or rows said to be close."""
+    """Verdict on a claim that compares cells: a row with another or its best rival, or rows said to be close."""
     kind, where, paper = record["kind"], (record["dataset"], record["split"]), float(record["paper"] or "nan")
     first, second, notes = record["first"], record["second"], []
     if kind in ("best", "lead"):

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
@@ -36,24 +34,21 @@ def run_cells() -> None:
 def write(
     tables: Mapping[str, pd.DataFrame], pictures: Mapping[str, tuple[plt.Figure, pd.DataFrame, str]], discordance: float
 ) -> list[Path]:
-    """Write to `results/audit/` each table as CSV by its title, each picture (figure, its numbers, caption) by its name,
-    and `audit.html`; returns the paths, the page last. Raises InputError where the folder cannot be written."""
+    """Write to `results/audit/` each table as CSV by its title, each picture (figure, its numbers, caption) by its
+    name, and `audit.html`; returns the paths, the page last. Raises InputError where the folder cannot be written."""
     folder, written, frames, drawn = paths.results() / "audit", [], [], []
     try:
         for title, frame in tables.items():
             written.append(folder / f"{title.partition(':')[0].lower().replace(' ', '_')}.csv")
             files.write_text(written[-1], frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-            frames.append(
-                {"title": title, "file": written[-1].name, "frame": Markup(layout.html(readable(frame), "words"))}
-            )
+            frames.append({"title": title, "file": written[-1].name, "frame": readable(frame)})
         for name, (figure, data, caption) in pictures.items():
             written += figures.save(figure, folder / "figures" / name, data, caption)
             picture = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
             drawn.append({"name": name, "caption": caption, "data": picture})
-        loader = FileSystemLoader(paths.PACKAGE / "reporting")
-        page = Environment(loader=loader, autoescape=True).get_template("audit.html.j2")
         said = {"findings": findings(discordance), "leaks": on_leaks(), "warnings": notes(), "discordance": discordance}
-        files.write_text(folder / "audit.html", page.render(**said, tables=frames, figures=drawn))
+        content = said | {"tables": frames, "figures": drawn}
+        files.write_text(folder / "audit.html", layout.page("audit.html.j2", content))
     except OSError as error:
         raise InputError(f"{paths.shown(folder)}: cannot be written ({error.strerror}); set AMIF_RESULTS") from None
     return [*written, folder / "audit.html"]
@@ -95,15 +90,15 @@ def on_leaks() -> list[str]:
             continue
         place = "above" if printed / 100 > line.ceiling_open_yes_no else "below"
         out.append(
-            f"{dataset_name(line.data_set)}, training on {line.training_file}: answering with training answers can reach "
-            f"{line.ceiling_open_yes_no:.2f}% on open questions (yes/no definition); the paper's {printed / 100:.2f}% is "
-            f"{place} that. {line.paraphrase_in_train} of {line.n_test} test questions have a paraphrase with their answer "
-            "in training."
+            f"{dataset_name(line.data_set)}, training on {line.training_file}: answering with training answers can "
+            f"reach {line.ceiling_open_yes_no:.2f}% on open questions (yes/no definition); the paper's "
+            f"{printed / 100:.2f}% is {place} that. {line.paraphrase_in_train} of {line.n_test} test questions have a "
+            "paraphrase with their answer in training."
         )
     if out:
         out.append(
             "The paper can be above a ceiling because its candidates at test time are the test set's own answers "
-            "(section 6), or because of another training file; its 3064 VQA-RAD questions are as many as published3064 has."
+            "(section 6), or because of another training file; its 3064 VQA-RAD questions are those of published3064."
         )
     return [*out, *absent, *leaks.in_words(table[english])]
 
@@ -123,9 +118,9 @@ def _on_definitions() -> str:
         for c in counts.itertuples()
     )
     return (
-        f"Open and Closed of Table 1 cannot be compared on VQA-RAD and SLAKE. AMiF's figures{behind} call closed what is "
-        f"answered by yes or no; the figures of {apart.sum()} of {len(others)} entries of other methods imply the sets' own "
-        "field. Overall can be compared."
+        f"Open and Closed of Table 1 cannot be compared on VQA-RAD and SLAKE. AMiF's figures{behind} call closed what "
+        f"is answered by yes or no; the figures of {apart.sum()} of {len(others)} entries of other methods imply the "
+        "sets' own field. Overall can be compared."
     )
 
 
@@ -141,15 +136,15 @@ def _on_significance(discordance: float) -> str:
         verdicts.isin(["within noise", "cannot be significant"]).sum(),
     )
     return (
-        f"The best Overall rests on few questions. No pattern of answers makes these leads significant: {words}. The others "
-        f"are significant only if the two methods differ on at most so many questions: {shares}. Of {len(verdicts)} ablation "
-        f"differences on single sets {hopeless} cannot be significant, and {inside} are within noise at {discordance:.0%} "
-        "discordant questions."
+        f"The best Overall rests on few questions. No pattern of answers makes these leads significant: {words}. The "
+        f"others are significant only if the two methods differ on at most so many questions: {shares}. Of "
+        f"{len(verdicts)} ablation differences on single sets {hopeless} cannot be significant, and {inside} are "
+        f"within noise at {discordance:.0%} discordant questions."
     )
 
 
 def _lead(name: str, lead: pd.Series) -> str:
-    """A lead in questions; of the test set's sizes that one at which both figures print, else to the nearest question."""
+    """A lead in questions; at the size of the test set at which both figures print, else to the nearest."""
     own, rival = (sources.hundredths(f"table1:{row}", name) for row in (OURS, lead["rival"]))
     for n in map(int, sources.test_counts().query("data_set == @name")["total"].unique()):
         both = [audit.counts_printing(n, value) for value in (own, rival)]

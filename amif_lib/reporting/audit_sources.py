@@ -1,6 +1,6 @@
 """What the paper audit reads: the printed numbers, and the annotation files or what the manifests record of them.
 
-Questions are counted in the annotation files where `DATA_ROOT` has them (no image is needed); every line says its source.
+Questions are counted in the annotation files where `DATA_ROOT` has them, without images; every line says its source.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _by_cell(files: tuple[tuple[Path, int], ...]) -> dict[tuple[str, str, str], 
 
 
 def questions(name: str, variant: str = "default") -> tuple[Question, ...] | str:
-    """A set's questions, read without images from `$DATA_ROOT/<folder>/` or `<folder>_annotations/`, or why there are none.
+    """A set's questions, read without images from `$DATA_ROOT/<folder>/` or `<folder>_annotations/`, or why not.
 
     `variant` is one that the manifest lists.
     """

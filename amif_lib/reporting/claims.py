@@ -38,10 +38,10 @@ NOT_RUN, NO_RUNS, NO_MAPS = "not run", "not about runs", "no maps"
 PAPER = protocols.PROTOCOLS["paper"]
 MAP_OF = {"table2": "transport_plan", "table4": "attention"}  # Fig. 4, Fig. 5
 READING = (
-    "*Significant in the best case*: whether a difference of that size can reach p < .05 on so many questions at all, if "
-    "no question is lost. *Needed*: the smallest significant difference in points when "
-    f"{audit_power.DISCORDANCE:.0%} of the answers differ; *beyond noise*: whether the paper's difference reaches it. *p "
-    "after Holm* is that of the table's own paired tests where these make the same comparison, else over the other "
+    "*Significant in the best case*: whether a difference of that size can reach p < .05 on so many questions at all, "
+    "if no question is lost. *Needed*: the smallest significant difference in points when "
+    f"{audit_power.DISCORDANCE:.0%} of the answers differ; *beyond noise*: whether the paper's difference reaches it. "
+    "*p after Holm* is that of the table's own paired tests where these make the same comparison, else over the other "
     "comparisons of the table's claims."
 )
 
@@ -93,9 +93,9 @@ def _collect(name: str, scale: str) -> Table | None:
 def _replicate(record: dict[str, str], whole: Table | None) -> dict[str, object]:
     """What our runs say of a claim that compares rows.
 
-    A row said to be best is set against the nearest of the others: all must be beaten, so p is the largest, and not to be
-    best one must fail, so p is that one's times their number. Rows said to be close show their largest difference, p times
-    the number of pairs.
+    A row said to be best is set against the nearest of the others: all must be beaten, so p is the largest, and not to
+    be best one must fail, so p is that one's times their number. Rows said to be close show their largest difference, p
+    times the number of pairs.
     """
     if record["kind"] == "size" or whole is None:
         return {"replication": NO_RUNS if record["kind"] == "size" else NOT_RUN}
@@ -221,12 +221,12 @@ def _of_maps(record: dict[str, str], scale: str) -> dict[str, object]:
 
 
 def write(scale: str, frame: pd.DataFrame | None = None) -> list[Path]:
-    """Write `results/<scale>/tables/claims.csv` and `.md` (`frame`: what `table` gave, if at hand); returns their paths."""
+    """Write `results/<scale>/tables/claims.csv` and `.md` (`frame`: what `table` gave); returns their paths."""
     frame = table(scale) if frame is None else frame
     stem = paths.scale_dir(scale) / "tables" / "claims"
     page = (
-        f"# Claims of the paper (SCALE={scale})\n\n**{SCALE_NOTES[scale]}**\n\n*Audit* is about the paper's own numbers, "
-        f"*replication* about our runs; neither follows from the other. {READING}\n\n{grid(layout(frame))}\n"
+        f"# Claims of the paper (SCALE={scale})\n\n**{SCALE_NOTES[scale]}**\n\n*Audit* is about the paper's own "
+        f"numbers, *replication* about our runs; neither follows from the other. {READING}\n\n{grid(layout(frame))}\n"
     )
     files.write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     files.write_text(stem.with_suffix(".md"), page)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html as _html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from amif_lib.experiments import rows as experiments
 from amif_lib.reporting.table_notes import bold, notes, question_sets, supported_differences
@@ -31,8 +34,8 @@ def heading(table: Table) -> str:
 def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracies under the protocol `paper` as texts, and which of them are bold: two frames of one shape.
 
-    Rows as in the paper (in Table 1 other people's methods first, with their printed numbers alone), then the baselines;
-    columns (question set, split): the average first, and of `splits` those that the paper prints.
+    Rows as in the paper (in Table 1 other people's methods first, with their printed numbers alone), then the
+    baselines; columns (question set, split): the average first, and of `splits` those that the paper prints.
     """
     cells = table.cells[(table.cells["protocol"] == "paper") & table.cells["split"].isin(splits)]
     sets = sorted(cells["dataset"].unique(), key=lambda name: not name.startswith("avg"))
@@ -160,8 +163,16 @@ def html(frame: pd.DataFrame, kind: str = "numbers") -> str:
     return f'<div class="scroll {kind}">{safe.to_html(index=False, escape=False, border=0, na_rep="")}</div>'
 
 
+def page(template: str, content: Mapping[str, object]) -> str:
+    """One of the room's HTML templates, filled; there `frame | table` is `html`."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=loader)
+    environment.filters["table"] = lambda frame, kind="numbers": Markup(html(frame, kind))
+    return environment.get_template(template).render(content)
+
+
 def latex(table: Table) -> str:
-    """The table for LaTeX (booktabs, graphicx): all accuracies that the paper prints, with ours, and each row's runs."""
+    """The table for LaTeX: all accuracies that the paper prints, with ours, and each row's runs."""
     texts, strong = accuracies(table)
     strong, texts = strong.rename_axis([r"\#", "row"]), texts.rename_axis([r"\#", "row"])
     style = texts.style.format(escape="latex").format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from amif_lib.core import files, paths
@@ -75,11 +73,7 @@ def write(scale: str) -> Path:
         "seeds": np.max([table_notes.seed_counts(table.lines) for table in collected], axis=0).tolist(),
         "draws": statistics.DRAWS,
     }
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=FileSystemLoader(Path(__file__).parent)
-    )
-    environment.filters["table"] = lambda frame, kind="numbers": Markup(layout.html(frame, kind))
-    files.write_text(folder / "report.html", environment.get_template("report.html.j2").render(content))
+    files.write_text(folder / "report.html", layout.page("report.html.j2", content))
     return folder / "report.html"
 
 

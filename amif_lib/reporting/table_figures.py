@@ -68,9 +68,9 @@ def overall(table: Table) -> Figure:
 def caption(table: Table) -> str:
     """The caption of `overall`, with the variance that the intervals hold and the scale."""
     return (
-        f"{short_name(table.name)}: overall accuracy under the protocol paper with 95% intervals from resampling images; "
-        f"{variance(*seed_counts(table.lines))} Dashed: the full model trained and tested on blank images. Scale "
-        f"{table.scale}: {SCALE_NOTES[table.scale]}."
+        f"{short_name(table.name)}: overall accuracy under the protocol paper with 95% intervals from resampling "
+        f"images; {variance(*seed_counts(table.lines))} Dashed: the full model trained and tested on blank images. "
+        f"Scale {table.scale}: {SCALE_NOTES[table.scale]}."
     )
 
 

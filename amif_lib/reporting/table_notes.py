@@ -101,9 +101,9 @@ def notes(table: Table) -> list[str]:
                 "nearest-question baseline is the most frequent answer, and left out if that is everywhere."
             )
         out.append(
-            f"{which}: no method that answers with training answers can pass {_in_words(stored['vocabulary_ceiling'])}; "
-            "the most frequent answer, yes/no-looking questions apart, scores "
-            f"{_in_words(stored['most_frequent_by_form'])}."
+            f"{which}: no method that answers with training answers can pass "
+            f"{_in_words(stored['vocabulary_ceiling'])}; the most frequent answer, yes/no-looking questions apart, "
+            f"scores {_in_words(stored['most_frequent_by_form'])}."
         )
     if any(line.leaks for line in table.lines):
         out.append("† trained on a file, knowledge or images that hold test answers; never shown under strict.")
@@ -115,7 +115,7 @@ def notes(table: Table) -> list[str]:
 
 
 def left_out(table: Table) -> list[str]:
-    """What the runs of each row cut or left out for length (`*_left_out` and `*_cut` of their metrics), where any did."""
+    """What the runs of each row cut or left out for length (`*_left_out`, `*_cut` of their metrics)."""
     found: dict[str, list[str]] = {}
     for line in (line for line in table.lines if line.kind == "row"):
         metrics = table.runs[line.run_ids[0]].metrics

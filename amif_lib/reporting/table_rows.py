@@ -74,7 +74,7 @@ class Selection:
 
 
 def required_notebooks(name: str, scale: str, selection: Selection | None = None) -> list[tuple[RunSpec, ...]]:
-    """The fine-tunings that a table reads, by the notebook that makes them: its rows and the question-only baselines."""
+    """The fine-tunings that a table reads, question-only baselines too, by the notebook that makes them."""
     selection = selection or Selection.planned(name, scale)
     needed = [runs for row in selection.rows(name, scale) for runs in row.notebooks]
     needed += [tuple(runs) for runs in selection.blank_runs(name, scale).values()]

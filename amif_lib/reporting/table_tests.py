@@ -15,8 +15,8 @@ COLUMNS += ["bootstrap_p", "p_holm", "supported", "replication", "n_seeds", "n_q
 NOT_TESTED = "not tested at this scale"
 ONE_TRAINING = "one training: not judged"  # the test holds no variance between trainings
 HOLM = (
-    "Holm's correction is over the comparisons of one kind (rows with their references, or with the baselines) under one "
-    "protocol of a table: those on all questions, averages among them, are one family, those on open and on closed "
+    "Holm's correction is over the comparisons of one kind (rows with their references, or with the baselines) under "
+    "one protocol of a table: those on all questions, averages among them, are one family, those on open and on closed "
     "questions together another."
 )
 
@@ -84,7 +84,7 @@ def difference(
 
 
 def runs_paired(line: Line, other: Line) -> list[tuple[int, int]]:
-    """Which runs of two lines are compared: those of equal seeds; a single run, or one without pre-training, with all."""
+    """Which runs of two lines are compared: those of equal seeds; a single one, or one not pre-trained, with all."""
     alone = min(len(line.seeds), len(other.seeds)) <= 1
     return [
         (i, j)
@@ -134,7 +134,8 @@ def supported_cells(tested: pd.DataFrame, lines: list[Line]) -> set[tuple[str, s
     """`(row, dataset, split)` to set in bold under the protocol `paper`.
 
     A row with references: better than each of them, none missing in this selection; in Table 1 the full model: better
-    than every baseline beside it. Never a row that saw test answers, or one that was trained once at base or paper scale.
+    than every baseline beside it. Never a row that saw test answers, or one that was trained once at base or paper
+    scale.
     """
     references = {line.row: set(line.references) for line in lines if line.kind == "row"}
     leaking = {line.row for line in lines if line.leaks}

@@ -198,8 +198,8 @@ def _refuse_other_questions(name: str, line: Line, found: list[Predictions], kno
         if odd.any() or len(own) != len(known):
             first = odd.idxmax() if odd.any() else own.index.difference(known.index)[0]
             raise InputError(
-                f"{name}, row {line.row} (run {run_id}): question {first} of {line.dataset} is not as in the present data "
-                "(missing, unknown, or another image, answer or definition of closed); fine-tune it again"
+                f"{name}, row {line.row} (run {run_id}): question {first} of {line.dataset} is not as in the present "
+                "data (missing, unknown, or another image, answer or definition of closed); fine-tune it again"
             )
 
 
@@ -212,7 +212,7 @@ def _plain(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def scored(found: Sequence[Predictions], protocol: Protocol) -> pd.DataFrame:
-    """Which questions are right, in the order of their ids: `image_id`, both definitions of closed, a column per run."""
+    """Which questions are right, by id: `image_id`, both definitions of closed, a column per run."""
     columns = []
     for run, (frame, candidates) in enumerate(found):
         used = protocol if candidates is not None else protocol.model_copy(update={"candidates": "generate"})
@@ -295,7 +295,8 @@ def write(name: str, scale: str, selection: Selection | None = None) -> list[Pat
 
 
 def store(table: Table, always: bool = False) -> list[Path]:
-    """Write a collected table's files; one that holds the same text is left alone, unless `always` (workflows go by time).
+    """Write a collected table's files; one that holds the same text is left alone, unless `always` (workflows go by
+    time).
 
     Nothing of the kit reads numbers back from them: an edited file changes nothing and is written anew, with a note.
     """
