@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from accelerate.commands.config import config_args
 
-pytest.importorskip("torch")
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.training import launch
+from amif_lib.training import launch, loop
+from amif_lib.training.gradient_cache import TooManyRows
 
 HOLD = (
     "import sys, time\nfrom pathlib import Path\nfrom amif_lib.core.files import exclusive\n"
@@ -29,25 +30,19 @@ HOLD = (
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> experiments.RunSpec:
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "some results"))
-    monkeypatch.delenv("AMIF_PROCESSES", raising=False)
+    for name in ("AMIF_PROCESSES", "AMIF_WORKERS", "AMIF_MICRO_BATCH"):
+        monkeypatch.delenv(name, raising=False)
     return experiments.load_spec("demo/table4/1")[0]
 
 
 def holder(path: Path, seconds: float) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path), str(seconds)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(paths.ROOT)},
-    )
+    line, environment = [sys.executable, "-c", HOLD, str(path), str(seconds)], {"PYTHONPATH": str(paths.ROOT)}
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
     assert process.stdout.readline() == "held\n"
     return process
 
 
-@pytest.mark.skipif(os.name == "nt", reason="file locks of POSIX")
-def test_a_run_is_in_one_hand_at_a_time_and_a_dead_hand_lets_go(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lock = tmp_path / "run" / ".lock"
     process = holder(lock, 2)
     with pytest.raises(BlockingIOError, match=f"process {process.pid} on"), files.exclusive(lock, "run x", wait=False):
@@ -65,29 +60,43 @@ def test_a_run_is_in_one_hand_at_a_time_and_a_dead_hand_lets_go(
 def test_a_finished_run_is_returned_as_it_is(run, monkeypatch, capsys, tmp_path) -> None:
     (tmp_path / "run.json").write_text(run.model_dump_json(), encoding="utf-8")
     monkeypatch.setattr(launch.stored, "is_finished", lambda spec: True)
-    monkeypatch.setitem(sys.modules, "amif_lib.training.loop", None)  # importing it would fail
+    monkeypatch.setattr(loop, "fit", None)  # calling it would fail
     assert launch.train(run) == launch.train(tmp_path / "run.json") == run.directory
     assert "is finished" in capsys.readouterr().out
 
 
-def test_bad_requests(run, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("AMIF_PROCESSES", "two", "AMIF_PROCESSES='two': give a whole number of at least 1"),
+        ("AMIF_PROCESSES", "0", "at least 1"),
+        ("AMIF_WORKERS", "many", "AMIF_WORKERS='many': give a whole number of at least 0"),
+    ],
+)
+def test_numbers_asked_for_in_the_environment(run, monkeypatch, variable, text, message) -> None:
+    assert launch.asked_processes() is None and launch.asked_workers() is None
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(InputError, match=message):
+        (launch.asked_processes(), launch.asked_workers())
+    monkeypatch.setenv(variable, "6")
+    assert 6 in (launch.asked_processes(), launch.asked_workers())
+
+
+def test_bad_requests(run) -> None:
     with pytest.raises(InputError, match=r"names 24 runs, one is needed: .* and 21 more"):
         launch.train("demo/table4")
     with pytest.raises(InputError, match="processes=0"):
         launch.train(run, 0)
-    monkeypatch.setenv("AMIF_PROCESSES", "two")
-    with pytest.raises(InputError, match="AMIF_PROCESSES='two'"):
-        launch.train(run)
 
 
 def test_processes_on_cores_share_the_threads(run, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(launch, "_gpus", lambda: 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     line, environment = launch.command(run, 2, tmp_path / "spec.json")
     text = " ".join(line)
-    assert "torch.distributed.run --nproc_per_node 2" in text and text.endswith(
-        f"-m amif_lib.training.loop --spec {tmp_path}/spec.json"
-    )
+    assert "torch.distributed.run --nproc_per_node 2" in text
+    assert text.endswith(f"-m amif_lib.training.loop --spec {tmp_path}/spec.json")
     assert environment["ACCELERATE_USE_CPU"] == "true" and environment["OMP_NUM_THREADS"] == "3"
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     port = int(line[line.index("--master_port") + 1])
@@ -96,43 +105,35 @@ def test_processes_on_cores_share_the_threads(run, monkeypatch, tmp_path) -> Non
 
 
 def test_gpus_go_through_accelerate_and_the_users_own_configuration(run, monkeypatch, tmp_path) -> None:
-    from accelerate.commands.config import config_args
-
     monkeypatch.setattr(launch, "_gpus", lambda: 4)
     config = tmp_path / "default_config.yaml"
     monkeypatch.setattr(config_args, "default_config_file", str(config))
-    plain = " ".join(launch.command(run, 4, tmp_path / "spec.json")[0])
-    assert "accelerate.commands.launch --num_processes 4 --main_process_port" in plain and "--multi_gpu" in plain
+
+    def line(processes: int = 4) -> str:
+        return " ".join(launch.command(run, processes, tmp_path / "spec.json")[0])
+
+    assert "accelerate.commands.launch --num_processes 4 --main_process_port" in line() and "--multi_gpu" in line()
     config.write_text(yaml.safe_dump({"num_machines": 1, "mixed_precision": "bf16"}))
-    own = " ".join(launch.command(run, 4, tmp_path / "spec.json")[0])
-    assert "--num_processes 4" in own and "--mixed_precision" not in own
+    assert "--num_processes 4" in line() and "--mixed_precision" not in line()
     config.write_text(yaml.safe_dump({"num_machines": 2, "num_processes": 16}))
-    cluster = launch.command(run, 4, tmp_path / "spec.json")[0]
-    assert "--num_processes" not in cluster and "--main_process_port" not in cluster
+    assert "--num_processes" not in line() and "--main_process_port" not in line()
     with pytest.raises(InputError, match="8 processes asked for, 4 GPUs visible"):
-        launch.command(run, 8, tmp_path / "spec.json")
+        line(8)
 
 
 def script(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Let this stand for the training that the subprocess would run."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     monkeypatch.setattr(
-        launch,
-        "command",
-        lambda run, processes, spec_file: (
-            [sys.executable, "-c", text, str(spec_file)],
-            {**os.environ, "PYTHONUNBUFFERED": "1"},
-        ),
+        launch, "command", lambda run, count, spec: ([sys.executable, "-c", text, str(spec)], environment)
     )
 
 
-def test_a_subprocess_reads_the_written_specification_and_streams_its_lines(run, monkeypatch, capsys) -> None:
-    script(
-        monkeypatch,
-        "import sys, pathlib; print('spec', pathlib.Path(sys.argv[1]).name); print('step 1'); print('step 2')",
-    )
+def test_a_subprocess_reads_the_written_specification_and_its_lines_are_passed_on(run, monkeypatch, capsys) -> None:
+    script(monkeypatch, "import sys, pathlib; print('spec', pathlib.Path(sys.argv[1]).name); print('step 1')")
     assert launch.train(run, 2) == run.directory
-    assert "spec spec.json\nstep 1\nstep 2\n" in capsys.readouterr().out
-    assert (run.directory / "train.log").read_text().endswith("step 2\n")
+    assert "spec spec.json\nstep 1\n" in capsys.readouterr().out
+    assert (run.directory / "train.log").read_text().endswith("step 1\n")
     assert experiments.load_spec(str(run.directory / "spec.json"))[0].run_id == run.run_id
 
 
@@ -142,18 +143,18 @@ def test_a_failing_subprocess_raises_with_the_end_of_its_log(run, monkeypatch) -
         launch.train(run, 2)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="process groups of POSIX")
+OUT_OF_MEMORY = """
+import os, pathlib, sys
+rows = int(os.environ.get("AMIF_MICRO_BATCH", 64))
+print("rows", rows)
+if rows > 16:
+    (pathlib.Path(sys.argv[1]).parent / "fewer_rows").write_text(str(rows // 2))
+    sys.exit(1)
+"""
+
+
 def test_processes_that_run_out_of_memory_are_started_again_with_fewer_rows(run, monkeypatch, capsys) -> None:
-    script(
-        monkeypatch,
-        "import os, pathlib, sys\n"
-        "rows = int(os.environ.get('AMIF_MICRO_BATCH', 64))\n"
-        "print('rows', rows)\n"
-        "if rows > 16:\n"
-        "    (pathlib.Path(sys.argv[1]).parent / 'fewer_rows').write_text(str(rows // 2))\n"
-        "    sys.exit(1)\n",
-    )
-    monkeypatch.delenv("AMIF_MICRO_BATCH", raising=False)
+    script(monkeypatch, OUT_OF_MEMORY)
     launch.train(run, 2)
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("rows")] == ["rows 64", "rows 32", "rows 16"]
@@ -165,40 +166,27 @@ def test_processes_that_run_out_of_memory_are_started_again_with_fewer_rows(run,
 
 
 def test_a_training_process_leaves_word_of_how_many_rows_to_try(run, monkeypatch, tmp_path) -> None:
-    from amif_lib.training import loop as train
-    from amif_lib.training.gradient_cache import TooManyRows
-
     def fails(spec) -> None:
         raise TooManyRows(48)
 
-    monkeypatch.setattr(train, "fit", fails)
-    spec_file = tmp_path / "spec.json"
-    spec_file.write_text(run.model_dump_json())
-    monkeypatch.setattr(sys, "argv", ["train", "--spec", str(spec_file)])
-    run.directory.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(loop, "fit", fails)
+    (tmp_path / "spec.json").write_text(run.model_dump_json())
+    monkeypatch.setattr(sys, "argv", ["train", "--spec", str(tmp_path / "spec.json")])
     with pytest.raises(InputError, match=r"out of memory with 48 samples .* set AMIF_MICRO_BATCH=24"):
-        train.main()
+        loop.main()
     assert (run.directory / launch.FEWER_ROWS).read_text() == "24\n"
 
 
-@pytest.mark.parametrize(("text", "found"), [(None, None), ("0", 0), ("6", 6)])
-def test_workers_that_decode_are_asked_for_by_number(text, found, monkeypatch) -> None:
-    monkeypatch.delenv("AMIF_WORKERS", raising=False)
-    if text is not None:
-        monkeypatch.setenv("AMIF_WORKERS", text)
-    assert launch.asked_workers() == found
-    monkeypatch.setenv("AMIF_WORKERS", "many")
-    with pytest.raises(InputError, match="AMIF_WORKERS='many': give a whole number"):
-        launch.asked_workers()
+WITH_A_WORKER = """
+import subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+print(worker.pid, flush=True)
+time.sleep(100)
+"""
 
 
 def test_an_interrupted_cell_takes_the_training_and_its_workers_along(run, monkeypatch) -> None:
-    script(
-        monkeypatch,
-        "import subprocess, sys, time\n"
-        "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
-        "print(worker.pid, flush=True); time.sleep(100)",
-    )
+    script(monkeypatch, WITH_A_WORKER)
     seen = []
 
     def interrupt(*values: str, **options: object) -> None:
@@ -209,7 +197,11 @@ def test_an_interrupted_cell_takes_the_training_and_its_workers_along(run, monke
     with pytest.raises(KeyboardInterrupt):
         launch.train(run, 2)
     monkeypatch.undo()
+
+    def gone(process: int) -> bool:
+        return not psutil.pid_exists(process) or psutil.Process(process).status() == "zombie"
+
     deadline = time.monotonic() + 20
-    while psutil.pid_exists(seen[0]) and psutil.Process(seen[0]).status() != "zombie" and time.monotonic() < deadline:
+    while not gone(seen[0]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not psutil.pid_exists(seen[0]) or psutil.Process(seen[0]).status() == "zombie"
+    assert gone(seen[0])

@@ -22,6 +22,7 @@ from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.training import batches, checkpoint, loop
+from amif_lib.training.drawn import drawn
 from amif_lib.training.prepare import about_questions, prepare
 from tests import tiny
 
@@ -221,7 +222,7 @@ def test_a_view_that_no_loss_reads_is_not_made_and_the_other_is_the_same(finishe
 
 def test_the_batch_of_a_step_can_be_drawn_again(finished):
     stage2 = finished.lineage()[1]
-    batch, studies = batches.drawn(stage2)(-1)
+    batch, studies = drawn(stage2)(-1)
     assert batch.step == stored.load_run(stage2).metrics["steps"] - 1 and len(studies) == len(batch.ids) == 8
 
 
@@ -265,10 +266,10 @@ def test_a_diverged_training_is_an_error_and_no_finished_run(finished, monkeypat
         return out
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(InputError, match="the loss is nan at step 1; lower train.learning_rate"):
+    with pytest.raises(InputError, match=r"the loss is nan at step 1; lower train.learning_rate"):
         loop.fit(run)
     last = tiny.run(seed=5, stage1={"max_steps": 1}).lineage()[0]
-    with pytest.raises(InputError, match="is not finite after the last step; lower train.learning_rate"):
+    with pytest.raises(InputError, match=r"is not finite after the last step; lower train.learning_rate"):
         loop.fit(last)
     assert not stored.is_finished(run) and not stored.is_finished(last)
 

@@ -13,12 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from amif_lib import methods
 from amif_lib.core.errors import InputError
-from amif_lib.data import images, store
-from amif_lib.data.load import pretraining_studies
+from amif_lib.data import store
 from amif_lib.data.records import Question, Study
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
-from amif_lib.networks import pixels, tokenizers
+from amif_lib.networks import pixels
 from amif_lib.objectives.distributed import rank, world_size
 
 TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
@@ -35,39 +34,29 @@ def seed_of(spec: RunSpec, *more: int) -> int:
 
 
 class ImageCache:
-    """Stored images by id, decoded, kept in memory up to a bound: small sets are decoded once.
+    """A run's images by id at its sizes; what was made of them is kept in memory up to a bound."""
 
-    `size` is the side of the model's square input, `side` the short side of what is kept, both in pixels.
-    """
+    def __init__(self, spec: RunSpec, names: Sequence[str], bound_bytes: int = 1 << 30):
+        self.pictures, self.size = store.pictures(names, spec.model.stored_side), spec.model.image_size
+        self.kept: dict[tuple[str, str], Any] = {}
+        self.room = bound_bytes
 
-    def __init__(self, pictures: store.Pictures, size: int, side: int, bound_bytes: int = 1 << 30):
-        self.pictures, self.size, self.side, self.room = pictures, size, side, bound_bytes
-        self.kept: dict[str, Image.Image] = {}
-        self.tensors: dict[str, Tensor] = {}
-
-    def __getitem__(self, image_id: str) -> Image.Image:
-        if image_id in self.kept:
-            return self.kept[image_id]
-        image = images.shrink(self.pictures[image_id], self.side)
-        need = image.width * image.height * (1 if image.mode == "L" else 4)  # as Pillow holds them
-        if need <= self.room:
-            self.kept[image_id], self.room = image, self.room - need
-        return image
+    def picture(self, image_id: str) -> Image.Image:
+        """The picture as it is stored."""
+        return self._once(("picture", image_id), lambda: self.pictures[image_id])
 
     def tensor(self, image_id: str) -> Tensor:
         """The image as the model sees it without augmentation, (3, size, size)."""
-        if image_id in self.tensors:
-            return self.tensors[image_id]
-        tensor = pixels.to_tensor(images.shrink(self.pictures[image_id], self.side), self.size)
-        if tensor.nbytes <= self.room:
-            self.tensors[image_id], self.room = tensor, self.room - tensor.nbytes
-        return tensor
+        return self._once(("tensor", image_id), lambda: pixels.to_tensor(self.pictures[image_id], self.size))
 
-
-def image_cache(spec: RunSpec, names: Sequence[str]) -> ImageCache:
-    """The images of these data sets at the run's sizes."""
-    side = spec.model.stored_side
-    return ImageCache(store.pictures(names, side), spec.model.image_size, side)
+    def _once(self, key: tuple[str, str], make: Callable[[], Any]) -> Any:
+        if key in self.kept:
+            return self.kept[key]
+        made = make()
+        need = made.nbytes if isinstance(made, Tensor) else 4 * made.width * made.height
+        if need <= self.room:
+            self.kept[key], self.room = made, self.room - need
+        return made
 
 
 # --- which samples make up which step ----------------------------------------------------------------------------
@@ -140,7 +129,7 @@ class PretrainingData(Dataset):
             raise InputError("data.pretrain: no studies; name at least one pre-training set")
         self.studies, self.spec, self.extras = list(studies), spec, extras
         self.folds = [extras.folds[study.study_id] for study in studies] if extras else None
-        self.cache = image_cache(spec, spec.data.pretrain)
+        self.cache = ImageCache(spec, spec.data.pretrain)
         self.both_views = spec.objective.reads_both_views(spec.stage)
         texts = [study.text for study in studies]
         self.tokens = tokenizer(texts, truncation=True, max_length=spec.data.text_length)["input_ids"]
@@ -166,7 +155,9 @@ class PretrainingData(Dataset):
         pictures = [study.images[pair[slot]] for slot in slots]
         strength = "light" if several else "strong"  # point 44
         views = [
-            pixels.augment(self.cache[picture.image_id], spec.model.image_size, strength, pixels.keyed(*own, 1 + slot))
+            pixels.augment(
+                self.cache.picture(picture.image_id), spec.model.image_size, strength, pixels.keyed(*own, 1 + slot)
+            )
             for slot, picture in zip(slots, pictures, strict=True)
         ]
         tokens = torch.tensor(self.tokens[index])
@@ -196,19 +187,6 @@ class PretrainingData(Dataset):
         )
 
 
-def drawn(spec: RunSpec) -> Callable[[int], tuple[PretrainingBatch, list[Study]]]:
-    """What a stored pre-training drew: a function that gives the batch of a step (-1: the last) and its studies."""
-    studies = pretraining_studies(spec.data, spec.model.stored_side)
-    extras = methods.load(spec.method).extras(spec, studies, {})
-    data = PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
-    plan = [keys for _, _, keys in epoch_keys(data, spec)]
-
-    def batch(step: int) -> tuple[PretrainingBatch, list[Study]]:
-        return data.collate([data[key] for key in plan[step]]), [studies[key[1]] for key in plan[step]]
-
-    return batch
-
-
 class QuestionData(Dataset):
     """Questions as fine-tuning or evaluation samples. `blank` replaces every image by the same grey one."""
 
@@ -224,7 +202,7 @@ class QuestionData(Dataset):
     ):
         self.questions, self.spec, self.augment = list(questions), spec, augment
         self.blank = spec.data.blank_images if blank is None else blank
-        self.cache = image_cache(spec, (spec.data.questions,))
+        self.cache = ImageCache(spec, (spec.data.questions,))
         self.pad = tokenizer.pad_token_id
 
         def cut(texts: list[str], length: int) -> list[list[int]]:
@@ -243,7 +221,7 @@ class QuestionData(Dataset):
             image = self.cache.tensor(image_id)
         elif not self.blank:
             generator = pixels.keyed(*stream(self.spec), step, index)
-            image = pixels.augment(self.cache[image_id], self.spec.model.image_size, self.augment, generator)
+            image = pixels.augment(self.cache.picture(image_id), self.spec.model.image_size, self.augment, generator)
         tokens, answer = self.tokens[index], self.answers[index]
         return {"image": image, "tokens": tokens, "answer": answer, "weight": weight, "total": total}
 

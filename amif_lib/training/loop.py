@@ -237,10 +237,10 @@ def finish(spec: RunSpec, prepared: Prepared, lines: Lines, steps: int, seconds:
         metrics["evaluation_time_s"] = round(time.time() - started, 1)
     if rank() == 0:
         manifests.mark(folder, {name for step in spec.lineage() for name in data_sets(step)})
-        checkpoint.remove(folder)
         write_json(folder / "metrics.json", metrics)
         spent = seconds + time.time() - started
         write_json(folder / "provenance.json", stored.provenance(spec, world_size(), spent))
+        checkpoint.remove(folder)
     gather_objects(None)  # nobody goes on before it is written
 
 

@@ -104,14 +104,15 @@ STAGES = ("stage1", "stage2", "finetune")
 
 # What a stage does not read, name by name. Everything else enters the identity of its runs; so does, in every stage, a
 # setting that is added later, until it is listed here.
-GLOBAL_LOSSES = "global_intra labels temperature teacher_temperature positive_weight".split()
-STAGE_2_LOSSES = "weight_local weight_hard_negatives weight_global pair_positives negative_temperature".split()
-TRANSPORT = "transport_on transport_solver transport_beta transport_iterations".split()
-TEACHER = "source noise data cross_fit image_size patch_size width layers epochs learning_rate".split()
-KNOWLEDGE = "source gate max_tokens".split()
-STUDIES = "pretrain decontaminate_against decontaminate_absent repeated_articles max_studies".split()
-QUESTIONS = "questions training_file language question_length answer_length".split()
-QUESTIONS += "augment_questions max_questions blank_images".split()
+GLOBAL_LOSSES = ("global_intra", "labels", "temperature", "teacher_temperature", "positive_weight")
+WEIGHTS = ("weight_local", "weight_hard_negatives", "weight_global", "pair_positives", "negative_temperature")
+TRANSPORT = ("transport_on", "transport_solver", "transport_beta", "transport_iterations")
+TEACHER = ("source", "noise", "data", "cross_fit", "epochs", "learning_rate")
+TEACHER_SIZES = ("image_size", "patch_size", "width", "layers")
+KNOWLEDGE = ("source", "gate", "max_tokens")
+STUDIES = ("pretrain", "decontaminate_against", "decontaminate_absent", "repeated_articles", "max_studies")
+QUESTIONS = ("questions", "training_file", "language", "augment_questions", "max_questions", "blank_images")
+LENGTHS = ("question_length", "answer_length")
 
 
 def not_read(run: Any) -> set[str]:
@@ -125,21 +126,21 @@ def not_read(run: Any) -> set[str]:
         leave_out("init", "image", "text", "tokenizer", "vocabulary")
         leave_out("data", "tokenizer_questions")
     if run.stage == "finetune":
-        leave_out("objective", *GLOBAL_LOSSES, *STAGE_2_LOSSES, *TRANSPORT)
+        leave_out("objective", *GLOBAL_LOSSES, *WEIGHTS, *TRANSPORT)
         leave_out("data", "text_length")
         if not run.starts_from_teacher:
-            leave_out("teacher", *TEACHER)
+            leave_out("teacher", *TEACHER, *TEACHER_SIZES)
         if not run.reads_studies:
             leave_out("data", *STUDIES)
         if run.knowledge.source == "none":
             leave_out("knowledge", "gate", "max_tokens")
         return found
-    leave_out("data", *QUESTIONS)
+    leave_out("data", *QUESTIONS, *LENGTHS)
     leave_out("knowledge", *KNOWLEDGE)
     leave_out("init", "decoder")
     leave_out("model", "decoder_layers", "decoder_cross_layers")
     if run.stage == "stage1":
-        leave_out("objective", *STAGE_2_LOSSES, *TRANSPORT)
+        leave_out("objective", *WEIGHTS, *TRANSPORT)
     return found
 
 
