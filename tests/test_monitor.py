@@ -1,10 +1,9 @@
-"""The collapse monitor against hand-computed plans, loops over token pairs, and POT."""
+"""The collapse monitor against hand-computed plans, and loops over token pairs."""
 
 from __future__ import annotations
 
 import math
 
-import ot
 import pytest
 import torch
 from torch.nn import functional as F
@@ -50,9 +49,6 @@ def test_violations_and_distance_by_hand():
     stats = statistics(x, y, plan=plan)
     assert stats["row_violation"] == pytest.approx(0.2) and stats["col_violation"] == pytest.approx(0.2)
     assert stats["plan_distance"] == pytest.approx((2 * 0.25 + 2 * 0.15) / 2)
-    # Rounded to the marginals: all entries times .5/.6. Costs are 0 on and 1 off the diagonal, so the independent plan
-    # costs .5, the optimal one 0, this one 2/12.
-    assert stats["cost_gap_closed"] == pytest.approx((0.5 - 1 / 6) / 0.5)
 
 
 def test_matching_orthogonal_tokens_are_an_informative_optimal_plan():
@@ -60,10 +56,9 @@ def test_matching_orthogonal_tokens_are_an_informative_optimal_plan():
     x = torch.eye(n)[None].repeat(2, 1, 1)
     stats = statistics(x, x, beta=0.05)
     assert stats["plan_distance"] == pytest.approx(1 - 1 / n, abs=1e-4)
-    assert stats["cost_gap_closed"] == pytest.approx(1.0, abs=1e-4)
     assert stats["row_token_cosine"] == pytest.approx(0.0, abs=1e-6)
     text = monitor.verdict(stats)
-    assert "depends on the tokens" in text and "100%" in text and "no information" not in text
+    assert "depends on the tokens" in text and "no information" not in text
 
 
 def test_equal_tokens_carry_no_information():
@@ -72,7 +67,6 @@ def test_equal_tokens_carry_no_information():
     stats = statistics(same + 0 * x, same + 0 * y, row_mask, col_mask)
     assert stats["row_token_cosine"] == pytest.approx(1.0) and stats["col_token_cosine"] == pytest.approx(1.0)
     assert stats["plan_distance"] < 1e-6
-    assert math.isnan(stats["cost_gap_closed"])  # every plan costs the same
     assert monitor.verdict(stats).startswith("the plan carries no information: tokens have collapsed")
     one_side = statistics(same + 0.05 * x, y, row_mask, col_mask)  # one collapsed side is enough
     assert one_side["row_token_cosine"] > 0.95 > one_side["col_token_cosine"]
@@ -88,29 +82,6 @@ def test_a_plan_near_the_independent_one_carries_no_information():
     a, b = transport.masses(transport.cosine_cost(x, y), row_mask, col_mask)
     exactly = statistics(x, y, row_mask, col_mask, plan=a[:, :, None] * b[:, None])
     assert exactly["plan_distance"] == pytest.approx(0.0, abs=1e-7)
-    assert exactly["cost_gap_closed"] == pytest.approx(0.0, abs=1e-5)
-    best = statistics(x, y, row_mask, col_mask, plan=transport.exact(transport.cosine_cost(x, y), row_mask, col_mask))
-    assert best["cost_gap_closed"] == pytest.approx(1.0, abs=1e-5)
-
-
-@pytest.mark.parametrize(("beta", "closed"), [(0.5, 0.34), (0.1, 0.91)])
-def test_share_of_the_gap_on_cone_shaped_tokens(beta, closed):
-    """Tokens around a common direction, as BERT's are: documented shares after 50 iterations, recomputed with POT."""
-    g = torch.Generator().manual_seed(0)
-    centre = 2 * torch.randn(4, 1, 768, generator=g)
-    x, y = centre + torch.randn(4, 324, 768, generator=g), centre + torch.randn(4, 40, 768, generator=g)
-    stats = statistics(x, y, beta=beta)
-    assert stats["cost_gap_closed"] == pytest.approx(closed, abs=0.03)
-    assert stats["row_token_cosine"] == pytest.approx(0.8, abs=0.02)  # 4 / (4 + 1)
-    cost = transport.cosine_cost(x, y)
-    a, b = torch.full((4, 324), 1 / 324), torch.full((4, 40), 1 / 40)
-    rounded = transport.round_to_feasible(transport.ipot(cost, beta=beta), a, b)
-    best = sum(
-        ot.emd2(a[i].double().numpy(), b[i].double().numpy(), cost[i].double().numpy(), check_marginals=False)
-        for i in range(4)
-    )
-    mean = float(cost.double().mean(dim=(1, 2)).sum())
-    assert stats["cost_gap_closed"] == pytest.approx((mean - float((rounded * cost).sum())) / (mean - best), abs=2e-3)
 
 
 def test_padding_never_changes_the_statistics():
@@ -128,10 +99,9 @@ def test_samples_without_a_choice_do_not_count():
     row_mask[1], col_mask[2, 1:] = False, False  # an empty side; a single column token
     part = statistics(x, y, row_mask, col_mask)
     assert part["plan_distance"] == pytest.approx(full["plan_distance"], abs=1e-6)
-    assert part["cost_gap_closed"] == pytest.approx(full["cost_gap_closed"], abs=1e-5)
     assert part["col_token_cosine"] == pytest.approx(full["col_token_cosine"], abs=1e-6)
     none = statistics(x[1:], y[1:], row_mask[1:], col_mask[1:])
-    assert math.isnan(none["plan_distance"]) and math.isnan(none["cost_gap_closed"])
+    assert math.isnan(none["plan_distance"])
     assert "cannot be judged" in monitor.verdict(none)
     x[0, 0, 0] = float("nan")  # features that are no numbers
     broken = statistics(x, y, row_mask, col_mask, plan=transport.ipot(torch.rand(3, 6, 4), row_mask, col_mask))

@@ -1,14 +1,6 @@
 r"""Global alignment: soft labels and the KL loss (paper section 3.2.1, Eq. 1-8).
 
-Rows are queries (say, images) and columns the N candidates of the global batch (say, reports); rows may be a block of them.
-
-References
-----------
-.. [1] Zou, Y. and Yin, Z. "Alignment, Mining and Fusion: Representation Alignment with Hard Negative Mining and
-       Selective Knowledge Fusion for Medical Visual Question Answering", section 3.2.1.
-.. [2] van den Oord, A., Li, Y. and Vinyals, O. (2018). Representation learning with contrastive predictive coding.
-       arXiv:1807.03748 (InfoNCE).
-.. [3] Hinton, G., Vinyals, O. and Dean, J. (2015). Distilling the knowledge in a neural network. arXiv:1503.02531.
+Rows are queries (say, images), all N of the global batch or a block of them; columns its N candidates (say, reports).
 """
 
 from __future__ import annotations
@@ -31,7 +23,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def soft_labels(similarity: Tensor, temperature: float, positive_weight: float, positive_index: Tensor) -> Tensor:
-    r"""Soft labels from a teacher's cosine similarities (Eq. 5 of [1]_).
+    r"""Soft labels from a teacher's cosine similarities (Eq. 5).
 
     .. math::
         H_{ij} = Q_{ij} + \lambda \cdot \mathbf{1}_{\{j = j^+(i)\}}, \qquad
@@ -61,14 +53,14 @@ def soft_labels(similarity: Tensor, temperature: float, positive_weight: float, 
 
 
 def soft_label_kl(logits: Tensor, targets: Tensor) -> Tensor:
-    r"""KL divergence of the student's matching probabilities from the labels (Eq. 2 and each term of Eq. 6-7 of [1]_).
+    r"""KL divergence of the student's matching probabilities from the labels (Eq. 2 and each term of Eq. 6-7).
 
     .. math::
         \frac{1}{B} \sum_i \sum_{j=1}^{N} H_{ij} \left( \log H_{ij} - \log P_{ij} \right), \qquad
         P_i = \mathrm{softmax}(z_i), \qquad 0 \log 0 = 0
 
-    :math:`H_i` need not sum to 1. With one-hot labels this is InfoNCE [2]_, the cross-entropy of the positive; with
-    soft labels it is knowledge distillation [3]_. Means over equal blocks of rows average to the whole batch's mean.
+    :math:`H_i` need not sum to 1. With one-hot labels this is InfoNCE (van den Oord et al., 2018), the cross-entropy of
+    the positive. Means over equal blocks of rows average to the whole batch's mean.
 
     Parameters
     ----------
@@ -89,22 +81,12 @@ def soft_label_kl(logits: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def teacher_statistics(targets: Tensor, positive_index: Tensor) -> dict[str, float | str]:
-    r"""How peaked a teacher's labels are: neither one-hot in disguise nor flat.
+    r"""How peaked a teacher's labels Q (B, N) are, with the positives in the columns positive_index (B,).
 
-    Parameters
-    ----------
-    targets : Tensor, shape (B, N)
-        :math:`Q`, that is `soft_labels` with `positive_weight` 0.
-    positive_index : LongTensor, shape (B,)
-        Column of each row's positive.
-
-    Returns
-    -------
-    dict
-        ``mean_q_ii``, mean mass on the positive; ``effective_neighbours``, mean over rows of
-        :math:`\exp(-\sum_j Q_{ij} \log Q_{ij})`, between 1 (one-hot) and N (flat); ``warn``, a sentence where
-        :math:`\overline{Q_{ii}} > 0.9` (soft labels say no more than one-hot ones; typical of a teacher that was fitted
-        on these very pairs) or :math:`< 2 / N` (the teacher hardly knows the pairs), else the empty string.
+    ``mean_q_ii``, mean mass on the positive; ``effective_neighbours``, mean over rows of
+    :math:`\exp(-\sum_j Q_{ij} \log Q_{ij})`, between 1 (one-hot) and N (flat); ``warn``, a sentence where
+    :math:`\overline{Q_{ii}} > 0.9` (soft labels say no more than one-hot ones) or :math:`< 2 / N` (the teacher hardly
+    knows the pairs), else the empty string.
     """
     q = targets.double()
     on_positive = q.gather(1, positive_index.unsqueeze(1)).mean().item()  # (B, N) -> (B, 1) -> scalar

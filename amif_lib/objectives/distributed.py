@@ -1,7 +1,7 @@
-"""One global batch over however many processes: a gather that carries gradients, and small helpers.
+"""One global batch over P processes: each takes means over its B/P rows against the columns of all.
 
-Every process holds B/P rows and takes means over them against the columns of all processes; `gather` sums the gradients
-that reach a row from every process, and DistributedDataParallel averages over processes: one process with B rows.
+`gather` sums the gradients that reach a row from every process, and DistributedDataParallel averages over processes:
+together what one process with B rows computes.
 """
 
 from __future__ import annotations

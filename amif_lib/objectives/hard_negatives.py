@@ -38,8 +38,7 @@ def sample(
 ) -> Negatives:
     """Draw one hard negative per row from its labels off the positive, without gradient.
 
-    The draw inverts the row's cumulative distribution at one uniform number, so that row i depends on its own labels
-    and its own number only.
+    Row i depends on its own labels and on its own uniform number only.
 
     Parameters
     ----------
@@ -52,13 +51,7 @@ def sample(
     generator : torch.Generator, optional
         Source of the uniform numbers, on its own device; the default generator where None.
     temperature : float
-        T in the module's formula. Soft labels at the paper's temperature are nearly flat over 256 columns; T below 1
-        sharpens them.
-
-    Returns
-    -------
-    Negatives
-        On the targets' device.
+        T above; below 1 it sharpens soft labels, which at the paper's temperature are nearly flat over 256 columns.
     """
     weights = targets.double().scatter(1, positive_index.unsqueeze(1), 0.0)  # (B, N)
     if exclude is not None:
@@ -78,14 +71,6 @@ def sample(
 def duplicates(group_ids: Tensor, text_ids: Tensor) -> Tensor:
     """Which columns are false negatives of a row: of the same study, article or case, or with the very same text.
 
-    Parameters
-    ----------
-    group_ids, text_ids : LongTensor, shape (N,)
-        Of the global batch; equal numbers mean the same group, or the same text.
-
-    Returns
-    -------
-    BoolTensor, shape (N, N)
-        True on a sample's own column as well.
+    group_ids, text_ids (N,) of the global batch -> (N, N) bool, True on a sample's own column as well.
     """
     return (group_ids[:, None] == group_ids) | (text_ids[:, None] == text_ids)  # (N, 1), (N,) -> (N, N)

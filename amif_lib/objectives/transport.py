@@ -13,13 +13,10 @@ autocast: in bf16 the plan is off by several per cent.
 
 References
 ----------
-.. [1] Zou, Y. and Yin, Z. "Alignment, Mining and Fusion ...", section 3.2.2.
-.. [2] Xie, Y., Wang, X., Wang, R. and Zha, H. (2020). A fast proximal point method for computing exact Wasserstein
+.. [1] Xie, Y., Wang, X., Wang, R. and Zha, H. (2020). A fast proximal point method for computing exact Wasserstein
        distance. UAI (IPOT).
-.. [3] Chen, Y.-C. et al. (2020). UNITER: universal image-text representation learning. ECCV (beta 0.5, 50 iterations).
-.. [4] Altschuler, J., Weed, J. and Rigollet, P. (2017). Near-linear time approximation algorithms for optimal transport
-       via Sinkhorn iteration. NeurIPS, Algorithm 2.
-.. [5] Flamary, R. et al. (2021). POT: Python Optimal Transport. JMLR 22(78).
+.. [2] Chen, Y.-C. et al. (2020). UNITER: universal image-text representation learning. ECCV (beta 0.5, 50 iterations).
+.. [3] Flamary, R. et al. (2021). POT: Python Optimal Transport. JMLR 22(78).
 """
 
 from __future__ import annotations
@@ -33,8 +30,7 @@ from amif_lib.core.errors import InputError
 # Largest range of a row's costs over beta for which the plan itself is iterated. Kernel times scaling may reach the
 # exponential of twice this, which must stay a normal fp32 number (above e^-87); beyond it, logarithms.
 LARGEST_EXPONENT = 25.0
-# Entries that would fall below this stay there. Were they to reach 0, a degenerate problem could lose all entries by
-# which its marginals can be met, and its scalings would grow without bound. Far below rounding, next to masses of 1/n.
+# Entries do not fall below this: at 0, a degenerate problem could lose all entries by which its marginals can be met.
 SMALLEST_ENTRY = 1e-20
 
 
@@ -68,17 +64,15 @@ def ipot(
     beta: float = 0.5,
     iterations: int = 50,
 ) -> Tensor:
-    r"""Approximately optimal plans by the inexact proximal point method (IPOT [2]_), one scaling per iteration.
+    r"""Approximately optimal plans by the inexact proximal point method (IPOT [1]_), one scaling per iteration.
 
     .. math::
         \mathbf{T}^{(n+1)} = \mathop{\arg\min}_{\mathbf{T} \in \Pi(\mathbf{a}, \mathbf{b})}
-        \langle \mathbf{T}, \mathbf{C} \rangle + \beta\, \mathrm{KL}(\mathbf{T} \| \mathbf{T}^{(n)}),
+        \langle \mathbf{T}, \mathbf{C} \rangle + \beta\, \mathrm{KL}(\mathbf{T} \| \mathbf{T}^{(n)})
 
-    each step solved by one row and one column scaling of
-    :math:`e^{-\mathbf{C} / \beta} \odot \mathbf{T}^{(n)}`. n iterations come close to the entropic plan of
-    regularisation :math:`\beta / n`. The order is that of UNITER [3]_, which the paper follows: rows (image) first,
-    columns (text) last. So **the column marginal is exact** to rounding, and the row marginal is met only in the limit;
-    `round_to_feasible` mends it.
+    n iterations come close to the entropic plan of regularisation :math:`\beta / n`. As in UNITER [2]_, which the paper
+    follows, rows (image) are scaled first and columns (text) last: **the column marginal is exact** to rounding, the
+    row marginal is met only in the limit.
 
     Parameters
     ----------
@@ -87,16 +81,14 @@ def ipot(
     row_mask, col_mask : Tensor, shape (B, p) and (B, t), optional
         True (or non-zero) at a real token.
     beta : float
-        Proximal weight :math:`\beta > 0`. How close a plan gets to the optimum depends on the spread of the cost over
-        :math:`\beta / n`.
+        Proximal weight :math:`\beta > 0`.
     iterations : int
         n > 0.
 
     Returns
     -------
     Tensor, shape (B, p, t)
-        fp32, without gradient (`transport_cost` then has the envelope theorem's); zero at padding and for a sample with
-        an empty side.
+        fp32, without gradient; zero at padding and for a sample with an empty side.
     """
     with torch.autocast(cost.device.type, enabled=False), torch.no_grad():
         rows, cols = masses(cost, row_mask, col_mask)
@@ -106,9 +98,8 @@ def ipot(
         lowest = cost.amin(dim=2, keepdim=True)  # (B, p, t) -> (B, p, 1)
         exponent = torch.where(real, cost - torch.where(lowest < torch.inf, lowest, 0.0), 0.0) / beta
         rows, cols = rows.unsqueeze(2), cols.unsqueeze(1)  # (B, p, 1), (B, 1, t)
-        if exponent.numel() and float(exponent.max()) > LARGEST_EXPONENT:
-            return _scale_logarithms(exponent, real, rows, cols, iterations)
-        return _scale(exponent, real, rows, cols, iterations)
+        wide = exponent.numel() and float(exponent.max()) > LARGEST_EXPONENT
+        return (_scale_logarithms if wide else _scale)(exponent, real, rows, cols, iterations)
 
 
 def _scale(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor, iterations: int) -> Tensor:
@@ -128,26 +119,23 @@ def _scale(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor, iteration
 
 def _scale_logarithms(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor, iterations: int) -> Tensor:
     """The same iterations on logarithms: several times slower, for costs whose exponential leaves fp32's range."""
-    has_row, has_col = rows > 0, cols > 0
-    log_rows = torch.where(has_row, rows, 1.0).log()
-    log_cols = torch.where(has_col, cols, 1.0).log()
+    log_rows, log_cols = torch.where(rows > 0, rows, 1.0).log(), torch.where(cols > 0, cols, 1.0).log()
     plan = torch.where(real, 0.0, -1e30)  # finite, since -inf - (-inf) is NaN; exp() of it is 0
     scaling = log_cols  # (B, 1, t)
     for _ in range(iterations):
         plan = plan - exponent + scaling
-        plan = plan + torch.where(has_row, log_rows - plan.logsumexp(dim=2, keepdim=True), 0.0)
-        change = torch.where(has_col, log_cols - plan.logsumexp(dim=1, keepdim=True), 0.0)  # (B, p, t) -> (B, 1, t)
-        scaling = scaling + change
-        plan = plan + change
+        plan = plan + torch.where(rows > 0, log_rows - plan.logsumexp(dim=2, keepdim=True), 0.0)
+        change = torch.where(cols > 0, log_cols - plan.logsumexp(dim=1, keepdim=True), 0.0)  # (B, p, t) -> (B, 1, t)
+        scaling, plan = scaling + change, plan + change
     return plan.exp()
 
 
 @torch.no_grad()
 def exact(cost: Tensor, row_mask: Tensor | None = None, col_mask: Tensor | None = None) -> Tensor:
-    """Optimal plans by POT's network simplex [5]_, sample after sample on the CPU, in float64.
+    """Optimal plans by POT's network simplex [3]_, sample after sample on the CPU, in float64.
 
-    Parameters and result as for `ipot`: (B, p, t), fp32, on the cost's device, without gradient. Raises RuntimeError
-    where the solver did not reach the optimum.
+    Parameters and result as for `ipot`: (B, p, t), fp32, on the cost's device, without gradient. Raises InputError for
+    a cost that is not finite, RuntimeError where the solver did not reach the optimum.
     """
     import ot  # POT is needed for this function alone
 
@@ -172,28 +160,9 @@ def exact(cost: Tensor, row_mask: Tensor | None = None, col_mask: Tensor | None 
 def transport_cost(plan: Tensor, cost: Tensor) -> Tensor:
     r"""Cost of a plan, the summand of Eq. 9: :math:`\langle \mathbf{T}_i, \mathbf{C}_i \rangle`.
 
-    With a detached plan the gradient is :math:`\mathbf{T}` with respect to the cost: at the optimum this is the
+    With a detached plan the gradient with respect to the cost is :math:`\mathbf{T}`; at the optimum this is the
     gradient of the minimum itself (envelope theorem).
 
     Plan and cost (B, p, t), the cost finite at padding too -> (B,), fp32; Eq. 9 is its mean.
     """
     return (plan.float() * cost.float()).sum(dim=(1, 2))  # (B, p, t) -> (B,)
-
-
-def round_to_feasible(plan: Tensor, row_mass: Tensor, col_mass: Tensor) -> Tensor:
-    r"""A plan near the given one with exactly the given marginals (Algorithm 2 of [4]_).
-
-    Rows, then columns, that carry too much are scaled down; the mass that is missing then is spread as the independent
-    plan of what is missing. Costs of approximate plans compare fairly only after this: an infeasible plan may cost less
-    than the optimum.
-
-    Plan (B, p, t), masses (B, p) and (B, t) of equal sums (see `masses`) -> (B, p, t), in the plan's type.
-    """
-    a, b = row_mass.to(plan.dtype).unsqueeze(2), col_mass.to(plan.dtype).unsqueeze(1)  # (B, p, 1), (B, 1, t)
-    for mass, dim in ((a, 2), (b, 1)):
-        total = plan.sum(dim=dim, keepdim=True)
-        plan = plan * torch.where(total > mass, mass / total.clamp_min(torch.finfo(plan.dtype).tiny), 1.0)
-    missing_a = (a - plan.sum(dim=2, keepdim=True)).clamp_min(0.0)  # (B, p, 1)
-    missing_b = (b - plan.sum(dim=1, keepdim=True)).clamp_min(0.0)  # (B, 1, t)
-    total = missing_a.sum(dim=1, keepdim=True)  # (B, 1, 1)
-    return plan + missing_a * missing_b / torch.where(total > 0, total, 1.0)
