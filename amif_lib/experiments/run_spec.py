@@ -33,7 +33,7 @@ class InitSpec(Strict):
     )
     text: str = Field(
         "emilyalsentzer/Bio_ClinicalBERT",
-        description="a BERT or DistilBERT; `open_clip:SOURCE` or `teacher` take a BERT, word rows by piece, and refuse "
+        description="a BERT; `open_clip:SOURCE` or `teacher` take a BERT, word rows by piece, and refuse "
         "open_clip's own causal text transformer",
     )
     decoder: str = Field(

@@ -27,7 +27,18 @@ from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predi
 from amif_lib.experiments.rows import parse
 from amif_lib.experiments.run_spec import RunSpec
 
-VERSIONED = ["torch", "transformers", "accelerate", "open_clip_torch", "torchvision", "tokenizers", "numpy", "pandas", "pillow", "pyarrow"]
+VERSIONED = [
+    "torch",
+    "transformers",
+    "accelerate",
+    "open_clip_torch",
+    "torchvision",
+    "tokenizers",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pyarrow",
+]
 CODE = ("amif_lib", "data_manifests")  # what of the clone decides results
 BLANK_TEST = "blank_test"  # predictions of the same model with blank images at test time only
 

@@ -1,12 +1,9 @@
-"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in its last layers, cross-attention.
-
-Its call looks like that of a Hugging Face decoder with cross-attention, so that the same ranking serves both.
-"""
+"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in its last layers, cross-attention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +14,7 @@ from amif_lib.networks.fusion import Attention, FeedForward
 KeysValues = tuple[Tensor, Tensor]  # of an attended side, each (B, heads, S, d / heads)
 
 
-@dataclass
-class DecoderOutput:
+class DecoderOutput(NamedTuple):
     """What a Hugging Face decoder returns, as far as it is read here."""
 
     logits: Tensor  # (B, L, vocabulary); logits[:, t] predicts token t + 1
@@ -55,10 +51,9 @@ class DecoderLayer(nn.Module):
 
 
 class AnswerDecoder(nn.Module):
-    """BERT blocks over answer tokens, of which the last `cross_layers` attend to the image-question tokens F'_i (point 37).
+    """BERT over answer tokens; its last `cross_layers` layers attend to the image-question tokens F'_i (point 37).
 
-    The output layer shares its weights with the word embeddings, as BERT's (point 38). 122,524,228 parameters at paper
-    size.
+    The output layer shares its weights with the word embeddings (point 38). 122,524,228 parameters at paper size.
     """
 
     def __init__(
@@ -113,7 +108,7 @@ class AnswerDecoder(nn.Module):
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """Layers `start` to `stop` on x (B, L, d). `memory` is what `remember` made of it.
+        """Layers `start` to `stop` on x (B, L, d), with what `remember` made of the memory.
 
         A 2-D mask (B, L) marks real tokens; a 4-D one (B or 1, 1, L, L) says who sees whom, in place of causality.
         """

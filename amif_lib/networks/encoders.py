@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerBase
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
 
-from amif_lib.networks import pretrained
 from amif_lib.networks.rows import in_rows
 from amif_lib.networks.sizes import ModelSpec
 
@@ -42,10 +41,6 @@ class ImageEncoder(nn.Module):
         """images (B, 3, H, W), normalised -> tokens (B, 1 + patches, d)."""
         return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)
 
-    def load(self, source: str) -> pretrained.LoadReport:
-        """Load a CLIP checkpoint (hub id or folder, or `open_clip:SOURCE`), positions interpolated to this resolution."""
-        return pretrained.load_image_encoder(self.vit, source)
-
 
 def initial_deviation(width: int) -> float:
     """BERT's 0.02 at width 768, scaled as 1 / sqrt(width): with a fixed 0.02 a narrow network starts almost constant."""
@@ -55,7 +50,7 @@ def initial_deviation(width: int) -> float:
 def length_groups(mask: Tensor, most: int = 4, worth: float = 0.85) -> list[tuple[Tensor, int]]:
     """Rows of a batch of texts in up to `most` groups of like length: (row indices (b,), longest text) of each.
 
-    One group, where that would not bring the tokens computed below the share `worth` of those of the whole batch.
+    One group, unless several would compute fewer than the share `worth` of the whole batch's tokens.
     """
     rows, width = mask.shape
     place = torch.arange(1, width + 1, device=mask.device)
@@ -104,7 +99,3 @@ class TextEncoder(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1)."""
         return self.bert.embeddings(input_ids=ids)
-
-    def load(self, source: str, tokenizer: PreTrainedTokenizerBase) -> pretrained.LoadReport:
-        """Load a BERT or DistilBERT (hub id or folder, or `open_clip:SOURCE`), word rows by the pieces of `tokenizer`."""
-        return pretrained.load_text_encoder(self.bert, source, tokenizer)

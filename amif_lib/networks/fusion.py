@@ -19,10 +19,9 @@ PAIR_TYPES: tuple[PairType, ...] = ("image_text", "image_image", "text_text")
 
 
 class Attention(nn.Module):
-    """Multi-head attention with output projection, residual and layer norm.
+    """Multi-head attention with output projection, residual and layer norm; self-attention without `context`.
 
-    Self-attention when `context` is None. A context of batch 1, or of a batch that divides the query's, is projected to
-    keys and values once and then repeated, so that knowledge and ranked candidates cost no copies of it.
+    A context of batch 1, or of a batch that divides the query's, is projected to keys and values once, then repeated.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
@@ -106,7 +105,7 @@ class CoAttentionLayer(nn.Module):
     def forward(
         self, x: Tensor, partner: Tensor, mask: Tensor | None, partner_mask: Tensor | None, shown: list[Tensor] | None
     ) -> Tensor:
-        """x (B, S, d), partner (B, T, d) -> (B, S, d); to `shown` the cross-attention's weights are appended."""
+        """x (B, S, d), partner (B, T, d) -> (B, S, d); cross-attention's weights are appended to `shown`."""
         x = self.self_attention(x, mask=mask)  # (B, S, d)
         x = self.cross_attention(x, partner, partner_mask, shown=shown)  # (B, S, d)
         return self.feed_forward(x)
@@ -135,10 +134,7 @@ class CoAttention(nn.Module):
         pair_type: PairType = "image_text",
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-        """a (B, S, d) and b (B, T, d) -> both co-attended, and if asked each layer's weights of a on b and of b on a.
-
-        The weights are (B, h, S, T) and (B, h, T, S).
-        """
+        """a (B, S, d), b (B, T, d) -> both co-attended; if asked, each layer's weights (B, h, S, T) and (B, h, T, S)."""
         kind = self.pair_embedding.weight[PAIR_TYPES.index(pair_type)]  # (d,)
         a, b = a + kind, b + kind
         a_stream = self.text_stream if pair_type == "text_text" else self.image_stream
@@ -165,15 +161,10 @@ class GatedCrossAttention(nn.Module):
         """Token embeddings of the answer vocabulary (1, M, d) -> F_p (1, M, d); once per batch, not per sample."""
         return self.knowledge_feed_forward(self.knowledge_attention(knowledge, mask=mask))
 
-    @staticmethod
-    def mix(gate: Tensor, fused: Tensor, joint: Tensor) -> Tensor:
-        """Eq. 16: `G * F_{p,i} + (1 - G) * F_i`, element by element."""
-        return gate * fused + (1 - gate) * joint
-
     def forward(
         self, joint: Tensor, knowledge: Tensor, mask: Tensor | None = None, use_gate: bool = True
     ) -> tuple[Tensor, Tensor]:
         """joint F_i (B, S, d) and encoded knowledge F_p (1, M, d) -> F'_i (B, S, d) and the gate G (B, S, d)."""
         fused = self.cross_attention(joint, knowledge, mask)  # F_{p,i}, Eq. 14: (B, S, d)
         gate = torch.sigmoid(self.gate(fused)) if use_gate else torch.ones_like(fused)  # Eq. 15 (point 35): (B, S, d)
-        return self.feed_forward(self.mix(gate, fused, joint)), gate
+        return self.feed_forward(gate * fused + (1 - gate) * joint), gate  # Eq. 16

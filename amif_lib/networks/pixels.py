@@ -46,11 +46,10 @@ def keyed(*numbers: int) -> torch.Generator:
 
 
 def augment(image: Image.Image, size: int, strength: str, generator: torch.Generator) -> Tensor:
-    """One random view of a picture (`L` or `RGB`): float32 `(3, size, size)`.
+    """One random view of a picture (`L` or `RGB`), drawn with `generator`: float32 `(3, size, size)`.
 
-    `strength` is `strong`, `light` (see `STRENGTHS`) or `none`, which is `to_tensor`. All randomness comes from
-    `generator`, so that a caller who keys it by seed, step and sample gets the same view in any process. Crops, resizing
-    and blur are Pillow's: torchvision's blur alone takes longer than the rest together.
+    `strength` is `strong`, `light` (see `STRENGTHS`) or `none`, which is `to_tensor`. Crops, resizing and blur are
+    Pillow's: torchvision's blur alone takes longer than the rest together.
     """
     if strength == "none":
         return to_tensor(image, size)
@@ -70,10 +69,7 @@ def augment(image: Image.Image, size: int, strength: str, generator: torch.Gener
 
 
 def crop_box(size: tuple[int, int], share: float, ratio: float, x: float, y: float) -> tuple[float, ...]:
-    """A crop `(left, upper, right, lower)` in pixels with the given share of the area.
-
-    `ratio` in -1..1 says the shape, from 3:4 to 4:3 of the picture's own, `x` and `y` in 0..1 the place.
-    """
+    """A crop (left, upper, right, lower), pixels: share of the area, shape from 3:4 (-1) to 4:3 (1), place in 0..1."""
     shape = (4 / 3) ** ratio
     w, h = min(1.0, math.sqrt(share * shape)), min(1.0, math.sqrt(share / shape))
     left, upper = x * (1 - w), y * (1 - h)

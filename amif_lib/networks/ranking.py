@@ -6,9 +6,8 @@ All candidates of a question are one packed sequence, the nodes of their prefix 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import groupby, takewhile
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,13 +37,13 @@ def rank_answers(
     """Log-likelihood of each candidate answer for each question (supplement section 6).
 
     The paper takes "the one with the lowest language modeling loss": the negative log-likelihood of the whole sequence,
-    every token and [SEP] once, without label smoothing or a first-token filter (which ALBEF has).
+    every token and [SEP] once (point 40).
 
     Parameters
     ----------
     decoder
         An `AnswerDecoder` in evaluation mode. Any other causal decoder that is called like a Hugging Face one with
-        cross-attention is scored without the trie (`rank_in_buckets`): equal results, slower.
+        cross-attention scores candidate after candidate: equal results, slower.
     memory, memory_mask : (B, S, d), (B, S)
         What the decoder cross-attends to, one row per question; True or 1 where it is real.
     candidates
@@ -62,28 +61,31 @@ def rank_answers(
         No candidate; one that is empty, too long or outside the vocabulary; a question whose memory is masked or not
         finite; a decoder in training mode.
     """
-    sequences = _checked(decoder, memory, memory_mask, candidates)
     memory_mask = memory_mask.bool()
+    memory = memory.masked_fill(~memory_mask[..., None], 0)  # NaN behind the mask times 0 would stay NaN
+    sequences = _checked(decoder, memory_mask, candidates)
     ordered = sorted(set(sequences))  # U distinct candidates; neighbours share prefixes
-    chunk = chunk or at_once(memory.device)[0]
-    rank = rank_trie if isinstance(decoder, AnswerDecoder) else rank_in_buckets
-    scores = rank(decoder, memory, memory_mask, ordered, chunk)  # (B, U)
+    if isinstance(decoder, AnswerDecoder):
+        scores = _rank_trie(decoder, memory, memory_mask, ordered, chunk or at_once(memory.device)[0])  # (B, U)
+    else:
+        scores = torch.stack([_rank_one(decoder, memory, memory_mask, tokens) for tokens in ordered], dim=1)  # (B, U)
     if len(wrong := (~scores.isfinite().all(1)).nonzero()):
         raise InputError(f"memory[{int(wrong[0])}] gives log-likelihoods that are not finite; look for NaN in it")
     column = {sequence: index for index, sequence in enumerate(ordered)}
     return scores[:, [column[sequence] for sequence in sequences]]  # (B, U) -> (B, K)
 
 
-def rank_trie(decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, ordered: list[Tokens], chunk: int) -> Tensor:
+def _rank_trie(
+    decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, ordered: list[Tokens], chunk: int
+) -> Tensor:
     """`rank_answers` of sorted candidates -> (B, U). A node, at the position that is its depth, sees its ancestors."""
-    packs = [pack_trie(part).to(memory.device) for part in cut(ordered, min(MOST_NODES, chunk))]
+    packs = [pack_trie(part, memory.device) for part in cut(ordered, min(MOST_NODES, chunk))]
     # Layers below the first cross-attention know nothing of the question: they run once for all questions.
     blind, nothing = decoder.blind_layers, [None] * len(decoder.layers)
     begun = [
         decoder.run(decoder.embed(part.tokens[None], part.depths), part.sees[None, None], nothing, None, stop=blind)
         for part in packs
     ]  # each (1, N, d)
-    memory = memory.masked_fill(~memory_mask[..., None], 0)  # NaN behind the mask times 0 would stay NaN
     questions = max(1, chunk // max(len(part.tokens) for part in packs))  # in one pass
     rows = []
     for few, few_mask in zip(memory.split(questions), memory_mask.split(questions), strict=True):
@@ -97,21 +99,15 @@ def rank_trie(decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, order
     return torch.cat(rows)
 
 
-@dataclass
-class Pack:
+class Pack(NamedTuple):
     """Part of a prefix trie as a sequence of N nodes, depth first. An edge leads from a node to a next token."""
 
     tokens: Tensor  # (N,)
     depths: Tensor  # (N,) tokens before the node's own
     sees: Tensor  # (N, N) True where the column is the row or one of its ancestors
-    edge_nodes: Tensor  # (E,) ascending
+    edge_nodes: Tensor  # (E,)
     edge_tokens: Tensor  # (E,)
-    first_edges: list[int]  # (N + 1,) where each node's edges begin
     paths: Tensor  # (U, longest) edges of each candidate, filled up with E
-
-    def to(self, device: torch.device) -> Pack:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Pack(**moved, first_edges=self.first_edges)
 
 
 def cut(ordered: Sequence[Tokens], most: int) -> Iterable[list[Tokens]]:
@@ -130,40 +126,32 @@ def cut(ordered: Sequence[Tokens], most: int) -> Iterable[list[Tokens]]:
     yield run
 
 
-def pack_trie(sequences: Sequence[Tokens]) -> Pack:
+def pack_trie(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> Pack:
     """The trie of these candidates; its nodes are their distinct prefixes, the whole candidates left out."""
-    children: dict[tuple[int, int], int] = {}  # (parent, token) -> node
+    nodes: dict[Tokens, int] = {}  # prefix -> node
     edges: dict[tuple[int, int], int] = {}  # (node, next token) -> edge
-    tokens, parents, depths, walks = [], [], [], []
+    sees, paths = [], []
     for sequence in sequences:
-        node, walk = -1, []
-        for depth, token in enumerate(sequence[:-1]):
-            child = children.setdefault((node, token), len(tokens))
-            if child == len(tokens):
-                tokens.append(token)
-                parents.append(node)
-                depths.append(depth)
-            node = child
-            walk.append(edges.setdefault((node, sequence[depth + 1]), len(edges)))
-        walks.append(walk)
-    sees = np.eye(len(tokens), dtype=bool)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            sees[node] |= sees[parent]
-    ends = np.array(list(edges))  # (E, 2), in the order of discovery
-    order = ends[:, 0].argsort(kind="stable")
-    place = np.append(order.argsort(), len(order))
-    paths = np.full((len(walks), max(map(len, walks))), len(order))
-    for row, walk in enumerate(walks):
-        paths[row, : len(walk)] = walk
+        above, path = [], []
+        for length in range(1, len(sequence)):
+            node = nodes.setdefault(sequence[:length], len(nodes))
+            above.append(node)
+            if node == len(sees):
+                sees.append(list(above))
+            path.append(edges.setdefault((node, sequence[length]), len(edges)))
+        paths.append(path)
+    longest = max(map(len, paths))
+    seen = np.zeros((len(nodes), len(nodes)), dtype=bool)
+    for node, above in enumerate(sees):
+        seen[node, above] = True
+    ends = torch.tensor(list(edges), device=device)  # (E, 2)
     return Pack(
-        tokens=torch.tensor(tokens),
-        depths=torch.tensor(depths),
-        sees=torch.from_numpy(sees),
-        edge_nodes=torch.from_numpy(ends[order, 0].copy()),
-        edge_tokens=torch.from_numpy(ends[order, 1].copy()),
-        first_edges=np.searchsorted(ends[order, 0], np.arange(len(tokens) + 1)).tolist(),
-        paths=torch.from_numpy(place[paths]),
+        tokens=torch.tensor([prefix[-1] for prefix in nodes], device=device),
+        depths=torch.tensor([len(prefix) - 1 for prefix in nodes], device=device),
+        sees=torch.from_numpy(seen).to(device),
+        edge_nodes=ends[:, 0],
+        edge_tokens=ends[:, 1],
+        paths=torch.tensor([path + [len(edges)] * (longest - len(path)) for path in paths], device=device),
     )
 
 
@@ -173,55 +161,37 @@ def _sum_edges(decoder: AnswerDecoder, states: Tensor, part: Pack) -> Tensor:
     edges = states.new_zeros(batch, len(part.edge_nodes) + 1, dtype=torch.float32)  # the last one fills up short paths
     step = max(1, at_once(states.device)[1] // (batch * decoder.head_bias.shape[0]))
     for start in range(0, nodes, step):
-        stop = min(start + step, nodes)
-        logits = decoder.project(states[:, start:stop]).float()  # (b, n, vocabulary)
-        own = slice(part.first_edges[start], part.first_edges[stop])
+        logits = decoder.project(states[:, start : start + step]).float()  # (b, n, vocabulary)
+        own = (part.edge_nodes // step == start // step).nonzero().squeeze(1)  # edges that begin at one of these nodes
         node = part.edge_nodes[own] - start
         edges[:, own] = logits[:, node, part.edge_tokens[own]] - logits.logsumexp(-1)[:, node]
     return edges[:, part.paths].sum(-1)  # (b, U, longest) -> (b, U)
 
 
-def rank_in_buckets(
-    decoder: Callable[..., Any], memory: Tensor, memory_mask: Tensor, ordered: list[Tokens], chunk: int
-) -> Tensor:
-    """`rank_answers` without a trie, for any causal decoder -> (B, U): rows of one length share a pass."""
-    scores = memory.new_zeros(len(memory), len(ordered), dtype=torch.float32)
-    for row, (states, real) in enumerate(zip(memory, memory_mask, strict=True)):
-        states = states[real][None]  # (S, d) -> (1, s, d): without padding, since not every decoder heeds a memory mask
-        by_length = sorted(range(len(ordered)), key=lambda i: len(ordered[i]))
-        for length, bucket in groupby(by_length, key=lambda i: len(ordered[i])):
-            for places in torch.tensor(list(bucket)).split(max(1, chunk // length)):
-                ids = torch.tensor([ordered[i] for i in places], device=memory.device)  # (C, L)
-                logits = decoder(
-                    input_ids=ids[:, :-1],
-                    attention_mask=torch.ones_like(ids[:, :-1]),
-                    encoder_hidden_states=states.expand(len(ids), -1, -1),
-                    encoder_attention_mask=ids.new_ones(len(ids), states.shape[1]),
-                ).logits.float()  # (C, L-1, vocabulary)
-                scores[row, places] = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).sum((1, 2))  # (C,)
-    return scores
+def _rank_one(decoder: Callable[..., Any], memory: Tensor, memory_mask: Tensor, tokens: Tokens) -> Tensor:
+    """Log-likelihood of one candidate for each question (B,), by any causal decoder."""
+    ids = torch.tensor(tokens, device=memory.device).expand(len(memory), -1)  # (B, L)
+    out = decoder(input_ids=ids[:, :-1], encoder_hidden_states=memory, encoder_attention_mask=memory_mask.long())
+    return out.logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).sum((1, 2))  # (B, L-1, vocabulary) -> (B,)
 
 
-def _checked(decoder: Any, memory: Tensor, memory_mask: Tensor, candidates: Sequence[Sequence[int]]) -> list[Tokens]:
+def _checked(decoder: Any, memory_mask: Tensor, candidates: Sequence[Sequence[int]]) -> list[Tokens]:
     """The candidates as tuples; see `rank_answers` for what is refused."""
     if getattr(decoder, "training", False):
         raise InputError("the decoder is in training mode, dropout would change the scores: call decoder.eval() first")
-    if len(empty := (~memory_mask.bool().any(1)).nonzero()):
+    if len(empty := (~memory_mask.any(1)).nonzero()):
         raise InputError(f"memory_mask[{int(empty[0])}] masks the whole memory; leave at least one position")
     sequences = [tuple(int(token) for token in candidate) for candidate in candidates]
     if not sequences:
         raise InputError("candidates: the list is empty; give at least one answer")
-    ours = isinstance(decoder, AnswerDecoder)  # another's sizes are unknown
-    vocabulary = len(decoder.head_bias) if ours else 2**31
-    positions = decoder.position_embeddings.num_embeddings if ours else 2**31
-    for number, sequence in enumerate(sequences):
+    vocabulary = longest = 2**31  # of another decoder they are unknown
+    if isinstance(decoder, AnswerDecoder):
+        vocabulary, longest = len(decoder.head_bias), decoder.position_embeddings.num_embeddings + 1
+    for number, tokens in enumerate(sequences):
         where = f"candidates[{number}]"
-        if not 2 <= len(sequence) <= positions + 1:
-            raise InputError(
-                f"{where} has {len(sequence)} tokens; give [CLS], an answer and [SEP], {positions + 1} at most"
-            )
-        if wrong := [token for token in sequence if not 0 <= token < vocabulary]:
-            raise InputError(
-                f"{where} has token id {wrong[0]}, the vocabulary {vocabulary}: use the decoder's tokenizer"
-            )
+        if not 2 <= len(tokens) <= longest:
+            raise InputError(f"{where} has {len(tokens)} tokens; give [CLS], an answer and [SEP], {longest} at most")
+        if wrong := [token for token in tokens if not 0 <= token < vocabulary]:
+            remedy = "use the decoder's tokenizer"
+            raise InputError(f"{where} has token id {wrong[0]}, the vocabulary {vocabulary}: {remedy}")
     return sequences

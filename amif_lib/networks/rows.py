@@ -15,24 +15,19 @@ def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates the `forward` of a module that treats every row of a batch on its own.
 
     With the module's `rows_at_once` set (`limit_rows`), at most that many rows run at a time, each part under activation
-    checkpointing where gradients are wanted. Every tensor argument has the batch as its first dimension; outputs are
-    tensors, or tuples and lists of them and None, and are put together again in the same form.
+    checkpointing where gradients are wanted. Tensors have the batch as their first dimension; outputs are tensors, or
+    tuples and lists of them.
     """
 
     @functools.wraps(forward)
-    def run(self: nn.Module, *inputs: Any, **settings: Any) -> Any:
+    def run(self: nn.Module, *inputs: Any, **named: Any) -> Any:
         size, rows = getattr(self, "rows_at_once", 0), len(inputs[0])
         if not size or rows <= size:
-            return forward(self, *inputs, **settings)
-
-        def some(start: int, *tensors: Any) -> list[Any]:
-            return [x[start : start + size] if isinstance(x, Tensor) else x for x in tensors]  # (B, ...) -> (b, ...)
-
+            return forward(self, *inputs, **named)
         parts = []
         for start in range(0, rows, size):
-            named = dict(zip(settings, some(start, *settings.values()), strict=True))
-            call = functools.partial(forward, self, **named)
-            own = some(start, *inputs)
+            own = [_part(x, start, size) for x in inputs]
+            call = functools.partial(forward, self, **{name: _part(x, start, size) for name, x in named.items()})
             parts.append(checkpoint(call, *own, use_reentrant=False) if torch.is_grad_enabled() else call(*own))
         return _joined(parts)
 
@@ -40,14 +35,15 @@ def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _part(x: Any, start: int, size: int) -> Any:
+    return x[start : start + size] if isinstance(x, Tensor) else x  # (B, ...) -> (b, ...)
+
+
 def _joined(parts: list[Any]) -> Any:
     """Outputs of the parts, each nested alike, joined along the batch."""
-    first = parts[0]
-    if isinstance(first, Tensor):
+    if isinstance(parts[0], Tensor):
         return torch.cat(parts)  # (b, ...) -> (B, ...)
-    if first is None:
-        return None
-    return type(first)(_joined(list(each)) for each in zip(*parts, strict=True))
+    return type(parts[0])(_joined(list(each)) for each in zip(*parts, strict=True))
 
 
 def limit_rows(module: nn.Module, rows: int) -> None:

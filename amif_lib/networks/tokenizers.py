@@ -20,8 +20,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def train(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
     """Fit a lower-case WordPiece vocabulary on `texts`, write it to `folder`, return the tokenizer.
 
-    Every character, alone and as a continuation, then the most frequent words (ties by name) until `vocab_size`. A rare
-    word is spelt out. Merge-based training is not used: the `tokenizers` library's gives another vocabulary each time.
+    Every character, alone and as a continuation, then the most frequent words until `vocab_size`; a rare word is spelt
+    out. The training of the `tokenizers` library would give another vocabulary each time.
     """
     split, fold = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer(lowercase=True)
     counts: Counter[str] = Counter()
@@ -53,14 +53,13 @@ def _written(pieces: Sequence[str], folder: Path, lower_case: bool = True) -> Pr
 
 def load(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint: a folder or a hub id."""
-    from amif_lib.networks.pretrained import find  # which itself fits word rows to tokenizers
+    from amif_lib.networks.pretrained import find, short  # which itself fits word rows to tokenizers
 
     folder = find(str(source))
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{folder}: no tokenizer ({reason}); it needs vocab.txt or tokenizer.json") from None
+        raise InputError(f"{folder}: no tokenizer ({short(error)}); it needs vocab.txt or tokenizer.json") from None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
@@ -70,10 +69,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) ->
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Tensor) -> str:
-    """Token ids (t,) as text, special tokens left out, without the spaces that WordPiece puts around punctuation.
-
-    So `x - ray`, `3 . 4 cm`, `and / or` and `patient ' s` come out as `x-ray`, `3.4 cm`, `and/or` and `patient's`.
-    """
+    """Token ids (t,) as text without special tokens; `x - ray`, `3 . 4 cm` and `patient ' s` lose WordPiece's spaces."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     if re.search("[㐀-鿿]", text):  # Chinese: every character is a token, and no space stands between words
         return text.replace(" ", "")
