@@ -20,6 +20,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
 from amif_lib.data.readers import pathvqa, slake, vqa_med_2019, vqa_rad
+from amif_lib.data.records import Question
 
 LAYOUT = {name: manifests.load(name).layout for name in ("slake", "pathvqa", "vqa_med_2019", "vqa_rad")}
 READERS = {"slake": slake, "pathvqa": pathvqa, "vqa_med_2019": vqa_med_2019, "vqa_rad": vqa_rad}
@@ -36,10 +37,10 @@ def put(path: Path, content: object) -> None:
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
-def refused(name: str, root: Path, message: str, *choices: str) -> None:
+def refused(name: str, root: Path, message: str, **choices: str) -> None:
     """Reading ends in an InputError of one line that matches `message`."""
     with pytest.raises(InputError, match=message) as caught:
-        READERS[name].read(root, LAYOUT[name], *choices)
+        READERS[name].read(root, LAYOUT[name], **choices)
     assert "\n" not in str(caught.value)
 
 
@@ -47,83 +48,67 @@ def refused(name: str, root: Path, message: str, *choices: str) -> None:
 
 
 @pytest.fixture
-def real(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def raw(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """The real file's records."""
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    return shared_data
+    return json.loads((shared_data / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
 
 
-def test_real_vqa_rad_counts(real: Path) -> None:
-    questions = datasets.load_questions("vqa_rad")
-    train, test = ([q for q in questions if q.split == split] for split in ("train", "test"))
-    assert (len(questions), len(train), len(test)) == (2248, 1797, 451)
-    assert (sum(q.closed_field for q in test), sum(not q.closed_field for q in test)) == (272, 179)
-    assert (sum(q.closed_yes_no for q in test), sum(not q.closed_yes_no for q in test)) == (251, 200)
-    assert Counter(q.answer for q in test if q.closed_yes_no) == {"no": 133, "yes": 118}
+def train_and_test(name: str) -> tuple[list[Question], list[Question]]:
+    questions = datasets.load_questions("vqa_rad", name)
+    return tuple([q for q in questions if q.split == split] for split in ("train", "test"))
+
+
+def test_real_vqa_rad_counts_and_quirks(raw: list[dict]) -> None:
+    train, test = train_and_test("default")
+    assert (len(train), len(test), len({q.image_id for q in train + test})) == (1797, 451, 314)
+    assert (sum(q.closed_field for q in test), sum(q.closed_yes_no for q in test)) == (272, 251)
     assert (sum(q.closed_field for q in train), sum(q.closed_yes_no for q in train)) == (1027, 942)
-    assert len({q.image_id for q in questions}) == 314  # of 315 files: one is never asked about
-    assert len(list((real / "vqa_rad" / LAYOUT["vqa_rad"]["images"]).glob("*.jpg"))) == 315
     assert len({q.answer for q in train}) == 433 and len({q.answer for q in test}) == 121
-    known = {q.answer for q in train}
-    assert sum(q.answer not in known for q in test) == 115  # out of reach of a train-vocabulary method
-    assert len({q.question_id for q in questions}) == 2248
-
-
-def test_real_vqa_rad_quirks_are_evened_out(real: Path) -> None:
-    raw = json.loads((real / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
-    by_id = {q.question_id: q for q in datasets.load_questions("vqa_rad")}
+    assert sum(q.answer not in {q.answer for q in train} for q in test) == 115  # out of reach of training answers
+    by_id = {q.question_id: q for q in train + test}
     integers = {str(r["qid"]): r["answer"] for r in raw if isinstance(r["answer"], int)}
-    assert set(integers) == {"1511", "1568", "1683", "2234", "2235"}
+    assert len(by_id) == 2248 and set(integers) == {"1511", "1568", "1683", "2234", "2235"}
     assert all(by_id[qid].answers == (str(value),) for qid, value in integers.items())
     assert [r["answer_type"] for r in raw if r["qid"] in (2156, 2157)] == ["CLOSED ", "CLOSED "]
     assert by_id["2156"].closed_field and by_id["2156"].answer == "maybe" and not by_id["2156"].closed_yes_no
-    assert [sum("\t" in str(r[key]) for r in raw) for key in ("question", "answer")] == [6, 5]
-    for question in by_id.values():
-        for text in (question.question, question.answer):
-            assert text == " ".join(text.split()) and text
+    assert all(text == " ".join(text.split()) != "" for q in by_id.values() for text in (q.question, q.answer))
     assert {kind for q in by_id.values() for kind in q.question_type.split(", ")} == {
         "PRES", "POS", "ABN", "OTHER", "MODALITY", "SIZE", "PLANE", "ATTRIB", "ORGAN", "COLOR", "COUNT"}  # fmt: skip
-    assert not any(q.closed_yes_no and not q.closed_field for q in by_id.values())
+    assert datasets.load_questions("vqa_rad", images=False) == train + test
 
 
-def test_other_training_files_are_rebuilt_by_rule(real: Path) -> None:
-    """3,064 questions of which 284 are variants of test questions with their answers; 2,772 without any such."""
-    names = ("official1797", "published3064", "clean2772")
-    official, published, clean = (datasets.load_questions("vqa_rad", name) for name in names)
-    assert official == datasets.load_questions("vqa_rad")
-    train = [[q for q in part if q.split == "train"] for part in (official, published, clean)]
-    assert [len(part) for part in train] == [1797, 3064, 2772]
-    test = [q for q in official if q.split == "test"]
-    assert [[q for q in part if q.split == "test"] for part in (published, clean)] == [test, test]
-    assert len({q.question_id for q in train[1]}) == 3064
-    tested = {q.question_id: q for q in test}
-    leaks = [q for q in train[1] if q.question_id.removesuffix("-frame") in tested]
-    assert len(leaks) == 284 and all(q.answer == tested[q.question_id.removesuffix("-frame")].answer for q in leaks)
-    assert not [q for q in train[0] if q.question_id.endswith("-frame")]
-    asked = {(q.image_id, q.question.lower()) for q in test}
-    assert not asked & {(q.image_id, q.question.lower()) for q in train[2]}
-    known = {q.answer for q in train[2]}
-    assert round(100 * sum(q.answer in known for q in test) / 451, 2) == 74.06
-
-
-def test_published3064_row_for_row(real: Path) -> None:
-    """The circulating file's rule, from the JSON alone: official order, each record followed by its frame variant."""
-    raw = json.loads((real / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
-    expected, official, tested = [], 0, 0
+def test_training_files_of_vqa_rad(raw: list[dict]) -> None:
+    """The rules from the JSON alone: each record followed by its frame variant, and what is left out of that."""
+    rows = {False: [], True: []}  # by whether a record is a test record: image, question, answer, id
     for row in raw:
         is_test = row["phrase_type"].startswith("test_")
-        wordings = [] if is_test else [(row["question"], "")]
-        official += not is_test
+        wordings = [(row["question"], "")] * (not is_test)
         if re.search(r"[^\W_]", row["question_frame"]) and row["question_frame"].strip() != "NULL":
             wordings.append((row["question_frame"], "-frame"))
-            tested += is_test
         for wording, ending in wordings:
             asked, answered = (re.sub(r"\s+", " ", str(value)).strip() for value in (wording, row["answer"]))
-            name = re.sub(r"\.jpg$", "", row["image_name"])
-            expected.append((name, asked, answered.lower(), f"{row['qid']}{ending}"))
-    questions = datasets.load_questions("vqa_rad", "published3064")
-    found = [(q.image_id, q.question, q.answer, q.question_id) for q in questions if q.split == "train"]
-    assert found == expected
-    assert (len(expected), official, tested) == (3064, 1797, 284)
+            rows[is_test].append((Path(row["image_name"]).stem, asked, answered.lower(), f"{row['qid']}{ending}"))
+    train, test = train_and_test("published3064")
+    order = [f"{r['qid']}{ending}" for r in raw for ending in ("", "-frame")]
+    expected = sorted(rows[False] + rows[True], key=lambda row: order.index(row[3]))
+    assert [(q.image_id, q.question, q.answer, q.question_id) for q in train] == expected
+    assert (len(train), len(rows[True])) == (3064, 284)  # 284 variants of test questions, with their answers
+    clean, same = train_and_test("clean2772")
+    asked = {(q.image_id, q.question.lower()) for q in test}
+    assert same == test and len(clean) == 2772 and set(clean) <= set(train)
+    assert not asked & {(q.image_id, q.question.lower()) for q in clean}
+    tested = {r["image_name"] for r in raw if r["phrase_type"].startswith("test")}
+    apart, same = train_and_test("image_disjoint")
+    assert same == test and {q.question_id for q in apart} == {
+        str(r["qid"]) for r in raw if r["image_name"] not in tested
+    }
+    ceilings = [
+        round(100 * sum(q.answer in {q.answer for q in part} for q in test) / 451, 2) for part in (clean, apart)
+    ]
+    assert ceilings == [74.06, 68.29]
+    for v in manifests.load("vqa_rad").variants:
+        assert datasets.variant_counts("vqa_rad", v.name) == {"train": v.train, "test": v.test}
 
 
 def record(**changes: object) -> dict[str, object]:
@@ -134,43 +119,9 @@ def record(**changes: object) -> dict[str, object]:
 
 
 def write_vqa(root: Path, content: object) -> Path:
-    folder = root / LAYOUT["vqa_rad"]["images"]
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 8)).save(folder / "a.jpg")
-    text = content if isinstance(content, str) else json.dumps(content)
-    (root / LAYOUT["vqa_rad"]["annotations"]).write_text(text, encoding="utf-8")
+    picture(root / LAYOUT["vqa_rad"]["images"] / "a.jpg")
+    put(root / LAYOUT["vqa_rad"]["annotations"], content)
     return root
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([record(answer="  ")], "qid 7: answer is empty"),
-        ([record(answer=None)], "qid 7: answer is empty"),
-        ([record(question=...)], "qid 7: key question is missing"),
-        ([record(image_name="b.jpg")], "b.jpg: image of qid 7 is missing"),
-        ([record(phrase_type="dev")], "qid 7: phrase_type 'dev' is not one of"),
-        ([record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
-        ([record(image_name=5)], "qid 7: image_name is empty or not text"),
-        ([record(answer=True)], "qid 7: answer is empty or not text"),
-        ([record(), record(qid="7")], "Public.json: record qid 7: qid 7 occurs twice"),
-        ([record(), "text"], "record number 1 is not a JSON object"),
-        ({"data": []}, "must hold a list"),
-        ('[{"qid": 1,\n "question": }]', "VQA_RAD Dataset Public.json, line 2: not valid JSON"),
-        ("[" * 200_000, "VQA_RAD Dataset Public.json: nested too deeply or a number too long"),
-        ('[{"qid": ' + "1" * 5000 + "}]", "VQA_RAD Dataset Public.json: nested too deeply or a number too long"),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_damaged_vqa_rad_is_named(tmp_path: Path, content: object, message: str) -> None:
-    refused("vqa_rad", write_vqa(tmp_path / "vqa rad", content), message)
-
-
-def test_an_annotation_file_that_is_absent_or_a_folder_is_named(tmp_path: Path) -> None:
-    refused("vqa_rad", tmp_path, r"VQA_RAD Dataset Public.json: no such file; the set's card in data_manifests/")
-    (tmp_path / LAYOUT["vqa_rad"]["annotations"]).mkdir()
-    refused("vqa_rad", tmp_path, r"VQA_RAD Dataset Public.json: cannot be read \(Is a directory\)")
-    refused("vqa_rad", tmp_path, "'official1798' is not one of default, official1797", "official1798")
 
 
 def test_good_record_reads(tmp_path: Path) -> None:
@@ -179,26 +130,6 @@ def test_good_record_reads(tmp_path: Path) -> None:
     assert (question.question_id, question.question, question.answers) == ("0", "How many ?", ("2",))
     assert (question.split, question.closed_field, question.closed_yes_no) == ("train", True, False)
     assert question.question_type == "PRES, POS" and question.image_path.is_file()
-
-
-def test_real_vqa_rad_variants(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image-disjoint training file by an own count; every variant as the manifest expects it."""
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    raw = json.loads((shared_data / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
-    tested = {r["image_name"] for r in raw if r["phrase_type"].startswith("test")}
-    expected = {str(r["qid"]) for r in raw if r["image_name"] not in tested}
-    questions = datasets.load_questions("vqa_rad", "image_disjoint")
-    train = [q for q in questions if q.split == "train"]
-    assert {q.question_id for q in train} == expected and len(train) == 734 and len({q.image_id for q in train}) == 111
-    test = [q for q in questions if q.split == "test"]
-    assert len(test) == 451 and not {q.image_id for q in train} & {q.image_id for q in test}
-    known = {q.answer for q in train}
-    ceiling = [sum(q.answer in known for q in part) / len(part)
-               for part in (test, [q for q in test if not q.closed_field])]  # fmt: skip
-    assert [round(100 * x, 2) for x in ceiling] == [68.29, 25.70]
-    for v in manifests.load("vqa_rad").variants:
-        assert datasets.variant_counts("vqa_rad", v.name) == {"train": v.train, "test": v.test}
-    assert datasets.load_questions("vqa_rad", images=False) == datasets.load_questions("vqa_rad")
 
 
 # --- SLAKE -------------------------------------------------------------------------------------------------------------
@@ -212,13 +143,9 @@ def slake_record(**changes: object) -> dict[str, object]:
     return {key: value for key, value in {**made, **changes}.items() if value is not ...}
 
 
-def write_slake(root: Path, train: object, val: object = None, test: object = None) -> Path:
+def write_slake(root: Path, train: object) -> Path:
     picture(root / "imgs" / "xmlab1" / "source.jpg")
-    for key, content in (
-        ("train", train),
-        ("val", val or [slake_record(qid=901)]),
-        ("test", test or [slake_record(qid=902)]),
-    ):
+    for key, content in (("train", train), ("val", [slake_record(qid=901)]), ("test", [slake_record(qid=902)])):
         put(root / LAYOUT["slake"][key], content)
     return root
 
@@ -240,10 +167,7 @@ def test_slake_quirks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         english = slake.read(root, LAYOUT["slake"])
     assert "1 question without an answer left out (qid 1622)" in caplog.text
     got = {q.question_id: q for q in english}
-    assert list(got) == ["1", "2", "3", "4", "901", "902"] and [q.split for q in english] == ["train"] * 4 + [
-        "val",
-        "test",
-    ]
+    assert list(got) == ["1", "2", "3", "4", "901", "902"] and english[-2].split == "val"
     assert [(got[i].answers, got[i].closed_field, got[i].closed_yes_no) for i in "1234"] == [
         (("yes",), True, True), (("small bowel",), False, False), (("lung, heart",), False, False),
         (("left",), True, False)]  # fmt: skip
@@ -256,85 +180,33 @@ def test_slake_quirks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert Counter(q.language for q in both) == {"en": 6, "zh": 2}
 
 
-def test_unknown_choices_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'fr' is not one of en, zh, en\+zh"):
-        slake.read(tmp_path, LAYOUT["slake"], language="fr")
-    refused("slake", tmp_path, "training_file: 'clean' is not one of default, official", "clean")
-
-
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        ('[{"qid": 1,\n "question": "Wha', "train.json, line 2: not valid JSON"),
-        (b'[{"qid": 1, "answer": "\xff"}]', "train.json: not UTF-8"),
-        ([], "train.json: must hold a list of records"),
-        (["text"], "record number 0 is not a JSON object"),
-        ([slake_record(q_lang=...)], "qid 7: key q_lang is missing"),
-        ([slake_record(qid=...)], r"qid \? .number 0.: key qid is missing"),
-        ([slake_record(answer=" ")], "qid 7: answer is empty"),
-        ([slake_record(qid=1622, question="")], "qid 1622: question is empty"),
-        ([slake_record(answer=None)], "qid 7: answer is empty or not text"),
-        ([slake_record(q_lang="fr")], "qid 7: q_lang 'fr' is not one of en, zh"),
-        ([slake_record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
-        ([slake_record(img_name=3)], "qid 7: img_name is empty or not text"),
-        ([slake_record(content_type=3)], "qid 7: content_type is empty or not text"),
-        ([slake_record(), slake_record()], "qid 7 occurs twice"),
-        ([slake_record(qid=902)], "test.json: record qid 902: qid 902 occurs twice .*train.json"),
-        ([slake_record(img_name="xmlab2/source.jpg")], "xmlab2/source.jpg: image of qid 7 is missing"),
-    ],
-)
-def test_damaged_slake_is_named(tmp_path: Path, train: object, message: str) -> None:
-    refused("slake", write_slake(tmp_path, train), message)
-
-
 @pytest.fixture
-def annotations(shared_data: Path) -> Path:
-    folder = shared_data / "slake_annotations"
-    if not folder.is_dir():
+def annotations(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SLAKE's real files without images."""
+    if not (shared_data / "slake_annotations").is_dir():
         pytest.skip("SLAKE's annotation files not found (slake_annotations/ in the data folder)")
-    return folder
-
-
-def test_real_slake_counts_without_images(annotations: Path) -> None:
-    """Published counts per split and language, counted in the files themselves and as the manifest expects them."""
-    raw = {split: json.loads((annotations / name).read_text(encoding="utf-8"))
-           for split, name in (("train", "train.json"), ("val", "validate.json"), ("test", "test.json"))}  # fmt: skip
-    assert {split: len(rows) for split, rows in raw.items()} == {"train": 9835, "val": 2099, "test": 2094}
-    assert [r["qid"] for rows in raw.values() for r in rows if not r["answer"].strip()] == [1622]
-    expected = {
-        ("en", "train"): (4918, 1943), ("en", "val"): (1053, 422), ("en", "test"): (1061, 416),
-        ("zh", "train"): (4916, 1938), ("zh", "val"): (1046, 422), ("zh", "test"): (1033, 420)}  # fmt: skip
-    for language in ("en", "zh"):
-        questions = slake.read(annotations, LAYOUT["slake"], language=language, images=False)
-        for split in ("train", "val", "test"):
-            part = [q for q in questions if q.split == split]
-            assert (len(part), sum(q.closed_field for q in part)) == expected[language, split]
-            assert [q.question_id for q in part] == [
-                str(r["qid"]) for r in raw[split] if r["q_lang"] == language and r["answer"]
-            ]
-    english, chinese = (slake.read(annotations, LAYOUT["slake"], language=x, images=False) for x in ("en", "zh"))
-    on_test = {q.image_id for q in chinese if q.split == "train"}
-    assert sum(q.split == "test" and q.image_id in on_test for q in english) == 781  # the leak that en+zh would be
-    assert (
-        len({q.answer for q in english if q.split == "test"} - {q.answer for q in english if q.split == "train"}) == 2
-    )
-    with pytest.raises(InputError, match=r"source.jpg: image of qid \d+ is missing"):
-        slake.read(annotations, LAYOUT["slake"])
-
-
-def test_real_slake_as_its_manifest_expects(annotations: Path, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "slake").symlink_to(annotations)
+    (tmp_path / "slake").symlink_to(shared_data / "slake_annotations")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    return tmp_path / "slake"
+
+
+def test_real_slake_is_as_its_manifest_expects(annotations: Path) -> None:
     manifest = manifests.load("slake")
-    for entry in manifest.files:
-        assert (annotations / entry.path).stat().st_size == entry.bytes
-        assert manifests.sha256(annotations / entry.path) == entry.sha256
+    assert {manifests.sha256(annotations / entry.path) for entry in manifest.files} == {
+        f.sha256 for f in manifest.files
+    }
     found = datasets.counts("slake", images=False)
-    for split in manifest.splits:
-        assert found[split.name] == split.counts()
+    assert found == {split.name: split.counts() for split in manifest.splits}
     for v in manifest.variants:
-        found = datasets.variant_counts("slake", v.name, images=False)
-        assert found == {"train": v.train, "val": v.val, "test": v.test}
+        counted = datasets.variant_counts("slake", v.name, images=False)
+        assert counted == {"train": v.train, "val": v.val, "test": v.test}
+    raw = json.loads((annotations / "train.json").read_text(encoding="utf-8"))
+    english, chinese = (datasets.load_questions("slake", language=x, images=False) for x in ("en", "zh"))
+    train = [q for q in english if q.split == "train"]
+    assert [q.question_id for q in train] == [str(r["qid"]) for r in raw if r["q_lang"] == "en" and r["answer"]]
+    on_train = {q.image_id for q in chinese if q.split == "train"}
+    assert sum(q.split == "test" and q.image_id in on_train for q in english) == 781  # the leak that en+zh would be
+    refused("slake", annotations, r"source.jpg: image of qid \d+ is missing")
 
 
 # --- PathVQA -----------------------------------------------------------------------------------------------------------
@@ -445,47 +317,6 @@ def test_a_small_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path, c
     assert "not a readable pickle" in said and int(grown) < 50_000
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (pickle.dumps(PATHVQA_ROWS)[:60], "train_qa.pkl: not a readable pickle"),
-        (b"", "train_qa.pkl: not a readable pickle"),
-        (b'[{"image": 1}]', "train_qa.pkl: not a readable pickle"),
-        (pickle.dumps({"a": 1}), "must hold a list of records"),
-        (pickle.dumps(["text"]), "record number 0 is not"),
-        (pickle.dumps([{"image": "train_0000", "answer": "x"}]), r"number 0 \(train_0000\): key question is missing"),
-        (pickle.dumps([{"image": "train_0000", "question": "q", "answer": " "}]), "answer is empty"),
-        (pickle.dumps([{"image": "train_0000", "question": "q", "answer": ["x"]}]), "answer is empty or not text"),
-        (pickle.dumps([{"image": "train_0009", "question": "q", "answer": "x"}]),
-         "train_0009.jpg: image of record train_0009-1 is missing"),
-    ],
-)  # fmt: skip
-def test_damaged_pathvqa_is_named(tmp_path: Path, content: bytes, message: str) -> None:
-    refused("pathvqa", write_pathvqa(tmp_path, content), message)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('[{"img_id": "train_0000", "sentf"', "pvqa_train.json, line 1: not valid JSON"),
-        (b'[{"img_id": "\xe9"}]', "pvqa_train.json: not UTF-8"),
-        (
-            [{"img_id": "train_0000", "sentf": {"pvqa": []}}],
-            "record train_0000: key sentf.pvqa or labelf.pvqa is missing",
-        ),
-        ([{"sentf": {"pvqa": []}}], "record number 0: key img_id is missing"),
-        (lxmert(("train_0000", ["a?", "b?"], ["x"])), "record train_0000: 2 questions but 1 answers"),
-        ([{"img_id": "train_0000", "sentf": {"pvqa": ["a"]}, "labelf": {"pvqa": [{}]}}], "not of the form {answer: 1}"),
-    ],
-)
-def test_damaged_pathvqa_json_is_named(tmp_path: Path, content: object, message: str) -> None:
-    root = write_pathvqa(tmp_path)
-    (root / "qas" / "train" / "train_qa.pkl").unlink()
-    refused("pathvqa", root, "train_qa.pkl: no such file .nor .*pvqa_train.json.; data_manifests/pathvqa.md")
-    put(root / "pvqa_train.json", content)
-    refused("pathvqa", root, message)
-
-
 # --- VQA-Med-2019 ------------------------------------------------------------------------------------------------------
 
 # Lines of the official test file (Ben Abacha et al. 2019, CC BY 4.0), and what the readme's rules accept.
@@ -549,19 +380,9 @@ def test_vqa_med_quirks(tmp_path: Path) -> None:
     assert questions[0].answers == ("ct w/contrast (iv)",)  # a class's name in training, an optional part in the test
     assert questions[5].answers == ("crohn's d\u00efsease#x",)  # no alternatives in training either
     assert questions[4].question == "is this a t1 weighted image?"
-    types = [
-        "modality",
-        "plane",
-        "organ",
-        "abnormality",
-        "modality",
-        "abnormality",
-        "plane",
-        "modality",
-        "organ",
-        "abnormality",
-    ]
-    assert [q.question_type for q in questions] == types
+    types = [q.question_type for q in questions]
+    assert types[:5] == ["modality", "plane", "organ", "abnormality", "modality"]
+    assert types[5:] == ["abnormality", "plane", "modality", "organ", "abnormality"]
     assert questions[8].answers == ("face, sinuses, and neck", "skull and contents")
     assert [q.closed_yes_no for q in questions] == [i in (3, 4, 9) for i in range(10)]
     assert questions[9].answer == "yes" and questions[9].closed_field and questions[6].answer == "pa"
@@ -578,26 +399,82 @@ def test_vqa_med_without_its_files_by_category(tmp_path: Path) -> None:
         vqa_med_2019.read(root, LAYOUT["vqa_med_2019"], "without_abnormality")
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        (
-            {"train": "synpic1|what?|ct\nsynpic1|what is it?\n"},
-            "train.txt, line 2: 2 fields, expected 3 .image|question",
-        ),
-        ({"train": "synpic1|a|b|c\n"}, "line 1: 4 fields, expected 3"),
-        ({"train": "synpic1|what?| \n"}, "line 1: answer is empty"),
-        ({"train": "\n"}, "All_QA_Pairs_train.txt: no records"),
-        ({"train": b"synpic1|what?|crohn\xb4s\n"}, "All_QA_Pairs_train.txt, line 1: not UTF-8"),
-        ({"train": "synpic5|what?|ct\n"}, "synpic5.jpg: image of .*train.txt, line 1 is missing"),
-        ({"test": "synpic8|modality|what?\n"}, "Ref_Answers.txt, line 1: 3 fields, expected 4"),
-        ({"test": "synpic8|colour|what?|red\n"}, "line 1: category 'colour' is not one of modality, plane"),
-        ({"test": "synpic8|plane|what?|#()\n"}, "line 1: answer is empty"),
-        ({"test": "synpic8|plane|what?|pa\nsynpic8|organ|which?|eye\n"}, "line 2: a question about image synpic8 occurs twice"),
-    ],
-)
-def test_damaged_vqa_med_is_named(tmp_path: Path, changed: dict, message: str) -> None:
-    refused("vqa_med_2019", write_vqa_med(tmp_path, **changed), message)
+# --- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def write_pathvqa_json(root: Path, content: object) -> Path:
+    root = write_pathvqa(root)
+    (root / "qas" / "train" / "train_qa.pkl").unlink()
+    put(root / "pvqa_train.json", content)
+    return root
+
+
+WRITERS = {"vqa_rad": write_vqa, "slake": write_slake, "pathvqa": write_pathvqa, "json": write_pathvqa_json}
+ONE = {"image": "train_0000", "question": "q", "answer": "x"}
+DAMAGED = [
+    ("vqa_rad", [record(answer="  ")], "qid 7: answer is empty"),
+    ("vqa_rad", [record(answer=None)], "qid 7: answer is empty"),
+    ("vqa_rad", [record(answer=True)], "qid 7: answer is empty or not text"),
+    ("vqa_rad", [record(question=...)], "qid 7: key question is missing"),
+    ("vqa_rad", [record(image_name="b.jpg")], "b.jpg: image of qid 7 is missing"),
+    ("vqa_rad", [record(phrase_type="dev")], "qid 7: phrase_type 'dev' is not one of"),
+    ("vqa_rad", [record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
+    ("vqa_rad", [record(), record(qid="7")], "Public.json: record qid 7: qid 7 occurs twice"),
+    ("vqa_rad", [record(), "text"], "record number 1 is not a JSON object"),
+    ("vqa_rad", {"data": []}, "must hold a list"),
+    ("vqa_rad", '[{"qid": 1,\n "question": }]', "VQA_RAD Dataset Public.json, line 2: not valid JSON"),
+    ("vqa_rad", "[" * 200_000, "VQA_RAD Dataset Public.json: nested too deeply or a number too long"),
+    ("vqa_rad", '[{"qid": ' + "1" * 5000 + "}]", "VQA_RAD Dataset Public.json: nested too deeply or a number too long"),
+    ("slake", b'[{"qid": 1, "answer": "\xff"}]', "train.json: not UTF-8"),
+    ("slake", [slake_record(qid=...)], r"qid \? .number 0.: key qid is missing"),
+    ("slake", [slake_record(answer=" ")], "qid 7: answer is empty"),
+    ("slake", [slake_record(qid=1622, question="")], "qid 1622: question is empty"),
+    ("slake", [slake_record(q_lang="fr")], "qid 7: q_lang 'fr' is not one of en, zh"),
+    ("slake", [slake_record(qid=902)], "test.json: record qid 902: qid 902 occurs twice .*train.json"),
+    ("slake", [slake_record(img_name="xmlab2/source.jpg")], "xmlab2/source.jpg: image of qid 7 is missing"),
+    ("pathvqa", pickle.dumps(PATHVQA_ROWS)[:60], "train_qa.pkl: not a readable pickle"),
+    ("pathvqa", b'[{"image": 1}]', "train_qa.pkl: not a readable pickle"),
+    ("pathvqa", pickle.dumps({"a": 1}), "must hold a list of records"),
+    ("pathvqa", pickle.dumps([{**ONE, "answer": ["x"]}]), r"number 0 \(train_0000\): answer is empty or not text"),
+    (
+        "pathvqa",
+        pickle.dumps([{**ONE, "image": "train_0009"}]),
+        "train_0009.jpg: image of record train_0009-1 is missing",
+    ),
+    ("json", '[{"img_id": "train_0000", "sentf"', "pvqa_train.json, line 1: not valid JSON"),
+    ("json", [{"img_id": "a", "sentf": {"pvqa": []}}], "record a: key sentf.pvqa or labelf.pvqa is missing"),
+    ("json", lxmert(("train_0000", ["a?", "b?"], ["x"])), "record train_0000: 2 questions but 1 answers"),
+    ("json", [{"img_id": "a", "sentf": {"pvqa": ["a"]}, "labelf": {"pvqa": [{}]}}], "not of the form {answer: 1}"),
+    ("train", "synpic1|what?|ct\nsynpic1|what is it?\n", "train.txt, line 2: 2 fields, expected 3 .image|question"),
+    ("train", "synpic1|what?| \n", "line 1: answer is empty"),
+    ("train", "\n", "All_QA_Pairs_train.txt: no records"),
+    ("train", b"synpic1|what?|crohn\xb4s\n", "All_QA_Pairs_train.txt, line 1: not UTF-8"),
+    ("train", "synpic5|what?|ct\n", "synpic5.jpg: image of .*train.txt, line 1 is missing"),
+    ("test", "synpic8|colour|what?|red\n", "line 1: category 'colour' is not one of modality, plane"),
+    ("test", "synpic8|plane|what?|#()\n", "Ref_Answers.txt, line 1: answer is empty"),
+    (
+        "test",
+        "synpic8|plane|what?|pa\nsynpic8|organ|which?|eye\n",
+        "line 2: a question about image synpic8 occurs twice",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "content", "message"), DAMAGED, ids=lambda value: str(value)[:40])
+def test_damaged_files_are_named(tmp_path: Path, kind: str, content: object, message: str) -> None:
+    folder = tmp_path / "a set"
+    root = WRITERS[kind](folder, content) if kind in WRITERS else write_vqa_med(folder, **{kind: content})
+    refused({"json": "pathvqa", "train": "vqa_med_2019", "test": "vqa_med_2019"}.get(kind, kind), root, message)
+
+
+def test_absent_files_and_unknown_choices_are_named(tmp_path: Path) -> None:
+    refused("vqa_rad", tmp_path, r"VQA_RAD Dataset Public.json: no such file; the set's card in data_manifests/")
+    refused("pathvqa", tmp_path, "train_qa.pkl: no such file .nor .*pvqa_train.json.; data_manifests/pathvqa.md")
+    refused("vqa_rad", tmp_path, "'x' is not one of default, official1797", training_file="x")
+    refused("slake", tmp_path, "training_file: 'clean' is not one of default, official", training_file="clean")
+    refused("slake", tmp_path, r"'fr' is not one of en, zh, en\+zh", language="fr")
+    (tmp_path / LAYOUT["vqa_rad"]["annotations"]).mkdir()
+    refused("vqa_rad", tmp_path, r"VQA_RAD Dataset Public.json: cannot be read \(Is a directory\)")
 
 
 # --- by name -----------------------------------------------------------------------------------------------------------
