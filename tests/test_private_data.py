@@ -26,7 +26,7 @@ from PIL import Image
 from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import check, decontaminate, images, manifests
+from amif_lib.data import check, decontaminate, images, manifests, readers
 from amif_lib.data import load as datasets
 from amif_lib.reporting import reference, report, tables
 from amif_lib.scoring import baselines
@@ -341,7 +341,7 @@ def test_any_bad_image_of_a_test_question_is_too_many(root: Path) -> None:
 
 def test_numbers_do_not_depend_on_the_number_of_cores(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(image_of(root, 5))
-    files = datasets.image_paths("bound")
+    files = readers.image_paths("bound")
     found = []
     for cores in (1, 5):
         monkeypatch.setattr(images.os, "cpu_count", lambda cores=cores: cores)

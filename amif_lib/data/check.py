@@ -13,7 +13,7 @@ import pandas as pd
 from amif_lib.core import paths, progress
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, write_text
-from amif_lib.data import load, manifests
+from amif_lib.data import load, manifests, readers
 from amif_lib.data.manifests import FileEntry, Manifest, TreeEntry
 
 IMAGES = "images decode"  # the item that may be `partial`
@@ -208,7 +208,7 @@ def _images(manifest: Manifest, notes: list[str]) -> Line:
     name, evaluated = manifest.name, set()
     if manifest.role == "questions":
         evaluated = {question.image_path for question in load.load_questions(name) if question.split != "train"}
-    number, bad = images.verify(load.image_paths(name), f"{name}: decoding")
+    number, bad = images.verify(readers.image_paths(name), f"{name}: decoding")
     if not bad:
         return IMAGES, "ok", f"{number} images"
     said = f"{len(bad)} of {number} images cannot be decoded"

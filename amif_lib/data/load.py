@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-import pandas as pd
-
 from amif_lib.data import manifests, readers
-from amif_lib.data.readers import image_paths
 from amif_lib.data.records import Question, Study
-
-__all__ = [
-    "count_table",
-    "counts",
-    "image_paths",
-    "load_questions",
-    "load_studies",
-    "pretraining_studies",
-    "variant_counts",
-]
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -40,9 +26,8 @@ def load_studies(
 
     Args:
         name: manifest name of a pre-training set.
-        decontaminate_against: manifest names of sets whose images must not be pre-trained on. A whole case
-            (study, article) is dropped when one of its images shares a MedPix image id with a protected image, or is
-            within 4 bits of it by difference hash and by perceptual hash (`decontaminate`); the counts are logged.
+        decontaminate_against: manifest names of sets whose images must not be pre-trained on (`decontaminate`): a whole
+            case (study, article) is dropped when one of its images is the same picture as a protected one.
         decontaminate_absent: whether a protected set that is not on disk is an error, or skipped with a warning.
         stored_side: prepare the images at this short side, pixels, and leave out those that cannot be decoded
             (`store.usable`); 0: records only.
@@ -109,15 +94,15 @@ def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
 
     Of a question set the default questions are counted (`load_questions`); `images=False` counts them without any image.
     """
-    if manifests.load(name).role == "questions":
-        records, count = load_questions(name, images=images), _count_questions
-    else:
-        records, count = readers.studies(name), _count_studies
+    asked = manifests.load(name).role == "questions"
+    records = load_questions(name, images=images) if asked else readers.studies(name)
     parts = {split: [record for record in records if split in (record.split, "all")] for split in SPLITS}
-    return {split: count(part) for split, part in parts.items() if part}
+    return {split: _count(part) for split, part in parts.items() if part}
 
 
-def _count_questions(part: list[Question]) -> dict[str, int]:
+def _count(part: list[Study] | list[Question]) -> dict[str, int]:
+    if isinstance(part[0], Study):
+        return {"studies": len(part), "images": sum(len(study.images) for study in part)}
     return {
         "questions": len(part),
         "images": len({question.image_id for question in part}),
@@ -125,10 +110,6 @@ def _count_questions(part: list[Question]) -> dict[str, int]:
         "closed_yes_no": sum(question.closed_yes_no for question in part),
         "distinct_answers": len({question.answer for question in part}),
     }
-
-
-def _count_studies(part: list[Study]) -> dict[str, int]:
-    return {"studies": len(part), "images": sum(len(study.images) for study in part)}
 
 
 def variant_settings(reader: str, variant: str) -> dict[str, Any]:
@@ -140,10 +121,3 @@ def variant_counts(name: str, variant: str, *, images: bool = True) -> dict[str,
     """Questions per split of one of the variants that a question set's manifest lists."""
     settings = variant_settings(manifests.load(name).reader, variant)
     return dict(Counter(question.split for question in load_questions(name, images=images, **settings)))
-
-
-def count_table(names: Iterable[str]) -> pd.DataFrame:
-    """`counts` of several sets, one line per set and split; a set has counts of studies or of questions."""
-    rows = [{"data_set": name, "split": split, **found} for name in names for split, found in counts(name).items()]
-    order = ["data_set", "split", "studies", "questions", "images", "closed_field", "closed_yes_no", "distinct_answers"]
-    return pd.DataFrame(rows).reindex(columns=order).astype(dict.fromkeys(order[2:], "Int64"))

@@ -7,7 +7,7 @@ what decides its use (licence, redistribution); prose belongs into the data card
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -266,11 +266,14 @@ def how_to_get(manifest: Manifest) -> str:
 def as_found(manifest: Manifest) -> Manifest:
     """The manifest of the form that lies in the set's folder: the main one, or an alternative whose first file is there."""
     folder = folder_of(manifest)
-    if manifest.alternatives and not (manifest.files and (folder / manifest.files[0].path).is_file()):
-        for other in manifest.alternatives:
-            if (folder / other.files[0].path).is_file():
-                return manifest.model_copy(update={name: getattr(other, name) for name in Alternative.model_fields})
-    return manifest
+    if manifest.files and (folder / manifest.files[0].path).is_file():
+        return manifest
+    return _form(manifest, lambda other: (folder / other.files[0].path).is_file())
+
+
+def _form(manifest: Manifest, is_meant: Callable[[Alternative], bool]) -> Manifest:
+    other = next(filter(is_meant, manifest.alternatives), None)
+    return manifest.model_copy(update=dict(other)) if other else manifest
 
 
 def data_digest(name: str) -> str:
@@ -279,17 +282,11 @@ def data_digest(name: str) -> str:
     Of a set with alternative forms, that of the form on this machine, or under FROM=reference of the form that the
     reference was made with: other files give other results.
     """
-    form = _reference_form(load(name)) if paths.from_reference() else as_found(load(name))
+    form = as_found(load(name))
+    if paths.from_reference():
+        plans = [read_yaml(path).get("forms", {}) for path in paths.reference().glob("*/plan.json")]
+        form = _form(load(name), lambda other: other.version in [plan.get(name) for plan in plans])
     return digest(form.model_dump(mode="json", include=DATA_FIELDS, exclude_defaults=True))
-
-
-def _reference_form(manifest: Manifest) -> Manifest:
-    for path in sorted(paths.reference().glob("*/plan.json")):
-        version = read_yaml(path).get("forms", {}).get(manifest.name)
-        for other in manifest.alternatives:
-            if other.version == version:
-                return manifest.model_copy(update={name: getattr(other, name) for name in Alternative.model_fields})
-    return manifest
 
 
 def derived_folder(name: str) -> Path:
@@ -299,8 +296,8 @@ def derived_folder(name: str) -> Path:
 
 
 # --- what of a set may be shown --------------------------------------------------------------------------------------
-# Whatever draws a set's images or prints its texts (a figure, an executed notebook, a report, reference results) asks here
-# first. What may not be shown goes to `results/private/`, which nothing embeds, copies or publishes.
+# Whatever draws a set's images or prints its texts asks here first. What may not be shown goes to `results/private/`, which
+# nothing embeds, copies or publishes.
 
 
 def stays_with_data(name: str) -> bool:
