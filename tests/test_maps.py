@@ -24,7 +24,7 @@ from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives import contrastive, transport
 from amif_lib.training import loop
-from amif_lib.training.drawn import drawn
+from amif_lib.training.prepare import drawn
 from tests import tiny
 
 QUESTION = "is there a nodule in the left lung hung"

@@ -22,8 +22,7 @@ from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.training import batches, checkpoint, loop
-from amif_lib.training.drawn import drawn
-from amif_lib.training.prepare import about_questions, prepare
+from amif_lib.training.prepare import about_questions, drawn, prepare
 from tests import tiny
 
 

@@ -174,7 +174,7 @@ def _add_training(plan: Plan, runs: tuple[RunSpec, ...]) -> None:
     spec = paths.shown(paths.scale_dir(scale) / "specs" / f"{name}.json")
     needs = [_metrics(run.parent) for run in new.values() if run.parent]
     if teacher := "" if first.parent else teacher_id(first):
-        command = ("-m", "amif_lib.training.extras", "--spec", spec)
+        command = ("-m", "amif_lib.training.prepare", "--spec", spec)
         out = f"runs/{teacher}/metrics.json"
         needs.append(plan.add(Job("teacher", teacher, (out,), command, (), "soft labels")).outputs[0])
     outputs = [f"runs/{run}/metrics.json" for run in new]

@@ -16,9 +16,9 @@ from amif_lib.core.errors import InputError
 from amif_lib.core.files import read_yaml
 from amif_lib.core.settings import Strict
 from amif_lib.experiments.identity import data_sets, run_id
-from amif_lib.experiments.run_spec import DataSpec, InitSpec, RunSpec, Stage, TrainSpec
+from amif_lib.experiments.run_spec import RunSpec, TrainSpec
 
-__all__ = ["DataSpec", "InitSpec", "Row", "RunSpec", "Stage", "TrainSpec", "data_sets", "run_id"]
+__all__ = ["Row", "RunSpec", "data_sets", "run_id"]
 
 STARTS_FROM = {"both": ("stage1", "stage2"), "stage1": ("stage1",), "none": ()}  # values of a row's `pretraining`
 SHARED = ("model", "init", "data", "objective", "knowledge")  # sections that all stages of a lineage have

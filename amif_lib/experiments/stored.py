@@ -244,9 +244,6 @@ def commits(runs: Iterable[Run]) -> dict[str, list[str]]:
     return out
 
 
-digests = commits  # the name that tables still use
-
-
 def published(table: str) -> pd.DataFrame:
     """The paper's numbers of a table: `row, label, dataset, split, value` (percent) and what describes the row."""
     path = paths.published() / f"{table}.csv"

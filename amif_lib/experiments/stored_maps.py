@@ -52,7 +52,7 @@ def ensure(run: Any, drawn: Callable[[int], Any] | None = None) -> list[Path]:
     """Store what figures need of a finished run, unless it is there; returns the files.
 
     `run` is a run, its specification or id; of a pre-training `drawn(step)` gives the batch that it drew at a step, and
-    its studies (`training.drawn`). Raises InputError where the run is not finished.
+    its studies (`training.prepare.drawn`). Raises InputError where the run is not finished.
     """
     run = run if isinstance(run, stored.Run) else stored.load_run(run)
     if not stored.is_finished(run.spec):

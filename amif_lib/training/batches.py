@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -135,8 +136,8 @@ class PretrainingData(Dataset):
         self.tokens = tokenizer(texts, truncation=True, max_length=spec.data.text_length)["input_ids"]
         self.pad, self.mask_token = tokenizer.pad_token_id, tokenizer.mask_token_id
         self.special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])
-        self.group = _numbers([study.group_id for study in studies])
-        self.text_key = _numbers([" ".join(text.lower().split()) for text in texts])
+        self.group = pd.factorize(np.array([study.group_id for study in studies]))[0].tolist()
+        self.text_key = pd.factorize(np.array([" ".join(text.lower().split()) for text in texts]))[0].tolist()
         names = sorted({picture.view for study in studies for picture in study.images})
         self.view_number = {name: number for number, name in enumerate(names)}
 
@@ -255,9 +256,3 @@ def pad(rows: Sequence[Any], value: int) -> tuple[Tensor, Tensor]:
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)  # (B, longest)
     lengths = torch.tensor([len(row) for row in rows])
     return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
-
-
-def _numbers(names: Sequence[str]) -> list[int]:
-    """Equal names -> equal integers."""
-    seen: dict[str, int] = {}
-    return [seen.setdefault(name, len(seen)) for name in names]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,11 +17,13 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import decontaminate, store
 from amif_lib.data.load import load_questions, pretraining_studies
 from amif_lib.data.records import Question, Study
+from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored import is_finished
+from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks import tokenizers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
-from amif_lib.training.batches import PretrainingData, QuestionData, seed_of
+from amif_lib.training.batches import PretrainingData, QuestionData, epoch_keys, seed_of, total_steps
 from amif_lib.training.predict import candidate_answers
 
 
@@ -58,6 +64,23 @@ def prepare(spec: RunSpec) -> Prepared:
         notes |= about_studies(spec, studies)
         data = PretrainingData(studies, spec, tokenizer, extras)
     return Prepared(module, tokenizer, data, notes, questions)
+
+
+def drawn(spec: RunSpec) -> Callable[[int], tuple[PretrainingBatch, list[Study]]]:
+    """What a stored pre-training drew: a function that gives the global batch of a step (-1: the last) and its studies."""
+
+    @cache
+    def read() -> PretrainingData:  # when first asked
+        studies = pretraining_studies(spec.data, spec.model.stored_side)
+        extras = methods.load(spec.method).extras(spec, studies, {})
+        return PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
+
+    def batch(step: int) -> tuple[PretrainingBatch, list[Study]]:
+        data = read()
+        _, _, keys = next(epoch_keys(data, spec, step % total_steps(data, spec)))
+        return data.collate([data[key] for key in keys]), [data.studies[key[1]] for key in keys]
+
+    return batch
 
 
 def read_questions(spec: RunSpec) -> list[Question]:
@@ -119,3 +142,16 @@ def about_questions(spec: RunSpec, tokenizer: Any, questions: list[Question]) ->
         "candidates": len(candidates),
         "candidates_read_alike": len(read) - len(set(map(tuple, read))),  # equal tokens: ranking cannot tell them apart
     }
+
+
+def main() -> None:
+    """Make what a method makes once before a training, such as a teacher's embeddings."""
+    parser = argparse.ArgumentParser(prog="python -m amif_lib.training.prepare", description=main.__doc__)
+    parser.add_argument("--spec", required=True, help="run file or <scale>/<table>/<row>/stage1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for spec in load_spec(parser.parse_args().spec):
+        methods.load(spec.method).extras(spec, pretraining_studies(spec.data, spec.model.stored_side), {})
+
+
+if __name__ == "__main__":
+    main()
