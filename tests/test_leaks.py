@@ -286,7 +286,7 @@ def test_command_with_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[st
     made = write(tmp_path / "mine.json", records())
     for arguments, message in (
         ([], "name a question-answer file"),
-        ([str(tmp_path / "none.json")], "No such file"),
+        ([str(tmp_path / "none.json")], "no such file"),
         ([str(tmp_path)], "Is a directory"),
         ([str(made), "--out", str(made)], "file that is read"),
     ):

@@ -98,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
     command("data-check", _data_check, "check a scale's data sets against their manifests", "scale", "datasets")
     sub = command("leaks", _leaks, "say what training questions give away about test questions")
-    sub.add_argument("files", nargs="*", metavar="FILE", help="JSON, JSON lines or CSV; or a data set with a manifest")
+    sub.add_argument(
+        "files", nargs="*", metavar="FILE", help="CSV, JSON, JSON lines, parquet; or a data set with a manifest"
+    )
     for split in ("train", "test"):
         text = f"all its records are the {split} questions, in place of those in FILE"
         sub.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=text)
@@ -114,9 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         type=Path,
         metavar="FILE",
-        help="question ids (question_id, qid or id) and answers (prediction, pred or answer): CSV, TSV, JSON or JSON "
-        "lines; or a run folder of the kit, which is scored under every protocol",
+        help="predictions as CSV, JSON, JSON lines, parquet or xlsx (README: files that are read); or a run folder of the "
+        "kit, which is scored under every protocol",
     )
+    sub.add_argument("--prediction", default="", metavar="COLUMN", help="the column of the predictions")
+    sub.add_argument("--id", default="", metavar="COLUMN", help="the column of the question ids")
     sub.add_argument("--dataset", default="", help="a question set, such as vqa_rad (a run folder says it itself)")
     sub.add_argument("--training-file", default="", help="what the baselines learn from, such as published3064")
     sub.add_argument("--language", default="", help="of SLAKE's questions: en or zh (default: en)")
@@ -260,7 +264,8 @@ def _score(options: Namespace) -> None:
     from amif_lib.scoring import score
 
     _refuse_overwriting(options.out, [options.file, *([options.candidates] if options.candidates else [])])
-    found = score.score_file(options.file, options.dataset, options.training_file, options.language, options.candidates)
+    chosen = (options.dataset, options.training_file, options.language, options.candidates)
+    found = score.score_file(options.file, *chosen, options.prediction, options.id)
     print(score.page(found))
     _write_csv(found.table, options.out)
 

@@ -92,8 +92,9 @@ def on_leaks() -> list[str]:
         out.append(
             f"{dataset_name(line.data_set)}, training on {line.training_file}: answering with training answers can "
             f"reach {line.ceiling_open_yes_no:.2f}% on open questions (yes/no definition); the paper's "
-            f"{printed / 100:.2f}% is {place} that. {line.paraphrase_in_train} of {line.n_test} test questions have a "
-            "paraphrase with their answer in training."
+            f"{printed / 100:.2f}% is {place} that."
+            + f" {line.paraphrase_in_train:.0f} of {line.n_test} test questions have a paraphrase with their answer in "
+            "training." * (line.paraphrase_in_train == line.paraphrase_in_train)  # NaN: it cannot be told
         )
     if out:
         out.append(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import pandas as pd
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests
-from amif_lib.data.records import Question, normalise_answer
+from amif_lib.data.records import Question, close_punctuation, normalise_answer
 from amif_lib.scoring import baselines, protocols
 
 WORDINGS = ("rephrase", "frame")  # keys of `Question.extra` that hold the question in other words
@@ -31,7 +32,8 @@ MEANINGS = {
     "test_images": "images with a test question",
     "test_images_in_train": "of these, images that have a training question too",
     "on_train_image": "test questions on such an image",
-    "paraphrase_in_train": "test questions with a paraphrase and their answer in training, on the same image",
+    "paraphrase_in_train": "test questions with a paraphrase and their answer in training, on the same image (empty: no rephrased or framed "
+    "wordings, so it cannot be told)",
     "linked_in_train": "test questions that the set itself links with a training question (empty: it has no links)",
     "repeated_in_train": "test questions repeated in training: image, question and answer",
     "same_words_in_train": "test questions whose words occur in training, on whatever image",
@@ -121,9 +123,10 @@ def _training_parts(questions: Sequence[Question], languages: list[str]) -> Iter
 def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
     """The counts (`MEANINGS`) and percentages of test questions against training questions."""
     images = {q.image_id for q in training}
-    on_image = {(q.image_id, normalise_answer(q.question), a) for q in training for a in q.answers}
-    words = {normalise_answer(q.question) for q in training}
+    on_image = {(q.image_id, plain(q.question), a) for q in training for a in q.answers}
+    words = {plain(q.question) for q in training}
     linked = {q.extra.get("linked_id", "") for q in training} - {""}
+    has_wordings = any(q.extra.get(key) for q in test for key in WORDINGS)
     has_links = any(q.extra.get("linked_id") for q in test)
     vocabulary = {answer for q in training for answer in q.answers}
     unseen = [q for q in test if not vocabulary.intersection(q.answers)]
@@ -138,10 +141,10 @@ def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str,
         "test_images": len({q.image_id for q in test}),
         "test_images_in_train": len({q.image_id for q in test} & images),
         "on_train_image": sum(q.image_id in images for q in test),
-        "paraphrase_in_train": sum(in_training(q, _wordings(q)) for q in test),
+        "paraphrase_in_train": sum(in_training(q, _wordings(q)) for q in test) if has_wordings else float("nan"),
         "linked_in_train": sum(q.extra.get("linked_id", "") in linked for q in test) if has_links else float("nan"),
-        "repeated_in_train": sum(in_training(q, [normalise_answer(q.question)]) for q in test),
-        "same_words_in_train": sum(normalise_answer(q.question) in words for q in test),
+        "repeated_in_train": sum(in_training(q, [plain(q.question)]) for q in test),
+        "same_words_in_train": sum(plain(q.question) in words for q in test),
         "unseen_answer": len(unseen),
         "unseen_open": sum(not q.closed_field for q in unseen),
         "unseen_closed": sum(q.closed_field for q in unseen),
@@ -156,10 +159,15 @@ def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str,
     return found
 
 
+def plain(text: str) -> str:
+    """A question's words as they are compared: Unicode NFKC, lower case, no white space around punctuation."""
+    return close_punctuation(normalise_answer(unicodedata.normalize("NFKC", text)))
+
+
 def _wordings(question: Question) -> set[str]:
     """The question's words and those that the set gives in their place, normalised."""
     texts = (question.question, *(question.extra.get(key, "") for key in WORDINGS))
-    return {normalise_answer(text) for text in texts} - {""}
+    return set(map(plain, texts)) - {""}
 
 
 def main_lines(table: pd.DataFrame) -> pd.DataFrame:
@@ -178,7 +186,11 @@ def in_words(table: pd.DataFrame) -> list[str]:
         text = (
             f"{where + ': ' if where else ''}{pair}: {line.on_train_image} of {line.n_test} test questions are on an "
         )
-        text += f"image of training, {line.paraphrase_in_train} have a paraphrase with their answer there."
+        text += "image of training, "
+        if pd.isna(line.paraphrase_in_train):
+            text += f"{line.repeated_in_train} are repeated there; paraphrases cannot be told without other wordings."
+        else:
+            text += f"{line.paraphrase_in_train:.0f} have a paraphrase with their answer there."
         text += f" {line.unseen_answer} have an answer that training lacks: answering with training answers can reach"
         text += f" {line.ceiling_overall:.2f}% at most (open {line.ceiling_open:.2f}%). The most frequent answer scores"
         text += f" {line.most_frequent_overall:.2f}%"

@@ -6,8 +6,11 @@ Understood are the field names of VQA-RAD and MEVF, SLAKE, PathVQA and VQA v2, a
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,12 @@ from amif_lib.scoring import leaks, user_files
 
 # What a field may be called, most telling name first.
 COLUMNS = {
-    "question": ("question", "questions", "sent", "query"),
+    "question": ("question", "questions", "sent", "query", "question_text"),
     "answer": ("answer", "answers", "label", "gt_answer"),
-    "image": ("image_name", "img_name", "image", "img", "image_id", "img_id", "imageid", "image_path", "file_name"),
+    "image": (
+        *("image_name", "img_name", "image", "img", "image_id", "img_id", "imageid", "image_path", "img_path"),
+        *("file_name", "figure_path"),
+    ),
     "split": ("split", "phrase_type", "subset"),
     "question_id": ("qid", "question_id", "qid_unique", "id"),
     "linked_id": ("qid_linked_id", "qid_para"),
@@ -35,23 +41,33 @@ COLUMNS = {
 REQUIRED = ("question", "answer", "image")
 CLOSED = {"closed": True, "yes/no": True, "open": False, "number": False, "other": False}
 NULLS = ("", "null", "none", "nan")  # how a missing wording or link is written
-EXTENSION = re.compile(r"\.(jpe?g|png|gif|bmp|tiff?|webp|dcm)$", re.IGNORECASE)
 
 
 def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     """The questions of a file (`user_files.read`), and a line that says which field was read as what.
 
     `split` (train, val or test), where given, holds for all of them; else it is a record's own field, or what the
-    file's name says. Raises InputError, naming file, record and field: missing, empty or not understood.
+    file's name says, which also beats a field that puts all records into another split: VQA-RAD's test questions
+    circulate with the `phrase_type` of training. A conflict is said. Raises InputError, naming file, record and field:
+    missing, empty or not understood.
     """
     table, shown = user_files.read(path), paths.shown(Path(path))
     if "sentf" in table:
         table = _one_question_per_record(table)
-    names = user_files.name_columns(table, COLUMNS, REQUIRED, path)
-    notes = []
-    if not split and "split" not in names:
-        split = _split_of_name(Path(path))
+    names = user_files.name_columns(table, COLUMNS)
+    if absent := [field for field in REQUIRED if field not in names]:
+        raise user_files.lacking(absent[0], table, COLUMNS, shown)
+    notes, by_name = [], _split_of_name(Path(path))
+    in_field = {user_files.split_of(cell) for cell in table[names["split"]]} if "split" in names else set()
+    if not (split or by_name or in_field):
+        raise InputError(f"{shown}: neither a field nor its name says which split it is; use --train or --test FILE")
+    if not split and len(in_field) < 2 and by_name:
+        split = by_name
         notes.append(f"every record is {split}, by the file's name")
+    if {by_name, *in_field} - {"", split} - (set() if split else in_field):
+        said = f"its {names['split']} says {' and '.join(sorted(in_field))}, " if in_field else ""
+        said += f"its name {by_name}, " if by_name else ""
+        notes.append(f"CONFLICT: {said}read as {split or 'the records say'}; --train or --test FILE decides")
     if split:
         names.pop("split", None)
     questions = user_files.each(table.assign(number=range(len(table))), lambda record: _question(record, names, split))
@@ -79,7 +95,12 @@ def compare(
             found, said = read(name, split)
             say(said)
             questions += [q for q in found if split or q.split not in given]
-    return leaks.lines(questions)
+    parts = {split: [q for q in questions if q.split == split] for split in user_files.SPLITS}
+    names, said = user_files.image_names(*([q.image_id for q in part] for part in parts.values()))
+    if said:
+        say(said)
+    pairs = zip(chain(*parts.values()), chain(*names), strict=True)
+    return leaks.lines([replace(question, image_id=name) for question, name in pairs])
 
 
 def is_data_set(given: Sequence[str]) -> bool:
@@ -91,10 +112,8 @@ def _one_question_per_record(table: pd.DataFrame) -> pd.DataFrame:
     """LXMERT's `{labelf: {set: [answers]}, sentf: {set: [questions]}}` as a row per question, in `label` and `sent`."""
 
     def flat(record: Mapping[str, Any]) -> dict[str, list[Any]]:
-        out = {}
-        for one, several in (("sent", "sentf"), ("label", "labelf")):
-            parts = record[several].values() if isinstance(record.get(several), dict) else [record.get(one)]
-            out[one] = [item for part in parts for item in (part if isinstance(part, list) else [part])]
+        several = {one: record.get(f"{one}f") for one in ("sent", "label")}
+        out = {k: [*chain(*v.values())] if isinstance(v, dict) else [record.get(k)] for k, v in several.items()}
         if len(out["sent"]) != len(out["label"]):
             raise ValueError(f"sentf has {len(out['sent'])} questions and labelf {len(out['label'])} answers; mend it")
         return out
@@ -108,9 +127,9 @@ def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -
         value = record[names[kind]]
         if value is None or value != value:
             raise ValueError(f"{names[kind]} is missing; mend or remove the record")
-        if kind != "answer" and not (user_files.is_text(value) and str(value).strip()):
+        if kind == "question" and not (user_files.is_text(value) and str(value).strip()):
             raise ValueError(f"{names[kind]} is empty or not text; mend or remove the record")
-    text = {kind: str(record[name]).strip() for kind, name in names.items() if kind != "answer"}
+    text = {kind: user_files.whole(record[name]) for kind, name in names.items() if kind not in ("answer", "image")}
     optional = {kind: value for kind, value in text.items() if value.lower() not in NULLS}
     answers = _answers(record[names["answer"]])
     if not answers:
@@ -119,11 +138,13 @@ def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -
         raise ValueError(f"{names['split']} is {text['split']!r}; use train, val or test")
     if "closed" in text and text["closed"].lower() not in CLOSED:
         raise ValueError(f"{names['closed']} is {text['closed']!r}; use OPEN or CLOSED")
+    if not (image := _image(record[names["image"]])):
+        raise ValueError(f"{names['image']} is empty, or neither a name nor a picture; mend or remove the record")
     yes_no = answers[0] in ("yes", "no")
     return Question(
         question_id=optional.get("question_id", str(record["number"])),
-        image_id=EXTENSION.sub("", text["image"]),
-        image_path=Path(text["image"]),
+        image_id="/".join(user_files.image_parts(image)),
+        image_path=Path(image),
         question=" ".join(text["question"].split()),
         answers=answers,
         split=split,
@@ -140,13 +161,18 @@ def _answers(value: Any) -> tuple[str, ...]:
         value = [value["answer"]] if "answer" in value else list(value)
     given = value if isinstance(value, list) else [value]
     given = [one["answer"] if isinstance(one, dict) and "answer" in one else one for one in given]
-    return tuple(map(normalise_answer, given)) if all(map(user_files.is_text, given)) else ()
+    return (
+        tuple(normalise_answer(user_files.whole(one)) for one in given) if all(map(user_files.is_text, given)) else ()
+    )
+
+
+def _image(cell: Any) -> str:
+    """An image's name; of the hub's `{bytes, path}` the path or, without one, a digest of the bytes."""
+    if isinstance(cell, dict):
+        cell = cell.get("path") or hashlib.sha256(cell.get("bytes") or b"").hexdigest() * bool(cell.get("bytes"))
+    return user_files.whole(cell) if user_files.is_text(cell) else ""
 
 
 def _split_of_name(path: Path) -> str:
     found = {split for word in re.split(r"[^a-z]+", path.stem.lower()) if (split := user_files.split_of(word))}
-    if len(found) != 1:
-        raise InputError(
-            f"{paths.shown(path)}: neither a field nor its name says which split it is; use --train or --test FILE"
-        )
-    return found.pop()
+    return found.pop() if len(found) == 1 else ""

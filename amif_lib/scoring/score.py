@@ -6,24 +6,26 @@ as a run folder of the kit or JSON records with `log_likelihoods` have them.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests
 from amif_lib.data.records import Question, normalise_answer
-from amif_lib.experiments.predictions import PREDICTIONS, candidate_frame, question_frame, read_predictions
+from amif_lib.experiments.predictions import CANDIDATES, candidate_frame, question_frame
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored import Run
 from amif_lib.scoring import baselines, prediction_files, protocols, statistics
 from amif_lib.scoring.protocols import PROTOCOLS, Protocol
 
+WARNING = "**WARNING**"
 PARTS = (("overall", ""), ("open", "yes_no"), ("closed", "yes_no"), ("open", "answer_type"), ("closed", "answer_type"))
 COMPARED = ("most_frequent", "nearest_question")  # the baselines that a paired test is made against
 LABELS = {
@@ -60,9 +62,9 @@ class Score:
     `table` has the columns `dataset, training_file, language, protocol, split (overall|open|closed), definition
     (yes_no|answer_type, empty for overall), system, label, n, correct, accuracy, wilson_low, wilson_high, ci_low,
     ci_high` (the last two from resampling images), in percent. The predictions' lines have `lenient`, the number of
-    wrong answers that `lenient` makes equal to an accepted one; the baselines' lines the predictions' paired difference
-    to them: `difference, difference_low, difference_high` (points), `bootstrap_p`, `wins` and `losses` (questions that
-    only the predictions, only the baseline has right) and `mcnemar_p`.
+    wrong answers that a `reading` makes right; the baselines' lines the predictions' paired difference to them, in
+    points: `difference, difference_low, difference_high, detectable` (`statistics.detectable`), `bootstrap_p`, `wins`
+    and `losses` (questions that only the predictions, only the baseline has right) and `mcnemar_p`.
     """
 
     table: pd.DataFrame
@@ -88,6 +90,8 @@ def score_file(
     training_file: str = "",
     language: str = "",
     candidates: Path | str | None = None,
+    prediction: str = "",
+    identity: str = "",
 ) -> Score:
     """Score a file of answers, or a run folder of the kit, on all test questions of a question set.
 
@@ -97,13 +101,14 @@ def score_file(
         training_file: what baselines and ceiling learn from (`load.load_questions`). A choice that has fewer test
             questions than the default leaves out the predictions on the others.
         language: of SLAKE's questions.
+        prediction, identity: the file's columns of predictions and question ids, where their names do not tell.
         candidates: a file with the answers that the predictions were chosen among (`prediction_files.read_candidates`).
 
     Raises:
         InputError: unreadable predictions, a test question without one, an id that is no question; names the place.
     """
     path = Path(path)
-    folder = path if path.is_dir() else path.parent if path.name == PREDICTIONS else None
+    folder = path if path.is_dir() else path.parent if (path.with_name(CANDIDATES)).is_file() else None
     spec = Run(folder).spec if folder and (folder / "spec.json").is_file() else None
     options = {"dataset": dataset, "training_file": training_file, "language": language}
     own = {"dataset": spec.data.questions, **spec.data.question_settings} if spec else {}
@@ -116,30 +121,32 @@ def score_file(
         raise InputError(f"--candidates: {paths.shown(folder)} has its own candidates; leave the option out")
 
     listed = prediction_files.read_candidates(candidates) if candidates else None
+    read, chosen = (prediction_files.read_run, ()) if folder else (prediction_files.read, (prediction, identity))
+    given = read(folder or path, asked.questions, *chosen)
+    left_out = _check_ids(given.table["place"], asked, given.untold, paths.shown(path))
+    asked = replace(asked, questions=[q for q in asked.questions if q.question_id not in given.untold])
     frame = question_frame(asked.questions)
-    about = f"{paths.shown(path)}: {len(frame)} test questions on {frame['image_id'].nunique()} images."
-    if folder:
-        frame, ranked = _of_run(folder, frame, asked)
-        used, notes = list(PROTOCOLS.values()), [about]
-        if spec and spec.saw_test_answers:
-            used.remove(PROTOCOLS["strict"])
-            notes.append("Not scored: strict@1, since the run's training questions or vocabulary hold test answers.")
-        elif not spec:
-            notes.append("There is no spec.json, so it is not known whether the training saw test answers (strict@1).")
-    else:
-        given = prediction_files.read(path)
-        about += " Read: " + ", ".join(f"{kind} = {name}" for kind, name in given.fields.items()) + "."
-        left_out = _check_ids(given.table["place"], asked, paths.shown(path))
-        frame["generated"] = given.table["answer"].loc[frame["question_id"]].to_numpy()
-        used, ranked, said = _rankings(given.scores, asked)
-        if ranked is not None:
-            frame["log_likelihoods"] = list(given.scores.loc[frame["question_id"], ranked["answer"]].to_numpy())
-        notes = [about]
-        if left_out:
-            notes.append(f"Predictions on other questions, left out: {len(left_out)} (first: {left_out[0]}).")
-        notes += [*_about_answers(frame, asked, listed), *said]
-    scored = {protocol: _with_lenient(protocols.score(frame, ranked, protocol), frame["gold"]) for protocol in used}
-    notes += _about_data(asked) + _lenient_examples(used[0].title, scored[used[0]], frame["gold"], asked.dataset)
+    frame["generated"] = given.table["answer"].loc[frame["question_id"]].to_numpy()
+    used, ranked, not_scored = _rankings(given.scores, asked, spec)
+    used.insert(0, PROTOCOLS["generate"] if folder else AS_GIVEN)
+    if ranked is not None:
+        frame["log_likelihoods"] = list(given.scores.loc[frame["question_id"], ranked["answer"]].to_numpy())
+    scored = {protocol: _with_reading(protocols.score(frame, ranked, protocol), frame["gold"]) for protocol in used}
+
+    columns = ", ".join(f"{kind} = {name}" for kind, name in given.fields.items())
+    notes = [
+        f"{paths.shown(path)}: {len(frame)} test questions on {frame['image_id'].nunique()} images. Read: {columns}."
+    ]
+    if scored[used[0]]["correct"].all():
+        said = "every answer is the accepted one: was that read, or did the system see it?"
+        notes.insert(0, f"{WARNING}: {said} (--prediction COLUMN)")
+    if given.untold:
+        said = f"{len(given.untold)} test questions are not scored, since several records may answer them"
+        notes.insert(0, f"{WARNING}: {said} (first: {given.untold[0]}).")
+    if left_out:
+        notes.append(f"Predictions on other questions, left out: {len(left_out)} (first: {left_out[0]}).")
+    notes += [*given.notes, *_about_answers(frame, asked, listed), *not_scored, *_about_data(asked)]
+    notes += _readings(used[0].title, scored[used[0]], frame["gold"], asked.dataset)
     out = _table(scored, asked.questions, listed)
     for position, name in enumerate(options):
         out.insert(position, name, getattr(asked, name))
@@ -181,6 +188,7 @@ def _accuracy(correct: pd.Series, images: pd.Series) -> dict[str, float]:
 def _comparison(ours: pd.Series, theirs: pd.Series, images: pd.Series) -> dict[str, float]:
     gap, test = statistics.bootstrap_mean_difference([(ours, theirs, images)]), statistics.mcnemar(ours, theirs)
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
+    points["detectable"] = statistics.detectable(gap)
     tests = {"bootstrap_p": gap.p, "wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
     return {name: 100 * value for name, value in points.items()} | tests
 
@@ -191,6 +199,25 @@ def lenient(text: str) -> str:
     return " ".join(word for word in blanks.split() if word not in ("a", "an", "the"))
 
 
+def unwrapped(text: str) -> str:
+    """An answer without what models leave around it: `\\boxed{}`, end-of-sequence tokens, full-width, invisible signs."""
+    text = "".join(sign for sign in unicodedata.normalize("NFKC", text) if unicodedata.category(sign) != "Cf")
+    text = re.sub(r"</?s>|<eos>|<pad>|<\|\w+\|>|\[(sep|eos|pad)\]", " ", text, flags=re.IGNORECASE)
+    return normalise_answer(re.sub(r"\\boxed\{(.*?)\}", r"\1", text))
+
+
+def reading(text: str, gold: str) -> str:
+    """The mildest reading by which a wrong answer is the accepted one; empty if there is none."""
+    words, wanted = lenient(unwrapped(text)).split(), lenient(unwrapped(gold)).split()
+    if unwrapped(text) == unwrapped(gold):
+        return "without \\boxed{}, end-of-sequence tokens, full-width or invisible signs"
+    if words == wanted != []:
+        return "without punctuation and articles"
+    if gold in ("yes", "no"):
+        return "by the yes or no in them" * (words[:1] == wanted or {"yes", "no"} & set(words) == {gold})
+    return "as they contain it" * bool(wanted and f" {' '.join(wanted)} " in f" {' '.join(words)} ")
+
+
 def page(score: Score) -> str:
     """A score to read, as Markdown: the notes, then two tables per protocol."""
     out = [*score.notes, INTERVALS]
@@ -198,7 +225,7 @@ def page(score: Score) -> str:
         rows = rows.assign(part=rows["split"] + rows["definition"].map(lambda name: name and f", {name}"))
         out += [f"\n## {title}\n\n{NOTES[title]}\n", _scores(rows).to_markdown(index=False, disable_numparse=True)]
         out += ["", _differences(rows).to_markdown(index=False, disable_numparse=True)]
-    return "\n".join(out)
+    return "\n".join(out + [note for note in score.notes if note.startswith(WARNING)])  # terminals show the end
 
 
 def _scores(rows: pd.DataFrame) -> pd.DataFrame:
@@ -220,6 +247,7 @@ def _differences(rows: pd.DataFrame) -> pd.DataFrame:
             "": line.part,
             "points": f"{line.difference:+.2f}",
             "images": f"[{line.difference_low:.2f}, {line.difference_high:.2f}]",
+            "smallest detectable": f"{line.detectable:.2f}",
             "bootstrap p": f"{line.bootstrap_p:.3g}",
             "only here right": line.wins,
             "only there right": line.losses,
@@ -247,14 +275,17 @@ def _ask(dataset: str, training_file: str = "", language: str = "") -> Asked:
     return Asked(dataset, training_file, language, questions)
 
 
-def _check_ids(places: pd.Series, asked: Asked, shown: str) -> list[str]:
+def _check_ids(places: pd.Series, asked: Asked, untold: Collection[str], shown: str) -> list[str]:
     """The ids of predictions on questions that are not asked: those of other splits, languages and variants.
 
     `places` names each prediction's place by its id. Raises InputError where an id is no question at all or a test
-    question has no prediction.
+    question, `untold` excepted, has no prediction.
     """
     test = pd.Index([q.question_id for q in asked.questions if q.split == "test"])
-    others = places.index[~places.index.isin(test)]
+    lacking = test[~test.isin([*places.index, *untold])]
+    others, looks = places.index[~places.index.isin(test)], ""
+    if len(lacking):
+        looks = prediction_files.renumbered(places.index, test)
     if len(others):
         slake = manifests.load(asked.dataset).reader == "slake"
         whole = [*asked.questions, *_ask(asked.dataset, language="en+zh" if slake else "en").questions]
@@ -262,50 +293,36 @@ def _check_ids(places: pd.Series, asked: Asked, shown: str) -> list[str]:
         if len(unknown):
             raise InputError(
                 f"{places[unknown[0]]}: question {unknown[0]} is none of {asked.dataset} ({len(unknown)} such ids; "
-                f"test questions have ids such as {test[0]}); correct or remove it"
+                f"test questions have ids such as {test[0]}{looks}); correct or remove it"
             )
-    lacking = test[~test.isin(places.index)]
     if len(lacking):
         raise InputError(
-            f"{shown}: {len(lacking)} of {len(test)} test questions have no prediction, the first is {lacking[0]}; "
+            f"{shown}: {len(lacking)} of {len(test)} test questions have no prediction, the first is {lacking[0]}{looks}; "
             "nothing is scored, add them (an empty answer counts as wrong)"
         )
     return list(others)
 
 
-def _of_run(folder: Path, frame: pd.DataFrame, asked: Asked) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A run's predictions in the order of `frame`, with what the data set itself says of each question; candidates."""
-    stored, ranked = read_predictions(folder)
-    where, ids = paths.shown(folder / PREDICTIONS), stored["question_id"]
-    _check_ids(pd.Series([f"{where}, row {n}" for n in range(len(ids))], index=ids), asked, where)
-    stored = stored.set_index("question_id").loc[frame["question_id"]]
-    for name, ours, theirs in zip(frame["question_id"], frame["gold"], stored["gold"], strict=True):
-        if set(ours) != set(theirs):
-            raise InputError(
-                f"{where}: question {name}: its accepted answers are not those of {asked.dataset}; the run was "
-                "made on other data or the file was edited, run the fine-tuning again"
-            )
-    return frame.assign(**{name: stored[name].to_numpy() for name in ("generated", "log_likelihoods")}), ranked
-
-
-def _rankings(scores: pd.DataFrame | None, asked: Asked) -> tuple[list[Protocol], pd.DataFrame | None, list[str]]:
-    """Which protocols log-likelihoods (questions, answers) allow beside `as given`, the candidates, and what to say."""
+def _rankings(
+    scores: pd.DataFrame | None, asked: Asked, spec: RunSpec | None
+) -> tuple[list[Protocol], pd.DataFrame | None, list[str]]:
+    """Which ranking protocols log-likelihoods (questions, answers) allow, the candidates, and what to say."""
     if scores is None:
         others = ", ".join(protocol.title for protocol in RANKING)
-        return [AS_GIVEN], None, [f"Not scored: {others}. {LOG_LIKELIHOODS}"]
-    used, notes = [AS_GIVEN], ["It is not known whether the training saw test answers (strict@1)."]
+        return [], None, [f"Not scored: {others}. {LOG_LIKELIHOODS}"]
+    used, notes = [], [] if spec else ["It is not known whether the training saw test answers (strict@1)."]
     for protocol in RANKING:
-        splits = ("train", "val", "test") if protocol.candidates == "all" else protocol.candidates.split("+")
-        wanted = asked.answers(*splits)
+        wanted = asked.answers(*protocol.candidates.split("+"))
         if lacking := sorted(wanted - set(scores)):
             example = f", such as {lacking[0]!r}" if manifests.may_show(asked.dataset, "texts") else ""
-            notes.append(
-                f"Not scored: {protocol.title}, which ranks {len(wanted)} answers; {len(lacking)} of them have no "
-                f"log-likelihood{example}."
-            )
+            why = f"which ranks {len(wanted)} answers; {len(lacking)} of them have no log-likelihood{example}"
+        elif protocol.name == "strict" and spec and spec.saw_test_answers:
+            why = "since the run's training questions or vocabulary hold test answers"
         else:
             used.append(protocol)
-    return used, candidate_frame(sorted(scores), 1, asked.questions), notes  # sums are given: no protocol divides by 1
+            continue
+        notes.append(f"Not scored: {protocol.title}, {why}.")
+    return used, candidate_frame(list(scores), 1, asked.questions), notes  # sums are given: no protocol divides by 1
 
 
 # --- what a reader must know -------------------------------------------------------------------------------------
@@ -316,24 +333,18 @@ def _about_answers(frame: pd.DataFrame, asked: Asked, listed: Collection[str] | 
     out, given = [], frame.set_index("question_id")["generated"]
     if (empty := given[given == ""]).size:
         out.append(f"Empty answers, counted as wrong: {len(empty)} (first: question {empty.index[0]}).")
-    train, test = asked.answers("train"), asked.answers("test")
-    test_only = test - asked.answers("train", "val")
+    test_only = asked.answers("test") - asked.answers("train", "val")
     out.append(f"Answers that only test questions have: {int(given.isin(test_only).sum())}.")
-    if listed is None:
-        return out
-    odd = given[(given != "") & ~given.isin(listed)]
-    outside = f"{len(odd)} (first: question {odd.index[0]})" if len(odd) else "0"
-    out.append(f"Candidates: {len(listed)}. Answers that are not among them: {outside}.")
-    if set(listed) == test:
-        said = "They are the test answers, as under protocol paper: compare with it, and with no score of strict@1."
-    elif set(listed) == train:
-        said = "They are the training answers, as under strict@1: compare with it, and with no score of paper."
-    elif known := len(test_only & set(listed)):
-        said = f"They are no protocol's. Of them, only test questions have {known}: compare with no score of strict@1."
-    else:
-        said = "They are no protocol's. None of them is an answer that only test questions have: strict@1, which ranks "
-        said += f"all {len(train)} training answers, is nearest."
-    return [*out, said]
+    if listed is not None:
+        odd = given[(given != "") & ~given.isin(listed)]
+        outside = f"{len(odd)} (first: question {odd.index[0]})" if len(odd) else "0"
+        like = {"test": "the test answers, as under protocol paper", "train": "the training answers, as under strict@1"}
+        found = next((said for split, said in like.items() if set(listed) == asked.answers(split)), "no protocol's")
+        out.append(
+            f"Candidates: {len(listed)}. Answers that are not among them: {outside}. They are {found}; answers that "
+            f"only test questions have: {len(test_only & set(listed))}."
+        )
+    return out
 
 
 def _about_data(asked: Asked) -> list[str]:
@@ -348,21 +359,23 @@ def _about_data(asked: Asked) -> list[str]:
     return out
 
 
-def _with_lenient(scored: pd.DataFrame, gold: pd.Series) -> pd.DataFrame:
-    """With a column `lenient`: wrong, but equal to an accepted answer after `lenient`."""
-    answers = zip(scored["prediction"], gold, strict=True)
-    found = np.array([lenient(text) in {lenient(one) for one in accepted} - {""} for text, accepted in answers])
-    return scored.assign(lenient=found & ~scored["correct"])
+def _with_reading(scored: pd.DataFrame, gold: pd.Series) -> pd.DataFrame:
+    """With the columns `reading` of wrong answers (empty: none makes them right) and `lenient`, whether there is one."""
+    answers = zip(scored["prediction"], gold, scored["correct"], strict=True)
+    found = [
+        "" if correct else next(filter(None, (reading(text, one) for one in accepted)), "")
+        for text, accepted, correct in answers
+    ]
+    return scored.assign(reading=found, lenient=[bool(name) for name in found])
 
 
-def _lenient_examples(title: str, scored: pd.DataFrame, gold: pd.Series, dataset: str) -> list[str]:
-    """How many answers only leniency would accept, and a few of them where the set's texts may be shown."""
-    found = scored.assign(gold=gold)[scored["lenient"]]
-    if not len(found):
-        return []
-    head = f"{title}: wrong answers that would match without punctuation and articles (not scored): {len(found)}"
-    if not manifests.may_show(dataset, "texts"):
-        return [f"{head} (first: question {found['question_id'].iloc[0]}). {manifests.why_not(dataset, 'texts')}"]
-    examples = found.head(3).itertuples()
-    shown = (f"question {one.question_id}: {one.prediction!r} for {' | '.join(one.gold)!r}" for one in examples)
-    return [f"{head}, such as {'; '.join(shown)}."]
+def _readings(title: str, scored: pd.DataFrame, gold: pd.Series, dataset: str) -> list[str]:
+    """How many answers only leniency would accept, by reading, and one each where the set's texts may be shown."""
+    out = []
+    for name, found in scored.assign(gold=gold)[scored["lenient"]].groupby("reading"):
+        one, example = found.iloc[0], ""
+        if manifests.may_show(dataset, "texts"):
+            example = f": {one['prediction']!r} for {' | '.join(one['gold'])!r}"
+        out.append(f"{len(found)} {name} (first: question {one['question_id']}{example})")
+    head = f"{title}: {scored['lenient'].sum()} wrong answers would be right under a lenient reading (not scored): "
+    return [head + "; ".join(out) + "."] if out else []

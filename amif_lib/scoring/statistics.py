@@ -9,6 +9,7 @@ import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -77,6 +78,15 @@ def combine_seeds(values: Sequence[float]) -> tuple[float, float]:
     if not len(values):
         raise InputError("no seed to combine")
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def detectable(difference: Estimate, power: float = 0.8) -> float:
+    """The smallest true difference that a two-sided test at 5% finds with this power: (z_0.975 + z_power) SE.
+
+    SE is the bootstrap's, its interval's half width over z_0.975 (Bloom, Evaluation Review 19(5), 1995, eq. 1).
+    """
+    z = NormalDist().inv_cdf
+    return (z(0.975) + z(power)) * (difference.high - difference.low) / 2 / z(0.975)
 
 
 # --- bootstrap: images are resampled, and runs within pre-trainings ------------------------------------------------

@@ -1,14 +1,14 @@
-"""A file that a user brings, as a table: CSV, TSV, JSON or JSON lines, whose columns are told by names in common use.
+"""A file that a user brings, as a table, whatever tool wrote it.
 
-A layout is a row of names (`prediction_files.COLUMNS`, `question_files.COLUMNS`); what was read as what is reported.
+What a column is called is a row of names (`COLUMNS` of prediction_files and question_files); what was read as what is reported.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +16,41 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.data.readers.files import decode, parse_json, read_bytes
 
 SPLITS = {
-    "train": ("train", "training", "trainset", "freeform", "para", "frame"),
+    "train": ("train", "training", "trainset"),
     "val": ("val", "valid", "validate", "validation", "valset", "dev"),
-    "test": ("test", "testing", "testset", "test_freeform", "test_para", "test_frame"),
+    "test": ("test", "testing", "testset"),
 }
+PHRASES = {"freeform": "train", "para": "train", "frame": "train"}  # VQA-RAD's `phrase_type`: `para`, `test_para`
 
 
 def read(path: Path | str) -> pd.DataFrame:
     """One row per record, column names in lower case, cells as they stand in the file.
 
-    The index says where a record is: `x.csv, line 8` or `x.json, record 2`. A field that a record lacks is NaN, one
-    that is null (or NaN) in the file is None. JSON may hold a list of records, an object with one such list, one list
-    per split (which becomes the column `split`), or an object from question id to answer.
-    Raises InputError, naming file and line: unreadable, cut off, no records, ragged or doubled columns.
+    CSV (commas, semicolons or tabs), JSON, JSON lines, parquet and xlsx are told by their content. JSON may hold a list
+    of records, an object with one such list, one list per split (which becomes the column `split`), pandas' column-wise
+    form, or an object from question id to answer. The index says where a record is: `x.csv, line 8`, `x.json, record 2`.
+    A field that a record lacks is NaN, one that is null (or NaN) in the file is None.
+    Raises InputError, naming file and line: unreadable, cut off, no records, ragged or doubled columns, a pickle.
     """
     path, shown = Path(path), paths.shown(Path(path))
-    kind = path.suffix.lower()
-    if path.is_file() and kind not in (".csv", ".tsv", ".json", ".jsonl"):
-        raise InputError(f"{shown}: give a .csv, .tsv, .json or .jsonl file")
-    text = read_text(path)
-    if kind == ".jsonl":
-        lines = enumerate(text.split("\n"), start=1)
-        records = {f"{shown}, line {n}": read_json(line, path, n) for n, line in lines if line.strip()}
-    elif kind == ".json":
-        records = {f"{shown}, record {n}": record for n, record in enumerate(_records(read_json(text, path), shown), 1)}
+    raw = read_bytes(path, "name a file that is there")
+    if path.suffix.lower() in (".pkl", ".pickle", ".pt") or raw[:1] == b"\x80":
+        raise InputError(f"{shown}: a pickle may run code when it is opened; save it as CSV, JSON or parquet")
+    if raw[:4] == b"PAR1" or raw[:2] == b"PK":
+        records = _numbered(_binary(raw, shown), shown)
     else:
-        records = dict(_rows(text, "\t" if kind == ".tsv" else ",", shown))
+        text = decode(raw, shown)
+        as_json = text.lstrip()[:1] in ("{", "[") or path.suffix.lower() in (".json", ".jsonl")
+        records = _json(text, shown) if as_json else dict(_rows(text, shown))
     if not records:
         raise InputError(f"{shown}: no records; give a file with one record per question")
-    for place, record in records.items():
-        if not isinstance(record, dict):
-            raise InputError(f"{place}: not an object with named fields; bring it into that form")
-    plain = [{str(name).strip().lower(): cell for name, cell in record.items()} for record in records.values()]
-    return pd.DataFrame(plain, index=list(records), dtype=object)
+    if odd := [place for place, record in records.items() if not isinstance(record, dict)]:
+        raise InputError(f"{odd[0]}: not an object with named fields; bring it into that form")
+    table = pd.DataFrame([_flat(record) for record in records.values()], index=list(records), dtype=object)
+    return table.drop(columns=[name for name in table if not name or name.startswith("unnamed: ")])  # pandas' index
 
 
 def each(table: pd.DataFrame, function: Callable[[dict[str, Any]], Any]) -> list[Any]:
@@ -64,18 +64,18 @@ def each(table: pd.DataFrame, function: Callable[[dict[str, Any]], Any]) -> list
     return out
 
 
-def name_columns(
-    table: pd.DataFrame, known: Mapping[str, tuple[str, ...]], required: tuple[str, ...], path: Path | str
-) -> dict[str, str]:
-    """Which column holds what: of each field's known names the first that is there. InputError if a required is not."""
-    found = {field: name for field, names in known.items() if (name := next((n for n in names if n in table), ""))}
-    for field in required:
-        if field not in found:
-            raise InputError(
-                f"{paths.shown(Path(path))}: no column for the {field} (known names: {', '.join(known[field])}); its "
-                f"columns are {', '.join(sorted(table))}; rename one"
-            )
-    return found
+def name_columns(table: pd.DataFrame, known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Which column holds what: of each field's known names the first that is there."""
+    return {field: name for field, names in known.items() if (name := next((n for n in names if n in table), ""))}
+
+
+def lacking(
+    field: str, table: pd.DataFrame, known: Mapping[str, tuple[str, ...]], shown: str, fix: str = ""
+) -> InputError:
+    """The error that no column holds a field; `fix` is what can be done beside renaming one."""
+    names, there = ", ".join(known[field]), ", ".join(sorted(table))
+    said = f"no column for the {field} (known names: {names}); its columns are {there}"
+    return InputError(f"{shown}: {said}; rename one{fix}")
 
 
 def is_text(value: object) -> bool:
@@ -83,43 +83,76 @@ def is_text(value: object) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
 
 
+def whole(value: object) -> str:
+    """A cell as text, whole numbers without the `.0` that pandas gives them: 2.0 and "2.0" are `2`."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
+
+
 def split_of(text: object) -> str:
-    """`train`, `val` or `test` of what files call them, else an empty text."""
+    """`train`, `val` or `test` of what files call them, VQA-RAD's phrase types too, else an empty text."""
     word = str(text).strip().lower()
+    if word.removeprefix("test_") in PHRASES:
+        return "test" if word.startswith("test_") else "train"
     return next((split for split, known in SPLITS.items() if word in known), "")
 
 
-def read_text(path: Path) -> str:
-    """UTF-8, with or without a byte-order mark."""
+def image_parts(name: str) -> tuple[str, ...]:
+    """The parts of an image's path, without what does not name it: `C:\\a\\b.JPG` and `./a/b.jpg` -> (a, b)."""
+    plain = re.sub(r"^[A-Za-z]:", "", name.strip().replace("\\", "/"))
+    plain = re.sub(r"\.(jpe?g|png|gif|bmp|tiff?|webp|dcm)$", "", plain, flags=re.IGNORECASE)
+    return tuple(part for part in plain.split("/") if part not in ("", ".")) or (plain,)
+
+
+def image_names(*groups: Iterable[str]) -> tuple[list[list[str]], str]:
+    """The names of images, comparable between groups, and what was done to them ("" if nothing).
+
+    A name is its path's last parts, without extension: as few as keep the different images of each group apart.
+    """
+    parts = [list(map(image_parts, group)) for group in groups]
+    most = max((len(name) for group in parts for name in group), default=1)
+    k = max(range(1, most + 1), key=lambda k: sum(len({name[-k:] for name in group}) for group in parts))  # the first
+    folders = sorted({"/".join(name[:-k]) or "none" for group in parts for name in group})
+    said = f"images compared by the last {k} part(s) of their path, since folders differ ({', '.join(folders[:3])})"
+    return [["/".join(name[-k:]) for name in group] for group in parts], said * (len(folders) > 1)
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def _numbered(records: Iterable[Any], shown: str) -> dict[str, Any]:
+    return {f"{shown}, record {n}": record for n, record in enumerate(records, 1)}
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Names in lower case, those of lmms-eval's `doc` and Every Eval Ever's `input` and `output` with a point."""
+    plain = {str(name).strip().lower(): cell for name, cell in record.items()}
+    for name in ("doc", "input", "output"):
+        if isinstance(plain.get(name), dict):
+            plain |= {f"{name}.{key}".lower(): cell for key, cell in plain.pop(name).items()}
+    return plain
+
+
+def _binary(raw: bytes, shown: str) -> list[dict[str, Any]]:
+    """The records of a parquet or Excel file."""
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{paths.shown(path)}: not UTF-8 ({error}); save it as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{paths.shown(path)}: cannot be read ({error.strerror}); name a file that is there") from None
+        if raw[:2] == b"PK":
+            return pd.read_excel(io.BytesIO(raw), dtype=object, keep_default_na=False).to_dict("records")
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
+    except ImportError:
+        raise InputError(f"{shown}: an Excel file needs the package openpyxl; install it or save as CSV") from None
+    except Exception as error:  # what the two libraries raise for a broken file has no common class
+        raise InputError(f"{shown}: cannot be read ({str(error).splitlines()[0]}); is it cut off?") from None
 
 
-def read_json(text: str, path: Path, line: int = 0) -> Any:
-    """JSON whose objects have no name twice; NaN and Infinity are null. `line` is that of JSON lines."""
-    where = f"{paths.shown(path)}, line {line}" if line else paths.shown(path)
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # json keeps the last of equal names, and says nothing
-        names = pd.Index([name for name, _ in pairs])
-        if names.has_duplicates:
-            raise InputError(f"{where}: {names[names.duplicated()][0]!r} occurs twice in an object; keep one")
-        return dict(pairs)
-
-    try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=lambda name: None)
-    except json.JSONDecodeError as error:
-        where = where if line else f"{where}, line {error.lineno}"
-        raise InputError(
-            f"{where}: not valid JSON ({error.msg}), perhaps cut off; mend it (JSON lines: .jsonl)"
-        ) from None
-    except InputError:
-        raise
-    except (RecursionError, ValueError):  # a number of thousands of digits is a plain ValueError
-        raise InputError(f"{where}: nested too deeply or a number too long; mend the file") from None
+def _json(text: str, shown: str) -> dict[str, Any]:
+    """The records of JSON or JSON lines by place; the content tells which, not the name."""
+    lines = {f"{shown}, line {n}": line for n, line in enumerate(text.split("\n"), start=1) if line.strip()}
+    first = next(iter(lines.values()), "").strip()
+    if (len(lines) > 1 or shown.lower().endswith(".jsonl")) and first.startswith("{") and first.endswith("}"):
+        return {place: parse_json(line, place, once=True) for place, line in lines.items()}
+    return _numbered(_records(parse_json(text, shown, once=True), shown), shown) if lines else {}
 
 
 def _records(content: Any, shown: str) -> list[Any]:
@@ -128,35 +161,45 @@ def _records(content: Any, shown: str) -> list[Any]:
         return content
     if not isinstance(content, dict):
         raise InputError(f"{shown}: must hold a list of records, or an object from question id to answer")
-    lists = {
-        key: part for key, part in content.items() if isinstance(part, list) and part and isinstance(part[0], dict)
-    }
+    lists = {key: part for key, part in content.items() if isinstance(part, list) and isinstance((*part, 0)[0], dict)}
     if lists and all(map(split_of, lists)):
         return [{"split": key} | record for key, part in lists.items() for record in part]
     if len(lists) > 1:
-        raise InputError(
-            f"{shown}: holds the lists {', '.join(lists)}; give one list of records, or one list per split"
-        )
-    return next(iter(lists.values()), None) or [{"question_id": key, "answer": value} for key, value in content.items()]
+        raise InputError(f"{shown}: holds the lists {', '.join(lists)}; give one list of records, or one per split")
+    if lists:
+        return next(iter(lists.values()))
+    kinds = {type(value) for value in content.values()}
+    if kinds in ({dict}, {list}) and {"answer", "prediction", "pred", "response", "question"} & set(
+        map(str.lower, content)
+    ):
+        try:
+            return pd.DataFrame(content, dtype=object).to_dict("records")  # pandas' column-wise form
+        except ValueError as error:
+            raise InputError(f"{shown}: columns of different lengths ({error}); mend it") from None
+    if kinds == {dict}:
+        return [{"question_id": key} | record for key, record in content.items()]
+    return [{"question_id": key, "answer": value} for key, value in content.items()]
 
 
-def _rows(text: str, delimiter: str, shown: str) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Place and cells by name of each line of a CSV file, in which a cell may hold line ends."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first, _, rest = text.partition("\n")
+    told = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line that Excel writes
+    delimiter = told[1] if told else max(",;\t|", key=first.count)
+    reader = csv.reader(io.StringIO(rest if told else text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
         for cells in reader:
-            place = f"{shown}, line {reader.line_num}"
+            place = f"{shown}, line {reader.line_num + bool(told)}"
             if not header:
                 header = [name.strip().lower() for name in cells]
                 if doubled := [name for n, name in enumerate(header) if name in header[:n]]:
                     raise InputError(f"{place}: the header names {doubled[0]!r} twice; rename one column")
             elif cells and len(cells) != len(header):
-                raise InputError(
-                    f"{place}: not {len(header)} cells as in the header; put answers with commas in quotes"
-                )
+                said = f"not {len(header)} cells as in the header; put answers with {delimiter!r} in quotes"
+                raise InputError(f"{place}: {said}")
             elif cells:  # else a blank line
                 yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        place = f"{shown}, line {reader.line_num}"
+        place = f"{shown}, line {reader.line_num + bool(told)}"
         raise InputError(f"{place}: not valid CSV ({error}), perhaps cut off; mend it") from None

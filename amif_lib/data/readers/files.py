@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import codecs
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,24 +26,30 @@ def one_line(value: object) -> str:
     return " ".join(str(value).split())
 
 
-@contextlib.contextmanager
-def _naming(path: Path, where: str = "") -> Iterator[None]:
-    """Turn what goes wrong in reading a file into an InputError that names it."""
-    where = where or paths.shown(path)
+def read_text(path: Path, get: str = "the set's card in data_manifests/ says how to get it") -> str:
+    """A text that people bring: UTF-8 with or without a byte-order mark. Line ends stay, but for `\\r\\n`."""
+    return decode(read_bytes(path, get), paths.shown(path))
+
+
+def read_bytes(path: Path, get: str = "the set's card in data_manifests/ says how to get it") -> bytes:
+    """A file's content. Raises InputError where it cannot be read; `get` says where to have it from."""
     try:
-        yield
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{where}: no such file; the set's card in data_manifests/ says how to get it") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); fetch the file again") from None
+        raise InputError(f"{paths.shown(path)}: no such file; {get}") from None
     except OSError as error:  # such as a folder of that name
-        raise InputError(f"{where}: cannot be read ({error.strerror}); fetch the file again") from None
+        raise InputError(f"{paths.shown(path)}: cannot be read ({error.strerror}); {get}") from None
 
 
-def read_text(path: Path) -> str:
-    """A file's text, UTF-8. Raises InputError where it cannot be read."""
-    with _naming(path):
-        return path.read_text(encoding="utf-8")
+def decode(raw: bytes, where: str) -> str:
+    """The text of `read_text`. Raises InputError, beginning with `where`, for any other encoding."""
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in raw[:200]:
+        raise InputError(f"{where}: not UTF-8 but UTF-16, or no text; save it as UTF-8 or fetch the file again")
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        said = f"not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8 or fetch the file again"
+        raise InputError(f"{where}: {said}") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -51,37 +58,45 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     Only a line feed ends a line: captions hold other characters that Python's `splitlines` would split at.
     """
     found = False
-    with _naming(path), path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{paths.shown(path)}, line {number}"
-            with _naming(path, where):
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            if line.strip():
-                found = True
-                yield where, line
+    for number, raw in enumerate(read_bytes(path).split(b"\n"), start=1):
+        where = f"{paths.shown(path)}, line {number}"
+        line = decode(raw, where).rstrip("\r")
+        if line.strip():
+            found = True
+            yield where, line
     if not found:
         raise InputError(f"{paths.shown(path)}: no records; fetch the file again")
 
 
-def _parse(written: str, where: str) -> Any:
+def parse_json(written: str, where: str, once: bool = False) -> Any:
+    """JSON, in which NaN and Infinity are null. `once`: a name that an object has twice is an error."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:  # json keeps the last of equal names, and says nothing
+        if once and len(dict(found)) < len(found):
+            name = Counter(name for name, _ in found).most_common(1)[0][0]
+            raise InputError(f"{where}: {name!r} occurs twice in an object; keep one")
+        return dict(found)
+
     try:
-        return json.loads(written)
+        return json.loads(written, object_pairs_hook=pairs, parse_constant=lambda name: None)
     except json.JSONDecodeError as error:
         at = where if ", line " in where else f"{where}, line {error.lineno}"
-        raise InputError(f"{at}: not valid JSON ({error.msg}); mend it or fetch the file again") from None
+        raise InputError(f"{at}: not valid JSON ({error.msg}), perhaps cut off; mend it or fetch it again") from None
+    except InputError:
+        raise
     except (RecursionError, ValueError):  # a number of thousands of digits is a plain ValueError
-        raise InputError(f"{where}: nested too deeply or a number too long; is it the official file?") from None
+        raise InputError(f"{where}: nested too deeply or a number too long; mend the file") from None
 
 
 def read_json(path: Path) -> list[Record]:
     """The records of a JSON file that holds a list of objects."""
-    return check_list(_parse(read_text(path), paths.shown(path)), paths.shown(path))
+    return check_list(parse_json(read_text(path), paths.shown(path)), paths.shown(path))
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Record]]:
     """The objects of a JSON Lines file, each with `<file>, line <n>` for messages."""
     for where, line in read_lines(path):
-        record = _parse(line, where)
+        record = parse_json(line, where)
         if not isinstance(record, dict):
             raise InputError(f"{where}: a record must be a JSON object; mend or remove the line")
         yield where, record
