@@ -1,4 +1,4 @@
-"""Manifests, and the check of what lies on disk: checksums against an own computation, data that is absent or changed."""
+"""Manifests, and the check of what lies on disk: checksums against an own computation, absent or changed data."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def write_manifest(folder: Path, name: str, like: str, **changes: object) -> Non
 
 
 def make_sets(data: Path, cards: Path, allowed: str) -> None:
-    """A pre-training set and a question set with the marker everywhere; they share a picture, so one case is dropped."""
+    """A pre-training set and a question set with the marker everywhere; they share a picture: one case is dropped."""
     picture = Image.new("RGB", (64, 64), COLOUR)
     studies, questions = data / "marked_studies", data / "marked_questions"
     (studies / "images").mkdir(parents=True)
@@ -104,7 +104,7 @@ def make_sets(data: Path, cards: Path, allowed: str) -> None:
 
 @pytest.mark.parametrize("allowed", ["nothing", "images"])
 def test_notebook_of_the_data_shows_only_what_it_may(tmp_path: Path, allowed: str) -> None:
-    """In a copy of the clone with two more manifests. Where they allow it, marked pictures are found: the search works."""
+    """In a copy of the clone with two more manifests. Where they allow it, the marked pictures are found."""
     pytest.importorskip("papermill")
     clone = tmp_path / "clone"
     for name in ("amif_lib", "notebooks", "data_manifests"):

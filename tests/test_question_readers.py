@@ -44,7 +44,7 @@ def refused(name: str, root: Path, message: str, **choices: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --- VQA-RAD -------------------------------------------------------------------------------------------------------
+# --- VQA-RAD ---
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_good_record_reads(tmp_path: Path) -> None:
     assert question.question_type == "PRES, POS" and question.image_path.is_file()
 
 
-# --- SLAKE -------------------------------------------------------------------------------------------------------------
+# --- SLAKE ---
 
 
 def slake_record(**changes: object) -> dict[str, object]:
@@ -209,7 +209,7 @@ def test_real_slake_is_as_its_manifest_expects(annotations: Path) -> None:
     refused("slake", annotations, r"source.jpg: image of qid \d+ is missing")
 
 
-# --- PathVQA -----------------------------------------------------------------------------------------------------------
+# --- PathVQA ---
 
 PATHVQA_ROWS = [
     {"image": "train_0000", "question": "where are  the cells?", "answer": " In the Canals "},
@@ -317,7 +317,7 @@ def test_a_small_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path, c
     assert "not a readable pickle" in said and int(grown) < 50_000
 
 
-# --- VQA-Med-2019 ------------------------------------------------------------------------------------------------------
+# --- VQA-Med-2019 ---
 
 # Lines of the official test file (Ben Abacha et al. 2019, CC BY 4.0), and what the readme's rules accept.
 REFERENCES = {
@@ -399,7 +399,7 @@ def test_vqa_med_without_its_files_by_category(tmp_path: Path) -> None:
         vqa_med_2019.read(root, LAYOUT["vqa_med_2019"], "without_abnormality")
 
 
-# --- bad input ---------------------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 def write_pathvqa_json(root: Path, content: object) -> Path:
@@ -477,7 +477,7 @@ def test_absent_files_and_unknown_choices_are_named(tmp_path: Path) -> None:
     refused("vqa_rad", tmp_path, r"VQA_RAD Dataset Public.json: cannot be read \(Is a directory\)")
 
 
-# --- by name -----------------------------------------------------------------------------------------------------------
+# --- by name ---
 
 
 def test_english_sets_refuse_another_language_and_wrong_roles_are_named(tmp_path: Path, monkeypatch) -> None:

@@ -45,7 +45,7 @@ def check(data_sets: Iterable[str], *, decode: bool = True) -> pd.DataFrame:
 
 
 def require(checked: pd.DataFrame) -> None:
-    """Raise InputError for the first line of a `check` that forbids training: all but `ok` and some undecodable images."""
+    """Raise InputError for the first line of a `check` that forbids training: all but `ok` and `partial` images."""
     wrong = checked[(checked["status"] != "ok") & ((checked["item"] != IMAGES) | (checked["status"] != "partial"))]
     for name, item, status, detail in wrong.itertuples(index=False):
         raise InputError(
@@ -202,7 +202,7 @@ def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
 
 
 def _images(manifest: Manifest, notes: list[str]) -> Line:
-    """Decode all images. `partial`: training can leave the bad ones out; what is evaluated on is whole or not at all."""
+    """Decode all images. `partial`: training can leave the bad ones out; what is evaluated on must be whole."""
     from amif_lib.data import images
 
     name, evaluated = manifest.name, set()

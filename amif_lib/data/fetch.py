@@ -39,8 +39,8 @@ WHY = {
 def main(names: Iterable[str], dry_run: bool = False) -> int:
     """Fetch what is missing of the named sets, and check what was fetched.
 
-    Exit status 0 also where sets were skipped because they need an account, a form or work by hand; 1 where a download or
-    the check of what it gave failed. Raises InputError before anything is fetched for an unknown set or too small a disk.
+    Exit status 0 also where sets were skipped since they need an account, a form or work by hand; 1 where a download or
+    the check of what it gave failed. Raises InputError before anything is fetched if the disk is too small.
     """
     wanted = {name: wanted_of(name) for name in names}
     print(table(wanted).to_markdown(index=False) + "\n")
@@ -190,7 +190,7 @@ def _download(source: Download, staging: Path) -> Path:
 
 
 def _unpack(archive: Path, folder: Path, manifest: Manifest, unpack: str) -> None:
-    """Unpack into the folder `folder`; an archive inside, `a/images.zip`, where the manifest has a tree `a/images` too."""
+    """Unpack into `folder`; an archive inside, `a/images.zip`, too where the manifest has a tree `a/images`."""
     try:
         shutil.unpack_archive(archive, folder, **({} if archive.suffix == ".zip" else {"filter": "data"}))
         for tree in manifest.trees:
@@ -206,7 +206,7 @@ def _unpack(archive: Path, folder: Path, manifest: Manifest, unpack: str) -> Non
 
 
 def _settle(source: Path, home: Path) -> list[str]:
-    """Move a file, or the files of a folder, to their place and return their names; one of the same size stays there."""
+    """Move a file, or a folder's files, to their place and return their names; one of the same size stays there."""
     files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
     files = [path for path in files if "__MACOSX" not in path.parts and not path.name.startswith((".DS_", "._"))]
     places = [home / path.relative_to(source) for path in files]

@@ -92,7 +92,7 @@ def load_questions(
 def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
     """Counts per split and over all (`all`), under the names that a manifest's `splits` use.
 
-    Of a question set the default questions are counted (`load_questions`); `images=False` counts them without any image.
+    Of a question set the default questions are counted; `images=False` counts them without any image.
     """
     asked = manifests.load(name).role == "questions"
     records = load_questions(name, images=images) if asked else readers.studies(name)

@@ -1,7 +1,7 @@
 """Data manifests: what a data set consists of, where it lies, and what of it may be shown.
 
-A manifest (`data_manifests/<name>.yaml`) holds what determines the data (files, checksums, counts, generator settings) and
-what decides its use (licence, redistribution); prose belongs into the data card beside it.
+A manifest (`data_manifests/<name>.yaml`) holds what determines the data (files, checksums, counts, generator settings)
+and what decides its use (licence, redistribution); prose belongs into the data card beside it.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def how_to_get(manifest: Manifest) -> str:
 
 
 def as_found(manifest: Manifest) -> Manifest:
-    """The manifest of the form that lies in the set's folder: the main one, or an alternative whose first file is there."""
+    """The form that lies in the set's folder: the main one, or an alternative whose first file does."""
     folder = folder_of(manifest)
     if manifest.files and (folder / manifest.files[0].path).is_file():
         return manifest
@@ -290,18 +290,18 @@ def data_digest(name: str) -> str:
 
 
 def derived_folder(name: str) -> Path:
-    """Where what is derived from the set goes (`paths.prepared_root`); a name without a manifest is a set of the user's."""
+    """Where what is derived from the set goes (`paths.prepared_root`); a name without a manifest is a user's set."""
     generated = name in names() and load(name).generator
     return paths.prepared_root(paths.phantom_root() if generated else paths.data_root())
 
 
 # --- what of a set may be shown --------------------------------------------------------------------------------------
-# Whatever draws a set's images or prints its texts asks here first. What may not be shown goes to `results/private/`, which
-# nothing embeds, copies or publishes.
+# Whatever draws a set's images or prints its texts asks here first. What may not be shown goes to `results/private/`,
+# which nothing embeds, copies or publishes.
 
 
 def stays_with_data(name: str) -> bool:
-    """Whether nothing of a set but counts may leave the folder of its data: ids, file names, pictures and texts stay there.
+    """Whether nothing of a set but counts may leave its folder: ids, file names, pictures and texts stay there.
 
     True where `access.level` is `credentialed`, since a data use agreement binds whoever holds such a set. What would
     name a record is written beside the data (`derived_folder`), and nothing of it goes anywhere under `results/`.
@@ -310,7 +310,7 @@ def stays_with_data(name: str) -> bool:
 
 
 def may_show(name: str, kind: str) -> bool:
-    """Whether `images` or `texts` of a set may appear in what others get to see. Raises InputError for an unknown kind."""
+    """Whether `images` or `texts` of a set may appear in what others see. Raises InputError for an unknown kind."""
     if kind not in KINDS:
         raise InputError(f"redistribution: {kind!r} is not one of {', '.join(KINDS)}")
     return getattr(load(name).redistribution, kind)
@@ -328,8 +328,8 @@ def why_not(name: str, kind: str) -> str:
 
 
 def folder_for(wanted: Path, *, images: Iterable[str] = (), texts: Iterable[str] = ()) -> Path:
-    """Where a file goes that shows images or texts of these sets: `wanted` (a folder under `results/`), or its counterpart
-    under `results/private/` if not all of it may be shown. Raises InputError for a folder outside the results."""
+    """Where a file goes that shows images or texts of these sets: `wanted`, a folder under `results/`, or its
+    counterpart under `results/private/` if not all of it may be shown."""
     if not withheld(images, "images") and not withheld(texts, "texts"):
         return Path(wanted)
     try:

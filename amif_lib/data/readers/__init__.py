@@ -1,8 +1,9 @@
 """One file per data set: its official layout becomes records.
 
-Each has `read(root, layout, ...)`: `root` is the set's folder, `layout` the manifest's paths under it. Readers of question
-sets also take `training_file`, one of the module's `TRAINING_FILES` or `default`, which is the first, and `images`: whether
-every question's image must be there. What is malformed or missing is an InputError that names file and line or record.
+Each has `read(root, layout, ...)`: `root` is the set's folder, `layout` the manifest's paths under it. Readers of
+question sets also take `training_file`, one of the module's `TRAINING_FILES` or `default`, which is the first, and
+`images`: whether every question's image must be there. What is malformed or missing is an InputError that names file
+and line or record.
 """
 
 from __future__ import annotations

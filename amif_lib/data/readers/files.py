@@ -112,7 +112,7 @@ def check_list(content: Any, name: str) -> list[Record]:
 
 
 def check_keys(record: Record, keys: Iterable[str], where: str, may_be_empty: tuple[str, ...] = ()) -> None:
-    """Raise InputError, beginning with `where`, for a key that is missing, empty or not text (`NUMBERS`: or a number)."""
+    """Raise InputError, beginning with `where`, for a key that is missing, empty or not text (`NUMBERS`: a number)."""
     for key in keys:
         if key not in record:
             raise InputError(f"{where}: key {key} is missing; mend or remove the record")

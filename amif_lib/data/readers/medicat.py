@@ -1,6 +1,6 @@
 """Reader for MedICaT: figures of open-access articles with their captions, in the layout of the release archive.
 
-    <annotations>                        JSON Lines: pdf_hash, fig_uri, s2_caption, s2orc_caption, radiology, oa_info, ...
+    <annotations>                      JSON Lines: pdf_hash, fig_uri, s2_caption, s2orc_caption, radiology, oa_info, ...
     <images>/<pdf_hash>_<fig_uri>
 
 Whole figures with whole captions: most figures are compound, but only 2,069 have boxes of their parts.
@@ -21,7 +21,7 @@ from amif_lib.data.records import Study, StudyImage, article_id
 
 log = logging.getLogger(__name__)
 
-# "Figure 3. Axial", "Fig. 1: axial", "FIG 2 Axial"; "Figure 1A and B:" and "Figure 1 shows" stay, being part of a sentence
+# "Figure 3. Axial", "Fig. 1: axial", "FIG 2 Axial"; "Figure 1A and B:" and "Figure 1 shows" stay: parts of a sentence
 LABEL = re.compile(r"(?i:fig(?:ure)?)\.?\s*\d+(?:\s*[.:|](?!\d)\s*|\s+(?=[A-Z(])|$)")
 
 
@@ -36,8 +36,8 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     """One study per figure that the release flags as radiology; `group_id` is the paper (its DOI where oa_info has one,
     else `pdf_hash`), `extra["licence"]` its licence where it is known.
 
-    Figures without any caption and listed images that do not exist, up to `files.MOST_MISSING` of them, are left out and
-    counted. `layout`: `annotations`, a JSON Lines file, and `images`, a folder.
+    Figures without any caption and listed images that do not exist, up to `files.MOST_MISSING` of them, are left out
+    and counted. `layout`: `annotations`, a JSON Lines file, and `images`, a folder.
     """
     source, without, studies = root / layout["annotations"], 0, []
     seen: dict[str, str] = {}

@@ -29,12 +29,12 @@ def read(
     """The questions of all three splits, in the files' order.
 
     A question is closed when its answer is yes or no: the set has no field for it. `question_type` is `yes/no` or the
-    first word of an open question (`KINDS`, else `other`). Questions' double blanks and answers' blanks and capitals are
-    evened out. Images without a question are not read. The release has no ids: a question's id is its image's name and
-    its number on that image.
+    first word of an open question (`KINDS`, else `other`). Questions' double blanks and answers' blanks and capitals
+    are evened out. Images without a question are not read. The release has no ids: a question's id is its image's name
+    and its number on that image.
 
-    `deduplicated` drops records from every split whose image, question and answer equal an earlier one's as the file has
-    them. (The hub's deduplicated set has 42 test questions fewer than the official 6,761; normalised texts have 44
+    `deduplicated` drops records from every split whose image, question and answer equal an earlier one's as the file
+    has them. (The hub's deduplicated set has 42 test questions fewer than the official 6,761; normalised texts have 44
     duplicates.) `layout`: `questions` (pickle), `questions_json` (its JSON form) and `images` (folder), with `{split}`.
     """
     chosen = files.choose(training_file, TRAINING_FILES)

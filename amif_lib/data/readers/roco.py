@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 
 
 def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("train",)) -> list[Study]:
-    """One study per image with a caption; `group_id` is the PMC article (`article_id`), `extra["licence"]` what the list says.
+    """One study per image with a caption; `group_id` is the PMC article, `extra["licence"]` what the list says.
 
-    Articles lose their archives: listed images that do not exist are left out and counted, up to `files.MOST_MISSING` of
-    a split's, as are rows without caption. `layout`: `data`, the folder of the splits. The splits are not by article: one
-    article may supply images to several.
+    Articles lose their archives: listed images that do not exist are left out and counted, up to `files.MOST_MISSING`
+    of a split's, as are rows without caption. `layout`: `data`, the folder of the splits. The splits are not by
+    article: one article may supply images to several.
     """
     seen: dict[str, str] = {}
     folders = {split: root / layout["data"] / FOLDERS[split] / "radiology" for split in splits}

@@ -1,4 +1,4 @@
-"""Reader for VQA-Med-2019 (ImageCLEF): text files whose fields are separated by `|`, and a folder of images per split."""
+"""Reader for VQA-Med-2019 (ImageCLEF): text files with fields separated by `|`, and a folder of images per split."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def read(
     A question is closed when its (first) answer is yes or no: the set has no field for it. `question_type` is the
     category, empty for a training or validation question that no file by category has (they may be absent). Several
     answers are accepted only for test questions (`accepted`). The release has no ids: a question's id is its image's
-    name and its number on that image. `without_abnormality` leaves that category out of every split: 375 of the 500 test
-    questions stay; every question's category must be known for it.
+    name and its number on that image. `without_abnormality` leaves that category out of every split: 375 of the 500
+    test questions stay; every question's category must be known for it.
 
     `layout`: `train`, `val`, `test` (text files, the last with reference answers), `train_images`, `val_images`,
     `test_images` (folders) and `categories` (the files by category, with `{folder}`, `{category}` and `{split}`).
@@ -66,8 +66,8 @@ def accepted(reference: str) -> tuple[str, ...]:
     """The accepted answers of a test reference, normalised; the first as it is written.
 
     By the release's readme `#` separates several right answers and parentheses hold a part that may be left out. An
-    alternative with parentheses is accepted as written (`ct w/contrast (iv)` is a class of the training set), without the
-    parentheses, and without what they hold.
+    alternative with parentheses is accepted as written (`ct w/contrast (iv)` is a class of the training set), without
+    the parentheses, and without what they hold.
     """
     out: list[str] = []
     for alternative in reference.split("#"):
