@@ -314,7 +314,7 @@ def test_a_small_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path, c
         [sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, timeout=60
     )
     said, grown = done.stdout.splitlines()  # kB
-    assert "not a readable pickle" in said and int(grown) < 50_000
+    assert "not a readable pickle" in said and "MemoryError" not in said and int(grown) < 50_000
 
 
 # --- VQA-Med-2019 ---
