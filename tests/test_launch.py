@@ -74,12 +74,13 @@ def test_a_finished_run_is_returned_as_it_is(run, monkeypatch, capsys, tmp_path)
     ],
 )
 def test_numbers_asked_for_in_the_environment(run, monkeypatch, variable, text, message) -> None:
-    assert launch.asked_processes() is None and launch.asked_workers() is None
+    least = 0 if variable == "AMIF_WORKERS" else 1
+    assert launch.asked(variable, least) is None
     monkeypatch.setenv(variable, text)
     with pytest.raises(InputError, match=message):
-        (launch.asked_processes(), launch.asked_workers())
+        launch.asked(variable, least)
     monkeypatch.setenv(variable, "6")
-    assert 6 in (launch.asked_processes(), launch.asked_workers())
+    assert launch.asked(variable, least) == 6
 
 
 def test_bad_requests(run) -> None:

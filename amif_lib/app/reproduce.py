@@ -25,7 +25,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.core.files import exclusive, name_holder, whole_lines
 from amif_lib.data import check
 from amif_lib.experiments.rows import data_sets
-from amif_lib.training.launch import asked_processes
+from amif_lib.training.launch import asked
 
 MACHINES = ("laptop", "workstation", "slurm")
 MEMORY = {"demo": 1500, "small": 3000, "base": 24_000, "paper": 48_000}  # MB of main memory that one training may take
@@ -79,7 +79,7 @@ def shares(machine: str, scale: str) -> dict[str, Any]:
         raise InputError(f"MACHINE={machine}: unknown; choose one of {', '.join(MACHINES)}")
     if importlib.util.find_spec("snakemake") is None:
         raise InputError("Snakemake is not installed; run make env")
-    processes, memory = asked_processes() or 1, MEMORY[scale]
+    processes, memory = asked("AMIF_PROCESSES") or 1, MEMORY[scale]
     if machine == "slurm":  # SLURM knows what there is in all
         if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
             plugin = "snakemake-executor-plugin-slurm>=2.7"

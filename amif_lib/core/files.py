@@ -65,6 +65,11 @@ def write_text(path: Path, text: str, remedy: str = RESULTS) -> None:
         aside.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file with `write_aside`."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
 @contextlib.contextmanager
 def exclusive(path: Path, what: str, wait: bool = True) -> Iterator[int | None]:
     """Hold the lock file `path`; yields its descriptor, which a child process inherits to hold the lock too.

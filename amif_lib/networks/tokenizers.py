@@ -68,6 +68,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int) ->
     return batch["input_ids"], batch["attention_mask"].bool()
 
 
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int | None = None) -> list[list[int]]:
+    """Token ids of each text, [CLS] … [SEP], cut to `length` if there is one."""
+    return tokenizer(list(texts), truncation=bool(length), max_length=length)["input_ids"] if texts else []
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Tensor) -> str:
     """Token ids (t,) as text without special tokens; `x - ray`, `3 . 4 cm` and `patient ' s` lose WordPiece's spaces."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

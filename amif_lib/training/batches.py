@@ -19,6 +19,7 @@ from amif_lib.data.records import Question, Study
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.methods.batch import PretrainingBatch, QuestionBatch
 from amif_lib.networks import pixels
+from amif_lib.networks.tokenizers import token_ids
 from amif_lib.objectives.distributed import rank, world_size
 
 TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
@@ -78,9 +79,7 @@ def global_batches(
         end = len(order) - len(order) % size if drop_last else len(order)
         batches += [order[start : start + size].tolist() for start in range(0, end, size)]
     if not batches:
-        raise InputError(
-            f"train.batch_size: {size} exceeds the {total} samples there are (per fold of the teacher); lower it"
-        )
+        raise InputError(f"train.batch_size: {size} exceeds the {total} samples (per fold of the teacher); lower it")
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -119,10 +118,10 @@ def share(batch: Sequence[int]) -> list[tuple[int, float]]:
 
 
 class PretrainingData(Dataset):
-    """Studies as training samples: two views, tokens, and what the method adds (section 3.1).
+    """Studies as training samples: two views, tokens, and what the method's `extras`, if any, add (section 3.1).
 
-    `extras` is the method's: `of(study, pictures)` gives a sample's tensors, where `pictures` are its views' images, and
-    `folds` a number per study id that all samples of a batch share. It may be None.
+    `extras.of(study, images of its views)` gives a sample's tensors; `extras.folds` a number per study id that all
+    samples of a batch share.
     """
 
     def __init__(self, studies: Sequence[Study], spec: RunSpec, tokenizer: Any, extras: Any = None):
@@ -133,7 +132,7 @@ class PretrainingData(Dataset):
         self.cache = ImageCache(spec, spec.data.pretrain)
         self.both_views = spec.objective.reads_both_views(spec.stage)
         texts = [study.text for study in studies]
-        self.tokens = tokenizer(texts, truncation=True, max_length=spec.data.text_length)["input_ids"]
+        self.tokens = token_ids(tokenizer, texts, spec.data.text_length)
         self.pad, self.mask_token = tokenizer.pad_token_id, tokenizer.mask_token_id
         self.special = torch.tensor([tokenizer.cls_token_id, tokenizer.sep_token_id])
         self.group = pd.factorize(np.array([study.group_id for study in studies]))[0].tolist()
@@ -155,12 +154,10 @@ class PretrainingData(Dataset):
         slots = (0, 1) if self.both_views else (view,)  # the same view, whether the other is made or not
         pictures = [study.images[pair[slot]] for slot in slots]
         strength = "light" if several else "strong"  # point 44
-        views = [
-            pixels.augment(
-                self.cache.picture(picture.image_id), spec.model.image_size, strength, pixels.keyed(*own, 1 + slot)
-            )
-            for slot, picture in zip(slots, pictures, strict=True)
-        ]
+        views = []
+        for slot, picture in zip(slots, pictures, strict=True):
+            image, draws = self.cache.picture(picture.image_id), pixels.keyed(*own, 1 + slot)
+            views.append(pixels.augment(image, spec.model.image_size, strength, draws))
         tokens = torch.tensor(self.tokens[index])
         dropped = (torch.rand(len(tokens), generator=generator) < TOKEN_DROP) & ~torch.isin(tokens, self.special)
         return {
@@ -194,23 +191,14 @@ class QuestionData(Dataset):
     folds = None
 
     def __init__(
-        self,
-        questions: Sequence[Question],
-        spec: RunSpec,
-        tokenizer: Any,
-        blank: bool | None = None,
-        augment: str = "none",
+        self, questions: Sequence[Question], spec: RunSpec, tokenizer: Any, blank: bool = False, augment: str = "none"
     ):
         self.questions, self.spec, self.augment = list(questions), spec, augment
-        self.blank = spec.data.blank_images if blank is None else blank
+        self.blank = blank or spec.data.blank_images
         self.cache = ImageCache(spec, (spec.data.questions,))
         self.pad = tokenizer.pad_token_id
-
-        def cut(texts: list[str], length: int) -> list[list[int]]:
-            return tokenizer(texts, truncation=True, max_length=length)["input_ids"] if texts else []
-
-        self.tokens = cut([q.question for q in questions], spec.data.question_length)
-        self.answers = cut([q.answer for q in questions], spec.data.answer_length)
+        self.tokens = token_ids(tokenizer, [q.question for q in questions], spec.data.question_length)
+        self.answers = token_ids(tokenizer, [q.answer for q in questions], spec.data.answer_length)
 
     def __len__(self) -> int:
         return len(self.questions)

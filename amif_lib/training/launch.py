@@ -1,13 +1,11 @@
-"""Start a training from a notebook, a terminal or the workflow.
+"""Start a training: in the calling process, or as a subprocess where several processes train.
 
-One process trains inside the calling one. More are a subprocess, so that a kernel never forks after CUDA was touched,
-and a crash leaves a log and an exit status instead of a dead kernel.
+So a kernel never forks after CUDA was touched, and a crash leaves a log and an exit status instead of a dead kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -25,9 +23,7 @@ from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.run_spec import RunSpec
 
 TAIL = 30  # lines of a failed training's log that the error repeats
-# Threads that wait sleep instead of spinning. Where anything else wants the same cores, a training of small steps on several
-# threads else takes some ten times as long: each step ends when the slowest thread gets its turn.
-WAIT_POLICY = "PASSIVE"
+WAIT_POLICY = "PASSIVE"  # waiting threads sleep: where they spin, small steps beside another job take ten times as long
 FEWER_ROWS = "fewer_rows"  # in the run's folder: one of several processes ran out of memory, and how many rows to try
 
 
@@ -40,7 +36,7 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     """
     paths.refuse_reference("training")
     run = spec if isinstance(spec, RunSpec) else _single(str(spec))
-    count = processes if processes is not None else asked_processes() or max(1, _gpus())
+    count = processes if processes is not None else asked("AMIF_PROCESSES") or max(1, _gpus())
     if count < 1:
         raise InputError(f"processes={count}: at least 1")
     with files.exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
@@ -55,17 +51,8 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     return run.directory
 
 
-def asked_processes() -> int | None:
-    """$AMIF_PROCESSES, or None where it is not set. Raises InputError where it is not a number of at least 1."""
-    return _asked("AMIF_PROCESSES", 1)
-
-
-def asked_workers() -> int | None:
-    """$AMIF_WORKERS, processes that decode and augment for each training process (0: itself does), or None."""
-    return _asked("AMIF_WORKERS", 0)
-
-
-def _asked(variable: str, least: int) -> int | None:
+def asked(variable: str, least: int = 1) -> int | None:
+    """A whole number from the environment, or None. Raises InputError where it is none, or below `least`."""
     text = os.environ.get(variable)
     if text and (not text.isdigit() or int(text) < least):
         raise InputError(f"{variable}={text!r}: give a whole number of at least {least}")
@@ -81,13 +68,11 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
     count, port, gpus = str(processes), str(free_port()), _gpus()
     if gpus == 0:
         environment["ACCELERATE_USE_CPU"] = "true"
-        launcher = ["torch.distributed.run", "--nproc_per_node", count]
-        launcher += ["--master_addr", "127.0.0.1", "--master_port", port]
-        return [sys.executable, "-m", *launcher, *module], environment
+        launcher = ["torch.distributed.run", "--nproc_per_node", count, "--master_addr", "127.0.0.1"]
+        return [sys.executable, "-m", *launcher, "--master_port", port, *module], environment
     if processes > gpus:
-        raise InputError(
-            f"{processes} processes asked for, {gpus} GPUs visible; lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
-        )
+        remedy = "lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
+        raise InputError(f"{processes} processes asked for, {gpus} GPUs visible; {remedy}")
     launcher, own = ["accelerate.commands.launch"], _accelerate_config()
     if own.get("num_machines", 1) == 1:  # else the user's cluster set-up says how many processes and where
         launcher += ["--num_processes", count, "--main_process_port", port]
@@ -97,7 +82,7 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
 
 
 def free_port() -> int:
-    """A TCP port that nothing on this machine listens on; fixed defaults clash when two trainings run side by side."""
+    """A TCP port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -107,7 +92,7 @@ def _single(spec: str) -> RunSpec:
     found = load_spec(spec)
     if len(found) != 1:
         names = ", ".join(f"{run.run_id} ({run.data.questions or run.stage}: {run.label})" for run in found[:3])
-        names += f" and {len(found) - 3} more" if len(found) > 3 else ""
+        names += f" and {len(found) - 3} more" * (len(found) > 3)
         raise InputError(f"spec={spec!r}: names {len(found)} runs, one is needed: {names}")
     return found[0]
 
@@ -135,40 +120,40 @@ def _accelerate_config() -> dict:
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
     """Train in a subprocess; where its processes run out of memory it is started again, with fewer rows at a time."""
     stored.refuse_another(run)
-    spec_file, fewer = run.directory / "spec.json", run.directory / FEWER_ROWS
-    files.write_text(spec_file, json.dumps(run.model_dump(mode="json"), indent=1))
+    spec_file, fewer, log = (run.directory / name for name in ("spec.json", FEWER_ROWS, "train.log"))
+    files.write_json(spec_file, run.model_dump(mode="json"))
     settings: dict[str, str] = {}
     while True:
         fewer.unlink(missing_ok=True)
         line, environment = command(run, processes, spec_file)
-        status, tail = _logged(run, line, environment | settings, lock)
+        status, tail = _logged(log, line, environment | settings, lock)
         if not status:
             return
         if not fewer.is_file():
-            log = paths.shown(run.directory / "train.log")
-            raise RuntimeError(f"training {run.run_id} failed (exit status {status}); {log} ends:\n{tail}")
+            what = f"training {run.run_id} failed (exit status {status})"
+            raise RuntimeError(f"{what}; {paths.shown(log)} ends:\n{tail}")
         rows = fewer.read_text(encoding="utf-8").strip()
         settings = {"AMIF_MICRO_BATCH": rows}
         print(f"out of memory: started again with AMIF_MICRO_BATCH={rows}, from the last stored step")
 
 
-def _logged(run: RunSpec, line: list[str], environment: dict[str, str], lock: int | None) -> tuple[int, str]:
-    """Exit status and last lines of a command, whose lines are passed on as they come and kept in `train.log`."""
+def _logged(path: Path, line: list[str], environment: dict[str, str], lock: int | None) -> tuple[int, str]:
+    """Exit status and last lines of a command, whose lines are passed on as they come and kept in the file `path`."""
     tail: deque[str] = deque(maxlen=TAIL)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    held = () if lock is None else (lock,)  # an orphan keeps the lock for as long as it lives
     child = subprocess.Popen(
         line,
         env=environment,
         cwd=paths.ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
-        pass_fds=() if lock is None else (lock,),  # an orphan keeps the lock for as long as it lives
+        pass_fds=held,
+        **pipes,
     )
     try:
-        with (run.directory / "train.log").open("a", encoding="utf-8") as log:
+        with path.open("a", encoding="utf-8") as log:
             for text in child.stdout:
                 print(text, end="", flush=True)
                 log.write(text)

@@ -1,7 +1,6 @@
 """The training loop of every stage and method, under Accelerate, on one process or many.
 
-`python -m amif_lib.training.loop --spec RUN.json` is the same as a program that `accelerate launch` or `torchrun` starts
-once per process.
+As a program, which `accelerate launch` or `torchrun` starts once per process: `python -m amif_lib.training.loop --spec RUN`.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from amif_lib.objectives.distributed import agreed, gather_objects, rank, world_
 from amif_lib.training import checkpoint, predict
 from amif_lib.training.batches import epoch_keys, loader, seed_of, total_steps
 from amif_lib.training.gradient_cache import GradientCache, TooManyRows
-from amif_lib.training.launch import FEWER_ROWS, asked_workers
+from amif_lib.training.launch import FEWER_ROWS, asked
 from amif_lib.training.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
@@ -44,10 +43,10 @@ SAVE_EVERY = 120  # seconds
 
 
 def fit(spec: RunSpec) -> Path:
-    """Train a run to its end in this process, from its last state if it was cut off; returns its directory.
+    """Train a run to its end in this process, from its last state if it was cut off, unless it is finished.
 
-    A finished run is left alone. Raises InputError for what the user can mend, before the first step, and where the
-    training diverges.
+    Returns its directory. Raises InputError for what the user can mend, before the first step, and where the training
+    diverges.
     """
     if stored.is_finished(spec):
         return spec.directory
@@ -68,7 +67,7 @@ def _fit(spec: RunSpec) -> Path:
     cache = GradientCache(prepared.module, -(-spec.train.batch_size // world_size()))
     lines = Lines(spec, first_step)
     if rank() == 0:
-        write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        files.write_json(folder / "spec.json", spec.model_dump(mode="json"))
     bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=rank() == 0)
 
     def forward_backward(part: Any, last: bool) -> dict[str, Tensor]:
@@ -93,7 +92,8 @@ def _fit(spec: RunSpec) -> Path:
             checkpoint.save(folder, prepared.module, optimizer, schedule, step + 1, spent + time.time() - started)
             lines.saved = time.time()
     bar.close()
-    refuse_diverged(spec, prepared.module)
+    if odd := [name for name, value in prepared.module.named_parameters() if not value.isfinite().all()]:
+        raise InputError(f"run {spec.run_id}: {odd[0]} is not finite after the last step; lower train.learning_rate")
     finish(spec, prepared, lines, steps, spent + time.time() - started)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -104,7 +104,7 @@ def _fit(spec: RunSpec) -> Path:
 
 
 def on_gpu() -> bool:
-    """Whether this process trains on a GPU; $ACCELERATE_USE_CPU says otherwise."""
+    """Whether this process trains on a GPU."""
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
 
 
@@ -112,14 +112,12 @@ def on_gpu() -> bool:
 def deterministic() -> Iterator[None]:
     """The same bits on every run of a machine: on a CPU, where it costs nothing, and with AMIF_DETERMINISTIC=1 on a GPU.
 
-    On several threads or a GPU some backward passes else add in whatever order the threads arrive. Where PyTorch has no
-    orderly version, which on a GPU is attention's, it warns.
+    Else some backward passes add in whatever order threads arrive. On a GPU attention has no orderly version: it warns.
     """
     before = torch.are_deterministic_algorithms_enabled()
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and orders nothing
-    torch.use_deterministic_algorithms(
-        not on_gpu() or os.environ.get("AMIF_DETERMINISTIC", "") not in ("", "0"), warn_only=True
-    )
+    asked_for = os.environ.get("AMIF_DETERMINISTIC", "") not in ("", "0")
+    torch.use_deterministic_algorithms(asked_for or not on_gpu(), warn_only=True)
     try:
         yield
     finally:
@@ -164,7 +162,7 @@ def make_optimizer(
 def batches(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[tuple[int, int, Any]]:
     """Epoch, step and batch of every step from `first_step` on."""
     plan = list(epoch_keys(prepared.data, spec, first_step))
-    workers = asked_workers()
+    workers = asked("AMIF_WORKERS", least=0)  # that decode and augment ahead; 0: this process does
     if workers is None:
         workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu() else 0
     feed = loader(prepared.data, [keys for _, _, keys in plan], workers)
@@ -198,19 +196,12 @@ class Lines:
     def write(self, line: dict[str, Any]) -> None:
         """Keep a step's line. Raises InputError where the loss is not finite."""
         if not math.isfinite(line["total"]):
-            raise InputError(
-                f"run {self.spec.run_id}: the loss is {line['total']} at step {line['step']}; lower train.learning_rate"
-            )
+            what = f"run {self.spec.run_id}: the loss is {line['total']} at step {line['step']}"
+            raise InputError(f"{what}; lower train.learning_rate")
         self.history.append(line)
         if rank() == 0:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-def refuse_diverged(spec: RunSpec, module: nn.Module) -> None:
-    """Raise InputError where the last update, whose loss no step saw, left weights that are not finite."""
-    if odd := [name for name, parameter in module.named_parameters() if not parameter.isfinite().all()]:
-        raise InputError(f"run {spec.run_id}: {odd[0]} is not finite after the last step; lower train.learning_rate")
 
 
 # --- after the loop ----------------------------------------------------------------------------------------------
@@ -237,9 +228,9 @@ def finish(spec: RunSpec, prepared: Prepared, lines: Lines, steps: int, seconds:
         metrics["evaluation_time_s"] = round(time.time() - started, 1)
     if rank() == 0:
         manifests.mark(folder, {name for step in spec.lineage() for name in data_sets(step)})
-        write_json(folder / "metrics.json", metrics)
+        files.write_json(folder / "metrics.json", metrics)
         spent = seconds + time.time() - started
-        write_json(folder / "provenance.json", stored.provenance(spec, world_size(), spent))
+        files.write_json(folder / "provenance.json", stored.provenance(spec, world_size(), spent))
         checkpoint.remove(folder)
     gather_objects(None)  # nobody goes on before it is written
 
@@ -257,16 +248,9 @@ def summary(history: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
     return out
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    files.write_text(path, json.dumps(content, indent=2) + "\n")
-
-
 def main() -> None:
     """Train the runs that `--spec` names, in this process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m amif_lib.training.loop", description="Train one run; start it once per process."
-    )
+    parser = argparse.ArgumentParser(description="Train one run; start it once per process.")
     parser.add_argument("--spec", required=True, help="run file, or <scale>/<table>/<row>/<stage>")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -29,14 +29,13 @@ def predict(
     questions: Sequence[Question],
     spec: RunSpec,
     folder: Path,
-    blank: bool | None = None,
+    blank: bool = False,
     batch_size: int = 32,
 ) -> None:
     """Answer the test questions among `questions` and write predictions and candidates to `folder`.
 
-    `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`. Each process answers its share;
-    each question counts once. `batch_size` questions go through the network at once (at paper size some 30 MB each),
-    which changes results by no more than rounding; ranking bounds its own passes.
+    `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`. Each process answers its share,
+    `batch_size` questions at a time, which changes results by no more than rounding.
     """
     model.eval()
     device, tokenizer = next(model.parameters()).device, model.tokenizer
@@ -44,12 +43,10 @@ def predict(
     candidates = candidate_answers(questions)
     tokens = model.tokenize_answers(candidates)
     data = QuestionData(test, spec, tokenizer, blank=blank)
-    own = range(rank(), len(test), world_size())
-    keys = [
-        [(0, index, 1.0, 1) for index in own[start : start + batch_size]] for start in range(0, len(own), batch_size)
-    ]
+    own = [(0, index, 1.0, 1) for index in range(rank(), len(test), world_size())]
+    keys = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
     bf16 = device.type == "cuda" and spec.train.precision == "auto"
-    bar = progress.bar(len(own), "answering" if blank is None else "answering on blank images", show=rank() == 0)
+    bar = progress.bar(len(own), "answering on blank images" if blank else "answering", show=rank() == 0)
     found: list[tuple[int, Any, str]] = []
     for key, batch in zip(keys, loader(data, keys, workers=0), strict=True):
         batch = batch.to(device)
@@ -65,8 +62,7 @@ def predict(
     bar.close()
     everyone = sorted((row for part in gather_objects(found) for row in part), key=lambda row: row[0])
     if rank() == 0:
-        frame = question_frame(test).assign(
-            generated=[text for _, _, text in everyone], log_likelihoods=[scores for _, scores, _ in everyone]
-        )
+        _, scores, texts = zip(*everyone, strict=True)
+        frame = question_frame(test).assign(generated=texts, log_likelihoods=scores)
         counted = [len(ids) - 1 for ids in tokens]  # all after [CLS], [SEP] included
         write_predictions(folder, frame, candidate_frame(candidates, counted, questions))

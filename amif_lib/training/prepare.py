@@ -41,14 +41,11 @@ class Prepared:
 def prepare(spec: RunSpec) -> Prepared:
     """Read a run's data, make its tokenizer and its network with starting weights."""
     if spec.parent is not None and not is_finished(spec.parent):
-        raise InputError(
-            f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; run it first, e.g. "
-            f"`make reproduce SCALE={spec.scale}`"
-        )
-    if spec.stage != "finetune" and spec.train.batch_size % world_size():
-        raise InputError(
-            f"train.batch_size: {spec.train.batch_size} is not a multiple of {world_size()} processes; change one of them"
-        )
+        remedy = f"run it first, e.g. `make reproduce SCALE={spec.scale}`"
+        raise InputError(f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; {remedy}")
+    size = spec.train.batch_size
+    if spec.stage != "finetune" and size % world_size():
+        raise InputError(f"train.batch_size: {size} is not a multiple of {world_size()} processes; change one of them")
     method, notes = methods.load(spec.method), {}
     studies = pretraining_studies(spec.data, spec.model.stored_side) if spec.reads_studies else []
     questions = read_questions(spec) if spec.stage == "finetune" else []
@@ -61,7 +58,9 @@ def prepare(spec: RunSpec) -> Prepared:
         training = [question for question in questions if question.split == "train"]
         data = QuestionData(training, spec, tokenizer, augment=spec.data.augment_questions)
     else:
-        notes |= about_studies(spec, studies)
+        notes |= {"studies": len(studies), "images": sum(len(study.images) for study in studies)}
+        if skipped := decontaminate.missing(spec.data.decontaminate_against):  # decontaminate_absent: skip
+            notes["not_kept_out"] = skipped
         data = PretrainingData(studies, spec, tokenizer, extras)
     return Prepared(module, tokenizer, data, notes, questions)
 
@@ -109,18 +108,9 @@ def get_tokenizer(spec: RunSpec, report_texts: list[str]) -> Any:
         gather_objects(None)  # wait until it is written
         tokenizer = tokenizers.load(folder)
     if len(tokenizer) > spec.model.vocab_size:
-        raise InputError(
-            f"model.vocab_size: {spec.model.vocab_size} is smaller than the {len(tokenizer)} tokens of "
-            f"{spec.init.tokenizer}; raise it"
-        )
+        what = f"model.vocab_size: {spec.model.vocab_size} is smaller than the {len(tokenizer)} tokens"
+        raise InputError(f"{what} of {spec.init.tokenizer}; raise it")
     return tokenizer
-
-
-def about_studies(spec: RunSpec, studies: list[Study]) -> dict[str, Any]:
-    """What `metrics.json` says of the pre-training data."""
-    skipped = decontaminate.missing(spec.data.decontaminate_against)  # decontaminate_absent: skip
-    counts = {"studies": len(studies), "images": sum(len(study.images) for study in studies)}
-    return counts | ({"not_kept_out": skipped} if skipped else {})
 
 
 def about_questions(spec: RunSpec, tokenizer: Any, questions: list[Question]) -> dict[str, Any]:
@@ -128,10 +118,10 @@ def about_questions(spec: RunSpec, tokenizer: Any, questions: list[Question]) ->
     training, test = ([q for q in questions if q.split == split] for split in ("train", "test"))
 
     def cut(texts: list[str], length: int) -> int:
-        return sum(len(ids) > length for ids in tokenizer(texts)["input_ids"]) if texts else 0
+        return sum(len(ids) > length for ids in tokenizers.token_ids(tokenizer, texts))
 
     candidates = candidate_answers(questions)
-    read = tokenizer(candidates, truncation=True, max_length=spec.data.answer_length)["input_ids"]
+    read = tokenizers.token_ids(tokenizer, candidates, spec.data.answer_length)
     return {
         "training_questions": len(training),
         "test_questions": len(test),
