@@ -10,10 +10,7 @@ from amif_lib.core.errors import InputError
 
 
 def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
-    """The teacher's vectors of a run's studies, or None; `notes` gets what `metrics.json` says of them.
-
-    `of(study, pictures)` gives the tensors of a sample, and `folds` the fold of each study, by id: a batch is of one.
-    """
+    """The teacher's `Embeddings` of a run's studies, or None; `notes` gets what `metrics.json` says of them."""
     from amif_lib.methods.amif import settings, teacher
 
     if not (teacher_id := settings.teacher_id(spec)):
@@ -59,7 +56,7 @@ def _fine_tuning(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dic
     model = AMiFForVQA(spec.model, spec.knowledge, ids, tokenizer, spec.data.question_length, spec.data.answer_length)
     notes["weights"] = _load(model.amif, spec, tokenizer)
     if spec.init.decoder != "random":
-        notes["weights"].append(str(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer)))
+        notes["weights"].append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
     notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     notes["knowledge_tokens"], notes["knowledge_texts"] = len(ids), len(set(texts))
     notes["knowledge_texts_left_out"] = left_out
@@ -73,7 +70,7 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
 
     if spec.parent is not None:
         state = pretrained.read_state(spec.parent.directory / "model")
-        return [str(pretrained.load_into(amif, state, f"run {spec.parent.run_id}"))]
+        return [pretrained.load_into(amif, state, f"run {spec.parent.run_id}")]
     towers = teacher.towers(spec) if spec.starts_from_teacher else ("", "")
     named = (spec.init.image, spec.init.text)
     image, text = (tower if name == "teacher" else name for name, tower in zip(named, towers, strict=True))
@@ -82,7 +79,7 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
         reports.append(pretrained.load_image_encoder(amif.image_encoder.vit, image))
     if text != "random":
         reports.append(pretrained.load_text_encoder(amif.text_encoder.bert, text, tokenizer))
-    return [str(report) for report in reports]
+    return reports
 
 
 def save(module: Any, tokenizer: Any, folder: Path) -> None:
@@ -102,7 +99,7 @@ def model(folder: Path) -> Any:
 
 
 def maps(run: Any, drawn: Any) -> dict[str, Any]:
-    """What is stored of a run for figures: file names, and functions that make their content."""
+    """What is stored of a run for figures: `patch_maps.contents`."""
     from amif_lib.methods.amif.patch_maps import contents
 
     return contents(run, drawn)

@@ -21,9 +21,9 @@ HEAT_MAP = 32  # samples of the soft labels' heat maps
 
 @torch.inference_mode()
 def soft_labels(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> dict[str, np.ndarray]:
-    """Labels H, student's P and teacher's Q over the batch's first samples: `<pair>_labels`, `_student`, `_teacher`.
+    """Labels H, student's P and teacher's Q of the batch's first samples: `<pair>_labels`, `_student`, `_teacher`.
 
-    The pairs are image to text (`i2t`) and text to text (`t2t`), of at most `HEAT_MAP` samples.
+    Pairs are image to text (`i2t`) and text to text (`t2t`).
     """
     o, amif, batch = run.spec.objective, _trained(run), batch.map(lambda x: x[:HEAT_MAP])
     views, text = amif.encode_views(batch.views)[:, :, 0], amif.text_encoder(batch.ids, batch.mask)[:, 0]  # [CLS]
@@ -46,13 +46,11 @@ def soft_labels(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> 
 
 @torch.inference_mode()
 def mined_negatives(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> pd.DataFrame:
-    """The hard negatives of a step, one line per sample and kind of pair.
+    """The hard negatives of a step, one line per sample and kind of pair; without a teacher, by the final weights.
 
-    Columns: `step, pair, id, negative_id, probability` (of being drawn), `uniform` (the same, were all allowed samples
-    equally likely), `rank` (1: the most probable); where what an image shows is known, `findings, negative_findings,
-    same_findings`, and the share with the same findings of all that could have been drawn, weighted by probability
-    (`p_same`) and not (`uniform_same`); `text, negative_text` where these may be shown. A student without teacher
-    draws anew, with its final weights.
+    `probability` of being drawn, `uniform` were all allowed samples equally likely, `rank` 1 of the most probable;
+    where what an image shows is known, its `findings` and the share with the same ones among all that could have been
+    drawn, by probability (`p_same`) or not (`uniform_same`); texts where these may be shown.
     """
     stage = Stage2(_trained(run), run.spec.objective, run.spec.seed, special_ids=(0, 0))  # mining reads no tokens
     views = text = None  # the teacher's vectors are enough

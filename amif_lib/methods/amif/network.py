@@ -54,10 +54,10 @@ class AMiF(Backbone):
         return self.image_encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
     def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `config.json`."""
+        """Write weights and `config.json`."""
         _save(self, {"architecture": "AMiF", "model": self.spec.model_dump()}, folder)
 
-    def load(self, folder: Path) -> pretrained.LoadReport:
+    def load(self, folder: Path) -> str:
         """Load weights written by `save`; every tensor must match."""
         return pretrained.load_into(self, pretrained.read_state(folder), str(folder))
 
@@ -98,8 +98,7 @@ def initialise(module: nn.Module, width: int) -> None:
 class AMiFForVQA(nn.Module):
     """AMiF with the gated knowledge fusion decoder: answers questions about an image.
 
-    `knowledge_ids` (M,) are the tokens of the prior knowledge; they travel with the weights. Without knowledge
-    (`source: none`) there is no gated module.
+    `knowledge_ids` (M,), the tokens of the prior knowledge, travel with the weights. `source: none`: no gated module.
     """
 
     def __init__(
@@ -120,18 +119,9 @@ class AMiFForVQA(nn.Module):
         if knowledge.source != "none":
             self.gated_cross_attention = GatedCrossAttention(spec.width, spec.fusion_heads, spec.dropout)
             initialise(self.gated_cross_attention, spec.width)
-        self.decoder = AnswerDecoder(
-            spec.vocab_size,
-            spec.width,
-            spec.decoder_layers,
-            spec.decoder_cross_layers,
-            spec.text_heads,
-            spec.text_positions,
-            spec.dropout,
-        )
+        layers, heads = (spec.decoder_layers, spec.decoder_cross_layers), (spec.text_heads, spec.text_positions)
+        self.decoder = AnswerDecoder(spec.vocab_size, spec.width, *layers, *heads, spec.dropout)
         initialise(self.decoder, spec.width)
-
-    # --- from image and question to F' ---
 
     def encode(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, H, W), question ids and mask (B, t) -> F'_i (B, p+1+t, d) and its mask (B, p+1+t)."""
@@ -141,8 +131,7 @@ class AMiFForVQA(nn.Module):
         self, images: Tensor, ids: Tensor, mask: Tensor, return_weights: bool = False
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """As `encode`, with named intermediates: fused image and text tokens, attention weights, gate."""
-        image = self.amif.image_encoder(images)  # V_i: (B, p+1, d); one blank image may serve a whole batch
-        image = image.expand(len(ids), -1, -1)
+        image = self.amif.image_encoder(images).expand(len(ids), -1, -1)  # V_i: (B, p+1, d); a blank one serves all
         text = self.amif.text_encoder(ids, mask)  # R_i: (B, t, d)
         image, text, attentions = self.amif.co_attention(image, text, None, mask, "image_text", return_weights)
         joint = torch.cat([image, text], dim=1)  # F_i (point 31): (B, p+1+t, d)
@@ -160,8 +149,6 @@ class AMiFForVQA(nn.Module):
         """Language-modelling loss of each answer (B,), summed over its tokens."""
         memory, memory_mask = self.encode(images, ids, mask)
         return self.decoder.loss(answers, answer_mask, memory, memory_mask)
-
-    # --- one image, one question: what a notebook calls ---
 
     @torch.inference_mode()
     def answer(self, image: Image.Image | str | Path, question: str) -> str:
@@ -183,11 +170,11 @@ class AMiFForVQA(nn.Module):
         return frame.sort_values("log_likelihood", ascending=False, ignore_index=True)
 
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
-        """Patch maps (n, n) for one word of the question: `attention`, `transport_plan`, `gate`.
+        """Patch maps (n, n) for one word of the question.
 
-        `attention` of the word's pieces in the last co-attention layer, mean over heads and pieces, the share of the
-        image's [CLS] left out, sum 1 (absent without co-attention); mass that `transport_plan` moves between patch and
-        word; `gate` of the patch, mean over channels (absent without knowledge). InputError where the word is absent.
+        `attention` of the word in the last co-attention layer, mean over heads, on patches, sum 1 (absent without
+        co-attention); mass that `transport_plan` moves between patch and word; `gate` of the patch, mean over channels
+        (absent without knowledge). Raises InputError where the word is absent.
         """
         from amif_lib.methods.amif import patch_maps  # which itself knows this class
 
@@ -195,29 +182,20 @@ class AMiFForVQA(nn.Module):
 
     def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each answer, [CLS] … [SEP], cut to the answer length."""
-        texts = [str(answer) for answer in answers]
-        return self.tokenizer(texts, truncation=True, max_length=self.answer_length)["input_ids"]
+        return tokenizers.token_ids(self.tokenizer, [str(answer) for answer in answers], self.answer_length)
 
     def inputs(self, image: Image.Image | str | Path, question: str) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels (1, 3, H, W), question ids and mask (1, t), on the model's device."""
-        source = Path(image) if isinstance(image, str) else image
+        source, device = Path(image) if isinstance(image, str) else image, self.knowledge_ids.device
         picture = images.as_stored(source, self.spec.stored_side)  # the original with the pixels that training saw
         ids, mask = tokenizers.encode(self.tokenizer, [question], self.question_length)
-        image = pixels.to_tensor(picture, self.spec.image_size)[None]  # (1, 3, H, W)
-        device = self.knowledge_ids.device
-        return image.to(device), ids.to(device), mask.to(device)
-
-    # --- files ---
+        return pixels.to_tensor(picture, self.spec.image_size)[None].to(device), ids.to(device), mask.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), `config.json` and the tokenizer to `folder`."""
-        content = {
-            "architecture": "AMiFForVQA",
-            "model": self.spec.model_dump(),
-            "knowledge": self.knowledge.model_dump(),
-            "question_length": self.question_length,
-            "answer_length": self.answer_length,
-        }
+        content = {"architecture": "AMiFForVQA", "model": self.spec.model_dump()}
+        content |= {"knowledge": self.knowledge.model_dump()}
+        content |= {"question_length": self.question_length, "answer_length": self.answer_length}
         _save(self, content, Path(folder))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -233,10 +211,8 @@ class AMiFForVQA(nn.Module):
             spec, prior = ModelSpec(**content["model"]), KnowledgeSpec(**content["knowledge"])
             lengths = content["question_length"], content["answer_length"]
         except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"{folder / 'config.json'}: {reason}; give the model/ folder of a fine-tuning by this version of the kit"
-            ) from None
+            remedy = "give the model/ folder of a fine-tuning by this version of the kit"
+            raise InputError(f"{folder / 'config.json'}: {' '.join(str(error).split())}; {remedy}") from None
         state = pretrained.read_state(folder)
         model = cls(spec, prior, state["knowledge_ids"], tokenizers.load(folder), *lengths)
         pretrained.load_into(model, state, str(source))

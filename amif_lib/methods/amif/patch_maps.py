@@ -1,7 +1,4 @@
-"""Where a trained network looks for a word: patch maps of attention, transport plan and gate.
-
-`contents` lists all that `experiments.stored_maps` stores beside a run; training reads none of it.
-"""
+"""Where a trained network looks for a word: patch maps of attention, transport plan and gate; training reads none."""
 
 from __future__ import annotations
 
@@ -38,16 +35,13 @@ def contents(
 ) -> dict[str, Callable[[], Any]]:
     """What is stored of a run: file names, and functions that make their arrays or table, None where there is nothing.
 
-    Stage 1: the labels beside the student's probabilities on the first batch. Stage 2: the negatives that the last step
-    drew, and maps of words of reports that no student is trained on. Fine-tuning: maps of words of test questions.
-    Regions to score maps by are known of generated data; of real data there are a few examples.
-
-    `drawn(step)` gives the batch and the studies of a pre-training's step (-1: the last).
+    Stage 1: labels beside the student's probabilities on the first batch, `drawn(0)` (see `training.drawn`). Stage 2:
+    the last step's negatives, and maps of words of reports that no student is trained on. Fine-tuning: of words of test
+    questions. Regions to score maps by are known of generated data; of real data there are a few examples.
     """
-    spec = run.spec
+    spec, made = run.spec, {}
     if spec.stage == "stage1":
         return {"soft_labels.npz": lambda: labels.soft_labels(run, *drawn(0))}
-    made: dict[str, Callable[[], Any]] = {}
     if spec.stage == "stage2" and spec.objective.weight_hard_negatives > 0:
         made["hard_negatives.csv"] = lambda: labels.mined_negatives(run, *drawn(-1))
     sets = (spec.data.questions,) if spec.stage == "finetune" else spec.data.pretrain
@@ -64,9 +58,6 @@ def contents(
             name = f"untrained_{spec.stage}_{sets[0] if spec.stage == 'finetune' else HELD_OUT}.npz"
             made[name] = lambda: make(run, trained=False)
     return made
-
-
-# --- patch maps of a word --------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -109,10 +100,7 @@ def look(
 
 
 def word_positions(tokenizer: Any, tokens: list[int], word: str) -> list[int]:
-    """Places of a word's pieces among a text's tokens: its first occurrence as whole words.
-
-    Raises InputError where the word is not in the text, as far as it is read.
-    """
+    """Places of a word's pieces among a text's tokens: its first occurrence as whole words, or InputError."""
     pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
     known = bool(pieces) and tokenizer.unk_token_id not in pieces  # an unknown piece is like any other unknown one
     for start in range(len(tokens) if known else 0):
@@ -138,9 +126,9 @@ def report_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
 
 
 def example_maps(run: Any) -> dict[str, Any] | None:
-    """Maps of `EXAMPLES` test questions of a set whose images may be shown, without regions: the first by a rule.
+    """Maps of `EXAMPLES` test questions of a set whose images may be shown, without regions.
 
-    A fine-tuning's are of its own set, a stage-2 run's of the first of `SHOWN` that it is kept apart from.
+    The set is a fine-tuning's own; for a stage-2 run, the first of `SHOWN` that it is kept apart from.
     """
     data, own = run.spec.data, run.spec.stage == "finetune"
     sets = [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against]

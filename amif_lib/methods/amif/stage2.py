@@ -89,9 +89,8 @@ class Stage2(nn.Module):
     def mine(self, batch: PretrainingBatch, views: Tensor | None, text: Tensor | None) -> dict[PairType, Negatives]:
         """Eq. 11: a column of the global batch for each own row and kind of pair, drawn from H off the diagonal.
 
-        Off the diagonal H is the teacher's Q; without a teacher it is the student's P (point 19), from `views`
-        (B, V, p+1, d) and `text` (B, t, d). Every process draws all N rows from the same numbers, so that a draw does not
-        depend on how rows are split over processes.
+        There H is the teacher's Q, or without a teacher the student's P (point 19), of `views` (B, V, p+1, d) and `text`
+        (B, t, d). Every process draws all N rows from the same numbers, however rows are split over processes.
         """
         o, amif = self.objective, self.amif
         if "teacher_text" in batch.extras:

@@ -1,7 +1,4 @@
-"""The teacher of the soft labels: embeddings of every image and text by a frozen CLIP-style model, made once.
-
-A run sees the same table of vectors whichever model, or file of embeddings, they come from.
-"""
+"""The teacher of the soft labels: embeddings of every image and text, made once by a frozen model or read from a file."""
 
 from __future__ import annotations
 
@@ -55,8 +52,7 @@ class Embeddings:
 def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     """The embeddings of a run's studies by its teacher, made now where they are absent.
 
-    `results/runs/<teacher_id>/` gets what names no record: `metrics.json` and `spec.json`. Raises InputError where the
-    teacher cannot be had.
+    `results/runs/<teacher_id>/` gets what names no record: `metrics.json` and `spec.json`.
     """
     teacher, path = spec.teacher, _table(spec, studies)
     keys = [("image", image.image_id) for study in studies for image in study.images]
@@ -109,11 +105,8 @@ def _table(spec: Any, studies: Sequence[Study]) -> Path:
     if path.is_file():
         return path
     with _locked(spec) as folder:
-        pictures, folds = (
-            store.pictures(spec.data.pretrain, stored_side(spec)),
-            assign_folds(studies, spec.teacher.cross_fit),
-        )
-        chunks, seen = [], set()
+        pictures = store.pictures(spec.data.pretrain, stored_side(spec))
+        folds, chunks, seen = assign_folds(studies, spec.teacher.cross_fit), [], set()
         bar = progress.bar(len(studies), "teacher embeddings")
         for fold, model in _models(spec, folder, studies, folds).items():
             own = [study for study in studies if folds[study.study_id] == fold]
@@ -177,7 +170,7 @@ def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:
 def with_noise(keys: Sequence[Key], clean: np.ndarray, noise: float) -> np.ndarray:
     """Unit vectors (n, e) with Gaussian noise of standard deviation noise / sqrt(e) per number, unit length again.
 
-    The cosine to the clean vector is about 1 / sqrt(1 + noise^2). The noise depends on the key alone.
+    The noise depends on the key alone.
     """
     out = np.empty_like(clean)
     for row, key in enumerate(keys):
@@ -215,10 +208,9 @@ def _publish(spec: Any, metrics: dict[str, Any]) -> None:
         made = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if made.get("file_sha256") != metrics.get("file_sha256"):
             remedy = f"give it another name, or run: python -m amif_lib clean --runs {folder.name}"
-            raise InputError(
-                f"teacher.source {source}: the file changed since teacher {folder.name} was made; {remedy}"
-            )
+            what = f"the file changed since teacher {folder.name} was made"
+            raise InputError(f"teacher.source {source}: {what}; {remedy}")
         return
-    files.write_text(folder / "spec.json", spec.teacher.model_dump_json(indent=2) + "\n")
-    files.write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    files.write_json(folder / "spec.json", spec.teacher.model_dump(mode="json"))
+    files.write_json(folder / "metrics.json", metrics)
     log.info("teacher %s: mean Q_ii %.3f. %s", folder.name, metrics["mean_q_ii"], metrics["warn"])

@@ -23,12 +23,8 @@ from amif_lib.networks.encoders import ImageEncoder, TextEncoder
 from amif_lib.networks.sizes import ModelSpec
 
 HF_CLIP = "hf-clip:"
-BATCH, LENGTH, DIM, VOCABULARY = (
-    64,
-    64,
-    64,
-    4000,
-)  # of the model that the kit trains: batch, tokens of a text, e, pieces
+BATCH = 64
+LENGTH, DIM, VOCABULARY = 64, 64, 4000  # of the model that the kit trains: tokens of a text, e, pieces
 
 
 class Teacher(NamedTuple):
@@ -102,10 +98,9 @@ class SmallCLIP(nn.Module):
 
 
 def train(studies: Sequence[Study], spec: TeacherSpec, folder: Path, pictures: Any) -> None:
-    """Train a small CLIP on the CPU and save it.
+    """Train a small CLIP on the CPU; `pictures` are the studies' images by id.
 
-    Weights and tokenizer go to `folder`, and each tower by itself to `image/` and `text/` in Hugging Face's form, from
-    which a run can start. `pictures` are the studies' images by id.
+    Weights and tokenizer go to `folder`, and each tower, from which a run can start, to its `image/` and `text/`.
     """
     steps = spec.epochs * (len(studies) // BATCH)
     if steps == 0:
@@ -122,7 +117,11 @@ def train(studies: Sequence[Study], spec: TeacherSpec, folder: Path, pictures: A
     for epoch in range(spec.epochs):
         order = torch.randperm(len(studies), generator=pixels.keyed(0, epoch))
         for rows in order[: len(order) // BATCH * BATCH].split(BATCH):
-            views = [_view(studies[row], pictures, spec.image_size, epoch, row) for row in rows.tolist()]
+            views = []
+            for row in rows.tolist():
+                draws, of_study = pixels.keyed(0, epoch, row), studies[row].images
+                name = of_study[int(torch.randint(len(of_study), (), generator=draws))].image_id
+                views.append(pixels.augment(pictures[name], spec.image_size, "light", draws))
             loss = model(torch.stack(views), ids[rows])  # images (B, 3, H, W), tokens (B, t)
             optimizer.zero_grad()
             loss.backward()
@@ -149,10 +148,3 @@ def load_trained(spec: TeacherSpec, folder: Path) -> Teacher:
         lambda pictures: model.encode_image(torch.stack([pixels.to_tensor(p, spec.image_size) for p in pictures])),
         lambda texts: model.encode_text(_padded(tokenizer, texts, LENGTH)),
     )
-
-
-def _view(study: Study, pictures: Any, size: int, epoch: int, row: int) -> Tensor:
-    """One of the study's images, slightly varied, (3, size, size)."""
-    generator = pixels.keyed(0, epoch, row)
-    image = study.images[int(torch.randint(len(study.images), (), generator=generator))]
-    return pixels.augment(pictures[image.image_id], size, "light", generator)
