@@ -69,5 +69,5 @@ def gather_objects(item: object) -> list:
 
 
 def agreed(choice: bool) -> bool:
-    """The first process's choice, on every process: clocks differ, and a collective must be entered by all or none."""
+    """The first process's choice, on every process: clocks differ, and all or none must enter a collective."""
     return bool(gather_objects(choice)[0])

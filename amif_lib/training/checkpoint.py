@@ -1,4 +1,4 @@
-"""The state of a training that a cut-off run goes on from: one file, replaced only by a whole new one."""
+"""The state that a cut-off training goes on from: one file, replaced only by a whole new one."""
 
 from __future__ import annotations
 
@@ -18,17 +18,13 @@ STATE = "state.pt"  # in the run's folder
 
 
 def save(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: int, seconds: float) -> None:
-    """Keep what is needed to go on at `step`; each process has its own random state.
-
-    Where there is no room for it, a warning says so and the state before stays.
-    """
+    """Keep what is needed to go on at `step`; where there is no room for it, the state before stays, with a warning."""
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     randoms = gather_objects((torch.get_rng_state(), gpu))
     if rank() != 0:
         return
-    parts = {"module": module, "optimizer": optimizer, "schedule": schedule}
-    content = {name: part.state_dict() for name, part in parts.items()}
-    content |= {"step": step, "seconds": seconds, "random": randoms}
+    content = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    content |= {"step": step, "seconds": seconds, "random": randoms}  # each process has its own random state
     try:
         with files.write_aside(folder / STATE) as aside:
             torch.save(content, aside)

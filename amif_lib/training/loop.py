@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 WEIGHT_DECAY, BETAS, CLIP_NORM = 0.01, (0.9, 0.98), 1.0  # M3AE's
 SAVE_EVERY = 120  # seconds
+LINES = "metrics.jsonl"  # one a step
 
 
 def fit(spec: RunSpec) -> Path:
@@ -65,7 +66,7 @@ def _fit(spec: RunSpec) -> Path:
     first_step, spent = checkpoint.restore(folder, prepared.module, optimizer, schedule)
     module, optimizer = accelerator.prepare(prepared.module.train(), optimizer)
     cache = GradientCache(prepared.module, -(-spec.train.batch_size // world_size()))
-    lines = Lines(spec, first_step)
+    history, saved = history_before(folder, first_step), time.time()
     if rank() == 0:
         files.write_json(folder / "spec.json", spec.model_dump(mode="json"))
     bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=rank() == 0)
@@ -84,17 +85,22 @@ def _fit(spec: RunSpec) -> Path:
         norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        values = {"learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)} | over_processes(losses)
+        line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
+        history.append(line | over_processes(losses))
         schedule.step()
-        lines.write({"step": step, "epoch": epoch, **values})
-        bar.step(1, loss=values["total"])
-        if step + 1 < steps and agreed(time.time() - lines.saved > SAVE_EVERY):
+        if not math.isfinite(loss := history[-1]["total"]):
+            raise InputError(f"run {spec.run_id}: the loss is {loss} at step {step}; lower train.learning_rate")
+        if rank() == 0:
+            with (folder / LINES).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(history[-1]) + "\n")
+        bar.step(1, loss=loss)
+        if step + 1 < steps and agreed(time.time() - saved > SAVE_EVERY):
             checkpoint.save(folder, prepared.module, optimizer, schedule, step + 1, spent + time.time() - started)
-            lines.saved = time.time()
+            saved = time.time()
     bar.close()
     if odd := [name for name, value in prepared.module.named_parameters() if not value.isfinite().all()]:
         raise InputError(f"run {spec.run_id}: {odd[0]} is not finite after the last step; lower train.learning_rate")
-    finish(spec, prepared, lines, steps, spent + time.time() - started)
+    finish(spec, prepared, history, steps, spent + time.time() - started)
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     return folder
@@ -183,31 +189,19 @@ def over_processes(losses: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(losses, torch.where(counts, values, values / world_size()).tolist(), strict=True))
 
 
-class Lines:
-    """`metrics.jsonl`: a line per step, written by the first process; lines of steps to be trained again are dropped."""
-
-    def __init__(self, spec: RunSpec, first_step: int):
-        self.spec, self.path, self.saved = spec, spec.directory / "metrics.jsonl", time.time()
-        kept = [json.loads(line) for line in files.whole_lines(self.path)]
-        self.history = [line for line in kept if line["step"] < first_step]
-        if rank() == 0:
-            files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Keep a step's line. Raises InputError where the loss is not finite."""
-        if not math.isfinite(line["total"]):
-            what = f"run {self.spec.run_id}: the loss is {line['total']} at step {line['step']}"
-            raise InputError(f"{what}; lower train.learning_rate")
-        self.history.append(line)
-        if rank() == 0:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+def history_before(folder: Path, first_step: int) -> list[dict[str, Any]]:
+    """Lines of `metrics.jsonl`; those of steps that are to be trained again are dropped from the file."""
+    kept = [json.loads(line) for line in files.whole_lines(folder / LINES)]
+    kept = [line for line in kept if line["step"] < first_step]
+    if rank() == 0:
+        files.write_text(folder / LINES, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 # --- after the loop ----------------------------------------------------------------------------------------------
 
 
-def finish(spec: RunSpec, prepared: Prepared, lines: Lines, steps: int, seconds: float) -> None:
+def finish(spec: RunSpec, prepared: Prepared, history: list[dict[str, Any]], steps: int, seconds: float) -> None:
     """Write weights, predictions and metrics; provenance comes last, since it says that the run is whole."""
     folder, started = spec.directory, time.time()
     metrics = {
@@ -216,7 +210,7 @@ def finish(spec: RunSpec, prepared: Prepared, lines: Lines, steps: int, seconds:
         "samples": steps * spec.train.batch_size,
         "train_time_s": round(seconds, 1),
         **prepared.notes,
-        **summary(lines.history, spec.train.epochs),
+        **summary(history, spec.train.epochs),
     }
     if rank() == 0:
         methods.load(spec.method).save(prepared.module, prepared.tokenizer, folder / "model")

@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -66,18 +65,14 @@ def prepare(spec: RunSpec) -> Prepared:
 
 
 def drawn(spec: RunSpec) -> Callable[[int], tuple[PretrainingBatch, list[Study]]]:
-    """What a stored pre-training drew: a function that gives the global batch of a step (-1: the last) and its studies."""
-
-    @cache
-    def read() -> PretrainingData:  # when first asked
-        studies = pretraining_studies(spec.data, spec.model.stored_side)
-        extras = methods.load(spec.method).extras(spec, studies, {})
-        return PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
+    """A function that makes the global batch of a stored pre-training's step (-1: the last) again, with its studies."""
 
     def batch(step: int) -> tuple[PretrainingBatch, list[Study]]:
-        data = read()
+        studies = pretraining_studies(spec.data, spec.model.stored_side)
+        extras = methods.load(spec.method).extras(spec, studies, {})
+        data = PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
         _, _, keys = next(epoch_keys(data, spec, step % total_steps(data, spec)))
-        return data.collate([data[key] for key in keys]), [data.studies[key[1]] for key in keys]
+        return data.collate([data[key] for key in keys]), [studies[key[1]] for key in keys]
 
     return batch
 

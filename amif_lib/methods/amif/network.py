@@ -169,6 +169,7 @@ class AMiFForVQA(nn.Module):
         frame["log_likelihood"], frame["probability"] = scores.tolist(), scores.softmax(0).tolist()
         return frame.sort_values("log_likelihood", ascending=False, ignore_index=True)
 
+    @torch.inference_mode()
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
         """Patch maps (n, n) for one word of the question.
 
@@ -176,9 +177,11 @@ class AMiFForVQA(nn.Module):
         co-attention); mass that `transport_plan` moves between patch and word; `gate` of the patch, mean over channels
         (absent without knowledge). Raises InputError where the word is absent.
         """
-        from amif_lib.methods.amif import patch_maps  # which itself knows this class
+        from amif_lib.methods.amif.patch_maps import look, word_positions  # which itself knows this class
 
-        return patch_maps.explain(self, image, question, word)
+        pictures, ids, mask = self.inputs(image, question)
+        found = look(self, pictures, ids, mask, [word_positions(self.tokenizer, ids[0].tolist(), word)])
+        return {name: values[0] for name, values in found.items()}
 
     def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each answer, [CLS] … [SEP], cut to the answer length."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,20 +51,11 @@ def contents(
     elif not all(map(regions.known, sets)):
         made["example_maps.npz"] = lambda: example_maps(run)
     else:
-        make = question_maps if spec.stage == "finetune" else report_maps
-        made["maps.npz"] = lambda: make(run)
+        made["maps.npz"] = lambda: word_maps(run)
         if spec.stage == "stage2" or (spec.knowledge.source == "answers" and spec.knowledge.gate):
             name = f"untrained_{spec.stage}_{sets[0] if spec.stage == 'finetune' else HELD_OUT}.npz"
-            made[name] = lambda: make(run, trained=False)
+            made[name] = lambda: word_maps(run, trained=False)
     return made
-
-
-@torch.inference_mode()
-def explain(model: AMiFForVQA, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
-    """See `AMiFForVQA.explain`."""
-    images, ids, mask = model.inputs(image, question)
-    found = look(model, images, ids, mask, [word_positions(model.tokenizer, ids[0].tolist(), word)])
-    return {name: values[0] for name, values in found.items()}
 
 
 @torch.inference_mode()
@@ -111,18 +101,19 @@ def word_positions(tokenizer: Any, tokens: list[int], word: str) -> list[int]:
     raise InputError(f"explain: {word!r} is not a word of the question")
 
 
-def question_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
-    """Maps of the first `MOST` test questions, in file order, that name a finding which the image shows."""
-    data = run.spec.data
-    questions = load_questions(data.questions, **data.question_settings)
+def word_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
+    """Maps of the first `MOST` words that name a finding which the image shows, in file order.
+
+    Of test questions, or for a stage-2 run of reports of the held-out studies.
+    """
+    spec = run.spec
+    if spec.stage == "stage2":
+        studies = load_studies(HELD_OUT, stored_side=spec.model.stored_side)
+        return _maps(run, HELD_OUT, regions.named_in_reports(HELD_OUT, studies), trained)
+    name = spec.data.questions
+    questions = load_questions(name, **spec.data.question_settings)
     tested = [question for question in questions if question.split == "test" and question.language == "en"]
-    return _maps(run, data.questions, regions.named_in_questions(data.questions, tested), trained)
-
-
-def report_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
-    """Maps of the first `MOST` (image, finding) pairs of the held-out studies whose report names the finding."""
-    studies = load_studies(HELD_OUT, stored_side=run.spec.model.stored_side)
-    return _maps(run, HELD_OUT, regions.named_in_reports(HELD_OUT, studies), trained)
+    return _maps(run, name, regions.named_in_questions(name, tested), trained)
 
 
 def example_maps(run: Any) -> dict[str, Any] | None:
@@ -199,16 +190,17 @@ def first_of_each(rows: Sequence[regions.Asked]) -> list[int]:
 
 def _network(run: Any, tokenizer: Any, trained: bool) -> AMiFForVQA | Stage2:
     """The stored network, or the same with random weights, in evaluation mode."""
-    spec, folder = run.spec, run.directory / "model"
+    spec, folder, special = run.spec, run.directory / "model", (tokenizer.cls_token_id, tokenizer.sep_token_id)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if spec.stage == "finetune":
-            model = AMiFForVQA.from_pretrained(folder)
+        if spec.stage == "stage2":
+            amif = AMiF(spec.model)
+            network = Stage2(amif, spec.objective, spec.seed, special)
+            if trained:
+                amif.load(folder)
+        else:
+            network = AMiFForVQA.from_pretrained(folder)
             if not trained:
-                lengths = model.question_length, model.answer_length
-                model = AMiFForVQA(spec.model, spec.knowledge, model.knowledge_ids, tokenizer, *lengths)
-            return model.eval()
-        amif = AMiF(spec.model)
-    if trained:
-        amif.load(folder)
-    return Stage2(amif, spec.objective, spec.seed, (tokenizer.cls_token_id, tokenizer.sep_token_id)).eval()
+                lengths = network.question_length, network.answer_length
+                network = AMiFForVQA(spec.model, spec.knowledge, network.knowledge_ids, tokenizer, *lengths)
+    return network.eval()
