@@ -192,14 +192,6 @@ def test_best_takes_the_nearest_row_and_close_the_furthest(monkeypatch, tmp_path
     assert worse["p"] == pytest.approx(min(1, 4 * gap.p))
 
 
-def test_lambda_is_compared_with_its_neighbours(monkeypatch, tmp_path):
-    fabricated.install(monkeypatch, tmp_path, SETS)
-    write_table("lambda_sweep", "demo", {"0": (0, 1), "0.005": (0, 1, 2), "0.01": (0,), "0.05": (0, 5), "0.1": ()})
-    got = claims.table("demo", ["lambda_sweep"]).iloc[0]
-    assert got["audit"] == "cannot be checked" and got["compared"] == "#0.01 - #0.05"
-    assert got["ours"] == pytest.approx(100 / 12)
-
-
 def made_up_maps(share: float, data_set: str) -> stored_maps.Maps:
     """Four maps of 2 x 2 cells on two images: the region is one cell and holds `share` of the first two maps."""
     coverage = np.zeros((4, 2, 2))

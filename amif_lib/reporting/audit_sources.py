@@ -18,7 +18,6 @@ from amif_lib.data import manifests
 from amif_lib.data.load import variant_settings
 from amif_lib.data.records import Question
 from amif_lib.experiments import stored
-from amif_lib.scoring import leaks
 from amif_lib.scoring.protocols import DEFINITIONS
 
 SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")
@@ -155,21 +154,3 @@ def test_size(name: str, split: str = "overall", definition: str = "yes_no") -> 
 def _sizes(root: str) -> dict[tuple[str, str, str], int]:
     whole = _test_counts(root).query("variant == 'all'").to_dict("records")
     return {(r["data_set"], k, r["definition"]): int(r[k]) for r in whole for k in ("total", "open", "closed")}
-
-
-def leak_report() -> tuple[pd.DataFrame, list[str]]:
-    """`leaks.lines` for every set whose files are there, and a note, from the manifest, for each that is not."""
-    frames, notes = [pd.DataFrame(columns=list(leaks.COLUMNS))], []
-    for name in SETS:
-        manifest, found = manifests.load(name), questions(name)
-        if isinstance(found, str):
-            known = [line for line in manifest.evidence.verified if "test questions" in line] or ["nothing recorded"]
-            notes += [f"{manifest.title}, from the manifest ({found}): {line}." for line in known]
-            continue
-        for variant in [variant.name for variant in manifest.variants] or ["default"]:
-            part = questions(name, variant)
-            if isinstance(part, str):
-                notes.append(f"{manifest.title}, {variant}: not measured ({part}).")
-            else:
-                frames.append(leaks.lines(part, name, variant))
-    return pd.concat(frames[1:] or frames, ignore_index=True), notes
