@@ -213,7 +213,10 @@ def test_changes_are_found(own_set: Path, capsys) -> None:
         check.require(table)
     (images / "b.jpg").unlink()
     found = status()
-    assert (found[images.name], found["records"]) == ("partial", "changed")
+    assert (found[images.name], found["images decode"]) == ("partial", "changed")
+    assert found["train: questions"] == "ok"  # annotations alone have every count
+    detail = check.check(["tiny"]).set_index("item").loc["images decode", "detail"]
+    assert "b.jpg: image of question" in detail and "2 of 3 images found under" in detail
     state, said = check.presence("tiny")
     assert state == "partly there" and "VQA_RAD Image Folder is partial" in said
     annotations.unlink()

@@ -206,7 +206,7 @@ def test_real_slake_is_as_its_manifest_expects(annotations: Path) -> None:
     assert [q.question_id for q in train] == [str(r["qid"]) for r in raw if r["q_lang"] == "en" and r["answer"]]
     on_train = {q.image_id for q in chinese if q.split == "train"}
     assert sum(q.split == "test" and q.image_id in on_train for q in english) == 781  # the leak that en+zh would be
-    refused("slake", annotations, r"source.jpg: image of qid \d+ is missing")
+    refused("slake", annotations, r"source.jpg: image of question \d+ is missing; 0 of \d+ images found under")
 
 
 # --- PathVQA ---
@@ -416,7 +416,7 @@ DAMAGED = [
     ("vqa_rad", [record(answer=None)], "qid 7: answer is empty"),
     ("vqa_rad", [record(answer=True)], "qid 7: answer is empty or not text"),
     ("vqa_rad", [record(question=...)], "qid 7: key question is missing"),
-    ("vqa_rad", [record(image_name="b.jpg")], "b.jpg: image of qid 7 is missing"),
+    ("vqa_rad", [record(image_name="b.jpg")], "b.jpg: image of question 7 is missing"),
     ("vqa_rad", [record(phrase_type="dev")], "qid 7: phrase_type 'dev' is not one of"),
     ("vqa_rad", [record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
     ("vqa_rad", [record(), record(qid="7")], "Public.json: record qid 7: qid 7 occurs twice"),
@@ -431,7 +431,7 @@ DAMAGED = [
     ("slake", [slake_record(qid=1622, question="")], "qid 1622: question is empty"),
     ("slake", [slake_record(q_lang="fr")], "qid 7: q_lang 'fr' is not one of en, zh"),
     ("slake", [slake_record(qid=902)], "test.json: record qid 902: qid 902 occurs twice .*train.json"),
-    ("slake", [slake_record(img_name="xmlab2/source.jpg")], "xmlab2/source.jpg: image of qid 7 is missing"),
+    ("slake", [slake_record(img_name="xmlab2/source.jpg")], "xmlab2/source.jpg: image of question 7 is missing"),
     ("pathvqa", pickle.dumps(PATHVQA_ROWS)[:60], "train_qa.pkl: not a readable pickle"),
     ("pathvqa", b'[{"image": 1}]', "train_qa.pkl: not a readable pickle"),
     ("pathvqa", pickle.dumps({"a": 1}), "must hold a list of records"),
@@ -439,7 +439,7 @@ DAMAGED = [
     (
         "pathvqa",
         pickle.dumps([{**ONE, "image": "train_0009"}]),
-        "train_0009.jpg: image of record train_0009-1 is missing",
+        "train_0009.jpg: image of question train_0009-1 is missing",
     ),
     ("json", '[{"img_id": "train_0000", "sentf"', "pvqa_train.json, line 1: not valid JSON"),
     ("json", [{"img_id": "a", "sentf": {"pvqa": []}}], "record a: key sentf.pvqa or labelf.pvqa is missing"),
@@ -449,7 +449,7 @@ DAMAGED = [
     ("train", "synpic1|what?| \n", "line 1: answer is empty"),
     ("train", "\n", "All_QA_Pairs_train.txt: no records"),
     ("train", b"synpic1|what?|crohn\xb4s\n", "All_QA_Pairs_train.txt, line 1: not UTF-8"),
-    ("train", "synpic5|what?|ct\n", "synpic5.jpg: image of .*train.txt, line 1 is missing"),
+    ("train", "synpic5|what?|ct\n", "synpic5.jpg: image of question synpic5-1 is missing"),
     ("test", "synpic8|colour|what?|red\n", "line 1: category 'colour' is not one of modality, plane"),
     ("test", "synpic8|plane|what?|#()\n", "Ref_Answers.txt, line 1: answer is empty"),
     (

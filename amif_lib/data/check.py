@@ -169,12 +169,19 @@ def _lines(manifest: Manifest, decode: bool, notes: list[str]) -> Iterator[Line]
     if manifest.alternatives:
         yield "layout", "ok", manifest.version
     yield from ((entry.path, *_look(entry, folder)) for entry in (*manifest.files, *manifest.trees))
-    try:
-        yield from _counts(manifest, notes)
-        if decode:
-            yield _images(manifest, notes)
-    except InputError as error:
-        yield "records", "changed", _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
+    for item, lines in (("records", _counts), (IMAGES, _images if decode else _all_there)):
+        try:
+            yield from lines(manifest, notes)
+        except InputError as error:
+            yield item, "changed", _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
+            return
+
+
+def _all_there(manifest: Manifest, notes: list[str]) -> list[Line]:
+    """Nothing; raises InputError where a question's image is absent (studies' images are looked for with the counts)."""
+    if manifest.role == "questions":
+        load.load_questions(manifest.name)
+    return []
 
 
 def _compare(item: str, have: int, expected: int, shortfall: float = 0) -> Line:
@@ -183,7 +190,7 @@ def _compare(item: str, have: int, expected: int, shortfall: float = 0) -> Line:
 
 
 def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
-    found = load.counts(manifest.name)
+    found = load.counts(manifest.name, images=False)
     if not manifest.splits:
         yield from ((f"all: {key}", "ok", f"{n}, nothing recorded to compare with") for key, n in found["all"].items())
     for split in manifest.splits:
@@ -191,7 +198,7 @@ def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
             yield _compare(f"{split.name}: {key}", found.get(split.name, {}).get(key, 0), expected, split.shortfall)
     for variant in manifest.variants:  # other choices of questions from the same files
         try:
-            have = load.variant_counts(manifest.name, variant.name)
+            have = load.variant_counts(manifest.name, variant.name, images=False)
         except InputError as error:  # it may need files that the default does not
             said = _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
             yield f"{variant.name}: questions", "changed" if variant == manifest.variants[0] else "ok", said
@@ -201,7 +208,7 @@ def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
                 yield _compare(f"{variant.name}: {split} questions", have.get(split, 0), expected)
 
 
-def _images(manifest: Manifest, notes: list[str]) -> Line:
+def _images(manifest: Manifest, notes: list[str]) -> list[Line]:
     """Decode all images. `partial`: training can leave the bad ones out; what is evaluated on must be whole."""
     from amif_lib.data import images
 
@@ -210,11 +217,11 @@ def _images(manifest: Manifest, notes: list[str]) -> Line:
         evaluated = {question.image_path for question in load.load_questions(name) if question.split != "train"}
     number, bad = images.verify(readers.image_paths(name), f"{name}: decoding")
     if not bad:
-        return IMAGES, "ok", f"{number} images"
+        return [(IMAGES, "ok", f"{number} images")]
     said = f"{len(bad)} of {number} images cannot be decoded"
     if needed := len(evaluated & set(bad)):
         said += f", {needed} of validation or test questions"
     status = "changed" if needed or len(bad) > MOST_BAD * number else "partial"
     shown = (path if manifests.stays_with_data(name) else path.name for path in bad)
     messages = [f"{path} ({reason})" for path, reason in zip(shown, bad.values(), strict=True)]
-    return IMAGES, status, _said(name, said, messages, notes)
+    return [(IMAGES, status, _said(name, said, messages, notes))]

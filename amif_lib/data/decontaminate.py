@@ -61,9 +61,15 @@ def apply(
 
 
 def missing(against: Iterable[str]) -> list[str]:
-    """Those of the protected sets whose folder is not on disk (a generated set is made when it is asked for)."""
-    found = [manifests.load(name) for name in against]
-    return [m.name for m in found if not m.generator and not manifests.folder_of(m).is_dir()]
+    """Those of the protected sets without any picture on disk (a generated set is made when it is asked for)."""
+
+    def has_pictures(manifest: manifests.Manifest) -> bool:
+        folder, trees = manifests.folder_of(manifest), manifests.as_found(manifest).trees
+        found = (next((folder / tree.path).rglob(tree.pattern), None) for tree in trees)
+        return folder.is_dir() and (not trees or any(found))
+
+    known = map(manifests.load, against)
+    return [manifest.name for manifest in known if not manifest.generator and not has_pictures(manifest)]
 
 
 def present(against: Iterable[str], absent: Absent = "error") -> tuple[str, ...]:

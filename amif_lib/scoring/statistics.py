@@ -83,10 +83,11 @@ def combine_seeds(values: Sequence[float]) -> tuple[float, float]:
 def detectable(difference: Estimate, power: float = 0.8) -> float:
     """The smallest true difference that a two-sided test at 5% finds with this power: (z_0.975 + z_power) SE.
 
-    SE is the bootstrap's, its interval's half width over z_0.975 (Bloom, Evaluation Review 19(5), 1995, eq. 1).
+    SE is the bootstrap's, its interval's half width over z_0.975 (Bloom, Evaluation Review 19(5), 1995). NaN where
+    the two systems never differ, which says nothing of a difference.
     """
     z = NormalDist().inv_cdf
-    return (z(0.975) + z(power)) * (difference.high - difference.low) / 2 / z(0.975)
+    return (z(0.975) + z(power)) * (difference.high - difference.low) / 2 / z(0.975) or float("nan")
 
 
 # --- bootstrap: images are resampled, and runs within pre-trainings ------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.records import Study
+from amif_lib.data.records import Question, Study
 
 YES_NO = ("yes", "no")
 NUMBERS = ("qid", "img_id", "answer")  # the keys whose values may be whole numbers
@@ -157,6 +157,18 @@ class Images:
         """Raise InputError, which names file and record, where an image is absent."""
         if path not in self:
             raise InputError(f"{paths.shown(path)}: image of {where} is missing; fetch it or remove the record")
+
+
+def require_images(questions: list[Question], root: Path) -> list[Question]:
+    """The questions. Raises InputError, naming the first and the number of images found, where an image is absent."""
+    present = Images()
+    found = {question.image_path: question.image_path in present for question in questions}
+    for question in questions:
+        if not found[question.image_path]:
+            said = f"{paths.shown(question.image_path)}: image of question {question.question_id} is missing"
+            number = f"{sum(found.values())} of {len(found)} images found under {paths.shown(root)}"
+            raise InputError(f"{said}; {number}: fetch the others")
+    return questions
 
 
 def without_absent(studies: list[Study], source: Path) -> list[Study]:

@@ -38,7 +38,7 @@ def read(
     duplicates.) `layout`: `questions` (pickle), `questions_json` (its JSON form) and `images` (folder), with `{split}`.
     """
     chosen = files.choose(training_file, TRAINING_FILES)
-    present, questions = files.Images(), []
+    questions = []
     for split in ("train", "val", "test"):
         numbers, seen = Counter(), set()
         for record in records(root, layout, split):
@@ -61,12 +61,10 @@ def read(
                 closed_yes_no=closed,
                 question_type="yes/no" if closed else first if first in KINDS else "other",
             )
-            if images:
-                present.require(made.image_path, f"record {made.question_id}")
             questions.append(made)
         if chosen == "deduplicated":
             log.info("PathVQA, %s: %d duplicates dropped", split, numbers.total() - len(seen))
-    return questions
+    return files.require_images(questions, root) if images else questions
 
 
 def records(root: Path, layout: Mapping[str, str], split: str) -> list[Record]:

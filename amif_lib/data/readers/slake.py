@@ -34,7 +34,7 @@ def read(
     """
     files.choose(training_file, TRAINING_FILES)
     files.check_one_of(language, LANGUAGES, "language:")
-    present, seen, questions, unanswered = files.Images(), {}, [], []
+    seen, questions, unanswered = {}, [], []
     for split in ("train", "val", "test"):
         path = root / layout[split]
         for number, record in enumerate(files.read_json(path)):
@@ -50,11 +50,9 @@ def read(
                 unanswered.append(qid)
                 continue
             questions.append(_question(record, split, root / layout["images"]))
-            if images:
-                present.require(questions[-1].image_path, f"qid {qid}")
     if unanswered:
         log.info("SLAKE: %d question without an answer left out (qid %s)", len(unanswered), ", ".join(unanswered))
-    return questions
+    return files.require_images(questions, root) if images else questions
 
 
 def _question(record: Record, split: str, folder: Path) -> Question:

@@ -34,14 +34,14 @@ def read(
     `test_images` (folders) and `categories` (the files by category, with `{folder}`, `{category}` and `{split}`).
     """
     chosen = files.choose(training_file, TRAINING_FILES)
-    present, questions = files.Images(), []
+    questions = []
     for split in ("train", "val", "test"):
         numbers = Counter()
         for where, record in _records(root, layout, split):
             numbers[record["image"]] += 1
             if chosen == "without_abnormality" and not record["category"]:
                 said = f"{where}: the question is in no file by category, which {chosen} needs"
-                raise InputError(f"{said}; fetch {layout['categories']} or choose all")
+                raise InputError(f"{said}; fetch the folder QAPairsByCategory or choose all")
             if chosen == "without_abnormality" and record["category"] == "abnormality":
                 continue
             answers = accepted(record["answer"]) if split == "test" else (normalise_answer(record["answer"]),)
@@ -56,10 +56,8 @@ def read(
                 closed_yes_no=answers[0] in YES_NO,
                 question_type=record["category"],
             )
-            if images:
-                present.require(question.image_path, where)
             questions.append(question)
-    return questions
+    return files.require_images(questions, root) if images else questions
 
 
 def accepted(reference: str) -> tuple[str, ...]:
@@ -103,7 +101,7 @@ def _records(root: Path, layout: Mapping[str, str], split: str) -> list[tuple[st
     categories: dict[tuple[str, ...], str] = {}
     for stem, category in CATEGORIES.items():
         part = root / layout["categories"].format(category=stem, split=split, folder=path.parent.name)
-        if part.is_file():
+        if part.is_file() and files.read_text(part).strip():
             categories |= {_key(record): category for _, record in _lines(part, FIELDS)}
     return [(where, {**r, "category": categories.get(_key(r), "")}) for where, r in _lines(path, FIELDS)]
 

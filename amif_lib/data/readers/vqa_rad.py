@@ -36,10 +36,7 @@ def read(
         files.check_once(f"qid {record['qid']}", seen, where)
     parts = {"train": training_records(content, chosen), "test": [r for r in content if _split(r) == "test"]}
     questions = [_question(record, split, folder) for split, part in parts.items() for record in part]
-    present = files.Images()
-    for question in questions if images else ():
-        present.require(question.image_path, f"qid {question.question_id}")
-    return questions
+    return files.require_images(questions, root) if images else questions
 
 
 def _split(record: Record) -> str:
