@@ -164,6 +164,8 @@ def test_a_protected_set_that_is_absent_is_an_error_unless_skipped(
 ) -> None:
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     assert decontaminate.missing(("vqa_rad", "phantom_vqa_rad")) == ["vqa_rad"]
+    manifests.folder_of(manifests.load("vqa_rad")).mkdir(parents=True)  # annotations without images
+    assert decontaminate.missing(("vqa_rad", "phantom_vqa_rad")) == ["vqa_rad"]
     with pytest.raises(InputError, match=r"protected set vqa_rad is not on disk .*decontaminate_absent: skip"):
         decontaminate.apply("made", [], ("vqa_rad",))
     with pytest.raises(InputError, match="protected set vqa_rad"):

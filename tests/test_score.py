@@ -138,28 +138,6 @@ def test_texts_that_may_not_be_passed_on_are_not_printed(made: Path, monkeypatch
 
 
 RECORD_LIST = [{"QID": int(name), "answer": "the accepted one", "Pred": text} for name, text in ANSWERS.items()]
-FORMATS = {
-    "ids.json": ANSWERS,
-    "list.json": RECORD_LIST,
-    "floats.json": [{"id": float(name), "answer": text or None} for name, text in ANSWERS.items()],
-    "lines.jsonl": "\n\n".join(json.dumps(record) for record in RECORD_LIST) + "\n",
-    "bom.csv": "\ufeffquestion_id, prediction ,answer\r\n" + "".join(f'{q},"{a}",gold\r\n' for q, a in ANSWERS.items()),
-    "tabs.tsv": "id\tanswer\n" + "".join(f" {q} \t{a}\n" for q, a in reversed(ANSWERS.items())),
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_formats_give_the_same_score(made: Path, name: str) -> None:
-    """Whole numbers and texts are one id; beside `pred` or `prediction`, `answer` is not what was predicted."""
-    found = scored(write(made / name, FORMATS[name]))
-    assert cell(found.table, "predictions", "overall")["correct"] == 3
-    kinds = {
-        "ids.json": "question id = question_id, prediction = answer",
-        "bom.csv": "prediction = prediction, accepted answer = answer",
-        "tabs.tsv": "id = id",
-    }
-    assert kinds.get(name, "Read: question id =") in found.notes[0]
-    assert "Not scored: paper, strict@1, albef@1, blip@1, closed_yes_no@1" in " ".join(found.notes)
 
 
 def test_predictions_on_other_splits_are_left_out_and_said(made: Path) -> None:

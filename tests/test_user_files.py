@@ -88,6 +88,8 @@ READ = {  # file -> content, and what the page says; every one has 2 of 6 right
     "float_ids.csv": (FLOATS, "question id = qid"),
     "float_ids.parquet": (rows(qid=lambda record: float(record[0]), pred=model), "question id = qid"),
     # 5. and 6. line ends, byte-order marks
+    "spaces.tsv": ("id\tanswer\n" + "".join(f" {q} \t{a}\n" for q, a in reversed(MODEL.items())), "id = id"),
+    "blank_lines.jsonl": ("\n\n".join(map(json.dumps, PLAIN)) + "\n", "Not scored: paper, strict@1, albef@1, blip@1"),
     "bom.csv": ("\ufeff" + csv(PLAIN).replace("\n", "\r\n"), "question id = qid"),
     # 9. other forms
     "array.jsonl": (PLAIN, "question id = qid"),
@@ -118,6 +120,7 @@ REFUSED = {  # file -> content, and the words of the error
     "rows.csv": (csv([{"id": n, "pred": "no"} for n in range(6)]), "0 to 5 are row numbers, as the hub's files have"),
     "one_off.csv": (csv([{"id": int(q) + 1, "pred": "no"} for q in GOLD]), "they are the set's ids plus 1"),
     "other_words.csv": (csv(rows(question="what?", pred=model)), "no ids of the set, and by question 6 of 6 test"),
+    "short.csv": (csv(rows(qid=number, question=words, pred=model)[:4]), "2 of 6 test questions have no prediction"),
     "utf16.csv": (csv(PLAIN).encode("utf-16"), "not UTF-8 but UTF-16"),
     "model.pkl": (b"\x80\x04N.", "a pickle may run code"),
     "pickle.csv": (b"\x80\x04N.", "a pickle may run code"),
@@ -139,9 +142,7 @@ def test_what_is_not_understood_gets_no_number(made: Path, capsys, name: str) ->
 def test_columns_can_be_chosen(made: Path, capsys) -> None:
     path = write(made / "x.csv", csv(rows(nr=number, answer=gold, llava=model, gpt=gold)))
     assert cli.main(["score", str(path), "--dataset", "vqa_rad", "--prediction", "llava", "--id", "nr"]) == 0
-    assert "question id = nr" in capsys.readouterr().out.replace(
-        "accepted answer = answer, ", ""
-    )
+    assert "question id = nr" in capsys.readouterr().out.replace("accepted answer = answer, ", "")
     assert cli.main(["score", str(path), "--dataset", "vqa_rad", "--prediction", "x"]) == 2
     assert "--prediction x: no such column" in capsys.readouterr().err
 

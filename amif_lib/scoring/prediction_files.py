@@ -195,11 +195,13 @@ def _scores(records: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _ids_fit(table: pd.DataFrame, test: Sequence[Question]) -> bool:
-    """Whether the ids are the set's: every test question has one, beside its own words rather than another's."""
+    """Whether the ids are the set's: they stand beside the questions' own words or, with other words, are all there."""
     known = {q.question_id: leaks.plain(q.question) for q in test}
     words = dict(zip(table["id"], table["question"].map(leaks.plain), strict=True))
-    asked = {name: words[name] for name in known if words.get(name) in set(known.values())}
-    return set(known) <= set(words) and 2 * sum(known[name] == text for name, text in asked.items()) >= len(asked)
+    questions = set(known.values())
+    asked = [name for name in known if words.get(name) in questions]
+    same = sum(known[name] == words[name] for name in asked)
+    return 2 * same >= len(asked) if asked else set(known) <= set(words)
 
 
 def _match(
