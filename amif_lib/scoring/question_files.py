@@ -126,7 +126,7 @@ def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -
     for kind in REQUIRED:
         value = record[names[kind]]
         if value is None or value != value:
-            raise ValueError(f"{names[kind]} is missing; mend or remove the record")
+            raise ValueError(f"{names[kind]} is missing, null or NaN; mend or remove the record")
         if kind == "question" and not (user_files.is_text(value) and str(value).strip()):
             raise ValueError(f"{names[kind]} is empty or not text; mend or remove the record")
     text = {kind: user_files.whole(record[name]) for kind, name in names.items() if kind not in ("answer", "image")}
