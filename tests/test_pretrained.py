@@ -10,13 +10,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertLMHeadModel,
-    CLIPConfig,
-    CLIPModel,
-)
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, CLIPConfig, CLIPModel
 
 from amif_lib.core.errors import InputError
 from amif_lib.data.load import load_questions

@@ -69,9 +69,7 @@ def test_a_hugging_face_clip_embeds_as_transformers_does(tmp_path, monkeypatch):
     studies = load_studies("phantom_shapes")[:10]
     pictures = {s.study_id: Image.open(s.images[0].path) for s in studies}
     model = teacher_models.load(f"hf-clip:{tmp_path}")
-    images = teacher_models.embed(
-        lambda names: model.images([pictures[n].convert("RGB") for n in names]), list(pictures)
-    )
+    images = teacher_models.embed(model.images, [picture.convert("RGB") for picture in pictures.values()])
     texts = teacher_models.embed(model.texts, [s.text for s in studies])
     processor, tokenizer = CLIPImageProcessor.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     for row in (0, 3, 9):  # one by one, without padding

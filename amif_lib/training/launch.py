@@ -141,17 +141,9 @@ def _logged(path: Path, line: list[str], environment: dict[str, str], lock: int 
     """Exit status and last lines of a command, whose lines are passed on as they come and kept in the file `path`."""
     tail: deque[str] = deque(maxlen=TAIL)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    pipes |= {"encoding": "utf-8", "errors": "replace"}
     held = () if lock is None else (lock,)  # an orphan keeps the lock for as long as it lives
-    child = subprocess.Popen(
-        line,
-        env=environment,
-        cwd=paths.ROOT,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-        pass_fds=held,
-        **pipes,
-    )
+    child = subprocess.Popen(line, env=environment, cwd=paths.ROOT, start_new_session=True, pass_fds=held, **pipes)
     try:
         with path.open("a", encoding="utf-8") as log:
             for text in child.stdout:

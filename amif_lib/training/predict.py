@@ -25,12 +25,7 @@ def candidate_answers(questions: Sequence[Question]) -> list[str]:
 
 @torch.inference_mode()
 def predict(
-    model: Any,
-    questions: Sequence[Question],
-    spec: RunSpec,
-    folder: Path,
-    blank: bool = False,
-    batch_size: int = 32,
+    model: Any, questions: Sequence[Question], spec: RunSpec, folder: Path, blank: bool = False, batch_size: int = 32
 ) -> None:
     """Answer the test questions among `questions` and write predictions and candidates to `folder`.
 

@@ -9,7 +9,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +116,8 @@ def _table(spec: Any, studies: Sequence[Study]) -> Path:
                 texts = [study.text for study in part]
                 chunks.append(folder / "chunks" / f"{len(chunks):05d}-{files.digest([keys, texts])}.parquet")
                 if not chunks[-1].is_file():
-                    see = partial(_see, model, pictures)
-                    made = [teacher_models.embed(see, images), teacher_models.embed(model.texts, texts)]
+                    shown = (pictures[name].convert("RGB") for name in images)
+                    made = [teacher_models.embed(model.images, shown), teacher_models.embed(model.texts, texts)]
                     vectors.write(chunks[-1], keys, np.concatenate(made))  # (n, e)
                 seen.update(images)
                 bar.step(len(part))
@@ -127,10 +126,6 @@ def _table(spec: Any, studies: Sequence[Study]) -> Path:
             pd.concat(pd.read_parquet(chunk) for chunk in chunks).to_parquet(aside)
         shutil.rmtree(folder / "chunks")
     return path
-
-
-def _see(model: teacher_models.Teacher, pictures: store.Pictures, names: Sequence[str]) -> Tensor:
-    return model.images([pictures[name].convert("RGB") for name in names])  # (b, e)
 
 
 def _models(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +36,11 @@ class Teacher(NamedTuple):
 
 
 @torch.inference_mode()
-def embed(encode: Callable[[Any], Tensor], samples: Sequence[Any]) -> np.ndarray:
-    """Unit-length vectors (n, e) of samples by one side of a teacher."""
-    parts = [encode(samples[start : start + BATCH]).float().cpu() for start in range(0, len(samples), BATCH)]  # (b, e)
+def embed(encode: Callable[[Any], Tensor], samples: Iterable[Any]) -> np.ndarray:
+    """Unit-length vectors (n, e) of samples by one side of a teacher, which sees `BATCH` of them at a time."""
+    samples, parts = iter(samples), []
+    while few := list(islice(samples, BATCH)):
+        parts.append(encode(few).float().cpu())  # (b, e)
     return F.normalize(torch.cat(parts), dim=-1).numpy()
 
 
