@@ -58,21 +58,6 @@ def test_rows_without_an_allowed_negative_are_marked():
     assert sample(torch.ones(1, 1), torch.zeros(1, dtype=torch.long), None, seeded()).index.tolist() == [-1]
 
 
-def test_each_draw_inverts_the_cumulative_distribution():
-    g = seeded(2)
-    targets = torch.rand(200, 9, generator=g, dtype=torch.float64) ** 3
-    targets[targets < 0.05] = 0.0
-    positives = torch.randint(1, 8, (200,), generator=g)
-    drawn = sample(targets, positives, None, seeded(3))
-    uniform = torch.rand(200, dtype=torch.float64, generator=seeded(3)).tolist()
-    for row, positive, u, index in zip(
-        targets.tolist(), positives.tolist(), uniform, drawn.index.tolist(), strict=True
-    ):
-        weights = [0.0 if j == positive else weight for j, weight in enumerate(row)]
-        before = sum(weights[:index])
-        assert weights[index] > 0 and before <= u * sum(weights) < before + weights[index]
-
-
 def test_a_draw_depends_on_its_own_row_only():
     targets = torch.softmax(torch.randn(12, 12, generator=seeded(3)) / 0.3, dim=1)
     positives, exclude = torch.arange(12), duplicates(torch.arange(12) // 3, torch.arange(12) % 10)

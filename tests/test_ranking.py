@@ -85,24 +85,6 @@ def test_thousands_of_answers_in_bounded_memory(memory, monkeypatch):
         assert got[:, column].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("most", [1, 5, 30, 10_000])
-def test_packs_hold_each_prefix_with_its_ancestors(most):
-    ordered = sorted({tuple(c) for c in answers(80)})
-    runs = list(ranking.cut(ordered, most))
-    assert [c for run in runs for c in run] == ordered
-    for run in runs:
-        pack = ranking.pack_trie(run)
-        found = [tuple(pack.tokens[row].tolist()) for row in pack.sees]  # what each node sees, in order
-        assert set(found) == prefixes(run) and len(found) == len(prefixes(run))
-        assert pack.depths.tolist() == [len(prefix) - 1 for prefix in found]
-        assert len(found) <= most or len(run) == 1
-        edges = [(found[n], t) for n, t in zip(pack.edge_nodes.tolist(), pack.edge_tokens.tolist(), strict=True)]
-        for candidate, path in zip(run, pack.paths.tolist(), strict=True):
-            walk = [edges[e] for e in path if e < len(edges)]
-            assert walk == [(candidate[:t], candidate[t]) for t in range(1, len(candidate))]
-    assert len(runs) == 1 or most < len(prefixes(ordered))
-
-
 def test_each_prefix_and_each_memory_is_read_once(memory):
     decoder, lists, read, remembered = make(), answers(60), [], []
     decoder.word_embeddings.register_forward_hook(lambda module, inputs, out: read.append(inputs[0].numel()))

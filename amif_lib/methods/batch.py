@@ -34,7 +34,7 @@ class Batch:
 
 @dataclass
 class PretrainingBatch(Batch):
-    """This process's B samples of the global batch. A study gives V views, two unless the run reads the drawn one only."""
+    """This process's B samples of the global batch. V is 2, or 1 where no loss reads the view that was not drawn."""
 
     views: Tensor  # (B, V, 3, H, W): images of the study, or augmented copies of its only one
     view: Tensor  # (B,): which of them is V_i

@@ -1,4 +1,4 @@
-"""The auto-regressive answer decoder (section 3.4.2): a BERT with causal attention and, in its last layers, cross-attention."""
+"""The answer decoder (section 3.4.2): a causal BERT with cross-attention in its last layers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class AnswerDecoder(nn.Module):
         return DecoderOutput(self.project(x))
 
     def remember(self, memory: Tensor) -> list[KeysValues | None]:
-        """Keys and values of the memory (B, S, d) for every layer that cross-attends: made once, used for every answer."""
+        """Keys and values of the memory (B, S, d) for every layer that cross-attends, the same for every answer."""
         crosses = (layer.cross_attention for layer in self.layers)
         return [None if attention is None else attention.keys_values(memory) for attention in crosses]
 

@@ -15,7 +15,7 @@ FORMS = {"clip": ("quick_gelu", True, 1e-5), "clip_gelu": ("gelu", True, 1e-5), 
 
 
 class ImageEncoder(nn.Module):
-    """CLIP-style ViT (Radford et al., 2021). The final layer norm applies to every token, as CLIP's applies to [CLS]."""
+    """CLIP-style ViT (Radford et al., 2021). The final layer norm applies to every token, as CLIP's to [CLS]."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -43,7 +43,7 @@ class ImageEncoder(nn.Module):
 
 
 def initial_deviation(width: int) -> float:
-    """BERT's 0.02 at width 768, scaled as 1 / sqrt(width): with a fixed 0.02 a narrow network starts almost constant."""
+    """BERT's 0.02 at width 768, scaled as 1 / sqrt(width): with 0.02 a narrow network starts almost constant."""
     return 0.02 * (768 / width) ** 0.5
 
 

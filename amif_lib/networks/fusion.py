@@ -1,4 +1,4 @@
-"""Fusion modules: the blocks they share, modality co-attention (Fig. 2 c) and gated cross-attention (Fig. 3, Eq. 14-16).
+"""Fusion modules: shared blocks, modality co-attention (Fig. 2 c) and gated cross-attention (Fig. 3, Eq. 14-16).
 
 Shapes: B samples, S tokens of one side, T tokens of the other, M knowledge tokens, d = width, h heads.
 Masks are boolean, True on real tokens. Norms come after the residual, as in BERT (point 36).
@@ -112,7 +112,7 @@ class CoAttentionLayer(nn.Module):
 
 
 class CoAttention(nn.Module):
-    """Modality co-attention: L layers in two streams, one for image tokens and one for text tokens (Fig. 2 c, point 12).
+    """Modality co-attention: L layers in two streams, one for image, one for text tokens (Fig. 2 c, point 12).
 
     In a pair of one modality both sides run through that modality's stream, so the pair is symmetric (point 13). A
     learned embedding per pair type tells the streams what kind of partner they attend to.
@@ -134,7 +134,7 @@ class CoAttention(nn.Module):
         pair_type: PairType = "image_text",
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-        """a (B, S, d), b (B, T, d) -> both co-attended; if asked, each layer's weights (B, h, S, T) and (B, h, T, S)."""
+        """a (B, S, d), b (B, T, d) -> both co-attended; if asked, each layer's weights (B, h, S, T), (B, h, T, S)."""
         kind = self.pair_embedding.weight[PAIR_TYPES.index(pair_type)]  # (d,)
         a, b = a + kind, b + kind
         a_stream = self.text_stream if pair_type == "text_text" else self.image_stream

@@ -1,4 +1,4 @@
-"""Pre-trained weights: find a checkpoint, read it, fit it to an encoder or the decoder; what does not fit is refused."""
+"""Pre-trained weights: find a checkpoint, read it, fit it to an encoder or decoder; refuse what does not fit."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def load_into(
 
 
 def load_image_encoder(vit: nn.Module, source: str) -> str:
-    """Load the ViT of a Hugging Face CLIP or of `open_clip:SOURCE`, positions interpolated; returns `load_into`'s line."""
+    """Load the ViT of a Hugging Face CLIP or of `open_clip:SOURCE`, positions interpolated; returns a line on it."""
     if source.startswith(OPEN_CLIP):
         state, found = _open_clip_vit(source)
         if left := [name for name in state if name not in vit.state_dict()]:

@@ -1,4 +1,4 @@
-"""A batch that does not fit into memory, run some rows at a time with activation checkpointing; the result is the same."""
+"""A batch that does not fit into memory, some rows at a time with activation checkpointing; the result is the same."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from torch.utils.checkpoint import checkpoint
 def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates the `forward` of a module that treats every row of a batch on its own.
 
-    With the module's `rows_at_once` set (`limit_rows`), at most that many rows run at a time, each part under activation
-    checkpointing where gradients are wanted. Tensors have the batch as their first dimension; outputs are tensors, or
-    tuples and lists of them.
+    At most the module's `rows_at_once` rows (`limit_rows`) run at a time, under activation checkpointing if gradients
+    are wanted. Tensors have the batch as their first dimension; outputs are tensors, or tuples and lists of them.
     """
 
     @functools.wraps(forward)

@@ -74,7 +74,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: 
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Tensor) -> str:
-    """Token ids (t,) as text without special tokens; `x - ray`, `3 . 4 cm` and `patient ' s` lose WordPiece's spaces."""
+    """Token ids (t,) as text without special tokens; `x - ray`, `3 . 4 cm`, `patient ' s` lose WordPiece's spaces."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     if re.search("[㐀-鿿]", text):  # Chinese: every character is a token, and no space stands between words
         return text.replace(" ", "")

@@ -60,8 +60,9 @@ def verdict(stats: dict[str, float]) -> str:
         )
     if any(math.isnan(value) for value in (row, col, distance)):
         return "the plan cannot be judged: no sample has two tokens or more on both sides, or features are not numbers"
+    found = f"total variation {distance:.2f} from the independent one; {cosines}"
     missed = f"marginals missed by {stats['row_violation']:.1%} and {stats['col_violation']:.1%}"
-    return f"the plan depends on the tokens: {distance:.2f} in total variation from the independent one; {cosines}; {missed}"
+    return f"the plan depends on the tokens: {found}; {missed}"
 
 
 def _token_cosine(tokens: Tensor, real: Tensor) -> float:

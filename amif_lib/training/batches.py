@@ -26,7 +26,7 @@ TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
 
 
 def stream(spec: RunSpec) -> tuple[int, int]:
-    """What keys a run's random streams: its seed and the number of its stage, so that no stage replays another's draws."""
+    """What keys a run's random streams: its seed and its stage's number; no stage replays another's draws."""
     return spec.seed, methods.settings(spec.method).STAGES.index(spec.stage)
 
 

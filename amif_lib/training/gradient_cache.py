@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class TooManyRows(InputError):
-    """One of several processes ran out of memory with `rows` rows at a time; `fewer` are to be tried, by all of them."""
+    """One of several processes ran out of memory with `rows` rows at a time; all are to try `fewer`."""
 
     def __init__(self, rows: int):
         self.fewer = max(1, rows // 2)
@@ -33,7 +33,7 @@ class TooManyRows(InputError):
 
 
 class GradientCache:
-    """How many rows a process computes at a time: as many as it holds, or $AMIF_MICRO_BATCH; halved when memory runs out.
+    """How many rows a process computes at a time: all, or $AMIF_MICRO_BATCH; halved when memory runs out.
 
     A setting of the machine and not of the run: results differ by rounding, and by the draws of dropout.
     """
@@ -43,9 +43,10 @@ class GradientCache:
         self.rows = min(asked("AMIF_MICRO_BATCH") or rows, rows)
 
     def step(self, batch: Any, run: Callable[[Any, bool], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Losses of a whole batch with their gradients: `run(part, last)` of each part, again with fewer rows if memory runs out.
+        """Losses of a whole batch with their gradients: `run(part, last)` of each part.
 
-        One of several processes cannot start a step again by itself: TooManyRows lets `launch.train` start all again.
+        Where memory runs out, again with fewer rows; of several processes none can do so alone, and `launch.train`
+        starts all of them again on TooManyRows.
         """
         while True:
             put_back, total = self._snapshot(), {}
@@ -75,7 +76,7 @@ class GradientCache:
         return [batch]
 
     def _snapshot(self) -> Callable[[], None]:
-        """A function that puts random states and gradients back to what they are now, so that a step can be run again."""
+        """A function that puts random states and gradients back to what they are now, for a step to be run again."""
         cpu = torch.get_rng_state()
         gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 

@@ -1,6 +1,6 @@
 """The training loop of every stage and method, under Accelerate, on one process or many.
 
-As a program, which `accelerate launch` or `torchrun` starts once per process: `python -m amif_lib.training.loop --spec RUN`.
+`python -m amif_lib.training.loop --spec RUN` is what `accelerate launch` or `torchrun` starts once per process.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _fit(spec: RunSpec) -> Path:
     bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=rank() == 0)
 
     def forward_backward(part: Any, last: bool) -> dict[str, Tensor]:
-        """Losses of a part of a batch, its gradients added to those of the parts before; the last one's are exchanged."""
+        """Losses of a part of a batch, its gradients added to those before; after the last they are exchanged."""
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             out = module(part)
             out["total"] = sum(weight * out[name] for name, weight in prepared.module.weights.items())
@@ -116,7 +116,7 @@ def on_gpu() -> bool:
 
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
-    """The same bits on every run of a machine: on a CPU, where it costs nothing, and with AMIF_DETERMINISTIC=1 on a GPU.
+    """The same bits on every run of a machine: on a CPU, where it is free, and with AMIF_DETERMINISTIC=1 on a GPU.
 
     Else some backward passes add in whatever order threads arrive. On a GPU attention has no orderly version: it warns.
     """
@@ -230,7 +230,7 @@ def finish(spec: RunSpec, prepared: Prepared, history: list[dict[str, Any]], ste
 
 
 def summary(history: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
-    """Means over the last epoch, and whether transport still says anything, as the last step that looked at it found."""
+    """Means over the last epoch, and whether transport still says anything, as the last look at it found."""
     last = history[-max(1, len(history) // epochs) :]
     names = [name for name in last[0] if name not in ("step", "epoch") and all(name in line for line in last)]
     out: dict[str, Any] = {"last_epoch": {name: sum(line[name] for line in last) / len(last) for name in names}}

@@ -29,8 +29,8 @@ def predict(
 ) -> None:
     """Answer the test questions among `questions` and write predictions and candidates to `folder`.
 
-    `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`. Each process answers its share,
-    `batch_size` questions at a time, which changes results by no more than rounding.
+    `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`. Each process answers its
+    share, `batch_size` questions at a time, which changes results by no more than rounding.
     """
     model.eval()
     device, tokenizer = next(model.parameters()).device, model.tokenizer

@@ -1,4 +1,4 @@
-"""AMiF: alignment, mining and fusion. What training and stored runs ask of a method; torch is loaded when it is asked."""
+"""AMiF: alignment, mining and fusion. What training and stored runs ask of a method; imports torch when asked."""
 
 from __future__ import annotations
 

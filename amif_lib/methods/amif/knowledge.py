@@ -1,4 +1,4 @@
-"""Prior knowledge of the gated cross-attention module (section 3.4.1): the vocabulary of a question set's training part."""
+"""Prior knowledge of the gated cross-attention module (section 3.4.1): words of a set's training questions."""
 
 from __future__ import annotations
 

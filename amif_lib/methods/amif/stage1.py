@@ -51,7 +51,7 @@ def global_loss_names(objective: ObjectiveSpec) -> tuple[str, ...]:
 def global_losses(
     amif: AMiF, objective: ObjectiveSpec, batch: PretrainingBatch, views: Tensor, text: Tensor
 ) -> dict[str, Tensor]:
-    """Eq. 1-7 from the [CLS] tokens of views (B, V, d) and text (B, d): named losses, and shares of right retrievals."""
+    """Eq. 1-7 from the [CLS] tokens of views (B, V, d) and text (B, d): named losses, shares of right retrievals."""
     names = global_loss_names(objective)
     v, r = amif.image_projection(views), amif.text_projection(text)  # proj() of Eq. 1: (B, V, e), (B, e)
     soft = objective.labels == "soft"

@@ -89,7 +89,7 @@ class Stage2(nn.Module):
     def mine(self, batch: PretrainingBatch, views: Tensor | None, text: Tensor | None) -> dict[PairType, Negatives]:
         """Eq. 11: a column of the global batch for each own row and kind of pair, drawn from H off the diagonal.
 
-        There H is the teacher's Q, or without a teacher the student's P (point 19), of `views` (B, V, p+1, d) and `text`
+        There H is the teacher's Q, or without a teacher the student's P (point 19) of views (B, V, p+1, d) and text
         (B, t, d). Every process draws all N rows from the same numbers, however rows are split over processes.
         """
         o, amif = self.objective, self.amif
@@ -124,5 +124,5 @@ class Stage2(nn.Module):
 
 
 def take(tokens: Tensor | None, index: Tensor) -> Tensor | None:
-    """Rows `index` (B,) of the global batch, with gradients to the process that owns them: (B, t, ...) -> (B, t', ...)."""
+    """Rows `index` (B,) of the global batch, with gradients to their own process: (B, t, ...) -> (B, t', ...)."""
     return None if tokens is None else gather(pad_to_common_length(tokens))[index.clamp_min(0)]  # -1: there is none

@@ -1,4 +1,4 @@
-"""The teacher of the soft labels: embeddings of every image and text, made once by a frozen model or read from a file."""
+"""The teacher of the soft labels: embeddings of every image and text, by a frozen model or from a file."""
 
 from __future__ import annotations
 
