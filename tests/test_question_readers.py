@@ -395,7 +395,9 @@ def test_vqa_med_without_its_files_by_category(tmp_path: Path) -> None:
     next(root.rglob("C2_Plane_train.txt")).write_text("\ufeff\n", encoding="utf-8")  # empty is as absent
     questions = vqa_med_2019.read(root, LAYOUT["vqa_med_2019"])
     assert [q.question_type for q in questions[:3]] == ["modality", "", "organ"]
-    with pytest.raises(InputError, match=r"All_QA_Pairs_train.txt, line 2: the question is in no file by category[^{]*$"):
+    with pytest.raises(
+        InputError, match=r"All_QA_Pairs_train.txt, line 2: the question is in no file by category[^{]*$"
+    ):
         vqa_med_2019.read(root, LAYOUT["vqa_med_2019"], "without_abnormality")
 
 

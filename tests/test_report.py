@@ -92,7 +92,6 @@ def test_page_holds_scale_numbers_and_commit(page):
     assert f"Runs of commit {commit[:12]}" in page.text and "digest" not in page.text
     said = (
         "91.7 [",
-        "80.49",
         "question only (trained on blank images)",
         "nearest question on the same image",
         "strict@1",

@@ -14,13 +14,9 @@ from markupsafe import Markup
 
 from amif_lib.experiments import rows as experiments
 from amif_lib.reporting.table_notes import bold, notes, question_sets, supported_differences
-from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name, is_baseline, real_name
+from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name, is_baseline, is_synthetic, real_name
 from amif_lib.reporting.table_tests import supported_cells
 from amif_lib.reporting.tables import SPLITS, Table
-
-READING = (
-    "ours ± standard deviation over the runs [95% interval] / the paper's number (difference, where like for like)"
-)
 
 
 def short_name(name: str) -> str:
@@ -35,7 +31,8 @@ def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> tuple[pd.DataFra
     """Accuracies under the protocol `paper` as texts, and which of them are bold: two frames of one shape.
 
     Rows as in the paper (in Table 1 other people's methods first, with their printed numbers alone), then the
-    baselines; columns (question set, split): the average first, and of `splits` those that the paper prints.
+    baselines; no published number stands beside a synthetic score. Columns (question set, split): the average first,
+    and of `splits` those that the paper prints.
     """
     cells = table.cells[(table.cells["protocol"] == "paper") & table.cells["split"].isin(splits)]
     sets = sorted(cells["dataset"].unique(), key=lambda name: not name.startswith("avg"))
@@ -43,6 +40,8 @@ def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> tuple[pd.DataFra
     known = set(zip(printed["dataset"], printed["split"], strict=True))
     columns = [(name, split) for name in sets for split in splits if split == "overall" or (name, split) in known]
     labels = row_labels(table)
+    if synthetic(table):
+        cells, printed = cells.assign(paper=np.nan, delta=np.nan), printed.iloc[:0]
     texts = pd.DataFrame("", index=list(labels), columns=pd.MultiIndex.from_tuples(columns))
     strong = texts.ne("")
     for cell in printed.itertuples():
@@ -61,10 +60,21 @@ def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> tuple[pd.DataFra
     return texts, strong
 
 
+def synthetic(table: Table) -> bool:
+    """Whether the table is of generated data, with which no published number can be compared."""
+    return any(map(is_synthetic, table.datasets))
+
+
+def reading(table: Table) -> str:
+    """What a cell of `accuracies` holds."""
+    ours = "ours ± standard deviation over the runs [95% interval]"
+    return ours if synthetic(table) else f"{ours} / the paper's number (difference, where like for like)"
+
+
 def row_labels(table: Table) -> dict[str, tuple[str, str]]:
     """Number and label by row, in the order of `accuracies`."""
     own, out = {line.paper_row for line in table.lines}, {}
-    if table.name == "table1":
+    if table.name == "table1" and not synthetic(table):
         others = table.published[~table.published["row"].isin(own)].drop_duplicates("row")
         out = {cell.row: ("", f"{cell.label} [{cell.citation}]") for cell in others.itertuples()}
     leaking = {line.row for line in table.lines if line.leaks}
@@ -130,12 +140,12 @@ def markdown(table: Table) -> str:
     """The whole table as one Markdown page: what `make reproduce` prints, up to the notes, then the details."""
     parts = [f"# {heading(table)}", f"**{SCALE_NOTES[table.scale]}**", question_sets(table)]
     parts += [
-        f"## Overall accuracy, protocol paper\n\nIn percent: {READING}.",
+        f"## Overall accuracy, protocol paper\n\nIn percent: {reading(table)}.",
         grid(marked(*accuracies(table, ["overall"]))),
     ]
     parts += [bold(table), supported_differences(table), "## Notes", "\n".join(f"- {note}" for note in notes(table))]
     if set(table.published["split"]) > {"overall"}:
-        parts += ["## Open and closed beside the paper", grid(marked(*accuracies(table)))]
+        parts += ["## Open and closed", grid(marked(*accuracies(table)))]
     for dataset in table.datasets:
         parts += [f"## {dataset_name(dataset)}, both definitions of closed", grid(both_definitions(table, dataset))]
     parts += ["## Each run, overall accuracy, protocol paper", grid(each_run(table)), "## Paired tests, all questions"]
@@ -177,9 +187,7 @@ def latex(table: Table) -> str:
     strong, texts = strong.rename_axis([r"\#", "row"]), texts.rename_axis([r"\#", "row"])
     style = texts.style.format(escape="latex").format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
     style = style.apply(lambda _: np.where(strong, "textbf:--rwrap", ""), axis=None)
-    caption = (
-        f"{heading(table)}: {SCALE_NOTES[table.scale]}. {READING.capitalize()}. {question_sets(table)} {bold(table)} "
-    )
+    caption = f"{heading(table)}: {SCALE_NOTES[table.scale]}. {reading(table).capitalize()}. {question_sets(table)} {bold(table)} "
     for plain in "&%#_":
         caption = caption.replace(plain, rf"\{plain}")
     made = style.to_latex(

@@ -53,7 +53,7 @@ def write(scale: str) -> Path:
         "real": scale in ("base", "paper"),
         "from_reference": paths.from_reference(),
         "commits": sorted({run.commit[:12] + run.commit[40:] for run in runs}),
-        "reading": layout.READING,
+        "reading": layout.reading(collected[0]),
         "headline": next((section(table) for table in collected if table.name == "table1"), None),
         "tables": [section(table) for table in collected if table.name != "table1"],
         "figures": pictures(folder / "figures"),

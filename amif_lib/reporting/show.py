@@ -47,7 +47,7 @@ def show(table: Table) -> list[Path]:
     texts, strong = layout.accuracies(table, ["overall"])
     bold = texts.style.apply(lambda _: np.where(strong, "font-weight: bold", ""), axis=None)
     sets = table_notes.question_sets(table)
-    display(Markdown(CELLS.format(reading=layout.READING, sets=sets, bold=table_notes.bold(table))), bold)
+    display(Markdown(CELLS.format(reading=layout.reading(table), sets=sets, bold=table_notes.bold(table))), bold)
     display(Markdown(table_notes.supported_differences(table)), Markdown(DEFINITIONS))
     for dataset in table.datasets:
         display(Markdown(dataset_name(dataset)), layout.both_definitions(table, dataset).set_index("row"))
