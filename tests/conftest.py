@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # One folder for the whole session, that of the first process: pytest's workers inherit its environment.
-FOLDER = os.environ.setdefault("AMIF_TEST_FOLDER", tempfile.mkdtemp(prefix="amif-tests-"))
+FOLDER = os.environ.get("AMIF_TEST_FOLDER") or tempfile.mkdtemp(prefix="amif-tests-")
+os.environ["AMIF_TEST_FOLDER"] = FOLDER
 for name in ("RESULTS", "PREPARED", "PHANTOM"):
     os.environ[f"AMIF_{name}"] = f"{FOLDER}/{name.lower()}"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
