@@ -1,4 +1,4 @@
-"""AMiF Kit: an independent reproduction of AMiF (alignment, mining and fusion) for medical visual question answering."""
+"""AMiF Kit: an independent reproduction of AMiF (alignment, mining, fusion) for medical visual question answering."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_out_of_memory_halves_the_rows_and_changes_no_gradient(stage, monkeypatc
 
 
 def test_random_states_are_those_of_the_first_time():
-    """Dropout draws alike when a part is computed again: else gradients would belong to another network than the loss."""
+    """Dropout draws alike when a part is computed again; else gradients and loss would be of different networks."""
     module = tiny.pretraining("stage1", model={"dropout": 0.5})
     module.train()
     limit_rows(module, 3)
@@ -96,8 +96,10 @@ import re, sys, torch
 from tests import tiny
 from amif_lib.networks.rows import limit_rows
 torch.set_num_threads(1)
-module = tiny.pretraining(sys.argv[1], model={"image_layers": 6, "text_layers": 6, "fusion_layers": 3}, transport_iterations=3)
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])  # ru_maxrss begins at the parent's
+layers = {"image_layers": 6, "text_layers": 6, "fusion_layers": 3}
+module = tiny.pretraining(sys.argv[1], model=layers, transport_iterations=3)
+# ru_maxrss begins at the parent's
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 tiny.total(module, module(tiny.batch(8, length=48))).backward()
 batch, found = tiny.batch(256, length=48), [peak()]
 for rows in (16, 0):

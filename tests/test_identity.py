@@ -30,7 +30,7 @@ def ids(run) -> dict[str, str]:
     return {step.stage: step.run_id for step in run.lineage()}
 
 
-# --- which settings are part of which stage's identity -----------------------------------------------------------------
+# --- which settings are part of which stage's identity ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_field_that_a_user_adds_enters_every_stage_and_no_finished_run_is_take
     assert not set(before["ids"].values()) & set(after["ids"].values()) and after["finished"] == [False] * 3
 
 
-# --- a stored run is compared with the one asked for -------------------------------------------------------------------
+# --- a stored run is compared with the one asked for ------------------------------------------------------------------
 
 
 def finish(run, **changes) -> None:
@@ -221,7 +221,7 @@ def test_a_run_file_that_cannot_be_read_is_named(tmp_path):
             experiments.load_spec(name)
 
 
-# --- rows of the tables ------------------------------------------------------------------------------------------------
+# --- rows of the tables -----------------------------------------------------------------------------------------------
 
 
 def test_rows_of_table_4_share_their_pre_training():
@@ -276,7 +276,7 @@ def test_a_question_set_of_another_scale_is_refused():
         experiments.rows("table4", "demo", ("vqa_rad",))
 
 
-# --- the page of settings ----------------------------------------------------------------------------------------------
+# --- the page of settings ---------------------------------------------------------------------------------------------
 
 
 def test_the_page_of_settings_is_current_short_and_explains_each():

@@ -1,4 +1,4 @@
-"""Decoding of what real sets contain (against Pillow), and the network's input: normalised, varied by a keyed generator."""
+"""Decoding of what real sets contain (against Pillow), and the network's input, normalised and augmented."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_a_view_depends_on_its_generator_alone_and_keeps_sides_and_grey(strength
 
 @pytest.mark.parametrize(("strength", "amount", "least"), [("strong", 0.4, 0.2), ("light", 0.15, 0.8)])
 def test_crop_brightness_contrast_and_blur_fill_their_ranges(strength: str, amount: float, least: float) -> None:
-    """On a flat picture the view's value is the brightness; on stripes of one pixel, what is left of them tells the blur."""
+    """On a flat picture the view's value is the brightness; the contrast left of one-pixel stripes is the blur."""
     keys = [pixels.keyed(n) for n in range(300)]
     flat = np.array(
         [values(pixels.augment(Image.new("L", (64, 64), 150), 32, strength, key))[0].mean() for key in keys]

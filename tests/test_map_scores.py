@@ -90,7 +90,7 @@ def test_intervals_resample_images_and_the_summary_has_the_lead_over_each_source
 
 
 def test_file_keeps_the_order_of_the_cells(tmp_path):
-    """Cells that differ by a ten-thousandth of their value, as transport plans' do, stay apart; the range stays exact."""
+    """Cells that differ by a ten-thousandth, as in transport plans, remain different; the range stays exact."""
     rng = np.random.default_rng(0)
     plan = (1 / 64 * (1 + 1e-4 * rng.standard_normal((3, 8, 8)))).astype(np.float32)
     maps = maps_of({"transport_plan": plan}, np.full((3, 8, 8), 0.75), ["a", "b", "c"])

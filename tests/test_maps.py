@@ -1,4 +1,4 @@
-"""Patch maps: `explain` recomputed by hand; what is stored of a run equals it, on the right questions; mined negatives."""
+"""Patch maps: `explain` recomputed by hand, stored maps equal to it and of the right questions; mined negatives."""
 
 from __future__ import annotations
 

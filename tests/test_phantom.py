@@ -1,4 +1,4 @@
-"""The phantom: determined by its seed, true to its cases, balanced, in the real sets' layouts, and no way round the images."""
+"""The phantom: set by its seed, true to its cases, balanced, in the real layouts, not answerable without the images."""
 
 from __future__ import annotations
 
@@ -182,7 +182,8 @@ def test_reports_state_what_is_there_and_deny_only_what_is_not(sets: dict[str, P
 def test_captions_say_what_the_cases_hold(sets: dict[str, Path], kind: str) -> None:
     """Every visible finding is in the caption, no other one is, and side and modality agree."""
     words = {"nodule": ("nodule",), "consolidation": ("consolidation", "airspace opacity"), "infarct": ("infarct",),
-             "pleural effusion": ("effusion",), "pneumothorax": ("pneumothorax",), "hemorrhage": ("hemorrhage", "hematoma"),
+             "pleural effusion": ("effusion",), "pneumothorax": ("pneumothorax",),
+             "hemorrhage": ("hemorrhage", "hematoma"),
              "hydrocephalus": ("hydrocephalus", "ventricles are dilated")}  # fmt: skip
     cases, seen = by_image(sets[kind]), Counter()
     studies = read(sets[kind], kind)
@@ -296,8 +297,8 @@ def test_answers_agree_with_the_cases(sets: dict[str, Path], kind: str) -> None:
         case, asked, text = cases[q.image_id], q.question, q.question.lower()
         about = _about(asked, chinese) if q.language == "zh" else _about(text, {name: name for name in NAMES})
         entries = [f for f in case["findings"] if f["kind"] == about]
-        said = {"yes": True, "no": False, "有": True, "没有": False, "包含": True, "不包含": False, "是": True, "不是": False,
-                "否": False}.get(q.answer)  # fmt: skip
+        said = {"yes": True, "no": False, "有": True, "没有": False, "包含": True, "不包含": False, "是": True,
+                "不是": False, "否": False}.get(q.answer)  # fmt: skip
         modality = {"xr_chest": "x-ray", "mr_brain": "MRI"}.get(case["study"], "CT")
         if about and (text.startswith("is there") or text.endswith("present?")):
             key, right = "presence", said == bool(entries)

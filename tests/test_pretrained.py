@@ -1,4 +1,4 @@
-"""Weights from elsewhere: each encoder gives the checkpoint's own features; what does not fit is refused; tokenizers."""
+"""Public weights: each encoder gives the checkpoint's own features, what does not fit is refused; tokenizers."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_a_batch_without_allowed_negatives_is_skipped_and_counted():
 
 
 class LabelOnly(torch.nn.Module):
-    """An encoder that sees nothing of a sample but a label: the view type, or whether the text was copied with masking."""
+    """An encoder that sees only a label of a sample: the view type, or whether the text was copied with masking."""
 
     def __init__(self, read):
         super().__init__()

@@ -55,8 +55,8 @@ def damaged(root: Path, name: str, change: Callable[[Any], object] | bytes | Non
 # --- ROCO ----------------------------------------------------------------------------------------------------------
 
 CAPTIONS = {
-    "train": "ROCO_00002\t Axial CT,  ≈3 cm (arrow).\nROCO_00003\t  Same article\tand a tab.\r\nROCO_00005\t \nROCO_00006\n"
-    "ROCO_00007\tNo blank. Line\u2028separator\x85inside.\n",
+    "train": "ROCO_00002\t Axial CT,  ≈3 cm (arrow).\nROCO_00003\t  Same article\tand a tab.\r\nROCO_00005\t \n"
+    "ROCO_00006\nROCO_00007\tNo blank. Line\u2028separator\x85inside.\n",
     "validation": "ROCO_00020\t Un épanchement pleural.\n",
     "test": "ROCO_00021\t A test caption.\n",
 }
@@ -226,7 +226,8 @@ def write_official(root: Path) -> Path:
     """Three cases: two views of one caption and a second study, findings "N/A", and no Findings key at all."""
     images = [described("MPX2", "MPX2_synpic3", "•  Café  au lait"),
               described("MPX1", "MPX1_synpic2", "A  caption.", None), described("MPX1", "MPX1_synpic1"),
-              described("MPX1", "MPX1_synpic9", "Other."), described("MPX3", "MPX3_synpic4", plane="Photograph")]  # fmt: skip
+              described("MPX1", "MPX1_synpic9", "Other."),
+              described("MPX3", "MPX3_synpic4", plane="Photograph")]  # fmt: skip
     cases = [{"U_id": "MPX1", "TAC": ["MPX1_synpic1"], "MRI": [], "Case": {"Title": "T", "Findings": "Two\n\nlines."}},
              {"U_id": "MPX2", "TAC": [], "MRI": [], "Case": {"Title": "T", "Findings": "N/A"}},
              {"U_id": "MPX3", "TAC": [], "MRI": [], "Case": {"Title": "T"}}]  # fmt: skip
@@ -406,10 +407,10 @@ PRIOR = """ EXAMINATION:  CHEST (PORTABLE AP)
 AWKWARD = {
     "priors, breaks, a header word inside a sentence": (
         HEAD + PRIOR,
-        {"findings": "As compared to the previous radiograph of, the right pleural effusion has decreased. The heart is "
-                     "unchanged.",
-         "impression": "1. Smaller effusion. 2. No pneumonia. This was discussed with Dr. by telephone; his impression: "
-                       "agreed."}),
+        {"findings": "As compared to the previous radiograph of, the right pleural effusion has decreased. The heart "
+                     "is unchanged.",
+         "impression": "1. Smaller effusion. 2. No pneumonia. This was discussed with Dr. by telephone; his "
+                       "impression: agreed."}),
     "wet read above": (
         "                                 WET READ: ___ ___ ___ 8:20 PM\n  Possible pneumonia.\n WET READ VERSION #1\n"
         " ______________\n" + HEAD + " HISTORY:  Cough.\n\n IMPRESSION:  No pneumonia.\n",

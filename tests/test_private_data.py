@@ -83,7 +83,8 @@ def make_sets(data: Path, cards: Path, allowed: str) -> None:
         name = f"{WORD}_synpic{number}.png"
         picture.save(studies / "images" / name)
         lines.append({"case_id": f"{WORD}{number}", "image_id": f"{WORD}-{number}", "synpic_id": f"synpic{number}",
-                      "file": f"images/{name}", "split": "train", "caption": f"A {WORD} of the lung, {number}."})  # fmt: skip
+                      "file": f"images/{name}", "split": "train",
+                      "caption": f"A {WORD} of the lung, {number}."})  # fmt: skip
     (studies / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     asked = []
     for number, split in enumerate(("freeform", "freeform", "test_freeform", "test_freeform")):
@@ -256,7 +257,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         name = f"synpic{number}.jpg"
         noise(STUDIES - 1 + number).save(asked / "VQA_RAD Image Folder" / name, quality=95)  # the first is bound's last
         questions.append({"qid": number, "phrase_type": "test_freeform" if number == 100 else "freeform",
-                          "image_name": name, "question": "is it?", "answer": "yes", "answer_type": "CLOSED"})  # fmt: skip
+                          "image_name": name, "question": "is it?", "answer": "yes",
+                          "answer_type": "CLOSED"})  # fmt: skip
     (asked / "VQA_RAD Dataset Public.json").write_text(json.dumps(questions), encoding="utf-8")
     yield tmp_path
     manifests.load.cache_clear()

@@ -1,5 +1,4 @@
-"""However many processes, and however many rows at a time: losses, gradients and mined negatives of one global batch, and the
-answers to a set of questions, are those of one process."""
+"""Losses, gradients, mined negatives and answers are those of one process, with any number of processes and rows."""
 
 from __future__ import annotations
 

@@ -326,7 +326,8 @@ REFERENCES = {
     "face, sinuses, and neck#skull and contents": {"face, sinuses, and neck", "skull and contents"},
     "gastrointestinal#genitourinary#spine and contents#musculoskeletal": {
         "gastrointestinal", "genitourinary", "spine and contents", "musculoskeletal"},
-    "(iatrogenic) pneumoperitoneum": {"(iatrogenic) pneumoperitoneum", "iatrogenic pneumoperitoneum", "pneumoperitoneum"},
+    "(iatrogenic) pneumoperitoneum": {
+        "(iatrogenic) pneumoperitoneum", "iatrogenic pneumoperitoneum", "pneumoperitoneum"},
     "microcystic (serous) adenoma of the pancreas": {
         "microcystic (serous) adenoma of the pancreas", "microcystic serous adenoma of the pancreas",
         "microcystic adenoma of the pancreas"},

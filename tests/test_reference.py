@@ -1,4 +1,4 @@
-"""Reference results: what is copied, what is not, that nobody takes them for a run, and that FROM=reference rebuilds all."""
+"""Reference results: what is copied and what is not, not taken for runs, and all rebuilt under FROM=reference."""
 
 from __future__ import annotations
 

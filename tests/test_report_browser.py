@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium found (Debi
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--allow-file-access-from-files"]
 FLAGS += ["--virtual-time-budget=10000", "--hide-scrollbars", "--enable-logging=stderr", "--dump-dom"]
 # The page has no script, so a frame of a given width around it is measured from outside; its details are opened first.
-FRAME = """<!DOCTYPE html><html><body style="margin:0"><iframe id="f" src="{page}" style="border:0;width:{width}px;height:900px">
-</iframe><pre id="out"></pre><script>
+FRAME = """<!DOCTYPE html><html><body style="margin:0">
+<iframe id="f" src="{page}" style="border:0;width:{width}px;height:900px"></iframe><pre id="out"></pre><script>
 window.onload = () => {{
   const inside = document.getElementById("f").contentDocument, root = inside.documentElement;
   inside.querySelectorAll("details").forEach(part => part.open = true);

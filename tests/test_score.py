@@ -156,7 +156,8 @@ def test_predictions_on_other_splits_are_left_out_and_said(made: Path) -> None:
     [
         (["yes", "no", "left lung"], 4, "They are the training answers, as under strict@1;"),
         (["yes", "no"], 3, "They are no protocol's; answers that only test questions have: 0"),
-        ({"yes": 0, "no": 1, "left lung": 2, "left": 3, "The x-ray": 4}, 6, "They are the test answers, as under protocol paper;"),
+        ({"yes": 0, "no": 1, "left lung": 2, "left": 3, "The x-ray": 4}, 6,
+         "They are the test answers, as under protocol paper;"),
         ({"0": "yes", "1": "Left"}, 3, "They are no protocol's; answers that only test questions have: 1"),
         ("left\nyes\n\n", 3, "Candidates: 2. Answers that are not among them: 2 (first: question 12)."),
     ],

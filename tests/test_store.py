@@ -1,4 +1,4 @@
-"""The store of images at training size: right pixels, made once, bad images set aside, interruption, full disks, workers."""
+"""The store of images at training size: pixels, made once, bad images, interruption, full disks, workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Teachers of every form: models, files of embeddings, noise, the one that the kit trains, and its towers in a student."""
+"""Teachers: models, files of embeddings, noise, the one that the kit trains, and its encoders in a student."""
 
 from __future__ import annotations
 

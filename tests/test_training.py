@@ -100,7 +100,7 @@ def test_thirty_steps_overfit_eight_answers():
     assert losses[0] > 10 and losses[-1] < 0.2, losses[::5]
 
 
-# --- going on after a cut-off --------------------------------------------------------------------------------------------
+# --- going on after a cut-off -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_state_half_written_by_a_killed_process_is_no_state_and_goes_with_the_
     assert not list(tmp_path.iterdir())
 
 
-# --- batches and streams ---------------------------------------------------------------------------------------------------
+# --- batches and streams ----------------------------------------------------------------------------------------------
 
 
 def test_every_sample_is_in_exactly_one_batch_of_an_epoch_and_folds_do_not_mix():
@@ -329,7 +329,7 @@ def test_cut_texts_and_candidates_that_read_alike_are_counted(finished):
     assert stored.load_run(finished).metrics["answers_cut"] == 0
 
 
-# --- bad input, before any training --------------------------------------------------------------------------------------
+# --- bad input, before any training -----------------------------------------------------------------------------------
 
 
 def refuses(run, message):

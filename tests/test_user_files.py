@@ -71,19 +71,24 @@ READ = {  # file -> content, and what the page says; every one has 2 of 6 right
     # 1. the gold column is never the prediction
     "response.json": (rows(qid=number, answer=gold, response=model, correct=True), "prediction = response"),
     "answer_pred.json": (rows(question_id=number, answer=gold, answer_pred=model), "it is the set's in 6 of 6"),
-    "model_answer.csv": (csv(rows(qid=number, answer=gold, model_answer=model)), "answer is read as the accepted answer"),
+    "model_answer.csv": (csv(rows(qid=number, answer=gold, model_answer=model)),
+                         "answer is read as the accepted answer"),
     "raw.csv": (csv(rows(qid=number, answer="?", pred_answer=model)), "use --prediction answer"),
     "one_model.csv": (csv(rows(qid=number, question=words, answer=gold, llava=model)), "prediction = llava"),
     # 2. known tools
     "lmms.jsonl": (by_lines(LMMS), "matched by order and words"),
-    "eval_ever.jsonl": (by_lines([{"sample_id": n, "input": {"raw": r[3], "reference": r[4]}, "output": {"raw": model(r)}}
+    "eval_ever.jsonl": (by_lines([{"sample_id": n, "input": {"raw": r[3], "reference": r[4]},
+                                   "output": {"raw": model(r)}}
                                   for n, r in enumerate(TEST)]), "prediction = output.raw"),
     "vlmevalkit.tsv": (csv(rows(index=number, question=words, answer=gold, prediction=model), "\t"), "id = index"),
-    "medevalkit.json": (rows(question=words, answer=gold, response=model)[::-1], "6 of 6 questions are matched by quest"),
-    "pmc.csv": (csv(rows(Figure_path=picture, Question=words, Pred=model, Label=gold)[::-1]), "matched by image, quest"),
+    "medevalkit.json": (rows(question=words, answer=gold, response=model)[::-1],
+                        "6 of 6 questions are matched by quest"),
+    "pmc.csv": (csv(rows(Figure_path=picture, Question=words, Pred=model, Label=gold)[::-1]),
+                "matched by image, quest"),
     "llava_med.jsonl": (by_lines(rows(question_id=number, prompt="p", text=model, model_id="m")), "prediction = text"),
     "hub.parquet": (rows(question=words, answer=gold, prediction=model), "matched by order"),
-    "row_index.json": ([{"id": n + 11, "question": r[3], "pred": model(r)} for n, r in enumerate(TEST[::-1])], "6 of 6"),
+    "row_index.json": ([{"id": n + 11, "question": r[3], "pred": model(r)} for n, r in enumerate(TEST[::-1])],
+                       "6 of 6"),
     # 3. whole numbers
     "float_ids.csv": (FLOATS, "question id = qid"),
     "float_ids.parquet": (rows(qid=lambda record: float(record[0]), pred=model), "question id = qid"),
@@ -113,7 +118,8 @@ def test_files_are_read_as_they_are(made: Path, name: str) -> None:
 
 
 REFUSED = {  # file -> content, and the words of the error
-    "two_models.csv": (csv(rows(qid=number, answer=gold, llava=model, gpt=model)), r"\(llava, gpt, answer\); .*--prediction"),
+    "two_models.csv": (csv(rows(qid=number, answer=gold, llava=model, gpt=model)),
+                       r"\(llava, gpt, answer\); .*--prediction"),
     "two_names.csv": (csv(rows(qid=number, response=model, output=gold)), r"\(response, output\).*--prediction COLUMN"),
     "unsure.csv": (csv(rows(qid=number, answer="?", remark=model)), r"may be in answer or remark; choose with --pred"),
     "organ.csv": (csv(rows(qid=number, remark=model)), r"no column for the prediction.*or use --prediction COLUMN"),

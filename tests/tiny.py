@@ -34,7 +34,7 @@ SPECIAL = (2, 3)  # [CLS], [SEP]
 
 
 def run(**changes) -> RunSpec:
-    """A fine-tuning with both pre-training stages behind it, on a few phantom samples; `stage1=`, `stage2=`, `finetune=` change `train`."""
+    """A fine-tuning with both pre-training stages, on few samples; `stage1=`, `stage2=`, `finetune=` change `train`."""
     train = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
     stages = {name: train | changes.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
     teacher = {

@@ -1,4 +1,4 @@
-"""Started once per process: gradients of one global batch for every training, written by the first process. Not a test."""
+"""Not a test: started once per process, for the gradients of a global batch in every training."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
 
 
 def evaluation(folder: Path) -> None:
-    """Predictions of an untrained network for `QUESTIONS` test questions, a number that no number of processes divides."""
+    """Predictions of an untrained network for `QUESTIONS` test questions, a number that the processes do not divide."""
     run = tiny.run()
     found = load_questions("phantom_vqa_rad", **run.data.question_settings)
     asked = [q for split in ("train", "test") for q in [q for q in found if q.split == split][:QUESTIONS]]

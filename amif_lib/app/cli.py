@@ -1,7 +1,7 @@
 """The command line, `python -m amif_lib …`: every make target is one of these commands.
 
-Options default to the environment variables that make passes on. Each command imports what it needs when it runs, so that
-help is instant and what needs no torch runs without it.
+Options default to the environment variables that make passes on; each command imports its modules when it runs, so that
+help is instant and only what needs torch loads it.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         type=Path,
         metavar="FILE",
-        help="predictions as CSV, JSON, JSON lines, parquet or xlsx (README: files that are read); or a run folder of the "
-        "kit, which is scored under every protocol",
+        help="predictions as CSV, JSON, JSON lines, parquet or xlsx (README: files that are read); or a run folder of "
+        "the kit, which is scored under every protocol",
     )
     sub.add_argument("--prediction", default="", metavar="COLUMN", help="the column of the predictions")
     sub.add_argument("--id", default="", metavar="COLUMN", help="the column of the question ids")

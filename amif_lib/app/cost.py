@@ -1,6 +1,6 @@
 """What trainings cost before they start: hours and disk, from operations counted by hand and rates of stored runs.
 
-An operation is half of a multiply-accumulate; matrix products are counted, texts at their longest. Needs no torch.
+An operation is half of a multiply-accumulate; only matrix products are counted, with texts at their longest.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def in_words(scale: str, runs: list[RunSpec], missing: list[RunSpec]) -> str:
 
     device = "on one GPU (n of them take an n-th at best)" if scale in ("base", "paper") else "on two cores"
     return (
-        f"time: about {hours(runs):.1f} h {device}, {hours(missing):.1f} h of it to do, teachers and tables aside; rates "
-        f"{source}.\ndisk: about {disk(runs) / 1e9:.1f} GB (make data --dry-run says what a scale would download)."
+        f"time: about {hours(runs):.1f} h {device}, {hours(missing):.1f} h of it to do, "
+        f"teachers and tables aside; rates {source}.\n"
+        f"disk: about {disk(runs) / 1e9:.1f} GB (make data --dry-run says what a scale would download)."
     )

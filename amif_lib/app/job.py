@@ -1,4 +1,4 @@
-"""Run one job of the workflow, its output in a log of its own, with a line when it starts, now and then, and at its end."""
+"""Run one job of the workflow: output goes to a log, lines at start, now and then and at the end to the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make reproduce` has to run: the jobs of a scale, written down as `results/<scale>/plan.json` for the Snakefile."""
+"""What `make reproduce` has to run: the jobs of a scale, in `results/<scale>/plan.json` for the Snakefile."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _own_rows(table: str, request: Request) -> tuple[str, ...]:
 
 
 def _add_training(plan: Plan, runs: tuple[RunSpec, ...]) -> None:
-    """A pre-training with its teacher, or the fine-tunings of one row on all question sets, which one notebook makes."""
+    """Add a pre-training with its teacher, or one row's fine-tunings on all question sets (one notebook makes them)."""
     from amif_lib.methods.amif.settings import teacher_id
 
     new = {run.run_id: run for run in runs if run.run_id not in plan.runs}

@@ -102,7 +102,8 @@ def _refuse_absent_data(plan: Plan) -> None:
     if absent:
         scale = plan.request.scale
         raise InputError(
-            f"data sets not found: {', '.join(absent)}; set DATA_ROOT, or fetch the open ones with make data SCALE={scale}"
+            f"data sets not found: {', '.join(absent)}; set DATA_ROOT, or fetch the open ones with "
+            f"make data SCALE={scale}"
         )
 
 
@@ -215,8 +216,8 @@ def _report_failures(plan: Plan, entries: list[dict[str, Any]]) -> None:
         print("\nthe workflow stopped.", end="")
         _show_end(plan.folder / "logs" / "workflow.log")
     print(
-        f"\n{sum(map(_lacks, plan.jobs))} of {len(plan.jobs)} jobs are left. Correct the cause, then call the same command: "
-        "what is finished is kept, what was cut off resumes.",
+        f"\n{sum(map(_lacks, plan.jobs))} of {len(plan.jobs)} jobs are left. Correct the cause, then call the same "
+        "command: what is finished is kept, what was cut off resumes.",
         flush=True,
     )
 

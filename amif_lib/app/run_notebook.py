@@ -1,4 +1,4 @@
-"""Execute a notebook without a browser: `python -m amif_lib.app.run_notebook NOTEBOOK --out EXECUTED.ipynb -p key value`.
+"""Execute a notebook without a browser: `python -m amif_lib.app.run_notebook NOTEBOOK --out OUT.ipynb -p key value`.
 
 papermill, with unknown parameters refused, the interpreter at hand as kernel, and sockets of its own for each kernel.
 """
@@ -146,7 +146,7 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
 
 
 def explain(error: BaseException, lines: int = 15) -> str:
-    """What went wrong, for a terminal: the failing cell's code and the end of its traceback, or why the kernel is gone."""
+    """What went wrong, for a terminal: the failing cell's code and the end of its traceback, or why the kernel died."""
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 

@@ -1,7 +1,7 @@
 """`make smoke-paper`: an optimiser step of each training at the paper's full size, and ranked answers, on any machine.
 
-Checkpoints of the paper's kinds are written in their hub formats with random weights, so that the real loading code runs
-without a network. With more steps and the paper's batch, the same is the benchmark for a GPU.
+Checkpoints of the paper's kinds are written in their hub formats with random weights, so that the real loading code
+runs without a network; with more steps and the paper's batch, it is the benchmark for a GPU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_clip(folder: Path) -> str:
 
 
 def write_bert(folder: Path, vocab_size: int = 28_996, **config: int) -> str:
-    """A Hugging Face BertForMaskedLM with random weights, of base size unless `config` says otherwise, and its tokenizer."""
+    """A Hugging Face BertForMaskedLM with random weights, of base size unless `config` differs, and its tokenizer."""
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def aside_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def write_aside(path: Path, remedy: str = RESULTS) -> Iterator[Path]:
-    """Make the folder of `path`, give the place to write to, and rename it to `path` at the end; on any error remove it.
+    """Make the folder of `path` and give a file to write to, renamed to `path` at the end and removed on any error.
 
     Raises InputError, which ends in `remedy`, where the file or its folder cannot be written or the disk is full.
     """
@@ -121,6 +121,6 @@ def digest(content: Any) -> str:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Lines of an append-only text file; a last line without its line end, as a killed writer leaves it, is left out."""
+    """Lines of an append-only text file; a last line without line end, as a killed writer leaves it, is left out."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [line for line in text.rpartition("\n")[0].split("\n") if line]

@@ -16,12 +16,12 @@ MANIFESTS = ROOT / "data_manifests"
 
 
 def results() -> Path:
-    """Where results go: `$AMIF_RESULTS`, or `results/` of the clone. Read at call time, so that a test can redirect it."""
+    """Where results go: `$AMIF_RESULTS`, or `results/` of the clone; read at each call, so tests can redirect it."""
     return Path(os.environ.get("AMIF_RESULTS") or ROOT / "results").expanduser().resolve()
 
 
 def from_reference() -> bool:
-    """Whether stored runs are those of `results/reference/` (`FROM=reference`). Raises InputError for any other FROM."""
+    """Whether stored runs are those of `results/reference/` (`FROM=reference`); InputError for any other FROM."""
     origin = os.environ.get("FROM", "")
     if origin not in ("", "reference"):
         raise InputError(f"FROM={origin}: unknown; use FROM=reference, or leave it unset for your own runs")
@@ -61,8 +61,8 @@ def prepared_root(base: Path) -> Path:
     """Where what is derived from data sets goes: `$AMIF_PREPARED`, or `.amif/` in the folder `base` that holds them.
 
     Prepared images and hashes name images and hold their content, so they stay with the data and out of `results/`.
-    Where `base` has no write bits (data that somebody shares), it is `data/.amif/` of the clone, which is not committed;
-    what is made there says so (`store.ensure`).
+    Where `base` has no write bits (shared data), it is `data/.amif/` of the clone, which is not committed; what is made
+    there says so (`store.ensure`).
     """
     chosen = os.environ.get("AMIF_PREPARED")
     if not chosen and base.is_dir() and not (base / ".amif").exists() and not _writable(base):
@@ -90,7 +90,7 @@ def scale_dir(scale: str) -> Path:
 
 
 def scale_source(scale: str) -> Path:
-    """Where what was stored with a scale's runs is read: as `scale_dir`, but the reference itself under FROM=reference."""
+    """Where files stored with a scale's runs are read: `scale_dir`, or under FROM=reference the reference itself."""
     return reference(scale) if from_reference() else results() / scale
 
 

@@ -56,7 +56,7 @@ class _Silent:
 
 
 def bar(total: int, label: str, show: bool = True) -> _Lines | _Bar | _Silent:
-    """A bar of `total` steps: redrawn at a terminal or in JupyterLab, plain lines when `AMIF_HEADLESS` is set or piped."""
+    """A bar of `total` steps: redrawn at a terminal or in JupyterLab, plain lines with `AMIF_HEADLESS` or in a pipe."""
     if not show:
         return _Silent()
     in_notebook = "ipykernel" in sys.modules

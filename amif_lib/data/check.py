@@ -178,7 +178,7 @@ def _lines(manifest: Manifest, decode: bool, notes: list[str]) -> Iterator[Line]
 
 
 def _all_there(manifest: Manifest, notes: list[str]) -> list[Line]:
-    """Nothing; raises InputError where a question's image is absent (studies' images are looked for with the counts)."""
+    """Nothing; InputError where a question's image is absent (images of studies are looked for with the counts)."""
     if manifest.role == "questions":
         load.load_questions(manifest.name)
     return []

@@ -1,9 +1,9 @@
-"""Keeps pictures of a protected set (a test set) out of a pre-training set.
+"""Keeps cases (studies, articles) with a picture of a protected set (a test set) out of a pre-training set.
 
 An image counts as the same picture as a protected one when both names carry the same MedPix id (`synpic...`), or when
 both the difference hash and the perceptual hash (64 bits, grey) differ in at most 4 bits: re-cropped copies escape the
 hashes, copies under another id escape the ids, and the difference hash alone confuses chest radiographs of different
-patients. The whole case (study, article) of a hit is dropped, since its other images and its text show the same patient.
+patients.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ def apply(
 ) -> tuple[list[Study], pd.DataFrame]:
     """The studies without the groups that share a picture with a protected set, and the hits (see `find`).
 
-    `absent` says what a protected set that is not on disk means (`present`). The hits name images: they are written to
-    `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that `manifests.stays_with_data`. Counts may
-    be shown.
+    A group is dropped whole, since its other images and its text show the same patient. `absent` says what a protected
+    set that is not on disk means (`present`). The hits name images: they are written to
+    `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that `manifests.stays_with_data`; only
+    counts may be shown.
     """
     against = present(against, absent)
     hits = find(name, studies, against)
@@ -207,8 +208,8 @@ def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> tuple[list
 def hashes(files: Sequence[Path], name: str) -> tuple[np.ndarray, set[int]]:
     """Difference hash and perceptual hash of each image, uint64 `(n, 2)`, and the rows that could not be decoded.
 
-    Kept under `.amif/hashes/<set>.json` beside the data, by path, size and time of change of the file. Raises InputError
-    where that folder cannot be written.
+    Kept under `.amif/hashes/<set>.json` beside the data, by path, size and time of change of the file. Raises
+    InputError where that folder cannot be written.
     """
     cache_file = manifests.derived_folder(name) / "hashes" / f"{name}.json"
     try:

@@ -21,7 +21,7 @@ from amif_lib.core.errors import InputError
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
-# Pillow's own limit fails on whole-slide and scanned images of 20,000 px a side, which are wanted here, at a reduced size.
+# Pillow's own limit fails on whole-slide and scanned images of 20,000 px a side, which are used here at a reduced size.
 Image.MAX_IMAGE_PIXELS = None
 LARGE = 1 << 25  # pixels; a larger picture is reduced to at most so many, one such picture at a time
 MOST = 1 << 29  # pixels; a larger picture is refused
@@ -138,8 +138,8 @@ def shrink(image: Image.Image, short_side: int) -> Image.Image:
 def encode(source: bytes | Image.Image, short_side: int) -> bytes:
     """An image as it is stored for training: JPEG at quality 95, its shorter side at most `short_side` pixels.
 
-    Nothing is upscaled, the aspect ratio stays and grey pictures get one channel. A JPEG that is so already is kept byte
-    for byte. `source` is the content of an image file, or a picture. Raises UnreadableImage as `decode` does.
+    Nothing is upscaled, the aspect ratio stays and grey pictures get one channel. A JPEG that already is so is kept
+    byte for byte. `source` is the content of an image file, or a picture. Raises UnreadableImage as `decode` does.
     """
     if isinstance(source, Image.Image):
         picture, ready = shrink(_to_8bit(source, source), short_side), False

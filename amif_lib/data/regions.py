@@ -55,7 +55,7 @@ def mask(name: str, image_id: str, label: str) -> np.ndarray:
 
 
 def coverage(region: np.ndarray, side: int) -> np.ndarray:
-    """The share of each cell of a `side` x `side` grid over the image that a region (H, W) covers: (side, side), 0 to 1.
+    """The share of each cell that a region (H, W) covers, on a grid over the image: (side, side), 0 to 1.
 
     The network squeezes an image to a square, so cells are taken over the whole image, whatever its shape.
     """
@@ -64,7 +64,7 @@ def coverage(region: np.ndarray, side: int) -> np.ndarray:
 
 
 def naming_word(text: str, label: str) -> str:
-    """The words of `text` that name a label, as they are written there (`Nodules` for `nodule`); empty if there are none."""
+    """The words of `text` that name a label, as written there (`Nodules` for `nodule`); empty if there are none."""
     found = re.search(rf"(?<!\w){re.escape(label)}s?(?!\w)", text, re.IGNORECASE)
     return found[0] if found else ""
 

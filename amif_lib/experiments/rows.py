@@ -110,8 +110,8 @@ def build_run(
 ) -> RunSpec:
     """One fine-tuning with its whole lineage, from a scale's settings and a row's changes.
 
-    `settings` may hold `start` (a named initialisation of the scale), `pretraining` (`both`, `stage1` or `none`) and the
-    sections of `RunSpec`, of which `train` is given per stage as `stage1`, `stage2` and `finetune`. A scale's question set
+    `settings` may hold `start` (a named initialisation of the scale), `pretraining` (`both`, `stage1` or `none`) and
+    the sections of `RunSpec`; `train` is given per stage, as `stage1`, `stage2` and `finetune`. A scale's question set
     may hold data settings and a `finetune` of its own.
     """
     base, changes = scale_settings(scale), dict(settings)
@@ -236,7 +236,7 @@ def blank_image_run(run: RunSpec) -> RunSpec:
 
 
 def load_spec(spec: str) -> list[RunSpec]:
-    """What a notebook's `spec` parameter means: a file of a run or of a list of runs, or `<scale>/<table>[/<row>[/<stage>]]`.
+    """The runs of a notebook's `spec` parameter: a file of one run or several, or `<scale>/<table>[/<row>[/<stage>]]`.
 
     `demo/table4` is every fine-tuning of Table 4 at demo scale, `demo/table4/6/stage1` the stage-1 run behind row 6.
     """

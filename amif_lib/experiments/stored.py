@@ -135,7 +135,8 @@ class Run:
             content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{paths.shown(path)}: not valid JSON, line {error.lineno}; delete the run folder and start the run again"
+                f"{paths.shown(path)}: not valid JSON, line {error.lineno}; "
+                "delete the run folder and start the run again"
             ) from None
         if not isinstance(content, dict):
             raise InputError(f"{paths.shown(path)}: expected a JSON object")
@@ -173,7 +174,7 @@ def refuse_another(spec: RunSpec) -> None:
 
 
 def difference(stored: dict[str, Any], spec: RunSpec) -> str:
-    """The first setting that `spec` reads and a stored specification lacks or has otherwise; empty where there is none."""
+    """The first setting that `spec` reads and that a stored specification lacks or sets otherwise; empty if none."""
     asked, found = settings_read(spec), settings_read(spec, stored)
     if differing := sorted(name for name in {*asked, *found} if asked.get(name) != found.get(name)):
         return differing[0]
@@ -255,6 +256,7 @@ def published(table: str) -> pd.DataFrame:
     if not values.between(0, 100).all():
         line = int(values[~values.between(0, 100)].index[0]) + 2
         raise InputError(
-            f"{paths.shown(path)}: line {line}: value {frame['value'][line - 2]!r} is not a percentage; restore the file"
+            f"{paths.shown(path)}: line {line}: value {frame['value'][line - 2]!r} is not a percentage; "
+            "restore the file"
         )
     return frame.assign(value=values)

@@ -1,7 +1,7 @@
 """Fusion modules: shared blocks, modality co-attention (Fig. 2 c) and gated cross-attention (Fig. 3, Eq. 14-16).
 
-Shapes: B samples, S tokens of one side, T tokens of the other, M knowledge tokens, d = width, h heads.
-Masks are boolean, True on real tokens. Norms come after the residual, as in BERT (point 36).
+Shapes: B samples, S tokens of one side, T tokens of the other, M knowledge tokens, d = width, h heads; masks are
+boolean, True on real tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
+        self.norm = nn.LayerNorm(width, eps=1e-12)  # BERT's, and after the residual as there (point 36)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, S, d) -> (B, h, S, d/h)

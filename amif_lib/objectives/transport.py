@@ -1,15 +1,12 @@
 r"""Local alignment: optimal transport between the tokens of two sides (paper section 3.2.2, Eq. 9-10).
 
-For each sample, with :math:`p` tokens on the row side (image patches) and :math:`t` on the column side (words),
+For each sample, with :math:`p` tokens on the row side (image patches), :math:`t` on the column side (words) and masses
+:math:`\mathbf{a}, \mathbf{b}` that are uniform over real tokens and zero on padding,
 
 .. math::
     \min_{\mathbf{T} \in \Pi(\mathbf{a}, \mathbf{b})} \langle \mathbf{T}, \mathbf{C} \rangle, \qquad
     \Pi(\mathbf{a}, \mathbf{b}) = \{ \mathbf{T} \in \mathbb{R}_+^{p \times t} :
     \mathbf{T} \mathbf{1} = \mathbf{a},\ \mathbf{T}^\top \mathbf{1} = \mathbf{b} \}.
-
-Masses :math:`\mathbf{a}, \mathbf{b}` are uniform over real tokens and zero on padding. Masks are True (or non-zero) at
-a real token, None where all are real. A sample with an empty side has a zero plan. Everything runs in fp32, also under
-autocast: in bf16 the plan is off by several per cent.
 
 References
 ----------
@@ -79,7 +76,7 @@ def ipot(
     cost : Tensor, shape (B, p, t)
         :math:`\mathbf{C}`; any floating type; what it holds at padding is not read.
     row_mask, col_mask : Tensor, shape (B, p) and (B, t), optional
-        True (or non-zero) at a real token.
+        True (or non-zero) at a real token; None where all are real.
     beta : float
         Proximal weight :math:`\beta > 0`.
     iterations : int
@@ -90,7 +87,7 @@ def ipot(
     Tensor, shape (B, p, t)
         fp32, without gradient; zero at padding and for a sample with an empty side.
     """
-    with torch.autocast(cost.device.type, enabled=False), torch.no_grad():
+    with torch.autocast(cost.device.type, enabled=False), torch.no_grad():  # in bf16, plans are off by several %
         rows, cols = masses(cost, row_mask, col_mask)
         real = (rows > 0).unsqueeze(2) & (cols > 0).unsqueeze(1)  # (B, p, 1), (B, 1, t) -> (B, p, t)
         cost = cost.float().masked_fill(~real, torch.inf)

@@ -1,7 +1,7 @@
 """Draws the phantom's chest radiographs and CT and MRI slices of the head, each with a map of its organs and findings.
 
-Coordinates: `u` runs to the right and `v` downwards, both from -1 to 1. Radiological convention: frontal and
-axial images show the patient's left on the right-hand side (`u > 0`); a lateral radiograph faces the left-hand side.
+Coordinates `u` to the right and `v` downwards run from -1 to 1; by radiological convention, frontal and axial images
+show the patient's left on the right-hand side (`u > 0`), and a lateral radiograph faces the left-hand side.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Phantom: synthetic radiology studies, drawn from random cases and written in the real data sets' own layouts.
 
-All of it is synthetic and none of it is medicine. Pictures, texts, questions and masks follow from the cases, and all of
-it from the seed; readers see only what the real set ships.
+Pictures, texts, questions and masks follow from the cases, and the cases from the seed; readers see only what the
+real set ships.
 """
 
 from __future__ import annotations

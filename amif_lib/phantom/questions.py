@@ -22,8 +22,8 @@ SIDED = ("nodule", "consolidation", "pleural effusion", "pneumothorax", "infarct
 # Question type and key: share of the set. Presence questions take what the others leave.
 SHARES = {
     "MODALITY/open": 0.08, "MODALITY/closed": 0.08, "PLANE/open": 0.08, "PLANE/closed": 0.06, "ORGAN/open": 0.07,
-    "ORGAN/closed": 0.04, "POS/side": 0.08, "POS/closed": 0.05, "POS/choice": 0.03, "POS/site": 0.05, "COUNT/open": 0.04,
-    "ABN/open": 0.1, "ABN/closed": 0.06,
+    "ORGAN/closed": 0.04, "POS/side": 0.08, "POS/closed": 0.05, "POS/choice": 0.03, "POS/site": 0.05,
+    "COUNT/open": 0.04, "ABN/open": 0.1, "ABN/closed": 0.06,
 }  # fmt: skip
 SHARES_ZH = {
     "MODALITY/open": 0.12, "MODALITY/closed": 0.1, "PLANE/open": 0.12, "ORGAN/open": 0.12, "POS/side": 0.12,
@@ -32,8 +32,8 @@ SHARES_ZH = {
 WORDS_ZH = {
     "x-ray": "X光", "CT": "CT", "MRI": "核磁共振", "frontal": "正位", "lateral": "侧位", "axial": "横断面",
     "chest": "胸部", "head": "头部", "left": "左侧", "right": "右侧", "normal": "正常", "abnormal": "有异常",
-    "nodule": "结节", "consolidation": "实变", "pleural effusion": "胸腔积液", "pneumothorax": "气胸", "cardiomegaly": "心脏增大",
-    "hydrocephalus": "脑积水",
+    "nodule": "结节", "consolidation": "实变", "pleural effusion": "胸腔积液", "pneumothorax": "气胸",
+    "cardiomegaly": "心脏增大", "hydrocephalus": "脑积水",
     "infarct": "梗死", "mass": "肿块", "hemorrhage": "出血",
 }  # fmt: skip
 # Wordings, each with its answers to yes and no where the question is closed.

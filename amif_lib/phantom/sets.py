@@ -1,7 +1,7 @@
 """The phantom's sets, each written in the official layout of a real one, with that set's quirks on purpose.
 
-Beside a set lie `latents.json`, `masks/<image id>.png` with `masks.json`, and for questions `question_regions.json`: for
-each question id, as the reader gives it, the mask labels that the question asks about. No reader opens these.
+Beside a set are files that no reader opens: `latents.json`, `masks/<image id>.png` with `masks.json` and, of questions,
+`question_regions.json` (by question id, as the reader gives it, the mask labels that the question asks about).
 """
 
 from __future__ import annotations
@@ -296,8 +296,8 @@ M19_REFERENCE = {"chest": "chest#thorax#lung, mediastinum, pleura", "head": "hea
 def vqa_med_2019(made: Set, counts: Counts) -> None:
     """Text files with `|` between fields: of training and validation, one file of all questions and one per category.
 
-    At most one question of a category on a training or validation image, one question on a test image. More cases are
-    drawn than test images are asked for, so that the test questions can be balanced; only those asked about are written.
+    A training or validation image has at most one question of a category, a test image one question. More cases are
+    drawn than there are test images, to balance the test questions; only images with a question are written.
     """
     first = 0
     for number, split in enumerate(SPLITS):

@@ -1,4 +1,4 @@
-"""General shapes with captions, in ROCO's layout: pictures of no medical kind, for a teacher without medical knowledge."""
+"""Shapes with captions, in ROCO's layout: non-medical pictures, for a teacher without medical knowledge."""
 
 from __future__ import annotations
 

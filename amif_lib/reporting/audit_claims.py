@@ -1,7 +1,7 @@
 """The paper audit: every claim of the prose recomputed from the printed numbers.
 
-Claims and the cells that each compares are data (`results/paper/claims.csv`). A verdict is about the paper's own
-numbers; whether a claim holds on data is for runs to say (`claims`).
+Claims and the cells that each compares are listed in `results/paper/claims.csv`; a verdict is about the paper's own
+numbers, and `claims` checks the claims on runs.
 """
 
 from __future__ import annotations

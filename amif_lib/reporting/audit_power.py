@@ -1,8 +1,7 @@
-"""The paper audit: which differences a test set of n questions can show at all.
+"""The paper audit: which differences the exact McNemar test can show on a test set of n questions.
 
-Two systems answer the same questions; those that only one of them answers correctly are *discordant*, and the exact
-two-sided McNemar test asks whether they lean to one side. The paper gives no answers per question, so a verdict is for
-the best case (no question lost) or for a stated share of discordant questions. The spread over seeds comes on top.
+The paper gives no answers per question, so a verdict is for the best case (no question lost) or for a stated share of
+*discordant* questions, those that only one of the two systems answers correctly.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from amif_lib.reporting import audit
 from amif_lib.reporting import audit_sources as sources
 from amif_lib.reporting.audit_sources import OURS, SETS
 
-ALPHA = 0.05
+ALPHA = 0.05  # for chance over questions; the spread over seeds comes on top
 DISCORDANCE = 0.10  # share of discordant questions that verdicts assume unless told otherwise
 
 

@@ -24,8 +24,8 @@ INDEX = "figures.csv"  # which figures there are, with their captions; written l
 def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -> list[Path]:
     """Draw what the stored runs allow into `results/<scale>/figures/`, each as PDF, SVG, PNG, CSV and caption.
 
-    `only` names the figures to draw (default: all), such as `fig6_lambda`. A figure whose runs are absent is left out, and
-    one line says which and why; an earlier copy of it is removed, so that nothing stale is taken for new. Returns the
+    `only` names the figures to draw (default: all), such as `fig6_lambda`. A figure whose runs are absent is left out,
+    one line says which and why, and an earlier copy of it is removed, so that none out of date remains. Returns the
     files; raises InputError where nothing at all can be drawn, unless `allow_none`.
     """
     figures.use_style()

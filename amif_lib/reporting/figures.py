@@ -39,8 +39,8 @@ def use_style() -> None:
 def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, caption: str = "") -> list[Path]:
     """Write `path` + `.pdf`, `.svg`, `.png`, the plotted numbers as `.csv` and the caption as `.txt` where given.
 
-    Returns the paths. Equal figures give equal files, so no date is written. The PNG has a palette of 256 colours, which
-    makes it a third of the size: reports embed it, and a clone holds those of the reference results.
+    Returns the paths. Equal figures give equal files, so no date is written. The PNG has a palette of 256 colours and
+    so a third of the size: reports embed it, and a clone holds those of the reference results.
     """
     written = []
     nothing = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
@@ -76,9 +76,9 @@ def estimates(
 ) -> Figure:
     """Estimates with intervals: a grid of panels, in each a line per row of a table and a marker per kind.
 
-    `data` has the columns `line` and `column` (place and title of the panel), `row` (label on the left), `kind`, `value`,
-    `ci_low` and `ci_high` (NaN: no interval); `looks` says each kind's marker, colour and name in the legend. Kinds stand
-    `spread` of a line apart. Panels share the x axis by column ("col") or all of them ("all").
+    `data` has the columns `line` and `column` (place and title of the panel), `row` (label on the left), `kind`,
+    `value`, `ci_low` and `ci_high` (NaN: no interval); `looks` gives each kind's marker, colour and name in the legend.
+    Kinds are `spread` of a line apart. Panels share the x axis by column ("col") or all of them ("all").
     """
     looks = {kind: look for kind, look in looks.items() if kind in set(data["kind"])}
     columns = data["column"].unique()

@@ -187,7 +187,8 @@ def latex(table: Table) -> str:
     strong, texts = strong.rename_axis([r"\#", "row"]), texts.rename_axis([r"\#", "row"])
     style = texts.style.format(escape="latex").format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
     style = style.apply(lambda _: np.where(strong, "textbf:--rwrap", ""), axis=None)
-    caption = f"{heading(table)}: {SCALE_NOTES[table.scale]}. {reading(table).capitalize()}. {question_sets(table)} {bold(table)} "
+    caption = f"{heading(table)}: {SCALE_NOTES[table.scale]}. {reading(table).capitalize()}. "
+    caption += f"{question_sets(table)} {bold(table)} "
     for plain in "&%#_":
         caption = caption.replace(plain, rf"\{plain}")
     made = style.to_latex(

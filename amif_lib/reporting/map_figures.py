@@ -57,15 +57,15 @@ class Column:
 
 
 def local_alignment(scale: str) -> Drawn:
-    """Fig. 4: the transport plan of the underlined word, without and with hard-negative mining (Table 2, rows 4 and 8)."""
+    """Fig. 4: transport plan of the underlined word, without and with hard-negative mining (Table 2, rows 4 and 8)."""
     wanted = {"without mining": ("table2", "4"), "with mining": ("table2", "8")}
     columns = _columns(scale, "stage2", "transport_plan", wanted)
     texts = f"reports of {columns[0].maps.data_set}, on which no student is trained"
     if not columns[0].maps.coverage.any():
         texts = f"test questions of {dataset_name(columns[0].maps.data_set)}, whose images no pre-training sees"
     caption = (
-        "Fig. 4 of the paper: the share of the underlined word's transported mass that each patch receives after stage 2, "
-        f"{'without and ' if len(columns) > 1 else ''}with hard-negative mining, {texts}. "
+        "Fig. 4 of the paper: the share of the underlined word's transported mass that each patch receives after "
+        f"stage 2, {'without and ' if len(columns) > 1 else ''}with hard-negative mining, {texts}. "
     )
     return _gallery(columns, caption, scale)
 
@@ -75,8 +75,8 @@ def gated_attention(scale: str) -> Drawn:
     columns = _columns(scale, "finetune", "attention", {"no gate": ("table4", "5"), "gate": ("table4", "6")})
     caption = (
         "Fig. 5 of the paper: attention of the underlined word to the patches in the last co-attention layer after "
-        f"fine-tuning, {'without and ' if len(columns) > 1 else ''}with the gate, and the gate's mean over channels. Test "
-        f"questions of {dataset_name(columns[0].maps.data_set)}. "
+        f"fine-tuning, {'without and ' if len(columns) > 1 else ''}with the gate, and the gate's mean over channels. "
+        f"Test questions of {dataset_name(columns[0].maps.data_set)}. "
     )
     return _gallery([*columns, replace(columns[-1], title="mean over channels", kind="gate")], caption, scale)
 
@@ -154,7 +154,7 @@ def scores(found: pd.DataFrame, stage: str, scale: str, tables: Sequence[str] = 
         axis.set_xlim(left=0)  # of the whole column
     what = "Reports on which no student is trained" if stage == "stage2" else "Test questions"
     caption = (
-        f"Do the maps point at the known region? {what}, n = {part['n'].min()} to {part['n'].max()}; a cell belongs to the "
-        f"region where the region covers half of it. {INTERVALS} {scale_note(scale)}"
+        f"Do the maps point at the known region? {what}, n = {part['n'].min()} to {part['n'].max()}; a cell belongs to "
+        f"the region where the region covers half of it. {INTERVALS} {scale_note(scale)}"
     )
     return figure, part, caption

@@ -24,9 +24,9 @@ Scores = dict[str, np.ndarray]  # by measure
 
 
 def region_cells(coverage: np.ndarray) -> np.ndarray:
-    """The cells that belong to each region, coverage (n, s, s) -> booleans (n, s*s): those that it covers by half or more.
+    """Coverage (n, s, s) -> booleans (n, s*s): cells that a region covers by half or more, or else the most covered.
 
-    Where it covers no cell so far, the most covered one. Raises InputError for a region that covers nothing at all.
+    Raises InputError for a region that covers nothing at all.
     """
     flat = coverage.reshape(len(coverage), -1)
     if not (flat.max(1) > 0).all():
@@ -39,8 +39,8 @@ def score_all(values: np.ndarray, coverage: np.ndarray) -> Scores:
     """Scores of every map (n, s, s) on every region's coverage (m, s, s), (n, m) each.
 
     `pointing` (the pointing game): whether the map's highest cell belongs to the region; of equal cells the first in a
-    fixed random order is the highest. `mass`: the share of the map's sum inside the region, cells counted by how far they
-    are covered. Raises InputError where grids differ or a map is negative or not finite.
+    fixed random order is the highest. `mass`: the share of the map's sum inside the region, each cell weighted by its
+    coverage. Raises InputError where grids differ or a map is negative or not finite.
     """
     if values.shape[1:] != coverage.shape[1:] or not np.isfinite(values).all() or (values < 0).any():
         raise InputError(f"maps {values.shape}, regions {coverage.shape}: grids must agree, maps be finite and >= 0")
@@ -72,10 +72,10 @@ def centre_prior(side: int) -> np.ndarray:
 
 
 def per_question(runs: Sequence[Maps], untrained: Maps | None, kind: str) -> dict[str, Scores]:
-    """Scores of one kind of map, (n,) each: of the model (of several runs the mean) and of what stands beside it.
+    """Scores of one kind of map, (n,) each: of the model (of several runs the mean) and of what it is compared with.
 
-    That is the same map of a network with random weights, the model's maps on the regions of all other images (which a map
-    that always looks at the same place passes as well), a Gaussian in the middle of the image, and a random map.
+    Beside it: the same map of a network with random weights, the model's maps on the regions of all other images (on
+    which a map of one fixed place scores as well), a Gaussian in the middle of the image, and a random map.
     """
     coverage, images = runs[0].coverage, np.asarray(runs[0].image_ids)
     each = [score_all(maps.values[kind], coverage) for maps in runs]
@@ -114,7 +114,7 @@ def summary(scores: dict[str, Scores], images: Sequence[str]) -> pd.DataFrame:
 
 @lru_cache(maxsize=32)
 def rows_of(name: str, scale: str) -> tuple[Row, ...]:
-    """The rows of a table with the runs that the scale's last plan asked for. Kept: expanding a table takes a second."""
+    """The rows of a table with the runs of the scale's last plan. Kept, since expanding a table takes a second."""
     return tuple(Selection.planned(name, scale).rows(name, scale))
 
 

@@ -1,7 +1,7 @@
 """A scale's results in a small form to be committed: `python -m amif_lib reference --scale small`.
 
-`results/reference/<scale>/` then holds what `make figures` and `make report` need, so that FROM=reference makes both again
-in a fresh clone, without torch and without data. What a manifest does not allow to be passed on is not copied.
+With FROM=reference, `make figures` and `make report` then need only `results/reference/<scale>/` of a fresh clone, no
+torch and no data; what a manifest does not allow to be passed on is not copied.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def thinned(history: pd.DataFrame) -> str:
 def smaller(frame: pd.DataFrame, candidates: pd.DataFrame, probabilities: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predictions whose log-likelihoods compress well, and by which every protocol chooses the same answers.
 
-    Kept, in half precision, are the best candidates of each set that a protocol chooses among, with `probabilities` those
-    within `MARGIN` of the best as well; the others get one low number. A question whose choice that would change keeps all.
+    The best candidates of each set that a protocol chooses among are kept in half precision, with `probabilities` also
+    those within `MARGIN` of the best; the others get one low number. A question whose choice would change keeps all.
     """
     exact = np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)
     train, val, test = (candidates[f"in_{split}"].to_numpy(dtype=bool) for split in ("train", "val", "test"))

@@ -105,8 +105,8 @@ def section(table: tables.Table) -> dict[str, Any]:
 def pictures(folder: Path) -> list[dict[str, Any]]:
     """Every figure of the scale for embedding, with its size in CSS pixels: 110 to the inch that it was drawn for.
 
-    What notebooks alone draw is under FROM=reference taken as it was committed. Figures of tables repeat what the tables
-    say (`repeats`).
+    Under FROM=reference, what only notebooks draw is the committed copy. Figures of tables repeat what the tables say
+    (`repeats`).
     """
     places = (paths.scale_source(folder.parent.name) / "figures", folder)
     found = {path.stem: path for place in places for path in sorted(place.glob("*.png"))}
@@ -165,7 +165,7 @@ def provenance(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def cost(runs: Sequence[Run]) -> pd.DataFrame:
-    """Wall time of the teachers (each once) and by stage: number, total and longest; `unknown` where one is not stored."""
+    """Wall time of the teachers (each once) and by stage: number, total, longest; `unknown` where one is not stored."""
     taught = [run.metrics["teacher"] for run in runs if isinstance(run.metrics.get("teacher"), dict)]
     times = [("teacher", each) for each in {one.get("id"): one.get("wall_time_s") for one in taught}.values()]
     times += [(STAGES[run.spec.stage], run.provenance.get("wall_time_s")) for run in runs]

@@ -1,6 +1,6 @@
 """What the training questions of a set give away about its test questions, and what can be scored without any model.
 
-`lines` takes any list of questions, `report` a set that has a manifest. Accuracies are percentages.
+`lines` takes any list of questions, `report` a set that has a manifest; accuracies are percentages.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MEANINGS = {
     "test_images": "images with a test question",
     "test_images_in_train": "of these, images that have a training question too",
     "on_train_image": "test questions on such an image",
-    "paraphrase_in_train": "test questions with a paraphrase and their answer in training, on the same image (empty: no rephrased or framed "
-    "wordings, so it cannot be told)",
+    "paraphrase_in_train": "test questions with a paraphrase and their answer in training, on the same image "
+    "(empty: no rephrased or framed wordings, so it cannot be told)",
     "linked_in_train": "test questions that the set itself links with a training question (empty: it has no links)",
     "repeated_in_train": "test questions repeated in training: image, question and answer",
     "same_words_in_train": "test questions whose words occur in training, on whatever image",

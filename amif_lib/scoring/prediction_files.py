@@ -108,14 +108,14 @@ def read(path: Path | str, questions: Sequence[Question], prediction: str = "", 
 
 
 def read_run(folder: Path, questions: Sequence[Question]) -> PredictionFile:
-    """The predictions of a run folder of the kit. InputError where its accepted answers are not those of `questions`."""
+    """The predictions of a run folder; InputError where its accepted answers differ from those of `questions`."""
     stored, ranked = read_predictions(folder)
     shown, gold = paths.shown(folder / PREDICTIONS), {q.question_id: set(q.answers) for q in questions}
     for name, answers in zip(stored["question_id"], stored["gold"], strict=True):
         if name in gold and set(answers) != gold[name]:
             raise InputError(
-                f"{shown}: question {name}: its accepted answers are not the data set's; the run was made on other data "
-                "or the file was edited, run the fine-tuning again"
+                f"{shown}: question {name}: its accepted answers are not the data set's; the run was made on other "
+                "data or the file was edited, run the fine-tuning again"
             )
     ids = pd.Index(stored["question_id"])
     table = pd.DataFrame({"answer": stored["generated"].to_numpy(), "place": shown}, index=ids)
@@ -239,8 +239,8 @@ def _match(
             said = f"The file has no ids of the set: {len(pairs)} of {len(test)} questions are matched by {how}."
             return table.iloc[list(pairs.values())].assign(id=list(pairs)), tuple(untold), said
     raise InputError(
-        f"{shown}: has no ids of the set, and by {', '.join(fields)} {len(lacking)} of {len(test)} test questions (first "
-        f"{(lacking or untold)[0]}) are not in it; give their ids (--id COLUMN)"
+        f"{shown}: has no ids of the set, and by {', '.join(fields)} {len(lacking)} of {len(test)} test questions "
+        f"(first {(lacking or untold)[0]}) are not in it; give their ids (--id COLUMN)"
     )
 
 

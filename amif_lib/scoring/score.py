@@ -200,7 +200,7 @@ def lenient(text: str) -> str:
 
 
 def unwrapped(text: str) -> str:
-    """An answer without what models leave around it: `\\boxed{}`, end-of-sequence tokens, full-width, invisible signs."""
+    """An answer without what models add to it: `\\boxed{}`, end-of-sequence tokens, full-width or invisible signs."""
     text = "".join(sign for sign in unicodedata.normalize("NFKC", text) if unicodedata.category(sign) != "Cf")
     text = re.sub(r"</?s>|<eos>|<pad>|<\|\w+\|>|\[(sep|eos|pad)\]", " ", text, flags=re.IGNORECASE)
     return normalise_answer(re.sub(r"\\boxed\{(.*?)\}", r"\1", text))
@@ -297,8 +297,8 @@ def _check_ids(places: pd.Series, asked: Asked, untold: Collection[str], shown: 
             )
     if len(lacking):
         raise InputError(
-            f"{shown}: {len(lacking)} of {len(test)} test questions have no prediction, the first is {lacking[0]}{looks}; "
-            "nothing is scored, add them (an empty answer counts as wrong)"
+            f"{shown}: {len(lacking)} of {len(test)} test questions have no prediction, the first is {lacking[0]}"
+            f"{looks}; nothing is scored, add them (an empty answer counts as wrong)"
         )
     return list(others)
 
@@ -360,7 +360,7 @@ def _about_data(asked: Asked) -> list[str]:
 
 
 def _with_reading(scored: pd.DataFrame, gold: pd.Series) -> pd.DataFrame:
-    """With the columns `reading` of wrong answers (empty: none makes them right) and `lenient`, whether there is one."""
+    """Add the columns `reading` of wrong answers (empty: none makes them right) and `lenient`, whether there is one."""
     answers = zip(scored["prediction"], gold, scored["correct"], strict=True)
     found = [
         "" if correct else next(filter(None, (reading(text, one) for one in accepted)), "")

@@ -1,6 +1,6 @@
 """Intervals and paired tests for accuracies over questions that cluster by image.
 
-Shares are fractions in [0, 1] here; tables print percent. Equal input gives equal output: random draws are seeded.
+Shares are fractions in [0, 1] here, percent in tables; random draws are seeded, so equal input gives equal output.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A file that a user brings, as a table, whatever tool wrote it.
 
-What a column is called is a row of names (`COLUMNS` of prediction_files and question_files); what was read as what is reported.
+The names that a column may have are listed in `COLUMNS` of prediction_files and question_files; the notes say which
+column was read as what.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def read(path: Path | str) -> pd.DataFrame:
 
     CSV (commas, semicolons or tabs), JSON, JSON lines, parquet and xlsx are told by their content. JSON may hold a list
     of records, an object with one such list, one list per split (which becomes the column `split`), pandas' column-wise
-    form, or an object from question id to answer. The index says where a record is: `x.csv, line 8`, `x.json, record 2`.
+    form, or an object from question id to answer. The index is a record's place: `x.csv, line 8` or `x.json, record 2`.
     A field that a record lacks is NaN, one that is null (or NaN) in the file is None.
     Raises InputError, naming file and line: unreadable, cut off, no records, ragged or doubled columns, a pickle.
     """

@@ -1,9 +1,7 @@
-"""One file per data set: its official layout becomes records.
+"""One file per data set: `read(root, layout, ...)` turns its official layout into records.
 
-Each has `read(root, layout, ...)`: `root` is the set's folder, `layout` the manifest's paths under it. Readers of
-question sets also take `training_file`, one of the module's `TRAINING_FILES` or `default`, which is the first, and
-`images`: whether every question's image must be there. What is malformed or missing is an InputError that names file
-and line or record.
+`root` is the set's folder, `layout` the manifest's paths under it; readers of question sets also take `training_file`
+(one of the module's `TRAINING_FILES`, or `default` for the first) and `images` (whether every image must be there).
 """
 
 from __future__ import annotations
@@ -18,7 +16,10 @@ from amif_lib.data.records import Question, Study
 
 
 def studies(name: str) -> list[Study]:
-    """A pre-training set's studies as its files have them; a generated set is generated first."""
+    """A pre-training set's studies as its files have them; a generated set is generated first.
+
+    Readers raise InputError, naming file and line or record, for what is malformed or missing.
+    """
     return _read(name, "pretraining")
 
 
