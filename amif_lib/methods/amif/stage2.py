@@ -100,11 +100,12 @@ class Stage2(nn.Module):
         v, r = gather(v), gather(r)  # (N, V, e), (N, e)
         sides = {"image_text": (pick(v, gather(batch.view)), r), "image_image": v.unbind(1), "text_text": (r, r)}
         same = hard_negatives.duplicates(gather(batch.group), gather(batch.text_key))  # (N, N), point 20
-        label = gather(batch.view_label)[:, 1]  # (N,)
+        label = gather(batch.view_label)[:, 1]  # (N,): of the second view, which a mined image takes the place of
         other_view = label[:, None] != label  # (N, N): such a pair would be told by the kind of view
         diagonal, rows = torch.arange(len(r), device=r.device), own_rows(len(r))
         mined = {}
         for number, kind in enumerate(PAIR_TYPES):
+            # H without lambda, which adds to the diagonal alone, and that is never drawn
             q = contrastive.soft_labels(contrastive.similarity(*sides[kind]), tau, 0.0, diagonal)  # (N, N)
             exclude = same | other_view if kind == "image_image" else same
             stream = keyed(self.seed, batch.step, number, MINING)
