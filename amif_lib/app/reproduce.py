@@ -29,7 +29,7 @@ from amif_lib.training.launch import asked
 
 MACHINES = ("laptop", "workstation", "slurm")
 MEMORY = {"demo": 1500, "small": 3000, "base": 24_000, "paper": 48_000}  # MB of main memory that one training may take
-PATIENCE = 30  # seconds to wait for an interrupted call that is still ending
+PATIENCE = 90  # seconds to wait for an interrupted call that is still ending
 
 
 def reproduce(request: Request, machine: str = "laptop") -> int:

@@ -140,7 +140,7 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
     finally:
         if out.is_file():
             text = out.read_text(encoding="utf-8")
-            for folder in (str(out.parent), str(paths.results()), str(paths.ROOT)):
+            for folder in (str(out.parent), str(paths.results()), str(paths.ROOT), str(Path(sys.prefix).parent)):
                 text = text.replace(json.dumps(folder)[1:-1] + "/", "")
             out.write_text(text, encoding="utf-8")
 

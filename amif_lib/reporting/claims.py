@@ -66,7 +66,7 @@ def table(scale: str, names: Sequence[str] = (), known: Mapping[str, Table] | No
         rows.append(said | ours)
     out = pd.DataFrame(rows, columns=[*COLUMNS, "judged"]).astype({"n_questions": "Int64"})
     text = ["compared", "note", "run_ids"]
-    out[text] = out[text].fillna("")
+    out[text] = out[text].astype(object).fillna("")
     out["p_holm"] = out["p_holm"].astype(float).fillna(_own_family(out[out["p"].notna() & out["p_holm"].isna()]))
     shown = np.where(out["ours"] > 0, "holds", "opposite")
     verdict = np.where(out["p_holm"] < 0.05, np.where(out["judged"] == "close", "opposite", shown), "within noise")
