@@ -170,13 +170,6 @@ def _wordings(question: Question) -> set[str]:
     return set(map(plain, texts)) - {""}
 
 
-def main_lines(table: pd.DataFrame) -> pd.DataFrame:
-    """Of `report`'s lines one per training file and test part: all its training questions, without validation ones."""
-    plain = table[table["training"].str.endswith("train")]
-    largest = plain.groupby(["data_set", "training_file", "test"], sort=False)["n_train"].idxmax()
-    return plain.loc[largest].reset_index(drop=True)
-
-
 def in_words(table: pd.DataFrame) -> list[str]:
     """What the lines of a table say, a sentence or two each."""
     out = []
