@@ -21,7 +21,7 @@ from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.sizes import ModelSpec
-from amif_lib.training import batches, checkpoint, loop
+from amif_lib.training import batches, checkpoint, loop, predict
 from amif_lib.training.prepare import about_questions, drawn, prepare
 from tests import tiny
 
@@ -80,6 +80,42 @@ def test_blank_images_at_test_time_change_the_answers_to_different_images_only_t
     for _, same in frame.groupby("question"):
         rows = np.stack(same.log_likelihoods)
         np.testing.assert_allclose(rows, np.broadcast_to(rows[0], rows.shape), atol=1e-3)
+
+
+def test_every_question_is_answered_once_more_with_another_image(finished):
+    """The stored numbers are those of the saved model for each question with the image that it was given."""
+    frame, candidates = stored.load_run(finished).shuffled_test
+    own, _ = read_predictions(finished.directory)
+    assert frame.question_id.tolist() == own.question_id.tolist() and frame.image_id.tolist() == own.image_id.tolist()
+    assert stored.load_run(finished).metrics["shuffled_left_out"] == 0
+    other = predict.other_images(own.image_id)
+    questions, model = load_questions("phantom_vqa_rad"), stored.load_run(finished).model()
+    path = {question.image_id: question.image_path for question in questions}
+    for row in (0, 11, 23):
+        asked = frame.iloc[row]
+        ranked = model.rank(path[other[asked.image_id]], asked.question, candidates.answer.tolist())
+        found = ranked.set_index("answer").log_likelihood[candidates.answer]
+        assert found.tolist() == pytest.approx(asked.log_likelihoods.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 451])
+def test_no_image_stays_with_its_questions_and_each_is_used_once(count):
+    images = [f"image{number % count}" for number in range(3 * count)]  # three questions each
+    other = predict.other_images(images)
+    assert set(other) == set(other.values()) == set(images)
+    assert all(own != shown for own, shown in other.items())
+    assert other == predict.other_images(reversed(images))  # whatever the order of the questions
+    if count > 3:
+        assert other != predict.other_images(images, seed=1)
+
+
+def test_a_set_of_one_image_has_no_other(finished, tmp_path):
+    assert predict.other_images(["a", "a"]) == predict.other_images([]) == {}
+    model, questions = stored.load_run(finished).model(), load_questions("phantom_vqa_rad")
+    first = next(question for question in questions if question.split == "test")
+    of_one = [question for question in questions if question.image_id == first.image_id]
+    assert predict.predict(model, of_one, finished, tmp_path / "none", "shuffled") == 0
+    assert not (tmp_path / "none").exists()
 
 
 def test_thirty_steps_overfit_eight_answers():

@@ -41,6 +41,7 @@ VERSIONED = [
 ]
 CODE = ("amif_lib", "data_manifests")  # what of the clone decides results
 BLANK_TEST = "blank_test"  # predictions of the same model with blank images at test time only
+SHUFFLED_TEST = "shuffled_test"  # and with another test image in place of each
 
 
 class Run:
@@ -116,6 +117,11 @@ class Run:
     def blank_test(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Predictions and candidates of the same model with blank images at test time only."""
         return read_predictions(self.directory / BLANK_TEST)
+
+    @cached_property
+    def shuffled_test(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Predictions and candidates of the same model, each question with the image of another."""
+        return read_predictions(self.directory / SHUFFLED_TEST)
 
     def model(self) -> Any:
         """The trained model, in eval mode on the CPU. Needs torch."""

@@ -19,7 +19,7 @@ from amif_lib.data import manifests
 from amif_lib.data.manifests import may_show
 from amif_lib.experiments import stored, stored_maps
 from amif_lib.experiments.identity import data_sets
-from amif_lib.experiments.predictions import PREDICTIONS, write_predictions
+from amif_lib.experiments.predictions import PREDICTIONS, read_predictions, write_predictions
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.reporting.table_rows import Selection, planned_tables, required_runs
 
@@ -92,8 +92,10 @@ def _copy_run(spec: RunSpec, folder: Path, probabilities: bool) -> None:
     if spec.stage == "finetune" and may_show(spec.data.questions, "texts"):
         run = stored.Run(spec.directory)
         write_predictions(folder, *smaller(run.predictions, run.candidates, probabilities))
-        if (spec.directory / stored.BLANK_TEST / PREDICTIONS).is_file():
-            write_predictions(folder / stored.BLANK_TEST, *smaller(*run.blank_test, probabilities=False))
+        for name in (stored.BLANK_TEST, stored.SHUFFLED_TEST):
+            if (spec.directory / name / PREDICTIONS).is_file():
+                found = read_predictions(spec.directory / name)
+                write_predictions(folder / name, *smaller(*found, probabilities=False))
     sets = {name for run in spec.lineage() for name in data_sets(run)}
     if not manifests.notice(sets) and all(run.seed == 0 for run in spec.lineage()):
         for name in (stored_maps.MAPS, stored_maps.EXAMPLE_MAPS):

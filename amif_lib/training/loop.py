@@ -217,8 +217,10 @@ def finish(spec: RunSpec, prepared: Prepared, history: list[dict[str, Any]], ste
     if spec.stage == "finetune":
         model, questions = prepared.module.model, prepared.questions
         predict.predict(model, questions, spec, folder)
-        if not spec.data.blank_images:  # the same model, blanked at test time only
-            predict.predict(model, questions, spec, folder / stored.BLANK_TEST, blank=True)
+        if not spec.data.blank_images:  # the same model, shown something else at test time only
+            predict.predict(model, questions, spec, folder / stored.BLANK_TEST, "blank")
+            found = predict.predict(model, questions, spec, folder / stored.SHUFFLED_TEST, "shuffled")
+            metrics["shuffled_left_out"] = metrics["test_questions"] - found
         metrics["evaluation_time_s"] = round(time.time() - started, 1)
     if rank() == 0:
         manifests.mark(folder, {name for step in spec.lineage() for name in data_sets(step)})

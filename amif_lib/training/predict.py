@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from amif_lib.core import progress
@@ -23,25 +25,44 @@ def candidate_answers(questions: Sequence[Question]) -> list[str]:
     return sorted({answer for question in questions for answer in question.answers})
 
 
+def other_images(images: Iterable[str], seed: int = 0) -> dict[str, str]:
+    """For each image another one, each used once: a derangement. Empty where there is no other image."""
+    order = np.random.default_rng(seed).permutation(sorted(set(images))).tolist()
+    return dict(zip(order, order[1:] + order[:1], strict=True)) if len(order) > 1 else {}
+
+
 @torch.inference_mode()
 def predict(
-    model: Any, questions: Sequence[Question], spec: RunSpec, folder: Path, blank: bool = False, batch_size: int = 32
-) -> None:
-    """Answer the test questions among `questions` and write predictions and candidates to `folder`.
+    model: Any,
+    questions: Sequence[Question],
+    spec: RunSpec,
+    folder: Path,
+    shown: Literal["own", "blank", "shuffled"] = "own",
+    batch_size: int = 32,
+) -> int:
+    """Answer the test questions among `questions`, write predictions and candidates to `folder`, return how many.
 
-    `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`. Each process answers its
-    share, `batch_size` questions at a time, which changes results by no more than rounding.
+    With each question goes its own image, a blank one, or another test image (`other_images`); of a set with one image
+    alone nothing is written then. `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`.
+    Each process answers its share, `batch_size` questions at a time, which changes results by no more than rounding.
     """
     model.eval()
     device, tokenizer = next(model.parameters()).device, model.tokenizer
     test = [question for question in questions if question.split == "test"]
     candidates = candidate_answers(questions)
     tokens = model.tokenize_answers(candidates)
-    data = QuestionData(test, spec, tokenizer, blank=blank)
+    asked = test
+    if shown == "shuffled":
+        other = other_images(question.image_id for question in test)
+        test = [question for question in test if question.image_id in other]
+        asked = [replace(question, image_id=other[question.image_id]) for question in test]
+        if not test:
+            return 0
+    data = QuestionData(asked, spec, tokenizer, blank=shown == "blank")
     own = [(0, index, 1.0, 1) for index in range(rank(), len(test), world_size())]
     keys = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
     bf16 = device.type == "cuda" and spec.train.precision == "auto"
-    bar = progress.bar(len(own), "answering on blank images" if blank else "answering", show=rank() == 0)
+    bar = progress.bar(len(own), f"answering, {shown} images", show=rank() == 0)
     found: list[tuple[int, Any, str]] = []
     for key, batch in zip(keys, loader(data, keys, workers=0), strict=True):
         batch = batch.to(device)
@@ -61,3 +82,4 @@ def predict(
         frame = question_frame(test).assign(generated=texts, log_likelihoods=scores)
         counted = [len(ids) - 1 for ids in tokens]  # all after [CLS], [SEP] included
         write_predictions(folder, frame, candidate_frame(candidates, counted, questions))
+    return len(test)
