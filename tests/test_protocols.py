@@ -13,7 +13,7 @@ from amif_lib.data import load, manifests
 from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import COLUMNS, PREDICTIONS, read_predictions, write_predictions
 from amif_lib.scoring import baselines, protocols
-from amif_lib.scoring.protocols import PROTOCOLS, Protocol
+from amif_lib.scoring.protocols import PROTOCOLS
 
 CANDIDATES = pd.DataFrame(
     {
@@ -41,9 +41,7 @@ def frame() -> pd.DataFrame:
             "generated": ["yes", "LLL ", "yes", "m r i"],
             "log_likelihoods": [
                 np.float32([-3.0, -1.0, -9.0, -9.0, -9.0]),  # yes
-                np.float32(
-                    [-4.0, -5.0, -4.4, -9.0, -9.0]
-                ),  # no by sum (-4.0), left lower lobe by mean (-1.1 against -2.0)
+                np.float32([-4.0, -5.0, -4.4, -9.0, -9.0]),  # no
                 np.float32([-1.0, -2.0, -9.0, -0.5, -9.0]),  # ct, which is no test answer; then no
                 np.float32([-5.0, -6.0, -9.0, -3.0, -2.0]),
             ],
@@ -51,22 +49,15 @@ def frame() -> pd.DataFrame:
     )  # mri; among training answers ct
 
 
-def correct(protocol: Protocol) -> list[bool]:
-    return protocols.score(frame(), CANDIDATES, protocol)["correct"].tolist()
+def correct(name: str) -> list[bool]:
+    return protocols.score(frame(), CANDIDATES, PROTOCOLS[name])["correct"].tolist()
 
 
-def protocol(**changes: object) -> Protocol:
-    return Protocol(**{"name": "x", "version": 1, "candidates": "test", "closed": "yes_no", **changes})
-
-
-def test_candidate_lists_and_scores_by_hand():
-    assert correct(PROTOCOLS["paper"]) == [True, False, True, True]
-    assert correct(PROTOCOLS["strict"]) == [True, False, False, False]
-    assert correct(protocol(score="mean")) == [True, True, True, True]
-    assert correct(protocol(candidates="all")) == [True, False, False, True]
-    assert correct(protocol(candidates="train+val")) == [True, False, False, True]
-    assert correct(PROTOCOLS["generate"]) == [True, True, False, False]
-    assert correct(protocol(closed="answer_type", closed_candidates="yes_no")) == [True, False, True, False]
+def test_candidate_lists_by_hand():
+    assert correct("paper") == [True, False, True, True]
+    assert correct("strict") == [True, False, False, False]
+    assert correct("albef") == correct("blip") == [True, False, False, True]
+    assert correct("generate") == [True, True, False, False]
     with pytest.raises(InputError, match="no log-likelihoods"):
         protocols.score(frame(), None, PROTOCOLS["paper"])
 
@@ -81,8 +72,6 @@ def test_accuracy_by_both_definitions():
     overall = got.loc[("answer_type", "overall")]
     assert overall["accuracy"] == 75 and overall["ci_low"] == pytest.approx(30.06, abs=0.01)
     assert overall["ci_high"] == pytest.approx(95.44, abs=0.01)
-    got = protocols.accuracy_table(scored[scored["closed_yes_no"]], ("yes_no",)).set_index("split")
-    assert got.loc["open", "n"] == 0 and np.isnan(got.loc["open", "accuracy"])
 
 
 def test_blanks_that_a_wordpiece_decoder_puts_around_punctuation_do_not_count():
@@ -135,54 +124,26 @@ def test_deleted_or_damaged_file(tmp_path, name):
         read_predictions(tmp_path)
 
 
-def change(folder: Path, edit) -> None:
-    table = pd.read_parquet(folder / PREDICTIONS)
-    edit(table).to_parquet(folder / PREDICTIONS, index=False)
-
-
-def with_scores(table: pd.DataFrame, row: int, scores: list[float]) -> pd.DataFrame:
-    table.at[row, "log_likelihoods"] = scores
-    return table
-
-
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda t: pd.concat([t, t.iloc[[1]]]), "row 4: question q2 is predicted twice"),
         (lambda t: t.drop(columns="closed_field"), "lack the column 'closed_field'"),
-        (
-            lambda t: t.assign(prediction=["yes", "no", "no", "yes"]),
-            "question q4: not the likeliest test answer",
-        ),
-        (lambda t: t.assign(question_id=["q1", "", "q3", "q4"]), "row 1: question  has no id"),
+        (lambda t: t.assign(prediction=["yes", "no", "no", "yes"]), "question q4: not the likeliest test answer"),
         (lambda t: t.assign(gold=[["yes"], [], ["no"], ["mri"]]), "row 1: question q2 has no accepted answer"),
-        (lambda t: with_scores(t, 2, [0.0, 1.0]), "row 2: question q3 has not one finite log-likelihood"),
-        (
-            lambda t: with_scores(t, 2, [-1.0, -2.0, float("nan"), -0.5, -9.0]),
-            "row 2: question q3 has not one finite log-likelihood",
-        ),
-        (lambda t: t.iloc[:0], "no predictions"),
+        (lambda t: t.assign(log_likelihoods=[[0.0, 1.0]] * 4), "row 0: question q1 has not one finite log-likelihood"),
     ],
 )
 def test_edited_predictions_are_refused(tmp_path, edit, message):
-    change(stored(tmp_path), edit)
-    with pytest.raises(InputError, match=message) as caught:
-        read_predictions(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("candidates", "message"),
-    [
-        (CANDIDATES.assign(answer=["no", "yes", "yes", "ct", "mri"]), "'yes' is doubled"),
-        (CANDIDATES.assign(answer=["No", "yes", "left lower lobe", "ct", "mri"]), "'No' is doubled, not normalised"),
-        (CANDIDATES.assign(in_test=False), "no candidate is a test answer"),
-        (CANDIDATES.drop(columns="tokens"), "'tokens'"),
-    ],
-)
-def test_unusable_candidates_are_refused_before_anything_is_written(tmp_path, candidates, message):
+    path = stored(tmp_path) / PREDICTIONS
+    edit(pd.read_parquet(path)).to_parquet(path, index=False)
     with pytest.raises(InputError, match=message):
-        write_predictions(tmp_path / "run", frame(), candidates)
+        read_predictions(tmp_path)
+
+
+def test_unusable_candidates_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="'yes' is doubled"):
+        write_predictions(tmp_path / "run", frame(), CANDIDATES.assign(answer=["no", "yes", "yes", "ct", "mri"]))
     assert not (tmp_path / "run").exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import read_predictions, write_predictions
 from amif_lib.reporting import figure_set, reference, report, tables
 from amif_lib.reporting.table_rows import Selection
-from amif_lib.scoring.protocols import Protocol, score
+from amif_lib.scoring.protocols import PROTOCOLS, score
 from amif_lib.training import launch
 from tests.fabricated import install, write_table
 
@@ -100,11 +99,8 @@ def test_small_predictions_keep_every_choice_and_where_asked_the_probabilities(t
     write_predictions(tmp_path / "small", *reference.smaller(before, candidates, probabilities))
     after, same = read_predictions(tmp_path / "small")
     pd.testing.assert_frame_equal(same, candidates)
-    for among, closed, kind in itertools.product(
-        ("test", "train", "train+val", "all"), ("all", "yes_no"), ("sum", "mean")
-    ):
-        about = {"candidates": among, "closed": "yes_no", "closed_candidates": closed, "score": kind}
-        chosen = [score(f, candidates, Protocol(name="x", version=1, **about))["prediction"] for f in (before, after)]
+    for protocol in PROTOCOLS.values():
+        chosen = [score(f, candidates, protocol)["prediction"] for f in (before, after)]
         pd.testing.assert_series_equal(*chosen)
     test = candidates["in_test"].to_numpy()
     odds = [softmax(np.stack(f["log_likelihoods"])[:, test], axis=1) for f in (before, after)]

@@ -226,15 +226,10 @@ def _data_sets(options: Namespace) -> list[str]:
 
 
 def _data_check(options: Namespace) -> int:
-    import pandas as pd
-
     from amif_lib.data import check
-    from amif_lib.scoring import leaks
 
     usable = ("ok", "partial")  # partial: the set can be used, as far as it is there
     found = check.check(_data_sets(options))
-    whole = [name for name, lines in found.groupby("data_set", sort=False) if lines["status"].isin(usable).all()]
-    found = pd.concat([found, *map(leaks.check, whole)], ignore_index=True)
     print(found.to_markdown(index=False))
     bad = found[~found["status"].isin(usable)]
     if len(bad):
@@ -256,7 +251,6 @@ def _leaks(options: Namespace) -> None:
         table = question_files.compare(options.files, options.train, options.test, say=print)
     for _, part in table.groupby("test", sort=False):
         print("\n" + leaks.transposed(part).to_markdown(index=False, disable_numparse=True))
-    print("\n" + "\n".join(leaks.in_words(table)))
     _write_csv(table, options.out)
 
 

@@ -13,7 +13,7 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
-from amif_lib.reporting import figures, map_figures, map_scores, tables
+from amif_lib.reporting import figures, leak_figure, map_figures, map_scores, tables
 from amif_lib.reporting.figures import BLUE, GREY, INTERVALS, Drawn, scale_note
 from amif_lib.reporting.table_rows import dataset_name
 
@@ -39,6 +39,8 @@ def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -
         "map_scores_finetune": lambda: map_figures.scores(scored(), "finetune", scale),
         "training_curves": lambda: training_curves(scale),
     }
+    if "vqa_rad" in experiments.scale_settings(scale)["question_sets"]:
+        drawings["leak_worth"] = lambda: leak_figure.leak_worth(leak_runs(scale))
 
     def scored() -> pd.DataFrame:
         if folder / SCORES not in written:
@@ -115,6 +117,14 @@ def lambda_curve(cells: pd.DataFrame) -> Drawn:
         f"axis of its own. {scale_note(part['scale'].iloc[0])}"
     )
     return figure, part[columns], caption
+
+
+def leak_runs(scale: str) -> list[stored.Run]:
+    """The finished fine-tunings on VQA-RAD of Table 1's leaking row and of the rows that it is compared with."""
+    rows = map_scores.rows_of("table1", scale)
+    names = {name for row in rows if row.row == leak_figure.LEAKING for name in (row.row, *row.references)}
+    runs = [run for row in rows if row.row in names for run in row.runs if run.data.questions == "vqa_rad"]
+    return [stored.load_run(run) for run in runs if stored.is_finished(run)]
 
 
 def training_curves(scale: str) -> Drawn:

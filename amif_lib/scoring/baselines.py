@@ -20,14 +20,12 @@ from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import question_frame
 
 RULES = 2  # raise when a baseline's rule or a training file's order changes: older stored answers are then not read
-
 # How a yes/no question starts; used on the question's own words, never on its answer.
 _YES_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|had|can|could|will|would|should)\b", re.IGNORECASE)
 
 
 def _training(questions: Sequence[Question]) -> list[Question]:
-    splits = {q.split for q in questions}
-    if lacking := {"train", "test"} - splits:
+    if lacking := {"train", "test"} - {q.split for q in questions}:
         raise InputError(f"baselines: no question of split {lacking.pop()!r} among {len(questions)}; load both splits")
     return [q for q in questions if q.split == "train"]
 
@@ -52,12 +50,12 @@ def most_frequent_answer(questions: Sequence[Question]) -> pd.DataFrame:
 
 def most_frequent_answer_by_form(questions: Sequence[Question]) -> pd.DataFrame:
     """As `most_frequent_answer`, separately for questions that start like a yes/no question (is, does, are ...)."""
+    training = _training(questions)
     groups: dict[bool, list[Question]] = defaultdict(list)
-    for question in _training(questions):
+    for question in training:
         groups[bool(_YES_NO.match(question.question))].append(question)
-    answers = {form: _commonest(found) for form, found in groups.items()}
-    overall = _commonest(_training(questions))
-    return _answered(questions, lambda question: answers.get(bool(_YES_NO.match(question.question)), overall))
+    answers = {form: _commonest(groups[form] or training) for form in (True, False)}
+    return _answered(questions, lambda question: answers[bool(_YES_NO.match(question.question))])
 
 
 def nearest_question(questions: Sequence[Question]) -> pd.DataFrame:
@@ -66,20 +64,15 @@ def nearest_question(questions: Sequence[Question]) -> pd.DataFrame:
     Similarity is the Jaccard index of the questions' word sets (lower case, word characters only); of equally similar
     ones the first in file order is taken. An image without a training question gets the most frequent answer.
     """
-    training = _training(questions)
     by_image: dict[str, list[tuple[set[str], str]]] = defaultdict(list)
-    for question in training:
+    for question in _training(questions):
         by_image[question.image_id].append((_words(question), question.answer))
-    fallback = _commonest(training)
+    fallback = _commonest(_training(questions))
 
     def lookup(question: Question) -> str:
         words = _words(question)
-
-        def similarity(entry: tuple[set[str], str]) -> float:
-            return len(words & entry[0]) / len(words | entry[0]) if words | entry[0] else 0.0
-
-        near = by_image.get(question.image_id)
-        return max(near, key=similarity)[1] if near else fallback  # max keeps the first
+        similarity = [len(words & other) / max(1, len(words | other)) for other, _ in by_image[question.image_id]]
+        return by_image[question.image_id][similarity.index(max(similarity))][1] if similarity else fallback
 
     return _answered(questions, lookup)
 
@@ -89,8 +82,7 @@ def _words(question: Question) -> set[str]:
 
 
 def vocabulary_ceiling(questions: Sequence[Question]) -> pd.DataFrame:
-    """The best that any method can score which answers with training answers only: the accepted answer itself where it
-    occurs in training, else nothing."""
+    """The best that answering with training answers only can score: the accepted answer where it is one, else none."""
     vocabulary = {answer for question in _training(questions) for answer in question.answers}
     return _answered(questions, lambda question: next((a for a in question.answers if a in vocabulary), ""))
 
@@ -122,15 +114,13 @@ def stored(scale: str, dataset: str, training_file: str, language: str = "en") -
     path = stored_path(scale, dataset, training_file, language)
     if not path.is_file():
         if paths.from_reference():
-            raise InputError(
-                f"{paths.shown(path)}: no such file; the reference results of scale {scale} hold no answers of "
-                f"{dataset} (its texts may not be passed on), or were made for an earlier version of the data"
-            )
+            raise InputError(f"{paths.shown(path)}: no such file; the reference holds no answers of {dataset}")
         questions = load.load_questions(dataset, training_file=training_file, language=language)
         whole = pd.concat([make(questions).assign(baseline=name) for name, (_, make) in BASELINES.items()])
         with files.write_aside(path) as aside:
             whole.to_parquet(aside, index=False)
     whole = pd.read_parquet(path)
     return {
-        name: whole[whole["baseline"] == name].drop(columns="baseline").reset_index(drop=True) for name in BASELINES
+        name: part.drop(columns="baseline").reset_index(drop=True)
+        for name, part in whole.groupby("baseline", sort=False)
     }

@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
+import numpy as np
 import pandas as pd
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests
 from amif_lib.data.records import Question, close_punctuation, normalise_answer
-from amif_lib.scoring import baselines, protocols
+from amif_lib.experiments.stored import Run
+from amif_lib.scoring import baselines, protocols, statistics
 
+log = logging.getLogger(__name__)
 WORDINGS = ("rephrase", "frame")  # keys of `Question.extra` that hold the question in other words
 SCORES = {"ceiling": "vocabulary_ceiling", "lookup": "nearest_question", "most_frequent": "most_frequent"}
 PARTS = {  # column ending -> split and definition of `protocols.accuracy_table`
@@ -47,46 +53,24 @@ ABOUT = ("data_set", "training_file", "training", "test")
 COLUMNS = (*ABOUT, *MEANINGS, *(f"{score}_{part}" for score in SCORES for part in PARTS))
 
 
-def report(name: str, training_file: str = "") -> pd.DataFrame:
+def report(name: str) -> pd.DataFrame:
     """Leaks and ceilings of a question set, one line per training file (`lines` for a set with several languages).
 
-    Without `training_file` all variants of the manifest are measured. Raises InputError as `load_questions` does.
+    A variant whose files are absent is left out with a warning. Raises InputError as `load_questions` does.
     """
     manifest = manifests.load(name)
-    choices = {variant.name: load.variant_settings(manifest.reader, variant.name) for variant in manifest.variants}
-    choices = {training_file: {"training_file": training_file}} if training_file else choices or {"default": {}}
+    variants = {variant.name: load.variant_settings(manifest.reader, variant.name) for variant in manifest.variants}
     frames: list[pd.DataFrame] = []
-    for file, settings in choices.items():
+    for variant, settings in (variants or {"default": {}}).items():
         try:
             questions = load.load_questions(name, images=False, **settings)
-        except InputError:
-            if not frames:
+        except InputError as error:
+            if not frames:  # not even the default can be read
                 raise
-            continue  # it needs files that the default does not
-        frames.append(lines(questions, name, file))
+            log.warning("%s, %s: left out (%s)", name, variant, error)
+        else:
+            frames.append(lines(questions, name, variant))
     return pd.concat(frames, ignore_index=True)
-
-
-def check(name: str) -> pd.DataFrame:
-    """A question set's leaks against those that its manifest records: `data_set, item, status (ok|changed), detail`.
-
-    Empty where the questions cannot be read, which the data check says.
-    """
-    recorded = {variant.name: variant.leaks_expected for variant in manifests.load(name).variants}
-    try:
-        measured = report(name) if any(recorded.values()) else pd.DataFrame(columns=list(COLUMNS))
-    except InputError:
-        measured = pd.DataFrame(columns=list(COLUMNS))
-    rows, measured = [], measured.set_index(["training_file", "training", "test"])
-    for variant, parts in recorded.items():
-        for part in parts if variant in measured.index.get_level_values(0) else ():
-            for key, value in part.model_dump(exclude={"training", "test"}, exclude_none=True).items():
-                have = measured.at[(variant, part.training, part.test), key]
-                same = abs(have - value) < 0.006  # percentages are recorded with two decimals
-                detail = f"{have:.10g}" + ("" if same else f", expected {value:.10g}")
-                item = f"{variant}: {key} ({part.training}, {part.test})"
-                rows.append((name, item, "ok" if same else "changed", detail))
-    return pd.DataFrame(rows, columns=["data_set", "item", "status", "detail"])
 
 
 def lines(questions: Sequence[Question], data_set: str = "", training_file: str = "") -> pd.DataFrame:
@@ -111,28 +95,22 @@ def lines(questions: Sequence[Question], data_set: str = "", training_file: str 
 
 
 def _training_parts(questions: Sequence[Question], languages: list[str]) -> Iterator[tuple[str, list[Question]]]:
-    has_val = any(q.split == "val" for q in questions)
-    together = {"+".join(languages): languages} if len(languages) > 1 else {"": languages}
-    apart = {language: [language] for language in languages} if len(languages) > 1 else {}
-    for name, chosen in (apart | together).items():
-        for splits in [("train",), ("train", "val")] if has_val else [("train",)]:
-            part = [q for q in questions if q.split in splits and q.language in chosen]
-            yield f"{name} {'+'.join(splits)}".strip(), part
+    groups = {language: [language] for language in languages} | {"+".join(languages): languages}
+    splits = ("train", "train+val") if any(q.split == "val" for q in questions) else ("train",)
+    for (group, chosen), split in product(groups.items(), splits):
+        part = [q for q in questions if q.split in split.split("+") and q.language in chosen]
+        yield f"{group} {split}" if len(languages) > 1 else split, part
 
 
 def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
     """The counts (`MEANINGS`) and percentages of test questions against training questions."""
     images = {q.image_id for q in training}
-    on_image = {(q.image_id, plain(q.question), a) for q in training for a in q.answers}
     words = {plain(q.question) for q in training}
     linked = {q.extra.get("linked_id", "") for q in training} - {""}
     has_wordings = any(q.extra.get(key) for q in test for key in WORDINGS)
     has_links = any(q.extra.get("linked_id") for q in test)
     vocabulary = {answer for q in training for answer in q.answers}
     unseen = [q for q in test if not vocabulary.intersection(q.answers)]
-
-    def in_training(question: Question, texts: Iterable[str]) -> bool:
-        return any((question.image_id, text, answer) in on_image for text in texts for answer in question.answers)
 
     found: dict[str, float] = {
         "n_train": len(training),
@@ -141,9 +119,9 @@ def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str,
         "test_images": len({q.image_id for q in test}),
         "test_images_in_train": len({q.image_id for q in test} & images),
         "on_train_image": sum(q.image_id in images for q in test),
-        "paraphrase_in_train": sum(in_training(q, _wordings(q)) for q in test) if has_wordings else float("nan"),
+        "paraphrase_in_train": sum(in_training(training, test, WORDINGS)) if has_wordings else float("nan"),
         "linked_in_train": sum(q.extra.get("linked_id", "") in linked for q in test) if has_links else float("nan"),
-        "repeated_in_train": sum(in_training(q, [plain(q.question)]) for q in test),
+        "repeated_in_train": sum(in_training(training, test)),
         "same_words_in_train": sum(plain(q.question) in words for q in test),
         "unseen_answer": len(unseen),
         "unseen_open": sum(not q.closed_field for q in unseen),
@@ -164,33 +142,50 @@ def plain(text: str) -> str:
     return close_punctuation(normalise_answer(unicodedata.normalize("NFKC", text)))
 
 
-def _wordings(question: Question) -> set[str]:
-    """The question's words and those that the set gives in their place, normalised."""
-    texts = (question.question, *(question.extra.get(key, "") for key in WORDINGS))
-    return set(map(plain, texts)) - {""}
+def in_training(training: Sequence[Question], test: Sequence[Question], wordings: Sequence[str] = ()) -> list[bool]:
+    """Of each test question, whether training has its words and one of its answers on the same image.
+
+    `wordings` (of `WORDINGS`) names the other words of the question that count as well.
+    """
+    known = {(q.image_id, plain(q.question), answer) for q in training for answer in q.answers}
+    texts = [[q.question, *(q.extra.get(key, "") for key in wordings)] for q in test]
+    return [
+        any((q.image_id, plain(text), answer) in known for text in own for answer in q.answers)
+        for q, own in zip(test, texts, strict=True)
+    ]
 
 
-def in_words(table: pd.DataFrame) -> list[str]:
-    """What the lines of a table say, a sentence or two each."""
-    out = []
-    for line in table.itertuples():
-        where = ", ".join(filter(None, (line.data_set, line.training_file)))
-        pair = f"{line.training} ({line.n_train}) against {line.test}"
-        text = (
-            f"{where + ': ' if where else ''}{pair}: {line.on_train_image} of {line.n_test} test questions are on an "
-        )
-        text += "image of training, "
-        if pd.isna(line.paraphrase_in_train):
-            text += f"{line.repeated_in_train} are repeated there; paraphrases cannot be told without other wordings."
-        else:
-            text += f"{line.paraphrase_in_train:.0f} have a paraphrase with their answer there."
-        text += f" {line.unseen_answer} have an answer that training lacks: answering with training answers can reach"
-        text += f" {line.ceiling_overall:.2f}% at most (open {line.ceiling_open:.2f}%). The most frequent answer scores"
-        text += f" {line.most_frequent_overall:.2f}%"
-        if line.on_train_image:
-            text += f", that of the nearest question on the same image {line.lookup_overall:.2f}%"
-        out.append(text + ".")
-    return out
+def worth(files: Mapping[str, Sequence[Question]], leaking: str, runs: Sequence[Run] = ()) -> pd.DataFrame:
+    """What a leaking training file adds: accuracy on the test questions that it gives away, and on the others.
+
+    Args:
+        files: the set's questions by training file, the default first; the test questions are the same in all.
+        leaking: which of them leaks; it gives a test question away where it has it, in any wording, with its answer.
+        runs: fine-tunings on the set; those on one training file count together.
+
+    Returns:
+        One line per system (two baselines, and "trained model" where there are runs), training file and part (`leaked`,
+        `other`): `system, training_file, part, n, accuracy, ci_low, ci_high` (%; 95%, images and runs resampled).
+    """
+    test = [q for q in files[leaking] if q.split == "test"]
+    leaked = np.array(in_training([q for q in files[leaking] if q.split == "train"], test, WORDINGS))
+    correct: dict[tuple[str, str], list[pd.Series]] = defaultdict(list)
+    for name, (file, questions) in product(("most_frequent_by_form", "nearest_question"), files.items()):
+        label, answer = baselines.BASELINES[name]
+        scored = protocols.score(answer(questions), None, protocols.PROTOCOLS["generate"])
+        correct[label, file].append(scored.set_index("question_id")["correct"])
+    for run in runs:
+        scored = protocols.score(run.predictions, run.candidates, protocols.PROTOCOLS["paper"])
+        file = run.spec.data.training_file
+        file = next(iter(files)) if file == "default" else file
+        correct["trained model", file].append(scored.set_index("question_id")["correct"])
+    ids, images = np.array([q.question_id for q in test]), np.array([q.image_id for q in test])
+    rows = []
+    for ((system, file), found), part in product(correct.items(), ("leaked", "other")):
+        chosen = leaked if part == "leaked" else ~leaked
+        share = statistics.bootstrap(np.stack([one.loc[ids[chosen]] for one in found]), images[chosen])
+        rows.append((system, file, part, chosen.sum(), 100 * share.value, 100 * share.low, 100 * share.high))
+    return pd.DataFrame(rows, columns=["system", "training_file", "part", "n", "accuracy", "ci_low", "ci_high"])
 
 
 def transposed(table: pd.DataFrame) -> pd.DataFrame:

@@ -25,13 +25,8 @@ class Protocol(BaseModel):
 
     name: str
     version: int
-    candidates: Literal[
-        "test", "train", "train+val", "all", "generate"
-    ]  # answers of which splits are ranked (point 39)
+    candidates: Literal["test", "train", "train+val", "generate"]  # answers of which splits are ranked (point 39)
     closed: Literal["yes_no", "answer_type"]  # the answer is yes or no, or the set's own field says so (point 42)
-    # Ranking a closed question over yes and no alone takes its being closed as known and raises the score (point 41).
-    closed_candidates: Literal["all", "yes_no"] = "all"
-    score: Literal["sum", "mean"] = "sum"  # log-likelihood over a candidate's tokens; means favour long ones (point 40)
     note: str = ""  # what a reader must know
 
     @property
@@ -80,38 +75,21 @@ PROTOCOLS = {
             version=2,
             candidates="generate",
             closed="yes_no",
-            note="The freely generated answer, no candidate list; white space around punctuation does not count.",
-        ),
-        Protocol(
-            name="closed_yes_no",
-            version=1,
-            candidates="test",
-            closed="yes_no",
-            closed_candidates="yes_no",
-            note="As `paper`, but a closed question is ranked over yes and no alone, as if it were known to be closed.",
+            note="The freely generated answer; white space around punctuation does not count.",
         ),
     )
 }
 
 
 def choose(frame: pd.DataFrame, candidates: pd.DataFrame, protocol: Protocol) -> np.ndarray:
-    """The best candidate of each question -> (n,) texts. Ties go to the candidate that is listed first."""
-    splits = ("train", "val", "test") if protocol.candidates == "all" else protocol.candidates.split("+")
-    member = candidates[[f"in_{split}" for split in splits]].to_numpy(dtype=bool).any(1)  # (K,)
-    if not member.any():
+    """The likeliest candidate of each question -> (n,) texts. Ties go to the candidate that is listed first."""
+    splits = protocol.candidates.split("+")
+    allowed = candidates[[f"in_{split}" for split in splits]].to_numpy(dtype=bool).any(1)  # (K,)
+    if not allowed.any():
         raise InputError(f"protocol {protocol.title} ranks {protocol.candidates} answers, but the run stored none")
-    scores = np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)
-    if protocol.score == "mean":
-        scores = scores / candidates["tokens"].to_numpy(dtype=np.float32)
-    answers = candidates["answer"].to_numpy(dtype=object)
-    allowed = np.broadcast_to(member, scores.shape)  # (n, K)
-    if protocol.closed_candidates == "yes_no":
-        yes_no = member & np.isin(answers, ("yes", "no"))
-        closed = frame[DEFINITIONS[protocol.closed]].to_numpy(dtype=bool)  # (n,)
-        if closed.any() and not yes_no.any():
-            raise InputError(f"no candidate 'yes' or 'no' for protocol {protocol.title}; use another protocol")
-        allowed = np.where(closed[:, None], yes_no, allowed)
-    return answers[np.where(allowed, scores, -np.inf).argmax(1)]  # (n,)
+    log_likelihoods = np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)
+    best = np.where(allowed, log_likelihoods, -np.inf).argmax(1)  # (n,)
+    return candidates["answer"].to_numpy(dtype=object)[best]
 
 
 def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protocol) -> pd.DataFrame:
@@ -120,22 +98,17 @@ def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protoc
     Returns one row per question: `question_id, image_id, question_type, closed_field, closed_yes_no, prediction,
     correct`. Correct is an exact match with any accepted answer after `normalise_answer` and, of generated answers,
     `close_punctuation`: a WordPiece decoder writes "3. 4 cm" for "3.4 cm". `candidates=None` is for predictions without
-    log-likelihoods (baselines, free text): there only `candidates: generate` can be asked.
+    log-likelihoods (baselines, free text), which only `candidates: generate` can score.
     """
-    if protocol.candidates == "generate":
-        chosen = frame["generated"].to_numpy(dtype=object)
-    elif candidates is None:
-        raise InputError(
-            f"protocol {protocol.title} ranks candidates, but these predictions have no log-likelihoods; "
-            "score them under the protocol generate"
-        )
-    else:
-        chosen = choose(frame, candidates, protocol)
+    generated = protocol.candidates == "generate"
+    if not generated and candidates is None:
+        raise InputError(f"protocol {protocol.title} ranks candidates, but these predictions have no log-likelihoods")
+    chosen = frame["generated"].to_numpy(dtype=object) if generated else choose(frame, candidates, protocol)
     out = frame[["question_id", "image_id", "question_type", *DEFINITIONS.values()]].reset_index(drop=True)
     out["prediction"] = chosen
     texts = {text for gold in frame["gold"] for text in gold}.union(chosen)
     plain = {text: normalise_answer(text) for text in texts}  # each text once: tables score hundreds of runs
-    if protocol.candidates == "generate":
+    if generated:
         plain = {text: close_punctuation(normal) for text, normal in plain.items()}
     out["correct"] = [
         plain[text] in {plain[answer] for answer in gold} for text, gold in zip(chosen, frame["gold"], strict=True)
