@@ -8,8 +8,8 @@ READER := $(if $(LIGHT),.venv-light/bin/python -m amif_lib,$(RUN))
 AUDITOR := $(if $(wildcard .venv/.installed),$(RUN),.venv-light/bin/python -m amif_lib)
 export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS DATA_ROOT FROM
 
-.PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep audit figures report test smoke-paper lab \
-        data data-check settings bench clean lock ready ready-light minilm
+.PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep contrasts audit figures report test smoke-paper \
+        lab data data-check settings bench clean lock ready ready-light minilm
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ table2 table3 table4 table5: ready
 
 sweep: ready ## accuracy against lambda (Figure 6), with the runs it needs
 	@$(RUN) reproduce --tables lambda_sweep
+
+contrasts: ready ## the contrasts named beforehand, with as many replicates as specs/contrasts.yaml says
+	@$(RUN) reproduce --tables contrasts
 
 figures: $(if $(LIGHT),ready-light,ready) ## every figure that the stored runs allow; no training
 	@$(READER) figures

@@ -81,6 +81,7 @@ def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad
         found = deepcopy(known(scale))
         if scale == "demo":
             found["question_sets"] = {name: found["question_sets"][name] for name in sets}
+            found["ablation_sets"] = list(sets)
         return found
 
     monkeypatch.setattr(experiments, "scale_settings", settings)

@@ -141,7 +141,7 @@ def test_settings_come_from_the_environment_as_make_passes_them(monkeypatch) -> 
         monkeypatch.setenv(name, value)
     options = cli._parser().parse_args(["reproduce"])
     chosen = cli._request(options)
-    assert (chosen.scale, options.machine, chosen.seeds, chosen.pretrain_seeds) == ("small", "slurm", 3, 1)
+    assert (chosen.scale, options.machine, chosen.seeds, chosen.pretrain_seeds) == ("small", "slurm", 3, None)
     assert chosen.rows == ("1", "6") and chosen.question_sets == ()
     assert cli._request(cli._parser().parse_args(["reproduce", "--scale", "demo", "--seeds", "2"])).seeds == 2
 

@@ -185,6 +185,7 @@ def test_help_lists_targets_that_exist_and_work(place: Place) -> None:
         "plan",
         "table1",
         "sweep",
+        "contrasts",
         "figures",
         "report",
         "audit",

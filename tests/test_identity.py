@@ -26,6 +26,9 @@ def results_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
 
 
+SETS = ("phantom_vqa_rad", "phantom_slake")
+
+
 def ids(run) -> dict[str, str]:
     return {step.stage: step.run_id for step in run.lineage()}
 
@@ -79,7 +82,7 @@ def test_without_a_parent_a_fine_tuning_reads_the_studies_for_its_tokenizer_only
 
 def test_every_declared_setting_exists():
     """A misspelt name in `not_read` would do nothing."""
-    known = {name for name, _ in settings_page.leaves()}
+    known = {name for name, _ in settings_page.leaves()} | {"teacher"}
     run = tiny.run(knowledge={"source": "none"})
     for step in run.lineage():
         assert methods.settings(step.method).not_read(step) <= known
@@ -92,41 +95,63 @@ def test_other_data_give_another_identity(monkeypatch):
     assert not set(before.values()) & set(ids(tiny.run()).values())
 
 
-ADDED = '    spread_weight: float = Field(0.5, description="of a term that a user adds")\n'
-SAY_IDS = """
-import json, sys
+ADDED = '    spread_weight: float = Field({default}, description="of a term that a user adds")\n'
+SAY = """
+import json
+from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows, stored
-run = rows.load_spec("demo/table4/6")[0]
-finished = [stored.is_finished(step) for step in run.lineage()]
-print(json.dumps({"ids": {step.stage: step.run_id for step in run.lineage()}, "finished": finished}))
+def state(step):
+    try:
+        return stored.is_finished(step)
+    except InputError as error:
+        return str(error)
+runs = {name: rows.load_spec(name)[0] for name in ("demo/table4/6", "demo/table4/5")}
+steps = {name: [(step.stage, step.run_id, state(step)) for step in run.lineage()] for name, run in runs.items()}
+print(json.dumps(steps))
 """
 
 
-def test_a_field_that_a_user_adds_enters_every_stage_and_no_finished_run_is_taken_for_it(tmp_path):
+def test_a_setting_that_a_user_adds_changes_the_rows_that_set_it_in_the_stages_that_read_it(tmp_path):
     """In a copy of the package with one more line in the method's settings, as a researcher would write it."""
-    root = tmp_path / "clone"
+    root, unchanged, changed = tmp_path / "clone", "demo/table4/6", "demo/table4/5"
     shutil.copytree(paths.PACKAGE, root / "amif_lib", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "data_manifests").symlink_to(paths.MANIFESTS)
+    settings, table = root / "amif_lib/methods/amif/settings.py", root / "amif_lib/specs/table4.yaml"
+    text = settings.read_text(encoding="utf-8")
 
-    def said() -> dict:
+    def said(added: str, declared: bool = False) -> dict[str, list]:
+        place = text.index("    # Stage 2, local alignment")
+        new = text[:place] + added + text[place:]
+        settings.write_text(new.replace('"weight_local",', '"weight_local", "spread_weight",') if declared else new)
         environment = os.environ | {"PYTHONPATH": str(root), "AMIF_RESULTS": str(tmp_path / "results")}
-        done = subprocess.run(
-            [sys.executable, "-c", SAY_IDS], cwd=root, env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", SAY], cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    run = experiments.load_spec("demo/table4/6")[0]
-    for step in run.lineage():
-        finish(step)
-    before = said()
-    assert before == {"ids": ids(run), "finished": [True, True, True]}
-    settings = root / "amif_lib" / "methods" / "amif" / "settings.py"
-    text = settings.read_text(encoding="utf-8")
-    place = text.index("    # Stage 2, local alignment")
-    settings.write_text(text[:place] + ADDED + text[place:], encoding="utf-8")
-    after = said()
-    assert not set(before["ids"].values()) & set(after["ids"].values()) and after["finished"] == [False] * 3
+    for name in (unchanged, changed):
+        for step in experiments.load_spec(name)[0].lineage():
+            finish(step)
+    before = said("")
+    assert all(finished is True for steps in before.values() for _, _, finished in steps)
+    off = ADDED.format(default=0.0)
+    assert said(off) == before  # at a default that switches it off, finished runs stay what they are
+
+    row = "settings: {knowledge: {source: answers, gate: false}}}"
+    assert row in table.read_text()
+    table.write_text(table.read_text().replace(row, row[:-2] + ", objective: {spread_weight: 0.5}}}"))
+    for declared, new_ids in ((False, ["stage1", "stage2", "finetune"]), (True, ["stage2", "finetune"])):
+        after = said(off, declared)
+        assert after[unchanged] == before[unchanged]
+        pairs = zip(before[changed], after[changed], strict=True)
+        assert [new[0] for old, new in pairs if new[1] != old[1]] == new_ids
+        assert all(finished is (stage not in new_ids) for stage, _, finished in after[changed])
+
+    table.write_text(table.read_text().replace(", objective: {spread_weight: 0.5}", ""))
+    on = said(ADDED.format(default=0.5))[unchanged]
+    assert [step[1] for step in on] == [step[1] for step in before[unchanged]]
+    assert all("objective.spread_weight (stored: not set, asked for: 0.5)" in refusal for _, _, refusal in on)
+    text = text.replace("positive_weight: float = Field(0.01", "positive_weight: float = Field(0.02")
+    assert all("objective.positive_weight (stored: 0.01, asked for: 0.02)" in step[2] for step in said("")[unchanged])
 
 
 # --- a stored run is compared with the one asked for ------------------------------------------------------------------
@@ -150,13 +175,13 @@ def test_a_stored_run_of_other_settings_is_refused_by_the_name_of_the_setting():
     for changes, name in (
         ({"knowledge": {"gate": False}}, "knowledge.gate"),
         ({"objective": {"new": 1}}, "objective.new"),
-        ({"seed": 5}, "seed"),
+        ({"seed": 5}, r"seed \(stored: 5, asked for: 0\)"),
         ({"parent": {"objective": {"weight_local": 3.0}}}, "parent.objective.weight_local"),
         ({"parent": {"parent": {"train": {"epochs": 9}}}}, "parent.parent.train.epochs"),
         ({"parent": None}, "parent"),
     ):
         finish(run, **changes)
-        with pytest.raises(InputError, match=f"differs from this one in {name}; move it elsewhere"):
+        with pytest.raises(InputError, match=f"differs from this one in {name}.*; move it elsewhere"):
             stored.is_finished(run)
 
 
@@ -239,13 +264,29 @@ def test_a_row_of_one_hot_labels_has_a_teacher_for_mining_only():
 
 
 def test_a_notebook_has_every_question_set_once_with_one_seed():
-    (row,) = experiments.rows("table4", "demo", seeds=3, pretrain_seeds=2, only=("6",))
-    found = {}
-    for runs in row.notebooks:
-        assert [run.data.questions for run in runs] == list(experiments.scale_settings("demo")["question_sets"])
-        (seeds,) = {(run.seed, run.parent.seed) for run in runs}
-        found[seeds] = {run.run_id for run in runs}
-    assert len(found) == len(row.notebooks) == 6 and set().union(*found.values()) == {run.run_id for run in row.runs}
+    full, alone = experiments.rows("table4", "demo", SETS, seeds=3, pretrain_seeds=2, only=("6", "1"))[::-1]
+    for runs in full.notebooks:
+        assert [run.data.questions for run in runs] == list(SETS)
+    found = [{(run.seed, run.parent.seed) for run in runs} for runs in full.notebooks]
+    assert found == [{(seed, seed // 3)} for seed in range(6)]  # every fine-tuning has a seed of its own
+    assert [{run.seed for run in runs} for runs in alone.notebooks] == [{seed} for seed in range(6)]
+
+
+def test_ablations_may_have_fewer_question_sets_and_contrasts_have_their_own_number_of_replicates():
+    assert experiments.sets_of("table1", "demo") == tuple(experiments.scale_settings("demo")["question_sets"])
+    assert experiments.sets_of("table4", "demo") == ("phantom_vqa_rad",)
+    assert experiments.sets_of("table4", "paper") == experiments.sets_of("table1", "paper")
+    for row in experiments.rows("contrasts", "demo"):
+        assert [run.seed for run in row.runs] == list(range(8))
+    assert {len(row.runs) for row in experiments.rows("contrasts", "demo", pretrain_seeds=1)} == {1}
+    same = {"full": "table4:6", "no_knowledge": "table4:3", "no_gate": "table4:5", "no_hard_negatives": "table2:7"}
+    for row, other in same.items():
+        table, number = other.split(":")
+        ours, theirs = (
+            experiments.rows(*names, only=(key,))[0].runs[0]
+            for names, key in ((("contrasts", "demo"), row), ((table, "demo"), number))
+        )
+        assert ours.run_id == theirs.run_id
 
 
 def test_a_question_set_may_have_a_fine_tuning_of_its_own_and_a_row_goes_before_it():

@@ -252,7 +252,7 @@ def test_lambda_sweep_is_compared_with_its_middle_and_has_no_paper_column(monkey
 
 
 def test_pretraining_seeds(monkeypatch, tmp_path):
-    """Row 1 has no pre-training: its runs are the same for every pre-training seed, and each counts once."""
+    """Row 1 has no pre-training and as many trainings as the others, each with a seed of its own."""
     fabricated.install(monkeypatch, tmp_path)
     selection = Selection(seeds=2, pretrain_seeds=2, only=("1", "3"))
     write_table("table4", "demo", WRONG, selection)
@@ -261,7 +261,7 @@ def test_pretraining_seeds(monkeypatch, tmp_path):
         write_run(run, wrong_at(*wrong), blank=wrong_at(*range(8)))
     whole = tables.collect("table4", "demo", selection)
     one, three = (cell(whole.cells, row, "overall") for row in ("1", "3"))
-    assert one["n_seeds"] == 2 and len(one["run_ids"].split()) == 2 and one["ours_sd"] == 0
+    assert one["n_seeds"] == 4 and len(one["run_ids"].split()) == 4 and one["ours_sd"] == 0
     assert three["n_seeds"] == 4 and three["ours"] == pytest.approx(100 * (8 + 8 + 11 + 10) / 48)
     right = [[n not in wrong for n in range(12)] for wrong in (WRONG["3"], WRONG["3"], (0,), (0, 1))]
     images = [image for image, *_ in fabricated.TEST]
@@ -271,7 +271,7 @@ def test_pretraining_seeds(monkeypatch, tmp_path):
     assert tested["wins"].split() == ["2", "2", "5", "4"]  # each run of row 3 with row 1's of the same seed
     each = whole.seeds[(whole.seeds["row"] == "3") & (whole.seeds["split"] == "overall")]
     each = each[each["protocol"] == "paper"]
-    assert list(zip(each["pretrain_seed"], each["seed"], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert list(zip(each["pretrain_seed"], each["seed"], strict=True)) == [(0, 0), (0, 1), (1, 2), (1, 3)]
     assert list(each["ours"]) == pytest.approx([100 * k / 12 for k in (8, 8, 11, 10)])
     text = layout.markdown(whole)
     assert "2 fine-tunings (SEEDS) of 2 pre-training(s) (PRETRAIN_SEEDS), pre-trainings drawn first" in text

@@ -157,6 +157,10 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
+def _number(text: str) -> int | None:
+    return int(text) if text else None
+
+
 SHARED: dict[str, tuple[str, Callable[[str], object], str]] = {
     "scale": ("demo", str, "demo, small, base or paper"),
     "machine": ("laptop", str, "laptop, workstation or slurm"),
@@ -164,7 +168,11 @@ SHARED: dict[str, tuple[str, Callable[[str], object], str]] = {
     "datasets": ("", _names, "data sets, comma-separated; empty: all of the scale"),
     "rows": ("", _names, "rows of the tables, comma-separated; empty: all"),
     "seeds": ("1", int, "fine-tunings per cell"),
-    "pretrain-seeds": ("1", int, "pre-trainings per cell, each with its fine-tunings"),
+    "pretrain-seeds": (
+        "",
+        _number,
+        "pre-trainings per cell; empty: as many as the table names, or 1",
+    ),
 }
 
 

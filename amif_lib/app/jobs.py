@@ -41,7 +41,7 @@ class Request:
     question_sets: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     seeds: int = 1
-    pretrain_seeds: int = 1
+    pretrain_seeds: int | None = None  # by default as many as a table names, or one
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,10 @@ def make_plan(request: Request) -> Plan:
                     _add_training(plan, (step,))
             _add_training(plan, runs)
             needs += [_metrics(run) for run in runs]
-        command = _notebook(table, scale, "spec", f"{scale}/{table}")
-        code = f"{_notebook_code(table)}:{_library()}:{files.digest(asdict(request))}"
+        code = f"{_library()}:{files.digest(asdict(request))}"
+        command = ("-m", "amif_lib", "table", table, "--scale", scale)
+        if table in NOTEBOOKS:
+            command, code = _notebook(table, scale, "spec", f"{scale}/{table}"), f"{_notebook_code(table)}:{code}"
         out = f"{scale}/tables/{table}.csv"
         products.append(
             plan.add(Job("table", table, (out,), command, tuple(dict.fromkeys(needs)), code=code)).outputs[0]

@@ -1,4 +1,4 @@
-"""What names a run: a short hash of everything that its stage reads, of its parent and of the data."""
+"""What names a run: a short hash of the settings that its stage reads (no defaults), its parent and the data."""
 
 from __future__ import annotations
 
@@ -10,23 +10,44 @@ from amif_lib.data.manifests import data_digest
 from amif_lib.experiments.run_spec import RunSpec
 
 SETS = ("data.pretrain", "data.decontaminate_against", "data.questions", "data.tokenizer_questions", "teacher.data")
+OFF = (0, "", "none", [])  # defaults with which a setting does nothing
 
 
 def settings_read(run: RunSpec, content: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Settings by dotted name, without those that the run's stage does not read, label, scale and parent.
+    """Settings by dotted name that the run's stage reads; label, scale and parent are none of them.
 
-    They are the run's own, or those of `content`, a stored specification that is to be compared with it.
+    They are the run's own, or those in `content`: a stored specification, or the run's without its defaults.
     """
     content = run.model_dump(mode="json") if content is None else content
     flat: dict[str, Any] = {}
     for section, value in content.items():
         flat |= {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
+    if isinstance(content.get("teacher"), dict):
+        flat["teacher"] = "given"  # one whose settings are all defaults is not the same as none
     left_out = {"label", "scale", "parent", *methods.settings(run.method).not_read(run)}
     return {
         name: value
         for name, value in flat.items()
         if name not in left_out and not name.startswith("parent.") and value is not None
     }
+
+
+def difference(stored: dict[str, Any], run: RunSpec) -> str:
+    """The first setting that `run` reads and that a stored specification has otherwise, with both values; else "".
+
+    A setting that the stored one does not know has been added since: it makes no difference while it is at a default
+    that switches it off.
+    """
+    asked, found = settings_read(run), settings_read(run, stored)
+    for name in sorted({*asked, *found}):
+        if name not in found and asked[name] in OFF:
+            continue
+        if asked.get(name) != found.get(name):
+            return f"{name} (stored: {found.get(name, 'not set')}, asked for: {asked.get(name, 'not set')})"
+    if run.parent is None or not isinstance(stored.get("parent"), dict):
+        return "parent" if run.parent or stored.get("parent") else ""
+    inner = difference(stored["parent"], run.parent)
+    return f"parent.{inner}" if inner else ""
 
 
 def data_sets(run: RunSpec) -> list[str]:
@@ -37,8 +58,10 @@ def data_sets(run: RunSpec) -> list[str]:
 
 
 def run_id(run: RunSpec) -> str:
-    """Twelve hexadecimal digits that name the run's directory; equal runs of different tables share it."""
+    """Twelve hexadecimal digits that name the run's directory; equal runs of different tables share it.
+
+    Settings at their defaults are left out, so that a setting that is added leaves the ids of other runs as they are.
+    """
+    changed = settings_read(run, run.model_dump(mode="json", exclude_defaults=True))
     parent = run_id(run.parent) if run.parent else None
-    return digest(
-        {**settings_read(run), "parent": parent, "manifests": {name: data_digest(name) for name in data_sets(run)}}
-    )
+    return digest({**changed, "parent": parent, "manifests": {name: data_digest(name) for name in data_sets(run)}})

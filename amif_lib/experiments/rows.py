@@ -163,16 +163,19 @@ def rows(
     scale: str,
     question_sets: tuple[str, ...] = (),
     seeds: int = 1,
-    pretrain_seeds: int = 1,
+    pretrain_seeds: int | None = None,
     only: tuple[str, ...] = (),
 ) -> list[Row]:
     """The rows of a table as runs at a scale, in the paper's order.
 
-    `question_sets` and `only` select (default: all that the scale names); an unknown one is an InputError.
+    `question_sets` and `only` select (default: all that the scale names for this table); an unknown one is an
+    InputError. `pretrain_seeds` is by default the table's own number of replicates, or one.
     """
-    names = tuple(scale_settings(scale)["question_sets"])
-    for asked in question_sets:
-        _require_set(scale, asked, names)
+    names = question_sets or sets_of(table, scale)
+    for asked in names:
+        _require_set(scale, asked, scale_settings(scale)["question_sets"])
+    if pretrain_seeds is None:
+        pretrain_seeds = table_settings(table).get("replicates", {}).get(scale, 1)
     if min(seeds, pretrain_seeds) < 1:
         raise InputError(f"SEEDS={seeds} PRETRAIN_SEEDS={pretrain_seeds}: at least 1 each")
     listed = _listed(table, scale)
@@ -183,15 +186,14 @@ def rows(
     for key, entry in listed.items():
         if (only and key not in only) or (not only and scale in entry.get("on_request", ())):
             continue
-        own = [name for name in question_sets or names if _has_set(entry, name)]
+        own = [name for name in names if _has_set(entry, name)]
         if not own:  # a row of other question sets than those asked for
             continue
         settings, label = entry.get("settings", {}), f"{table} row {key}: {entry['label']}"
         runs = tuple(
-            build_run(scale, settings, name, seed, pretrain_seed).model_copy(update={"label": label})
+            build_run(scale, settings, name, seed, seed // seeds).model_copy(update={"label": label})
             for name in own
-            for pretrain_seed in range(pretrain_seeds)
-            for seed in range(seeds)
+            for seed in range(pretrain_seeds * seeds)  # each training its own, whatever it starts from
         )
         out.append(
             Row(
@@ -222,6 +224,13 @@ def _has_set(entry: dict[str, Any], question_set: str) -> bool:
     """Whether a row is fine-tuned on a question set; a demo set counts as the real one that it imitates."""
     imitated = question_set.removeprefix("phantom_")
     return imitated in entry.get("question_sets", (imitated,))
+
+
+def sets_of(table: str, scale: str) -> tuple[str, ...]:
+    """The question sets of a table at a scale: all for Table 1, and for ablations too if the scale names no fewer."""
+    settings = scale_settings(scale)
+    every = tuple(settings["question_sets"])
+    return every if table == "table1" else tuple(settings.get("ablation_sets", every))
 
 
 def tables_of(scale: str) -> tuple[str, ...]:

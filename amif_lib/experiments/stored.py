@@ -22,7 +22,7 @@ from amif_lib import methods
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data.manifests import sha256
-from amif_lib.experiments.identity import run_id, settings_read
+from amif_lib.experiments.identity import difference, run_id
 from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predictions
 from amif_lib.experiments.rows import parse
 from amif_lib.experiments.run_spec import RunSpec
@@ -177,17 +177,6 @@ def refuse_another(spec: RunSpec) -> None:
     folder = spec.directory
     if (folder / "spec.json").is_file() and (found := difference(Run(folder).stored_spec(), spec)):
         raise InputError(f"{paths.shown(folder)}: holds a run that differs from this one in {found}; move it elsewhere")
-
-
-def difference(stored: dict[str, Any], spec: RunSpec) -> str:
-    """The first setting that `spec` reads and that a stored specification lacks or sets otherwise; empty if none."""
-    asked, found = settings_read(spec), settings_read(spec, stored)
-    if differing := sorted(name for name in {*asked, *found} if asked.get(name) != found.get(name)):
-        return differing[0]
-    if spec.parent is None or not isinstance(stored.get("parent"), dict):
-        return "parent" if spec.parent or stored.get("parent") else ""
-    name = difference(stored["parent"], spec.parent)
-    return f"parent.{name}" if name else ""
 
 
 def missing(specs: Iterable[RunSpec]) -> list[RunSpec]:

@@ -16,7 +16,8 @@ MOST_SHOWN = 6  # differences that a sentence names
 def seed_counts(lines: list[Line]) -> tuple[int, int]:
     """The most fine-tunings of one pre-training, and the most pre-trainings, that a row has on one question set."""
     counts = [[first for first, _ in line.seeds] for line in lines if line.kind == "row"]
-    return max(max(map(each.count, each)) for each in counts), max(len(set(each)) for each in counts)
+    pretrainings = max(len(set(each)) for each in counts)
+    return max(map(len, counts)) // pretrainings, pretrainings
 
 
 def variance(fine_tunings: int, pretrainings: int) -> str:

@@ -48,7 +48,7 @@ class Selection:
     question_sets: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     seeds: int = 1
-    pretrain_seeds: int = 1
+    pretrain_seeds: int | None = None  # by default as many as the table names, or one
 
     @classmethod
     def planned(cls, name: str, scale: str) -> Selection:
@@ -57,7 +57,7 @@ class Selection:
         asked = files.read_yaml(path)["selection"] if path.is_file() else {}
         rows = {row.removeprefix(f"{name}:") for row in asked.get("rows", ())}
         own = tuple(row for row in experiments.row_names(name, scale) if row in rows)
-        return cls(tuple(asked.get("question_sets", ())), own, asked.get("seeds", 1), asked.get("pretrain_seeds", 1))
+        return cls(tuple(asked.get("question_sets", ())), own, asked.get("seeds", 1), asked.get("pretrain_seeds"))
 
     def rows(self, name: str, scale: str) -> list[experiments.Row]:
         return experiments.rows(name, scale, self.question_sets, self.seeds, self.pretrain_seeds, self.only)
@@ -69,7 +69,8 @@ class Selection:
 
     def blank_runs(self, name: str, scale: str) -> dict[str, list[RunSpec]]:
         """Question-only baselines by headline row: the first start's full model trained on blank images, one seed."""
-        once = replace(self, seeds=1, pretrain_seeds=1).headlines(name, scale)[:1]
+        sets = self.question_sets or experiments.sets_of(name, scale)
+        once = replace(self, question_sets=sets, seeds=1, pretrain_seeds=1).headlines(name, scale)[:1]
         return {row.row: [experiments.blank_image_run(run) for run in row.runs] for row in once}
 
 

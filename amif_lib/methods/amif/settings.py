@@ -129,6 +129,7 @@ def not_read(run: Any) -> set[str]:
         leave_out("objective", *GLOBAL_LOSSES, *WEIGHTS, *TRANSPORT)
         leave_out("data", "text_length")
         if not run.starts_from_teacher:
+            found.add("teacher")
             leave_out("teacher", *TEACHER, *TEACHER_SIZES)
         if not run.reads_studies:
             leave_out("data", *STUDIES)
