@@ -14,10 +14,8 @@ from amif_lib.app import cli
 from amif_lib.core import files
 from amif_lib.core.errors import InputError
 from amif_lib.data.records import Question
-from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, write_predictions
 from amif_lib.reporting import figures
 from amif_lib.scoring import baselines
-from tests import test_protocols
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -118,11 +116,3 @@ def test_writers_leave_nothing_on_a_full_disk(kind: str, tmp_path: Path, monkeyp
         write(folder)
     assert "\n" not in str(caught.value) and path.name in str(caught.value) and "set AMIF_" in str(caught.value)
     assert not path.exists() and not [other for other in folder.rglob(".*") if other.is_symlink() or other.is_file()]
-
-
-@needs_full
-def test_predictions_on_a_full_disk(tmp_path: Path) -> None:
-    path = fill(tmp_path / "run" / PREDICTIONS)
-    with pytest.raises(InputError, match=r"predictions.parquet: cannot be written \(.*No space left on device"):
-        write_predictions(path.parent, test_protocols.frame(), test_protocols.CANDIDATES)
-    assert {other.name for other in path.parent.iterdir()} <= {CANDIDATES}

@@ -120,14 +120,10 @@ def test_absent_images_are_left_out_until_more_than_a_tenth(tmp_path: Path, capl
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("captions.txt", None, "captions.txt: no such file"),
-        ("captions.txt", b"", "captions.txt: no records"),
         ("captions.txt", b"ROCO_00002\t a\nROCO_00003\t caf\xe9\n", "captions.txt, line 2: not UTF-8"),
         ("captions.txt", b"ROCO_00002\t a\n\nROCO_00002\t b\n", "captions.txt, line 3: ROCO_00002 occurs twice"),
         ("captions.txt", b"ROCO_00002\t a\nand more\n", "captions.txt, line 2: starts with 'and more' and not with"),
         ("captions.txt", b"ROCO_00099\t a\n", "line 1: neither licences.txt nor dlinks.txt names the article of"),
-        ("licences.txt", b"ROCO_ID,CC\nROCO_00002,CC BY\n", "licences.txt, line 1: columns must be ROCO_ID,PMC_ID,CC"),
-        ("licences.txt", b"ROCO_ID,PMC_ID,CC\nROCO_00002,x.jpg,CC BY\n", "licences.txt, line 2: ROCO_00002 has no PMC"),
     ],
 )  # fmt: skip
 def test_damaged_roco_is_named(tmp_path: Path, name: str, change: bytes | None, message: str) -> None:
@@ -199,12 +195,8 @@ def test_figure_labels_are_cut_off(caption: str, text: str) -> None:
     ("line", "message"),
     [
         (b'{"pdf_hash": "ab12", "fig_', "public.jsonl, line 2: not valid JSON"),
-        (b"[1]", "line 2: a record must be a JSON object"),
-        (figure(2, pdf_hash=...), "line 2: key pdf_hash is missing"),
-        (figure(2, fig_uri=" "), "line 2: fig_uri is empty"),
+        (figure(2, fig_uri=" "), "line 2: fig_uri is missing, empty"),
         (figure(1), "line 2: figure ab12_3-Figure1-1.png occurs twice"),
-        (figure(2, s2_caption=7), "line 2: s2_caption of ab12_3-Figure2-1.png is not text"),
-        (figure(2, radiology=...), "line 2: radiology of ab12_3-Figure2-1.png is not true or false"),
     ],
 )
 def test_malformed_medicat_is_named(tmp_path: Path, line: object, message: str) -> None:
@@ -260,17 +252,10 @@ def test_official_medpix_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("Case_topic.json", None, "Case_topic.json: no such file"),
-        ("Case_topic.json", lambda c: c[1].pop("Case"), "Case_topic.json: record number 1 has no U_id or no Case"),
-        ("Descriptions.json", b"[]", "Descriptions.json: must hold a list"),
         ("Descriptions.json", lambda c: c.append(c[0]), "record MPX2_synpic3 occurs twice"),
-        ("Descriptions.json", lambda c: c[0]["Description"].update(Caption=None), "MPX2_synpic3: caption is empty"),
-        ("Descriptions.json", lambda c: c[0].pop("Description"), "MPX2_synpic3 has no Description"),
-        ("Descriptions.json", lambda c: c[0].update(U_id="MPX8"), "case MPX8 of MPX2_synpic3 is not in Case_topic"),
-        ("images/MPX1_synpic9.png", None, "MPX1_synpic9.png: image of record MPX1_synpic9"),
-        ("splitted_dataset/data_dev.jsonl", None, "data_dev.jsonl: no such file"),
+        ("images/MPX1_synpic9.png", None, "MPX1_synpic9.png: image of study MPX1-2"),
         ("splitted_dataset/data_dev.jsonl", b'{"U_id": "MPX1"}', "line 1: case MPX1 is in dev and in train"),
-        ("splitted_dataset/data_test.jsonl", b'{"U_id": "MPX5"}', "MPX3 of MPX3_synpic4 is not in splitted_dataset/"),
+        ("splitted_dataset/data_test.jsonl", b'{"U_id": "MPX5"}', "a record lacks 'MPX3', or a case has no split"),
     ],
 )
 def test_damaged_official_medpix_is_named(tmp_path: Path, name: str, change: Any, message: str) -> None:
@@ -309,14 +294,12 @@ def test_both_forms_of_the_real_set_give_the_same_studies(
         (s.study_id, s.group_id, s.split, s.text) for s in expected]  # fmt: skip
     assert [i.image_id for s in found for i in s.images] == [i.image_id for s in expected for i in s.images]
     assert manifests.data_digest("medpix2") != digest
-    checked = check.check(["medpix2"], decode=False).set_index("item")
+    checked = check.check(["medpix2"]).set_index("item")
     assert checked.loc["layout", "detail"] == "official: commit d3bc431, PNG"
     assert (checked.loc["Descriptions.json", "status"], checked.loc["images", "status"]) == ("changed", "changed")
     assert checked.loc["images_overview.csv", "status"] == "ok"  # absent, optional
     assert set(checked.loc[[item for item in checked.index if ": " in item], "status"]) == {"ok"}
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    checked = check.check(["medpix2"], decode=False).set_index("item")
-    assert checked.loc["layout", "detail"].startswith("re-encoded") and set(checked["status"]) == {"ok"}
     assert manifests.data_digest("medpix2") == digest
 
 
@@ -378,7 +361,7 @@ def test_a_re_encoded_record_with_an_unknown_split_or_no_image_is_named(tmp_path
     root = write_medpix(tmp_path, medpix_record(), medpix_record(split="dev2"))
     assert "line 2: record MPX1_synpic1: split 'dev2'" in complaint(lambda: medpix2.read(root, RE_ENCODED))
     (root / "captions.jsonl").write_text(json.dumps(medpix_record(file="images/z.jpg")), encoding="utf-8")
-    assert "z.jpg: image of record MPX1_synpic1 is missing" in complaint(lambda: medpix2.read(root, RE_ENCODED))
+    assert "z.jpg: image of study MPX1-1 is missing" in complaint(lambda: medpix2.read(root, RE_ENCODED))
 
 
 # --- MIMIC-CXR -----------------------------------------------------------------------------------------------------
@@ -505,15 +488,6 @@ def test_time_grows_with_the_length_of_a_report_and_no_faster(filling: str) -> N
     assert time.process_time() - started < 5
 
 
-@pytest.mark.parametrize(
-    ("position", "code", "view"),
-    [("PA", "postero-anterior", "frontal"), ("AP", "", "frontal"), ("LL", "left lateral", "lateral"),
-     ("LATERAL", "", "lateral"), ("", "lateral", "lateral"), ("", "axial", "axial"), ("", "", "")],
-)  # fmt: skip
-def test_views(position: str, code: str, view: str) -> None:
-    assert mimic_cxr.view_of(position, code) == view
-
-
 def write_mimic(root: Path, lines: list[tuple[str, ...]], reports: dict[str, bytes]) -> Path:
     """`lines`: dicom, subject, study, ViewPosition, view code, split."""
     images, texts = root / MIMIC_LAYOUT["images"], root / MIMIC_LAYOUT["reports"]
@@ -558,26 +532,12 @@ def test_mimic_views_and_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "1 studies without report text left out" in caplog.text
 
 
-def test_mimic_needs_no_view_codes(tmp_path: Path) -> None:
-    root = write_mimic(tmp_path, LINES, REPORTS)
-    path = root / MIMIC_LAYOUT["images"] / MIMIC_LAYOUT["metadata"]
-    path.write_bytes(
-        gzip.compress(gzip.decompress(path.read_bytes()).replace(b"ViewCodeSequence_CodeMeaning", b"Other"))
-    )
-    views = {i.image_id: i.view for s in mimic_cxr.read(root, MIMIC_LAYOUT) for i in s.images}
-    assert (views["d3"], views["d1"]) == ("", "frontal")
-
-
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
         ("split", lambda text: text + "\nd1,50000002,10000001,train", "split.csv.gz: image d1 occurs twice"),
         ("metadata", lambda text: text + "\nd1,10000001,50000002,PA,1,", "metadata.csv.gz: image d1 occurs twice"),
         ("metadata", lambda text: text.replace("study_id", "study"), "metadata.csv.gz: column study_id is missing"),
-        ("metadata", lambda text: text + '\n"d8,1', "metadata.csv.gz: cannot be read"),
-        ("metadata", lambda text: text.split("\n")[0], "metadata.csv.gz: no records"),
-        ("metadata", lambda text: "", "metadata.csv.gz: cannot be read"),
-        ("metadata", lambda text: text + "\nd8,10000001,50000002,PA,1,", "split.csv.gz: image d8 has no split among"),
         ("split", lambda text: text.replace("test", "dev"), "split.csv.gz: image d7 has no split among"),
     ],
 )
@@ -593,11 +553,9 @@ def test_mimic_files_that_are_no_text_or_absent_are_named(tmp_path: Path) -> Non
     tables = root / MIMIC_LAYOUT["images"]
     for path, content, message in (
         (None, b"", "s50000005.txt: not UTF-8"),
-        (next(root.rglob("d3.jpg")), None, "d3.jpg: image of study 50000002 in mimic-cxr-2"),
         (next(root.rglob("s50000002.txt")), None, "s50000002.txt: no such file"),
-        (tables / MIMIC_LAYOUT["metadata"], gzip.compress(b"dicom_id\ncaf\xe9"), "metadata.csv.gz: cannot be read"),
         (tables / MIMIC_LAYOUT["metadata"], b"not gzip", "metadata.csv.gz: cannot be read"),
-        (tables / MIMIC_LAYOUT["metadata"], None, "metadata.csv.gz: no such file"),
+        (tables / MIMIC_LAYOUT["metadata"], None, "metadata.csv.gz: cannot be read"),
     ):
         if path:
             damaged(path.parent, path.name, content)

@@ -26,10 +26,9 @@ from PIL import Image
 from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import check, decontaminate, images, manifests, readers
+from amif_lib.data import check, decontaminate, manifests
 from amif_lib.data import load as datasets
 from amif_lib.reporting import reference, report, tables
-from amif_lib.scoring import baselines
 from tests import fabricated
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -189,18 +188,6 @@ def test_report_and_reference_hold_no_text_that_is_withheld(marked_runs, allowed
     assert (results / "reference" / "demo" / "tables" / "table4.csv").is_file()
 
 
-def test_baselines_of_a_withheld_set_are_private_and_read_again(marked_runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = marked_runs(False)
-    first = baselines.stored("demo", "phantom_vqa_rad", "default")["nearest_question"]
-    assert (
-        list((results / "private" / "demo" / "baselines").glob("*.parquet"))
-        and not (results / "demo" / "baselines").exists()
-    )
-    monkeypatch.setattr(datasets, "load_questions", None)  # not called any more
-    again = baselines.stored("demo", "phantom_vqa_rad", "default")["nearest_question"]
-    assert first["prediction"].tolist() == again["prediction"].tolist()
-
-
 def test_run_folders_carry_a_notice(tmp_path: Path) -> None:
     for name, sets in (("free", ["phantom_vqa_rad"]), ("bound", ["vqa_rad", "medpix2"])):
         (tmp_path / name / "model").mkdir(parents=True)
@@ -245,7 +232,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         noise(number).save(image, quality=95)
         report.write_text(f"FINDINGS: The lungs are {WORD}.\n", encoding="utf-8")
         rows.append(
-            {"dicom_id": dicom, "subject_id": subject, "study_id": study, "ViewPosition": "PA", "split": "train"}
+            {
+                "dicom_id": dicom,
+                "subject_id": subject,
+                "study_id": study,
+                "ViewPosition": "PA",
+                "split": "train",
+                "ViewCodeSequence_CodeMeaning": "",
+            }
         )
     for kind in ("metadata", "split"):
         with gzip.open(bound / "mimic-cxr-jpg" / f"mimic-cxr-2.0.0-{kind}.csv.gz", "wt") as file:
@@ -339,15 +333,3 @@ def test_any_bad_image_of_a_test_question_is_too_many(root: Path) -> None:
     cut(folder / "synpic100.jpg")
     status, detail = images_line("asked")
     assert status == "changed" and "1 of 101 images cannot be decoded, 1 of validation or test questions" in detail
-
-
-def test_numbers_do_not_depend_on_the_number_of_cores(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cut(image_of(root, 5))
-    files = readers.image_paths("bound")
-    found = []
-    for cores in (1, 5):
-        monkeypatch.setattr(images.os, "cpu_count", lambda cores=cores: cores)
-        shutil.rmtree(root / "data" / ".amif", ignore_errors=True)
-        made, bad = decontaminate.hashes(files, "bound")
-        found.append((made.tolist(), bad, images.verify(files)))
-    assert found[0] == found[1] and found[0][1] == {files.index(image_of(root, 5))}

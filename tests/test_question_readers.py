@@ -7,8 +7,7 @@ import logging
 import pickle
 import pickletools
 import re
-import subprocess
-import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -221,8 +220,8 @@ PATHVQA_ROWS = [
 ]
 
 
-def write_pathvqa(root: Path, train: object = None, other: str = "") -> Path:
-    """The official layout with one question in validation and test; with `other`, the JSON form of these splits."""
+def write_pathvqa(root: Path, train: object = None) -> Path:
+    """The official layout with one question in validation and test."""
     for split in ("train", "val", "test"):
         rows = PATHVQA_ROWS if split == "train" else [{"image": f"{split}_0000", "question": "what?", "answer": split}]
         rows = train if split == "train" and train is not None else rows
@@ -251,27 +250,6 @@ def test_pathvqa_quirks(tmp_path: Path, protocol: int) -> None:
     assert [q.question_id for q in fewer] == [q.question_id for i, q in enumerate(train) if i != 2]
 
 
-def lxmert(*entries: tuple[str, list[str], list[str]]) -> list[dict]:
-    return [
-        {"img_id": i, "sentf": {"pvqa": q}, "labelf": {"pvqa": [{a: 1} for a in answers]}} for i, q, answers in entries
-    ]
-
-
-def test_pathvqa_json_form_gives_the_same_questions(tmp_path: Path) -> None:
-    root = write_pathvqa(tmp_path)
-    official = {q.question_id: q for q in pathvqa.read(root, LAYOUT["pathvqa"])}
-    by_image = [
-        (image, [r["question"] for r in rows], [r["answer"] for r in rows])
-        for image in ("train_0000", "train_0001", "train_0002")
-        for rows in [[r for r in PATHVQA_ROWS if r["image"] == image]]
-    ]
-    put(root / "pvqa_train.json", lxmert(*by_image))
-    (root / "qas" / "train" / "train_qa.pkl").unlink()
-    assert {q.question_id: q for q in pathvqa.read(root, LAYOUT["pathvqa"])} == official
-    put(root / "qas" / "train" / "train_qa.pkl", pickle.dumps(PATHVQA_ROWS[:1]))  # the official form goes first
-    assert sum(q.split == "train" for q in pathvqa.read(root, LAYOUT["pathvqa"])) == 1
-
-
 class Malicious:
     def __reduce__(self) -> tuple:
         return Path.touch, (Path("opened"),)
@@ -283,38 +261,21 @@ def test_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, monkeypatc
         content = pickle.dumps([*PATHVQA_ROWS, Malicious()], protocol=protocol)
         assert "REDUCE" in {op.name for op, _, _ in pickletools.genops(content)}  # it would call something
         root = write_pathvqa(tmp_path / str(protocol), content)
-        refused("pathvqa", root, "train_qa.pkl: names .*, which plain questions never need.*can run code")
+        refused("pathvqa", root, "train_qa.pkl: .*names .*, which can run code and plain questions never need")
     assert not Path("opened").exists()
     for number, harmless in enumerate((set, complex(1, 2), np.int64(3))):  # plain data only, whatever the class does
         root = write_pathvqa(tmp_path / f"harmless {number}", pickle.dumps([{"image": harmless}]))
-        refused("pathvqa", root, "which plain questions never need")
+        refused("pathvqa", root, "names .*, which can run code")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\x80\x04]r\xff\xff\xff\x3f.",
-        b"\x80\x05\x96\x00\x00\x00\x00\x02\x00\x00\x00.",
-        b"\x80\x04\x8d\x00\x00\x00\x00\x02\x00\x00\x00.",
-    ],
-    ids=["memo of 8 GiB", "bytes of 8 GiB", "text of 8 GiB"],
-)
-def test_a_small_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path, content: bytes) -> None:
-    root = write_pathvqa(tmp_path, content)
-    layout = {**LAYOUT["pathvqa"]}
-    code = (
-        "import resource, sys; from pathlib import Path; from amif_lib.data.readers import pathvqa\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "limit = 4 << 30; resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
-        f"try: pathvqa.read(Path(sys.argv[1]), {layout})\n"
-        "except ValueError as error: print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True, timeout=60
-    )
-    said, grown = done.stdout.splitlines()  # kB
-    assert "not a readable pickle" in said and "MemoryError" not in said and int(grown) < 50_000
+def test_a_small_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
+    """Memo, bytes and text of 8 GiB, said in a few bytes."""
+    for n, content in enumerate((b"]r\xff\xff\xff\x3f.", b"\x96\0\0\0\0\2\0\0\0.", b"\x8d\0\0\0\0\2\0\0\0.")):
+        root = write_pathvqa(tmp_path / str(n), b"\x80\x05" + content)
+        tracemalloc.start()
+        refused("pathvqa", root, "not a readable pickle")
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        tracemalloc.stop()
 
 
 # --- VQA-Med-2019 ---
@@ -405,55 +366,32 @@ def test_vqa_med_without_its_files_by_category(tmp_path: Path) -> None:
 # --- bad input ---
 
 
-def write_pathvqa_json(root: Path, content: object) -> Path:
-    root = write_pathvqa(root)
-    (root / "qas" / "train" / "train_qa.pkl").unlink()
-    put(root / "pvqa_train.json", content)
-    return root
-
-
-WRITERS = {"vqa_rad": write_vqa, "slake": write_slake, "pathvqa": write_pathvqa, "json": write_pathvqa_json}
+WRITERS = {"vqa_rad": write_vqa, "slake": write_slake, "pathvqa": write_pathvqa}
 ONE = {"image": "train_0000", "question": "q", "answer": "x"}
 DAMAGED = [
-    ("vqa_rad", [record(answer="  ")], "qid 7: answer is empty"),
-    ("vqa_rad", [record(answer=None)], "qid 7: answer is empty"),
-    ("vqa_rad", [record(answer=True)], "qid 7: answer is empty or not text"),
-    ("vqa_rad", [record(question=...)], "qid 7: key question is missing"),
+    ("vqa_rad", [record(answer="  ")], "qid 7: answer is missing, empty"),
+    ("vqa_rad", [record(answer=True)], "qid 7: answer is missing, empty or not text"),
     ("vqa_rad", [record(image_name="b.jpg")], "b.jpg: image of question 7 is missing"),
     ("vqa_rad", [record(phrase_type="dev")], "qid 7: phrase_type 'dev' is not one of"),
-    ("vqa_rad", [record(answer_type="MAYBE")], "qid 7: answer_type 'MAYBE'"),
     ("vqa_rad", [record(), record(qid="7")], "Public.json: record qid 7: qid 7 occurs twice"),
-    ("vqa_rad", [record(), "text"], "record number 1 is not a JSON object"),
-    ("vqa_rad", {"data": []}, "must hold a list"),
+    ("vqa_rad", [record(), "text"], "must hold a list of records, each a JSON object"),
     ("vqa_rad", '[{"qid": 1,\n "question": }]', "VQA_RAD Dataset Public.json, line 2: not valid JSON"),
-    ("vqa_rad", "[" * 200_000, "VQA_RAD Dataset Public.json: nested too deeply or a number too long"),
-    ("vqa_rad", '[{"qid": ' + "1" * 5000 + "}]", "VQA_RAD Dataset Public.json: nested too deeply or a number too long"),
-    ("slake", b'[{"qid": 1, "answer": "\xff"}]', "train.json: not UTF-8"),
-    ("slake", [slake_record(qid=...)], r"qid \? .number 0.: key qid is missing"),
-    ("slake", [slake_record(answer=" ")], "qid 7: answer is empty"),
-    ("slake", [slake_record(qid=1622, question="")], "qid 1622: question is empty"),
-    ("slake", [slake_record(q_lang="fr")], "qid 7: q_lang 'fr' is not one of en, zh"),
+    ("vqa_rad", '[{"qid": ' + "1" * 5000 + "}]", "VQA_RAD Dataset Public.json: not valid JSON"),
     ("slake", [slake_record(qid=902)], "test.json: record qid 902: qid 902 occurs twice .*train.json"),
-    ("slake", [slake_record(img_name="xmlab2/source.jpg")], "xmlab2/source.jpg: image of question 7 is missing"),
     ("pathvqa", pickle.dumps(PATHVQA_ROWS)[:60], "train_qa.pkl: not a readable pickle"),
-    ("pathvqa", b'[{"image": 1}]', "train_qa.pkl: not a readable pickle"),
-    ("pathvqa", pickle.dumps({"a": 1}), "must hold a list of records"),
-    ("pathvqa", pickle.dumps([{**ONE, "answer": ["x"]}]), r"number 0 \(train_0000\): answer is empty or not text"),
+    (
+        "pathvqa",
+        pickle.dumps([{**ONE, "answer": ["x"]}]),
+        r"0 \(train_0000\): answer is missing, empty",
+    ),
     (
         "pathvqa",
         pickle.dumps([{**ONE, "image": "train_0009"}]),
         "train_0009.jpg: image of question train_0009-1 is missing",
     ),
-    ("json", '[{"img_id": "train_0000", "sentf"', "pvqa_train.json, line 1: not valid JSON"),
-    ("json", [{"img_id": "a", "sentf": {"pvqa": []}}], "record a: key sentf.pvqa or labelf.pvqa is missing"),
-    ("json", lxmert(("train_0000", ["a?", "b?"], ["x"])), "record train_0000: 2 questions but 1 answers"),
-    ("json", [{"img_id": "a", "sentf": {"pvqa": ["a"]}, "labelf": {"pvqa": [{}]}}], "not of the form {answer: 1}"),
     ("train", "synpic1|what?|ct\nsynpic1|what is it?\n", "train.txt, line 2: 2 fields, expected 3 .image|question"),
-    ("train", "synpic1|what?| \n", "line 1: answer is empty"),
-    ("train", "\n", "All_QA_Pairs_train.txt: no records"),
     ("train", b"synpic1|what?|crohn\xb4s\n", "All_QA_Pairs_train.txt, line 1: not UTF-8"),
     ("train", "synpic5|what?|ct\n", "synpic5.jpg: image of question synpic5-1 is missing"),
-    ("test", "synpic8|colour|what?|red\n", "line 1: category 'colour' is not one of modality, plane"),
     ("test", "synpic8|plane|what?|#()\n", "Ref_Answers.txt, line 1: answer is empty"),
     (
         "test",
@@ -467,12 +405,11 @@ DAMAGED = [
 def test_damaged_files_are_named(tmp_path: Path, kind: str, content: object, message: str) -> None:
     folder = tmp_path / "a set"
     root = WRITERS[kind](folder, content) if kind in WRITERS else write_vqa_med(folder, **{kind: content})
-    refused({"json": "pathvqa", "train": "vqa_med_2019", "test": "vqa_med_2019"}.get(kind, kind), root, message)
+    refused({"train": "vqa_med_2019", "test": "vqa_med_2019"}.get(kind, kind), root, message)
 
 
 def test_absent_files_and_unknown_choices_are_named(tmp_path: Path) -> None:
     refused("vqa_rad", tmp_path, r"VQA_RAD Dataset Public.json: no such file; the set's card in data_manifests/")
-    refused("pathvqa", tmp_path, "train_qa.pkl: no such file .nor .*pvqa_train.json.; data_manifests/pathvqa.md")
     refused("vqa_rad", tmp_path, "'x' is not one of default, official1797", training_file="x")
     refused("slake", tmp_path, "training_file: 'clean' is not one of default, official", training_file="clean")
     refused("slake", tmp_path, r"'fr' is not one of en, zh, en\+zh", language="fr")

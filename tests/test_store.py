@@ -18,7 +18,6 @@ from datasets import Dataset
 from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 
-from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import writing
 from amif_lib.data import images, load, store
@@ -183,23 +182,6 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(root: Path, m
     assert store.ensure("medpix2", 32, studies).is_relative_to(root.parent / "elsewhere")
     with pytest.raises(BrokenPipeError), writing(root):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")  # a reader of the output that has gone is no full disk
-
-
-def test_data_that_may_not_be_written_to_are_left_as_they_are(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Also by root, whom the system would let write there."""
-    write_set(root, 3)
-    studies = load.load_studies("medpix2")
-    monkeypatch.setattr(paths, "ROOT", root.parent / "clone")
-    root.chmod(0o555)
-    try:
-        with caplog.at_level(logging.INFO, logger="amif_lib"):
-            found = store.ensure("medpix2", 32, studies)
-    finally:
-        root.chmod(0o755)
-    assert found.is_relative_to(root.parent / "clone" / "data" / ".amif") and not (root / ".amif").exists()
-    assert "stored images go to data" in caplog.text
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])

@@ -127,7 +127,7 @@ REFUSED = {  # file -> content, and the words of the error
     "one_off.csv": (csv([{"id": int(q) + 1, "pred": "no"} for q in GOLD]), "they are the set's ids plus 1"),
     "other_words.csv": (csv(rows(question="what?", pred=model)), "no ids of the set, and by question 6 of 6 test"),
     "short.csv": (csv(rows(qid=number, question=words, pred=model)[:4]), "2 of 6 test questions have no prediction"),
-    "utf16.csv": (csv(PLAIN).encode("utf-16"), "not UTF-8 but UTF-16"),
+    "utf16.csv": (csv(PLAIN).encode("utf-16"), "not UTF-8"),
     "model.pkl": (b"\x80\x04N.", "a pickle may run code"),
     "pickle.csv": (b"\x80\x04N.", "a pickle may run code"),
     "cut.parquet": (b"PAR1", "cannot be read"),

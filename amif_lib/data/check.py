@@ -18,28 +18,26 @@ from amif_lib.data.manifests import FileEntry, Manifest, TreeEntry
 
 IMAGES = "images decode"  # the item that may be `partial`
 MOST_BAD = 0.01  # share of the images that training may leave out since they cannot be decoded
-MANY = 20_000  # a tree with folders below it and more files than this is not counted at a glance
 Line = tuple[str, str, str]  # item, status, detail
 
 
-def check(data_sets: Iterable[str], *, decode: bool = True) -> pd.DataFrame:
+def check(data_sets: Iterable[str]) -> pd.DataFrame:
     """Compare data sets on disk with their manifests: one line per file, tree and count.
 
     Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (some files of a tree are
     absent, or some images, up to `MOST_BAD` of them and of training alone, cannot be decoded) or `needs credential`.
-    Nothing is raised for data that is absent or wrong: the table says it. `decode` decodes every image that a record
-    names.
+    Nothing is raised for data that is absent or wrong: the table says it. Every image that a record names is decoded.
 
-    What readers and decoders say names files and records. Of a set that `manifests.stays_with_data` the table holds
+    What readers and decoders say names files and records. Of a set that `manifests.is_credentialed` the table holds
     counts only, and what they say is written to `.amif/check/<set>.txt` beside the data.
     """
     rows = []
     for name in data_sets:
         notes: list[str] = []
-        rows += [(name, *line) for line in _lines(manifests.load(name), decode, notes)]
+        rows += [(name, *line) for line in _lines(manifests.load(name), notes)]
         if notes:
             write_text(_notes(name), "".join(f"{' '.join(message.split())}\n" for message in notes), PREPARED)
-        elif manifests.stays_with_data(name):
+        elif manifests.is_credentialed(name):
             _notes(name).unlink(missing_ok=True)
     return pd.DataFrame(rows, columns=["data_set", "item", "status", "detail"])
 
@@ -55,72 +53,71 @@ def require(checked: pd.DataFrame) -> None:
 
 
 def presence(name: str) -> tuple[str, str]:
-    """Whether a set is on disk at a glance: `found`, `partly there` or `missing`, and where or how to get it.
-
-    By names, numbers and sizes, without reading any file.
-    """
-    manifest = manifests.as_found(manifests.load(name))
+    """Whether a set is on disk: `found`, `partly there` or `missing`, and where or how to get it. Reads no file."""
+    manifest = manifests.form_on_disk(manifests.load(name))
     folder = manifests.folder_of(manifest)
     if manifest.generator:
         return "found", f"generated when needed, in {paths.shown(folder)}"
-    if not folder.is_dir() or not any(folder.iterdir()):
+    wanted = [entry.path for entry in (*manifest.files, *manifest.trees) if entry.required]
+    absent = [path for path in wanted if not (folder / path).is_file() and not any((folder / path).glob("*"))]
+    if len(absent) == len(wanted):
         return "missing", manifests.how_to_get(manifest)
-    found = [(entry.path, *_look(entry, folder, glance=True)) for entry in (*manifest.files, *manifest.trees)]
-    wrong = [f"{path} is {status}" for path, status, _ in found if status != "ok"]
-    if wrong and all(status == "missing" for _, status, detail in found if detail != ABSENT):
-        return "missing", manifests.how_to_get(manifest)
-    if wrong:
-        return "partly there", f"in {paths.shown(folder)}; {wrong[0]} (make data-check DATASETS={name})"
+    if absent:
+        return "partly there", f"in {paths.shown(folder)}; {absent[0]} is missing (make data-check DATASETS={name})"
     return "found", f"in {paths.shown(folder)}"
+
+
+def _lines(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
+    folder = manifests.folder_of(manifest)
+    if manifest.generator:
+        manifests.location(manifest.name)
+        yield "generator", "ok", f"written by this code, seed {manifest.generator.seed}"
+    elif not folder.is_dir():
+        status = "needs credential" if manifest.access.level == "credentialed" else "missing"
+        yield "folder", status, manifests.how_to_get(manifest)
+        return
+    manifest = manifests.form_on_disk(manifest)
+    if manifest.alternatives:
+        yield "layout", "ok", manifest.version
+    yield from ((entry.path, *_file(entry, folder / entry.path)) for entry in manifest.files)
+    yield from ((entry.path, *_tree(entry, folder / entry.path)) for entry in manifest.trees)
+    for item, lines in (("records", _counts), (IMAGES, _images)):
+        try:
+            yield from lines(manifest, notes)
+        except InputError as error:
+            yield item, "changed", _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
+            return
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
-ABSENT = "absent, optional"
 
-
-def _look(entry: FileEntry | TreeEntry, folder: Path, glance: bool = False) -> tuple[str, str]:
-    """Status and detail of a file or tree. Contents are read only where a digest is recorded, and not at a glance."""
-    path, is_file = folder / entry.path, isinstance(entry, FileEntry)
-    try:
-        if not (path.is_file() if is_file else path.is_dir()):
-            return ("missing", "not there") if entry.required else ("ok", ABSENT)
-        return _file(entry, path, glance) if is_file else _tree(entry, path, glance)
-    except OSError as error:
-        return "changed", f"cannot be read ({error.strerror or type(error).__name__})"
-
-
-def _file(entry: FileEntry, path: Path, glance: bool) -> tuple[str, str]:
+def _file(entry: FileEntry, path: Path) -> tuple[str, str]:
+    if not path.is_file():
+        return ("missing", "not there") if entry.required else ("ok", "absent, optional")
     if (size := path.stat().st_size) != entry.bytes:
         return "changed", f"{size} bytes, expected {entry.bytes}"
-    same = glance or manifests.sha256(path) == entry.sha256
+    same = manifests.sha256(path) == entry.sha256
     return "ok" if same else "changed", f"{size} bytes, sha256 {'as' if same else 'not as'} recorded"
 
 
-def _tree(tree: TreeEntry, folder: Path, glance: bool) -> tuple[str, str]:
-    names = tree_files(folder, tree.pattern, tree.recursive)
-    if glance and tree.recursive and tree.count > MANY:
-        return ("ok", "not counted") if next(names, None) else ("missing", "no files")
-    names = list(names)
+def _tree(tree: TreeEntry, folder: Path) -> tuple[str, str]:
+    """Status and detail of a folder of files; contents are read only where a digest is recorded."""
+    if not folder.is_dir():
+        return ("missing", "not there") if tree.required else ("ok", "absent, optional")
+    names = list(tree_files(folder, tree.pattern, tree.recursive))
     if len(names) != tree.count:
         status = "missing" if not names else "partial" if len(names) < tree.count else "changed"
         return status, f"{len(names)} of {tree.count} files"
-    said = f"{len(names)} files"
-    if tree.bytes and not glance:
-        size = sum((folder / name).stat().st_size for name in names)
-        said += f", {size} bytes"
-        if size != tree.bytes:
-            return "changed", f"{said}, expected {tree.bytes}"
-    if tree.sha256 and not glance and (found := tree_digest(folder, names)) != tree.sha256:
-        return "changed", f"{said}, digest {found[:12]}, expected {tree.sha256[:12]}"
-    return "ok", f"{said}, {'digest as recorded' if tree.sha256 else 'no digest recorded'}"
+    if tree.bytes and (size := sum((folder / name).stat().st_size for name in names)) != tree.bytes:
+        return "changed", f"{len(names)} files, {size} bytes, expected {tree.bytes}"
+    if tree.sha256 and (found := tree_digest(folder, names)) != tree.sha256:
+        return "changed", f"{len(names)} files, digest {found[:12]}, expected {tree.sha256[:12]}"
+    return "ok", f"{len(names)} files, {'digest as recorded' if tree.sha256 else 'no digest recorded'}"
 
 
 def tree_files(folder: Path | str, pattern: str = "*", recursive: bool = False) -> Iterator[str]:
-    """Names of the regular files in a folder that match, in no order; below it too (`a/b.jpg`) if `recursive`.
-
-    Links count as what they point to. Nothing is opened, so that some 100,000 files take seconds on a local disk.
-    """
+    """Names of the regular files in a folder that match, in no order; below it too (`a/b.jpg`) if `recursive`."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_file():
@@ -150,52 +147,19 @@ def _notes(name: str) -> Path:
 
 def _said(name: str, what: str, messages: list[str], notes: list[str]) -> str:
     """`what`, with the first messages, or where all of them are put."""
-    if not manifests.stays_with_data(name):
+    if not manifests.is_credentialed(name):
         return f"{what}: {'; '.join(messages[:3])}" + " ..." * (len(messages) > 3)
     notes += messages
     return f"{what}; see {paths.shown(_notes(name))}"
 
 
-def _lines(manifest: Manifest, decode: bool, notes: list[str]) -> Iterator[Line]:
-    folder = manifests.folder_of(manifest)
-    if manifest.generator:
-        manifests.location(manifest.name)
-        yield "generator", "ok", f"written by this code, seed {manifest.generator.seed}"
-    elif not folder.is_dir():
-        status = "needs credential" if manifest.access.level == "credentialed" else "missing"
-        yield "folder", status, manifests.how_to_get(manifest)
-        return
-    manifest = manifests.as_found(manifest)
-    if manifest.alternatives:
-        yield "layout", "ok", manifest.version
-    yield from ((entry.path, *_look(entry, folder)) for entry in (*manifest.files, *manifest.trees))
-    for item, lines in (("records", _counts), (IMAGES, _images if decode else _all_there)):
-        try:
-            yield from lines(manifest, notes)
-        except InputError as error:
-            yield item, "changed", _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
-            return
-
-
-def _all_there(manifest: Manifest, notes: list[str]) -> list[Line]:
-    """Nothing; InputError where a question's image is absent (images of studies are looked for with the counts)."""
-    if manifest.role == "questions":
-        load.load_questions(manifest.name)
-    return []
-
-
-def _compare(item: str, have: int, expected: int, shortfall: float = 0) -> Line:
-    status = "ok" if (1 - shortfall) * expected <= have <= expected else "changed"
-    return item, status, f"{have}" + f", expected {expected}" * (have != expected)
-
-
 def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
     found = load.counts(manifest.name, images=False)
-    if not manifest.splits:
-        yield from ((f"all: {key}", "ok", f"{n}, nothing recorded to compare with") for key, n in found["all"].items())
     for split in manifest.splits:
         for key, expected in split.counts().items():
-            yield _compare(f"{split.name}: {key}", found.get(split.name, {}).get(key, 0), expected, split.shortfall)
+            have = found.get(split.name, {}).get(key, 0)
+            status = "ok" if (1 - split.shortfall) * expected <= have <= expected else "changed"
+            yield f"{split.name}: {key}", status, f"{have}" + f", expected {expected}" * (have != expected)
     for variant in manifest.variants:  # other choices of questions from the same files
         try:
             have = load.variant_counts(manifest.name, variant.name, images=False)
@@ -204,8 +168,10 @@ def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
             yield f"{variant.name}: questions", "changed" if variant == manifest.variants[0] else "ok", said
             continue
         for split in ("train", "val", "test"):
-            if (expected := getattr(variant, split)) is not None:
-                yield _compare(f"{variant.name}: {split} questions", have.get(split, 0), expected)
+            if (expected := getattr(variant, split)) not in (None, have.get(split, 0)):
+                yield f"{variant.name}: {split} questions", "changed", f"{have.get(split, 0)}, expected {expected}"
+            elif expected is not None:
+                yield f"{variant.name}: {split} questions", "ok", f"{expected}"
 
 
 def _images(manifest: Manifest, notes: list[str]) -> list[Line]:
@@ -222,6 +188,6 @@ def _images(manifest: Manifest, notes: list[str]) -> list[Line]:
     if needed := len(evaluated & set(bad)):
         said += f", {needed} of validation or test questions"
     status = "changed" if needed or len(bad) > MOST_BAD * number else "partial"
-    shown = (path if manifests.stays_with_data(name) else path.name for path in bad)
+    shown = (path if manifests.is_credentialed(name) else path.name for path in bad)
     messages = [f"{path} ({reason})" for path, reason in zip(shown, bad.values(), strict=True)]
     return [(IMAGES, status, _said(name, said, messages, notes))]

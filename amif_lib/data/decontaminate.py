@@ -40,37 +40,36 @@ COLUMNS = ("data_set", "protected_set", "group_id", "image", "protected_image", 
 def apply(
     name: str, studies: Sequence[Study], against: tuple[str, ...], absent: Absent = "error"
 ) -> tuple[list[Study], pd.DataFrame]:
-    """The studies without the groups that share a picture with a protected set, and the hits (see `find`).
+    """The studies without the groups that share a picture with a protected set, and the pairs of pictures (`find`).
 
     A group is dropped whole, since its other images and its text show the same patient. `absent` says what a protected
-    set that is not on disk means (`present`). The hits name images: they are written to
-    `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that `manifests.stays_with_data`; only
+    set that is not on disk means (`present`). The pairs name images: they are written to
+    `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that `manifests.is_credentialed`; only
     counts may be shown.
     """
     against = present(against, absent)
-    hits = find(name, studies, against)
-    dropped = set(hits["group_id"])
-    bound = next(filter(manifests.stays_with_data, (name, *against)), "")
+    pairs = find(name, studies, against)
+    dropped = set(pairs["group_id"])
+    bound = next(filter(manifests.is_credentialed, (name, *against)), "")
     folder = (manifests.derived_folder(bound) if bound else paths.results() / "private") / "decontamination"
     with write_aside(folder / f"{name}.csv", PREPARED if bound else RESULTS) as aside:
-        hits.to_csv(aside, index=False)
-    said = "%s: %d groups with %d images dropped, for %d pictures shared with %s"
-    summary = summarise(studies, hits)
-    found = (summary[key] for key in ("groups_dropped", "images_dropped", "shared_pictures"))
-    log.info(said, name, *found, ", ".join(against) or "no set (none is on disk)")
-    return [study for study in studies if _group(study) not in dropped], hits
+        pairs.to_csv(aside, index=False)
+    found = summarise(studies, pairs)
+    said = "{groups_dropped} groups with {images_dropped} images dropped, for {shared_pictures} pictures shared with"
+    log.info("%s: %s %s", name, said.format(**found), ", ".join(against) or "no set (none is on disk)")
+    return [study for study in studies if _group(study) not in dropped], pairs
 
 
 def missing(against: Iterable[str]) -> list[str]:
     """Those of the protected sets without any picture on disk (a generated set is made when it is asked for)."""
+    return [name for name in against if not manifests.load(name).generator and not _has_pictures(name)]
 
-    def has_pictures(manifest: manifests.Manifest) -> bool:
-        folder, trees = manifests.folder_of(manifest), manifests.as_found(manifest).trees
-        found = (next((folder / tree.path).rglob(tree.pattern), None) for tree in trees)
-        return folder.is_dir() and (not trees or any(found))
 
-    known = map(manifests.load, against)
-    return [manifest.name for manifest in known if not manifest.generator and not has_pictures(manifest)]
+def _has_pictures(name: str) -> bool:
+    form = manifests.form_on_disk(manifests.load(name))
+    folder = manifests.folder_of(form)
+    found = (next((folder / tree.path).rglob(tree.pattern), None) for tree in form.trees)
+    return folder.is_dir() and (not form.trees or any(found))
 
 
 def present(against: Iterable[str], absent: Absent = "error") -> tuple[str, ...]:
@@ -79,7 +78,6 @@ def present(against: Iterable[str], absent: Absent = "error") -> tuple[str, ...]
     One that is not is an InputError, since its pictures could then be pre-trained on unseen; with `absent="skip"` it is
     logged and left out.
     """
-    against = tuple(against)
     gone = missing(against)
     if gone and absent == "error":
         folder = manifests.folder_of(manifests.load(gone[0]))
@@ -93,19 +91,19 @@ def present(against: Iterable[str], absent: Absent = "error") -> tuple[str, ...]
     return tuple(name for name in against if name not in gone)
 
 
-def summarise(studies: Sequence[Study], hits: pd.DataFrame) -> dict[str, int]:
+def summarise(studies: Sequence[Study], pairs: pd.DataFrame) -> dict[str, int]:
     """Counts of a decontamination: shared ids, pairs alike by both hashes, groups and images dropped and left."""
-    dropped = set(hits["group_id"])
-    gone = [study for study in studies if _group(study) in dropped]
-    images_dropped = sum(len(study.images) for study in gone)
+    dropped = set(pairs["group_id"])
+    left = [study for study in studies if _group(study) not in dropped]
+    n_images = sum(len(study.images) for study in left)
     return {
-        "shared_ids": hits.loc[hits["same_id"], "protected_image"].nunique(),
-        "alike_by_hash": int(((hits["dhash_bits"] <= MAX_BITS) & (hits["phash_bits"] <= MAX_BITS)).sum()),
-        "shared_pictures": len(hits),
-        "groups_dropped": len({_group(study) for study in gone}),
-        "images_dropped": images_dropped,
-        "groups_left": len({_group(study) for study in studies} - dropped),
-        "images_left": sum(len(study.images) for study in studies) - images_dropped,
+        "shared_ids": pairs.loc[pairs["same_id"], "protected_image"].nunique(),
+        "alike_by_hash": int((pairs[["dhash_bits", "phash_bits"]] <= MAX_BITS).all(axis=1).sum()),
+        "shared_pictures": len(pairs),
+        "groups_dropped": len(dropped),
+        "images_dropped": sum(len(study.images) for study in studies) - n_images,
+        "groups_left": len({_group(study) for study in left}),
+        "images_left": n_images,
     }
 
 
@@ -118,12 +116,11 @@ def counts(
     """
     from amif_lib.data.load import load_studies
 
-    present(against, decontaminate_absent)  # before anything is read
+    kept_out = present(against, decontaminate_absent)  # before anything is read
     studies = load_studies(name, **reading)
-    _, hits = apply(name, studies, against, decontaminate_absent)
-    gone = missing(against)
-    kept_out = ", ".join(other for other in against if other not in gone)
-    return {"data_set": name, "kept_out": kept_out, "not_on_disk": ", ".join(gone), **summarise(studies, hits)}
+    _, pairs = apply(name, studies, kept_out)
+    gone = ", ".join(missing(against))
+    return {"data_set": name, "kept_out": ", ".join(kept_out), "not_on_disk": gone, **summarise(studies, pairs)}
 
 
 def _group(study: Study) -> str:

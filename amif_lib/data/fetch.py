@@ -48,8 +48,6 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
         manifest = manifests.load(name)
         if presence(name)[0] != "found" and (not sources or manifest.access.level == "per-article"):
             print(steps(manifest) + "\n")
-        if untried := [f"  {_public(source.url)} {source.file}" for source in sources if not source.exercised]:
-            print("Addresses taken from documentation, which the kit's makers never fetched from:", *untried, sep="\n")
     _require_space([source for sources in wanted.values() for source in sources], dry_run)
     failed = []
     for name in [name for name, sources in wanted.items() if sources and not dry_run]:
@@ -58,9 +56,8 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
             fetch(name)
             if manifests.load(name).access.level == "open":  # of the others, only lists came
                 found = check([name])
-                wrong = found[found["status"] != "ok"]
-                print(f"[{name}] data check: {len(found) - len(wrong)} of {len(found)} ok")
-                require(wrong)
+                print(f"[{name}] data check: {(found['status'] == 'ok').sum()} of {len(found)} ok")
+                require(found)
         except InputError as error:
             failed.append(name)
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -72,20 +69,15 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
 def wanted_of(name: str) -> list[Download]:
     """What is to be fetched of a set, at a glance: without network and without checksums."""
     manifest = manifests.load(name)
-    if manifest.access.level not in ("open", "per-article") or presence(name)[0] == "found":
-        return []
-    return [source for source in manifest.downloads if not _is_there(manifest, source)]
+    open_to_all = manifest.access.level in ("open", "per-article")
+    return [source for source in manifest.downloads if open_to_all and not _is_there(manifest, source)]
 
 
 def _is_there(manifest: Manifest, source: Download) -> bool:
-    folder = manifests.folder_of(manifest)
-    if not source.unpack:
-        return (folder / source.target).is_file()
-    try:  # what an archive gave is remembered, for the archive itself is not kept
-        members = json.loads(_receipt(manifest, source).read_text(encoding="utf-8"))
-        return all((folder / source.unpack / name).is_file() for name in members)
-    except (OSError, ValueError):
-        return False
+    folder, receipt = manifests.folder_of(manifest), _receipt(manifest, source)
+    if receipt.is_file():  # what an archive gave is remembered, for the archive itself is not kept
+        return all((folder / source.unpack / name).is_file() for name in json.loads(receipt.read_text("utf-8")))
+    return presence(manifest.name)[0] == "found" or (not source.unpack and (folder / source.target).is_file())
 
 
 def _receipt(manifest: Manifest, source: Download) -> Path:
@@ -97,16 +89,16 @@ def _folder(name: str) -> Path:
 
 
 def table(wanted: dict[str, list[Download]]) -> pd.DataFrame:
-    """For people: set, what is fetched, how much as far as it is known, where to."""
+    """For people: set, what is fetched from where, how much as far as it is known, where to."""
     rows = []
     for name, sources in wanted.items():
-        manifest, size = manifests.load(name), sum(source.bytes or source.about_bytes for source in sources)
-        why = "it is there, or made by the kit when needed"
-        if presence(name)[0] != "found":
-            why = WHY.get(manifest.access.level, "no address is recorded; by hand")
-        what = ", ".join(source.target for source in sources) or f"nothing: {why}"
+        size = sum(source.bytes or source.about_bytes for source in sources)
+        there = presence(name)[0] == "found"
+        none = "nothing: " + ("it is there" if there else WHY.get(manifests.load(name).access.level, "by hand"))
+        what = [f"{s.target} from {_public(s.url)}" + " (untried)" * (not s.exercised) for s in sources]
         about = f"{size / 1e9:.2f} GB" if size else "unknown" if sources else "-"
-        rows.append({"set": name, "what is fetched": what, "size": about, "where": paths.shown(_folder(name))})
+        where = paths.shown(_folder(name))
+        rows.append({"set": name, "what is fetched": ", ".join(what) or none, "size": about, "where": where})
     return pd.DataFrame(rows)
 
 
@@ -125,12 +117,9 @@ def _require_space(sources: Iterable[Download], dry_run: bool) -> None:
     """An archive and what it holds lie there together for a while."""
     need = sum((source.bytes or source.about_bytes) * (2 if source.unpack else 1) for source in sources)
     place = next(folder for folder in (paths.data_root(), *paths.data_root().parents) if folder.exists())
-    if need <= (free := shutil.disk_usage(place).free):
-        return
-    said = f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free in {paths.shown(paths.data_root())}"
-    if not dry_run:
+    if need > (free := shutil.disk_usage(place).free) and not dry_run:
+        said = f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free in {paths.shown(paths.data_root())}"
         raise InputError(f"{said}; set DATA_ROOT to a larger disk, or name fewer sets: make data DATASETS=...")
-    print(f"warning: {said}", file=sys.stderr)
 
 
 def fetch(name: str) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,14 +19,10 @@ from amif_lib.core.errors import InputError
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
-# Pillow's own limit fails on whole-slide and scanned images of 20,000 px a side, which are used here at a reduced size.
-Image.MAX_IMAGE_PIXELS = None
-LARGE = 1 << 25  # pixels; a larger picture is reduced to at most so many, one such picture at a time
-MOST = 1 << 29  # pixels; a larger picture is refused
+Image.MAX_IMAGE_PIXELS = 1 << 28  # Pillow refuses what has more than twice as many, as scans of 25,000 px a side have
 FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "PPM")
 QUALITY = 95  # of stored JPEGs
 ORIENTATION, PHOTOMETRIC, WHITE_IS_ZERO = 0x0112, 262, 0  # EXIF tag; TIFF tag and its value
-_one_large = threading.Lock()
 
 
 class UnreadableImage(ValueError):
@@ -52,22 +46,14 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{paths.shown(path)}: {said}; fetch it or remove the record that names it") from None
 
 
-def decode(data: bytes, short_side: int = 0) -> Image.Image:
-    """Decode an image to 8-bit `L` or `RGB`.
+def decode(data: bytes) -> Image.Image:
+    """Decode the content of an image file to 8-bit `L` or `RGB`.
 
     16-bit and float grey is scaled from its own range to 0..255, transparency is laid on black, CMYK and palettes are
-    converted, and a camera's orientation tag is applied. A picture of more than `LARGE` pixels is reduced.
-
-    Args:
-        data: the content of an image file.
-        short_side: the picture may be reduced while its shorter side has at least so many pixels (0: only where it has
-            more than `LARGE` pixels).
-
-    Raises:
-        UnreadableImage: truncated, no image, or too large to decode.
+    converted, and a camera's orientation tag is applied. Raises UnreadableImage: truncated, no image, or too large.
     """
     with opened(data) as image:
-        return _decoded(image, short_side)
+        return _to_8bit(image)
 
 
 @contextlib.contextmanager
@@ -78,42 +64,25 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             yield image
-    except UnreadableImage:
-        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"too large to decode ({error})") from None
     except UnidentifiedImageError:  # whose text names an object in memory
         raise UnreadableImage("truncated or not an image (no known image format)") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError, IndexError, KeyError) as error:
         raise UnreadableImage(f"truncated or not an image ({' '.join(str(error).split())[:200]})") from None
 
 
-def _decoded(image: Image.Image, short_side: int) -> Image.Image:
-    pixels = image.width * image.height
-    if pixels > MOST:
-        raise UnreadableImage(f"too large to decode ({image.width} x {image.height} pixels)")
-    factor = max(1, min(image.size) // short_side if short_side else 1, math.ceil(math.sqrt(pixels / LARGE)))
-    image.draft(None, (image.width // factor, image.height // factor))  # a JPEG can be halved while it is decoded
-    with _one_large if pixels > LARGE else contextlib.nullcontext():
-        ImageOps.exif_transpose(image, in_place=True)
-        rest = math.ceil(math.sqrt(image.width * image.height / LARGE))
-        return _to_8bit(image if rest <= 1 else _reducible(image).reduce(rest), image)
-
-
-def _reducible(image: Image.Image) -> Image.Image:
-    """Modes that Pillow cannot average are converted first."""
-    mode = "F" if image.mode.startswith("I;16") else {"1": "L", "P": "RGBA", "PA": "RGBA"}.get(image.mode)
-    return image.convert(mode) if mode else image
-
-
-def _to_8bit(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Any mode as `L` or `RGB`; `source` is the file's image, of which `image` may be a reduction."""
+def _to_8bit(image: Image.Image) -> Image.Image:
+    """Any mode as `L` or `RGB`, upright."""
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # deep grey: a plain conversion would clip it
         pixels = np.asarray(image).astype(np.float32)
-        inverted = source.format == "TIFF" and source.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+        inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
         return _scaled(-pixels if inverted else pixels)  # Pillow inverts 8-bit TIFFs alone
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
-    if image.mode == "CMYK" and source.format == "JPEG" and "adobe" not in image.info:
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, which are stored inverted
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
@@ -142,12 +111,14 @@ def encode(source: bytes | Image.Image, short_side: int) -> bytes:
     byte for byte. `source` is the content of an image file, or a picture. Raises UnreadableImage as `decode` does.
     """
     if isinstance(source, Image.Image):
-        picture, ready = shrink(_to_8bit(source, source), short_side), False
+        picture, ready = shrink(_to_8bit(source.copy()), short_side), False
     else:
         with opened(source) as image:
             size, upright = image.size, image.getexif().get(ORIENTATION, 1) == 1
             ready = upright and image.format == "JPEG" and image.mode in ("L", "RGB")
-            picture = shrink(_decoded(image, 2 * short_side), short_side)
+            factor = max(1, min(size) // (2 * short_side))
+            image.draft(None, (size[0] // factor, size[1] // factor))  # a JPEG can be halved while it is decoded
+            picture = shrink(_to_8bit(image), short_side)
         ready = ready and picture.size == size
     if picture.mode == "RGB":
         pixels = np.asarray(picture)  # (H, W, 3)
@@ -202,12 +173,3 @@ def verify(files: Iterable[Path], description: str = "decoding images") -> tuple
     unique = sorted(set(files))
     reasons = zip(unique, in_parallel(trouble, unique, description), strict=True)
     return len(unique), {path: reason for path, reason in reasons if reason}
-
-
-def contact_sheet(files: Sequence[Path], columns: int = 6, size: int = 128) -> Image.Image:
-    """Small copies of the images side by side, aspect ratio kept, for looking at a data set."""
-    sheet = Image.new("RGB", (columns * size, -(-len(files) // columns) * size))
-    for place, path in enumerate(files):
-        row, column = divmod(place, columns)
-        sheet.paste(ImageOps.pad(load_rgb(path), (size, size)), (column * size, row * size))
-    return sheet

@@ -7,7 +7,7 @@ and what decides its use (licence, redistribution); prose belongs into the data 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -19,9 +19,7 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import digest, read_yaml
 
-GENERATOR = (
-    "amif_lib.phantom.generate"  # what writes generated sets; called by name, for the phantom lies above the data
-)
+GENERATOR = "amif_lib.phantom.generate"  # writes generated sets; called by name, for the phantom lies above the data
 DATA_FIELDS = {"name", "version", "reader", "layout", "files", "trees", "splits", "generator"}
 KINDS = ("images", "texts")  # of what `redistribution` allows
 NOTICE = "NOT_FOR_REDISTRIBUTION.txt"
@@ -217,12 +215,9 @@ def load(name: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
-        newer = "; if it is for a newer kit, update the kit" * (field == "schema_version")
-        raise InputError(f"{paths.shown(path)}: {field}: {first['msg']}; correct the manifest{newer}") from None
+        raise InputError(f"{paths.shown(path)}: {field}: {first['msg']}; correct the manifest") from None
     if manifest.name != name:
-        raise InputError(
-            f"{paths.shown(path)}: name: {manifest.name!r} must equal the file's name; correct the manifest"
-        )
+        raise InputError(f"{paths.shown(path)}: name: {manifest.name!r} must equal the file's name")
     return manifest
 
 
@@ -263,29 +258,23 @@ def how_to_get(manifest: Manifest) -> str:
     return f"set DATA_ROOT to the folder that holds {manifest.folder}/ ({how})"
 
 
-def as_found(manifest: Manifest) -> Manifest:
-    """The form that lies in the set's folder: the main one, or an alternative whose first file does."""
+def form_on_disk(manifest: Manifest) -> Manifest:
+    """The manifest of the form that lies in the set's folder: the main one, or an alternative whose first file does."""
     folder = folder_of(manifest)
-    if manifest.files and (folder / manifest.files[0].path).is_file():
-        return manifest
-    return _form(manifest, lambda other: (folder / other.files[0].path).is_file())
-
-
-def _form(manifest: Manifest, is_meant: Callable[[Alternative], bool]) -> Manifest:
-    other = next(filter(is_meant, manifest.alternatives), None)
-    return manifest.model_copy(update=dict(other)) if other else manifest
+    if manifest.files and not (folder / manifest.files[0].path).is_file():
+        for other in manifest.alternatives:
+            if (folder / other.files[0].path).is_file():
+                return manifest.model_copy(update=dict(other))
+    return manifest
 
 
 def data_digest(name: str) -> str:
     """Digest of what the manifest says about the data itself (checksums, counts, generator), not about licences.
 
-    Of a set with alternative forms, that of the form on this machine, or under FROM=reference of the form that the
-    reference was made with: other files give other results.
+    Of a set with alternative forms, that of the form on this machine, since other files give other results; under
+    FROM=reference that of the main form, which the reference was made with.
     """
-    form = as_found(load(name))
-    if paths.from_reference():
-        plans = [read_yaml(path).get("forms", {}) for path in paths.reference().glob("*/plan.json")]
-        form = _form(load(name), lambda other: other.version in [plan.get(name) for plan in plans])
+    form = load(name) if paths.from_reference() else form_on_disk(load(name))
     return digest(form.model_dump(mode="json", include=DATA_FIELDS, exclude_defaults=True))
 
 
@@ -300,23 +289,21 @@ def derived_folder(name: str) -> Path:
 # which nothing embeds, copies or publishes.
 
 
-def stays_with_data(name: str) -> bool:
+def is_credentialed(name: str) -> bool:
     """Whether nothing of a set but counts may leave its folder: ids, file names, pictures and texts stay there.
 
-    True where `access.level` is `credentialed`, since a data use agreement binds whoever holds such a set. What would
-    name a record is written beside the data (`derived_folder`), and nothing of it goes anywhere under `results/`.
+    A data use agreement binds whoever holds such a set. What would name a record is written beside the data
+    (`derived_folder`), and nothing of it goes anywhere under `results/`.
     """
     return name in names() and load(name).access.level == "credentialed"
 
 
-def may_show(name: str, kind: str) -> bool:
-    """Whether `images` or `texts` of a set may appear in what others see. Raises InputError for an unknown kind."""
-    if kind not in KINDS:
-        raise InputError(f"redistribution: {kind!r} is not one of {', '.join(KINDS)}")
+def may_show(name: str, kind: Literal["images", "texts"]) -> bool:
+    """Whether `images` or `texts` of a set may appear in what others see."""
     return getattr(load(name).redistribution, kind)
 
 
-def withheld(data_sets: Iterable[str], kind: str) -> list[str]:
+def withheld(data_sets: Iterable[str], kind: Literal["images", "texts"]) -> list[str]:
     """Those of the sets whose images or texts may not be shown."""
     return sorted({name for name in data_sets if not may_show(name, kind)})
 
@@ -332,10 +319,7 @@ def folder_for(wanted: Path, *, images: Iterable[str] = (), texts: Iterable[str]
     counterpart under `results/private/` if not all of it may be shown."""
     if not withheld(images, "images") and not withheld(texts, "texts"):
         return Path(wanted)
-    try:
-        return paths.results() / "private" / Path(wanted).resolve().relative_to(paths.results())
-    except ValueError:
-        raise InputError(f"{paths.shown(wanted)}: not under the results folder; give a folder under it") from None
+    return paths.results() / "private" / Path(wanted).resolve().relative_to(paths.results())
 
 
 def notice(data_sets: Iterable[str]) -> str:

@@ -51,7 +51,7 @@ def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Recor
     if not bad:
         return list(records)
     said = f"data set {name}: {len(bad)} of {len(reasons)} images cannot be decoded"
-    remedy = f"fetch the images that {paths.shown(_bad_of(file))} lists again"
+    remedy = f"fetch the images that {paths.shown(file.with_suffix('.bad.csv'))} lists again"
     if len(bad) > MOST_BAD * len(reasons):
         raise InputError(f"{said}, more than {MOST_BAD:.0%}; {remedy}")
     kept: list[Records] = []
@@ -76,25 +76,22 @@ def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Quest
         records: of the reader, with the images to store. None: what this process found last, or, the first time, the
             reader's records by its default settings.
 
-    Raises:
-        InputError: the set's records cannot be read, or the folder cannot be written; names it.
+    Raises InputError where the set's records cannot be read or the folder cannot be written; names it.
     """
     root = manifests.location(name)
     home = manifests.derived_folder(name) / "store" / name
     if records is None:
         if (root, home, short_side) in _found:
             return _found[root, home, short_side]
-        read = readers.questions if manifests.load(name).role == "questions" else readers.studies
-        records = read(name)
+        records = readers.questions(name) if manifests.load(name).role == "questions" else readers.studies(name)
     entries = _entries(name, records)
     file = home / f"{short_side}-{_digest(entries)}.arrow"
     if not file.is_file():
         if not home.is_relative_to(root.parent):
             log.info("%s: stored images go to %s (AMIF_PREPARED names another folder)", name, paths.shown(home))
-        with writing(home, PREPARED), exclusive(home / ".lock", f"the image store of {name}") as lock:
+        with writing(home, PREPARED), exclusive(home / ".lock", f"the image store of {name}"):
             if not file.is_file():  # else made by the process that was waited for
-                aside = file.with_suffix(".part" if lock is not None else f".{os.getpid()}.part")
-                _write(name, file, aside, short_side, entries, root)
+                _write(name, file, short_side, entries, root)
     _found[root, home, short_side] = file
     return file
 
@@ -103,11 +100,6 @@ def listed(file: Path) -> dict[str, str]:
     """By image id why an image is left out of the file; empty where it is not."""
     table = datasets.Dataset.from_file(str(file)).data
     return dict(zip(*(table.column(key).to_pylist() for key in ("image_id", "reason")), strict=True))
-
-
-def _bad_of(file: Path) -> Path:
-    """List of the images that are left out, for people."""
-    return file.with_suffix(".bad.csv")
 
 
 def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[tuple[StudyImage, str]]:
@@ -131,11 +123,9 @@ def _digest(entries: Sequence[tuple[StudyImage, str]]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _write(
-    name: str, file: Path, aside: Path, short_side: int, entries: Sequence[tuple[StudyImage, str]], root: Path
-) -> None:
-    """Encode the images into the file `aside` and rename it, so that nobody finds half a file."""
-    bad = []
+def _write(name: str, file: Path, short_side: int, entries: Sequence[tuple[StudyImage, str]], root: Path) -> None:
+    """Encode the images into a file beside `file` and rename it, so that nobody finds half a file."""
+    bad, aside = [], file.with_suffix(f".{os.getpid()}.part")
     rows = images.in_parallel(partial(_row, short_side), entries, f"{name}: preparing images at {short_side} px")
     try:
         with ArrowWriter(path=str(aside), features=FEATURES, writer_batch_size=128) as writer:
@@ -145,7 +135,8 @@ def _write(
                     bad.append((image.image_id, os.path.relpath(image.path, root), row["reason"]))
             writer.finalize()
         if bad:
-            pd.DataFrame(bad, columns=["image_id", "file", "reason"]).to_csv(_bad_of(file), index=False)
+            listing = pd.DataFrame(bad, columns=["image_id", "file", "reason"])
+            listing.to_csv(file.with_suffix(".bad.csv"), index=False)
         aside.replace(file)
     finally:
         aside.unlink(missing_ok=True)
@@ -157,10 +148,8 @@ def _row(short_side: int, entry: tuple[StudyImage, str]) -> dict[str, Any]:
     row = {"image_id": image.image_id, "view": image.view, "text": text, "reason": "", "image": None}
     try:
         return row | {"image": {"bytes": images.encode(image.path.read_bytes(), short_side), "path": None}}
-    except OSError as error:
-        return row | {"reason": f"cannot be read ({error.strerror})"}
-    except images.UnreadableImage as error:
-        return row | {"reason": str(error)}
+    except (OSError, images.UnreadableImage) as error:
+        return row | {"reason": getattr(error, "strerror", None) or str(error)}
 
 
 def pictures(names: Sequence[str], short_side: int) -> Pictures:

@@ -66,11 +66,9 @@ def store(scale: str) -> Path:
         for notebook in spec.directory.glob("*.ipynb") if spec.run_id in shown and spec.seed == 0 else ():
             _copy(notebook, aside / "notebooks" / notebook.name)
     plan = json.loads(paths.plan(scale).read_text(encoding="utf-8")) if paths.plan(scale).is_file() else {}
-    sets = [manifests.load(name) for name in sorted({name for spec in specs.values() for name in data_sets(spec)})]
     plan = {
         "selection": plan.get("selection", {}),
         "jobs": [{"rule": "table", "name": name} for name in names],
-        "forms": {one.name: manifests.as_found(one).version for one in sets if one.alternatives},  # of their files
     }
     files.write_text(aside / "plan.json", json.dumps(plan, indent=1) + "\n")
     total = sum(

@@ -46,4 +46,4 @@ def _read(name: str, role: str, **options: Any) -> list[Any]:
     if manifest.role != role:
         raise InputError(f"data set {name!r} is for {manifest.role}, not for {role}; name another set")
     reader = import_module(f"amif_lib.data.readers.{manifest.reader}")
-    return reader.read(manifests.location(name), manifests.as_found(manifest).layout, **options)
+    return reader.read(manifests.location(name), manifests.form_on_disk(manifest).layout, **options)

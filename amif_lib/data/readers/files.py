@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import logging
 from collections import Counter
@@ -43,13 +42,13 @@ def read_bytes(path: Path, get: str = "the set's card in data_manifests/ says ho
 
 def decode(raw: bytes, where: str) -> str:
     """The text of `read_text`. Raises InputError, beginning with `where`, for any other encoding."""
-    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in raw[:200]:
-        raise InputError(f"{where}: not UTF-8 but UTF-16, or no text; save it as UTF-8 or fetch the file again")
     try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        said = f"not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8 or fetch the file again"
-        raise InputError(f"{where}: {said}") from None
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+        if "\0" in text[:200]:
+            raise ValueError("UTF-16, or no text")
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise InputError(f"{where}: not UTF-8 ({error}); save it as UTF-8 or fetch the file again") from None
+    return text
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -79,18 +78,23 @@ def parse_json(written: str, where: str, once: bool = False) -> Any:
 
     try:
         return json.loads(written, object_pairs_hook=pairs, parse_constant=lambda name: None)
-    except json.JSONDecodeError as error:
-        at = where if ", line " in where else f"{where}, line {error.lineno}"
-        raise InputError(f"{at}: not valid JSON ({error.msg}), perhaps cut off; mend it or fetch it again") from None
     except InputError:
         raise
-    except (RecursionError, ValueError):  # a number of thousands of digits is a plain ValueError
-        raise InputError(f"{where}: nested too deeply or a number too long; mend the file") from None
+    except (RecursionError, ValueError) as error:
+        line = f", line {error.lineno}" if hasattr(error, "lineno") and ", line " not in where else ""
+        raise InputError(f"{where}{line}: not valid JSON ({error}); mend it or fetch it again") from None
 
 
 def read_json(path: Path) -> list[Record]:
     """The records of a JSON file that holds a list of objects."""
     return check_list(parse_json(read_text(path), paths.shown(path)), paths.shown(path))
+
+
+def check_list(content: Any, name: str) -> list[Record]:
+    """`content` if it is a list of objects with something in it, else an InputError that begins with `name`."""
+    if not isinstance(content, list) or not content or not all(isinstance(record, dict) for record in content):
+        raise InputError(f"{name}: must hold a list of records, each a JSON object; is it the official file?")
+    return content
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Record]]:
@@ -102,24 +106,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Record]]:
         yield where, record
 
 
-def check_list(content: Any, name: str) -> list[Record]:
-    """`content` if it is a list of objects with something in it, else an InputError that begins with `name`."""
-    if not isinstance(content, list) or not content:
-        raise InputError(f"{name}: must hold a list of records; is it the official file?")
-    if odd := [number for number, record in enumerate(content) if not isinstance(record, dict)]:
-        raise InputError(f"{name}: record number {odd[0]} is not a JSON object; mend or remove it")
-    return content
-
-
-def check_keys(record: Record, keys: Iterable[str], where: str, may_be_empty: tuple[str, ...] = ()) -> None:
+def check_keys(record: Record, keys: Iterable[str], where: str) -> None:
     """Raise InputError, beginning with `where`, for a key that is missing, empty or not text (`NUMBERS`: a number)."""
     for key in keys:
-        if key not in record:
-            raise InputError(f"{where}: key {key} is missing; mend or remove the record")
-        value = record[key]
+        value = record.get(key)
         is_text = isinstance(value, str) or (key in NUMBERS and type(value) is int)
-        if not is_text or (not str(value).strip() and key not in may_be_empty):
-            raise InputError(f"{where}: {key} is empty or not text; mend or remove the record")
+        if not is_text or not str(value).strip():
+            raise InputError(f"{where}: {key} is missing, empty or not text; mend or remove the record")
 
 
 def check_one_of(value: str, known: Iterable[str], where: str) -> None:
@@ -153,22 +146,20 @@ class Images:
             self.listed[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
         return path.name in self.listed[folder]
 
-    def require(self, path: Path, where: str) -> None:
-        """Raise InputError, which names file and record, where an image is absent."""
-        if path not in self:
-            raise InputError(f"{paths.shown(path)}: image of {where} is missing; fetch it or remove the record")
 
-
-def require_images(questions: list[Question], root: Path) -> list[Question]:
-    """The questions. Raises InputError, naming the first and the number of images found, where an image is absent."""
-    present = Images()
-    found = {question.image_path: question.image_path in present for question in questions}
-    for question in questions:
-        if not found[question.image_path]:
-            said = f"{paths.shown(question.image_path)}: image of question {question.question_id} is missing"
-            number = f"{sum(found.values())} of {len(found)} images found under {paths.shown(root)}"
-            raise InputError(f"{said}; {number}: fetch the others")
-    return questions
+def require_images(records: list[Question] | list[Study], root: Path) -> list[Any]:
+    """The records. Raises InputError, naming the first and the number of images found, where an image is absent."""
+    present, wanted = Images(), {}
+    for record in records:
+        study = isinstance(record, Study)
+        for path in [image.path for image in record.images] if study else [record.image_path]:
+            wanted[path] = f"study {record.study_id}" if study else f"question {record.question_id}"
+    absent = [path for path in wanted if path not in present]
+    if absent:
+        number = f"{len(wanted) - len(absent)} of {len(wanted)} images found under {paths.shown(root)}"
+        said = f"{paths.shown(absent[0])}: image of {wanted[absent[0]]} is missing"
+        raise InputError(f"{said}; {number}: fetch the others")
+    return records
 
 
 def without_absent(studies: list[Study], source: Path) -> list[Study]:
@@ -177,12 +168,11 @@ def without_absent(studies: list[Study], source: Path) -> list[Study]:
     Raises:
         InputError: more than `MOST_MISSING` of the images are absent; names the list `source` and the first of them.
     """
-    images = Images()
-    kept = [study for study in studies if study.images[0].path in images]
-    if missing := len(studies) - len(kept):
-        said = f"{missing} of the {len(studies)} listed images are absent"
-        if missing > MOST_MISSING * len(studies):
-            first = next(study.images[0].path for study in studies if study.images[0].path not in images)
-            raise InputError(f"{paths.shown(source)}: {said}, first {paths.shown(first)}; fetch them")
-        log.info("%s: %s, left out", source.name, said)
-    return kept
+    present = Images()
+    absent = [study.images[0].path for study in studies if study.images[0].path not in present]
+    if absent:
+        said = f"{paths.shown(source)}: {len(absent)} of the {len(studies)} listed images are absent"
+        if len(absent) > MOST_MISSING * len(studies):
+            raise InputError(f"{said}, first {paths.shown(absent[0])}; fetch them")
+        log.info("%s, left out", said)
+    return [study for study in studies if study.images[0].path in present]

@@ -45,13 +45,9 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         check_keys(record, ("pdf_hash", "fig_uri"), where)
         name = f"{record['pdf_hash']}_{record['fig_uri']}"
         check_once(f"figure {name}", seen, where)
-        for key, kind, wanted in (
-            ("s2_caption", str | None, "text"),
-            ("s2orc_caption", str | None, "text"),
-            ("radiology", bool, "true or false"),
-        ):
+        for key, kind in (("s2_caption", str | None), ("s2orc_caption", str | None), ("radiology", bool)):
             if not isinstance(record.get(key), kind):
-                raise InputError(f"{where}: {key} of {name} is not {wanted}; mend or remove the line")
+                raise InputError(f"{where}: {key} of {name} is not of type {kind}; mend or remove the line")
         if not record["radiology"]:
             continue
         text = caption_of(record)

@@ -9,7 +9,6 @@ documentation of release 2.1.0; the credentialed files themselves were not at ha
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 import zlib
@@ -20,7 +19,7 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import Images, one_line, read_text
+from amif_lib.data.readers.files import one_line, read_text, require_images
 from amif_lib.data.records import Study, StudyImage
 
 log = logging.getLogger(__name__)
@@ -33,17 +32,9 @@ VIEWS = dict.fromkeys(LATERAL, "lateral") | dict.fromkeys((*FRONTAL, *NAMED), "f
 
 # A header stands at the start of a line and ends in a colon. In capitals it always counts; in mixed case only where its
 # name is known and the line before it ends a sentence or is blank, so that a broken line does not make one.
-SECTIONS = {
-    "findings": "findings",
-    "finding": "findings",
-    "findings and impression": "findings",
-    "findings/impression": "findings",
-    "impression": "impression",
-    "impressions": "impression",
-    "impression and recommendation": "impression",
-    "conclusion": "impression",
-    "conclusions": "impression",
-}
+AS_IMPRESSION = ("impression", "impressions", "impression and recommendation", "conclusion", "conclusions")
+AS_FINDINGS = ("findings", "finding", "findings and impression", "findings/impression")
+SECTIONS = dict.fromkeys(AS_FINDINGS, "findings") | dict.fromkeys(AS_IMPRESSION, "impression")
 # Sections about the examination and not about what it shows ("NDICATION" is a misspelling that occurs)
 OTHER = re.compile(
     r"ndication|history|comparison|technique|exam|reason|recommendation|notification|clinical|wet read|addendum|dose|"
@@ -72,9 +63,7 @@ def sections(report: str) -> dict[str, str]:
     of the text. A report with neither has the single key `text`: the paragraphs that no header introduces.
     """
     found: dict[str, str] = {}
-    report = BLANK_LINES.sub(
-        "\n\n", report.replace("\r\n", "\n")
-    )  # long runs would make the other expressions quadratic
+    report = BLANK_LINES.sub("\n\n", report.replace("\r\n", "\n"))  # the other expressions are quadratic in line ends
     for part in TITLE.split(report):
         found |= _sections(part)
     if len(found) > 1:
@@ -139,22 +128,19 @@ def view_of(position: str, code: str) -> str:
     return VIEWS.get(position) or VIEWS.get(code) or (code or position).lower()
 
 
-def _table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> pd.DataFrame:
+def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """The named columns of a table as text, one row per `dicom_id`."""
     name = paths.shown(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda key: key in (*columns, *optional))
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file; put MIMIC-CXR-JPG's csv.gz files there") from None
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda key: key in columns)
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
         raise InputError(f"{name}: cannot be read ({one_line(error)}); fetch the file again") from None
     if missing := [column for column in columns if column not in table.columns]:
         raise InputError(f"{name}: column {missing[0]} is missing; is it the official file?")
-    twice = table.loc[table["dicom_id"].duplicated(), "dicom_id"]
-    if len(twice):
-        raise InputError(f"{name}: image {twice.iloc[0]} occurs twice; fetch the file again")
-    if table.empty:
-        raise InputError(f"{name}: no records; fetch the file again")
+    if table.empty or table["dicom_id"].duplicated().any():
+        twice = table.loc[table["dicom_id"].duplicated(), "dicom_id"]
+        said = f"image {twice.iloc[0]} occurs twice" if len(twice) else "no records"
+        raise InputError(f"{name}: {said}; fetch the file again")
     return table
 
 
@@ -163,35 +149,28 @@ def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("t
 
     `layout`: `images` and `reports`, folders; `metadata` and `split`, files in `images`.
     """
-    images, reports = root / layout["images"], root / layout["reports"]
-    named = ("dicom_id", "subject_id", "study_id", "ViewPosition")
-    metadata = _table(images / layout["metadata"], named, ("ViewCodeSequence_CodeMeaning",))
-    split = _table(images / layout["split"], ("dicom_id", "study_id", "subject_id", "split"))
-    table = metadata.merge(split[["dicom_id", "split"]], on="dicom_id", how="left")
-    unknown = table.loc[~table["split"].isin(SPLITS), "dicom_id"]
-    if len(unknown):
-        raise InputError(
-            f"{paths.shown(images / layout['split'])}: image {unknown.iloc[0]} has no split among {', '.join(SPLITS)}; "
-            "is it the official file?"
-        )
+    images, reports, code = root / layout["images"], root / layout["reports"], "ViewCodeSequence_CodeMeaning"
+    metadata = _table(images / layout["metadata"], ("dicom_id", "subject_id", "study_id", "ViewPosition", code))
+    split = _table(images / layout["split"], ("dicom_id", "split"))
+    table = metadata.merge(split, on="dicom_id", how="left")
+    if len(unknown := table.loc[~table["split"].isin(SPLITS), "dicom_id"]):
+        said = f"image {unknown.iloc[0]} has no split among {', '.join(SPLITS)}; is it the official file?"
+        raise InputError(f"{paths.shown(images / layout['split'])}: {said}")
     table["split"] = table["split"].map(SPLITS)
     table = table[table["split"].isin(splits)].sort_values(["subject_id", "study_id", "dicom_id"], kind="stable")
-    codes = table.get("ViewCodeSequence_CodeMeaning", pd.Series("", index=table.index))
-    columns = (*(table[name] for name in ("subject_id", "study_id", "split", "dicom_id", "ViewPosition")), codes)
 
     studies, empty = [], 0
-    for (subject, study, part), rows in itertools.groupby(zip(*columns, strict=True), key=lambda row: row[:3]):
+    for (subject, study, part), rows in table.groupby(["subject_id", "study_id", "split"], sort=False):
         folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
         text = report_text(read_text(reports / folder / f"s{study}.txt"))
         if not text:
             empty += 1
             continue
-        views, present = [], Images()
-        for *_, dicom, position, code in rows:
-            path = images / folder / f"s{study}" / f"{dicom}.jpg"
-            present.require(path, f"study {study} in {layout['metadata']}")
-            views.append(StudyImage(dicom, path, view_of(position, code)))
-        studies.append(Study(study, tuple(views), text, part, subject))
+        views = tuple(
+            StudyImage(dicom, images / folder / f"s{study}" / f"{dicom}.jpg", view_of(position, meaning))
+            for dicom, position, meaning in zip(rows["dicom_id"], rows["ViewPosition"], rows[code], strict=True)
+        )
+        studies.append(Study(study, views, text, part, subject))
     if empty:
         log.info("%s: %d studies without report text left out", root.name, empty)
-    return studies
+    return require_images(studies, root)

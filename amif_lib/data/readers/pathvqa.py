@@ -1,4 +1,4 @@
-"""Reader for PathVQA: the official pickle files or their JSON form, and a folder of images per split."""
+"""Reader for PathVQA: the official pickle files, and a folder of images per split."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def read(
 
     `deduplicated` drops records from every split whose image, question and answer equal an earlier one's as the file
     has them. (The hub's deduplicated set has 42 test questions fewer than the official 6,761; normalised texts have 44
-    duplicates.) `layout`: `questions` (pickle), `questions_json` (its JSON form) and `images` (folder), with `{split}`.
+    duplicates.) `layout`: `questions` (pickle) and `images` (folder), with `{split}`.
     """
     chosen = files.choose(training_file, TRAINING_FILES)
     questions = []
     for split in ("train", "val", "test"):
         numbers, seen = Counter(), set()
-        for record in records(root, layout, split):
-            image = str(record["image"]).removesuffix(".jpg")
+        for record in read_pickle(root / layout["questions"].format(split=split)):
+            image = record["image"].removesuffix(".jpg")
             numbers[image] += 1
-            whole = (image, str(record["question"]), str(record["answer"]))
+            whole = (image, record["question"], str(record["answer"]))
             if chosen == "deduplicated" and whole in seen:
                 continue
             seen.add(whole)
@@ -67,68 +67,26 @@ def read(
     return files.require_images(questions, root) if images else questions
 
 
-def records(root: Path, layout: Mapping[str, str], split: str) -> list[Record]:
-    """The records `image, question, answer` of a split as the file has them, checked.
-
-    The official pickle is read where it lies there, else the JSON form. Raises InputError that names file and record.
-    """
-    official, other = (root / layout[key].format(split=split) for key in ("questions", "questions_json"))
-    path = other if other.is_file() and not official.is_file() else official
-    if not path.is_file():
-        said = f"{paths.shown(official)}: no such file (nor {paths.shown(other)})"
-        raise InputError(f"{said}; data_manifests/pathvqa.md says how to get it")
-    content = _read_lxmert(path) if path == other else _read_pickle(path)
-    for number, record in enumerate(content):
-        where = f"{paths.shown(path)}: record number {number} ({record.get('image', '?')})"
-        files.check_keys(record, ("image", "question", "answer"), where)
-    return content
-
-
 class _PlainUnpickler(pickle.Unpickler):
     """Reads a pickle of lists, dicts, texts and numbers, and refuses one that names anything to import: only so can a
     pickle run code. The official release has its questions in no other form."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise _Refused(f"{module}.{name}")
+        raise pickle.UnpicklingError(f"names {module}.{name}, which can run code and plain questions never need")
 
 
-class _Refused(Exception):
-    pass
-
-
-def _read_pickle(path: Path) -> list[Record]:
-    """The records of an official file: a list of dicts `image, question, answer`."""
-    name = paths.shown(path)
+def read_pickle(path: Path) -> list[Record]:
+    """The records `image, question, answer` of an official file, checked; InputError names file and record."""
+    name, content = paths.shown(path), files.read_bytes(path)
     try:
-        content = path.read_bytes()
         for code, argument, _ in pickletools.genops(content):  # raises where a text is shorter than it is said to be
             if code.name in SIZES and argument > len(content):
                 raise ValueError(f"{code.name} of {argument} in a file of {len(content)} bytes")
         found = _PlainUnpickler(io.BytesIO(content), encoding="utf-8").load()
-    except _Refused as refused:
-        raise InputError(
-            f"{name}: names {refused}, which plain questions never need: such a file can run code; it was not opened, "
-            "fetch it from the official place"
-        ) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         detail = one_line(error)[:100] or type(error).__name__
         raise InputError(f"{name}: not a readable pickle of questions ({detail}); fetch the file again") from None
-    return files.check_list(found, name)
-
-
-def _read_lxmert(path: Path) -> list[Record]:
-    """The records of the JSON form: per image, parallel lists of questions and of `{answer: 1}`."""
-    out = []
-    for number, record in enumerate(files.read_json(path)):
-        where = f"{paths.shown(path)}: record {record.get('img_id', f'number {number}')}"
-        files.check_keys(record, ("img_id",), where)
-        lists = [record[key].get("pvqa") if isinstance(record.get(key), dict) else None for key in ("sentf", "labelf")]
-        if not all(isinstance(part, list) for part in lists):
-            raise InputError(f"{where}: key sentf.pvqa or labelf.pvqa is missing or not a list; mend or remove it")
-        if len(lists[0]) != len(lists[1]):
-            raise InputError(f"{where}: {len(lists[0])} questions but {len(lists[1])} answers; mend or remove it")
-        for question, label in zip(*lists, strict=True):
-            if not isinstance(label, dict) or len(label) != 1:
-                raise InputError(f"{where}: an answer is not of the form {{answer: 1}}; mend or remove it")
-            out.append({"image": record["img_id"], "question": question, "answer": next(iter(label))})
-    return out
+    for number, record in enumerate(files.check_list(found, name)):
+        where = f"{name}: record number {number} ({record.get('image', '?')})"
+        files.check_keys(record, ("image", "question", "answer"), where)
+    return found

@@ -40,13 +40,13 @@ def read(
         for number, record in enumerate(files.read_json(path)):
             qid = str(record.get("qid", f"? (number {number})"))
             where = f"{paths.shown(path)}: record qid {qid}"
-            files.check_keys(record, REQUIRED, where, may_be_empty=("answer",) if qid in UNANSWERED else ())
+            files.check_keys(record, [key for key in REQUIRED if key != "answer" or qid not in UNANSWERED], where)
             files.check_one_of(record["q_lang"], LANGUAGES["en+zh"], f"{where}: q_lang")
             files.check_one_of(record["answer_type"].strip().upper(), ("OPEN", "CLOSED"), f"{where}: answer_type")
             files.check_once(f"qid {qid}", seen, where)
             if record["q_lang"] not in LANGUAGES[language]:
                 continue
-            if not str(record["answer"]).strip():
+            if qid in UNANSWERED and not str(record["answer"]).strip():
                 unanswered.append(qid)
                 continue
             questions.append(_question(record, split, root / layout["images"]))

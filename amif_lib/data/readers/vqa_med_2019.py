@@ -79,9 +79,7 @@ def _lines(path: Path, fields: tuple[str, ...]) -> list[tuple[str, dict[str, str
     for where, line in files.read_lines(path):
         found = [part.strip() for part in line.split("|")]
         if len(found) != len(fields):
-            raise InputError(
-                f"{where}: {len(found)} fields, expected {len(fields)} ({'|'.join(fields)}); mend the line"
-            )
+            raise InputError(f"{where}: {len(found)} fields, expected {'|'.join(fields)}; mend the line")
         out.append((where, dict(zip(fields, found, strict=True))))
         files.check_keys(out[-1][1], fields, where)
     return out
