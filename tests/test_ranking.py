@@ -111,9 +111,9 @@ def test_memory_padding_never_changes_a_result(decoder, memory):
     ("lists", "message"),
     [
         ([], "empty"),
-        ([[CLS, 5, SEP], [CLS]], r"candidates\[1\] has 1 tokens"),
-        ([[CLS, *[5] * 40, SEP]], r"candidates\[0\] has 42 tokens.*41 at most"),
-        ([[CLS, 5, SEP], [CLS, VOCABULARY, SEP]], r"candidates\[1\] has token id 60, the vocabulary 60"),
+        ([[CLS, 5, SEP], [CLS]], r"candidates\[1\] is \[2\]"),
+        ([[CLS, *[5] * 40, SEP]], r"candidates\[0\] is .*41 tokens at most"),
+        ([[CLS, 5, SEP], [CLS, VOCABULARY, SEP]], r"candidates\[1\] is \[2, 60, 3\].*ids below 60"),
         ([[CLS, -1, SEP]], "-1"),
     ],
 )

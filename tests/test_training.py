@@ -322,19 +322,14 @@ def test_mined_negatives_send_back_the_same_bits_on_several_threads():
     """Many rows that take the same partner: its gradient is a sum whose order threads would decide."""
     g = torch.Generator().manual_seed(0)
     index, sent = torch.randint(4, (4096,), generator=g), torch.randn(4096, 96, generator=g)
-    before = torch.get_num_threads()
+    before, found = torch.get_num_threads(), []
+    loop.start(tiny.run())
     torch.set_num_threads(4)
-    try:
-        with loop.deterministic():
-            assert torch.are_deterministic_algorithms_enabled()
-            found = []
-            for _ in range(20):
-                tokens = torch.zeros(4, 96, requires_grad=True)
-                tokens[index].backward(sent)
-                found.append(tokens.grad)
-    finally:
-        torch.set_num_threads(before)
-    assert not torch.are_deterministic_algorithms_enabled()
+    for _ in range(20):
+        tokens = torch.zeros(4, 96, requires_grad=True)
+        tokens[index].backward(sent)
+        found.append(tokens.grad)
+    torch.set_num_threads(before)
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
@@ -357,12 +352,12 @@ def test_cut_texts_and_candidates_that_read_alike_are_counted(finished):
         "test_questions": 3,
         "training_questions_cut": 1,
         "test_questions_cut": 1,
-        "answers_cut": 1,
+        "training_answers_cut": 1,
         "test_answers_cut": 2,
         "candidates": 5,
         "candidates_read_alike": 3,  # cut, three are the same lungs; with their hyphen apart, two are one
     }
-    assert stored.load_run(finished).metrics["answers_cut"] == 0
+    assert stored.load_run(finished).metrics["training_answers_cut"] == 0
 
 
 # --- bad input, before any training -----------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class AnswerDecoder(nn.Module):
     ) -> Tensor:
         """Layers `start` to `stop` on x (B, L, d), with what `remember` made of the memory.
 
-        A 2-D mask (B, L) marks real tokens; a 4-D one (B or 1, 1, L, L) says who sees whom, in place of causality.
+        A mask (B, L) marks real tokens; one of (B or 1, 1, L, L) says which sees which, in place of causality.
         """
         for i in range(len(self.layers))[start:stop]:
             x = self.layers[i](x, mask, memory[i], memory_mask, None if past is None else past[i])

@@ -86,13 +86,10 @@ class TextEncoder(nn.Module):
     @in_rows
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids and mask (B, T) -> tokens (B, T, d). Texts of like length run together, so that padding costs little."""
-        groups = length_groups(mask)
-        if len(groups) == 1:
-            return self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        parts = []
+        groups, parts = length_groups(mask), []
         for rows, length in groups:
-            own = ids[rows, :length], mask[rows, :length].long()  # (b, T) -> (b, length)
-            tokens = self.bert(input_ids=own[0], attention_mask=own[1]).last_hidden_state  # (b, length, d)
+            few, real = ids[rows, :length], mask[rows, :length].long()  # (B, T) -> (b, length)
+            tokens = self.bert(input_ids=few, attention_mask=real).last_hidden_state  # (b, length, d)
             parts.append(F.pad(tokens, (0, 0, 0, ids.shape[1] - length)))  # (b, length, d) -> (b, T, d)
         return torch.cat(parts)[torch.cat([rows for rows, _ in groups]).argsort()]  # (B, T, d)
 

@@ -49,10 +49,9 @@ class Attention(nn.Module):
         kept: tuple[Tensor, Tensor] | None = None,
         shown: list[Tensor] | None = None,
     ) -> Tensor:
-        """x (B, S, d), context (B', T, d), mask of the attended side -> (B, S, d).
+        """x (B, S, d), context (B', T, d) -> (B, S, d); mask (B', T), or for each query its own (B' or 1, 1, S, T).
 
-        The mask is (B', T), or (B' or 1, 1, S, T) where each query sees its own part. `kept` are `keys_values` of the
-        attended side from before, in place of `context`; to `shown` the weights (B, h, S, T) are appended.
+        `kept` are `keys_values` from before, in place of `context`; to `shown` the weights (B, h, S, T) are appended.
         """
         q = self._split(self.query(x))
         k, v = self.keys_values(x if context is None else context) if kept is None else kept
@@ -61,8 +60,7 @@ class Attention(nn.Module):
             copies = q.shape[0] // k.shape[0]
             one = k.shape[0] == 1
             k, v = (t.expand(copies, -1, -1, -1) if one else t.repeat_interleave(copies, dim=0) for t in (k, v))
-            if allowed is not None:
-                allowed = allowed.repeat_interleave(copies, dim=0)
+            allowed = None if allowed is None else allowed.repeat_interleave(copies, dim=0)
         if causal:
             lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()  # (S, S)
             allowed = lower if allowed is None else allowed & lower

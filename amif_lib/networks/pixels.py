@@ -13,9 +13,8 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])  # CLIP's image statist
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 SCALE, SHIFT = (1 / (255 * STD))[:, None, None], (-MEAN / STD)[:, None, None]  # pixel value -> normalised value
 GREY = 128
-# strength: least share of the area that a crop keeps, largest change of brightness and contrast, degrees of rotation,
-# share of views that are blurred. Strong follows SimCLR (Chen et al. 2020, appendix A); no flips, which would swap the
-# side that a report names, and no colour.
+# Least share of the area that a crop keeps, largest change of brightness and contrast, degrees of rotation, share of
+# views that are blurred. Strong follows SimCLR (Chen et al. 2020, appendix A), without colour; flips would swap sides.
 STRENGTHS = {"strong": (0.2, 0.4, 0.0, 0.5), "light": (0.8, 0.15, 7.0, 0.0)}
 
 

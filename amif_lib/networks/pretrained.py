@@ -36,9 +36,8 @@ def find(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=kinds))
     except Exception as error:  # the hub client raises many kinds; all mean that the weights are not here
         remedy = "run `make env MINILM=1`" if source == MINILM else "set HF_HOME to a cache that has them"
-        raise InputError(
-            f"weights {source!r}: neither a folder nor reachable on the hub ({type(error).__name__}); {remedy}"
-        ) from None
+        what = f"neither a folder nor reachable on the hub ({type(error).__name__})"
+        raise InputError(f"weights {source!r}: {what}; {remedy}") from None
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -46,9 +45,8 @@ def config(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / 'config.json'}: {error}; give a checkpoint folder in Hugging Face format"
-        ) from None
+        what = f"{folder / 'config.json'}: {error}"
+        raise InputError(f"{what}; give a checkpoint folder in Hugging Face format") from None
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -92,14 +90,15 @@ def load_into(
     Raises InputError where a shape differs, or a tensor is missing whose name holds none of `may_miss`.
     """
     own, remedy = module.state_dict(), "change the `model` section of the run"
-    matched = [name for name in own if name in state]
-    for name in matched:
-        if (wanted := tuple(own[name].shape)) != (found := tuple(state[name].shape)):
-            raise InputError(f"weights {source!r}: {name} is {found}, the model wants {wanted}; {remedy}")
+    matched = {name: state[name] for name in own if name in state}
+    for name, value in matched.items():
+        if own[name].shape != value.shape:
+            shapes = f"{name} is {tuple(value.shape)}, the model wants {tuple(own[name].shape)}"
+            raise InputError(f"weights {source!r}: {shapes}; {remedy}")
     missing = [name for name in own if name not in state]
     if lost := [name for name in missing if not any(part in name for part in may_miss)]:
         raise InputError(f"weights {source!r}: {len(lost)} of {len(own)} tensors are missing ({lost[0]} ...); {remedy}")
-    module.load_state_dict({name: state[name] for name in matched}, strict=False)
+    module.load_state_dict(matched, strict=False)
     for name, parameter in module.named_parameters():
         if name in state:
             parameter.loaded = True  # the others start at random, and may be trained at another learning rate
@@ -120,10 +119,9 @@ def load_image_encoder(vit: nn.Module, source: str) -> str:
         state = {name.removeprefix("vision_model."): value for name, value in read_state(folder).items()}
     own = (vit.config.hidden_act, not isinstance(vit.pre_layrnorm, nn.Identity), vit.config.num_attention_heads)
     if found != own:
-        raise InputError(
-            f"weights {source!r}: activation, norm before the blocks and heads are {found}, the model's {own}; change "
-            "model.image_form (clip: quick_gelu, True; clip_gelu: gelu, True; vit: gelu, False) or model.image_heads"
-        )
+        what = f"activation, norm before the blocks and heads are {found}, the model's {own}"
+        forms = "clip: quick_gelu, True; clip_gelu: gelu, True; vit: gelu, False"
+        raise InputError(f"weights {source!r}: {what}; change model.image_form ({forms}) or model.image_heads")
     name = "embeddings.position_embedding.weight"
     before, wanted = len(state[name]), vit.embeddings.position_embedding.num_embeddings
     state[name] = interpolate_positions(state[name], wanted)
@@ -171,9 +169,9 @@ def fit_tables(state: dict[str, Tensor], module: nn.Module, source: str, theirs:
 
 def interpolate_positions(table: Tensor, positions: int) -> Tensor:
     """Bicubic interpolation of a ViT's position table (1 + n*n, d) to another square grid (1 + m*m, d)."""
-    if table.shape[0] == positions:
+    if len(table) == positions:
         return table
-    old, new = round((table.shape[0] - 1) ** 0.5), round((positions - 1) ** 0.5)
+    old, new = round((len(table) - 1) ** 0.5), round((positions - 1) ** 0.5)
     grid = table[1:].T.reshape(1, -1, old, old)  # (n*n, d) -> (1, d, n, n)
     grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])  # (1, d, m, m) -> (1 + m*m, d)
@@ -203,18 +201,14 @@ def _bert(source: str, heads: int) -> tuple[dict[str, Tensor], Any]:
 def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int]]:
     """Tensors of a timm ViT by the names of transformers' CLIP; its activation, first norm and heads."""
     visual = load_open_clip(source.removeprefix(OPEN_CLIP))[0].visual
-    try:
-        vit, block = visual.trunk, visual.trunk.blocks[0]  # timm's, as BiomedCLIP has
-        activation = {"GELU": "gelu"}.get(type(block.mlp.act).__name__, type(block.mlp.act).__name__)
-        found = (activation, not isinstance(vit.norm_pre, nn.Identity), block.attn.num_heads)
-    except AttributeError:
+    if not hasattr(getattr(visual, "trunk", None), "norm_pre"):  # timm's, as BiomedCLIP has
         remedy = "of open_clip's own name the Hugging Face CLIP of the same weights"
-        raise InputError(f"weights {source!r}: the image tower is no timm ViT; {remedy}") from None
+        raise InputError(f"weights {source!r}: the image tower is no timm ViT; {remedy}")
     statistics = torch.tensor([visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"]])
     if not torch.allclose(statistics, torch.stack([pixels.MEAN, pixels.STD]), atol=1e-6):
         raise InputError(f"weights {source!r}: image statistics {statistics.tolist()} are not CLIP's; name another")
     state = {}
-    for name, value in renamed(vit.state_dict(), VIT).items():
+    for name, value in renamed(visual.trunk.state_dict(), VIT).items():
         if ".attn.qkv." in name:
             parts = zip("qkv", value.chunk(3), strict=True)  # (3d, d) -> 3 x (d, d)
             state |= {name.replace("attn.qkv.", f"self_attn.{part}_proj."): each for part, each in parts}
@@ -224,7 +218,9 @@ def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int
     positions = state["embeddings.position_embedding.weight"][0]  # (1, 1 + n*n, d) -> (1 + n*n, d)
     positions = torch.cat([positions[:1], positions[1:] + state.pop("embeddings.patch_embedding.bias", 0)])
     state["embeddings.position_embedding.weight"] = positions
-    return state, found
+    block = visual.trunk.blocks[0]
+    activation = type(block.mlp.act).__name__.lower()
+    return state, (activation, not isinstance(visual.trunk.norm_pre, nn.Identity), block.attn.num_heads)
 
 
 # fmt: off

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
 from amif_lib.networks.decoder import AnswerDecoder
@@ -61,9 +61,9 @@ def rank_answers(
         No candidate; one that is empty, too long or outside the vocabulary; a question whose memory is masked or not
         finite; a decoder in training mode.
     """
-    memory_mask = memory_mask.bool()
+    memory_mask, sequences = memory_mask.bool(), [tuple(map(int, candidate)) for candidate in candidates]
+    _check(decoder, memory_mask, sequences)
     memory = memory.masked_fill(~memory_mask[..., None], 0)  # NaN behind the mask times 0 would stay NaN
-    sequences = _checked(decoder, memory_mask, candidates)
     ordered = sorted(set(sequences))  # U distinct candidates; neighbours share prefixes
     if isinstance(decoder, AnswerDecoder):
         scores = _rank_trie(decoder, memory, memory_mask, ordered, chunk or at_once(memory.device)[0])  # (B, U)
@@ -79,27 +79,24 @@ def _rank_trie(
     decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, ordered: list[Tokens], chunk: int
 ) -> Tensor:
     """`rank_answers` of sorted candidates -> (B, U). A node, at the position that is its depth, sees its ancestors."""
-    packs = [pack_trie(part, memory.device) for part in cut(ordered, min(MOST_NODES, chunk))]
+    tries = [pack_trie(part, memory.device) for part in cut(ordered, min(MOST_NODES, chunk))]
     # Layers below the first cross-attention know nothing of the question: they run once for all questions.
-    blind, nothing = decoder.blind_layers, [None] * len(decoder.layers)
-    begun = [
-        decoder.run(decoder.embed(part.tokens[None], part.depths), part.sees[None, None], nothing, None, stop=blind)
-        for part in packs
-    ]  # each (1, N, d)
-    questions = max(1, chunk // max(len(part.tokens) for part in packs))  # in one pass
-    rows = []
+    blind, nothing, begun = decoder.blind_layers, [None] * len(decoder.layers), []
+    for trie in tries:
+        x = decoder.embed(trie.tokens[None], trie.depths)  # (1, N, d)
+        begun.append(decoder.run(x, trie.sees[None, None], nothing, None, stop=blind))  # (1, N, d)
+    questions, rows = max(1, chunk // max(len(trie.tokens) for trie in tries)), []  # how many in one pass
     for few, few_mask in zip(memory.split(questions), memory_mask.split(questions), strict=True):
-        remembered = decoder.remember(few)  # keys and values of the memory, once per question
-        scores = []
-        for part, x in zip(packs, begun, strict=True):
+        remembered, scores = decoder.remember(few), []  # keys and values of the memory, once per question
+        for trie, x in zip(tries, begun, strict=True):
             x = x.expand(len(few), -1, -1)  # (1, N, d) -> (b, N, d)
-            x = decoder.run(x, part.sees[None, None], remembered, few_mask, start=blind)
-            scores.append(_sum_edges(decoder, x, part))
+            x = decoder.run(x, trie.sees[None, None], remembered, few_mask, start=blind)  # (b, N, d)
+            scores.append(_sum_edges(decoder, x, trie))  # (b, u)
         rows.append(torch.cat(scores, dim=1))  # (b, U)
-    return torch.cat(rows)
+    return torch.cat(rows)  # (B, U)
 
 
-class Pack(NamedTuple):
+class Trie(NamedTuple):
     """Part of a prefix trie as a sequence of N nodes, depth first. An edge leads from a node to a next token."""
 
     tokens: Tensor  # (N,)
@@ -126,46 +123,45 @@ def cut(ordered: Sequence[Tokens], most: int) -> Iterable[list[Tokens]]:
     yield run
 
 
-def pack_trie(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> Pack:
+def pack_trie(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> Trie:
     """The trie of these candidates; its nodes are their distinct prefixes, the whole candidates left out."""
     nodes: dict[Tokens, int] = {}  # prefix -> node
     edges: dict[tuple[int, int], int] = {}  # (node, next token) -> edge
-    sees, paths = [], []
+    ancestors, paths = [], []
     for sequence in sequences:
         above, path = [], []
         for length in range(1, len(sequence)):
             node = nodes.setdefault(sequence[:length], len(nodes))
             above.append(node)
-            if node == len(sees):
-                sees.append(list(above))
+            if node == len(ancestors):
+                ancestors.append(list(above))
             path.append(edges.setdefault((node, sequence[length]), len(edges)))
-        paths.append(path)
-    longest = max(map(len, paths))
-    seen = np.zeros((len(nodes), len(nodes)), dtype=bool)
-    for node, above in enumerate(sees):
-        seen[node, above] = True
+        paths.append(torch.tensor(path))
+    sees = np.zeros((len(nodes), len(nodes)), dtype=bool)
+    for node, above in enumerate(ancestors):
+        sees[node, above] = True
     ends = torch.tensor(list(edges), device=device)  # (E, 2)
-    return Pack(
+    return Trie(
         tokens=torch.tensor([prefix[-1] for prefix in nodes], device=device),
         depths=torch.tensor([len(prefix) - 1 for prefix in nodes], device=device),
-        sees=torch.from_numpy(seen).to(device),
+        sees=torch.from_numpy(sees).to(device),
         edge_nodes=ends[:, 0],
         edge_tokens=ends[:, 1],
-        paths=torch.tensor([path + [len(edges)] * (longest - len(path)) for path in paths], device=device),
+        paths=nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=len(edges)).to(device),
     )
 
 
-def _sum_edges(decoder: AnswerDecoder, states: Tensor, part: Pack) -> Tensor:
+def _sum_edges(decoder: AnswerDecoder, states: Tensor, trie: Trie) -> Tensor:
     """States (b, N, d) -> log-likelihood of each candidate (b, U); the output layer sees a few nodes at a time."""
     batch, nodes = states.shape[:2]
-    edges = states.new_zeros(batch, len(part.edge_nodes) + 1, dtype=torch.float32)  # the last one fills up short paths
+    edges = states.new_zeros(batch, len(trie.edge_nodes) + 1, dtype=torch.float32)  # the last one fills up short paths
     step = max(1, at_once(states.device)[1] // (batch * decoder.head_bias.shape[0]))
     for start in range(0, nodes, step):
         logits = decoder.project(states[:, start : start + step]).float()  # (b, n, vocabulary)
-        own = (part.edge_nodes // step == start // step).nonzero().squeeze(1)  # edges that begin at one of these nodes
-        node = part.edge_nodes[own] - start
-        edges[:, own] = logits[:, node, part.edge_tokens[own]] - logits.logsumexp(-1)[:, node]
-    return edges[:, part.paths].sum(-1)  # (b, U, longest) -> (b, U)
+        own = (trie.edge_nodes // step == start // step).nonzero().squeeze(1)  # edges that begin at one of these nodes
+        node = trie.edge_nodes[own] - start
+        edges[:, own] = logits[:, node, trie.edge_tokens[own]] - logits.logsumexp(-1)[:, node]
+    return edges[:, trie.paths].sum(-1)  # (b, U, longest) -> (b, U)
 
 
 def _rank_one(decoder: Callable[..., Any], memory: Tensor, memory_mask: Tensor, tokens: Tokens) -> Tensor:
@@ -175,23 +171,18 @@ def _rank_one(decoder: Callable[..., Any], memory: Tensor, memory_mask: Tensor, 
     return out.logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).sum((1, 2))  # (B, L-1, vocabulary) -> (B,)
 
 
-def _checked(decoder: Any, memory_mask: Tensor, candidates: Sequence[Sequence[int]]) -> list[Tokens]:
-    """The candidates as tuples; see `rank_answers` for what is refused."""
+def _check(decoder: Any, memory_mask: Tensor, candidates: list[Tokens]) -> None:
+    """Raise InputError for what `rank_answers` refuses."""
     if getattr(decoder, "training", False):
         raise InputError("the decoder is in training mode, dropout would change the scores: call decoder.eval() first")
     if len(empty := (~memory_mask.any(1)).nonzero()):
         raise InputError(f"memory_mask[{int(empty[0])}] masks the whole memory; leave at least one position")
-    sequences = [tuple(int(token) for token in candidate) for candidate in candidates]
-    if not sequences:
+    if not candidates:
         raise InputError("candidates: the list is empty; give at least one answer")
-    vocabulary = longest = 2**31  # of another decoder they are unknown
-    if isinstance(decoder, AnswerDecoder):
-        vocabulary, longest = len(decoder.head_bias), decoder.position_embeddings.num_embeddings + 1
-    for number, tokens in enumerate(sequences):
-        where = f"candidates[{number}]"
-        if not 2 <= len(tokens) <= longest:
-            raise InputError(f"{where} has {len(tokens)} tokens; give [CLS], an answer and [SEP], {longest} at most")
-        if wrong := [token for token in tokens if not 0 <= token < vocabulary]:
-            remedy = "use the decoder's tokenizer"
-            raise InputError(f"{where} has token id {wrong[0]}, the vocabulary {vocabulary}: {remedy}")
-    return sequences
+    ours = isinstance(decoder, AnswerDecoder)  # of another decoder, sizes are unknown
+    vocabulary = len(decoder.head_bias) if ours else 2**31
+    longest = decoder.position_embeddings.num_embeddings + 1 if ours else 2**31
+    for number, tokens in enumerate(candidates):
+        if not (2 <= len(tokens) <= longest and min(tokens) >= 0 and max(tokens) < vocabulary):
+            wanted = f"[CLS], an answer and [SEP], {longest} tokens at most, with ids below {vocabulary}"
+            raise InputError(f"candidates[{number}] is {list(tokens)}; give {wanted}")

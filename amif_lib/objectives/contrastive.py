@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# A teacher that puts this much of a row's mass on the positive is a one-hot label in disguise ...
-NEARLY_ONE_HOT = 0.9
-# ... and one that puts less than this many times 1/N there hardly tells the positive from any other column.
-NEARLY_FLAT = 2.0
+# Mean mass of a teacher's labels on the positive: above, they are one-hot labels in disguise; below NEARLY_FLAT / N the
+# teacher hardly tells the positive from any other column.
+NEARLY_ONE_HOT, NEARLY_FLAT = 0.9, 2.0
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -59,8 +58,7 @@ def soft_label_kl(logits: Tensor, targets: Tensor) -> Tensor:
         \frac{1}{B} \sum_i \sum_{j=1}^{N} H_{ij} \left( \log H_{ij} - \log P_{ij} \right), \qquad
         P_i = \mathrm{softmax}(z_i), \qquad 0 \log 0 = 0
 
-    :math:`H_i` need not sum to 1. With one-hot labels this is InfoNCE (van den Oord et al., 2018), the cross-entropy of
-    the positive. Means over equal blocks of rows average to the whole batch's mean.
+    :math:`H_i` need not sum to 1. With one-hot labels this is InfoNCE (van den Oord et al., 2018).
 
     Parameters
     ----------
@@ -84,23 +82,17 @@ def teacher_statistics(targets: Tensor, positive_index: Tensor) -> dict[str, flo
     r"""How peaked a teacher's labels Q (B, N) are, with the positives in the columns positive_index (B,).
 
     ``mean_q_ii``, mean mass on the positive; ``effective_neighbours``, mean over rows of
-    :math:`\exp(-\sum_j Q_{ij} \log Q_{ij})`, between 1 (one-hot) and N (flat); ``warn``, a sentence where
-    :math:`\overline{Q_{ii}} > 0.9` (soft labels say no more than one-hot ones) or :math:`< 2 / N` (the teacher hardly
-    knows the pairs), else the empty string.
+    :math:`\exp(-\sum_j Q_{ij} \log Q_{ij})`, between 1 (one-hot) and N (flat); ``warn``, a sentence where labels are
+    close to one-hot or the teacher hardly knows the pairs, else empty.
     """
     q = targets.double()
     on_positive = q.gather(1, positive_index.unsqueeze(1)).mean().item()  # (B, N) -> (B, 1) -> scalar
     neighbours = (-torch.xlogy(q, q).sum(dim=-1)).exp().mean().item()  # (B, N) -> (B,) -> scalar
-    limit = NEARLY_FLAT / targets.shape[1]
     warn = ""
     if on_positive > NEARLY_ONE_HOT:
         warn = (
-            f"mean Q_ii is {on_positive:.3f} (above {NEARLY_ONE_HOT}): the soft labels are close to one-hot; use a "
-            "teacher that was not trained on these pairs, or a higher teacher temperature"
+            "soft labels close to one-hot: use a teacher that was not trained on these pairs, or a higher temperature"
         )
-    elif on_positive < limit:
-        warn = (
-            f"mean Q_ii is {on_positive:.2g} (below {NEARLY_FLAT:g}/N = {limit:.2g}): the teacher hardly tells a pair "
-            "from any other column; use a better teacher, or a lower teacher temperature"
-        )
+    elif on_positive < NEARLY_FLAT / targets.shape[1]:
+        warn = "the teacher hardly tells a pair from any other column: use a better one, or a lower temperature"
     return {"mean_q_ii": on_positive, "effective_neighbours": neighbours, "warn": warn}

@@ -22,9 +22,9 @@ from torch import Tensor
 class Negatives(NamedTuple):
     """Mined negatives of a block of rows."""
 
-    index: Tensor  # (B,) column of the negative; -1 where the row has none
-    valid: Tensor  # (B,) whether the row has a negative
-    probabilities: Tensor  # (B, N) p(m | i), float64, what was drawn from; zero rows where there is none
+    index: Tensor  # (B,): column of the negative; -1 where the row has none
+    valid: Tensor  # (B,): whether the row has a negative
+    probabilities: Tensor  # (B, N): p(m | i), float64; zero rows where there is none
 
 
 @torch.no_grad()
@@ -36,9 +36,7 @@ def sample(
     *,
     temperature: float = 1.0,
 ) -> Negatives:
-    """Draw one hard negative per row from its labels off the positive, without gradient.
-
-    Row i depends on its own labels and on its own uniform number only.
+    """Draw one hard negative per row, by its own labels and its own uniform number alone; without gradient.
 
     Parameters
     ----------
@@ -51,7 +49,7 @@ def sample(
     generator : torch.Generator, optional
         Source of the uniform numbers, on its own device; the default generator where None.
     temperature : float
-        T above; below 1 it sharpens soft labels, which at the paper's temperature are nearly flat over 256 columns.
+        T above; below 1 it sharpens the labels.
     """
     weights = targets.double().scatter(1, positive_index.unsqueeze(1), 0.0)  # (B, N)
     if exclude is not None:

@@ -24,11 +24,10 @@ from torch.nn import functional as F
 
 from amif_lib.core.errors import InputError
 
-# Largest range of a row's costs over beta for which the plan itself is iterated. Kernel times scaling may reach the
-# exponential of twice this, which must stay a normal fp32 number (above e^-87); beyond it, logarithms.
+# Largest cost over beta for which the plan itself is iterated: kernel times scaling reaches the exponential of twice
+# this, which must stay a normal fp32 number (above e^-87). Beyond it, logarithms are.
 LARGEST_EXPONENT = 25.0
-# Entries do not fall below this: at 0, a degenerate problem could lose all entries by which its marginals can be met.
-SMALLEST_ENTRY = 1e-20
+SMALLEST_ENTRY = 1e-20  # at 0, a degenerate problem could lose all entries by which its marginals can be met
 
 
 def cosine_cost(x: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,29 +36,19 @@ def seed_of(spec: RunSpec, *more: int) -> int:
 
 
 class ImageCache:
-    """A run's images by id at its sizes; what was made of them is kept in memory up to a bound."""
+    """A run's stored images by id; decoded ones are kept in memory up to a bound."""
 
     def __init__(self, spec: RunSpec, names: Sequence[str], bound_bytes: int = 1 << 30):
-        self.pictures, self.size = store.pictures(names, spec.model.stored_side), spec.model.image_size
-        self.kept: dict[tuple[str, str], Any] = {}
-        self.room = bound_bytes
+        self.stored, self.decoded, self.room = store.pictures(names, spec.model.stored_side), {}, bound_bytes
 
-    def picture(self, image_id: str) -> Image.Image:
-        """The picture as it is stored."""
-        return self._once(("picture", image_id), lambda: self.pictures[image_id])
-
-    def tensor(self, image_id: str) -> Tensor:
-        """The image as the model sees it without augmentation, (3, size, size)."""
-        return self._once(("tensor", image_id), lambda: pixels.to_tensor(self.pictures[image_id], self.size))
-
-    def _once(self, key: tuple[str, str], make: Callable[[], Any]) -> Any:
-        if key in self.kept:
-            return self.kept[key]
-        made = make()
-        need = made.nbytes if isinstance(made, Tensor) else 4 * made.width * made.height
-        if need <= self.room:
-            self.kept[key], self.room = made, self.room - need
-        return made
+    def __getitem__(self, image_id: str) -> Image.Image:
+        if image_id in self.decoded:
+            return self.decoded[image_id]
+        picture = self.stored[image_id]
+        size = picture.width * picture.height * len(picture.mode)  # `L` or `RGB`
+        if size <= self.room:
+            self.decoded[image_id], self.room = picture, self.room - size
+        return picture
 
 
 # --- which samples make up which step ----------------------------------------------------------------------------
@@ -67,10 +57,7 @@ class ImageCache:
 def global_batches(
     total: int, size: int, key: Sequence[int], folds: Sequence[int] | None = None, drop_last: bool = True
 ) -> list[list[int]]:
-    """Indices of every global batch of an epoch, shuffled by `key`. With `folds` a batch holds samples of one fold.
-
-    Raises InputError where no full batch can be made.
-    """
+    """Indices of every global batch of an epoch, shuffled by `key`. With `folds` a batch holds samples of one fold."""
     rng = np.random.default_rng(tuple(key))
     fold_of = np.zeros(total, dtype=int) if folds is None else np.asarray(folds)
     batches = []
@@ -120,8 +107,7 @@ def share(batch: Sequence[int]) -> list[tuple[int, float]]:
 class PretrainingData(Dataset):
     """Studies as training samples: two views, tokens, and what the method's `extras`, if any, add (section 3.1).
 
-    `extras.of(study, images of its views)` gives a sample's tensors; `extras.folds` a number per study id that all
-    samples of a batch share.
+    `extras.of(study, images of its views)` gives tensors; samples of a batch share their study's `extras.folds`.
     """
 
     def __init__(self, studies: Sequence[Study], spec: RunSpec, tokenizer: Any, extras: Any = None):
@@ -129,7 +115,7 @@ class PretrainingData(Dataset):
             raise InputError("data.pretrain: no studies; name at least one pre-training set")
         self.studies, self.spec, self.extras = list(studies), spec, extras
         self.folds = [extras.folds[study.study_id] for study in studies] if extras else None
-        self.cache = ImageCache(spec, spec.data.pretrain)
+        self.images = ImageCache(spec, spec.data.pretrain)
         self.both_views = spec.objective.reads_both_views(spec.stage)
         texts = [study.text for study in studies]
         self.tokens = token_ids(tokenizer, texts, spec.data.text_length)
@@ -156,8 +142,8 @@ class PretrainingData(Dataset):
         strength = "light" if several else "strong"  # point 44
         views = []
         for slot, picture in zip(slots, pictures, strict=True):
-            image, draws = self.cache.picture(picture.image_id), pixels.keyed(*own, 1 + slot)
-            views.append(pixels.augment(image, spec.model.image_size, strength, draws))
+            draws = pixels.keyed(*own, 1 + slot)
+            views.append(pixels.augment(self.images[picture.image_id], spec.model.image_size, strength, draws))
         tokens = torch.tensor(self.tokens[index])
         dropped = (torch.rand(len(tokens), generator=generator) < TOKEN_DROP) & ~torch.isin(tokens, self.special)
         return {
@@ -176,13 +162,11 @@ class PretrainingData(Dataset):
         """Samples of one step -> a batch."""
         ids, mask = pad([sample["tokens"] for sample in samples], self.pad)
         copy_ids, _ = pad([sample["copy"] for sample in samples], self.pad)
-        whole = ("view", "view_label", "group", "text_key")
-        numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in whole}
-        extras = {name: torch.stack([s["extras"][name] for s in samples]) for name in samples[0]["extras"]}
         views = torch.stack([sample["views"] for sample in samples])  # (B, V, 3, H, W)
-        return PretrainingBatch(
-            views=views, ids=ids, mask=mask, copy_ids=copy_ids, step=samples[0]["step"], extras=extras, **numbers
-        )
+        names = ("view", "view_label", "group", "text_key")
+        numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in names}
+        numbers["extras"] = {name: torch.stack([s["extras"][name] for s in samples]) for name in samples[0]["extras"]}
+        return PretrainingBatch(views, ids=ids, mask=mask, copy_ids=copy_ids, step=samples[0]["step"], **numbers)
 
 
 class QuestionData(Dataset):
@@ -195,7 +179,7 @@ class QuestionData(Dataset):
     ):
         self.questions, self.spec, self.augment = list(questions), spec, augment
         self.blank = blank or spec.data.blank_images
-        self.cache = ImageCache(spec, (spec.data.questions,))
+        self.images = ImageCache(spec, (spec.data.questions,))
         self.pad = tokenizer.pad_token_id
         self.tokens = token_ids(tokenizer, [q.question for q in questions], spec.data.question_length)
         self.answers = token_ids(tokenizer, [q.answer for q in questions], spec.data.answer_length)
@@ -205,14 +189,11 @@ class QuestionData(Dataset):
 
     def __getitem__(self, key: tuple[int, int, float, int]) -> dict[str, Any]:
         step, index, weight, total = key
-        image_id, image = self.questions[index].image_id, None
-        if not self.blank and self.augment == "none":
-            image = self.cache.tensor(image_id)
-        elif not self.blank:
-            generator = pixels.keyed(*stream(self.spec), step, index)
-            image = pixels.augment(self.cache.picture(image_id), self.spec.model.image_size, self.augment, generator)
-        tokens, answer = self.tokens[index], self.answers[index]
-        return {"image": image, "tokens": tokens, "answer": answer, "weight": weight, "total": total}
+        sample = {"tokens": self.tokens[index], "answer": self.answers[index], "weight": weight, "total": total}
+        if not self.blank:
+            picture, draws = self.images[self.questions[index].image_id], pixels.keyed(*stream(self.spec), step, index)
+            sample["image"] = pixels.augment(picture, self.spec.model.image_size, self.augment, draws)
+        return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> QuestionBatch:
         """Samples of one step -> a batch."""

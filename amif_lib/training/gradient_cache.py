@@ -28,8 +28,7 @@ class TooManyRows(InputError):
 
     def __init__(self, rows: int):
         self.fewer = max(1, rows // 2)
-        what = f"out of memory with {rows} samples at a time per process; set AMIF_MICRO_BATCH={self.fewer}"
-        super().__init__(f"{what} and start again: the run continues, with the same objective")
+        super().__init__(f"out of memory with {rows} samples at a time; start again with AMIF_MICRO_BATCH={self.fewer}")
 
 
 class GradientCache:
@@ -49,7 +48,7 @@ class GradientCache:
         starts all of them again on TooManyRows.
         """
         while True:
-            put_back, total = self._snapshot(), {}
+            before, total = random_states(), {}
             try:
                 parts = self._parts(batch)
                 for number, part in enumerate(parts, start=1):
@@ -66,7 +65,9 @@ class GradientCache:
             self.rows = (self.rows + 1) // 2
             torch.cuda.empty_cache()
             log.warning("out of memory: %d rows at a time from now on; the objective is the whole batch's", self.rows)
-            put_back()
+            torch.set_rng_state(before[0])
+            torch.cuda.set_rng_state_all(before[1])
+            self.module.zero_grad()
 
     def _parts(self, batch: Any) -> list[Any]:
         """What is run one after the other: parts of a batch of questions, or a whole pre-training batch, in rows."""
@@ -75,14 +76,7 @@ class GradientCache:
         limit_rows(self.module, self.rows if self.rows < self.whole else 0)
         return [batch]
 
-    def _snapshot(self) -> Callable[[], None]:
-        """A function that puts random states and gradients back to what they are now, for a step to be run again."""
-        cpu = torch.get_rng_state()
-        gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
-        def put_back() -> None:
-            torch.set_rng_state(cpu)
-            torch.cuda.set_rng_state_all(gpus)
-            self.module.zero_grad()
-
-        return put_back
+def random_states() -> tuple[Tensor, list[Tensor]]:
+    """Of the CPU and of every GPU."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -14,8 +14,6 @@ import sys
 from collections import deque
 from pathlib import Path
 
-import yaml
-
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
@@ -35,7 +33,11 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     another process is training is waited for. Raises InputError for a bad spec, RuntimeError for a failed subprocess.
     """
     paths.refuse_reference("training")
-    run = spec if isinstance(spec, RunSpec) else _single(str(spec))
+    runs = [spec] if isinstance(spec, RunSpec) else load_spec(str(spec))
+    if len(runs) != 1:
+        names = ", ".join(f"{run.run_id} ({run.data.questions or run.stage}: {run.label})" for run in runs[:3])
+        raise InputError(f"spec={spec!r}: names {len(runs)} runs, one is needed: {names}, ...")
+    run = runs[0]
     count = processes if processes is not None else asked("AMIF_PROCESSES") or max(1, _gpus())
     if count < 1:
         raise InputError(f"processes={count}: at least 1")
@@ -60,25 +62,35 @@ def asked(variable: str, least: int = 1) -> int | None:
 
 
 def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment that train `run` on several processes of this machine."""
-    module = ["-m", "amif_lib.training.loop", "--spec", str(spec_file)]
+    """Command line and environment that train `run` on several processes of this machine, each on its own GPU if any.
+
+    On several machines, start `torchrun --nnodes N ... -m amif_lib.training.loop --spec RUN` on each of them yourself.
+    """
+    gpus = _gpus()
+    if 0 < gpus < processes:
+        remedy = "lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
+        raise InputError(f"{processes} processes asked for, {gpus} GPUs visible; {remedy}")
     environment = {"OMP_WAIT_POLICY": WAIT_POLICY, **os.environ, "PYTHONUNBUFFERED": "1", "AMIF_HEADLESS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment["OMP_NUM_THREADS"] = str(max(1, _threads() // processes))
-    count, port, gpus = str(processes), str(free_port()), _gpus()
-    if gpus == 0:
+    if not gpus:
         environment["ACCELERATE_USE_CPU"] = "true"
-        launcher = ["torch.distributed.run", "--nproc_per_node", count, "--master_addr", "127.0.0.1"]
-        return [sys.executable, "-m", *launcher, "--master_port", port, *module], environment
-    if processes > gpus:
-        remedy = "lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
-        raise InputError(f"{processes} processes asked for, {gpus} GPUs visible; {remedy}")
-    launcher, own = ["accelerate.commands.launch"], _accelerate_config()
-    if own.get("num_machines", 1) == 1:  # else the user's cluster set-up says how many processes and where
-        launcher += ["--num_processes", count, "--main_process_port", port]
-    if not own:  # name what accelerate would otherwise warn about
-        launcher += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [sys.executable, "-m", *launcher, *module], environment
+    launcher = ["torch.distributed.run", "--nproc_per_node", str(processes)]
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    loop = ["-m", "amif_lib.training.loop", "--spec", str(spec_file)]
+    return [sys.executable, "-m", *launcher, *address, *loop], environment
+
+
+def _gpus() -> int:
+    import torch  # takes seconds, and `make plan` only asks for `asked`
+
+    return torch.cuda.device_count()  # asks the driver's library; does not initialise CUDA
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()  # OMP_NUM_THREADS, else the cores
 
 
 def free_port() -> int:
@@ -86,35 +98,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _single(spec: str) -> RunSpec:
-    found = load_spec(spec)
-    if len(found) != 1:
-        names = ", ".join(f"{run.run_id} ({run.data.questions or run.stage}: {run.label})" for run in found[:3])
-        names += f" and {len(found) - 3} more" * (len(found) > 3)
-        raise InputError(f"spec={spec!r}: names {len(found)} runs, one is needed: {names}")
-    return found[0]
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()  # asks the driver's library; does not initialise CUDA
-
-
-def _threads() -> int:
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(text) if text.isdigit() else cores
-
-
-def _accelerate_config() -> dict:
-    """What `accelerate config` saved on this machine, or nothing."""
-    from accelerate.commands.config.config_args import default_config_file
-
-    path = Path(default_config_file)
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
@@ -148,20 +131,12 @@ def _logged(path: Path, line: list[str], environment: dict[str, str], lock: int 
         with path.open("a", encoding="utf-8") as log:
             for text in child.stdout:
                 print(text, end="", flush=True)
-                log.write(text)
-                log.flush()
+                print(text, end="", flush=True, file=log)
                 tail.append(text)
         return child.wait(), "".join(tail)
     except BaseException:  # interrupted in the notebook or the kernel is going down: take the training along
-        _stop(child)
+        for sent in (signal.SIGTERM, signal.SIGKILL):  # politely first
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(child.pid, sent)
+                child.wait(15)
         raise
-
-
-def _stop(child: subprocess.Popen, patience: float = 15) -> None:
-    """End a training and its worker processes, politely first."""
-    for sent in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, sent)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(patience)
-            return

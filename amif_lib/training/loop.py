@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from amif_lib import methods
@@ -52,11 +54,6 @@ def fit(spec: RunSpec) -> Path:
     if stored.is_finished(spec):
         return spec.directory
     stored.refuse_another(spec)
-    with deterministic():
-        return _fit(spec)
-
-
-def _fit(spec: RunSpec) -> Path:
     accelerator, folder, started = start(spec), spec.directory, time.time()
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
@@ -80,20 +77,22 @@ def _fit(spec: RunSpec) -> Path:
         return out
 
     for epoch, step, batch in batches(prepared, spec, first_step):
-        batch = batch.to(accelerator.device)
-        losses = cache.step(batch, forward_backward)
+        losses = cache.step(batch.to(accelerator.device), forward_backward)
         norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
         line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
-        history.append(line | over_processes(losses))
+        line |= over_processes(losses)
         schedule.step()
-        if not math.isfinite(loss := history[-1]["total"]):
-            raise InputError(f"run {spec.run_id}: the loss is {loss} at step {step}; lower train.learning_rate")
+        if not math.isfinite(line["total"]):
+            raise InputError(
+                f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate"
+            )
+        history.append(line)
         if rank() == 0:
             with (folder / LINES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(history[-1]) + "\n")
-        bar.step(1, loss=loss)
+                file.write(json.dumps(line) + "\n")
+        bar.step(1, loss=line["total"])
         if step + 1 < steps and agreed(time.time() - saved > SAVE_EVERY):
             checkpoint.save(folder, prepared.module, optimizer, schedule, step + 1, spent + time.time() - started)
             saved = time.time()
@@ -114,27 +113,11 @@ def on_gpu() -> bool:
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
 
 
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    """The same bits on every run of a machine: on a CPU, where it is free, and with AMIF_DETERMINISTIC=1 on a GPU.
-
-    Else some backward passes add in whatever order threads arrive. On a GPU attention has no orderly version: it warns.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
+def start(spec: RunSpec) -> Accelerator:
+    """Accelerate, on the device and in the precision that the run asks for; on a CPU the same bits on every run."""
+    # Else some backward passes add in whatever order threads arrive; on a GPU, attention has no orderly version.
+    torch.use_deterministic_algorithms(not on_gpu(), warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and orders nothing
-    asked_for = os.environ.get("AMIF_DETERMINISTIC", "") not in ("", "0")
-    torch.use_deterministic_algorithms(asked_for or not on_gpu(), warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def start(spec: RunSpec) -> Any:
-    """Accelerate, on the device and in the precision that the run asks for."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
-
     precision = {"auto": "bf16" if on_gpu() else "no", "fp32": "no"}.get(spec.train.precision, spec.train.precision)
     if precision == "fp16" and not on_gpu():
         raise InputError("train.precision: 'fp16' needs a GPU; set it to auto, fp32 or bf16")
@@ -191,8 +174,8 @@ def over_processes(losses: dict[str, Tensor]) -> dict[str, float]:
 
 def history_before(folder: Path, first_step: int) -> list[dict[str, Any]]:
     """Lines of `metrics.jsonl`; those of steps that are to be trained again are dropped from the file."""
-    kept = [json.loads(line) for line in files.whole_lines(folder / LINES)]
-    kept = [line for line in kept if line["step"] < first_step]
+    lines = map(json.loads, files.whole_lines(folder / LINES))
+    kept = [line for line in lines if line["step"] < first_step]
     if rank() == 0:
         files.write_text(folder / LINES, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
@@ -204,14 +187,8 @@ def history_before(folder: Path, first_step: int) -> list[dict[str, Any]]:
 def finish(spec: RunSpec, prepared: Prepared, history: list[dict[str, Any]], steps: int, seconds: float) -> None:
     """Write weights, predictions and metrics; provenance comes last, since it says that the run is whole."""
     folder, started = spec.directory, time.time()
-    metrics = {
-        "stage": spec.stage,
-        "steps": steps,
-        "samples": steps * spec.train.batch_size,
-        "train_time_s": round(seconds, 1),
-        **prepared.notes,
-        **summary(history, spec.train.epochs),
-    }
+    metrics = {"stage": spec.stage, "steps": steps, "samples": steps * spec.train.batch_size}
+    metrics |= {"train_time_s": round(seconds, 1)} | prepared.notes | summary(history, spec.train.epochs)
     if rank() == 0:
         methods.load(spec.method).save(prepared.module, prepared.tokenizer, folder / "model")
     if spec.stage == "finetune":
@@ -237,20 +214,18 @@ def summary(history: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
     names = [name for name in last[0] if name not in ("step", "epoch") and all(name in line for line in last)]
     out: dict[str, Any] = {"last_epoch": {name: sum(line[name] for line in last) / len(last) for name in names}}
     watched = [{k.removeprefix("collapse/"): v for k, v in line.items() if "collapse/" in k} for line in history]
-    if any(watched):
-        out["collapse"] = [found for found in watched if found][-1]
-        out["collapse"]["verdict"] = collapse.verdict(out["collapse"])
+    if found := [each for each in watched if each]:
+        out["collapse"] = found[-1] | {"verdict": collapse.verdict(found[-1])}
         log.info("transport: %s", out["collapse"]["verdict"])
     return out
 
 
 def main() -> None:
     """Train the runs that `--spec` names, in this process."""
-    parser = argparse.ArgumentParser(description="Train one run; start it once per process.")
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--spec", required=True, help="run file, or <scale>/<table>/<row>/<stage>")
-    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for spec in load_spec(arguments.spec):
+    for spec in load_spec(parser.parse_args().spec):
         try:
             fit(spec)
         except TooManyRows as error:  # for whoever started the processes, to start them again

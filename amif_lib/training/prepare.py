@@ -110,23 +110,18 @@ def get_tokenizer(spec: RunSpec, report_texts: list[str]) -> Any:
 
 def about_questions(spec: RunSpec, tokenizer: Any, questions: list[Question]) -> dict[str, Any]:
     """What `metrics.json` says of the questions: how many, and how many texts are longer than what is read of them."""
-    training, test = ([q for q in questions if q.split == split] for split in ("train", "test"))
-
-    def cut(texts: list[str], length: int) -> int:
-        return sum(len(ids) > length for ids in tokenizers.token_ids(tokenizer, texts))
-
+    out: dict[str, Any] = {}
+    for split, name in (("train", "training"), ("test", "test")):
+        own = [question for question in questions if question.split == split]
+        out[f"{name}_questions"] = len(own)
+        texts = {"questions": [q.question for q in own], "answers": [q.answer for q in own]}
+        for kind, length in (("questions", spec.data.question_length), ("answers", spec.data.answer_length)):
+            longer = [ids for ids in tokenizers.token_ids(tokenizer, texts[kind]) if len(ids) > length]
+            out[f"{name}_{kind}_cut"] = len(longer)
     candidates = candidate_answers(questions)
     read = tokenizers.token_ids(tokenizer, candidates, spec.data.answer_length)
-    return {
-        "training_questions": len(training),
-        "test_questions": len(test),
-        "training_questions_cut": cut([q.question for q in training], spec.data.question_length),
-        "test_questions_cut": cut([q.question for q in test], spec.data.question_length),
-        "answers_cut": cut([q.answer for q in training], spec.data.answer_length),
-        "test_answers_cut": cut([q.answer for q in test], spec.data.answer_length),
-        "candidates": len(candidates),
-        "candidates_read_alike": len(read) - len(set(map(tuple, read))),  # equal tokens: ranking cannot tell them apart
-    }
+    alike = len(read) - len(set(map(tuple, read)))  # equal tokens: ranking cannot tell them apart
+    return out | {"candidates": len(candidates), "candidates_read_alike": alike}
 
 
 def main() -> None:
