@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments import stored_maps
 from amif_lib.experiments.predictions import PREDICTIONS
 from amif_lib.reporting import audit_claims, claims, table_tests, tables
 from amif_lib.reporting.table_rows import Selection
@@ -190,34 +188,6 @@ def test_best_takes_the_nearest_row_and_close_the_furthest(monkeypatch, tmp_path
     assert worse["compared"] == "#1 - #3" and worse["ours"] == pytest.approx(-100 * 4 / 12)
     gap = statistics.bootstrap_mean_difference([(right(0, 1, 2, 3, 5, 6), right(0, 1), IMAGES)] * 4)
     assert worse["p"] == pytest.approx(min(1, 4 * gap.p))
-
-
-def made_up_maps(share: float, data_set: str) -> stored_maps.Maps:
-    """Four maps of 2 x 2 cells on two images: the region is one cell and holds `share` of the first two maps."""
-    coverage = np.zeros((4, 2, 2))
-    coverage[:, 0, 1] = 1
-    values = np.full((4, 2, 2), 0.25)
-    values[:2] = (1 - share) / 3
-    values[:2, 0, 1] = share
-    names = [f"q{n}" for n in range(4)]
-    texts = (names, ["i1", "i1", "i2", "i2"], ["mass"] * 4, ["mass"] * 4, ["Where is the mass?"] * 4)
-    return stored_maps.Maps(data_set, *texts, coverage, {"attention": values, "transport_plan": values})
-
-
-def test_claims_about_pictures_are_measured_on_maps_and_not_judged(monkeypatch, tmp_path):
-    """Fig. 5: of eight questions on two sets, half have 0.65 inside with the gate and 0.35 without, half 0.25."""
-    fabricated.install(monkeypatch, tmp_path, SETS[:2])
-    write_table("table4", "demo", WRONG)
-    got = line(claims.table("demo", ["table4"]), "gated_maps")
-    assert got["replication"] == "no maps" and pd.isna(got["ours"]) and got["audit"] == "cannot be checked"
-    for row, share in (("6", 0.65), ("5", 0.35)):
-        for run in Selection(only=(row,)).rows("table4", "demo")[0].runs:
-            stored_maps.write(run.directory / stored_maps.MAPS, made_up_maps(share, run.data.questions))
-    frame = claims.table("demo", ["table4"])
-    got = line(frame, "gated_maps")
-    assert got["replication"] == "not tested at this scale" and got["compared"] == "#6 - #5" and got["n_questions"] == 8
-    assert got["ours"] == pytest.approx(15, abs=1e-3) and "45.00% against 30.00%" in got["note"]
-    assert pd.isna(got["p_holm"]) and frame.loc[frame["claim"] == "gate", "p_holm"].notna().all()
 
 
 def test_written_files_hold_both_verdicts_and_damaged_runs_are_refused(demo, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -28,8 +27,7 @@ SETS = ("phantom_vqa_rad", "phantom_slake")
 SIDE, N = 8, 12
 WORDS = ("nodule", "mass", "infarct", "ascites")
 LAMBDAS = (0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
-FIGURES = {"fig4_local_alignment", "fig5_gated_attention", "fig6_lambda", "map_scores_stage2", "map_scores_finetune"}
-FIGURES |= {"training_curves"}
+FIGURES = {"fig4_local_alignment", "fig5_gated_attention", "fig6_lambda", "map_scores", "training_curves"}
 
 
 def made_up_maps(data_set: str, kinds: tuple[str, ...], seed: int, looks: float) -> Maps:
@@ -41,20 +39,17 @@ def made_up_maps(data_set: str, kinds: tuple[str, ...], seed: int, looks: float)
     for kind in kinds:
         noise = rng.random((N, SIDE, SIDE))
         values[kind] = looks * coverage / 2 + (1 - looks) * noise / noise.sum((1, 2), keepdims=True)
-    words = [WORDS[i % 4] for i in range(N)]
-    texts = [f"Which side is the {word} on, as far as can be seen?" for word in words]
-    ids, images = [f"q{i}" for i in range(N)], [f"i{i // 2}" for i in range(N)]
-    maps = Maps(data_set, ids, images, words, words, texts, coverage, values, [0, 3])
-    maps.pictures = rng.integers(0, 255, (2, 96, 96)).astype(np.uint8)
-    maps.outlines = np.stack([np.kron(coverage[i], np.ones((12, 12))) for i in (0, 3)]).astype(bool)
-    return maps
+    words = np.array([WORDS[i % 4] for i in range(N)])
+    texts = np.array([f"Which side is the {word} on, as far as can be seen?" for word in words])
+    ids, images = np.array([f"q{i}" for i in range(N)]), np.array([f"i{i // 2}" for i in range(N)])
+    pictures = rng.integers(0, 255, (2, 96, 96)).astype(np.uint8)
+    outlines = np.stack([np.kron(coverage[i], np.ones((12, 12))) for i in (0, 3)]).astype(bool)
+    return Maps(data_set, ids, images, words, words, texts, coverage, values, np.array([0, 3]), pictures, outlines)
 
 
 def store(run, kinds: tuple[str, ...], looks: float) -> None:
     data_set = run.data.questions if run.stage == "finetune" else "phantom_teacher"
     stored_maps.write(run.directory / stored_maps.MAPS, made_up_maps(data_set, kinds, 0, looks))
-    untrained = stored_maps.untrained_path(run.scale, run.stage, data_set)
-    stored_maps.write(untrained, made_up_maps(data_set, kinds, 1, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +78,7 @@ def numbers(drawn, name) -> pd.DataFrame:
 
 
 def test_every_figure_comes_with_its_numbers_and_says_what_it_is_worth(drawn):
-    assert {name.split(".")[0] for name in drawn} == FIGURES | {"map_scores"}
+    assert {name.split(".")[0] for name in drawn} == FIGURES
     for name in FIGURES:
         kinds = {path.suffix for path in drawn.values() if path.stem == name}
         assert kinds == {".pdf", ".svg", ".png", ".csv", ".txt"}, name
@@ -103,19 +98,18 @@ def test_figure_6_shows_the_stored_runs_and_no_baseline(drawn):
         assert own["ours"].tolist() == pytest.approx([100 * (12 - n) / 12 for n in (7, 6, 5, 2, 3, 2, 1, 0)], rel=1e-5)
 
 
-def test_map_scores_are_in_the_table_by_row(drawn):
-    scores = pd.read_csv(drawn["map_scores.csv"], dtype={"row": str})
-    own = scores[(scores["measure"] == "mass") & (scores["map"] == "transport_plan") & (scores["stage"] == "stage2")]
-    value = own[own["source"] == "model"].drop_duplicates(["table", "row"]).set_index(["table", "row"])["value"]
-    # the share that was put on the region, and what noise leaves there
-    assert value["table2", "4"] == pytest.approx(0.1 + 0.9 * 2 / 64, abs=0.01)
-    assert value["table2", "8"] == pytest.approx(0.6 + 0.4 * 2 / 64, abs=0.01)
-    assert value["table2", "8"] == value["table1", "demo"]  # one run, two tables
-    assert np.allclose(own[own["source"] == "chance"]["value"], 2 / 64, atol=1e-5)
-    assert own[own["source"] == "untrained"]["value"].between(0.02, 0.045).all()
-    whole = scores[(scores["table"] == "table4") & (scores["row"] == "6") & (scores["dataset"] == "all")]
+def test_map_scores_by_row(drawn):
+    """The share that was put on the region, and what noise leaves there; runs of two rows are listed once."""
+    scores = numbers(drawn, "map_scores").set_index(["table", "row", "stage", "map"])
+    assert scores.index.is_unique and set(scores["n_scores"]) == {len(scores)}
+    plan = scores.xs(("stage2", "transport_plan"), level=("stage", "map"))
+    assert list(plan.index) == [("table2", "4"), ("table2", "8")]  # Table 4 shares that of row 8
+    assert plan["inside"].tolist() == pytest.approx([0.1 + 0.9 * 2 / 64, 0.6 + 0.4 * 2 / 64], abs=0.01)
+    assert np.allclose(scores["area"], 2 / 64, atol=1e-5)
+    whole = scores.xs(("table2", "8", "finetune"))  # Table 4 shares it as its row 6
     assert set(whole["n"]) == {len(SETS) * N} and set(whole["n_images"]) == {len(SETS) * N / 2}
-    assert (whole["ci_low"] <= whole["value"] + 1e-5).all() and (whole["value"] <= whole["ci_high"] + 1e-5).all()
+    assert (scores["low"] < scores["lead"]).all() and (scores["lead"] < scores["high"]).all()
+    assert (plan["low"] > 0).tolist() == [True, True]
 
 
 def test_examples_are_drawn_cell_by_cell(drawn):
@@ -137,29 +131,16 @@ def test_examples_without_regions_are_drawn_without_outline_and_not_scored(tmp_p
         maps = made_up_maps("phantom_vqa_rad", ("transport_plan", "attention", "gate"), 0, 0.5)
         maps.coverage[:] = 0
         maps.outlines[:] = False
-        stored_maps.write(run.directory / stored_maps.EXAMPLE_MAPS, maps)
+        stored_maps.write(run.directory / stored_maps.MAPS, maps)
     for draw, columns in ((map_figures.local_alignment, 1), (map_figures.gated_attention, 2)):
         figure, data, caption = draw("demo")
         shown = [axis for axis in figure.axes if axis.images]
         assert len(shown) == 2 * (1 + columns) and not any(axis.collections for axis in shown)  # no contour
-        assert data["region_coverage"].isna().all() and set(data["run"]) == {"table1 row demo"}
-        assert "no known region" in caption and "SCALE=demo runs no row to set beside it." in caption
+        assert set(data["region_coverage"]) == {0} and set(data["run"]) == {"table1 row demo"}
+        assert "no known region" in caption
         plt.close(figure)
     with pytest.raises(InputError, match="no run of SCALE=demo holds maps"):
         map_scores.table("demo", ("table1",))
-
-
-def test_figures_are_drawn_again_when_a_table_is_made_anew_and_not_for_the_claims(tmp_path, monkeypatch):
-    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
-    assert not figure_set.is_current("demo")
-    for second, name in enumerate(("tables/table1.csv", "figures/figures.csv", "tables/claims.csv")):
-        path = tmp_path / "demo" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x", encoding="utf-8")
-        os.utime(path, (1000 + second, 1000 + second))
-    assert figure_set.is_current("demo")
-    os.utime(tmp_path / "demo" / "tables" / "table1.csv", (2000, 2000))
-    assert not figure_set.is_current("demo")
 
 
 def test_what_is_missing_is_left_out_with_its_reason_and_its_old_picture_goes(drawn, capsys):
@@ -200,11 +181,11 @@ def test_nothing_stored_is_an_error_unless_allowed(monkeypatch, tmp_path, capsys
 
 def test_equal_runs_give_equal_files_and_curves_need_a_run(drawn):
     before = {name: path.read_bytes() for name, path in drawn.items()}
-    again = figure_set.draw_all("demo", only=("fig5_gated_attention", "map_scores_stage2"))
-    assert len(again) == 11  # with the scores of all maps
+    again = figure_set.draw_all("demo", only=("fig5_gated_attention", "map_scores"))
+    assert len(again) == 10
     assert [path.name for path in again if path.read_bytes() != before[path.name]] == []
     data = numbers(drawn, "training_curves")
-    assert set(data["stage"]) == {"stage1", "stage2", "finetune"}
+    assert data["stage"].nunique() == 3
     assert data["loss"].tolist()[:3] == pytest.approx([2.0, 1.0, 2 / 3], rel=1e-5)
     with pytest.raises(InputError, match="no run given"):
         figures.training_curves([])

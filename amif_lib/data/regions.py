@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +16,21 @@ import numpy as np
 from PIL import Image
 
 from amif_lib.core import paths
-from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.data.records import Question, Study
 
 SHORTEST = 5  # letters of a word of an answer: shorter ones are mostly no findings
-COMMONEST = 0.02  # of the training questions that may hold such a word: beyond, it is how one asks ("present", "there")
+
+
+class Asked(NamedTuple):
+    """A word of a text that a network can be asked about."""
+
+    id: str  # of the question or study
+    image_id: str
+    label: str  # what the region shows
+    word: str  # as the text names it
+    text: str  # the question, or the sentence of the report
+    read: str  # what the network reads: the question, or the whole report
 
 
 def known(name: str) -> bool:
@@ -30,27 +38,17 @@ def known(name: str) -> bool:
     return manifests.load(name).generator is not None
 
 
-def of_questions(name: str) -> dict[str, list[str]]:
-    """For each question id the labels that the question asks about (none, where it asks about the whole image)."""
-    return _read(_folder(name, paths.phantom_root()) / "question_regions.json")
-
-
-def findings(name: str, image_id: str) -> tuple[str, ...]:
+def findings(name: str, image_id: str) -> list[str]:
     """The findings that an image shows, in the order of the label list."""
-    about = _read(_folder(name, paths.phantom_root()) / "masks.json")
+    about = _read(name, paths.phantom_root(), "masks.json")
     areas = about["images"].get(image_id.removesuffix(".png"), {"areas": {}})["areas"]
-    return tuple(label for label in about["findings"] if label in areas)
+    return [label for label in about["findings"] if label in areas]
 
 
 def mask(name: str, image_id: str, label: str) -> np.ndarray:
     """Where an image shows a label: (H, W) of booleans, at the image's own size."""
-    folder = _folder(name, paths.phantom_root())
-    number = _read(folder / "masks.json")["labels"].get(label)
-    path = folder / "masks" / f"{image_id.removesuffix('.png')}.png"
-    if number is None or not path.is_file():
-        what = f"no label {label!r}" if number is None else "no such mask"
-        raise InputError(f"{paths.shown(path)}: {what}; delete {paths.shown(folder)} to have the set made again")
-    with Image.open(path) as picture:
+    number = _read(name, paths.phantom_root(), "masks.json")["labels"][label]
+    with Image.open(manifests.location(name) / "masks" / f"{image_id.removesuffix('.png')}.png") as picture:
         return np.asarray(picture) == number
 
 
@@ -69,25 +67,12 @@ def naming_word(text: str, label: str) -> str:
     return found[0] if found else ""
 
 
-@lru_cache(maxsize=16)
-class Asked(NamedTuple):
-    """A word of a text that a network can be asked about."""
-
-    id: str  # of the question or study
-    image_id: str
-    label: str  # what the region shows
-    word: str  # as the text names it
-    text: str  # the question, or the sentence of the report
-    read: str  # what the network reads: the question, or the whole report
-
-
 def named_in_questions(name: str, questions: Sequence[Question]) -> list[Asked]:
     """The findings that questions name and their images show, in file order."""
-    about, out = of_questions(name), []
+    about, out = _read(name, paths.phantom_root(), "question_regions.json"), []
     for q in questions:
         for label in about.get(q.question_id, ()):
-            word = naming_word(q.question, label)
-            if word and label in findings(name, q.image_id):
+            if (word := naming_word(q.question, label)) and label in findings(name, q.image_id):
                 out.append(Asked(q.question_id, q.image_id, label, word, q.question, q.question))
     return out
 
@@ -104,34 +89,18 @@ def named_in_reports(name: str, studies: Sequence[Study]) -> list[Asked]:
     return out
 
 
-def named_answers(questions: Sequence[Question]) -> list[Asked]:
-    """The test questions that hold a word of a training answer, by a rule, where no regions are known.
-
-    The word has `SHORTEST` letters or more and stands in at most the share `COMMONEST` of the training questions; the
-    longest of several counts.
-    """
-    learnt = [question for question in questions if question.split == "train"]
-    holding = Counter(word for question in learnt for word in set(_words(question.question)))
-    answers = {word for question in learnt for word in _words(question.answer) if len(word) >= SHORTEST}
-    known, out = {word for word in answers if holding[word] <= COMMONEST * len(learnt)}, []
+def answer_words(questions: Sequence[Question]) -> list[Asked]:
+    """The longest word of each test question that is also a word of a training answer, where no regions are known."""
+    answers = {w for q in questions if q.split == "train" for w in re.findall(r"[a-z]+", q.answer.lower())}
+    out = []
     for q in (question for question in questions if question.split == "test"):
-        if words := [word for word in _words(q.question) if word in known]:
-            start = q.question.lower().index(word := max(words, key=len))
-            written = q.question[start : start + len(word)]
-            out.append(Asked(q.question_id, q.image_id, word, written, q.question, q.question))
+        words = [w for w in re.findall(r"[A-Za-z]+", q.question) if len(w) >= SHORTEST and w.lower() in answers]
+        if words:
+            word = max(words, key=len)
+            out.append(Asked(q.question_id, q.image_id, word.lower(), word, q.question, q.question))
     return out
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", text.lower())
-
-
-def _folder(name: str, root: Path) -> Path:  # `location` compares the generator's code each time, slow in a loop
-    return manifests.location(name)
-
-
 @lru_cache(maxsize=16)
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{paths.shown(path)}: missing; delete the set's folder to have it made again")
-    return json.loads(path.read_text(encoding="utf-8"))
+def _read(name: str, root: Path, file: str) -> dict[str, Any]:  # `root` tells the folders of two tests apart
+    return json.loads((manifests.location(name) / file).read_text(encoding="utf-8"))

@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 
 from amif_lib.core import files, paths
-from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
-from amif_lib.reporting import audit, audit_claims, audit_power, map_scores, tables
+from amif_lib.reporting import audit, audit_claims, audit_power, tables
 from amif_lib.reporting.layout import grid
 from amif_lib.reporting.table_rows import SCALE_NOTES, Selection, dataset_name, real_name, required_runs
-from amif_lib.reporting.table_tests import NOT_TESTED, difference, withheld
+from amif_lib.reporting.table_tests import difference, withheld
 from amif_lib.reporting.tables import Line, Table, average_name
 from amif_lib.scoring import protocols, statistics
 
@@ -36,7 +35,6 @@ COLUMNS += [
 COLUMNS += ["note", "n_questions", "run_ids", "scale"]
 NOT_RUN, NO_RUNS, NO_MAPS = "not run", "not about runs", "no maps"
 PAPER = protocols.PROTOCOLS["paper"]
-MAP_OF = {"table2": "transport_plan", "table4": "attention"}  # Fig. 4, Fig. 5
 READING = (
     "*Significant in the best case*: whether a difference of that size can reach p < .05 on so many questions at all, "
     "if no question is lost. *Needed*: the smallest significant difference in points when "
@@ -61,7 +59,8 @@ def table(scale: str, names: Sequence[str] = (), known: Mapping[str, Table] | No
             continue
         if name and name not in collected:
             collected[name] = _collect(name, scale)
-        ours = _of_maps(record, scale) if record["kind"] == "map" else _replicate(record, collected.get(name))
+        shown = {"replication": NO_MAPS, "note": "map_scores.csv has the scores of the maps"}
+        ours = shown if record["kind"] == "map" else _replicate(record, collected.get(name))
         said = said | {"audit": said["verdict"], "audit_note": said["note"], "table": name, "scale": scale, "note": ""}
         rows.append(said | ours)
     out = pd.DataFrame(rows, columns=[*COLUMNS, "judged"]).astype({"n_questions": "Int64"})
@@ -190,33 +189,6 @@ def _beside_published(record: dict[str, str], whole: Table, own: str, rival: str
         "p": None if reason else gap.p,
         "n_questions": len(images),
         "run_ids": " ".join(lines[0].run_ids),
-    }
-
-
-def _of_maps(record: dict[str, str], scale: str) -> dict[str, object]:
-    """Figs. 4 and 5: the share of the first row's maps inside the asked regions minus that of the second's, in points.
-
-    Regions are known of generated data alone, so it is shown, without an interval, and never judged.
-    """
-    (name, first), (_, second) = (record[cell].split(":") for cell in ("first", "second"))
-    kind = MAP_OF[name]
-    try:
-        found = map_scores.table(scale, [name] if name in experiments.tables_of(scale) else [])
-    except InputError as error:  # damaged ones are said as well
-        return {"replication": NO_MAPS, "note": str(error)}
-    found = found.query("map == @kind and measure == 'mass' and source == 'model'")
-    found = found.drop_duplicates("row", keep="last").set_index("row")  # over all data sets, where there are several
-    if lacking := [row for row in (first, second) if row not in found.index]:
-        return {"replication": NOT_RUN, "note": f"without maps of row {', '.join(lacking)}"}
-    ours, theirs = found.loc[first], found.loc[second]
-    return {
-        "replication": NOT_TESTED,
-        "note": f"share of the {kind.replace('_', ' ')} inside the known region, {100 * ours['value']:.2f}% against "
-        f"{100 * theirs['value']:.2f}%",
-        "compared": f"#{first} - #{second}",
-        "ours": 100 * (ours["value"] - theirs["value"]),
-        "n_questions": ours["n"],
-        "run_ids": f"{ours['run_ids']} {theirs['run_ids']}",
     }
 
 

@@ -14,10 +14,9 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.reporting import figures, leak_figure, map_figures, map_scores, tables
-from amif_lib.reporting.figures import BLUE, GREY, INTERVALS, Drawn, scale_note
+from amif_lib.reporting.figures import BLUE, GREY, Drawn, scale_note
 from amif_lib.reporting.table_rows import dataset_name
 
-SCORES = "map_scores.csv"
 INDEX = "figures.csv"  # which figures there are, with their captions; written last
 
 
@@ -30,44 +29,32 @@ def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -
     """
     figures.use_style()
     map_scores.rows_of.cache_clear()  # the plan may be another one by now
-    folder, written = paths.scale_dir(scale) / "figures", []
+    folder, written, captions = paths.scale_dir(scale) / "figures", [], {}
     drawings: dict[str, Callable[[], Drawn]] = {
         "fig4_local_alignment": lambda: map_figures.local_alignment(scale),
         "fig5_gated_attention": lambda: map_figures.gated_attention(scale),
         "fig6_lambda": lambda: lambda_curve(tables.collect("lambda_sweep", scale).cells),
-        "map_scores_stage2": lambda: map_figures.scores(scored(), "stage2", scale),
-        "map_scores_finetune": lambda: map_figures.scores(scored(), "finetune", scale),
+        "map_scores": lambda: map_figures.scores(scale),
         "training_curves": lambda: training_curves(scale),
     }
     if "vqa_rad" in experiments.scale_settings(scale)["question_sets"]:
         drawings["leak_worth"] = lambda: leak_figure.leak_worth(leak_runs(scale))
-
-    def scored() -> pd.DataFrame:
-        if folder / SCORES not in written:
-            found = map_scores.table(scale, experiments.tables_of(scale))
-            files.write_text(folder / SCORES, found.to_csv(index=False, lineterminator="\n", float_format="%.5g"))
-            written.append(folder / SCORES)
-        return pd.read_csv(folder / SCORES, dtype={"row": str})
-
     if unknown := sorted(set(only) - set(drawings)):
         raise InputError(f"figure {unknown[0]!r}: unknown; choose from {', '.join(drawings)}")
-    left_out = 0
     for name in only or drawings:
         for old in folder.glob(f"{name}.*"):
             old.unlink()
         try:
-            figure, data, caption = drawings[name]()
+            figure, data, captions[name] = drawings[name]()
         except InputError as error:
-            left_out += 1
             print(f"left out: {name}: {error}")
             continue
-        written += figures.save(figure, folder / name, data, caption)
+        written += figures.save(figure, folder / name, data, captions[name])
         plt.close(figure)
-    if left_out == len(only or drawings) and not allow_none:
+    if not written and not allow_none:
         raise InputError(f"SCALE={scale}: no figure can be drawn; train its runs first (make reproduce SCALE={scale})")
     if not only:
-        captions = [(path.stem, path.read_text(encoding="utf-8").strip()) for path in written if path.suffix == ".txt"]
-        index = pd.DataFrame(captions, columns=["figure", "caption"])
+        index = pd.DataFrame(captions.items(), columns=["figure", "caption"])
         files.write_text(folder / INDEX, index.to_csv(index=False, lineterminator="\n"))
     return written
 
@@ -81,13 +68,6 @@ def main(scale: str, allow_none: bool = False) -> int:
     return 0
 
 
-def is_current(scale: str) -> bool:
-    """Whether `draw_all` has drawn the scale's figures since its tables were last made anew."""
-    index, folder = paths.scale_dir(scale) / "figures" / INDEX, paths.scale_dir(scale) / "tables"
-    made = [path for path in folder.glob("*.csv") if path.stem != "claims"]  # that one the report writes after drawing
-    return index.is_file() and all(path.stat().st_mtime <= index.stat().st_mtime for path in made)
-
-
 def lambda_curve(cells: pd.DataFrame) -> Drawn:
     """Fig. 6: overall accuracy against lambda, a panel per question set, from the cells of the table `lambda_sweep`.
 
@@ -98,7 +78,7 @@ def lambda_curve(cells: pd.DataFrame) -> Drawn:
     if part["lambda"].nunique() < 2:
         raise InputError("lambda_sweep: the plan has one value of lambda; a curve needs two or more")
     sets = list(part.sort_values("lambda", kind="stable").groupby("dataset", sort=False))
-    figure, axes = plt.subplots(1, len(sets), figsize=(2.4 * len(sets) + 0.4, 2.7), squeeze=False)
+    figure, axes = plt.subplots(1, len(sets), figsize=(2.4 * len(sets) + 1.4, 2.7), squeeze=False)
     for axis, (name, own) in zip(axes[0], sets, strict=True):
         axis.vlines(own["lambda"], own["ci_low"], own["ci_high"], color=BLUE, linewidth=1.4)
         axis.plot(own["lambda"], own["ours"], marker="o", markersize=5, color=BLUE)
@@ -106,15 +86,14 @@ def lambda_curve(cells: pd.DataFrame) -> Drawn:
         axis.set_xscale("symlog", linthresh=0.001, linscale=0.5)
         axis.set_xticks([0, 0.001, 0.01, 0.1, 1], ["0", ".001", ".01", ".1", "1"], fontsize="x-small")
         axis.minorticks_off()
-        axis.set(
-            xlabel="λ", xlim=(-0.0004, 1.6 * own["lambda"].max()), ylabel="accuracy, %" if axis is axes[0, 0] else ""
-        )
+        axis.set(xlabel="λ", xlim=(-0.0004, 1.6 * own["lambda"].max()))
         axis.set_title(dataset_name(name).replace(" (", "\n("), fontsize="small")
+    axes[0, 0].set_ylabel("accuracy, %")
     columns = ["dataset", "lambda", "ours", "ours_sd", "ci_low", "ci_high", "n_seeds", "n_questions", "run_ids"]
     caption = (
-        "Fig. 6 of the paper: overall accuracy (protocol paper) against the weight λ of the positive pair, with "
-        f"{INTERVALS} Dotted: the paper's choice, 0.01. The paper prints no numbers for this figure. Each panel has an "
-        f"axis of its own. {scale_note(part['scale'].iloc[0])}"
+        "Fig. 6 of the paper: overall accuracy (protocol paper) against the weight λ of the positive pair, "
+        f"{figures.intervals(part['n_seeds'])} Dotted: the paper's choice, 0.01. The paper prints no numbers for this "
+        f"figure. Each panel has an axis of its own. {scale_note(part['scale'].iloc[0])}"
     )
     return figure, part[columns], caption
 
@@ -129,8 +108,8 @@ def leak_runs(scale: str) -> list[stored.Run]:
 
 def training_curves(scale: str) -> Drawn:
     """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
-    tips = [run for row in map_scores.rows_of("table1", scale) if not row.extra for run in row.runs]
-    asked = {run.run_id: run for tip in tips for run in tip.lineage()}
-    runs = [stored.load_run(run_id) for run_id in asked if (paths.run_dir(run_id) / "metrics.jsonl").is_file()]
-    caption = "Total loss of the full model: every step (pale) and its running mean. " + scale_note(scale)
+    full = [run for row in map_scores.rows_of("table1", scale) if not row.extra for run in row.runs]
+    ids = dict.fromkeys(run.run_id for each in full for run in each.lineage())
+    runs = [stored.load_run(run_id) for run_id in ids if (paths.run_dir(run_id) / "metrics.jsonl").is_file()]
+    caption = "Total loss of the full model, running mean over 1/40 of the steps. " + scale_note(scale)
     return figures.training_curves(runs), figures.training_data(runs), caption

@@ -22,7 +22,6 @@ Drawn = tuple[Figure, pd.DataFrame, str]  # a figure, the numbers in it, its cap
 
 DPI = 200
 BLUE, GREY, ORANGE = "#0173b2", "#767676", "#d55e00"
-INTERVALS = "95% intervals from resampling images, crossed with the runs where a point stands for several."
 STAGES = {
     "stage1": "Stage 1: global alignment",
     "stage2": "Stage 2: local alignment, hard negatives",
@@ -44,19 +43,17 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
     """
     written = []
     nothing = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-    with mpl.rc_context({"svg.hashsalt": "amif", "svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure.draw_without_rendering()  # laid out once, not anew for every format
-        figure.set_layout_engine("none")
-        for kind, metadata in nothing.items():
-            written.append(Path(f"{path}.{kind}"))
-            drawn = io.BytesIO()
+    for kind, metadata in nothing.items():
+        written.append(Path(f"{path}.{kind}"))
+        drawn = io.BytesIO()
+        with mpl.rc_context({"svg.hashsalt": "amif", "svg.fonttype": "none", "pdf.fonttype": 42}):
             figure.savefig(drawn, format=kind, metadata=metadata, dpi=DPI)
-            with files.write_aside(written[-1]) as aside:
-                if kind == "png":
-                    small = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-                    small.save(aside, format="PNG", optimize=True, dpi=(DPI, DPI))
-                else:
-                    aside.write_bytes(drawn.getvalue())
+        with files.write_aside(written[-1]) as aside:
+            if kind == "png":
+                small = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+                small.save(aside, format="PNG", optimize=True, dpi=(DPI, DPI))
+            else:
+                aside.write_bytes(drawn.getvalue())
     texts = {"csv": "" if data is None else data.to_csv(index=False, lineterminator="\n", float_format="%.6g")}
     texts["txt"] = caption and caption + "\n"
     for kind, text in texts.items():
@@ -71,21 +68,28 @@ def scale_note(scale: str) -> str:
     return f"SCALE={scale}: {SCALE_NOTES[scale]}."
 
 
+def intervals(trainings: pd.Series) -> str:
+    """What the intervals of accuracies hold, by the number of trainings behind each point."""
+    if trainings.max() == 1:
+        return "95% intervals from resampling images; one training a point, so no spread between trainings is in them."
+    return "95% intervals from resampling images, crossed with the trainings where a point stands for several."
+
+
 def estimates(
-    data: pd.DataFrame, looks: Mapping[str, tuple[str, str, str]], share: str = "col", spread: float = 0
+    data: pd.DataFrame, looks: Mapping[str, tuple[str, str, str]], spread: float = 0, xlabel: str = "accuracy, %"
 ) -> Figure:
     """Estimates with intervals: a grid of panels, in each a line per row of a table and a marker per kind.
 
     `data` has the columns `line` and `column` (place and title of the panel), `row` (label on the left), `kind`,
     `value`, `ci_low` and `ci_high` (NaN: no interval); `looks` gives each kind's marker, colour and name in the legend.
-    Kinds are `spread` of a line apart. Panels share the x axis by column ("col") or all of them ("all").
+    Kinds are `spread` of a line apart. Panels share the x axis.
     """
     looks = {kind: look for kind, look in looks.items() if kind in set(data["kind"])}
     columns = data["column"].unique()
     rows = {line: part["row"].unique() for line, part in data.groupby("line", sort=False)}
     number = [len(own) for own in rows.values()]
     size = (2.4 + (1.9 * len(columns) if len(columns) > 1 else 5), 0.9 + 0.5 * len(rows) + 0.27 * sum(number))
-    grid = {"sharex": share, "squeeze": False, "height_ratios": number}
+    grid = {"sharex": "all", "squeeze": False, "height_ratios": number}
     figure, axes = plt.subplots(len(rows), len(columns), figsize=size, **grid)
     for (line, labels), panels in zip(rows.items(), axes, strict=True):
         height = {label: -place for place, label in enumerate(labels)}
@@ -93,7 +97,7 @@ def estimates(
             part = data[(data["line"] == line) & (data["column"] == column)]
             for place, (kind, (marker, colour, _)) in enumerate(looks.items()):
                 own = part[part["kind"] == kind]
-                y = own["row"].map(height) - spread * (place - (len(looks) - 1) / 2)
+                y = own["row"].map(height).astype(float) - spread * (place - (len(looks) - 1) / 2)
                 axis.hlines(y, own["ci_low"], own["ci_high"], color=colour, linewidth=1.5)
                 face = "white" if marker == "D" else colour
                 axis.scatter(own["value"], y, 26, marker=marker, facecolor=face, edgecolor=colour, zorder=3)
@@ -102,38 +106,37 @@ def estimates(
             axis.set_ylim(0.4 - len(height), 0.6)
             axis.tick_params(axis="y", length=0)
             axis.spines["left"].set_visible(False)
+            axis.set_visible(len(part) > 0 or axis is panels[0])
             axis.grid(axis="x", color="0.92", linewidth=0.8)
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel, fontsize="x-small")
     marks = [plt.Line2D([], [], marker=marker, color=colour, linestyle="") for marker, colour, _ in looks.values()]
     figure.legend(marks, [name for *_, name in looks.values()], loc="outside lower center", ncols=3)
     return figure
 
 
 def training_data(runs: Sequence[Run]) -> pd.DataFrame:
-    """Total loss per step of each run: `stage, label, run_id, step, loss, smoothed` (running mean over 1/40 of it)."""
+    """Loss of each run, `stage, label, run_id, step, loss`: the running mean of the total over 1/40 of the steps."""
+    if not runs:
+        raise InputError("training curves: no run given")
     parts = []
     for run in runs:
-        total = run.history["total"]
         label = run.spec.label.split(": ", 1)[-1] or run.run_id  # without `table4 row 6:`
         label += f", {dataset_name(run.spec.data.questions)}" if run.spec.stage == "finetune" else ""
-        about = {"stage": run.spec.stage, "label": label, "run_id": run.run_id, "step": run.history["step"]}
-        smoothed = total.rolling(max(1, len(total) // 40), min_periods=1).mean()
-        parts.append(pd.DataFrame(about | {"loss": total, "smoothed": smoothed}))
-    if not parts:
-        raise InputError("training curves: no run given")
+        about = {"stage": STAGES[run.spec.stage], "label": label, "run_id": run.run_id, "step": run.history["step"]}
+        loss = run.history["total"].rolling(max(1, len(run.history) // 40), min_periods=1).mean()
+        parts.append(pd.DataFrame(about | {"loss": loss}))
     return pd.concat(parts, ignore_index=True)
 
 
 def training_curves(runs: Sequence[Run]) -> Figure:
-    """Total loss against step, one panel per stage: pale every step, strong the running mean, a colour per label."""
+    """Loss against step, one panel per stage and a colour per label."""
     data = training_data(runs)
-    stages = [stage for stage in STAGES if stage in set(data["stage"])]
-    figure, axes = plt.subplots(1, len(stages), figsize=(4.2 * len(stages), 3.0), squeeze=False)
-    for axis, stage in zip(axes[0], stages, strict=True):
-        part = data[data["stage"] == stage]
-        common = {"data": part, "x": "step", "hue": "label", "units": "run_id", "estimator": None, "ax": axis}
-        sns.lineplot(**common, y="loss", alpha=0.18, linewidth=0.8, legend=False)
-        sns.lineplot(**common, y="smoothed", legend=part["label"].nunique() > 1 and "full")
-        axis.set(title=STAGES[stage], ylabel="loss", ylim=(min(0, part["smoothed"].min()), None))
-        if axis.get_legend():
-            axis.legend(title="", fontsize="x-small")
+    panels = list(data.groupby("stage", sort=False))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.0), squeeze=False)
+    for axis, (stage, part) in zip(axes[0], panels, strict=True):
+        legend = part["label"].nunique() > 1 and "full"
+        curves = {"x": "step", "y": "loss", "hue": "label", "units": "run_id", "estimator": None, "legend": legend}
+        sns.lineplot(part, **curves, ax=axis)
+        axis.set_title(stage)
     return figure

@@ -25,9 +25,7 @@ def leak_worth(runs: Sequence[Run] = ()) -> Drawn:
     shown = data.assign(line="", value=data["accuracy"], kind=data["training_file"])
     shown["column"] = data["part"].map(lambda part: f"{sizes[part]} {part} questions")
     shown["row"] = data["system"].str.replace(", ", ",\n")
-    figure = figures.estimates(shown, LOOKS, share="all", spread=0.25)
-    for axis in figure.axes:
-        axis.set_xlabel("accuracy, %", fontsize="small")
+    figure = figures.estimates(shown, LOOKS, spread=0.25)
     caption = (
         f"What the leak in VQA-RAD's training file of 3,064 questions is worth: it holds {sizes['leaked']} of the "
         f"{sizes.sum()} test questions with their answers, in other words on the same image. Accuracy by the training "

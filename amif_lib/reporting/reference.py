@@ -34,7 +34,7 @@ COPIED = (
     "figures/*.png",
     "figures/*.svg",
 )
-COPIED += ("maps/*.npz", "benchmarks/*.csv", "notebooks/*.ipynb")
+COPIED += ("benchmarks/*.csv", "notebooks/*.ipynb")
 POINTS = 100  # of a training's history
 MARGIN = 10.0  # nats below the best candidate: what lies further below holds next to no probability
 
@@ -95,10 +95,9 @@ def _copy_run(spec: RunSpec, folder: Path, probabilities: bool) -> None:
                 found = read_predictions(spec.directory / name)
                 write_predictions(folder / name, *smaller(*found, probabilities=False))
     sets = {name for run in spec.lineage() for name in data_sets(run)}
-    if not manifests.notice(sets) and all(run.seed == 0 for run in spec.lineage()):
-        for name in (stored_maps.MAPS, stored_maps.EXAMPLE_MAPS):
-            if (spec.directory / name).is_file():
-                _copy(spec.directory / name, folder / name)
+    first = all(run.seed == 0 for run in spec.lineage())
+    if first and not manifests.notice(sets) and (spec.directory / stored_maps.MAPS).is_file():
+        _copy(spec.directory / stored_maps.MAPS, folder / stored_maps.MAPS)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from amif_lib.core import paths
 from amif_lib.reporting import figures
 from amif_lib.reporting.layout import row_labels, short_name
-from amif_lib.reporting.table_notes import seed_counts, variance
-from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name, is_baseline, is_synthetic
+from amif_lib.reporting.table_rows import dataset_name, is_baseline, is_synthetic
 from amif_lib.reporting.tables import Table
 
 LOOKS = {  # marker, colour, name
@@ -31,16 +29,9 @@ def overall_data(table: Table) -> pd.DataFrame:
     """
     ours = table.cells.query("protocol == 'paper' and split == 'overall'")
     ours = ours.assign(kind=["baseline" if is_baseline(row) else "ours" for row in ours["row"]], accuracy=ours["ours"])
-    if any(map(is_synthetic, table.datasets)):
-        return ours[COLUMNS].reset_index(drop=True)
-    unknown = {"kind": "paper", "ci_low": np.nan, "ci_high": np.nan}
-    paper = ours[ours["paper"].notna()].assign(accuracy=lambda frame: frame["paper"], **unknown)
-    others = table.published[table.published["dataset"].isin(table.datasets) & (table.published["split"] == "overall")]
-    others = (
-        others[~others["row"].isin({line.paper_row for line in table.lines})] if table.name == "table1" else others[:0]
-    )
-    others = others.assign(accuracy=others["value"], n_questions=np.nan, **unknown)
-    return pd.concat([part[COLUMNS] for part in (others, ours, paper) if len(part)], ignore_index=True)
+    paper = ours[ours["paper"].notna() & ~ours["dataset"].map(is_synthetic)]
+    paper = paper.assign(kind="paper", accuracy=paper["paper"], ci_low=float("nan"), ci_high=float("nan"))
+    return pd.concat([part[COLUMNS] for part in (ours, paper) if len(part)], ignore_index=True)
 
 
 def overall(table: Table) -> Figure:
@@ -53,24 +44,22 @@ def overall(table: Table) -> Figure:
     data["average"] = ~data["dataset"].isin(table.datasets)
     data = data.sort_values(["average", "row"], ascending=[False, True], kind="stable")
     n = data.groupby("dataset")["n_questions"].transform("max").map("\nn = {:,.0f}".format)
-    texts = data.assign(
-        line="", column=data["dataset"].map(dataset_name).str.replace(" (", "\n(") + n, value=data["accuracy"]
-    )
+    panels = data["dataset"].map(dataset_name).str.replace(" (", "\n(") + n
+    texts = data.assign(line="", column=panels, value=data["accuracy"])
     texts["row"] = [" ".join(labels[row]).strip() for row in data["row"]]
-    figure = figures.estimates(texts, LOOKS, share="all")
+    figure = figures.estimates(texts, LOOKS)
     for axis, (_, part) in zip(figure.axes, data.groupby("dataset", sort=False), strict=True):
         blind = part.loc[part["row"].astype(str).str.startswith("question_only"), "accuracy"]
         axis.vlines(blind, *axis.get_ylim(), color=figures.GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-        axis.set_xlabel("accuracy, %")
     return figure
 
 
 def caption(table: Table) -> str:
     """The caption of `overall`, with the variance that the intervals hold and the scale."""
     return (
-        f"{short_name(table.name)}: overall accuracy under the protocol paper with 95% intervals from resampling "
-        f"images; {variance(*seed_counts(table.lines))} Dashed: the full model trained and tested on blank images. "
-        f"Scale {table.scale}: {SCALE_NOTES[table.scale]}."
+        f"{short_name(table.name)}: overall accuracy under the protocol paper, "
+        f"{figures.intervals(table.cells['n_seeds'])} Dashed: the full model trained and tested on blank images. "
+        f"{figures.scale_note(table.scale)}"
     )
 
 

@@ -98,8 +98,8 @@ def model(folder: Path) -> Any:
     return AMiFForVQA.from_pretrained(folder)
 
 
-def maps(run: Any, drawn: Any) -> dict[str, Any]:
-    """What is stored of a run for figures: `patch_maps.contents`."""
-    from amif_lib.methods.amif.patch_maps import contents
+def maps(run: Any) -> dict[str, Any] | None:
+    """A run's patch maps of words whose regions are known, for figures: `patch_maps.word_maps`."""
+    from amif_lib.methods.amif.patch_maps import word_maps
 
-    return contents(run, drawn)
+    return word_maps(run)

@@ -20,12 +20,12 @@ HEAT_MAP = 32  # samples of the soft labels' heat maps
 
 
 @torch.inference_mode()
-def soft_labels(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> dict[str, np.ndarray]:
-    """Labels H, student's P and teacher's Q of the batch's first samples: `<pair>_labels`, `_student`, `_teacher`.
+def label_matrices(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> dict[str, np.ndarray]:
+    """Labels H, student's P and teacher's Q of the batch's first N samples: `<pair>_labels`, `_student`, `_teacher`.
 
-    Pairs are image to text (`i2t`) and text to text (`t2t`).
+    Pairs are image to text (`i2t`) and text to text (`t2t`), (N, N) each; `findings` names what each sample shows.
     """
-    o, amif, batch = run.spec.objective, _trained(run), batch.map(lambda x: x[:HEAT_MAP])
+    o, amif, batch = run.spec.objective, trained(run), batch.map(lambda x: x[:HEAT_MAP])
     views, text = amif.encode_views(batch.views)[:, :, 0], amif.text_encoder(batch.ids, batch.mask)[:, 0]  # [CLS]
     v, r = pick(amif.image_projection(views), batch.view), amif.text_projection(text)  # (N, e)
     teacher_r = batch.extras.get("teacher_text", r)
@@ -38,60 +38,53 @@ def soft_labels(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> 
         if batch.extras:
             q = o.model_copy(update={"labels": "soft", "positive_weight": 0.0})
             out[f"{pair}_teacher"] = distributions(*sides, q)[1]
-    named, few = _named(run), studies[:HEAT_MAP]
-    names = {"ids": np.array([study.study_id if named else str(i) for i, study in enumerate(few)])}
-    names["findings"] = np.array(["; ".join(_shows(study)) for study in few])
-    return names | {name: values.float().numpy().astype(np.float16) for name, values in out.items()}
+    out = {name: values.float().numpy().astype(np.float16) for name, values in out.items()}
+    return out | {"findings": np.array([_shows(study) for study in studies[:HEAT_MAP]])}
 
 
 @torch.inference_mode()
 def mined_negatives(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> pd.DataFrame:
     """The hard negatives of a step, one line per sample and kind of pair; without a teacher, by the final weights.
 
-    `probability` of being drawn, `uniform` were all allowed samples equally likely, `rank` 1 of the most probable;
-    where what an image shows is known, its `findings` and the share with the same ones among all that could have been
-    drawn, by probability (`p_same`) or not (`uniform_same`); texts where these may be shown.
+    `probability` of being drawn, and `uniform` were all allowed samples equally likely. Where what an image shows is
+    known: `same_findings` of sample and negative, and how often a negative has the same ones if it is drawn by these
+    probabilities (`p_same`) or uniformly (`uniform_same`). Texts and ids stand where they may be shown.
     """
-    stage = Stage2(_trained(run), run.spec.objective, run.spec.seed, special_ids=(0, 0))  # mining reads no tokens
+    stage = Stage2(trained(run), run.spec.objective, run.spec.seed, special_ids=(0, 0))  # mining reads no tokens
     views = text = None  # the teacher's vectors are enough
     if not batch.extras:
         views, text = stage.amif.encode_views(batch.views), stage.amif.text_encoder(batch.ids, batch.mask)
-    named, known, lines = _named(run), all(map(regions.known, run.spec.data.pretrain)), []
-    shown = [_shows(study) for study in studies]
-    same = np.array([[a == b for b in shown] for a in shown])  # (N, N)
+    sets, lines = run.spec.data.pretrain, []
+    named = not manifests.withheld(sets, "texts")  # else neither texts nor ids may leave the data's folder
+    shown = np.array([_shows(study) for study in studies])  # (N,)
+    same = shown[:, None] == shown  # (N, N)
     for kind, (index, valid, probabilities) in stage.mine(batch, views, text).items():
         p = probabilities.numpy()  # (N, N)
         uniform = (p > 0) / (p > 0).sum(1, keepdims=True).clip(1)
         for i in np.flatnonzero(valid.numpy()):
             j = int(index[i])
-            ids = (studies[i].study_id, studies[j].study_id) if named else (str(i), str(j))
-            line = {"step": batch.step, "pair": kind, "id": ids[0], "negative_id": ids[1]}
-            line |= {"probability": p[i, j], "uniform": uniform[i, j], "rank": 1 + int((p[i] > p[i, j]).sum())}
-            if known:
-                line |= {"findings": "; ".join(shown[i]), "negative_findings": "; ".join(shown[j])}
-                line |= {"same_findings": bool(same[i, j]), "p_same": (p[i] * same[i]).sum()}
-                line["uniform_same"] = (uniform[i] * same[i]).sum()
+            ids = (studies[i].study_id, studies[j].study_id) if named else (i, j)
+            line = {"pair": kind, "id": ids[0], "negative_id": ids[1]}
+            line |= {"probability": p[i, j], "uniform": uniform[i, j]}
+            if all(map(regions.known, sets)):
+                line |= {"findings": shown[i], "negative_findings": shown[j], "same_findings": same[i, j]}
+                line |= {"p_same": (p[i] * same[i]).sum(), "uniform_same": (uniform[i] * same[i]).sum()}
             if named:
                 line |= {"text": studies[i].text[:400], "negative_text": studies[j].text[:400]}
             lines.append(line)
     return pd.DataFrame(lines)
 
 
-def _trained(run: Any) -> AMiF:
-    """The stored network in evaluation mode."""
+def trained(run: Any) -> AMiF:
+    """The stored network of a pre-training in evaluation mode."""
     with torch.random.fork_rng():
         amif = AMiF(run.spec.model)
     amif.load(run.directory / "model")
     return amif.eval()
 
 
-def _shows(study: Study) -> list[str]:
+def _shows(study: Study) -> str:
     """The findings that a study's images show, where regions are known."""
     if not study.data_set or not regions.known(study.data_set):
-        return []
-    return sorted({label for image in study.images for label in regions.findings(study.data_set, image.image_id)})
-
-
-def _named(run: Any) -> bool:
-    """Whether ids and texts of the pre-training sets may stand in a run's files."""
-    return not manifests.withheld(run.spec.data.pretrain, "texts")
+        return ""
+    return "; ".join(sorted({label for i in study.images for label in regions.findings(study.data_set, i.image_id)}))

@@ -175,7 +175,7 @@ class AMiFForVQA(nn.Module):
 
         `attention` of the word in the last co-attention layer, mean over heads, on patches, sum 1 (absent without
         co-attention); mass that `transport_plan` moves between patch and word; `gate` of the patch, mean over channels
-        (absent without knowledge). Raises InputError where the word is absent.
+        (absent without a gate). Raises InputError where the word is absent.
         """
         from amif_lib.methods.amif.patch_maps import look, word_positions  # which itself knows this class
 

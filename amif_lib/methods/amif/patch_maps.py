@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,48 +15,17 @@ from torch import Tensor
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests, regions, store
 from amif_lib.data.load import load_questions, load_studies
-from amif_lib.data.records import Study
 from amif_lib.methods.amif import labels
-from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.amif.stage2 import Stage2
-from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import transport
 
 HELD_OUT = "phantom_teacher"  # studies drawn apart: the soft labels' teacher is trained on them, no student ever is
 SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
-MOST, EXAMPLES, BATCH = 150, 4, 50  # questions or reports per run, those with a picture, those in one pass
+MOST, EXAMPLES = 150, 4  # words per run, those with a picture
 PICTURE = 96  # side of an example's picture, pixels
-
-
-def contents(
-    run: Any, drawn: Callable[[int], tuple[PretrainingBatch, list[Study]]] | None
-) -> dict[str, Callable[[], Any]]:
-    """What is stored of a run: file names, and functions that make their arrays or table, None where there is nothing.
-
-    Stage 1: labels beside the student's probabilities on the first batch, `drawn(0)` (see `training.drawn`). Stage 2:
-    the last step's negatives, and maps of words of reports that no student is trained on. Fine-tuning: of words of test
-    questions. Regions to score maps by are known of generated data; of real data there are a few examples.
-    """
-    spec, made = run.spec, {}
-    if spec.stage == "stage1":
-        return {"soft_labels.npz": lambda: labels.soft_labels(run, *drawn(0))}
-    if spec.stage == "stage2" and spec.objective.weight_hard_negatives > 0:
-        made["hard_negatives.csv"] = lambda: labels.mined_negatives(run, *drawn(-1))
-    sets = (spec.data.questions,) if spec.stage == "finetune" else spec.data.pretrain
-    if spec.stage == "finetune" and spec.data.blank_images:
-        print(f"finetune {run.run_id}: no maps: it is trained on blank images")
-    elif spec.stage == "stage2" and HELD_OUT in sets:
-        print(f"stage2 {run.run_id}: no maps: it is trained on {HELD_OUT}, whose regions would score it")
-    elif not all(map(regions.known, sets)):
-        made["example_maps.npz"] = lambda: example_maps(run)
-    else:
-        made["maps.npz"] = lambda: word_maps(run)
-        if spec.stage == "stage2" or (spec.knowledge.source == "answers" and spec.knowledge.gate):
-            name = f"untrained_{spec.stage}_{sets[0] if spec.stage == 'finetune' else HELD_OUT}.npz"
-            made[name] = lambda: word_maps(run, trained=False)
-    return made
 
 
 @torch.inference_mode()
@@ -74,7 +44,7 @@ def look(
         special = (network.tokenizer.cls_token_id, network.tokenizer.sep_token_id)
         cost = transport.cosine_cost(inside["image"][:, 1:], inside["text"])  # (B, p, t)
         plan = transport.ipot(cost, None, content_mask(ids, mask, special))  # (B, p, t)
-        attentions, gate = inside["attentions"], inside["gate"]
+        attentions, gate = inside["attentions"], inside["gate"] if network.knowledge.gate else None
     word = torch.zeros(ids.shape, device=ids.device)  # (B, t): 1 on the word's pieces
     for row, own in zip(word, places, strict=True):
         row[list(own)] = 1
@@ -101,106 +71,74 @@ def word_positions(tokenizer: Any, tokens: list[int], word: str) -> list[int]:
     raise InputError(f"explain: {word!r} is not a word of the question")
 
 
-def word_maps(run: Any, trained: bool = True) -> dict[str, Any] | None:
-    """Maps of the first `MOST` words that name a finding which the image shows, in file order.
+def word_maps(run: Any) -> dict[str, Any] | None:
+    """Fields of `stored_maps.Maps`; None for stage 1, blank images, and where no text may be shown or read.
 
-    Of test questions, or for a stage-2 run of reports of the held-out studies.
+    Generated data: the first `MOST` words that name a finding which the image shows. Real data, which has no regions:
+    `EXAMPLES` test questions.
     """
     spec = run.spec
-    if spec.stage == "stage2":
-        studies = load_studies(HELD_OUT, stored_side=spec.model.stored_side)
-        return _maps(run, HELD_OUT, regions.named_in_reports(HELD_OUT, studies), trained)
-    name = spec.data.questions
-    questions = load_questions(name, **spec.data.question_settings)
-    tested = [question for question in questions if question.split == "test" and question.language == "en"]
-    return _maps(run, name, regions.named_in_questions(name, tested), trained)
-
-
-def example_maps(run: Any) -> dict[str, Any] | None:
-    """Maps of `EXAMPLES` test questions of a set whose images may be shown, without regions.
-
-    The set is a fine-tuning's own; for a stage-2 run, the first of `SHOWN` that it is kept apart from.
-    """
-    data, own = run.spec.data, run.spec.stage == "finetune"
-    sets = [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against]
-    for name in sets:
-        if not (manifests.may_show(name, "images") and manifests.may_show(name, "texts")):
-            continue
-        try:
-            questions = load_questions(name, **(data.question_settings if own else {}))
-        except InputError:  # the set is not here
-            continue
-        return _maps(run, name, regions.named_answers(questions), located=False)
-    print(f"{run.spec.stage} {run.run_id}: no maps: no test questions are here whose images and texts may be shown")
-    return None
-
-
-def _maps(
-    run: Any, name: str, asked: Sequence[regions.Asked], trained: bool = True, located: bool = True
-) -> dict[str, Any] | None:
-    """Fields of `stored_maps.Maps` for the words that are read; `located`: the regions of their labels are known."""
-    spec, tokenizer = run.spec, tokenizers.load(run.directory / "model")
-    network, side = _network(run, tokenizer, trained), spec.model.image_size // spec.model.patch_size
+    if spec.stage == "stage1" or spec.data.blank_images:
+        return None
+    tokenizer, (name, asked) = tokenizers.load(run.directory / "model"), words_asked(spec)
     length = spec.data.text_length if name == HELD_OUT else spec.data.question_length
     found = []  # row, its tokens, and the word's places among them
     for row in asked:
         ids = tokenizer(row.read, truncation=True, max_length=length)["input_ids"]
         with contextlib.suppress(InputError):  # the word is cut off
             found.append((row, ids, word_positions(tokenizer, ids, row.word)))
-        if len(found) == MOST and located:
-            break
-    if not located:
-        found = [found[i] for i in first_of_each([row for row, *_ in found])]
     if not found:
-        print(f"{spec.stage} {run.run_id}: no maps: no text of {name}, cut to its length, names what its image shows")
+        print(f"{spec.stage} {run.run_id}: no maps: no text that may be shown names what its image shows")
         return None
+    table = pd.DataFrame([row for row, *_ in found])
+    examples = table.drop_duplicates("label").drop_duplicates("image_id").index[:EXAMPLES].tolist()
+    if located := regions.known(name):
+        found, examples = found[:MOST], [i for i in examples if i < MOST]
+    else:
+        found, examples = [found[i] for i in examples], list(range(len(examples)))
     rows, tokens, places = zip(*found, strict=True)
-    pictures, parts = store.pictures([name], spec.model.stored_side), []
-    for start in range(0, len(rows), BATCH):
-        few = slice(start, start + BATCH)
-        padded = tokenizer.pad({"input_ids": list(tokens[few])}, return_tensors="pt")
-        images = torch.stack([pixels.to_tensor(pictures[row.image_id], spec.model.image_size) for row in rows[few]])
-        parts.append(look(network, images, padded["input_ids"], padded["attention_mask"].bool(), places[few]))
-    values = {key: torch.cat([part[key] for part in parts]).numpy() for key in parts[0]}  # (n, s, s)
-    if not spec.knowledge.gate:
-        values.pop("gate", None)
-    values = {key: v if key == "gate" else v / v.sum((1, 2), keepdims=True) for key, v in values.items()}
-    masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side), bool) for row in rows]
-    out = {"data_set": name, "values": values, "coverage": np.stack([regions.coverage(m, side) for m in masks])}
-    out |= {f"{field}s": [getattr(row, field) for row in rows] for field in regions.Asked._fields[:5]}
-    if not manifests.may_show(name, "texts"):
-        out["words"] = out["texts"] = [""] * len(rows)
-    if manifests.may_show(name, "images"):
-        examples = first_of_each(rows)
-        grey = [pictures[rows[i].image_id].convert("L").resize((PICTURE, PICTURE), Image.BICUBIC) for i in examples]
-        outlines = [regions.coverage(masks[i], PICTURE) >= 0.5 for i in examples]
-        out |= {"examples": examples, "pictures": np.stack(grey), "outlines": np.stack(outlines)}
-    return out
+    pictures, side = store.pictures([name], spec.model.stored_side), spec.model.image_size // spec.model.patch_size
+    images = torch.stack([pixels.to_tensor(pictures[row.image_id], spec.model.image_size) for row in rows])
+    padded = tokenizer.pad({"input_ids": list(tokens)}, return_tensors="pt")
+    values = look(_network(run, tokenizer), images, padded["input_ids"], padded["attention_mask"].bool(), places)
+    masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side)) for row in rows]
+    grey = [pictures[rows[i].image_id].convert("L").resize((PICTURE, PICTURE), Image.BICUBIC) for i in examples]
+    return {
+        "data_set": name,
+        **{f"{field}s": np.array([getattr(row, field) for row in rows]) for field in regions.Asked._fields[:5]},
+        "coverage": np.stack([regions.coverage(mask, side) for mask in masks]),  # (n, s, s)
+        "values": {kind: maps.numpy() for kind, maps in values.items()},  # (n, s, s)
+        "examples": np.array(examples),
+        "pictures": np.stack(grey),
+        "outlines": np.stack([regions.coverage(masks[i], PICTURE) >= 0.5 for i in examples]),
+    }
 
 
-def first_of_each(rows: Sequence[regions.Asked]) -> list[int]:
-    """The rows shown as examples: in order, the first `EXAMPLES` of a label and an image not yet shown."""
-    out: list[int] = []
-    for number, row in enumerate(rows):
-        shown = [rows[i] for i in out]
-        if len(out) < EXAMPLES and all(row.label != r.label and row.image_id != r.image_id for r in shown):
-            out.append(number)
-    return out
+def words_asked(spec: Any) -> tuple[str, list[regions.Asked]]:
+    """A data set that the run was not trained on, and its words: test questions, for stage 2 reports held out.
+
+    A stage 2 on real data has no reports held out: its words are of test questions of the first of `SHOWN` that is here
+    and kept apart from pre-training.
+    """
+    data, own = spec.data, spec.stage == "finetune"
+    if not own and all(map(regions.known, data.pretrain)):
+        studies = load_studies(HELD_OUT, stored_side=spec.model.stored_side)
+        return HELD_OUT, regions.named_in_reports(HELD_OUT, studies)
+    for name in [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against]:
+        try:
+            questions = load_questions(name, **(data.question_settings if own else {}))
+        except InputError:  # the set is not here
+            continue
+        if not manifests.withheld([name], "images") and not manifests.withheld([name], "texts"):
+            tested = [q for q in questions if q.split == "test" and q.language == "en"]
+            return name, (
+                regions.named_in_questions(name, tested) if regions.known(name) else regions.answer_words(questions)
+            )
+    return "", []
 
 
-def _network(run: Any, tokenizer: Any, trained: bool) -> AMiFForVQA | Stage2:
-    """The stored network, or the same with random weights, in evaluation mode."""
-    spec, folder, special = run.spec, run.directory / "model", (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        if spec.stage == "stage2":
-            amif = AMiF(spec.model)
-            network = Stage2(amif, spec.objective, spec.seed, special)
-            if trained:
-                amif.load(folder)
-        else:
-            network = AMiFForVQA.from_pretrained(folder)
-            if not trained:
-                lengths = network.question_length, network.answer_length
-                network = AMiFForVQA(spec.model, spec.knowledge, network.knowledge_ids, tokenizer, *lengths)
-    return network.eval()
+def _network(run: Any, tokenizer: Any) -> AMiFForVQA | Stage2:
+    if run.spec.stage == "finetune":
+        return AMiFForVQA.from_pretrained(run.directory / "model")
+    special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    return Stage2(labels.trained(run), run.spec.objective, run.spec.seed, special).eval()
