@@ -124,9 +124,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataset", default="", help="a question set, such as vqa_rad (a run folder says it itself)")
     sub.add_argument("--training-file", default="", help="what the baselines learn from, such as published3064")
     sub.add_argument("--language", default="", help="of SLAKE's questions: en or zh (default: en)")
-    sub.add_argument(
-        "--candidates", type=Path, metavar="FILE", help="the answers that were chosen among: .json or .txt"
-    )
     sub.add_argument("--out", type=Path, metavar="FILE", help="write all numbers to this CSV file too")
     command("audit", _audit, "recompute the paper's own numbers against each other and the annotation files")
     command(
@@ -247,13 +244,14 @@ def _data_check(options: Namespace) -> int:
 
 
 def _leaks(options: Namespace) -> None:
+    from amif_lib.data import manifests
     from amif_lib.scoring import leaks, question_files
 
     given = [*options.files, *options.train, *options.test]
     if not given:
         raise InputError("leaks: name a question-answer file, or --train FILE --test FILE")
     _refuse_overwriting(options.out, given)
-    if question_files.is_data_set(given):
+    if len(given) == 1 and not Path(given[0]).exists() and given[0] in manifests.names():
         table = leaks.report(given[0])
     else:
         table = question_files.compare(options.files, options.train, options.test, say=print)
@@ -265,9 +263,9 @@ def _leaks(options: Namespace) -> None:
 def _score(options: Namespace) -> None:
     from amif_lib.scoring import score
 
-    _refuse_overwriting(options.out, [options.file, *([options.candidates] if options.candidates else [])])
-    chosen = (options.dataset, options.training_file, options.language, options.candidates)
-    found = score.score_file(options.file, *chosen, options.prediction, options.id)
+    _refuse_overwriting(options.out, [options.file])
+    chosen = (options.dataset, options.training_file, options.language, options.prediction, options.id)
+    found = score.score_file(options.file, *chosen)
     print(score.page(found))
     _write_csv(found.table, options.out)
 

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import parse_json, read_text
 from amif_lib.data.records import Question, normalise_answer
-from amif_lib.experiments.predictions import PREDICTIONS, read_predictions
 from amif_lib.scoring import leaks, question_files, user_files
 
 # What a column may be called, most telling name first, as lmms-eval, VLMEvalKit, MedEvalKit, LLaVA-Med, PMC-VQA, Every
@@ -34,7 +31,6 @@ COLUMNS = {
     ),
     "question": (*question_files.COLUMNS["question"], "doc.question", "input.raw"),
     "image": (*question_files.COLUMNS["image"], "doc.image"),
-    "log-likelihoods": ("log_likelihoods",),  # of JSON records: an object from candidate answer to number
 }
 # Columns of the sets and tools that are never predictions. A column of any other name may be a model's.
 OTHERS = {name for names in (*COLUMNS.values(), *question_files.COLUMNS.values()) for name in names} | {
@@ -51,20 +47,22 @@ OTHERS = {name for names in (*COLUMNS.values(), *question_files.COLUMNS.values()
         "model",
     ),
     *("model_id", "answer_id", "resps", "dataset", "type", "qid_para", "messages", "task", "log", "place", "options"),
+    "log_likelihoods",
 }
+WORDS = ("image", "question", "accepted answer")  # what tells questions apart where ids do not
 
 
 @dataclass(frozen=True)
 class PredictionFile:
-    """`table` has, by question id, the normalised `answer` and its `place` in the file; `fields` which column was read
-    as what; `scores`, where the file has them, the log-likelihoods of normalised answers (questions, answers);
-    `notes` what a reader must know; `untold` the questions for which it cannot be told which record answers them."""
+    """`answers`, normalised, by question id, and what a reader must know of how they were read.
 
-    table: pd.DataFrame
+    `fields` says which column was read as what; `ambiguous` are the test questions that several records may answer.
+    """
+
+    answers: pd.Series
     fields: dict[str, str]
-    scores: pd.DataFrame | None
     notes: tuple[str, ...] = ()
-    untold: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
 
 
 def read(path: Path | str, questions: Sequence[Question], prediction: str = "", identity: str = "") -> PredictionFile:
@@ -73,19 +71,18 @@ def read(path: Path | str, questions: Sequence[Question], prediction: str = "", 
     The columns `prediction` and `identity` hold predictions and question ids, where they are given; else they are told
     by name. Records are told apart by their ids or, where these are not the set's, by image, question and accepted
     answer. An answer is a text or a number and may be empty or null. Raises InputError, naming file and line or record:
-    unknown or several columns, no id, no or several answers, a question twice.
+    unknown or several columns, no id, no or several answers, a question twice, a test question without a prediction.
     """
     records, shown = user_files.read(path), paths.shown(Path(path))
     names, guessed = _columns(records, shown, prediction.strip().lower(), identity.strip().lower())
-    test, notes, untold = [q for q in questions if q.split == "test"], [], ()
+    test, notes, ambiguous = [q for q in questions if q.split == "test"], [], ()
     known = {answer for q in questions for answer in q.answers}
     plain = user_files.each(records, lambda record: _prediction(record, names, known))
     table = pd.DataFrame(plain, columns=["id", "answer"]).assign(place=records.index)
     for field in ("question", "image", "accepted answer"):
         table[field] = records[names[field]].map(_text).to_numpy() if field in names else ""
     if "question" in names and not identity and not _ids_fit(table, test):
-        fields = [field for field in ("image", "question", "accepted answer") if field in names]
-        table, untold, said = _match(table, test, fields, shown)
+        table, ambiguous, said = _match(table, test, [field for field in WORDS if field in names], shown)
         names.pop("question id", None)
         notes.append(said)
     elif "question id" not in names:
@@ -96,31 +93,15 @@ def read(path: Path | str, questions: Sequence[Question], prediction: str = "", 
     if "accepted answer" in names:
         notes.append(_about_accepted(table, test, names, guessed, shown))
     table = table.set_index("id")
-    twice = table.index.duplicated()
-    if twice.any():
-        question, place = table.index[twice][0], table["place"][twice].iloc[0]
-        first = table["place"][~twice][question].removeprefix(shown).lstrip(", ")
-        raise InputError(f"{place}: question {question} is answered twice, first at {first}; keep one")
-    scores = None
-    if "log-likelihoods" in names:
-        scores = _scores(records, names["log-likelihoods"]).loc[table["place"]].set_axis(table.index)
-    return PredictionFile(table, names, scores, tuple(notes), untold)
-
-
-def read_run(folder: Path, questions: Sequence[Question]) -> PredictionFile:
-    """The predictions of a run folder; InputError where its accepted answers differ from those of `questions`."""
-    stored, ranked = read_predictions(folder)
-    shown, gold = paths.shown(folder / PREDICTIONS), {q.question_id: set(q.answers) for q in questions}
-    for name, answers in zip(stored["question_id"], stored["gold"], strict=True):
-        if name in gold and set(answers) != gold[name]:
-            raise InputError(
-                f"{shown}: question {name}: its accepted answers are not the data set's; the run was made on other "
-                "data or the file was edited, run the fine-tuning again"
-            )
-    ids = pd.Index(stored["question_id"])
-    table = pd.DataFrame({"answer": stored["generated"].to_numpy(), "place": shown}, index=ids)
-    scores = pd.DataFrame(np.stack(stored["log_likelihoods"]), index=ids, columns=ranked["answer"])
-    return PredictionFile(table, {"prediction": "generated"}, scores)
+    if (twice := table[table.index.duplicated()]).size:
+        raise InputError(f"{twice['place'].iloc[0]}: question {twice.index[0]} is answered twice; keep one")
+    answered = {*table.index, *ambiguous}
+    if lacking := [q.question_id for q in test if q.question_id not in answered]:
+        raise InputError(
+            f"{shown}: {len(lacking)} of {len(test)} test questions have no prediction, the first is {lacking[0]}"
+            f"{_renumbered(table.index, test)}; nothing is scored, add them (an empty answer counts as wrong)"
+        )
+    return PredictionFile(table["answer"], names, tuple(notes), ambiguous)
 
 
 def _columns(records: pd.DataFrame, shown: str, prediction: str, identity: str) -> tuple[dict[str, str], bool]:
@@ -138,8 +119,6 @@ def _columns(records: pd.DataFrame, shown: str, prediction: str, identity: str) 
     if not possible and "answer" not in records:
         raise user_files.lacking("prediction", records, COLUMNS, shown, " or use --prediction COLUMN")
     names |= {"prediction": (possible or ["answer"])[0]} | ({"question id": identity} if identity else {})
-    if not isinstance(records[names.get("log-likelihoods", names["prediction"])].iloc[0], dict):
-        names.pop("log-likelihoods", None)
     names = {field: name for field, name in names.items() if field == "prediction" or name != names["prediction"]}
     return names, not prediction and not named and bool(others)
 
@@ -147,9 +126,7 @@ def _columns(records: pd.DataFrame, shown: str, prediction: str, identity: str) 
 def _wordy(cell: Any) -> bool:
     """Whether a cell may be an answer: a text that is no number and no truth value."""
     cell = _one(cell)
-    return (
-        isinstance(cell, str) and not cell.strip().lower().replace(".", "").isdigit() and cell not in ("True", "False")
-    )
+    return isinstance(cell, str) and not cell.strip().replace(".", "").isdigit() and cell not in ("True", "False")
 
 
 def _one(cell: Any) -> Any:
@@ -178,19 +155,6 @@ def _prediction(record: Mapping[str, Any], names: Mapping[str, str], known: Coll
     return question, answer if answer in known else user_files.whole(answer)
 
 
-def _scores(records: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Log-likelihoods (records, normalised answers). InputError where a record lacks one that others have."""
-    cells = [cell if isinstance(cell, dict) else {} for cell in records[column]]
-    plain = [{normalise_answer(text): number for text, number in cell.items()} for cell in cells]
-    if twice := [n for n, cell in enumerate(cells) if len(plain[n]) < len(cell)]:
-        raise InputError(f"{records.index[twice[0]]}: {column}: an answer occurs twice, case set aside; keep one")
-    scores = pd.DataFrame(plain, index=records.index).apply(pd.to_numeric, errors="coerce").sort_index(axis=1)
-    if (bad := ~np.isfinite(scores)).any(axis=None):
-        place, answer = bad.stack().idxmax()
-        raise InputError(f"{place}: {column}: {answer!r} has no finite number; score all answers in all records")
-    return scores
-
-
 # --- which record answers which question -----------------------------------------------------------------------------
 
 
@@ -207,10 +171,10 @@ def _ids_fit(table: pd.DataFrame, test: Sequence[Question]) -> bool:
 def _match(
     table: pd.DataFrame, test: Sequence[Question], fields: list[str], shown: str
 ) -> tuple[pd.DataFrame, tuple[str, ...], str]:
-    """The table with the ids of the questions that its records answer, the questions left untold, and what was done.
+    """The table with the ids of the questions that its records answer, the ambiguous questions, and what was done.
 
     Questions with equal `fields` are told apart where the file has the set's order; else they need not be where their
-    predictions are equal, and are untold otherwise. InputError where a question has no record.
+    predictions are equal, and are ambiguous otherwise. InputError where a question has no record.
     """
     (theirs, ours), _ = user_files.image_names(table["image"], [str(q.image_path) for q in test])
     cells = {"image": (theirs, ours)}
@@ -221,26 +185,26 @@ def _match(
         [field for field in fields if field != "accepted answer"],
     ):  # theirs may be written otherwise
         theirs, ours = (list(zip(*(cells[field][side] for field in chosen), strict=True)) for side in (0, 1))
-        rows, pairs, untold = defaultdict(list), {}, []
+        rows, pairs, ambiguous = defaultdict(list), {}, []
         for number, key in enumerate(theirs):
             rows[key].append(number)
         asked = Counter(ours)
         for number, (question, key) in enumerate(zip(test, ours, strict=True)):
             found = [number] if theirs == ours else rows[key]
-            if len(found) == 1 or (
-                found and len(rows[key]) >= asked[key] and table["answer"].iloc[found].nunique() == 1
-            ):
+            equal = len(found) >= asked[key] and table["answer"].iloc[found].nunique() == 1
+            if len(found) == 1 or equal:
                 pairs[question.question_id] = found[-1]
             elif found:
-                untold.append(question.question_id)
-        lacking = [q.question_id for q in test if q.question_id not in {*pairs, *untold}]
+                ambiguous.append(question.question_id)
+        told = {*pairs, *ambiguous}
+        lacking = [q.question_id for q in test if q.question_id not in told]
         if not lacking and pairs:
             how = "order and words" if theirs == ours else ", ".join(chosen)
             said = f"The file has no ids of the set: {len(pairs)} of {len(test)} questions are matched by {how}."
-            return table.iloc[list(pairs.values())].assign(id=list(pairs)), tuple(untold), said
+            return table.iloc[list(pairs.values())].assign(id=list(pairs)), tuple(ambiguous), said
     raise InputError(
         f"{shown}: has no ids of the set, and by {', '.join(fields)} {len(lacking)} of {len(test)} test questions "
-        f"(first {(lacking or untold)[0]}) are not in it; give their ids (--id COLUMN)"
+        f"(first {(lacking or ambiguous)[0]}) are not in it; give their ids (--id COLUMN)"
     )
 
 
@@ -258,33 +222,13 @@ def _about_accepted(
     return f"{column} is read as the accepted answer and not scored; it is the set's in {same} of {len(rows)}{choice}."
 
 
-def renumbered(ids: pd.Index, test: Sequence[str]) -> str:
+def _renumbered(ids: pd.Index, test: Sequence[Question]) -> str:
     """What ids that are not the set's look like, for a message; empty if nothing known."""
     numbers = pd.to_numeric(pd.Series(ids), errors="coerce")
-    if numbers.isna().any():
-        return ""
-    if sorted(numbers) == list(range(int(numbers.min()), int(numbers.min()) + len(numbers))) and numbers.min() in (
-        0,
-        1,
-    ):
-        return f"; {int(numbers.min())} to {int(numbers.max())} are row numbers, as the hub's files have, and no ids"
-    for off in (-1, 1):
-        if set(test) <= {str(int(number) + off) for number in numbers}:
-            return f"; they are the set's ids {'plus' if off < 0 else 'minus'} 1"
+    first = int(numbers.min()) if numbers.notna().all() else -1
+    if first in (0, 1) and sorted(numbers) == list(range(first, first + len(numbers))):
+        return f"; {first} to {first + len(numbers) - 1} are row numbers, as the hub's files have, and no ids"
+    for off, said in ((-1, "plus"), (1, "minus")):
+        if first >= 0 and {q.question_id for q in test} <= {str(int(number) + off) for number in numbers}:
+            return f"; they are the set's ids {said} 1"
     return ""
-
-
-def read_candidates(path: Path | str) -> set[str]:
-    """The answers that a system chose among: a JSON list, a JSON object from answer to number or back, or lines."""
-    path, shown = Path(path), paths.shown(Path(path))
-    text = read_text(path, "name a file that is there")
-    if path.suffix.lower() not in (".json", ".txt"):
-        raise InputError(f"{shown}: give candidates as a .json list, or as .txt with one on each line")
-    content = text.split("\n") if path.suffix.lower() == ".txt" else parse_json(text, shown, once=True)
-    if isinstance(content, dict):
-        content = list(content if all(isinstance(value, int) for value in content.values()) else content.values())
-    if not isinstance(content, list) or not all(map(user_files.is_text, content)):
-        raise InputError(f"{shown}: must hold a list of answers, each a text; bring it into that form")
-    if not (found := {normalise_answer(one) for one in content} - {""}):
-        raise InputError(f"{shown}: no candidate; give the answers that the predictions were chosen among")
-    return found

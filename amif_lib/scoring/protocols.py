@@ -124,7 +124,7 @@ def select(scored: pd.DataFrame, split: str, definition: str) -> pd.Series:
     return {"open": ~closed, "closed": closed, "overall": pd.Series(True, index=scored.index)}[split]
 
 
-def accuracy_table(scored: pd.DataFrame, definitions: tuple[str, ...] = tuple(DEFINITIONS)) -> pd.DataFrame:
+def accuracy_table(scored: pd.DataFrame) -> pd.DataFrame:
     """Accuracy per split and definition of closed, in percent.
 
     Rows are tidy: `split (open|closed|overall), definition (yes_no|answer_type), correct, n, accuracy, ci_low,
@@ -132,7 +132,7 @@ def accuracy_table(scored: pd.DataFrame, definitions: tuple[str, ...] = tuple(DE
     (`statistics.bootstrap`). A split without questions has n = 0 and no accuracy.
     """
     rows = []
-    for definition in definitions:
+    for definition in DEFINITIONS:
         for split in ("open", "closed", "overall"):
             part = scored["correct"][select(scored, split, definition)]
             correct, n = int(part.sum()), len(part)

@@ -1,8 +1,4 @@
-"""Anyone's question-answer file as questions.
-
-Understood are the field names of VQA-RAD and MEVF, SLAKE, PathVQA and VQA v2, and LXMERT's layouts (`img_id` with
-`labelf` and `sentf`, or with `label` and `sent`).
-"""
+"""Anyone's question-answer file as questions, with the field names of VQA-RAD and MEVF, SLAKE, PathVQA and VQA v2."""
 
 from __future__ import annotations
 
@@ -18,7 +14,6 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import manifests
 from amif_lib.data.records import Question, normalise_answer
 from amif_lib.scoring import leaks, user_files
 
@@ -32,7 +27,6 @@ COLUMNS = {
     ),
     "split": ("split", "phrase_type", "subset"),
     "question_id": ("qid", "question_id", "qid_unique", "id"),
-    "linked_id": ("qid_linked_id", "qid_para"),
     "rephrase": ("question_rephrase", "q_rephase"),
     "frame": ("question_frame", "q_framed"),
     "closed": ("answer_type",),
@@ -52,8 +46,6 @@ def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     missing, empty or not understood.
     """
     table, shown = user_files.read(path), paths.shown(Path(path))
-    if "sentf" in table:
-        table = _one_question_per_record(table)
     names = user_files.name_columns(table, COLUMNS)
     if absent := [field for field in REQUIRED if field not in names]:
         raise user_files.lacking(absent[0], table, COLUMNS, shown)
@@ -71,8 +63,6 @@ def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     if split:
         names.pop("split", None)
     questions = user_files.each(table.assign(number=range(len(table))), lambda record: _question(record, names, split))
-    if empty := sum(not any(q.answers) for q in questions):
-        notes.append(f"{empty} of {len(questions)} answers are empty")
     if "closed" not in names:
         notes.append("no answer_type, so closed means that the answer is yes or no")
     counts = {name: sum(q.split == name for q in questions) for name in user_files.SPLITS}
@@ -101,24 +91,6 @@ def compare(
         say(said)
     pairs = zip(chain(*parts.values()), chain(*names), strict=True)
     return leaks.lines([replace(question, image_id=name) for question, name in pairs])
-
-
-def is_data_set(given: Sequence[str]) -> bool:
-    """Whether what was given is the name of a data set with a manifest rather than files."""
-    return len(given) == 1 and not Path(given[0]).exists() and given[0] in manifests.names()
-
-
-def _one_question_per_record(table: pd.DataFrame) -> pd.DataFrame:
-    """LXMERT's `{labelf: {set: [answers]}, sentf: {set: [questions]}}` as a row per question, in `label` and `sent`."""
-
-    def flat(record: Mapping[str, Any]) -> dict[str, list[Any]]:
-        several = {one: record.get(f"{one}f") for one in ("sent", "label")}
-        out = {k: [*chain(*v.values())] if isinstance(v, dict) else [record.get(k)] for k, v in several.items()}
-        if len(out["sent"]) != len(out["label"]):
-            raise ValueError(f"sentf has {len(out['sent'])} questions and labelf {len(out['label'])} answers; mend it")
-        return out
-
-    return table.assign(**pd.DataFrame(user_files.each(table, flat), index=table.index)).explode(["sent", "label"])
 
 
 def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -> Question:
@@ -151,19 +123,16 @@ def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -
         closed_field=CLOSED[text["closed"].lower()] if "closed" in text else yes_no,
         closed_yes_no=yes_no,
         language=optional.get("language", "en"),
-        extra={kind: optional[kind] for kind in ("linked_id", *leaks.WORDINGS) if kind in optional},
+        extra={kind: optional[kind] for kind in leaks.WORDINGS if kind in optional},
     )
 
 
 def _answers(value: Any) -> tuple[str, ...]:
-    """Accepted answers of a text or number, a list of them or of `{"answer": ...}`, or LXMERT's `{answer: score}`."""
-    if isinstance(value, dict):
-        value = [value["answer"]] if "answer" in value else list(value)
+    """Accepted answers of a text or number, or a list of them or of `{"answer": ...}`; empty: it is none of these."""
     given = value if isinstance(value, list) else [value]
-    given = [one["answer"] if isinstance(one, dict) and "answer" in one else one for one in given]
-    return (
-        tuple(normalise_answer(user_files.whole(one)) for one in given) if all(map(user_files.is_text, given)) else ()
-    )
+    given = [one.get("answer") if isinstance(one, dict) else one for one in given]
+    is_text = all(map(user_files.is_text, given))
+    return tuple(normalise_answer(user_files.whole(one)) for one in given) if is_text else ()
 
 
 def _image(cell: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def read(path: Path | str) -> pd.DataFrame:
     else:
         text = decode(raw, shown)
         as_json = text.lstrip()[:1] in ("{", "[") or path.suffix.lower() in (".json", ".jsonl")
-        records = _json(text, shown) if as_json else dict(_rows(text, shown))
+        records = _json(text, shown) if as_json else _rows(text, shown)
     if not records:
         raise InputError(f"{shown}: no records; give a file with one record per question")
     if odd := [place for place, record in records.items() if not isinstance(record, dict)]:
@@ -125,7 +125,7 @@ def _numbered(records: Iterable[Any], shown: str) -> dict[str, Any]:
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Names in lower case, those of lmms-eval's `doc` and Every Eval Ever's `input` and `output` with a point."""
+    """Names in lower case; what lmms-eval nests in `doc`, Every Eval Ever in `input` and `output`, as `doc.answer`."""
     plain = {str(name).strip().lower(): cell for name, cell in record.items()}
     for name in ("doc", "input", "output"):
         if isinstance(plain.get(name), dict):
@@ -141,10 +141,8 @@ def _binary(raw: bytes, shown: str) -> list[dict[str, Any]]:
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
-    except ImportError:
-        raise InputError(f"{shown}: an Excel file needs the package openpyxl; install it or save as CSV") from None
     except Exception as error:  # what the two libraries raise for a broken file has no common class
-        raise InputError(f"{shown}: cannot be read ({str(error).splitlines()[0]}); is it cut off?") from None
+        raise InputError(f"{shown}: cannot be read ({str(error).splitlines()[0]})") from None
 
 
 def _json(text: str, shown: str) -> dict[str, Any]:
@@ -170,37 +168,35 @@ def _records(content: Any, shown: str) -> list[Any]:
     if lists:
         return next(iter(lists.values()))
     kinds = {type(value) for value in content.values()}
-    if kinds in ({dict}, {list}) and {"answer", "prediction", "pred", "response", "question"} & set(
-        map(str.lower, content)
-    ):
+    columns = {"answer", "prediction", "pred", "response", "question"} & {key.lower() for key in content}
+    if columns and kinds in ({dict}, {list}):  # pandas' column-wise form
         try:
-            return pd.DataFrame(content, dtype=object).to_dict("records")  # pandas' column-wise form
+            return pd.DataFrame(content, dtype=object).to_dict("records")
         except ValueError as error:
             raise InputError(f"{shown}: columns of different lengths ({error}); mend it") from None
-    if kinds == {dict}:
-        return [{"question_id": key} | record for key, record in content.items()]
-    return [{"question_id": key, "answer": value} for key, value in content.items()]
+    named = kinds == {dict}
+    return [{"question_id": key} | (value if named else {"answer": value}) for key, value in content.items()]
 
 
-def _rows(text: str, shown: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Place and cells by name of each line of a CSV file, in which a cell may hold line ends."""
+def _rows(text: str, shown: str) -> dict[str, dict[str, str]]:
+    """The cells of a CSV file by name, by the place of their line; a cell may hold line ends."""
     first, _, rest = text.partition("\n")
     told = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line that Excel writes
     delimiter = told[1] if told else max(",;\t|", key=first.count)
-    reader = csv.reader(io.StringIO(rest if told else text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
+    lines = io.StringIO(rest if told else text, newline="")
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+    records = {}
     try:
-        for cells in reader:
+        for record in reader:
             place = f"{shown}, line {reader.line_num + bool(told)}"
-            if not header:
-                header = [name.strip().lower() for name in cells]
-                if doubled := [name for n, name in enumerate(header) if name in header[:n]]:
-                    raise InputError(f"{place}: the header names {doubled[0]!r} twice; rename one column")
-            elif cells and len(cells) != len(header):
-                said = f"not {len(header)} cells as in the header; put answers with {delimiter!r} in quotes"
-                raise InputError(f"{place}: {said}")
-            elif cells:  # else a blank line
-                yield place, dict(zip(header, cells, strict=True))
+            if None in record or None in record.values():
+                said = f"not {len(reader.fieldnames or ())} cells as in the header"
+                raise InputError(f"{place}: {said}; put answers with {delimiter!r} in quotes")
+            records[place] = record
     except csv.Error as error:
-        place = f"{shown}, line {reader.line_num + bool(told)}"
+        place = f"{shown}, line {reader.reader.line_num + bool(told)}"  # DictReader's own number is the last row's
         raise InputError(f"{place}: not valid CSV ({error}), perhaps cut off; mend it") from None
+    names = [name.strip().lower() for name in reader.fieldnames or ()]
+    if doubled := [name for n, name in enumerate(names) if name in names[:n]]:
+        raise InputError(f"{shown}: the header names {doubled[0]!r} twice; rename one column")
+    return records
