@@ -274,7 +274,7 @@ REFUSED = [  # file, content, and the words of the error
     ("x.csv", CSV + '17,"left', r"line 8: not valid CSV \(unexpected end of data\), perhaps cut off"),
     ("x.csv", "question_id,answer\n", "no records; give a file with one"),
     ("x.csv", CSV.encode("utf-16"), r"not UTF-8"),
-    ("x.jsonl", '{"qid": 11, "pred": "no"}\n{"qid": 12, "pr', r"x\.jsonl, line 2: not valid JSON .*perhaps cut"),
+    ("x.jsonl", '{"qid": 11, "pred": "no"}\n{"qid": 12, "pr', r"x\.jsonl, line 2: not valid JSON"),
     ("x.jsonl", '{"qid": 11, "pred": "no"}\n["12", "no"]', r"line 2: not an object with named fields"),
     ("x.json", {"qid": [1, 2], "answer": ["a"]}, "columns of different lengths"),
     ("x.xlsx", "PK", r"x\.xlsx: cannot be read"),
