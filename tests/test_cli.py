@@ -212,7 +212,7 @@ def test_doctor_speaks_plainly_and_always_succeeds(tmp_path) -> None:
     for word in ("cores", "memory", "disk", "GPU", "torch", "kernel", "SCALE=demo", "SCALE=paper"):
         assert word in done.stdout
     small = done.stdout.split("SCALE=small")[1].split("SCALE=")[0]
-    assert "not yet" in small and "data sets not found: medpix2, vqa_rad" in small
+    assert "not yet" in small and "data sets not found: medpix2, medpix2_questions, vqa_rad" in small
 
 
 def test_doctor_weighs_the_machine(monkeypatch) -> None:

@@ -270,7 +270,9 @@ def as_official(source: Path, root: Path) -> None:
     (root / "images").mkdir(parents=True)
     for line in lines[::-1]:  # the official order is an other one too
         (root / "images" / f"{line['image_id']}.png").touch()
-        images.append(described(line["case_id"], line["image_id"], line["caption"], line["plane"]))
+        record = described(line["case_id"], line["image_id"], line["caption"], line["plane"])
+        record["Description"]["Modality"] = f" {line['modality']}"  # the release has blanks before some
+        images.append(record | {"Location": line["location"]})
         case = {"Findings": line["case_findings"] or "N/A"}
         cases[line["case_id"]] = {"U_id": line["case_id"], "Case": case, "split": line["split"]}
     (root / "Descriptions.json").write_text(json.dumps(images), encoding="utf-8")

@@ -198,7 +198,7 @@ def test_a_live_call_is_not_disturbed(tmp_path: Path) -> None:
         (("--datasets", "slake"), "DATASETS: 'slake'"),
         (("--seeds", "0"), "SEEDS=0"),
         (("--tables", "table9"), "table 'table9'"),
-        (("--scale", "small"), "data sets not found: medpix2, vqa_rad"),
+        (("--scale", "small"), "data sets not found: medpix2, medpix2_questions, vqa_rad"),
     ],
 )
 def test_bad_choices_are_one_line_errors(arguments, message, tmp_path, monkeypatch, capsys) -> None:

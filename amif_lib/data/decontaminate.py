@@ -30,7 +30,9 @@ Absent = Literal["error", "skip"]
 MAX_BITS = 4
 # By reader: the splits whose images are kept out; of VQA-RAD and of any set not named here all images are, since
 # VQA-RAD's training and test questions share theirs.
-PROTECTED_SPLITS = {"slake": ("test",), "pathvqa": ("test",), "vqa_med_2019": ("val", "test")}
+PROTECTED_SPLITS = dict.fromkeys(("slake", "pathvqa"), ("test",)) | dict.fromkeys(
+    ("vqa_med_2019", "medpix2_questions"), ("val", "test")
+)
 SYNPIC = re.compile(r"synpic\d+", re.IGNORECASE)
 COUNTS = ("data_set", "kept_out", "not_on_disk", "shared_ids", "alike_by_hash", "shared_pictures", "groups_dropped",
           "images_dropped", "groups_left", "images_left")  # fmt: skip

@@ -155,7 +155,9 @@ class Evidence(Entry):
 class Generator(Entry):
     """Settings of the phantom's generator; they determine every file."""
 
-    kind: Literal["mimic_cxr", "roco", "medicat", "shapes", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"]
+    kind: Literal[
+        "mimic_cxr", "roco", "medicat", "shapes", "vqa_rad", "slake", "pathvqa", "vqa_med_2019", "medpix2_questions"
+    ]
     seed: NonNegativeInt
     size: PositiveInt
     counts: dict[str, int]
@@ -167,7 +169,9 @@ class Manifest(Entry):
     name: str
     version: str
     title: str
-    reader: Literal["mimic_cxr", "roco", "medicat", "medpix2", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"]
+    reader: Literal[
+        "mimic_cxr", "roco", "medicat", "medpix2", "medpix2_questions", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"
+    ]
     role: Literal["pretraining", "questions", "protected"]
     folder: str  # under $DATA_ROOT, or under the phantom's root for generated data
     layout: dict[str, str]  # the reader's paths, relative to the folder

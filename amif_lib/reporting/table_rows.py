@@ -10,7 +10,8 @@ from amif_lib.experiments.rows import RunSpec
 
 PROTOCOLS = ("paper", "strict")
 PAPER_SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")  # the four sets of the paper's Avg column
-NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg"}
+NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg",
+         "medpix2_questions": "MedPix-2.0 questions"}  # fmt: skip
 BASELINES = ("most_frequent", "nearest_question")  # those that a table shows; the others are in its notes
 MODEL_BASELINES = ("question_only", "blank_at_test")
 SCALE_NOTES = {

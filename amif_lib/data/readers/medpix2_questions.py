@@ -1,0 +1,131 @@
+"""Questions in the form of VQA-Med-2019 (modality, plane, organ system, yes or no of each) on MedPix-2.0's images.
+
+The answers are the set's own metadata, the wordings are ours; nothing is drawn at random, so that all have the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from amif_lib.data.readers import files
+from amif_lib.data.readers.files import Record
+from amif_lib.data.readers.medpix2 import records, text_of
+from amif_lib.data.records import Question, normalise_answer
+
+TRAINING_FILES = ("by_case",)
+SHARES = {"test": 0.2, "val": 0.1}  # of the cases; the others are for training
+# Metadata key, values that are asked about (of at least 20 images, montages and "other" left out), open and closed
+# wordings. `{}` is the value that is asked about.
+KINDS = {
+    "modality": (
+        "modality",
+        ("CT w/contrast (IV)", "CT - noncontrast", "CT - GI & IV Contrast", "CT - GI Contrast", "MR - T2 weighted",
+         "MR - T1W - noncontrast", "MR - T1W w/Gadolinium", "MR - T1W w/Gd (fat suppressed)", "MR - FLAIR",
+         "MR - DWI Diffusion Weighted", "MR - FIESTA", "MR T2* gradient,GRE,MPGR,SWAN,SWI",
+         "MRA - MR Angiography/Venography"),
+        ("what imaging modality was used?", "how was this image taken?", "which type of imaging is this?"),
+        ("was this image taken with {}?", "is the imaging modality {}?", "is this type of imaging {}?"),
+    ),
+    "plane": (
+        "plane",
+        ("Axial", "Coronal", "Sagittal"),
+        ("in which plane is this image?", "what is the imaging plane?", "which plane is shown here?"),
+        ("is this image in the {} plane?", "is the imaging plane {}?", "is the plane shown here {}?"),
+    ),
+    "organ": (
+        "location",
+        ("Brain and Neuro", "Musculoskeletal", "Chest, Pulmonary", "Gastrointestinal", "Genitourinary",
+         "Head and Neck", "Spine", "Vascular", "Cardiovascular", "Eye and Orbit"),
+        ("which organ system is shown?", "what organ system is this image of?", "what part of the body is this?"),
+        ("is the organ system shown {}?", "is this image of the organ system {}?", "is this part of the body {}?"),
+    ),
+}  # fmt: skip
+
+
+def read(
+    root: Path, layout: Mapping[str, str], training_file: str = "default", *, images: bool = True
+) -> list[Question]:
+    """The questions of all three splits (`split_of`), by split, kind and image; `question_type` is the kind.
+
+    Adjacent slices are near-duplicates: of a case's images with equal modality, plane and organ system only the first
+    is asked about. Within a split and kind no answer has more questions than the second most frequent one, and each
+    yes/no question whose answer is yes has a partner about the same value, in the same words, whose answer is no: the
+    text of a yes/no question says nothing about its answer. `layout` is that of the reader `medpix2`.
+    """
+    files.choose(training_file, TRAINING_FILES)
+    first: dict[tuple[str, ...], Record] = {}
+    for record in sorted(records(root, layout), key=lambda record: (record["case_id"], record["image_id"])):
+        values = {kind: text_of(record.get(key)) for kind, (key, *_) in KINDS.items()}
+        first.setdefault((record["case_id"], *values.values()), record | values)
+    questions = []
+    for split in ("train", "val", "test"):
+        part = sorted(
+            (r for r in first.values() if split_of(r["case_id"]) == split), key=lambda r: _order(r["image_id"])
+        )
+        for kind in KINDS:
+            questions += _questions(part, split, kind, root)
+    return files.require_images(questions, root) if images else questions
+
+
+def split_of(case: str) -> str:
+    """The split of a case: by a digest of its id, so that it depends on nothing else."""
+    place = _order(case)
+    return "test" if place < SHARES["test"] else "val" if place < sum(SHARES.values()) else "train"
+
+
+def _order(key: str) -> float:
+    """A number in [0, 1) that looks random and is the same everywhere."""
+    return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
+
+
+def _questions(part: list[Record], split: str, kind: str, root: Path) -> Iterator[Question]:
+    """The open and the yes/no questions of one kind on the images of one split."""
+    _, known, open_words, closed_words = KINDS[kind]
+    part = [record for record in part if record[kind] in known]
+    most = Counter(record[kind] for record in part).most_common(2)[-1][1]  # of the second most frequent answer
+    seen: Counter[str] = Counter()
+    kept = []
+    for record in part:
+        seen[record[kind]] += 1
+        if seen[record[kind]] <= most:
+            kept.append(record)
+
+    def question(record: Record, words: str, answer: str, ending: str = "") -> Question:
+        closed = answer in files.YES_NO
+        return Question(
+            question_id=f"{record['image_id']}-{kind}{ending}",
+            image_id=record["image_id"],
+            image_path=root / record["file"],
+            question=words,
+            answers=(normalise_answer(answer),),
+            split=split,
+            closed_field=closed,
+            closed_yes_no=closed,
+            question_type=kind,
+            extra={"case_id": record["case_id"]},
+        )
+
+    for record in kept:
+        yield question(record, open_words[_wording(record)], record[kind])
+    for true, false in _pairs(kept, kind):
+        words = closed_words[_wording(true)].format(normalise_answer(true[kind]))
+        yield question(true, words, "yes", "-yes")
+        yield question(false, words, "no", "-no")
+
+
+def _wording(record: Record) -> int:
+    return int(_order(f"wording {record['image_id']}") * 3)
+
+
+def _pairs(part: list[Record], kind: str) -> Iterator[tuple[Record, Record]]:
+    """Images in pairs of different values, each image once."""
+    left = list(part)
+    while left:
+        true = left.pop(0)
+        false = next((record for record in left if record[kind] != true[kind]), None)
+        if false is not None:
+            left.remove(false)
+            yield true, false
