@@ -122,7 +122,8 @@ def test_a_setting_that_a_user_adds_changes_the_rows_that_set_it_in_the_stages_t
     def said(added: str, declared: bool = False) -> dict[str, list]:
         place = text.index("    # Stage 2, local alignment")
         new = text[:place] + added + text[place:]
-        settings.write_text(new.replace('"weight_local",', '"weight_local", "spread_weight",') if declared else new)
+        listed = new.replace('"weight_local weight', '"spread_weight weight_local weight')
+        settings.write_text(listed if declared else new)
         environment = os.environ | {"PYTHONPATH": str(root), "AMIF_RESULTS": str(tmp_path / "results")}
         done = subprocess.run([sys.executable, "-c", SAY], cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -58,8 +58,7 @@ def _fine_tuning(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dic
     if spec.init.decoder != "random":
         notes["weights"].append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
     notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    notes["knowledge_tokens"], notes["knowledge_texts"] = len(ids), len(set(texts))
-    notes["knowledge_texts_left_out"] = left_out
+    notes |= {"knowledge_tokens": len(ids), "knowledge_texts": len(set(texts)), "knowledge_texts_left_out": left_out}
     return FineTuning(model)
 
 
@@ -71,9 +70,10 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
     if spec.parent is not None:
         state = pretrained.read_state(spec.parent.directory / "model")
         return [pretrained.load_into(amif, state, f"run {spec.parent.run_id}")]
-    towers = teacher.towers(spec) if spec.starts_from_teacher else ("", "")
-    named = (spec.init.image, spec.init.text)
-    image, text = (tower if name == "teacher" else name for name, tower in zip(named, towers, strict=True))
+    image, text = spec.init.image, spec.init.text
+    if spec.starts_from_teacher:
+        towers = teacher.towers(spec)
+        image, text = (tower if name == "teacher" else name for name, tower in zip((image, text), towers, strict=True))
     reports = []
     if image != "random":
         reports.append(pretrained.load_image_encoder(amif.image_encoder.vit, image))

@@ -138,12 +138,10 @@ class AMiFForVQA(nn.Module):
         joint_mask = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)  # (B, p+1+t)
         gate = None
         if self.gated_cross_attention is not None:
-            joint, gate = self.gated_cross_attention(joint, self.knowledge_tokens(), use_gate=self.knowledge.gate)
+            prior = self.amif.text_encoder.embed(self.knowledge_ids[None])  # words at positions (point 34): (1, M, d)
+            prior = self.gated_cross_attention.encode_knowledge(prior)  # F_p, once per batch: (1, M, d)
+            joint, gate = self.gated_cross_attention(joint, prior, use_gate=self.knowledge.gate)  # F'_i: (B, p+1+t, d)
         return joint, joint_mask, {"image": image, "text": text, "attentions": attentions, "gate": gate}
-
-    def knowledge_tokens(self) -> Tensor:
-        """F_p (1, M, d): word and position embeddings of the knowledge (point 34), encoded once per batch."""
-        return self.gated_cross_attention.encode_knowledge(self.amif.text_encoder.embed(self.knowledge_ids[None]))
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
         """Language-modelling loss of each answer (B,), summed over its tokens."""
@@ -171,11 +169,10 @@ class AMiFForVQA(nn.Module):
 
     @torch.inference_mode()
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
-        """Patch maps (n, n) for one word of the question.
+        """Patch maps (n, n) for one word of the question; raises InputError where the word is absent.
 
-        `attention` of the word in the last co-attention layer, mean over heads, on patches, sum 1 (absent without
-        co-attention); mass that `transport_plan` moves between patch and word; `gate` of the patch, mean over channels
-        (absent without a gate). Raises InputError where the word is absent.
+        `attention` of the word in the last co-attention layer, mean over heads, sum 1; mass that `transport_plan` moves
+        between patch and word; `gate` of the patch, mean over channels (absent without a gate).
         """
         from amif_lib.methods.amif.patch_maps import look, word_positions  # which itself knows this class
 
@@ -196,10 +193,9 @@ class AMiFForVQA(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), `config.json` and the tokenizer to `folder`."""
-        content = {"architecture": "AMiFForVQA", "model": self.spec.model_dump()}
-        content |= {"knowledge": self.knowledge.model_dump()}
-        content |= {"question_length": self.question_length, "answer_length": self.answer_length}
-        _save(self, content, Path(folder))
+        lengths = {"question_length": self.question_length, "answer_length": self.answer_length}
+        content = {"model": self.spec.model_dump(), "knowledge": self.knowledge.model_dump(), **lengths}
+        _save(self, {"architecture": "AMiFForVQA"} | content, Path(folder))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
@@ -208,16 +204,15 @@ class AMiFForVQA(nn.Module):
         """Load from a folder written by `save_pretrained`, or from a hub id. Returned in evaluation mode."""
         folder = pretrained.find(str(source))
         content = pretrained.config(folder)
+        remedy = "give the model/ folder of a fine-tuning by this version of the kit"
+        if (found := content.pop("architecture", None)) != "AMiFForVQA":
+            raise InputError(f"{folder / 'config.json'}: architecture is {found!r}; {remedy}")
         try:
-            if (found := content.get("architecture")) != "AMiFForVQA":
-                raise ValueError(f"architecture is {found!r}")
-            spec, prior = ModelSpec(**content["model"]), KnowledgeSpec(**content["knowledge"])
-            lengths = content["question_length"], content["answer_length"]
+            spec, prior = ModelSpec(**content.pop("model")), KnowledgeSpec(**content.pop("knowledge"))
         except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
-            remedy = "give the model/ folder of a fine-tuning by this version of the kit"
             raise InputError(f"{folder / 'config.json'}: {' '.join(str(error).split())}; {remedy}") from None
         state = pretrained.read_state(folder)
-        model = cls(spec, prior, state["knowledge_ids"], tokenizers.load(folder), *lengths)
+        model = cls(spec, prior, state["knowledge_ids"], tokenizers.load(folder), **content)  # with its two lengths
         pretrained.load_into(model, state, str(source))
         return model.eval()
 

@@ -102,47 +102,39 @@ class KnowledgeSpec(Strict):
 SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "teacher": TeacherSpec, "knowledge": KnowledgeSpec}
 STAGES = ("stage1", "stage2", "finetune")
 
-# What a stage does not read, name by name. Everything else enters the identity of its runs; so does, in every stage, a
-# setting that is added later, until it is listed here.
-GLOBAL_LOSSES = ("global_intra", "labels", "temperature", "teacher_temperature", "positive_weight")
-WEIGHTS = ("weight_local", "weight_hard_negatives", "weight_global", "pair_positives", "negative_temperature")
-TRANSPORT = ("transport_on", "transport_solver", "transport_beta", "transport_iterations")
-TEACHER = ("source", "noise", "data", "cross_fit", "epochs", "learning_rate")
-TEACHER_SIZES = ("image_size", "patch_size", "width", "layers")
-KNOWLEDGE = ("source", "gate", "max_tokens")
-STUDIES = ("pretrain", "decontaminate_against", "decontaminate_absent", "repeated_articles", "max_studies")
-QUESTIONS = ("questions", "training_file", "language", "augment_questions", "max_questions", "blank_images")
-LENGTHS = ("question_length", "answer_length")
+
+def _names(section: str, names: str) -> set[str]:
+    return {f"{section}.{name}" for name in names.split()}
+
+
+# Settings that only some runs read. A setting that is in none of these groups is read by every stage, and so enters
+# the identity of all runs; that holds for one that is added, until it is listed here.
+STARTING = _names("init", "image text tokenizer vocabulary") | {"data.tokenizer_questions"}  # runs without a parent
+ALIGNING = _names("objective", "global_intra labels temperature teacher_temperature positive_weight")
+ALIGNING |= {"data.text_length"}  # stage 1 and stage 2
+PAIRING = _names("objective", "weight_local weight_hard_negatives weight_global pair_positives negative_temperature")
+PAIRING |= _names("objective", "transport_on transport_solver transport_beta transport_iterations")  # stage 2
+KNOWLEDGE = _names("knowledge", "gate max_tokens")  # fine-tuning with knowledge
+ANSWERING = _names("data", "questions training_file language augment_questions max_questions blank_images")
+ANSWERING |= _names("data", "question_length answer_length") | {"knowledge.source"} | KNOWLEDGE  # fine-tuning
+ANSWERING |= {"init.decoder"} | _names("model", "decoder_layers decoder_cross_layers")
+STUDIES = _names("data", "pretrain decontaminate_against decontaminate_absent repeated_articles max_studies")
+TEACHER = {"teacher"} | {f"teacher.{name}" for name in TeacherSpec.model_fields}
 
 
 def not_read(run: Any) -> set[str]:
     """Dotted settings of a run that its stage does not read."""
-    found: set[str] = set()
-
-    def leave_out(section: str, *names: str) -> None:
-        found.update(f"{section}.{name}" for name in names)
-
-    if run.parent is not None:  # weights and tokenizer are the parent's
-        leave_out("init", "image", "text", "tokenizer", "vocabulary")
-        leave_out("data", "tokenizer_questions")
-    if run.stage == "finetune":
-        leave_out("objective", *GLOBAL_LOSSES, *WEIGHTS, *TRANSPORT)
-        leave_out("data", "text_length")
-        if not run.starts_from_teacher:
-            found.add("teacher")
-            leave_out("teacher", *TEACHER, *TEACHER_SIZES)
-        if not run.reads_studies:
-            leave_out("data", *STUDIES)
-        if run.knowledge.source == "none":
-            leave_out("knowledge", "gate", "max_tokens")
-        return found
-    leave_out("data", *QUESTIONS, *LENGTHS)
-    leave_out("knowledge", *KNOWLEDGE)
-    leave_out("init", "decoder")
-    leave_out("model", "decoder_layers", "decoder_cross_layers")
+    found = STARTING if run.parent is not None else set()  # weights and tokenizer are the parent's
     if run.stage == "stage1":
-        leave_out("objective", *WEIGHTS, *TRANSPORT)
-    return found
+        return found | ANSWERING | PAIRING
+    if run.stage == "stage2":
+        return found | ANSWERING
+    found = found | ALIGNING | PAIRING
+    if not run.starts_from_teacher:
+        found |= TEACHER
+    if not run.reads_studies:
+        found |= STUDIES
+    return found if run.knowledge.source != "none" else found | KNOWLEDGE
 
 
 def teacher_id(run: Any) -> str:
@@ -157,7 +149,7 @@ def vectors_id(run: Any) -> str:
     sets = {*run.data.pretrain, *run.data.decontaminate_against, *run.teacher.data}
     content = {
         "teacher": run.teacher.model_dump(mode="json", exclude={"noise"}),
-        "data": {name: getattr(run.data, name) for name in STUDIES},
+        "data": {name: value for name, value in run.data if f"data.{name}" in STUDIES},
         "manifests": {name: data_digest(name) for name in sorted(sets)},
         "stored_side": stored_side(run),
     }

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from amif_lib.core import files, paths, progress
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests, store, vectors
 from amif_lib.data.load import load_studies
@@ -30,7 +30,6 @@ from amif_lib.objectives import contrastive
 
 log = logging.getLogger(__name__)
 FILE = "file:"  # teacher.source of a file of embeddings
-CHUNK = 1024  # studies embedded between two files: what an interrupted job has to do again at most
 
 
 @dataclass
@@ -53,7 +52,11 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
 
     `results/runs/<teacher_id>/` gets what names no record: `metrics.json` and `spec.json`.
     """
-    teacher, path = spec.teacher, _table(spec, studies)
+    teacher = spec.teacher
+    if from_file := teacher.source.startswith(FILE):
+        path = paths.data_root() / Path(teacher.source.removeprefix(FILE)).expanduser()
+    else:
+        path = _embedded(spec, studies)
     keys = [("image", image.image_id) for study in studies for image in study.images]
     keys = list(dict.fromkeys([*keys, *(("text", study.study_id) for study in studies)]))
     found = vectors.read(path, keys)
@@ -62,7 +65,7 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     rows = {key: row for row, key in enumerate(keys)}
     out = Embeddings(rows, torch.from_numpy(found), assign_folds(studies, teacher.cross_fit))
     out.metrics = describe(out, studies, spec) | {"studies": len(studies), "stored_side": stored_side(spec)}
-    if teacher.source.startswith(FILE):
+    if from_file:
         out.metrics["file_sha256"] = manifests.sha256(path)
     _publish(spec, out.metrics)
     return out
@@ -93,38 +96,25 @@ def _locked(spec: Any) -> Iterator[Path]:
         yield folder
 
 
-def _table(spec: Any, studies: Sequence[Study]) -> Path:
-    """The file of vectors before noise: the user's, or the cache's, made now where it is absent.
-
-    Every `CHUNK` studies a file is written, named by what was embedded, so that an interrupted job goes on.
-    """
-    if spec.teacher.source.startswith(FILE):
-        return paths.data_root() / Path(spec.teacher.source.removeprefix(FILE)).expanduser()
+def _embedded(spec: Any, studies: Sequence[Study]) -> Path:
+    """The cache's file of vectors before noise, made now where it is absent."""
     path = cache(spec) / "embeddings.parquet"
     if path.is_file():
         return path
     with _locked(spec) as folder:
-        pictures = store.pictures(spec.data.pretrain, stored_side(spec))
-        folds, chunks, seen = assign_folds(studies, spec.teacher.cross_fit), [], set()
-        bar = progress.bar(len(studies), "teacher embeddings")
+        if path.is_file():  # another process has made it meanwhile
+            return path
+        pictures, made = store.pictures(spec.data.pretrain, stored_side(spec)), {}
+        folds = assign_folds(studies, spec.teacher.cross_fit)
         for fold, model in _models(spec, folder, studies, folds).items():
             own = [study for study in studies if folds[study.study_id] == fold]
-            for part in (own[start : start + CHUNK] for start in range(0, len(own), CHUNK)):
-                images = list(dict.fromkeys(image.image_id for study in part for image in study.images))
-                images = [name for name in images if name not in seen]
-                keys = [*(("image", name) for name in images), *(("text", study.study_id) for study in part)]
-                texts = [study.text for study in part]
-                chunks.append(folder / "chunks" / f"{len(chunks):05d}-{files.digest([keys, texts])}.parquet")
-                if not chunks[-1].is_file():
-                    shown = (pictures[name].convert("RGB") for name in images)
-                    made = [teacher_models.embed(model.images, shown), teacher_models.embed(model.texts, texts)]
-                    vectors.write(chunks[-1], keys, np.concatenate(made))  # (n, e)
-                seen.update(images)
-                bar.step(len(part))
-        bar.close()
-        with files.write_aside(path, files.PREPARED) as aside:
-            pd.concat(pd.read_parquet(chunk) for chunk in chunks).to_parquet(aside)
-        shutil.rmtree(folder / "chunks")
+            names = dict.fromkeys(image.image_id for study in own for image in study.images)
+            names = [name for name in names if ("image", name) not in made]
+            images = teacher_models.embed(model.images, (pictures[name].convert("RGB") for name in names), len(names))
+            texts = teacher_models.embed(model.texts, (study.text for study in own), len(own))  # (n, e)
+            made |= {("image", name): row for name, row in zip(names, images, strict=True)}
+            made |= {("text", study.study_id): row for study, row in zip(own, texts, strict=True)}
+        vectors.write(path, list(made), np.stack(list(made.values())))
     return path
 
 

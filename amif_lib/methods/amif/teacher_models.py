@@ -36,11 +36,13 @@ class Teacher(NamedTuple):
 
 
 @torch.inference_mode()
-def embed(encode: Callable[[Any], Tensor], samples: Iterable[Any]) -> np.ndarray:
-    """Unit-length vectors (n, e) of samples by one side of a teacher, which sees `BATCH` of them at a time."""
-    samples, parts = iter(samples), []
+def embed(encode: Callable[[Any], Tensor], samples: Iterable[Any], total: int) -> np.ndarray:
+    """Unit-length vectors (n, e) of `total` samples by one side of a teacher, which sees `BATCH` of them at a time."""
+    samples, parts, bar = iter(samples), [], progress.bar(total, "teacher embeddings")
     while few := list(islice(samples, BATCH)):
         parts.append(encode(few).float().cpu())  # (b, e)
+        bar.step(len(few))
+    bar.close()
     return F.normalize(torch.cat(parts), dim=-1).numpy()
 
 
