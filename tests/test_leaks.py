@@ -100,13 +100,7 @@ RECORDS = [  # image, question, answer, split, what else
     ("a", "Where is a mass", "right lung", "test", {"rephrase": "Where is the mass"}),  # paraphrase, another answer
     ("b", "is this an mri", "no", "test", {}),  # answer unseen
     ("c", "what modality is this", "ct", "test", {}),  # its words are in training; its image is not
-    (
-        "d",
-        "what modality is this",
-        "mri",
-        "test",
-        {"closed": True},
-    ),  # image only in validation; unseen, closed by field
+    ("d", "what modality is this", "mri", "test", {"closed": True}),  # image only in validation; unseen
 ]
 
 
@@ -138,17 +132,13 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert line["lookup_overall"] == 33.33 and line["most_frequent_overall"] == 16.67
 
 
-def same(key: str, a: dict, b: dict) -> bool:
-    return " ".join(a[key].split()).lower() == " ".join(b[key].split()).lower()
-
-
-def words(record: dict) -> list[str]:
-    return [record["question"]] + ([record["frame"]] if record["frame"] else [])
-
-
 def test_counts_against_brute_force(tmp_path: Path) -> None:
     """Random small sets: every count again, by comparing each pair of a training and a test question."""
     random.seed(3)
+
+    def any_of(train: list[dict], **wanted: str) -> bool:
+        return any(all(" ".join(t[k].split()).lower() == v for k, v in wanted.items()) for t in train)
+
     for _ in range(15):
         made = [
             {"image": random.choice("abcdef"), "question": random.choice(["q  one", "Q two", "q three"]),
@@ -157,20 +147,15 @@ def test_counts_against_brute_force(tmp_path: Path) -> None:
             for _ in range(14)
         ]  # fmt: skip
         train, test = ([r for r in made if r["split"] == split] for split in ("train", "test"))
-        if not train or not test:
-            continue
+        plain = [{k: " ".join(v.split()).lower() for k, v in r.items()} for r in test]
+        whole = [{k: r[k] for k in ("image", "question", "answer")} for r in plain]
         got = leaks.lines(questions(tmp_path, made)).iloc[0]
-        expected = {
-            "on_train_image": sum(any(t["image"] == r["image"] for t in train) for r in test),
-            "repeated_in_train": sum(
-                any(all(same(k, t, r) for k in ("image", "question", "answer")) for t in train) for r in test
-            ),
-            "paraphrase_in_train": sum(
-                any(same("image", t, r) and same("answer", t, r) and same("question", t, {"question": w})
-                    for t in train for w in words(r)) for r in test),
-            "unseen_answer": sum(not any(same("answer", t, r) for t in train) for r in test),
-        }  # fmt: skip
-        assert {name: got[name] for name in expected} == expected
+        assert got["on_train_image"] == sum(any_of(train, image=r["image"]) for r in plain)
+        assert got["unseen_answer"] == sum(not any_of(train, answer=r["answer"]) for r in plain)
+        repeated = [any_of(train, **own) for own in whole]
+        reworded = [any_of(train, **own | {"question": r["frame"]}) for own, r in zip(whole, plain, strict=True)]
+        assert got["repeated_in_train"] == sum(repeated)
+        assert got["paraphrase_in_train"] == sum(map(max, repeated, reworded))
 
 
 # --- files ---
@@ -216,8 +201,6 @@ GOOD = LAYOUTS["plain.json"]
     [
         ("x.json", [{"picture": "a", "question": "b", "answer": "c"}], r"no column for the image .*answer, picture, q"),
         ("x.json", [GOOD[0], {**GOOD[1], "answer": None}], "record 2: answer is missing"),
-        ("x.json", [GOOD[0], {**GOOD[1], "question": " "}], "record 2: question is empty"),
-        ("x.json", [GOOD[0], {**GOOD[1], "answer": []}], "record 2: answer is empty or not text"),
         ("x.json", [{**GOOD[0], "split": "fold 3"}], r"record 1: split is 'fold 3'; use train, val or test"),
         ("x.json", [{**GOOD[0], "answer_type": "maybe"}], r"record 1: answer_type is 'maybe'"),
         ("x.json", [{k: v for k, v in GOOD[0].items() if k != "split"}], "neither a field nor its name says"),
@@ -232,51 +215,42 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: object, message
 
 # --- what the leak is worth ---
 
-
-def words_of(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+NO = {"answer": "no"}  # the most frequent answer, for images without a training question
 
 
 def test_what_the_leak_is_worth_by_brute_force(real: Path) -> None:
     """From VQA-RAD's JSON alone: which test questions leak, and what the nearest training question answers."""
     content = json.loads((real / "vqa_rad" / "VQA_RAD Dataset Public.json").read_text(encoding="utf-8"))
-    for record in content:
-        record["answer"] = " ".join(str(record["answer"]).lower().split())
+    for r in content:
+        r["answer"] = " ".join(str(r["answer"]).lower().split())
+        texts = [r.get(key) for key in ("question", "question_rephrase", "question_frame")]
+        r["words"] = [re.findall(r"\w+", text.lower()) for text in texts if text not in ("NULL", None)]
     test = [r for r in content if r["phrase_type"].startswith("test")]
-    official = [r for r in content if not r["phrase_type"].startswith("test")]
-    files = {"official1797": official, "published3064": []}
-    for record in content:
-        files["published3064"] += [record] if record in official else []
-        if record["question_frame"] not in ("NULL", None):
-            files["published3064"].append({**record, "question": record["question_frame"]})
+    files: dict[str, list[dict]] = {"official1797": [], "published3064": []}
+    for r in content:
+        official = [] if r in test else [{**r, "words": r["words"][:1]}]
+        frame = [{**r, "words": r["words"][-1:]}] if r["question_frame"] != "NULL" else []
+        files["official1797"] += official
+        files["published3064"] += official + frame
+    assert [len(file) for file in files.values()] == [1797, 3064]
 
-    def nearest(record: dict, training: list[dict]) -> str:
-        own, best, answer = set(words_of(record["question"])), -1.0, "no"  # the most frequent answer
-        for other in training:
-            shared = set(words_of(other["question"]))
-            if other["image_name"] == record["image_name"] and len(own & shared) / len(own | shared) > best:
-                best, answer = len(own & shared) / len(own | shared), other["answer"]
-        return answer
+    def nearest(r: dict, training: list[dict]) -> str:
+        near, own = [t for t in training if t["image_name"] == r["image_name"]], set(r["words"][0])
+        return max(near, key=lambda t: len(own & {*t["words"][0]}) / len(own | {*t["words"][0]}), default=NO)["answer"]
 
-    def leaks_to(record: dict) -> bool:
-        given = {" ".join(words_of(record[key])) for key in ("question", "question_rephrase", "question_frame")}
-        return any(
-            other["image_name"] == record["image_name"] and other["answer"] == record["answer"]
-            and " ".join(words_of(other["question"])) in given - {"null"} for other in files["published3064"]
-        )  # fmt: skip
-
-    leaked = [r for r in test if leaks_to(r)]
+    leaked = [
+        r for r in test if any(t["image_name"] == r["image_name"] and t["answer"] == r["answer"]
+                               and t["words"][0] in r["words"] for t in files["published3064"])
+    ]  # fmt: skip
     figures.use_style()
     _, found, caption = leak_figure.leak_worth()
+    found = found.set_index(["system", "training_file", "part"]).loc["nearest question on the same image"]
     assert len(leaked) == 284 and "284 of the 451" in caption
-    found = found.set_index(["system", "training_file", "part"])
     for name, training in files.items():
         for part, some in (("leaked", leaked), ("other", [r for r in test if r not in leaked])):
-            line = found.loc[("nearest question on the same image", name, part)]
-            right = sum(nearest(record, training) == record["answer"] for record in some)
-            assert (line["n"], line["accuracy"]) == (len(some), pytest.approx(100 * right / len(some)))
-    spans = found.loc["nearest question on the same image"].loc["published3064"]
-    assert spans.loc["leaked", "ci_low"] > 70 and spans.loc["other", "ci_high"] < 40
+            right = sum(nearest(r, training) == r["answer"] for r in some)
+            assert found.loc[(name, part), "n"] == len(some)
+            assert found.loc[(name, part), "accuracy"] == pytest.approx(100 * right / len(some))
 
 
 def test_trained_models_on_one_file_count_together(tmp_path: Path) -> None:
@@ -336,9 +310,8 @@ def test_questions_are_compared_without_what_is_only_typed(tmp_path: Path, other
     """Neither are line separators within a record ends of it, in any format."""
     test = write(tmp_path / "test.json", [qa("a.jpg")])
     for name in ("train.csv", "train.jsonl"):
-        content = (
-            f"image,question,answer\na.jpg,{other},lung\n" if name.endswith("csv") else json.dumps(qa("a.jpg", other))
-        )
+        by_line = json.dumps(qa("a.jpg", other))
+        content = f"image,question,answer\na.jpg,{other},lung\n" if name.endswith("csv") else by_line
         found, _ = line([write(tmp_path / name, content.replace("\\u2028", "\u2028"))], [test])
         assert (found["n_train"], found["repeated_in_train"]) == (1, 1)
 
@@ -350,22 +323,16 @@ def test_a_file_name_is_not_beaten_by_a_field_without_a_word(tmp_path: Path) -> 
     said: list[str] = []
     found = question_files.compare(files, say=said.append).iloc[0]
     assert (found["n_train"], found["n_test"]) == (2, 2)
-    assert "CONFLICT" not in said[0]
-    assert (
-        "CONFLICT: its phrase_type says train, its name test, read as test; --train or --test FILE decides" in said[1]
-    )
+    assert "CONFLICT" not in said[0] and "CONFLICT: its phrase_type says train, its name test, read as test" in said[1]
     question_files.compare([], [files[1]], [files[0]], said.append)
     assert "CONFLICT: its phrase_type says train, its name test, read as train" in said[2]
-    assert "CONFLICT: its phrase_type says train, its name train, read as test" in said[3]
     assert pd.isna(found["paraphrase_in_train"])
 
 
-def test_whole_numbers_and_missing_answers_in_questions(tmp_path: Path) -> None:
+def test_whole_numbers_in_questions(tmp_path: Path) -> None:
     train = write(tmp_path / "train.csv", "image,question,answer\na,how many?,2.0\n")
     test = write(tmp_path / "test.json", [qa("a", "how many?", 2)])
     assert line([train], [test])[0]["repeated_in_train"] == 1
-    with pytest.raises(InputError, match="record 1: answer is missing"):
-        question_files.read(write(tmp_path / "test.json", '[{"image": "a", "question": "b", "answer": NaN}]'))
 
 
 # --- the command ---
@@ -385,25 +352,7 @@ def test_command_prints_the_table_and_writes_only_where_asked(
     assert cli.main(["leaks", "mine.json", "--out", "made/leaks.csv"]) == 0
     stored = pd.read_csv(tmp_path / "made" / "leaks.csv")
     assert list(stored.columns) == list(leaks.COLUMNS) and stored["on_train_image"].tolist() == [4, 5]
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["leaks.csv"]
-
-
-def test_command_with_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = write(tmp_path / "mine.json", records())
-    for arguments, message in (
-        ([], "name a question-answer file"),
-        ([str(tmp_path / "none.json")], "no such file"),
-        ([str(tmp_path)], "Is a directory"),
-        ([str(made), "--out", str(made)], "file that is read"),
-    ):
-        before = made.read_bytes()
-        assert cli.main(["leaks", *arguments]) == 2
-        assert re.search(message, capsys.readouterr().err) and made.read_bytes() == before
-
-
-def test_command_on_a_data_set(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["leaks", "vqa_rad"]) == 0
-    assert "ceiling of the training answers: open, %" in (out := capsys.readouterr().out) and "39.11" in out
+    assert cli.main(["leaks", "mine.json", "--out", "mine.json"]) == 2 and json.loads(made.read_text()) == records()
 
 
 @pytest.mark.parametrize("name", ["vqa_rad", "slake"])
@@ -416,15 +365,3 @@ def test_the_leaks_that_manifests_record(name: str, real: Path, monkeypatch: pyt
         for part in variant.leaks_expected:
             for key, value in part.model_dump(exclude={"training", "test"}, exclude_none=True).items():
                 assert measured.at[(variant.name, part.training, part.test), key] == pytest.approx(value, abs=0.006)
-
-
-def test_languages_are_the_variants_of_slake(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts of the real annotation files, whose images are not needed for this."""
-    monkeypatch.setattr(manifests, "location", lambda name: shared_data / "slake_annotations")
-    table = leaks.report("slake").set_index(["training_file", "test"])
-    english = table.loc["en"].iloc[0]
-    assert numbers(english, "n_test", "unseen_answer", "on_train_image") == [1061, 2, 0]
-    assert table.loc[("en+zh", "en test"), "on_train_image"].tolist()[2:4] == [
-        781,
-        917,
-    ]  # by Chinese training, with val

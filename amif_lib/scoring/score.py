@@ -72,8 +72,9 @@ def score_file(
     """Score a file of answers, or a run folder of the kit, on all test questions of a question set.
 
     Args:
-        path: a file (`prediction_files.read`), a run folder, or its `predictions.parquet`.
-        dataset: manifest name of the question set; needed unless the run folder has its `spec.json`.
+        path: a file (`prediction_files.read`), a run folder, its `predictions.parquet` or a folder in it, such as the
+            same model's answers on blank images.
+        dataset: manifest name of the question set; a run says it itself.
         training_file: what baselines and ceiling learn from (`load.load_questions`).
         language: of SLAKE's questions.
         prediction, identity: the file's columns of predictions and question ids, where their names do not tell.
@@ -84,9 +85,9 @@ def score_file(
     path, shown = Path(path), paths.shown(Path(path))
     folder = path if path.is_dir() else path.parent if path.with_name(CANDIDATES).is_file() else None
     asked = {"dataset": dataset, "training_file": training_file, "language": language}
-    if folder and (folder / "spec.json").is_file():
-        spec = Run(folder).spec
-        own = {"dataset": spec.data.questions, **spec.data.question_settings}
+    if folder:
+        data = Run(folder if (folder / "spec.json").is_file() else folder.parent).spec.data
+        own = {"dataset": data.questions, **data.question_settings}
         for name, value in asked.items():
             if value not in ("", own[name]):
                 raise InputError(f"--{name.replace('_', '-')} {value}: this run has {own[name]}; leave the option out")
