@@ -312,7 +312,7 @@ def test_whole_numbers_are_one_thing(value: object) -> None:
 def test_bad_options_are_named(made: Path, capsys) -> None:
     path = write(made / "x.json", ANSWERS)
     for options, message in (
-        (["--dataset", "roco"], "--dataset: roco is no question set; name one of pathvqa,"),
+        (["--dataset", "roco"], "--dataset: roco is no question set; name one of "),
         ([], "--dataset: none given is no question set"),
         (["--dataset", "vqa_rad", "--training-file", "x"], "training_file: 'x' is not one of default"),
         (["--dataset", "vqa_rad", "--language", "zh"], "English questions only"),
