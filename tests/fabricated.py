@@ -124,7 +124,7 @@ def write_run(
     blank: list[str] | None = None,
     metrics: dict | None = None,
 ) -> Path:
-    """A finished run folder; `chosen` are the fine-tuning's answers, `blank` those with blank images at test time."""
+    """A finished run folder; `chosen` are the fine-tuning's answers, `blank` those with blank or other images."""
     folder = spec.directory
     folder.mkdir(parents=True, exist_ok=True)
     write = {
@@ -138,8 +138,8 @@ def write_run(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if chosen is not None:
         write_predictions(folder, predictions(chosen), candidates())
-        if blank is not None:
-            write_predictions(folder / results.BLANK_TEST, predictions(blank), candidates())
+        for name in (results.BLANK_TEST, results.SHUFFLED_TEST) if blank is not None else ():
+            write_predictions(folder / name, predictions(blank), candidates())
     return folder
 
 

@@ -1,16 +1,13 @@
-"""One self-contained page per scale: what was run, what came out beside the paper, and under which conditions."""
+"""One self-contained page per scale: what came out, in one sentence and in tables, and under which conditions."""
 
 from __future__ import annotations
 
 import base64
 import os
-from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -20,9 +17,9 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.experiments.identity import data_sets, settings_read
 from amif_lib.experiments.stored import Run
-from amif_lib.reporting import claims, figure_set, figures, layout, table_figures, table_notes, table_tests, tables
-from amif_lib.reporting.table_rows import PROTOCOLS, SCALE_NOTES, Selection, dataset_name, planned_tables
-from amif_lib.scoring import protocols, statistics
+from amif_lib.reporting import contrasts, figure_set, figures, layout, table_figures, table_notes, tables
+from amif_lib.reporting.table_rows import CONTRASTS, PROTOCOLS, SCALE_NOTES, Selection, dataset_name, planned_tables
+from amif_lib.scoring import protocols
 
 STAGES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
 FIRST = ("fig4", "fig5", "fig6", "map_scores", "training_curves")  # figures in this order, then the others by name
@@ -31,19 +28,18 @@ FIRST = ("fig4", "fig5", "fig6", "map_scores", "training_curves")  # figures in 
 def write(scale: str) -> Path:
     """Write `results/<scale>/report.html` with its tables and figures from stored runs, and return its path.
 
-    The page needs no script and no other file: pictures are embedded, only links lead outside (to run folders, by
-    relative path). Under FROM=reference the runs are the committed ones and the page goes to
-    `results/from_reference/<scale>/`. Raises InputError where a table that the scale's plan names lacks runs.
+    The page needs no script and no other file: pictures are embedded, only links lead outside. Under FROM=reference the
+    runs are the committed ones and the page goes to `results/from_reference/<scale>/`. Raises InputError where a table
+    that the scale's plan names lacks runs.
     """
     folder = paths.scale_dir(scale)
     collected = [tables.collect(name, scale) for name in planned_tables(scale)]
     figures.use_style()
     for table in collected:
         tables.store(table)
-        table_figures.save(table)
+        if table.name != CONTRASTS:
+            table_figures.save(table)
     figure_set.draw_all(scale, allow_none=True)
-    said = claims.table(scale, known={table.name: table for table in collected})
-    claims.write(scale, said)
     runs = all_runs(collected)
     sets = sorted({name for run in runs for name in data_sets(run.spec)})
     content = {
@@ -52,25 +48,17 @@ def write(scale: str) -> Path:
         "real": scale in ("base", "paper"),
         "from_reference": paths.from_reference(),
         "commits": sorted({run.commit[:12] + run.commit[40:] for run in runs}),
-        "reading": layout.reading(collected[0]),
-        "headline": next((section(table) for table in collected if table.name == "table1"), None),
-        "tables": [section(table) for table in collected if table.name != "table1"],
+        "result": result(collected),
+        "tables": [section(table) for table in collected],
         "figures": pictures(folder / "figures"),
-        "claims": claims.layout(said),
-        "claims_reading": claims.READING.replace("*", ""),
-        "holm": table_tests.HOLM,
         "protocols": [protocols.PROTOCOLS[name] for name in PROTOCOLS],
         "teacher": logged(runs, "teacher"),
         "collapse": logged(runs, "collapse"),
         "settings": settings_that_differ(scale),
-        "runs": [(run, STAGES[run.spec.stage], os.path.relpath(run.directory, folder)) for run in runs],
-        "n_runs": Counter(STAGES[run.spec.stage] for run in runs),
+        "n_runs": len(runs),
         "provenance": provenance(runs),
-        "cost": cost(runs),
         "manifests": [manifests.load(name) for name in sets],
         "hidden": sorted({name for name in sets for kind in manifests.KINDS if not manifests.may_show(name, kind)}),
-        "seeds": np.max([table_notes.seed_counts(table.lines) for table in collected], axis=0).tolist(),
-        "draws": statistics.DRAWS,
     }
     files.write_text(folder / "report.html", layout.page("report.html.j2", content))
     return folder / "report.html"
@@ -83,22 +71,49 @@ def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
     return sorted(runs, key=lambda run: list(STAGES).index(run.spec.stage))
 
 
+def result(collected: Sequence[tables.Table]) -> str:
+    """The result in plain sentences: contrasts, then the full model beside the one that never saw an image."""
+    said = [contrasts.sentence(contrasts.contrasts(table)) for table in collected if table.name == CONTRASTS]
+    table = next((table for table in collected if table.name != CONTRASTS), collected[0])
+    heads = {line.headline: line for line in table.lines if line.kind == "row" and line.headline}
+    cells = table.cells.query("protocol == 'paper' and split == 'overall'")
+    cells = cells.iloc[cells["dataset"].str.startswith("avg").argmax() :] if len(table.datasets) > 1 else cells
+    known = cells.drop_duplicates("row").set_index("row")
+    for head, line in heads.items():
+        if line.row in known.index and f"question_only:{head}" in known.index:
+            own, blind = known.loc[line.row], known.loc[f"question_only:{head}"]
+            start = f" ({line.label})" if len(heads) > 1 else ""
+            where = f"{dataset_name(own['dataset'])}{', mean of the sets' if len(table.datasets) > 1 else ''}"
+            said.append(
+                f"The full model{start} answers {own['ours']:.1f}% [{own['ci_low']:.1f}, {own['ci_high']:.1f}] of the "
+                f"test questions ({where}); trained on blank images it answers {blind['ours']:.1f}%."
+            )
+    said.append(table_notes.looking(table))
+    if CONTRASTS not in [table.name for table in collected]:
+        said.append(
+            "Teaching run: nothing is said about the method, for which `make contrasts` trains replicates of the "
+            "configurations to be compared."
+        )
+    return " ".join(filter(None, said))
+
+
 def section(table: tables.Table) -> dict[str, Any]:
     """What the page shows of a table."""
-    files_of = [f"tables/{table.name}{ending}" for ending in tables.FILES]
-    return {
-        "name": table.name,
-        "title": layout.heading(table),
-        "short": layout.short_name(table.name),
-        "notes": [table_notes.question_sets(table), table_notes.bold(table), table_notes.supported_differences(table)],
-        "overall": layout.marked(*layout.accuracies(table, ["overall"])),
-        "whole": layout.marked(*layout.accuracies(table)),
-        "details": {dataset_name(name): layout.both_definitions(table, name) for name in table.datasets},
-        "seeds": layout.each_run(table),
-        "tests": layout.tests_layout(table),
-        "reading": table_notes.notes(table),
-        "files": [path for path in files_of if (paths.scale_dir(table.scale) / path).is_file()],
+    names = sorted((paths.scale_dir(table.scale) / "tables").glob(f"{table.name}[._]*"))
+    about = {"name": table.name, "title": layout.heading(table), "short": layout.short_name(table.name)}
+    about |= {"notes": table_notes.notes(table), "files": [f"tables/{path.name}" for path in names]}
+    if table.name == CONTRASTS:
+        found = contrasts.contrasts(table)
+        more = {"Accuracies of the configurations, percent": layout.accuracies(table)}
+        return about | {"first": contrasts.readable(found), "texts": [contrasts.METHOD], "more": more}
+    texts = [f"Overall accuracy in percent: {layout.READING}", table_notes.looking(table)]
+    texts += [table_notes.question_sets(table), table_notes.trainings(table)]
+    more = {
+        "Open and closed": layout.accuracies(table, ["open", "closed"]),
+        "Differences on the same questions, of these trained models": layout.tests_layout(table),
+        "What the paper prints, on the real data sets": layout.published(table) if len(table.published) else [],
     }
+    return about | {"first": layout.accuracies(table, ["overall"]), "texts": texts, "more": more}
 
 
 def pictures(folder: Path) -> list[dict[str, Any]]:
@@ -119,7 +134,7 @@ def pictures(folder: Path) -> list[dict[str, Any]]:
         links = {title: os.path.relpath(file, folder.parent) for title, file in links.items() if file.is_file()}
         text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else name.replace("_", " ")
         data = base64.b64encode(path.read_bytes()).decode()
-        about = {"caption": text, "links": links, "repeats": name.startswith(("accuracy_table", "accuracy_lambda"))}
+        about = {"caption": text, "links": links, "repeats": name.startswith("accuracy_")}
         out.append(about | {"data": data, "width": width, "height": height})
     return out
 
@@ -146,14 +161,15 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
 
 
 def logged(runs: Sequence[Run], key: str) -> pd.DataFrame:
-    """The entry `teacher` or `collapse` of the pre-training runs' metrics, one row per distinct entry."""
-    rows = {}
-    for run in (run for run in runs if isinstance(run.metrics.get(key), dict)):
-        entry = {name.replace("_", " "): value for name, value in run.metrics[key].items()}
-        entry = {name: f"{v:.3g}" if isinstance(v, float) else v for name, v in entry.items()}
-        plain = {name: value for name, value in entry.items() if isinstance(value, str | int)}
-        rows.setdefault(str(plain), {"run": run.run_id, "stage": STAGES[run.spec.stage], **plain})
-    return pd.DataFrame(list(rows.values())).fillna("")
+    """The numbers of the entry `teacher` or `collapse` of the pre-training runs' metrics, by stage: mean and number."""
+    entries = [{"stage": STAGES[r.spec.stage], **r.metrics[key]} for r in runs if isinstance(r.metrics.get(key), dict)]
+    if not entries:
+        return pd.DataFrame()
+    frame = pd.DataFrame(entries)
+    grouped = frame.drop(columns=[name for name in frame if name == "wall_time_s"]).groupby("stage", sort=False)
+    means = grouped.mean(numeric_only=True).map("{:.3g}".format)
+    means.columns = [name.replace("_", " ") for name in means]
+    return means.assign(runs=grouped.size()).reset_index()
 
 
 def provenance(runs: Sequence[Run]) -> pd.DataFrame:
@@ -161,20 +177,3 @@ def provenance(runs: Sequence[Run]) -> pd.DataFrame:
     own = [{k: v for k, v in run.provenance.items() if k not in ("wall_time_s", "finished", "files")} for run in runs]
     flat = pd.json_normalize(own).melt(var_name="provenance").astype({"value": str})
     return flat.value_counts(["provenance", "value"], sort=False).rename("runs").reset_index()
-
-
-def cost(runs: Sequence[Run]) -> pd.DataFrame:
-    """Wall time of the teachers (each once) and by stage: number, total, longest; `unknown` where one is not stored."""
-    taught = [run.metrics["teacher"] for run in runs if isinstance(run.metrics.get("teacher"), dict)]
-    times = [("teacher", each) for each in {one.get("id"): one.get("wall_time_s") for one in taught}.values()]
-    times += [(STAGES[run.spec.stage], run.provenance.get("wall_time_s")) for run in runs]
-    frame = pd.DataFrame(times, columns=["stage", "time"]).astype({"time": float})
-    found = frame.groupby("stage", sort=False)["time"].agg(
-        runs="size", total=lambda times: times.sum(skipna=False), longest="max"
-    )
-    return found.assign(total=found["total"].map(clock), longest=found["longest"].map(clock)).reset_index()
-
-
-def clock(seconds: float) -> str:
-    """As h:mm:ss, `unknown` for NaN."""
-    return "unknown" if pd.isna(seconds) else str(timedelta(seconds=round(seconds)))

@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 
 from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored
 from amif_lib.experiments.rows import RunSpec
 
 PROTOCOLS = ("paper", "strict")
 PAPER_SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")  # the four sets of the paper's Avg column
 NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg",
          "medpix2_questions": "MedPix-2.0 questions"}  # fmt: skip
+CONTRASTS = "contrasts"  # the table of the configurations that contrasts compare
 BASELINES = ("most_frequent", "nearest_question")  # those that a table shows; the others are in its notes
-MODEL_BASELINES = ("question_only", "blank_at_test")
+MODEL_BASELINES = ("question_only", "blank_at_test", "shuffled_at_test")
 SCALE_NOTES = {
     "demo": "synthetic demo data; not comparable with the paper",
     "small": "a small model on real VQA-RAD, trained on a laptop without the paper's weights and data; not comparable "
@@ -74,6 +76,15 @@ class Selection:
         once = replace(self, question_sets=sets, seeds=1, pretrain_seeds=1).headlines(name, scale)[:1]
         return {row.row: [experiments.blank_image_run(run) for run in row.runs] for row in once}
 
+    def replicates(self, scale: str) -> dict[str, list[RunSpec]]:
+        """By the run id of a contrast's first training on a question set: its further replicates that are finished."""
+        found: dict[str, list[RunSpec]] = {}
+        for row in replace(self, only=()).rows(CONTRASTS, scale):
+            for name in dict.fromkeys(run.data.questions for run in row.runs):
+                first, *more = (run for run in row.runs if run.data.questions == name)
+                found[first.run_id] = [run for run in more if stored.is_finished(run)]
+        return found
+
 
 def required_notebooks(name: str, scale: str, selection: Selection | None = None) -> list[tuple[RunSpec, ...]]:
     """The fine-tunings that a table reads, question-only baselines too, by the notebook that makes them."""
@@ -90,11 +101,19 @@ def required_runs(name: str, scale: str, selection: Selection | None = None) -> 
 
 
 def planned_tables(scale: str) -> list[str]:
-    """The tables that the scale's last plan makes, or, without a plan, those that the scale names."""
-    path = paths.plan(scale)
+    """The tables that the scale's last plan makes, or, without a plan, those that the scale names.
+
+    Contrasts come first. They are there if all their runs are finished, whatever was planned last; and after a plan of
+    contrasts alone so are the scale's tables.
+    """
+    path, whole = paths.plan(scale), [CONTRASTS, *experiments.tables_of(scale)]
     if not path.is_file():
-        return list(experiments.tables_of(scale))
-    return [job["name"] for job in files.read_yaml(path)["jobs"] if job["rule"] == "table"]
+        planned = whole[1:]
+    else:
+        planned = [job["name"] for job in files.read_yaml(path)["jobs"] if job["rule"] == "table"]
+    optional = whole if planned == [CONTRASTS] else [CONTRASTS]
+    more = [name for name in optional if name not in planned and not stored.missing(required_runs(name, scale))]
+    return sorted({*planned, *more}, key=[*whole, *planned].index)
 
 
 def seeds_of(spec: RunSpec) -> tuple[int | None, int]:

@@ -16,8 +16,10 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
+from amif_lib.experiments.predictions import PREDICTIONS
 from amif_lib.reporting.table_rows import (
     BASELINES,
+    CONTRASTS,
     MODEL_BASELINES,
     PAPER_SETS,
     PROTOCOLS,
@@ -29,23 +31,13 @@ from amif_lib.reporting.table_rows import (
 from amif_lib.scoring import baselines, protocols, statistics
 from amif_lib.scoring.protocols import Protocol
 
-FILES = (".csv", "_tests.csv", "_seeds.csv", ".md", ".tex")
 SPLITS = ("open", "closed", "overall")
+PAPER = protocols.PROTOCOLS["paper"]
 KEYS = ["table", "row", "label", "dataset", "split", "protocol"]
-COLUMNS = [
-    *KEYS,
-    "ours",
-    "ours_sd",
-    "n_seeds",
-    "n_questions",
-    "ci_low",
-    "ci_high",
-    "paper",
-    "delta",
-    "run_ids",
-    "scale",
-]
+NUMBERS = ["ours", "ours_sd", "n_seeds", "n_questions", "ci_low", "ci_high", "paper", "delta"]
+COLUMNS = [*KEYS, *NUMBERS, "run_ids", "scale"]
 SEED_COLUMNS = [*KEYS, "pretrain_seed", "seed", "run_id", "ours", "scale"]
+SHOWN = {stored.BLANK_TEST: "blank images", stored.SHUFFLED_TEST: "another case's image"}
 Predictions = tuple[pd.DataFrame, pd.DataFrame | None]  # of one run, and the candidates that it ranked
 
 
@@ -59,18 +51,13 @@ class Line:
     kind: str = "baseline"  # or "row"
     run_ids: tuple[str, ...] = ()
     seeds: tuple[tuple[int | None, int], ...] = ()  # per run: of its pre-training (None: it has none), and its own
-    references: tuple[str, ...] = ()  # rows that paired tests compare this one with
+    references: tuple[str, ...] = ()  # rows that this one is compared with
     paper_row: str = ""
     headline: str = ""  # the headline row that these runs are, or that this baseline belongs to
     leaks: bool = False  # test answers were seen in training
     extra: bool = False  # not a row of the paper's
+    changed: float = float("nan")  # share of the full model's answers that differ from those to the right images
     scored: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)  # by protocol, see `scored`
-
-    @property
-    def pretrainings(self) -> list[int | None] | None:
-        """Each run's pre-training seed, where there are several."""
-        first = [pretraining for pretraining, _ in self.seeds]
-        return first if len(set(first)) > 1 else None
 
     @property
     def protocols(self) -> list[Protocol]:
@@ -108,8 +95,9 @@ class Table:
 def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     """Score a table's stored runs and the baselines beside them (default selection: that of the scale's last plan).
 
-    Raises InputError where a run is missing (naming rows and command), a prediction file is damaged, or a run answered
-    other questions than the present data has.
+    A row that is a configuration of the contrasts has all its finished replicates. Raises InputError where a run is
+    missing (naming rows and command), a prediction file is damaged, or a run answered other questions than the present
+    data has.
     """
     from amif_lib.reporting import table_tests
 
@@ -119,6 +107,9 @@ def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     asked = [(f"row {row.row}", run) for row in rows for run in row.runs]
     asked += [("question-only baseline", run) for _, run in blank]
     _refuse_missing(name, scale, asked)
+    repeated = selection.replicates(scale)
+    rows = [row.model_copy(update={"runs": _with_replicates(row, repeated)}) for row in rows]
+    asked += [(row.row, run) for row in rows for run in row.runs]
     runs = {run_id: stored.load_run(run) for run_id, run in {run.run_id: run for _, run in asked}.items()}
     lines = []
     for dataset in dict.fromkeys(run.data.questions for row in rows for run in row.runs):
@@ -153,6 +144,12 @@ def _refuse_missing(name: str, scale: str, asked: list[tuple[str, experiments.Ru
         raise InputError(f"{name} at scale {scale} lacks {', '.join(names[:4])}{more}; {remedy}")
 
 
+def _with_replicates(row: experiments.Row, repeated: dict[str, list[experiments.RunSpec]]) -> tuple:
+    """A row's runs, each once, and after the first one of a question set the replicates that the contrasts trained."""
+    whole = [also for run in row.runs for also in (run, *repeated.get(run.run_id, ()))]
+    return tuple({run.run_id: run for run in sorted(whole, key=lambda run: run.seed)}.values())
+
+
 def _lines(
     dataset: str,
     rows: list[experiments.Row],
@@ -165,7 +162,7 @@ def _lines(
     head_of = {run.run_id: row.row for row in heads for run in row.runs}
     shown: dict[str, Line] = {}
     for row in rows:
-        specs = {run.run_id: run for run in row.runs if run.data.questions == dataset}  # each run once
+        specs = {run.run_id: run for run in row.runs if run.data.questions == dataset}
         if not specs:  # a row of other question sets
             continue
         seeds, leaks = tuple(map(seeds_of, specs.values())), any(run.saw_test_answers for run in specs.values())
@@ -183,10 +180,23 @@ def _lines(
             leaks = run.spec.saw_test_answers
             line = Line(name, label, dataset, run_ids=(run.run_id,), headline=head.row, leaks=leaks)
             yield line, [(run.predictions, run.candidates)]
-        if whole := shown.get(head.row):  # the same weights, blank images at test time only
-            name, label = f"{MODEL_BASELINES[1]}:{head.row}", f"blank images at test time only{start}"
-            line = Line(name, label, dataset, "baseline", whole.run_ids, whole.seeds, (), "", head.row, whole.leaks)
-            yield line, [runs[run_id].blank_test for run_id in whole.run_ids]
+        if whole := shown.get(head.row):  # the same weights, other images at test time only
+            own = [runs[run_id] for run_id in whole.run_ids]
+            for name, kind in zip(MODEL_BASELINES[1:], SHOWN, strict=True):
+                if not all((run.directory / kind / PREDICTIONS).is_file() for run in own):  # of one image alone
+                    continue
+                found = [run.blank_test if kind == stored.BLANK_TEST else run.shuffled_test for run in own]
+                changed = np.mean([_changed(run, *other) for run, other in zip(own, found, strict=True)])
+                label = f"{SHOWN[kind]} at test time only{start}"
+                about = (f"{name}:{head.row}", label, dataset, "baseline", whole.run_ids)
+                yield Line(*about, whole.seeds, headline=head.row, leaks=whole.leaks, changed=float(changed)), found
+
+
+def _changed(run: stored.Run, frame: pd.DataFrame, candidates: pd.DataFrame) -> float:
+    """The share of questions to which a run gives another answer in these predictions than in its own."""
+    own, other = protocols.score(run.predictions, run.candidates, PAPER), protocols.score(frame, candidates, PAPER)
+    both = own.set_index("question_id")["prediction"], other.set_index("question_id")["prediction"]
+    return float((both[0].reindex(both[1].index) != both[1]).mean())
 
 
 def _refuse_other_questions(name: str, line: Line, found: list[Predictions], known: pd.DataFrame) -> None:
@@ -224,9 +234,9 @@ def scored(found: Sequence[Predictions], protocol: Protocol) -> pd.DataFrame:
 def cells(name: str, scale: str, lines: list[Line], published: pd.DataFrame) -> pd.DataFrame:
     """One line per cell, columns `COLUMNS`; several question sets are averaged without weights, as the paper's Avg.
 
-    The 95% interval is from resampling images, crossed with seeds; `ours_sd` is over runs. `delta` to the published
-    number is filled like for like only: real data, protocol `paper`, scale base or paper. A protocol such as
-    `paper/answer_type` is the same scoring split by the other definition of closed.
+    The 95% interval is from resampling images, `ours_sd` over runs. `delta` to the published number is filled like for
+    like only: real data, protocol `paper`, scale base or paper. A protocol such as `paper/answer_type` is the same
+    scoring split by the other definition of closed.
     """
     known = published.set_index(["row", "dataset", "split"])["value"].to_dict()
     like_for_like = scale in ("base", "paper") and not any(is_synthetic(line.dataset) for line in lines)
@@ -234,23 +244,20 @@ def cells(name: str, scale: str, lines: list[Line], published: pd.DataFrame) -> 
 
     def add(own: list[Line], dataset: str, split: str, protocol: Protocol, definition: str) -> None:
         parts = [line.right(protocol, split, definition) for line in own]  # (S, n), (n,) per question set
-        if not all(len(images) for _, images in parts):
+        parts = [(answered, images) for answered, images in parts if len(images)]
+        if not parts:
             return
-        first = own[0]
-        if len(parts) > 1:
-            found = statistics.bootstrap_mean(parts, pretrainings=first.pretrainings)
-        else:
-            found = statistics.bootstrap(*parts[0], pretrainings=first.pretrainings)
-        runs = min(len(answered) for answered, _ in parts)
-        _, deviation = statistics.combine_seeds(np.mean([answered[:runs].mean(1) for answered, _ in parts], axis=0))
+        first, runs = own[0], min(len(answered) for answered, _ in parts)
+        found = statistics.bootstrap(*parts[0]) if len(parts) == 1 else statistics.bootstrap_mean(parts)
+        each = np.mean([answered[:runs].mean(1) for answered, _ in parts], axis=0)  # (S,)
+        deviation = 100 * each.std(ddof=1) if runs > 1 else np.nan
         title = protocol.title if definition == protocol.closed else f"{protocol.title}/{definition}"
         paper = known.get((first.paper_row, real_name(dataset), split), np.nan) if title == "paper" else np.nan
         delta = 100 * found.value - paper if like_for_like else np.nan
+        numbers = (100 * found.value, deviation, runs, sum(len(images) for _, images in parts))
         ids = " ".join(dict.fromkeys(run_id for line in own for run_id in line.run_ids))
-        numbers = (100 * found.value, 100 * deviation, len(parts[0][0]), sum(len(images) for _, images in parts))
-        interval = (100 * found.low, 100 * found.high)
         about = (name, first.row, first.label, dataset, split, title)
-        out.append((*about, *numbers, *interval, paper, delta, ids, scale))
+        out.append((*about, *numbers, 100 * found.low, 100 * found.high, paper, delta, ids, scale))
 
     for line in lines:
         for protocol in line.protocols:
@@ -259,7 +266,8 @@ def cells(name: str, scale: str, lines: list[Line], published: pd.DataFrame) -> 
                     add([line], line.dataset, split, protocol, definition)
     for own in on_all_sets(lines).values():
         for protocol in min((line.protocols for line in own), key=len):  # strict only if no set leaks
-            add(own, average_name(lines), "overall", protocol, protocol.closed)
+            for split in SPLITS:
+                add(own, average_name(lines), split, protocol, protocol.closed)
     return pd.DataFrame(out, columns=COLUMNS)
 
 
@@ -289,27 +297,34 @@ def seeds(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
     return pd.DataFrame(out, columns=SEED_COLUMNS).astype({"pretrain_seed": "Int64", "seed": "Int64"})
 
 
+# --- files ---
+
+
 def write(name: str, scale: str, selection: Selection | None = None) -> list[Path]:
-    """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `_seeds.csv`, `.md` and `.tex`; returns their paths."""
+    """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `_seeds.csv`, `.md` and `.tex`; returns their paths.
+
+    The table `contrasts` has the contrasts in its `.csv` and `.md`, and `_seeds.csv`.
+    """
     return store(collect(name, scale, selection), always=True)
 
 
 def store(table: Table, always: bool = False) -> list[Path]:
     """Write a collected table's files; one that holds the same text is left alone, unless `always` (workflows go by
-    time).
+    time). Nothing of the kit reads numbers back from them."""
+    from amif_lib.reporting import contrasts, layout
 
-    Nothing of the kit reads numbers back from them: an edited file changes nothing and is written anew, with a note.
-    """
-    from amif_lib.reporting.layout import latex, markdown
-
-    frames = ((table.cells, "%.4f"), (table.tests, "%.6g"), (table.seeds, "%.4f"))
-    texts = [frame.to_csv(index=False, float_format=form, lineterminator="\n") for frame, form in frames]
-    texts += [markdown(table), latex(table)]
-    written = [paths.scale_dir(table.scale) / "tables" / f"{table.name}{ending}" for ending in FILES]
-    for path, text in zip(written, texts, strict=True):
-        same = path.is_file() and path.read_bytes() == text.encode()
-        if path.is_file() and not same and path.suffix == ".csv":
-            print(f"note: {paths.shown(path)} did not hold what the stored runs say; written anew")
-        if always or not same:
+    if table.name == CONTRASTS:
+        found = contrasts.contrasts(table)
+        texts = {".csv": _csv(found, "%.6g"), "_seeds.csv": _csv(table.seeds), ".md": contrasts.markdown(found, table)}
+    else:
+        texts = {".csv": _csv(table.cells), "_tests.csv": _csv(table.tests, "%.6g"), "_seeds.csv": _csv(table.seeds)}
+        texts |= {".md": layout.markdown(table), ".tex": layout.latex(table)}
+    written = [paths.scale_dir(table.scale) / "tables" / f"{table.name}{ending}" for ending in texts]
+    for path, text in zip(written, texts.values(), strict=True):
+        if always or not path.is_file() or path.read_bytes() != text.encode():
             files.write_text(path, text)
     return written
+
+
+def _csv(frame: pd.DataFrame, form: str = "%.4f") -> str:
+    return frame.to_csv(index=False, float_format=form, lineterminator="\n")

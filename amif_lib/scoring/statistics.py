@@ -5,7 +5,6 @@ Shares are fractions in [0, 1] here, percent in tables; random draws are seeded,
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,18 +15,19 @@ from numpy.typing import ArrayLike
 
 from amif_lib.core.errors import InputError
 
-DRAWS = 2000  # for intervals
-TEST_DRAWS = 10_000  # for differences: Holm over m comparisons needs p values below .05 / m
+DRAWS = 2000
+NAN = float("nan")
+Part = tuple[ArrayLike, ArrayLike]  # values (n,) or, of several runs, (R, n), and the image of each question (n,)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share or a difference of shares with its 95% interval; `p` is two-sided, for differences only."""
+    """A share or a difference of shares with its 95% interval over images; `p` is two-sided, for differences only."""
 
     value: float
     low: float
     high: float
-    p: float = float("nan")
+    p: float = NAN
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,23 @@ class McNemar:
     wins: int
     losses: int
     p: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A mean difference with its standard error over replicates and images, and what follows from a t distribution.
+
+    `detectable` is the smallest true difference that the test finds in 80% of repetitions. All but `value` are NaN for
+    fewer than three replicates.
+    """
+
+    value: float
+    error: float = NAN
+    df: float = NAN
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    detectable: float = NAN
 
 
 def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -54,30 +71,63 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if first.shape != second.shape or first.ndim != 1:
         raise InputError(f"paired test: shapes {first.shape}, {second.shape}; give the same questions, equally ordered")
-    from statsmodels.stats.contingency_tables import mcnemar as exact_test
+    from scipy.stats import binomtest
 
     wins, losses = int((first & ~second).sum()), int((~first & second).sum())
-    return McNemar(wins, losses, float(exact_test([[0, wins], [losses, 0]], exact=True).pvalue))
+    return McNemar(wins, losses, float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's step-down adjustment of a family of p values."""
-    from statsmodels.stats.multitest import multipletests
-
-    if not len(p_values):
-        return np.array([])
-    gc.freeze()  # multipletests collects garbage each time, which takes long where many runs are loaded
-    try:
-        return multipletests(p_values, method="holm")[1]
-    finally:
-        gc.unfreeze()
+    """Holm's step-down adjustment of a family of p values; NaN where there is no p, which the family does not count."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)[: int(np.isfinite(p).sum())]  # NaN comes last
+    adjusted = np.full(len(p), NAN)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted
 
 
-def combine_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (ddof 1) over seeds; the latter is NaN for a single seed."""
-    if not len(values):
-        raise InputError("no seed to combine")
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+def contrast(parts: Sequence[Part]) -> Contrast:
+    """Difference of two configurations, tested over replicates and images at once.
+
+    `parts` holds, per question set, the paired differences (R, n) of R replicates on n questions and their images (n,);
+    the value is the unweighted mean over sets. Replicates and images are crossed random effects, each cell with one
+    observation: the sum of an image's differences. With mean squares of replicates, images and residual the variance of
+    the mean is (MS_R + MS_I - MS_RI) / (R I), with Satterthwaite's degrees of freedom: the quasi-F ratio of Clark
+    (Journal of Verbal Learning and Verbal Behavior 12, 1973). Sets share their replicates, so MS_R is that of the
+    replicates' means over sets; images are each set's own, so their parts add. Where images add no variance
+    (MS_I <= MS_RI) only the replicates' t test is left, without which the test would reject too rarely.
+    """
+    arrays = [np.atleast_2d(np.asarray(values, dtype=float)) for values, _ in parts]  # (R, n) per set
+    if not parts or len({len(values) for values in arrays}) > 1:
+        raise InputError("contrast: give at least one question set, each with the same replicates")
+    sets, replicates = len(arrays), len(arrays[0])
+    means = np.mean([values.mean(1) for values in arrays], axis=0)  # (R,)
+    value = float(means.mean())
+    if replicates < 3:
+        return Contrast(value)
+    of_replicates = means.var(ddof=1) / replicates
+    between, residual, terms = 0.0, 0.0, 0.0
+    for values, (_, images) in zip(arrays, parts, strict=True):
+        sums, counts = _by_image(values, images)  # (R, I), (I,)
+        if (number := len(counts)) == 1:
+            raise InputError("contrast: the questions of a set are all on one image")
+        cells = number * (sums - values.mean() * counts) / counts.sum()  # (R, I), deviations weighted by questions
+        by_image, by_replicate = cells.mean(0), cells.mean(1)
+        ms_images = replicates * by_image.var(ddof=1)
+        rest = cells - by_image - by_replicate[:, None] + cells.mean()
+        ms_residual = (rest**2).sum() / ((replicates - 1) * (number - 1))
+        scale = 1 / (replicates * number * sets**2)
+        between, residual = between + scale * ms_images, residual + scale * ms_residual
+        terms += scale**2 * (ms_images**2 / (number - 1) + ms_residual**2 / ((replicates - 1) * (number - 1)))
+    variance, terms = (of_replicates + between - residual, terms) if between > residual else (of_replicates, 0.0)
+    if variance <= 0:  # the two never differ, or always by the same
+        return Contrast(value)
+    from scipy.stats import t
+
+    df = float(variance**2 / (of_replicates**2 / (replicates - 1) + terms))
+    error, reach = float(np.sqrt(variance)), float(t.ppf(0.975, df))
+    p, detectable = 2 * t.sf(abs(value) / error, df), (reach + t.ppf(0.8, df)) * error
+    return Contrast(value, error, df, value - reach * error, value + reach * error, float(p), float(detectable))
 
 
 def detectable(difference: Estimate, power: float = 0.8) -> float:
@@ -87,156 +137,63 @@ def detectable(difference: Estimate, power: float = 0.8) -> float:
     the two systems never differ, which says nothing of a difference.
     """
     z = NormalDist().inv_cdf
-    return (z(0.975) + z(power)) * (difference.high - difference.low) / 2 / z(0.975) or float("nan")
+    return (z(0.975) + z(power)) * (difference.high - difference.low) / 2 / z(0.975) or NAN
 
 
-# --- bootstrap: images are resampled, and runs within pre-trainings ------------------------------------------------
+# --- bootstrap: images are resampled, runs are not -----------------------------------------------------------------
 
 
-def bootstrap(
-    correct: ArrayLike,
-    images: ArrayLike,
-    draws: int = DRAWS,
-    seed: int = 0,
-    pretrainings: Sequence[int] | None = None,
-) -> Estimate:
-    """Accuracy with a percentile interval from resampling images, crossed with seeds.
+def bootstrap(values: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """Accuracy, or mean paired difference, with a percentile interval from resampling images.
 
-    `correct` is (n,) or, for several runs, (S, n), of 0 and 1; `images` (n,) names each question's image. Runs of
-    several pre-trainings, named in `pretrainings` (S,), are drawn in two steps: pre-trainings, then runs of each.
-    All answers right or all wrong leave nothing to resample: then the interval is Wilson's over the images' number.
+    `values` is (n,) or, for several runs, (R, n), of which the mean over runs is taken; `images` (n,) names each
+    question's image. All answers right or all wrong leave nothing to resample: then the interval is Wilson's over the
+    number of images.
     """
-    sums, counts = _by_image(correct, images)
-    value = float(sums.sum() / (counts.sum() * len(sums)))
-    if value in (0.0, 1.0):
-        return Estimate(value, *wilson(round(value * len(counts)), len(counts)))
-    return bootstrap_mean([(correct, images)], draws, seed, pretrainings)
+    found = bootstrap_mean([(values, images)], draws, seed)
+    if found.value in (0.0, 1.0) and found.low == found.high:
+        count = len(np.unique(np.asarray(images, dtype=str)))
+        return Estimate(found.value, *wilson(round(found.value * count), count))
+    return found
 
 
-def bootstrap_mean(
-    parts: Sequence[tuple[ArrayLike, ArrayLike]],
-    draws: int = DRAWS,
-    seed: int = 0,
-    pretrainings: Sequence[int] | None = None,
-) -> Estimate:
-    """Unweighted mean of the accuracies on several data sets (the paper's Avg), each resampled on its own.
+def bootstrap_mean(parts: Sequence[Part], draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """Unweighted mean over data sets (the paper's Avg), the images of each resampled on their own.
 
-    `parts` holds `(correct, images)` per data set, shapes as in `bootstrap`; sets share the draw of pre-trainings.
+    `p` is twice the smaller share of draws on either side of no difference, so never below 2 / (draws + 1).
     """
     if not parts:
         raise InputError("no data set to average")
-    samples = [
-        _accuracies(*part, draws, (seed + n, seed + n, seed), pretrainings) for n, part in enumerate(parts)
-    ]  # (draws,) each
-    sample = np.mean(samples, axis=0).clip(0, 1)  # widened for few seeds, a draw may leave [0, 1]
-    return Estimate(float(np.mean([np.mean(correct) for correct, _ in parts])), *_interval(sample))
-
-
-def bootstrap_mean_difference(
-    parts: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]],
-    draws: int = TEST_DRAWS,
-    seed: int = 0,
-    pretrainings: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
-) -> Estimate:
-    """Unweighted mean over data sets of the paired differences in accuracy, first minus second.
-
-    `parts` holds `(first, second, images)` per data set, shapes as in `bootstrap`; the two may have different numbers
-    of runs. Within a set they see the same resampled images, seeds of each are drawn apart, and so are the sets.
-    `pretrainings` names those of the first's and of the second's runs. `p` is twice the smaller share of
-    draws on either side of no difference, so never below 2 / (draws + 1).
-    """
-    if not parts:
-        raise InputError("no data set to compare on")
-    samples = []
-    for n, (first, second, images) in enumerate(parts):
-        ours = _accuracies(first, images, draws, (seed + n, seed + n, seed), pretrainings[0])
-        theirs = _accuracies(second, images, draws, (seed + n, seed + n + 1000, seed), pretrainings[1])
-        samples.append(ours - theirs)  # (draws,)
-    sample, value = np.mean(samples, axis=0), np.mean([np.mean(first) - np.mean(second) for first, second, _ in parts])
-    return Estimate(float(value), *_interval(sample), p=_two_sided(sample))
-
-
-def bootstrap_against(
-    correct: ArrayLike,
-    images: ArrayLike,
-    level: float,
-    draws: int = TEST_DRAWS,
-    seed: int = 0,
-    pretrainings: Sequence[int] | None = None,
-) -> Estimate:
-    """Accuracy minus a fixed `level` (a share that is only printed), with interval and p; the level has no variance."""
-    sample = _accuracies(correct, images, draws, (seed, seed, seed), pretrainings) - level
-    return Estimate(float(np.mean(correct)) - level, *_interval(sample), p=_two_sided(sample))
+    samples, means = [], []
+    for number, (values, images) in enumerate(parts):
+        whole = np.atleast_2d(np.asarray(values, dtype=float)).mean(0)  # (n,)
+        sums = resampled_sums(np.stack([whole, np.ones(len(whole))]), images, draws, seed + number)  # (draws, 2)
+        samples.append(sums[:, 0] / sums[:, 1])
+        means.append(whole.mean())
+    sample, value = np.mean(samples, axis=0), float(np.mean(means))
+    low, high = np.percentile(sample, [2.5, 97.5])
+    near = np.where(np.abs(sample) < 1e-12, 0.0, sample)  # what rounding makes of equal accuracies
+    tail = min((1 + (near <= 0).sum()) / (1 + draws), (1 + (near >= 0).sum()) / (1 + draws))
+    return Estimate(value, float(low), float(high), float(min(1.0, 2 * tail)))
 
 
 def resampled_sums(values: ArrayLike, images: ArrayLike, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """Sum of `values` (S, n) over the questions of resampled images, drawn as `bootstrap` draws them -> (draws, S)."""
     sums, counts = _by_image(values, images)
-    return _image_weights(len(counts), draws, seed).astype(float) @ sums.T
+    return _image_weights(len(counts), draws, seed) @ sums.T
 
 
-def over_runs(
-    per_run: np.ndarray, pretrainings: Sequence[int] | None = None, seed: int = 0, pretraining_seed: int | None = None
-) -> np.ndarray:
-    """Mean over runs drawn with replacement, (draws, S) -> (draws,). One run is itself; equal calls draw the same runs.
-
-    `pretrainings` names each run's pre-training: those are drawn first, then runs within each. Their draws depend on
-    `pretraining_seed` alone, so that systems and data sets that share pre-trainings share the draw. What a mean of S
-    drawn runs is off the mean of all is widened by sqrt(S / (S - 1)): plain draws have (S - 1) / S of the variance.
-    """
-    draws, runs = per_run.shape
-    if runs == 1:
-        return per_run[:, 0]
-    names, group = np.unique([0] * runs if pretrainings is None else pretrainings, return_inverse=True)
-    if len(group) != runs or len(set(np.bincount(group))) > 1:
-        raise InputError(f"bootstrap: {runs} runs of {len(names)} pre-trainings; give each as many fine-tuning seeds")
-    cube = per_run[:, np.argsort(group, kind="stable")].reshape(draws, len(names), -1)  # (draws, P, F)
-    out = cube.mean((1, 2))  # (draws,)
-    if (first := len(names)) > 1:
-        generator = np.random.default_rng([seed if pretraining_seed is None else pretraining_seed, 2])
-        cube = np.take_along_axis(cube, generator.integers(first, size=cube.shape[:2])[:, :, None], axis=1)
-        out = out + np.sqrt(first / (first - 1)) * (cube.mean((1, 2)) - out)
-    if (own := cube.shape[2]) > 1:
-        generator = np.random.default_rng([seed, 1])
-        weights = generator.multinomial(own, np.full(own, 1 / own), size=cube.shape[:2]) / own  # (draws, P, F)
-        out = out + np.sqrt(own / (own - 1)) * ((cube * weights).sum(2) - cube.mean(2)).mean(1)
-    return out
-
-
-def _accuracies(
-    correct: ArrayLike, images: ArrayLike, draws: int, seeds: tuple[int, int, int], pretrainings: Sequence[int] | None
-) -> np.ndarray:
-    """Bootstrap accuracies (draws,). `seeds` are those of images, runs and pre-trainings; equal ones draw the same."""
-    sums, counts = _by_image(correct, images)  # (S, C), (C,)
-    both = np.vstack([sums, counts]).astype(np.float32)  # (S + 1, C): small whole numbers, exact
-    drawn = (_image_weights(len(counts), draws, seeds[0]) @ both.T).astype(float)  # (draws, S + 1)
-    return over_runs(drawn[:, :-1] / drawn[:, -1:], pretrainings, seeds[1], seeds[2])
-
-
-def _by_image(correct: ArrayLike, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Correct answers and questions per image: (S, C) and (C,). Images are ordered by name, so that pairs line up."""
-    correct = np.atleast_2d(np.asarray(correct, dtype=float))  # (S, n)
+def _by_image(values: ArrayLike, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of values and number of questions per image: (S, I) and (I,). Images are ordered by name."""
+    values = np.atleast_2d(np.asarray(values, dtype=float))  # (S, n)
     names, index = np.unique(np.asarray(images, dtype=str), return_inverse=True)
-    if correct.shape[1] != len(index) or not len(index):
-        raise InputError(f"bootstrap: {correct.shape[1]} answers, {len(index)} image ids; give one each, at least one")
-    sums = np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in correct])  # (S, C)
+    if values.shape[1] != len(index) or not len(index):
+        raise InputError(f"{values.shape[1]} answers, {len(index)} image ids; give one each, at least one")
+    sums = np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in values])  # (S, I)
     return sums, np.bincount(index, minlength=len(names)).astype(float)
 
 
 @lru_cache(maxsize=40)  # four question sets with their splits: every row of every table uses them
 def _image_weights(count: int, draws: int, seed: int) -> np.ndarray:
     """How often each of `count` images occurs in each bootstrap draw -> (draws, count)."""
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    return drawn.astype(np.float32)  # small whole numbers: exact
-
-
-def _interval(sample: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(sample, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _two_sided(sample: np.ndarray) -> float:
-    """Twice the smaller share of draws on either side of no difference, never below 2 / (draws + 1)."""
-    sample = np.where(np.abs(sample) < 1e-12, 0.0, sample)  # what rounding makes of equal accuracies
-    below, above = (1 + (sample <= 0).sum()) / (1 + len(sample)), (1 + (sample >= 0).sum()) / (1 + len(sample))
-    return float(min(1.0, 2 * min(below, above)))
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws).astype(float)

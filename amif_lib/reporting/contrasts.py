@@ -1,0 +1,136 @@
+"""The few comparisons named beforehand in `specs/contrasts.yaml`, tested over replicates and images, Holm over all.
+
+Nothing else that the kit prints is a finding (DESIGN.md, "What may be said of a result").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import rows as experiments
+from amif_lib.reporting import layout
+from amif_lib.reporting.table_rows import SCALE_NOTES
+from amif_lib.reporting.tables import PAPER, Line, Table
+from amif_lib.scoring import statistics
+
+INTERVAL, VERDICT = 3, 5  # the fewest replicates for an interval over them, and for a verdict
+COLUMNS = ["contrast", "outcome", "row", "against", "difference", "ci_low", "ci_high", "p", "p_holm", "detectable"]
+COLUMNS += ["standard_error", "df", "replicates", "n_questions", "finding", "scale"]
+METHOD = (
+    "A replicate is a fresh pre-training with its fine-tuning. Difference in points, paired by replicate and question; "
+    "replicates and images are crossed random effects (quasi-F, Clark 1973, with Satterthwaite's degrees of freedom), "
+    "and p is corrected by Holm over all lines of this table. Detectable: the smallest true difference that such a "
+    "design finds in 80% of repetitions, before the correction. Averages are over the question sets, without weights."
+)
+
+
+def contrasts(table: Table) -> pd.DataFrame:
+    """The contrasts of the collected table `contrasts`, a line per outcome (open and closed average), `COLUMNS`.
+
+    Differences, intervals and `detectable` are in points. A contrast without one of its rows (ROWS=) is left out.
+    """
+    out = []
+    for named in experiments.table_settings(table.name)["contrasts"].get(table.scale, []):
+        both = [[line for line in table.lines if line.row == named[key]] for key in ("row", "against")]
+        for split in ("open", "closed") if all(both) else ():
+            parts = []
+            for line, other in zip(*both, strict=True):
+                own, theirs = (per_replicate(each, table.lines, split) for each in (line, other))  # (R, n) each
+                if own.shape != theirs.shape:
+                    raise InputError(f"contrast {named['name']}: {len(own)} replicates against {len(theirs)}")
+                if own.shape[1]:
+                    parts.append((own - theirs, line.right(PAPER, split)[1]))
+            if parts:
+                found = statistics.contrast(parts)
+                numbers = {
+                    "difference": 100 * found.value,
+                    "ci_low": 100 * found.low,
+                    "ci_high": 100 * found.high,
+                    "detectable": 100 * found.detectable,
+                    "standard_error": 100 * found.error,
+                    "replicates": len(parts[0][0]),
+                    "n_questions": sum(len(images) for _, images in parts),
+                }
+                about = {"contrast": named["name"], "outcome": split, "row": named["row"], "against": named["against"]}
+                out.append(about | numbers | {"p": found.p, "df": found.df, "scale": table.scale})
+    frame = pd.DataFrame(out, columns=COLUMNS)
+    if len(frame):
+        frame["p_holm"] = statistics.holm(frame["p"].where(frame["replicates"] >= VERDICT))
+        frame["finding"] = [_finding(line) for line in frame.itertuples()]
+    return frame
+
+
+def per_replicate(line: Line, lines: list[Line], split: str) -> np.ndarray:
+    """Right answers (R, n) of a row's replicates under the protocol `paper`, each the mean of its fine-tunings."""
+    starts = [[first for first, _ in each.seeds if first is not None] for each in lines if each.kind == "row"]
+    seeds = max((each.count(first) for each in starts for first in each), default=1)  # fine-tunings of a replicate
+    replicate = np.array([seed // seeds for _, seed in line.seeds])
+    right = line.right(PAPER, split)[0]  # (S, n)
+    return np.stack([right[replicate == number].mean(0) for number in np.unique(replicate)])
+
+
+def _finding(line: object) -> str:
+    if line.replicates < INTERVAL:
+        return "teaching run" if line.replicates == 1 else f"no interval from {line.replicates} replicates"
+    if np.isnan(line.standard_error):
+        return "no difference in any replicate" if line.difference == 0 else "the same difference in every replicate"
+    if line.replicates < VERDICT:
+        return f"no verdict from {line.replicates} replicates"
+    if line.p_holm < 0.05:
+        return "higher" if line.difference > 0 else "lower"
+    reach = max(abs(line.ci_low), abs(line.ci_high))
+    return f"not shown; differences beyond ±{reach:.1f} points are excluded"
+
+
+def sentence(found: pd.DataFrame) -> str:
+    """What the contrasts say, in one or two plain sentences."""
+    if not len(found):
+        return "No contrast is among the rows that were run."
+    replicates = int(found["replicates"].min())
+    if replicates == 1:
+        return "Teaching run: every configuration was trained once, so the differences say nothing about the method."
+    if replicates < VERDICT:
+        return f"{replicates} replicates of each configuration: too few for a verdict (at least {VERDICT})."
+    shown = found[found["p_holm"] < 0.05]
+    listed = "; ".join(
+        f"{x.contrast} on {x.outcome} questions {x.difference:+.1f} points [{x.ci_low:.1f}, {x.ci_high:.1f}]"
+        for x in shown.itertuples()
+    )
+    said = f"{len(shown)} of {len(found)} comparisons over {replicates} replicates show a difference"
+    rest = found[~found.index.isin(shown.index)]
+    reach = rest[["ci_low", "ci_high"]].abs().max(axis=1)
+    others = f" For the {len(rest)} others, differences beyond ±{reach.max():.1f} points are excluded."
+    return f"{said}{': ' + listed if len(shown) else ''}.{others if len(rest) else ''}"
+
+
+def readable(found: pd.DataFrame) -> pd.DataFrame:
+    """The contrasts as a person reads them."""
+
+    def interval(line: object) -> str:
+        known = not np.isnan(line.ci_low)
+        return f"{line.difference:+.1f}" + (f" [{line.ci_low:+.1f}, {line.ci_high:+.1f}]" if known else "")
+
+    def text(name: str, form: str) -> list[str]:
+        return ["" if pd.isna(value) else form.format(value) for value in found[name]]
+
+    return pd.DataFrame(
+        {
+            "contrast": found["contrast"],
+            "questions": found["outcome"],
+            "difference [95% interval]": [interval(line) for line in found.itertuples()],
+            "p after Holm": text("p_holm", "{:.3g}"),
+            "detectable": text("detectable", "{:.1f}"),
+            "finding": found["finding"],
+            "replicates": found["replicates"].astype(str),
+            "n": found["n_questions"].map("{:,}".format),
+        }
+    )
+
+
+def markdown(found: pd.DataFrame, table: Table) -> str:
+    """The contrasts as one Markdown page, with the accuracies of the configurations."""
+    parts = [f"# {layout.heading(table)}", f"**{SCALE_NOTES[table.scale]}**", sentence(found)]
+    parts += [layout.grid(readable(found)), METHOD, "## Notes", f"Accuracy in percent: {layout.READING}"]
+    return "\n\n".join([*parts, layout.grid(layout.accuracies(table))]) + "\n"
