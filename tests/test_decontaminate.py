@@ -207,10 +207,3 @@ def test_repeated_articles() -> None:
     medicat = [study("m1", article_id("1")), study("m2", article_id(doi="10.1000/a")), study("m3", "case 9")]
     kept, lost = decontaminate.without_repeated_articles({"roco": roco, "medicat": medicat})
     assert [s.study_id for s in kept] == ["r1", "r2", "r3", "m2", "m3"] and lost == {"roco": 0, "medicat": 1}
-
-
-def test_a_study_without_a_group_is_dropped_alone(sets: tuple[list[Study], list[Path]]) -> None:
-    studies, _ = sets
-    alone = [Study(s.study_id, s.images, s.text) for s in studies]
-    kept, _ = decontaminate.apply("made", alone, ("protected",))
-    assert [study.study_id for study in kept] == ["copied-1", "id alike-0", "other-0"]

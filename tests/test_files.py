@@ -55,7 +55,7 @@ def test_what_is_whole_replaces_what_was_there(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path, Path()):
-        with pytest.raises(InputError, match="it is a folder"):
+        with pytest.raises(InputError, match="cannot be written"):
             files.write_text(path, "x")
     assert list(tmp_path.iterdir()) == []
 

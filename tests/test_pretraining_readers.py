@@ -41,17 +41,6 @@ def complaint(read: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-def damaged(root: Path, name: str, change: Callable[[Any], object] | bytes | None) -> None:
-    """A file of a set is absent (None), other bytes, or has its JSON content changed."""
-    if callable(change):
-        content = json.loads((root / name).read_text(encoding="utf-8"))
-        change(content)
-        change = json.dumps(content).encode()
-    (root / name).unlink()
-    if change is not None:
-        (root / name).write_bytes(change)
-
-
 # --- ROCO ----------------------------------------------------------------------------------------------------------
 
 CAPTIONS = {
@@ -117,20 +106,6 @@ def test_absent_images_are_left_out_until_more_than_a_tenth(tmp_path: Path, capl
     assert "captions.txt: 3 of the 3 listed images" in complaint(lambda: roco.read(root, ROCO_LAYOUT))
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("captions.txt", b"ROCO_00002\t a\nROCO_00003\t caf\xe9\n", "captions.txt, line 2: not UTF-8"),
-        ("captions.txt", b"ROCO_00002\t a\n\nROCO_00002\t b\n", "captions.txt, line 3: ROCO_00002 occurs twice"),
-        ("captions.txt", b"ROCO_00002\t a\nand more\n", "captions.txt, line 2: starts with 'and more' and not with"),
-        ("captions.txt", b"ROCO_00099\t a\n", "line 1: neither licences.txt nor dlinks.txt names the article of"),
-    ],
-)  # fmt: skip
-def test_damaged_roco_is_named(tmp_path: Path, name: str, change: bytes | None, message: str) -> None:
-    damaged(train(root := write_roco(tmp_path)), name, change)
-    assert message in complaint(lambda: roco.read(root, ROCO_LAYOUT))
-
-
 # --- MedICaT -------------------------------------------------------------------------------------------------------
 
 
@@ -191,19 +166,6 @@ def test_figure_labels_are_cut_off(caption: str, text: str) -> None:
     assert medicat.caption_of({"s2_caption": caption}) == text
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"pdf_hash": "ab12", "fig_', "public.jsonl, line 2: not valid JSON"),
-        (figure(2, fig_uri=" "), "line 2: fig_uri is missing, empty"),
-        (figure(1), "line 2: figure ab12_3-Figure1-1.png occurs twice"),
-    ],
-)
-def test_malformed_medicat_is_named(tmp_path: Path, line: object, message: str) -> None:
-    root = write_medicat(tmp_path, figure(1), line)
-    assert message in complaint(lambda: medicat.read(root, MEDICAT_LAYOUT))
-
-
 # --- MedPix-2.0, official layout -----------------------------------------------------------------------------------
 
 
@@ -247,20 +209,6 @@ def test_official_medpix_reads(tmp_path: Path) -> None:
     assert all(image.path.is_file() and image.path.suffix == ".png" for s in studies for image in s.images)
     (tmp_path / "med pix" / "splitted_dataset" / "data_train.jsonl").unlink()  # its halves are there
     assert medpix2.read(tmp_path / "med pix", OFFICIAL) == studies
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("Descriptions.json", lambda c: c.append(c[0]), "record MPX2_synpic3 occurs twice"),
-        ("images/MPX1_synpic9.png", None, "MPX1_synpic9.png: image of study MPX1-2"),
-        ("splitted_dataset/data_dev.jsonl", b'{"U_id": "MPX1"}', "line 1: case MPX1 is in dev and in train"),
-        ("splitted_dataset/data_test.jsonl", b'{"U_id": "MPX5"}', "a record lacks 'MPX3', or a case has no split"),
-    ],
-)
-def test_damaged_official_medpix_is_named(tmp_path: Path, name: str, change: Any, message: str) -> None:
-    damaged(root := write_official(tmp_path), name, change)
-    assert message in complaint(lambda: medpix2.read(root, OFFICIAL))
 
 
 def as_official(source: Path, root: Path) -> None:
@@ -357,13 +305,6 @@ def test_medpix_groups_views_by_caption(tmp_path: Path) -> None:
     assert [image.view for image in first.images] == ["axial", "sagittal"] and first.text == "A caption. Found."
     assert (second.text, second.images[0].view, second.group_id) == ("Other.", "", "MPX1")
     assert first.study_id != second.study_id
-
-
-def test_a_re_encoded_record_with_an_unknown_split_or_no_image_is_named(tmp_path: Path) -> None:
-    root = write_medpix(tmp_path, medpix_record(), medpix_record(split="dev2"))
-    assert "line 2: record MPX1_synpic1: split 'dev2'" in complaint(lambda: medpix2.read(root, RE_ENCODED))
-    (root / "captions.jsonl").write_text(json.dumps(medpix_record(file="images/z.jpg")), encoding="utf-8")
-    assert "z.jpg: image of study MPX1-1 is missing" in complaint(lambda: medpix2.read(root, RE_ENCODED))
 
 
 # --- MIMIC-CXR -----------------------------------------------------------------------------------------------------
@@ -534,34 +475,48 @@ def test_mimic_views_and_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "1 studies without report text left out" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("table", "change", "message"),
-    [
-        ("split", lambda text: text + "\nd1,50000002,10000001,train", "split.csv.gz: image d1 occurs twice"),
-        ("metadata", lambda text: text + "\nd1,10000001,50000002,PA,1,", "metadata.csv.gz: image d1 occurs twice"),
-        ("metadata", lambda text: text.replace("study_id", "study"), "metadata.csv.gz: column study_id is missing"),
-        ("split", lambda text: text.replace("test", "dev"), "split.csv.gz: image d7 has no split among"),
-    ],
-)
-def test_damaged_mimic_tables_are_named(tmp_path: Path, table: str, change: Callable[[str], str], message: str) -> None:
-    root = write_mimic(tmp_path, LINES, REPORTS)
-    path = root / MIMIC_LAYOUT["images"] / MIMIC_LAYOUT[table]
-    path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()).decode()).encode()))
-    assert message in complaint(lambda: mimic_cxr.read(root, MIMIC_LAYOUT))
+# --- malformed files ------------------------------------------------------------------------------------------------
 
 
-def test_mimic_files_that_are_no_text_or_absent_are_named(tmp_path: Path) -> None:
-    root = write_mimic(tmp_path, LINES, {**REPORTS, "50000005": b"FINDINGS: caf\xe9."})
-    tables = root / MIMIC_LAYOUT["images"]
-    for path, content, message in (
-        (None, b"", "s50000005.txt: not UTF-8"),
-        (next(root.rglob("s50000002.txt")), None, "s50000002.txt: no such file"),
-        (tables / MIMIC_LAYOUT["metadata"], b"not gzip", "metadata.csv.gz: cannot be read"),
-        (tables / MIMIC_LAYOUT["metadata"], None, "metadata.csv.gz: cannot be read"),
-    ):
-        if path:
-            damaged(path.parent, path.name, content)
-        assert message in complaint(lambda: mimic_cxr.read(root, MIMIC_LAYOUT)), message
+def again(content: str) -> str:
+    """The file with its second line (of several) once more at the end."""
+    return f"{content}\n{content.splitlines()[1]}"
+
+
+TRAIN, TABLE, FIGURES = "data/train/radiology", "mimic-cxr-jpg/mimic-cxr-2.0.0", MEDICAT_LAYOUT["annotations"]
+DAMAGED = [
+    (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00002\t a\nROCO_00002\t b\n", "line 2: ROCO_00002 occurs twice"),
+    (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00002\t a\nand more\n", "line 2: starts with 'and more' and not"),
+    (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00099\t a\n", "neither licences.txt nor dlinks.txt names"),
+    (medicat, FIGURES, lambda c: c + '\n{"pdf_', "not valid JSON"),
+    (medicat, FIGURES, again, "figure ab12_3-Figure2-1.png occurs"),
+    (medpix2, "Descriptions.json", lambda c: c.replace("synpic1", "synpic2"), "MPX1_synpic2 occurs twice"),
+    (medpix2, "Descriptions.json", lambda c: c.replace("A  caption.", ""), "MPX1_synpic2: caption is missing, empty"),
+    (medpix2, "Descriptions.json", lambda c: c.replace("MPX3_synpic4", "MPX3_x"), "MPX3_x.png: image of study MPX3-1"),
+    (medpix2, "splitted_dataset/data_dev.jsonl", lambda c: '{"U_id": "MPX1"}', "case MPX1 is in dev and in train"),
+    (medpix2, "splitted_dataset/data_test.jsonl", lambda c: '{"U_id": "MPX5"}', "a record lacks 'MPX3', or a case has"),
+    (mimic_cxr, f"{TABLE}-split.csv.gz", again, "split.csv.gz: image d9 occurs twice"),
+    (mimic_cxr, f"{TABLE}-split.csv.gz", lambda c: c.replace("test", "dev"), "image d7 has no split among"),
+    (mimic_cxr, f"{TABLE}-metadata.csv.gz", lambda c: c.replace("study_id", "study"), "column study_id is missing"),
+    (mimic_cxr, f"{TABLE}-metadata.csv.gz", None, "metadata.csv.gz: cannot be read"),
+    (mimic_cxr, "mimic-cxr-reports/files/p10/p10000001/s50000002.txt", None, "s50000002.txt: no such file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reader", "name", "change", "message"), DAMAGED)
+def test_malformed_files_are_named(tmp_path: Path, reader: Any, name: str, change: Any, message: str) -> None:
+    root = {
+        roco: write_roco, medpix2: write_official,
+        medicat: lambda root: write_medicat(root, figure(1), figure(2)),
+        mimic_cxr: lambda root: write_mimic(root, LINES, REPORTS),
+    }[reader](tmp_path / "a set")  # fmt: skip
+    unpack, pack = (gzip.decompress, gzip.compress) if name.endswith(".gz") else (bytes, bytes)
+    content = (root / name).read_bytes()
+    (root / name).unlink()
+    if change:
+        (root / name).write_bytes(pack(change(unpack(content).decode()).encode()))
+    layout = {roco: ROCO_LAYOUT, medicat: MEDICAT_LAYOUT, medpix2: OFFICIAL, mimic_cxr: MIMIC_LAYOUT}[reader]
+    assert message in complaint(lambda: reader.read(root, layout))
 
 
 # --- all three, by name --------------------------------------------------------------------------------------------

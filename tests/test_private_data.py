@@ -27,7 +27,6 @@ from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import check, decontaminate, manifests
-from amif_lib.data import load as datasets
 from amif_lib.reporting import reference, report, tables
 from tests import fabricated
 
@@ -301,35 +300,3 @@ def test_nothing_but_counts_leaves_the_folder_of_a_credentialed_set(root: Path, 
     assert WORD not in "".join(capsys.readouterr()) + caplog.text
     image_of(root, 7).write_bytes(image_of(root, 8).read_bytes())
     assert images_line("bound")[0] == "ok" and not kept_back.exists()  # mended: the old list goes
-
-
-def test_one_undecodable_image_of_120_stops_nothing_and_three_do(root: Path) -> None:
-    cut(image_of(root, 7))
-    status, detail = images_line("bound")
-    assert status == "partial" and detail.startswith("1 of 120 images cannot be decoded; see ")
-    check.require(check.check(["bound"]))
-    assert len(datasets.load_studies("bound", stored_side=36)) == STUDIES - 1
-    assert decontaminate.counts("bound", ("asked",), stored_side=36)["images_left"] == STUDIES - 2
-    assert (
-        len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 1
-    )  # nor without the prepared images
-    cut(image_of(root, 8)), cut(image_of(root, 9))
-    table = check.check(["bound"])
-    assert images_line("bound")[1].startswith("3 of 120 ")
-    with pytest.raises(InputError, match=r"images decode is changed: 3 of 120 images"):
-        check.require(table)
-
-
-def test_any_bad_image_of_a_test_question_is_too_many(root: Path) -> None:
-    folder = root / "data" / "asked" / "VQA_RAD Image Folder"
-    cut(folder / "synpic0.jpg")
-    status, detail = images_line("asked")
-    assert status == "partial" and detail.startswith("1 of 101 images cannot be decoded: synpic0.jpg (truncated")
-    assert (
-        len(decontaminate.find("bound", datasets.load_studies("bound"), ("asked",))) == 0
-    )  # the shared one cannot be compared
-    picture = noise(STUDIES - 1)
-    picture.save(folder / "synpic0.jpg", quality=95)
-    cut(folder / "synpic100.jpg")
-    status, detail = images_line("asked")
-    assert status == "changed" and "1 of 101 images cannot be decoded, 1 of validation or test questions" in detail

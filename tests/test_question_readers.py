@@ -434,12 +434,3 @@ def test_english_sets_refuse_another_language_and_wrong_roles_are_named(tmp_path
     ):
         with pytest.raises(InputError, match=message):
             datasets.load_questions(name, **settings)
-
-
-def test_counts_know_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    write_pathvqa(tmp_path / "pathvqa")
-    found = datasets.counts("pathvqa")
-    assert found["val"] == {"questions": 1, "images": 1, "closed_field": 0, "closed_yes_no": 0, "distinct_answers": 1}
-    assert (found["all"]["questions"], found["all"]["images"], found["train"]["distinct_answers"]) == (8, 4, 4)
-    assert list(found) == ["train", "val", "test", "all"]

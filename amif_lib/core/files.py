@@ -27,6 +27,20 @@ def aside_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def writing(target: Path, remedy: str = RESULTS, folder: Path | None = None) -> Iterator[None]:
+    """Make a folder (`target` itself if none is given) and write `target`; no permission or room is an InputError that
+    names `target` and ends in `remedy`."""
+    try:
+        (folder or target).mkdir(parents=True, exist_ok=True)
+        yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(f"{paths.shown(target)}: cannot be written ({reason}); {remedy}") from None
+
+
+@contextlib.contextmanager
 def write_aside(path: Path, remedy: str = RESULTS) -> Iterator[Path]:
     """Make the folder of `path` and give a file to write to, renamed to `path` at the end and removed on any error.
 
@@ -35,28 +49,13 @@ def write_aside(path: Path, remedy: str = RESULTS) -> Iterator[Path]:
     if path.is_dir():
         raise InputError(f"{paths.shown(path)}: cannot be written (it is a folder); give the name of a file")
     aside = aside_of(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        aside.replace(path)
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise InputError(f"{paths.shown(path)}: cannot be written ({reason}); {remedy}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing(folder: Path, remedy: str = RESULTS) -> Iterator[None]:
-    """Make a folder; a failure to write into it (no permission, disk full) is an InputError that ends in `remedy`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BrokenPipeError:  # of whoever reads what is printed
-        raise
-    except OSError as error:
-        raise InputError(f"{paths.shown(folder)}: cannot be written ({error.strerror or error}); {remedy}") from None
+    with writing(path, remedy, path.parent):
+        try:
+            yield aside
+            aside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, remedy: str = RESULTS) -> None:

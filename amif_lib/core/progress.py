@@ -4,62 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+
+from tqdm.auto import tqdm
 
 
-class _Lines:
-    """One plain line every `every` seconds: for logs, where a redrawn bar would be one long line."""
-
-    def __init__(self, total: int, label: str, every: float = 10.0):
-        self.total, self.label, self.every = total, label, every
-        self.done, self.started, self.last = 0, time.monotonic(), 0.0
+class Bar(tqdm):
+    """tqdm's bar, whose steps may show values."""
 
     def step(self, n: int = 1, **values: float) -> None:
-        self.done += n
-        now = time.monotonic()
-        if now - self.last >= self.every or self.done >= self.total:
-            self.last = now
-            spent = now - self.started
-            left = spent / max(self.done, 1) * (self.total - self.done)
-            shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-            print(
-                f"{self.label}: {self.done}/{self.total} ({100 * self.done / max(self.total, 1):.0f}%) "
-                f"{spent:.0f} s, {left:.0f} s left {shown}".rstrip(),
-                flush=True,
-            )
-
-    def close(self) -> None:
-        pass
+        self.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+        self.update(n)
 
 
-class _Bar:
-    def __init__(self, total: int, label: str):
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=total, desc=label, mininterval=0.5)
-
-    def step(self, n: int = 1, **values: float) -> None:
-        if values:
-            self.bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
-        self.bar.update(n)
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-class _Silent:
-    def step(self, n: int = 1, **values: float) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def bar(total: int, label: str, show: bool = True) -> _Lines | _Bar | _Silent:
-    """A bar of `total` steps: redrawn at a terminal or in JupyterLab, plain lines with `AMIF_HEADLESS` or in a pipe."""
-    if not show:
-        return _Silent()
-    in_notebook = "ipykernel" in sys.modules
-    if os.environ.get("AMIF_HEADLESS") or not (in_notebook or sys.stderr.isatty()):
-        return _Lines(total, label)
-    return _Bar(total, label)
+def bar(total: int, label: str, show: bool = True) -> Bar:
+    """A bar of `total` steps: redrawn at a terminal or in JupyterLab; with `AMIF_HEADLESS` or in a pipe a line every
+    ten seconds, since a redrawn bar would be one long line of a log."""
+    if not os.environ.get("AMIF_HEADLESS") and ("ipykernel" in sys.modules or sys.stderr.isatty()):
+        return Bar(total=total, desc=label, disable=not show, mininterval=0.5)
+    line = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%) {elapsed}, {remaining} left{postfix}\n"
+    return Bar(total=total, desc=label, disable=not show, mininterval=10, file=sys.stdout, bar_format=line)

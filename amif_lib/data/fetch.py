@@ -5,7 +5,6 @@ Nothing that lies in a user's folder is overwritten, and nothing half-written is
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,6 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import exclusive, write_text
 from amif_lib.data import manifests
 from amif_lib.data.check import check, presence, require
 from amif_lib.data.manifests import Download, Manifest
@@ -69,19 +67,9 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
 def wanted_of(name: str) -> list[Download]:
     """What is to be fetched of a set, at a glance: without network and without checksums."""
     manifest = manifests.load(name)
-    open_to_all = manifest.access.level in ("open", "per-article")
-    return [source for source in manifest.downloads if open_to_all and not _is_there(manifest, source)]
-
-
-def _is_there(manifest: Manifest, source: Download) -> bool:
-    folder, receipt = manifests.folder_of(manifest), _receipt(manifest, source)
-    if receipt.is_file():  # what an archive gave is remembered, for the archive itself is not kept
-        return all((folder / source.unpack / name).is_file() for name in json.loads(receipt.read_text("utf-8")))
-    return presence(manifest.name)[0] == "found" or (not source.unpack and (folder / source.target).is_file())
-
-
-def _receipt(manifest: Manifest, source: Download) -> Path:
-    return paths.data_root() / ".amif" / "fetched" / manifest.name / f"{source.target.replace('/', '_')}.json"
+    if manifest.access.level not in ("open", "per-article") or presence(name)[0] == "found":
+        return []
+    return [source for source in manifest.downloads if source.unpack or not (_folder(name) / source.target).is_file()]
 
 
 def _folder(name: str) -> Path:
@@ -123,25 +111,22 @@ def _require_space(sources: Iterable[Download], dry_run: bool) -> None:
 
 
 def fetch(name: str) -> None:
-    """Fetch and unpack what is missing of an open set. A second call for the same set waits for the first.
+    """Fetch and unpack what is missing of an open set.
 
     Raises InputError for whatever keeps a file from coming; then nothing of it is left in the set's folder.
     """
     manifest, folder = manifests.load(name), _folder(name)
     staging = folder / ".fetching"
     try:
-        with exclusive(_receipt(manifest, manifest.downloads[0]).with_name("lock"), f"the download of {name}"):
-            for source in wanted_of(name):  # looked up again: another process may have just fetched it
-                shutil.rmtree(staging, ignore_errors=True)
-                staging.mkdir(parents=True)
-                target = folder / source.target
-                got = target if target.is_file() else _download(source, staging)  # an archive may have been put there
-                if source.unpack:
-                    _unpack(got, staging / "unpacked", manifest, source.unpack)
-                    members = _settle(staging / "unpacked", folder / source.unpack)
-                    write_text(_receipt(manifest, source), json.dumps(members))
-                else:
-                    _settle(got, target)
+        for source in wanted_of(name):
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            got = _download(source, staging)
+            if source.unpack:
+                _unpack(got, staging / "unpacked", manifest, source.unpack)
+                _settle(staging / "unpacked", folder / source.unpack)
+            else:
+                _settle(got, folder / source.target)
     except OSError as error:
         said = f"{paths.shown(folder)}: cannot be written ({error.strerror or error})"
         raise InputError(f"{said}; set DATA_ROOT to a folder with room that you may write to") from None
@@ -194,17 +179,10 @@ def _unpack(archive: Path, folder: Path, manifest: Manifest, unpack: str) -> Non
         raise InputError(f"{archive.name}: cut, damaged or unsafe ({_public(error)}); fetch it again") from None
 
 
-def _settle(source: Path, home: Path) -> list[str]:
-    """Move a file, or a folder's files, to their place and return their names; one of the same size stays there."""
-    files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
-    files = [path for path in files if "__MACOSX" not in path.parts and not path.name.startswith((".DS_", "._"))]
-    places = [home / path.relative_to(source) for path in files]
-    for path, there in zip(files, places, strict=True):
-        if there.exists() and (not there.is_file() or there.stat().st_size != path.stat().st_size):
-            said = f"{paths.shown(there)}: is there but is not what was fetched (another size)"
-            raise InputError(f"{said}; move it away to have it fetched")
-    for path, there in zip(files, places, strict=True):
-        there.parent.mkdir(parents=True, exist_ok=True)
-        if not there.exists():
+def _settle(source: Path, home: Path) -> None:
+    """Move a file, or a folder's files, to their place; what is there already stays."""
+    for path in [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]:
+        there = home / path.relative_to(source)
+        if not there.exists() and "__MACOSX" not in path.parts and not path.name.startswith((".DS_", "._")):
+            there.parent.mkdir(parents=True, exist_ok=True)
             path.replace(there)
-    return [path.relative_to(source).as_posix() for path in files]
