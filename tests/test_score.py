@@ -299,6 +299,8 @@ def test_questions_that_cannot_be_told_apart_are_left_out_and_said(made: Path) -
     assert found.notes[0].startswith("**WARNING**: 2 test questions are not scored")
     same = scored(write(made / "x.json", [{**r, "pred": "yes"} for r in records]))
     assert cell(same.table, "predictions", "overall")[["n", "correct"]].tolist() == [6, 2]
+    one = scored(write(made / "x.json", [r for r in records if r["pred"] != "answer 13"]))  # one record for the two
+    assert cell(one.table, "predictions", "overall")["n"] == 4
 
 
 @pytest.mark.parametrize("value", [2, 2.0, "2", "2.0", " 2.00 "])

@@ -35,19 +35,9 @@ COLUMNS = {
 # Columns of the sets and tools that are never predictions. A column of any other name may be a model's.
 OTHERS = {name for names in (*COLUMNS.values(), *question_files.COLUMNS.values()) for name in names} | {
     *("question_type", "content_type", "base_type", "modality", "location", "triple", "image_organ", "category"),
-    *(
-        "image_case_url",
-        "question_relation",
-        "evaluation",
-        "question_raw",
-        "correct",
-        "hit",
-        "score",
-        "prompt",
-        "model",
-    ),
-    *("model_id", "answer_id", "resps", "dataset", "type", "qid_para", "messages", "task", "log", "place", "options"),
-    "log_likelihoods",
+    *("image_case_url", "question_relation", "evaluation", "question_raw", "correct", "hit", "score", "prompt"),
+    *("model", "model_id", "answer_id", "resps", "dataset", "type", "qid_para", "qid_linked_id", "messages", "task"),
+    *("log", "place", "options", "log_likelihoods"),
 }
 WORDS = ("image", "question", "accepted answer")  # what tells questions apart where ids do not
 
@@ -180,24 +170,19 @@ def _match(
     cells = {"image": (theirs, ours)}
     cells["question"] = table["question"].map(leaks.plain), [leaks.plain(q.question) for q in test]
     cells["accepted answer"] = table["accepted answer"], [q.answer for q in test]
-    for chosen in (
-        fields,
-        [field for field in fields if field != "accepted answer"],
-    ):  # theirs may be written otherwise
+    without_answers = [field for field in fields if field != "accepted answer"]  # theirs may be written otherwise
+    for chosen in (fields, without_answers):
         theirs, ours = (list(zip(*(cells[field][side] for field in chosen), strict=True)) for side in (0, 1))
-        rows, pairs, ambiguous = defaultdict(list), {}, []
+        asked, records, pairs, ambiguous = Counter(ours), defaultdict(list), {}, []
         for number, key in enumerate(theirs):
-            rows[key].append(number)
-        asked = Counter(ours)
+            records[key].append(number)
         for number, (question, key) in enumerate(zip(test, ours, strict=True)):
-            found = [number] if theirs == ours else rows[key]
-            equal = len(found) >= asked[key] and table["answer"].iloc[found].nunique() == 1
-            if len(found) == 1 or equal:
+            found = [number] if theirs == ours else records[key]
+            if theirs == ours or (len(found) >= asked[key] and table["answer"].iloc[found].nunique() == 1):
                 pairs[question.question_id] = found[-1]
             elif found:
                 ambiguous.append(question.question_id)
-        told = {*pairs, *ambiguous}
-        lacking = [q.question_id for q in test if q.question_id not in told]
+        lacking = [q.question_id for q, key in zip(test, ours, strict=True) if not records[key]]
         if not lacking and pairs:
             how = "order and words" if theirs == ours else ", ".join(chosen)
             said = f"The file has no ids of the set: {len(pairs)} of {len(test)} questions are matched by {how}."

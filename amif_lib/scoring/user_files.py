@@ -181,20 +181,20 @@ def _records(content: Any, shown: str) -> list[Any]:
 def _rows(text: str, shown: str) -> dict[str, dict[str, str]]:
     """The cells of a CSV file by name, by the place of their line; a cell may hold line ends."""
     first, _, rest = text.partition("\n")
-    told = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line that Excel writes
-    delimiter = told[1] if told else max(",;\t|", key=first.count)
-    lines = io.StringIO(rest if told else text, newline="")
+    separator = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line that Excel writes
+    delimiter = separator[1] if separator else max(",;\t|", key=first.count)
+    lines = io.StringIO(rest if separator else text, newline="")
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
     records = {}
     try:
         for record in reader:
-            place = f"{shown}, line {reader.line_num + bool(told)}"
+            place = f"{shown}, line {reader.line_num + bool(separator)}"
             if None in record or None in record.values():
                 said = f"not {len(reader.fieldnames or ())} cells as in the header"
                 raise InputError(f"{place}: {said}; put answers with {delimiter!r} in quotes")
             records[place] = record
     except csv.Error as error:
-        place = f"{shown}, line {reader.reader.line_num + bool(told)}"  # DictReader's own number is the last row's
+        place = f"{shown}, line {reader.reader.line_num + bool(separator)}"  # DictReader's own number is the last row's
         raise InputError(f"{place}: not valid CSV ({error}), perhaps cut off; mend it") from None
     names = [name.strip().lower() for name in reader.fieldnames or ()]
     if doubled := [name for n, name in enumerate(names) if name in names[:n]]:
