@@ -78,7 +78,6 @@ def _question(record: Record, split: str, folder: Path) -> Question:
     extra = {
         "phrase_type": record["phrase_type"],
         "image_organ": str(record.get("image_organ", "")),
-        "linked_id": str(record.get("qid_linked_id", "")),
         # the same question in other words, looked for among the training questions (`scoring.leaks`)
         "rephrase": one_line(record.get("question_rephrase", NULL)).removeprefix(NULL),
         "frame": one_line(record.get("question_frame", NULL)).removeprefix(NULL),
