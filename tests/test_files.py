@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import pandas as pd
 import pytest
 
 from amif_lib.app import cli
 from amif_lib.core import files
 from amif_lib.core.errors import InputError
-from amif_lib.data.records import Question
-from amif_lib.reporting import figures
-from amif_lib.scoring import baselines
 
 FULL = Path("/dev/full")  # every write to it fails as on a full disk
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
@@ -35,10 +29,6 @@ def questions_file(folder: Path) -> Path:
     ]
     (folder / "questions.json").write_text(json.dumps(rows), encoding="utf-8")
     return folder / "questions.json"
-
-
-def question(number: int, split: str) -> Question:
-    return Question(str(number), f"i{number}", Path(f"i{number}.jpg"), "is it?", ("yes",), split, True, True, "other")
 
 
 def test_what_is_whole_replaces_what_was_there(tmp_path: Path) -> None:
@@ -78,41 +68,3 @@ def test_out_on_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, capsy
     (said,) = capsys.readouterr().err.splitlines()
     assert "table.csv: cannot be written (No space left on device)" in said and list(out.parent.iterdir()) == []
     assert cli.main(["leaks", str(given), "--out", str(out)]) == 0 and list(out.parent.iterdir()) == [out]
-
-
-def _figure(folder: Path) -> None:
-    figure, _ = plt.subplots()
-    try:
-        figures.save(figure, folder / "f", pd.DataFrame({"a": [1]}), "caption")
-    finally:
-        plt.close(figure)
-
-
-def _baselines(folder: Path) -> None:
-    baselines.stored("demo", "made", "default")
-
-
-WRITERS: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "figure": ("f.svg", _figure),
-    "figure's numbers": ("f.csv", _figure),
-    "figure's caption": ("f.txt", _figure),
-    "baselines": (f"demo/baselines/made-default-0-{baselines.RULES}.parquet", _baselines),
-}
-
-
-@needs_full
-@pytest.mark.parametrize("kind", WRITERS)
-def test_writers_leave_nothing_on_a_full_disk(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "out"
-    monkeypatch.setenv("AMIF_RESULTS", str(folder))
-    monkeypatch.setattr("amif_lib.data.manifests.derived_folder", lambda _: folder)
-    monkeypatch.setattr(baselines, "data_digest", lambda _: "0")
-    monkeypatch.setattr("amif_lib.data.manifests.folder_for", lambda place, **_: place)
-    asked = [question(1, "train"), question(2, "test")]
-    monkeypatch.setattr("amif_lib.data.load.load_questions", lambda *_, **__: asked)
-    name, write = WRITERS[kind]
-    path = fill(folder / name)
-    with pytest.raises(InputError, match=r"cannot be written \(.*No space left on device") as caught:
-        write(folder)
-    assert "\n" not in str(caught.value) and path.name in str(caught.value) and "set AMIF_" in str(caught.value)
-    assert not path.exists() and not [other for other in folder.rglob(".*") if other.is_symlink() or other.is_file()]

@@ -187,14 +187,9 @@ class Manifest(Entry):
     variants: tuple[Variant, ...] = ()
     evidence: Evidence = Evidence()
     generator: Generator | None = None
-    # for people, read by no code
-    homepage: str = ""
+    homepage: str = ""  # from here on for people
     mirrors: tuple[dict[str, Any], ...] = ()  # other places that have the set, or most of it
     quirks: tuple[str, ...] = ()  # what the reader evens out, one line each
-    normalisation: str = ""  # how texts and answers are compared and counted
-    fields: tuple[str, ...] = ()  # of the records, as the files name them
-    encoding: str = ""  # of the text files
-    checks: tuple[str, ...] = ()  # kinds of comparison that the complete set allows
     leakage: dict[str, Any] = {}  # how its images are told in other sets, and what is known to be shared
     verified: dict[str, str] = {}  # who compared the manifest with the files, when and how
 
