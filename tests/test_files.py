@@ -18,7 +18,7 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 def fill(path: Path) -> Path:
     """Let the disk be full for the next write of `path` by this process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.aside_of(path).symlink_to(FULL)
+    files.temporary_file(path).symlink_to(FULL)
     return path
 
 
@@ -36,7 +36,7 @@ def test_what_is_whole_replaces_what_was_there(tmp_path: Path) -> None:
     files.write_text(path, "one\n")
     files.write_text(path, "zwei ü\n")
     assert path.read_bytes() == "zwei ü\n".encode() and list(path.parent.iterdir()) == [path]
-    with pytest.raises(KeyError), files.write_aside(path) as aside:
+    with pytest.raises(KeyError), files.atomic_write(path) as aside:
         aside.write_text("half")
         raise KeyError
     assert path.read_bytes() == "zwei ü\n".encode() and list(path.parent.iterdir()) == [path]

@@ -279,7 +279,7 @@ def _write_csv(table: pd.DataFrame, path: Path | None) -> None:
     from amif_lib.core import files
 
     if path:
-        with files.write_aside(path, "give --out a folder with room that you may write to") as aside:
+        with files.atomic_write(path, "give --out a folder with room that you may write to") as aside:
             table.to_csv(aside, index=False)
 
 

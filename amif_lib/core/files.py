@@ -21,8 +21,8 @@ RESULTS = "set AMIF_RESULTS to a folder with room that you may write to"
 PREPARED = "set AMIF_PREPARED to a folder with room that can be written"
 
 
-def aside_of(path: Path) -> Path:
-    """Where `write_aside` has a file written: hidden, beside it, one per process."""
+def temporary_file(path: Path) -> Path:
+    """Where `atomic_write` has a file written first: hidden, in the same folder, one per process."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
@@ -41,31 +41,31 @@ def writing(target: Path, remedy: str = RESULTS, folder: Path | None = None) -> 
 
 
 @contextlib.contextmanager
-def write_aside(path: Path, remedy: str = RESULTS) -> Iterator[Path]:
+def atomic_write(path: Path, remedy: str = RESULTS) -> Iterator[Path]:
     """Make the folder of `path` and give a file to write to, renamed to `path` at the end and removed on any error.
 
     Raises InputError, which ends in `remedy`, where the file or its folder cannot be written or the disk is full.
     """
     if path.is_dir():
         raise InputError(f"{paths.shown(path)}: cannot be written (it is a folder); give the name of a file")
-    aside = aside_of(path)
+    temporary = temporary_file(path)
     with writing(path, remedy, path.parent):
         try:
-            yield aside
-            aside.replace(path)
+            yield temporary
+            temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, remedy: str = RESULTS) -> None:
-    """Write UTF-8 text with `write_aside`; line ends stay as they are, so that equal text gives equal bytes."""
-    with write_aside(path, remedy) as aside:
-        aside.write_text(text, encoding="utf-8", newline="\n")
+    """Write UTF-8 text with `atomic_write`; line ends stay as they are, so that equal text gives equal bytes."""
+    with atomic_write(path, remedy) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file with `write_aside`."""
+    """Write a JSON file with `atomic_write`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 

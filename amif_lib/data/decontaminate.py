@@ -20,7 +20,7 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import PREPARED, RESULTS, write_aside, write_text
+from amif_lib.core.files import PREPARED, RESULTS, atomic_write, write_text
 from amif_lib.data import images, manifests, readers
 from amif_lib.data.records import Study
 
@@ -54,8 +54,8 @@ def apply(
     dropped = set(pairs["group_id"])
     bound = next(filter(manifests.is_credentialed, (name, *against)), "")
     folder = (manifests.derived_folder(bound) if bound else paths.results() / "private") / "decontamination"
-    with write_aside(folder / f"{name}.csv", PREPARED if bound else RESULTS) as aside:
-        pairs.to_csv(aside, index=False)
+    with atomic_write(folder / f"{name}.csv", PREPARED if bound else RESULTS) as temporary:
+        pairs.to_csv(temporary, index=False)
     found = summarise(studies, pairs)
     said = "{groups_dropped} groups with {images_dropped} images dropped, for {shared_pictures} pictures shared with"
     log.info("%s: %s %s", name, said.format(**found), ", ".join(against) or "no set (none is on disk)")

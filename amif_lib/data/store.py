@@ -125,10 +125,10 @@ def _digest(entries: Sequence[tuple[StudyImage, str]]) -> str:
 
 def _write(name: str, file: Path, short_side: int, entries: Sequence[tuple[StudyImage, str]], root: Path) -> None:
     """Encode the images into a file beside `file` and rename it, so that nobody finds half a file."""
-    bad, aside = [], file.with_suffix(f".{os.getpid()}.part")
+    bad, temporary = [], file.with_suffix(f".{os.getpid()}.part")
     rows = images.in_parallel(partial(_row, short_side), entries, f"{name}: preparing images at {short_side} px")
     try:
-        with ArrowWriter(path=str(aside), features=FEATURES, writer_batch_size=128) as writer:
+        with ArrowWriter(path=str(temporary), features=FEATURES, writer_batch_size=128) as writer:
             for (image, _), row in zip(entries, rows, strict=True):
                 writer.write(row)
                 if row["reason"]:
@@ -137,9 +137,9 @@ def _write(name: str, file: Path, short_side: int, entries: Sequence[tuple[Study
         if bad:
             listing = pd.DataFrame(bad, columns=["image_id", "file", "reason"])
             listing.to_csv(file.with_suffix(".bad.csv"), index=False)
-        aside.replace(file)
+        temporary.replace(file)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     log.info("%s: %d images stored at %d px, %d left out", name, len(entries) - len(bad), short_side, len(bad))
 
 

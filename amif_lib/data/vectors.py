@@ -22,8 +22,8 @@ def write(path: Path, keys: Sequence[Key], vectors: np.ndarray) -> None:
     """
     kinds, ids = zip(*keys, strict=True)
     frame = pd.DataFrame({"kind": kinds, "id": ids, "vector": list(np.asarray(vectors, np.float32))})
-    with files.write_aside(Path(path), files.PREPARED) as aside:
-        frame.to_parquet(aside)
+    with files.atomic_write(Path(path), files.PREPARED) as temporary:
+        frame.to_parquet(temporary)
 
 
 def read(path: Path, keys: Sequence[Key]) -> np.ndarray:

@@ -60,7 +60,7 @@ def write_predictions(folder: Path | str, frame: pd.DataFrame, candidates: pd.Da
     frame["prediction"] = _likeliest_test_answer(scores, candidates)
     frame["log_likelihoods"] = list(scores)
     for name, content in ((CANDIDATES, candidates[list(CANDIDATE_COLUMNS)]), (PREDICTIONS, frame[list(COLUMNS)])):
-        with files.write_aside(folder / name) as aside:
+        with files.atomic_write(folder / name) as aside:
             content.to_parquet(aside, index=False, compression="zstd")
 
 

@@ -56,7 +56,7 @@ def write(path: Path, maps: Maps) -> Path:
     """Write maps as a compressed `.npz`."""
     content = asdict(maps)
     content |= {f"map_{name}": values.astype(np.float32) for name, values in content.pop("values").items()}
-    with files.write_aside(path) as aside, aside.open("wb") as file:
+    with files.atomic_write(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **content)
     return path
 

@@ -48,7 +48,7 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
         drawn = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": "amif", "svg.fonttype": "none", "pdf.fonttype": 42}):
             figure.savefig(drawn, format=kind, metadata=metadata, dpi=DPI)
-        with files.write_aside(written[-1]) as aside:
+        with files.atomic_write(written[-1]) as aside:
             if kind == "png":
                 small = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
                 small.save(aside, format="PNG", optimize=True, dpi=(DPI, DPI))

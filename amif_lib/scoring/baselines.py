@@ -117,7 +117,7 @@ def stored(scale: str, dataset: str, training_file: str, language: str = "en") -
             raise InputError(f"{paths.shown(path)}: no such file; the reference holds no answers of {dataset}")
         questions = load.load_questions(dataset, training_file=training_file, language=language)
         whole = pd.concat([make(questions).assign(baseline=name) for name, (_, make) in BASELINES.items()])
-        with files.write_aside(path) as aside:
+        with files.atomic_write(path) as aside:
             whole.to_parquet(aside, index=False)
     whole = pd.read_parquet(path)
     return {

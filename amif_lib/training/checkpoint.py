@@ -26,7 +26,7 @@ def save(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: i
     content = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
     content |= {"step": step, "seconds": seconds, "random": randoms}  # each process has its own random state
     try:
-        with files.write_aside(folder / STATE) as aside:
+        with files.atomic_write(folder / STATE) as aside:
             torch.save(content, aside)
     except (InputError, RuntimeError) as error:  # the latter is how torch says that a disk is full
         log.warning("the training's state could not be stored (%s); it goes on without", error)
