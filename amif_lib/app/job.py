@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amif_lib.app.jobs import TITLES, Job, read
+from amif_lib.app.jobs import Job, read
 from amif_lib.core import paths
 from amif_lib.core.files import exclusive
 from amif_lib.training import launch
@@ -25,21 +25,15 @@ EVERY = 30  # seconds between the lines of a job that runs on
 
 def duration(seconds: float) -> str:
     """`8 s`, `2 min 05 s`, `3 h 20 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def tail(log: Path, lines: int = 1) -> list[str]:
     """The last lines of a log that are not empty."""
-    if not log.is_file():
-        return []
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 20_000))
-        text = file.read().decode("utf-8", "replace").replace("\r", "\n")
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
 
 
@@ -69,18 +63,16 @@ def claimed_gpus(wanted: int, total: int) -> Iterator[str]:
 
 
 def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 0) -> dict[str, Any]:
-    """Run a job's command with its output in `log`; returns what the journal says of it."""
+    """Run a job's command with its output in `log`; returns name, start, seconds and exit status."""
     own = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment = {"OMP_WAIT_POLICY": launch.WAIT_POLICY, **os.environ, **own}
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.time()
 
     def say(text: str) -> None:
-        title = TITLES.get(job.rule, job.rule)
-        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {title:<9}  {job.name:<12}  {text}\n")
-        sys.stdout.flush()
+        print(f"{time.strftime('%H:%M:%S')}  {job}:  {text}", flush=True)
 
-    say(f"started: {job.label}" if job.label else "started")
+    say("started")
     with claimed_gpus(gpus, total_gpus) as devices, log.open("ab") as output:
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices
@@ -100,27 +92,24 @@ def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(20)
                 child.kill()
-    spent = time.time() - started
-    say(f"done in {duration(spent)}" if status == 0 else f"FAILED after {duration(spent)} (exit status {status})")
-    about = {"rule": job.rule, "name": job.name, "label": job.label, "log": str(log)}
-    return about | {"started": started, "seconds": round(spent, 1), "status": status}
+    seconds = time.time() - started
+    say(f"FAILED after {duration(seconds)} (exit status {status})" if status else f"done in {duration(seconds)}")
+    return {"job": str(job), "log": str(log), "started": started, "seconds": round(seconds, 1), "status": status}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """`python -m amif_lib.app.job --plan PLAN --makes OUTPUT`: run the job of a plan that makes this output."""
     parser = argparse.ArgumentParser(prog="python -m amif_lib.app.job", description="Run one job of the workflow.")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--makes", required=True, help="an output of a job in the plan")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gpus", default="0/0", help="how many of how many")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     job = next(job for job in read(options.plan) if options.makes in job.outputs)
-    folder = options.plan.resolve().parent
-    entry = run(
-        job, folder / "logs" / f"{job.rule}_{job.name}.log", options.threads, *map(int, options.gpus.split("/"))
-    )
-    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as journal:
-        journal.write("\n" + json.dumps(entry) + "\n")  # on a line of its own, also after a line that was cut off
+    folder, gpus = options.plan.resolve().parent, map(int, options.gpus.split("/"))
+    entry = run(job, folder / "logs" / f"{job.rule}_{job.name}.log", options.threads, *gpus)
+    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as jobs:
+        jobs.write("\n" + json.dumps(entry) + "\n")  # on a line of its own, also after a line that was cut off
     return entry["status"]
 
 

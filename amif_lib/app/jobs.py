@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from amif_lib.app.run_notebook import code_digest
 from amif_lib.core import files, paths
@@ -49,7 +47,7 @@ class Job:
     """Arguments for Python, with the files that it needs and makes, relative to the results folder."""
 
     rule: str  # data, teacher, stage1, stage2, finetune, table, figures or report
-    name: str
+    name: str  # of the log file: a table, a scale, or a hash of runs
     outputs: tuple[str, ...]
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
@@ -60,6 +58,9 @@ class Job:
     @property
     def trains(self) -> bool:
         return bool(self.runs) or self.rule == "teacher"
+
+    def __str__(self) -> str:
+        return f"{TITLES.get(self.rule, self.rule):<9}  {self.label or self.name}"
 
 
 @dataclass
@@ -74,10 +75,11 @@ class Plan:
     def folder(self) -> Path:
         return paths.scale_dir(self.request.scale)
 
-    def add(self, job: Job) -> Job:
+    def add(self, job: Job) -> str:
+        """Add a job unless it is there; returns its first output."""
         if all(job.outputs[0] not in other.outputs for other in self.jobs):
             self.jobs.append(job)
-        return job
+        return job.outputs[0]
 
     def write(self, name: str = "plan.json") -> Path:
         """Write the plan and the runs' specification files; returns the plan's path.
@@ -87,9 +89,9 @@ class Plan:
         for job in self.jobs:
             if job.runs:
                 listed = [self.runs[run].model_dump(mode="json") for run in job.runs]
-                _write(self.folder / "specs" / f"{job.name}.json", listed[0] if len(listed) == 1 else listed)
-        selection = asdict(self.request)
-        _write(self.folder / name, {"selection": selection, "jobs": [asdict(job) for job in self.jobs]})
+                files.write_json(self.folder / "specs" / f"{job.name}.json", listed)
+        content = {"selection": asdict(self.request), "jobs": [asdict(job) for job in self.jobs]}
+        files.write_json(self.folder / name, content)
         return self.folder / name
 
 
@@ -97,113 +99,93 @@ def make_plan(request: Request) -> Plan:
     """The jobs that a request needs. Raises InputError for an unknown scale, table, row or question set."""
     from amif_lib.reporting import table_rows
 
-    scale, plan = request.scale, Plan(request)
-    names = request.tables or experiments.tables_of(scale)
-    _refuse_unknown_rows(names, request)
-    check = f"{scale}/data/check.csv"
-    code = f"{_notebook_code('data')}:{paths.data_root()}"
-    plan.add(Job("data", scale, (check,), _notebook("data", scale, "spec", f"{scale}/{names[0]}"), code=code))
-    products = [check]
-    for table in names:
-        rows = _own_rows(table, request)
-        if request.rows and not rows:
-            continue
-        asked = table_rows.Selection(request.question_sets, rows, request.seeds, request.pretrain_seeds)
-        needs = []
-        for runs in table_rows.required_notebooks(table, scale, asked):
-            for run in runs:
-                for step in run.lineage()[:-1]:
-                    _add_training(plan, (step,))
-            _add_training(plan, runs)
+    scale, plan, library = request.scale, Plan(request), _library()
+    rows = _rows(request)
+
+    def notebook(rule: str, name: str, output: str, value: str, needs: tuple[str, ...] = (), code: str = library):
+        source = paths.NOTEBOOKS / f"{NOTEBOOKS[name]}.ipynb"
+        given = ("-p", "scale" if name == "report" else "spec", value)
+        out = paths.shown(plan.folder / "notebooks" / source.name)
+        command = ("-m", "amif_lib.app.run_notebook", paths.shown(source), *given, "--out", out)
+        job_name = name if rule == "table" else scale
+        return plan.add(Job(rule, job_name, (output,), command, needs, code=f"{code_digest(source)}:{code}"))
+
+    data = str(paths.data_root())
+    products = [notebook("data", "data", f"{scale}/data/check.csv", f"{scale}/{next(iter(rows))}", code=data)]
+    for table, only in rows.items():
+        selection = table_rows.Selection(request.question_sets, only, request.seeds, request.pretrain_seeds)
+        needs: list[str] = []
+        for runs in table_rows.required_notebooks(table, scale, selection):
+            for step in [step for run in runs for step in run.lineage()[:-1]]:
+                _add_training(plan, (step,), f"for {runs[0].label}")
+            _add_training(plan, runs, f"{runs[0].label}, {', '.join(run.data.questions for run in runs)}")
             needs += [_metrics(run) for run in runs]
-        code = f"{_library()}:{files.digest(asdict(request))}"
-        command = ("-m", "amif_lib", "table", table, "--scale", scale)
+        out, code = f"{scale}/tables/{table}.csv", f"{library}:{files.digest(asdict(request))}"
         if table in NOTEBOOKS:
-            command, code = _notebook(table, scale, "spec", f"{scale}/{table}"), f"{_notebook_code(table)}:{code}"
-        out = f"{scale}/tables/{table}.csv"
-        products.append(
-            plan.add(Job("table", table, (out,), command, tuple(dict.fromkeys(needs)), code=code)).outputs[0]
-        )
-    figures = ("-m", "amif_lib", "figures", "--scale", scale, "--allow-none")
-    if scale == "demo" and {"table2", "table4"} <= set(names) and not request.rows:
-        figures += ("--notebook",)  # the notebook about maps, where all the runs that it shows are planned
-    out = f"{scale}/figures/figures.csv"
-    plan.add(Job("figures", scale, (out,), figures, tuple(products), code=f"{_notebook_code('maps')}:{_library()}"))
-    report = Job(
-        "report", scale, (f"{scale}/report.html",), _notebook("report", scale, "scale", scale), (*products, out)
-    )
-    plan.add(Job(**{**vars(report), "code": f"{_notebook_code('report')}:{_library()}"}))
+            notebook("table", table, out, f"{scale}/{table}", tuple(dict.fromkeys(needs)), code)
+        else:
+            command = ("-m", "amif_lib", "table", table, "--scale", scale)
+            plan.add(Job("table", table, (out,), command, tuple(dict.fromkeys(needs)), code=code))
+        products.append(out)
+    figures = ["-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
+    if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
+        figures.append("--notebook")  # the notebook about maps, where all the runs that it shows are planned
+    out, code = f"{scale}/figures/figures.csv", code_digest(paths.NOTEBOOKS / f"{NOTEBOOKS['maps']}.ipynb")
+    products.append(plan.add(Job("figures", scale, (out,), tuple(figures), tuple(products), code=f"{code}:{library}")))
+    notebook("report", "report", f"{scale}/report.html", scale, tuple(products))
     return plan
-
-
-def runs_of(scale: str) -> list[RunSpec]:
-    """Every run that a scale's tables need, ancestors included, one seed each."""
-    return list(make_plan(Request(scale)).runs.values())
 
 
 def read(plan: Path) -> list[Job]:
     """The jobs of a written plan."""
-    jobs = files.read_yaml(plan)["jobs"]
-    return [
-        Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in job.items()}) for job in jobs
-    ]
+    return [Job(**job) for job in files.read_yaml(plan)["jobs"]]
 
 
-def _refuse_unknown_rows(tables: tuple[str, ...], request: Request) -> None:
+def _rows(request: Request) -> dict[str, tuple[str, ...]]:
+    """Tables, each with those of the rows asked for (`6`, or `table4:6`) that it has; none asked for: all tables."""
+    tables = request.tables or experiments.tables_of(request.scale)
     known = {table: experiments.row_names(table, request.scale) for table in tables}
-    named = {name for table, rows in known.items() for row in rows for name in (row, f"{table}:{row}")}
-    if unknown := sorted(set(request.rows) - named):
+    if unknown := set(request.rows) - {n for t, rows in known.items() for row in rows for n in (row, f"{t}:{row}")}:
         listed = "; ".join(f"{table}: {' '.join(rows)}" for table, rows in known.items())
-        raise InputError(f"ROWS: {', '.join(unknown)}: no such row at scale {request.scale}; choose from {listed}")
+        wrong = ", ".join(sorted(unknown))
+        raise InputError(f"ROWS: {wrong}: no such row at scale {request.scale}; choose from {listed}")
+    asked = {t: tuple(row for row in rows if {row, f"{t}:{row}"} & set(request.rows)) for t, rows in known.items()}
+    return {table: rows for table, rows in asked.items() if rows or not request.rows}
 
 
-def _own_rows(table: str, request: Request) -> tuple[str, ...]:
-    """Those of the rows asked for (`6`, or `table4:6`) that a table has; none asked for means all."""
-    names = experiments.row_names(table, request.scale)
-    return tuple(row for row in names if {row, f"{table}:{row}"} & set(request.rows))
-
-
-def _add_training(plan: Plan, runs: tuple[RunSpec, ...]) -> None:
-    """Add a pre-training with its teacher, or one row's fine-tunings on all question sets (one notebook makes them)."""
-    from amif_lib.methods.amif.settings import teacher_id
-
-    new = {run.run_id: run for run in runs if run.run_id not in plan.runs}
+def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
+    """Add the job of runs that one notebook makes: a pre-training, or a row's fine-tunings on all question sets."""
+    new = [run for run in runs if run.run_id not in plan.runs]
     if not new:
         return
-    plan.runs |= new
-    first, scale = next(iter(new.values())), plan.request.scale
-    name = first.run_id if len(new) == 1 else files.digest(list(new))
-    spec = paths.shown(paths.scale_dir(scale) / "specs" / f"{name}.json")
-    needs = [_metrics(run.parent) for run in new.values() if run.parent]
-    if teacher := "" if first.parent else teacher_id(first):
-        command = ("-m", "amif_lib.training.prepare", "--spec", spec)
-        out = f"runs/{teacher}/metrics.json"
-        needs.append(plan.add(Job("teacher", teacher, (out,), command, (), "soft labels")).outputs[0])
-    outputs = [f"runs/{run}/metrics.json" for run in new]
-    outputs += [f"runs/{run}/{file}" for run in new for file in PREDICTIONS if first.stage == "finetune"]
-    notebook = f"{NOTEBOOKS[first.stage]}.ipynb"
-    folders = [paths.shown(paths.run_dir(run)) for run in new]
-    command = ["-m", "amif_lib.app.run_notebook", paths.shown(paths.NOTEBOOKS / notebook), "-p", "spec", spec]
-    command += ["--out", f"{folders[0]}/{notebook}", *(part for each in folders[1:] for part in ("--copy-to", each))]
-    label = first.label or f"{first.train.epochs} epochs, batch {first.train.batch_size}"
-    label += f", {len(new)} question sets" if len(new) > 1 else ""
-    code = _notebook_code(first.stage)
-    needs = list(dict.fromkeys(needs))
-    plan.add(Job(first.stage, name, tuple(outputs), tuple(command), tuple(needs), label, code, tuple(new)))
+    ids = tuple(run.run_id for run in new)
+    plan.runs |= dict(zip(ids, new, strict=True))
+    stage, name = new[0].stage, ids[0] if len(ids) == 1 else files.digest(ids)
+    spec = paths.shown(plan.folder / "specs" / f"{name}.json")
+    needs = [_metrics(run.parent) for run in new if run.parent] + _teacher(plan, new[0], spec)
+    notebook = paths.NOTEBOOKS / f"{NOTEBOOKS[stage]}.ipynb"
+    first, *others = (paths.shown(paths.run_dir(run)) for run in ids)
+    command = ["-m", "amif_lib.app.run_notebook", paths.shown(notebook), "-p", "spec", spec]
+    command += ["--out", f"{first}/{notebook.name}", *(part for each in others for part in ("--copy-to", each))]
+    made = ("metrics.json", *(PREDICTIONS if stage == "finetune" else ()))
+    outputs = tuple(f"runs/{run}/{file}" for run in ids for file in made)
+    needs = tuple(dict.fromkeys(needs))
+    plan.add(Job(stage, name, outputs, tuple(command), needs, label, code_digest(notebook), ids))
+
+
+def _teacher(plan: Plan, run: RunSpec, spec: str) -> list[str]:
+    """What a first training needs of its teacher, whose job is added."""
+    from amif_lib.methods.amif.settings import teacher_id
+
+    if run.parent or not (teacher := teacher_id(run)):
+        return []
+    command = ("-m", "amif_lib.training.prepare", "--spec", spec)
+    outputs = (f"runs/{teacher}/metrics.json",)
+    return [plan.add(Job("teacher", teacher, outputs, command, label=f"soft labels {teacher}"))]
 
 
 def _metrics(run: RunSpec) -> str:
     return f"runs/{run.run_id}/metrics.json"
-
-
-def _notebook(name: str, scale: str, parameter: str, value: str) -> tuple[str, ...]:
-    source, out = paths.NOTEBOOKS / f"{NOTEBOOKS[name]}.ipynb", paths.scale_dir(scale) / "notebooks"
-    command = ("-m", "amif_lib.app.run_notebook", paths.shown(source), "-p", parameter, value)
-    return (*command, "--out", paths.shown(out / source.name))
-
-
-def _notebook_code(name: str) -> str:
-    return code_digest(paths.NOTEBOOKS / f"{NOTEBOOKS[name]}.ipynb")
 
 
 def _library() -> str:
@@ -212,10 +194,3 @@ def _library() -> str:
     for path in sorted(paths.PACKAGE.rglob("*.py")) + sorted(paths.published().glob("*.csv")):
         total.update(path.read_bytes())
     return total.hexdigest()[:12]
-
-
-def _write(path: Path, content: Any) -> None:
-    """Write JSON where it differs from what is there, so that time stamps change with contents only."""
-    text = json.dumps(content, indent=1) + "\n"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        files.write_text(path, text)

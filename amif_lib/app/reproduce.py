@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import psutil
 
 from amif_lib.app import cost
 from amif_lib.app.job import duration, tail
-from amif_lib.app.jobs import TITLES, Job, Plan, Request, make_plan
+from amif_lib.app.jobs import Job, Plan, Request, make_plan
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import exclusive, name_holder, whole_lines
@@ -29,7 +28,6 @@ from amif_lib.training.launch import asked
 
 MACHINES = ("laptop", "workstation", "slurm")
 MEMORY = {"demo": 1500, "small": 3000, "base": 24_000, "paper": 48_000}  # MB of main memory that one training may take
-PATIENCE = 90  # seconds to wait for an interrupted call that is still ending
 
 
 def reproduce(request: Request, machine: str = "laptop") -> int:
@@ -37,16 +35,30 @@ def reproduce(request: Request, machine: str = "laptop") -> int:
     paths.refuse_reference("reproduce")
     plan = make_plan(request)
     use = shares(machine, request.scale)
-    _refuse_absent_data(plan)
-    with _only_one(plan) as lock:
+    names = sorted({name for run in plan.runs.values() for name in data_sets(run)})
+    if absent := [name for name in names if check.presence(name)[0] != "found"]:
+        remedy = f"set DATA_ROOT, or fetch the open ones with make data SCALE={request.scale}"
+        raise InputError(f"data sets not found: {', '.join(absent)}; {remedy}")
+    with exclusive(plan.folder / ".lock", f"SCALE={request.scale} in {paths.shown(paths.results())}") as lock:
         started = time.time()
         command = _command(plan.write(), machine, use) + (["--nolock"] if lock is not None else [])
         status = _run(command, plan.folder / "logs" / "workflow.log", lock, quiet=machine != "slurm")
-        entries = [entry for entry in _journal(plan) if entry["started"] >= started]
+        # what jobs wrote down when they ended; lines that a killed job cut off are left out
+        lines = [
+            line for line in whole_lines(plan.folder / "jobs.jsonl") if line.startswith("{") and line.endswith("}")
+        ]
+        entries = [entry for line in lines if (entry := json.loads(line))["started"] >= started]
     if status:
         _report_failures(plan, entries)
         return 1
-    _report(plan, entries, time.time() - started)
+    for job in plan.jobs:
+        text = (paths.results() / job.outputs[0]).with_suffix(".md")
+        if job.rule == "table" and text.is_file():
+            print("\n" + text.read_text(encoding="utf-8").partition("\n## Notes")[0].rstrip())
+            print(f"\nTests, notes and runs: {paths.shown(text)}")
+    done = f"jobs run: {len(entries)}, in {duration(time.time() - started)}"
+    print(f"\nSCALE={request.scale}: {done if entries else f'nothing to do, all {len(plan.jobs)} jobs are done'}.")
+    print(f"Report: {paths.shown(paths.results() / plan.jobs[-1].outputs[0])}", flush=True)
     return 0
 
 
@@ -57,13 +69,9 @@ def show_plan(request: Request, machine: str = "laptop") -> int:
     wanted = _pending(_command(plan.write("preview.json"), machine, shares(machine, request.scale)))
     todo = [job for job in plan.jobs if wanted & set(job.outputs) or _lacks(job)]
     for job in plan.jobs:
-        state = "to do" if job in todo else "done"
-        print(f"{state:<6} {TITLES.get(job.rule, job.rule):<9}  {job.name:<13}  {job.label}".rstrip())
-    trainings = [job for job in plan.jobs if job.trains]
-    print(
-        f"\nSCALE={request.scale}: {len(plan.jobs)} jobs, {len(todo)} to do; {len(trainings)} of them trainings, "
-        f"{sum(job in todo for job in trainings)} to do."
-    )
+        print(f"{'to do' if job in todo else 'done':<6} {job}")
+    trainings = _count([job for job in plan.jobs if job.trains], todo)
+    print(f"\nSCALE={request.scale}: jobs: {_count(plan.jobs, todo)}; trainings: {trainings}.")
     missing = {run for job in todo for run in job.runs if not (paths.run_dir(run) / "metrics.json").is_file()}
     print(cost.in_words(request.scale, list(plan.runs.values()), [plan.runs[run] for run in missing]))
     return 0
@@ -96,17 +104,6 @@ def shares(machine: str, scale: str) -> dict[str, Any]:
     return {"threads": threads, "cores": threads if devices else cores, **limits}
 
 
-def _refuse_absent_data(plan: Plan) -> None:
-    names = sorted({name for run in plan.runs.values() for name in data_sets(run)})
-    absent = [name for name in names if check.presence(name)[0] != "found"]
-    if absent:
-        scale = plan.request.scale
-        raise InputError(
-            f"data sets not found: {', '.join(absent)}; set DATA_ROOT, or fetch the open ones with "
-            f"make data SCALE={scale}"
-        )
-
-
 def _command(plan: Path, machine: str, use: dict[str, Any]) -> list[str]:
     config = plan.with_suffix(".config.json")
     config.write_text(json.dumps({"plan": str(plan), **use}, indent=1) + "\n", encoding="utf-8")
@@ -124,8 +121,14 @@ def _environment() -> dict[str, str]:
 
 def _run(command: list[str], log: Path, lock: int | None, quiet: bool) -> int:
     """Run Snakemake; its own messages go to a log, the jobs' lines to the terminal."""
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # kill, timeout, a batch system; a closed terminal, except with nohup
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: sys.exit(143))
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as messages, _termination_as_interrupt():
+    with log.open("w", encoding="utf-8") as messages:
         held = () if lock is None else (lock,)
         streams = {"stdin": subprocess.DEVNULL, "stderr": messages if quiet else None}
         child = subprocess.Popen(command, env=_environment(), pass_fds=held, **streams)
@@ -149,38 +152,6 @@ def _pending(command: list[str]) -> set[str]:
     return {line[0] for line in lines if len(line) == len(head) and line[-1] not in ("no update", "plan")}
 
 
-@contextlib.contextmanager
-def _only_one(plan: Plan) -> Iterator[int | None]:
-    """One `make reproduce` per scale: wait a little for an interrupted call, refuse beside one that goes on."""
-    name = f"SCALE={plan.request.scale} in {paths.shown(paths.results())}"
-    give_up = time.monotonic() + PATIENCE
-    while True:
-        try:
-            with exclusive(plan.folder / ".lock", name, wait=False) as lock:
-                yield lock
-                return
-        except BlockingIOError as error:
-            if time.monotonic() > give_up:
-                raise InputError(f"{error}; let it finish or end it, then call again") from None
-            time.sleep(1)
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """Turn SIGTERM (kill, timeout, a batch system) and SIGHUP (a closed terminal) into KeyboardInterrupt."""
-
-    def leave(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores
-    before = {each: signal.signal(each, leave) for each in heeded}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
 def _stop(child: subprocess.Popen) -> None:
     """End Snakemake and everything below it, with time to clean up."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -199,48 +170,21 @@ def _lacks(job: Job) -> bool:
     return not all((paths.results() / output).is_file() for output in job.outputs)
 
 
-def _journal(plan: Plan) -> list[dict[str, Any]]:
-    """What jobs wrote down when they ended, in this call and before; lines that a killed job cut off are left out."""
-    lines = whole_lines(plan.folder / "jobs.jsonl")
-    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+def _count(jobs: list[Job], todo: list[Job]) -> str:
+    return f"{sum(job in todo for job in jobs)} of {len(jobs)} to do"
 
 
 def _report_failures(plan: Plan, entries: list[dict[str, Any]]) -> None:
-    last = {(entry["rule"], entry["name"]): entry for entry in entries}  # a job may have succeeded the second time
-    failed = [entry for entry in last.values() if entry["status"]]
-    for entry in failed:
-        about = f" ({entry['label']})" if entry["label"] else ""
-        print(f"\n{TITLES.get(entry['rule'], entry['rule'])} {entry['name']} failed{about}.", end="")
-        _show_end(Path(entry["log"]))
-    if not failed:
-        print("\nthe workflow stopped.", end="")
-        _show_end(plan.folder / "logs" / "workflow.log")
+    last = {entry["log"]: entry for entry in entries}  # a job may have succeeded the second time
+    failed = {entry["job"]: Path(entry["log"]) for entry in last.values() if entry["status"]}
+    for job, log in (failed or {"workflow": plan.folder / "logs" / "workflow.log"}).items():
+        print(f"\n{job}: failed; {paths.shown(log)} ends:\n" + "\n".join("    " + line for line in tail(log, 15)))
+    left = sum(map(_lacks, plan.jobs))
     print(
-        f"\n{sum(map(_lacks, plan.jobs))} of {len(plan.jobs)} jobs are left. Correct the cause, then call the same "
-        "command: what is finished is kept, what was cut off resumes.",
+        f"\n{left} of {len(plan.jobs)} jobs are left. Correct the cause, then call the same command: what is finished "
+        "is kept, what was cut off resumes.",
         flush=True,
     )
-
-
-def _show_end(log: Path) -> None:
-    print(f" {paths.shown(log)} ends:\n" + "\n".join("    " + line for line in tail(log, 15)))
-
-
-def _report(plan: Plan, entries: list[dict[str, Any]], seconds: float) -> None:
-    for job in plan.jobs:
-        text = (paths.results() / job.outputs[0]).with_suffix(".md")
-        if job.rule == "table" and text.is_file():
-            print("\n" + text.read_text(encoding="utf-8").partition("\n## Notes")[0].rstrip())
-            print(f"\nTests, notes and runs: {paths.shown(text)}")
-    if entries:
-        parts: dict[str, float] = {}
-        for entry in entries:
-            parts[entry["rule"]] = parts.get(entry["rule"], 0) + entry["seconds"]
-        spent = ", ".join(f"{TITLES.get(rule, rule)} {duration(total)}" for rule, total in parts.items())
-        print(f"\nSCALE={plan.request.scale}: jobs run: {len(entries)}, in {duration(seconds)} ({spent}).")
-    else:
-        print(f"\nSCALE={plan.request.scale}: nothing to do, all {len(plan.jobs)} jobs are done.")
-    print(f"Report: {paths.shown(paths.results() / plan.jobs[-1].outputs[0])}", flush=True)
 
 
 def _gpus() -> int:

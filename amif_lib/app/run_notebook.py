@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from amif_lib.core import paths
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 
 SOCKET_PATH_LIMIT = 100  # bytes; macOS allows 104 for a Unix socket's path, Linux 108
@@ -28,29 +28,26 @@ SOCKET_PATH_LIMIT = 100  # bytes; macOS allows 104 for a Unix socket's path, Lin
 
 def read_notebook(notebook: Path) -> dict[str, Any]:
     """The notebook's JSON. Raises InputError if it is missing or not a notebook."""
-    where = paths.shown(notebook)
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
         content["cells"]
     except FileNotFoundError:
-        raise InputError(f"{where}: no such notebook") from None
+        raise InputError(f"{paths.shown(notebook)}: no such notebook") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{where}: not a notebook (JSON with cells); restore it with git checkout") from None
+        raise InputError(f"{paths.shown(notebook)}: not a notebook (JSON with cells)") from None
     return content
 
 
 def code_digest(notebook: Path) -> str:
     """Short hash of the notebook's code cells. Prose, outputs and metadata do not count."""
-    cells = read_notebook(notebook)["cells"]
-    code = ["".join(cell["source"]).rstrip() for cell in cells if cell["cell_type"] == "code"]
+    code = ["".join(c["source"]).rstrip() for c in read_notebook(notebook)["cells"] if c["cell_type"] == "code"]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()[:12]
 
 
 def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
     """The given texts as values of the types that the notebook's `parameters` cell declares.
 
-    Raises InputError for a notebook that cannot be read, a name that the cell does not declare, and a text that is not
-    of the declared type.
+    Raises InputError for a name that the cell does not declare, and for a text that is not of the declared type.
     """
     import papermill
 
@@ -59,13 +56,13 @@ def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, text in given.items():
         if name not in declared:
-            known = ", ".join(declared) or "none"
-            raise InputError(f"{paths.shown(notebook)}: no parameter {name!r}; its parameters cell declares: {known}")
-        default = _literal(declared[name]["default"])
-        value = text if default is None or isinstance(default, str) else _literal(text)
+            known = f"its parameters cell declares: {', '.join(declared)}"
+            raise InputError(f"{paths.shown(notebook)}: no parameter {name!r}; {known}")
+        default = ast.literal_eval(declared[name]["default"])
+        value = text if isinstance(default, str) else _literal(text)
         if isinstance(default, float) and type(value) is int:
             value = float(value)
-        if default is not None and type(value) is not type(default):
+        if type(value) is not type(default):
             kind = f"give a value of type {type(default).__name__}, such as {default!r}"
             raise InputError(f"{paths.shown(notebook)}: parameter {name}={text!r}: {kind}")
         out[name] = value
@@ -73,10 +70,9 @@ def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):  # an expression: taken as text
-        return text
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
+    return text
 
 
 def _plain(path: Path) -> str:
@@ -87,29 +83,30 @@ def _plain(path: Path) -> str:
 @contextlib.contextmanager
 def _private_kernel() -> Iterator[dict[str, Any]]:
     """A `python3` kernel of this interpreter in a folder of its own; yields the kernel manager's settings."""
-    folder = Path(tempfile.mkdtemp(prefix="amif-"))
-    spec = folder / "kernels" / "python3"
-    spec.mkdir(parents=True)
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
-    (spec / "kernel.json").write_text(json.dumps(kernel), "utf-8")
-    changed = {
-        "JUPYTER_PATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("JUPYTER_PATH")])),  # searched first
-        "JUPYTER_RUNTIME_DIR": str(folder),
-        "IPYTHONDIR": str(folder / "ipython"),  # no start-up files of the user, no shared history database
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")])),
-        "AMIF_HEADLESS": "1",
-    }
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    sockets = str(folder / "k")  # <folder>/k-1 to k-5; TCP where the platform or the path's length forbids them
-    too_long = os.name == "nt" or len(os.fsencode(sockets + "-1")) > SOCKET_PATH_LIMIT
-    try:
-        yield {"transport": "tcp"} if too_long else {"transport": "ipc", "ip": sockets}
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="amif-", ignore_cleanup_errors=True) as folder:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
+        files.write_json(Path(folder) / "kernels" / "python3" / "kernel.json", kernel)
+        changed = {
+            "JUPYTER_PATH": _first(folder, "JUPYTER_PATH"),
+            "JUPYTER_RUNTIME_DIR": folder,
+            "IPYTHONDIR": f"{folder}/ipython",  # no start-up files of the user, no shared history database
+            "PYTHONPATH": _first(str(paths.ROOT), "PYTHONPATH"),
+            "AMIF_HEADLESS": "1",
+        }
+        before = dict(os.environ)
+        os.environ.update(changed)
+        sockets = f"{folder}/k"  # <folder>/k-1 to k-5; TCP where the path's length forbids them
+        too_long = len(os.fsencode(f"{sockets}-1")) > SOCKET_PATH_LIMIT
+        try:
+            yield {"transport": "tcp"} if too_long else {"transport": "ipc", "ip": sockets}
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _first(folder: str, variable: str) -> str:
+    return os.pathsep.join(filter(None, [folder, os.environ.get(variable)]))
 
 
 def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> None:

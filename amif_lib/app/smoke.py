@@ -12,7 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from amif_lib.core import files, paths
+from amif_lib.core import paths
 from amif_lib.experiments import rows as experiments
 
 PRETRAIN = ("phantom_mimic_cxr", "phantom_roco", "phantom_medicat")
@@ -22,30 +22,23 @@ def write_clip(folder: Path) -> str:
     """A Hugging Face CLIP with ViT-B/16 vision tower (224 px, 197 positions) and random weights."""
     from transformers import CLIPConfig, CLIPModel
 
-    sizes = {"num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16, "image_size": 224}
-    vision = {"hidden_size": 768, "intermediate_size": 3072, **sizes}
-    text = {
-        "hidden_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 64,
-        "vocab_size": 100,
-    }
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "patch_size": 16}
+    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 100}
     CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).save_pretrained(folder)
     return str(folder)
 
 
-def write_bert(folder: Path, vocab_size: int = 28_996, **config: int) -> str:
-    """A Hugging Face BertForMaskedLM with random weights, of base size unless `config` differs, and its tokenizer."""
+def write_bert(folder: Path) -> str:
+    """A Hugging Face BertForMaskedLM of base size with random weights, and its tokenizer of 28,996 pieces."""
     from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     letters = [chr(c) for c in range(33, 127)]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)][:vocab_size]
-    pieces += [f"[unused{i}]" for i in range(vocab_size - len(pieces))]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    pieces += [f"[unused{i}]" for i in range(28_996 - len(pieces))]
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
-    BertForMaskedLM(BertConfig(vocab_size=vocab_size, **config)).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(vocab_size=len(pieces))).save_pretrained(folder)
     return str(folder)
 
 
@@ -66,12 +59,8 @@ def specification(folder: Path, batch: int = 2, steps: int = 1) -> experiments.R
     bert, teacher = write_bert(folder / "bert"), write_open_clip(folder / "teacher")
     init = {"image": write_clip(folder / "clip"), "text": bert, "decoder": bert, "tokenizer": bert}
     train = {"epochs": steps, "batch_size": batch, "learning_rate": 4e-6, "max_steps": steps}
-    data = {
-        "pretrain": list(PRETRAIN),
-        "questions": "phantom_vqa_rad",
-        "max_studies": 2 * batch,
-        "max_questions": batch,
-    }
+    data = {"pretrain": list(PRETRAIN), "questions": "phantom_vqa_rad"}
+    data |= {"max_studies": 2 * batch, "max_questions": batch}
     shared = {"scale": "paper", "init": init, "data": data, "train": train}
     stage1 = shared | {"stage": "stage1", "teacher": {"source": teacher}}
     stage2 = stage1 | {"stage": "stage2", "parent": stage1}
@@ -85,28 +74,21 @@ def main(batch: int = 2, steps: int = 1) -> None:
     from amif_lib.experiments.stored import load_run
     from amif_lib.training import launch
 
-    before = os.environ.get("AMIF_RESULTS")
     with tempfile.TemporaryDirectory(prefix="amif-smoke-") as folder:
         os.environ["AMIF_RESULTS"] = f"{folder}/results"
-        try:
-            print("writing checkpoints of the paper's size with random weights", flush=True)
-            run = specification(Path(folder), batch, steps)
-            for spec in run.lineage():
-                if torch.cuda.is_available():
-                    torch.cuda.reset_peak_memory_stats()
-                done = load_run(launch.train(spec, processes=1))
-                seconds, first = done.metrics["train_time_s"], files.whole_lines(done.directory / "metrics.jsonl")[0]
-                text = f"{spec.stage}: {steps} step(s) of {batch} samples in {seconds:.0f} s"
-                if torch.cuda.is_available():
-                    text += f", at most {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of GPU memory"
-                print(f"{text}, first loss {json.loads(first)['total']:.3f}", flush=True)
-            print(
-                f"fine-tuned network: {done.metrics['parameters']:,} parameters; answers of untrained weights, ranked:"
-            )
-            for row in done.predictions.head(2).itertuples():
-                print(f"  {row.question}  ->  {row.prediction}")
-        finally:
-            os.environ.pop("AMIF_RESULTS") if before is None else os.environ.update(AMIF_RESULTS=before)
+        print("writing checkpoints of the paper's size with random weights", flush=True)
+        for spec in specification(Path(folder), batch, steps).lineage():
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            done = load_run(launch.train(spec, processes=1))
+            seconds, loss = done.metrics["train_time_s"], done.history["total"].iloc[0]
+            text = f"{spec.stage}: {steps} step(s) of {batch} samples in {seconds:.0f} s, first loss {loss:.3f}"
+            if torch.cuda.is_available():
+                text += f", at most {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of GPU memory"
+            print(text, flush=True)
+        print(f"fine-tuned network: {done.metrics['parameters']:,} parameters; answers of untrained weights, ranked:")
+        for row in done.predictions.head(2).itertuples():
+            print(f"  {row.question}  ->  {row.prediction}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -27,18 +26,7 @@ from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predi
 from amif_lib.experiments.rows import parse
 from amif_lib.experiments.run_spec import RunSpec
 
-VERSIONED = [
-    "torch",
-    "transformers",
-    "accelerate",
-    "open_clip_torch",
-    "torchvision",
-    "tokenizers",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pyarrow",
-]
+VERSIONED = ("torch", "transformers", "accelerate", "open_clip_torch", "tokenizers", "numpy", "pandas", "pillow")
 CODE = ("amif_lib", "data_manifests")  # what of the clone decides results
 BLANK_TEST = "blank_test"  # predictions of the same model with blank images at test time only
 SHUFFLED_TEST = "shuffled_test"  # and with another test image in place of each
@@ -91,13 +79,7 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row per logged step of `metrics.jsonl`."""
-        path, rows = self._existing("metrics.jsonl"), []
-        for number, line in enumerate(files.whole_lines(path), start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                raise InputError(f"{paths.shown(path)}: line {number} is not JSON; delete that line") from None
-        return pd.DataFrame(rows)
+        return pd.DataFrame(map(json.loads, files.whole_lines(self._existing("metrics.jsonl"))))
 
     @cached_property
     def _answers(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -130,31 +112,18 @@ class Run:
     def _existing(self, name: str) -> Path:
         path = self.directory / name
         if not path.exists():
-            raise InputError(
-                f"{paths.shown(path)}: missing; the run is not finished, start it again (notebooks 03 to 05)"
-            )
+            raise InputError(f"{paths.shown(path)}: missing; the run is not finished, start it again")
         return path
 
     def _json(self, name: str) -> dict[str, Any]:
-        path = self._existing(name)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{paths.shown(path)}: not valid JSON, line {error.lineno}; "
-                "delete the run folder and start the run again"
-            ) from None
-        if not isinstance(content, dict):
-            raise InputError(f"{paths.shown(path)}: expected a JSON object")
-        return content
+        return files.read_yaml(self._existing(name))
 
 
 def load_run(run: str | Path | RunSpec) -> Run:
     """Open a stored run by run id, by folder or by specification. Raises InputError where there is none."""
     if isinstance(run, RunSpec):
         return Run(run.directory)
-    path = Path(run)
-    return Run(path if path.is_dir() else paths.run_dir(str(run)))
+    return Run(Path(run) if Path(run).is_dir() else paths.run_dir(str(run)))
 
 
 def is_finished(spec: RunSpec) -> bool:
@@ -162,11 +131,9 @@ def is_finished(spec: RunSpec) -> bool:
 
     Raises InputError where the folder of its name holds a run of other settings.
     """
-    names = ["spec.json", "metrics.json", "provenance.json"]
-    if spec.stage == "finetune":
-        names += [PREDICTIONS, CANDIDATES]
-    folder = spec.directory
-    if not all((folder / name).is_file() for name in names):
+    answers = (PREDICTIONS, CANDIDATES) if spec.stage == "finetune" else ()
+    names = ("spec.json", "metrics.json", "provenance.json", *answers)
+    if not all((spec.directory / name).is_file() for name in names):
         return False
     refuse_another(spec)
     return True
@@ -194,10 +161,7 @@ def provenance(spec: RunSpec | None = None, processes: int = 1, seconds: float =
     """
     torch = sys.modules.get("torch")  # the training has loaded it; a reader need not
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
-    versions = {"python": platform.python_version()}
-    for name in VERSIONED:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in VERSIONED}
     return {
         "commit": _git("rev-parse", "HEAD"),
         "changes": bool(_git("status", "--porcelain", "--", *CODE)),
@@ -242,16 +206,5 @@ def commits(runs: Iterable[Run]) -> dict[str, list[str]]:
 
 def published(table: str) -> pd.DataFrame:
     """The paper's numbers of a table: `row, label, dataset, split, value` (percent) and what describes the row."""
-    path = paths.published() / f"{table}.csv"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.csv")))
-        raise InputError(f"{paths.shown(path)}: no such file; the paper's tables are {known}")
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    values = pd.to_numeric(frame["value"], errors="coerce")
-    if not values.between(0, 100).all():
-        line = int(values[~values.between(0, 100)].index[0]) + 2
-        raise InputError(
-            f"{paths.shown(path)}: line {line}: value {frame['value'][line - 2]!r} is not a percentage; "
-            "restore the file"
-        )
-    return frame.assign(value=values)
+    frame = pd.read_csv(paths.published() / f"{table}.csv", dtype=str, keep_default_na=False)
+    return frame.assign(value=frame["value"].astype(float))
