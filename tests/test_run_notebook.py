@@ -85,7 +85,7 @@ def test_parameters_kernel_folder_and_output(tmp_path: Path) -> None:
         "1",
         "-p",
         "flag",
-        "true",
+        "True",
         JUPYTER_DATA_DIR=str(tmp_path / "share" / "jupyter"),
         JUPYTER_PATH=str(tmp_path / "share" / "jupyter"),
     )
