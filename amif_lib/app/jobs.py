@@ -116,9 +116,10 @@ def make_plan(request: Request) -> Plan:
         selection = table_rows.Selection(request.question_sets, only, request.seeds, request.pretrain_seeds)
         needs: list[str] = []
         for runs in table_rows.required_notebooks(table, scale, selection):
+            sets = ", ".join(run.data.questions for run in runs)
             for step in [step for run in runs for step in run.lineage()[:-1]]:
-                _add_training(plan, (step,), f"for {runs[0].label}")
-            _add_training(plan, runs, f"{runs[0].label}, {', '.join(run.data.questions for run in runs)}")
+                _add_training(plan, (step,), f"for {runs[0].label}, seed {step.seed}")
+            _add_training(plan, runs, f"{runs[0].label}, {sets}, seed {runs[0].seed}")
             needs += [_metrics(run) for run in runs]
         out, code = f"{scale}/tables/{table}.csv", f"{library}:{files.digest(asdict(request))}"
         if table in NOTEBOOKS:

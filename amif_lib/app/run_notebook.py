@@ -142,18 +142,13 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
             out.write_text(text, encoding="utf-8")
 
 
-def explain(error: BaseException, lines: int = 15) -> str:
-    """What went wrong, for a terminal: the failing cell's code and the end of its traceback, or why the kernel died."""
+def explain(error: BaseException) -> str:
+    """What went wrong, for a terminal: the failing cell's code and traceback, or that the kernel died."""
     from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
 
-    if isinstance(error, PapermillExecutionError):
-        source = "\n".join("    " + line for line in error.source.splitlines())
-        trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()[-lines:]
-        return f"cell {error.exec_count} failed:\n{source}\n" + "\n".join(trace)
     if isinstance(error, DeadKernelError):
         return "the kernel ended without a message; most often the machine ran out of memory (see make doctor)"
-    return f"{type(error).__name__}: {error}"
+    return re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")
 
 
 def main(arguments: list[str] | None = None) -> int:
