@@ -111,6 +111,9 @@ def test_intervals_and_paired_tests_by_hand(made: Path) -> None:
     draws = [sum(g) for g in np.stack(np.meshgrid(*[[2, -1, 1]] * 3)).reshape(3, -1).T]
     assert line["bootstrap_p"] == pytest.approx(2 * np.mean(np.array(draws) <= 0), abs=0.05)
     assert table.loc[~table["system"].isin(score.COMPARED), "difference"].isna().all()
+    same = cell(scored(write(made / "no.json", dict.fromkeys(ANSWERS, "no"))).table, "most_frequent", "overall")
+    assert same[["difference_low", "difference_high", "bootstrap_p", "mcnemar_p"]].tolist() == [0, 0, 1, 1]
+    assert pd.isna(same["detectable"])
 
 
 def test_empty_and_lenient_answers_are_said_and_not_scored(made: Path) -> None:

@@ -151,7 +151,8 @@ def _accuracy(correct: pd.Series, images: pd.Series) -> dict[str, float]:
 
 
 def _comparison(ours: pd.Series, theirs: pd.Series, images: pd.Series) -> dict[str, float]:
-    gap, test = statistics.bootstrap(ours.astype(float) - theirs, images), statistics.mcnemar(ours, theirs)
+    gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, images)], draws=10_000)  # no Wilson: no share
+    test = statistics.mcnemar(ours, theirs)
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
     points["detectable"] = statistics.detectable(gap)
     tests = {"bootstrap_p": gap.p, "wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
