@@ -48,7 +48,8 @@ KINDS = {
 def read(
     root: Path, layout: Mapping[str, str], training_file: str = "default", *, images: bool = True
 ) -> list[Question]:
-    """The questions of all three splits (`split_of`), by split, kind and image; `question_type` is the kind.
+    """The questions of all three splits (`split_of`), within them in an order that looks random; `question_type` is
+    the kind.
 
     Adjacent slices are near-duplicates: of a case's images with equal modality, plane and organ system only the first
     is asked about. Within a split and kind no answer has more questions than the second most frequent one, and each
@@ -65,8 +66,8 @@ def read(
         part = sorted(
             (r for r in first.values() if split_of(r["case_id"]) == split), key=lambda r: _order(r["image_id"])
         )
-        for kind in KINDS:
-            questions += _questions(part, split, kind, root)
+        made = [question for kind in KINDS for question in _questions(part, split, kind, root)]
+        questions += sorted(made, key=lambda question: _order(question.question_id))
     return files.require_images(questions, root) if images else questions
 
 
