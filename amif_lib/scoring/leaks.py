@@ -148,7 +148,7 @@ def worth(files: Mapping[str, Sequence[Question]], leaking: str, runs: Sequence[
 
     Returns:
         One line per system (two baselines, and "trained model" where there are runs), training file and part (`leaked`,
-        `other`): `system, training_file, part, n, accuracy, ci_low, ci_high` (%; 95%, images and runs resampled).
+        `other`): `system, training_file, part, n, accuracy, ci_low, ci_high` (%; 95%, images resampled).
     """
     test = [q for q in files[leaking] if q.split == "test"]
     leaked = np.array(in_training([q for q in files[leaking] if q.split == "train"], test, WORDINGS))
