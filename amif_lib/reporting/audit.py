@@ -6,33 +6,39 @@ Exact, in whole hundredths of a percent; nothing is trained and no run is read.
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import lru_cache
 from itertools import product
 from math import floor
 from typing import NamedTuple
 
 import pandas as pd
 
-from amif_lib.core import paths
-from amif_lib.reporting.audit_sources import OURS, SETS, cells, hundredths, published_files, test_counts
+from amif_lib.reporting.audit_sources import OURS, SETS, cells, hundredths, test_counts
+from amif_lib.reporting.table_rows import dataset_name
+
+DISAGREE = "cells and average disagree"
 
 
 def averages() -> pd.DataFrame:
-    """The Avg column of Tables 2 to 5 recomputed exactly; `verdict` is `ok`, `cut, not rounded` or `wrong`.
+    """The Avg column of Tables 2 to 5 recomputed exactly; `verdict` is `ok`, `cut, not rounded` or `DISAGREE`.
 
-    `tie`: the exact mean lies halfway between two printable values, so that both are right.
+    A mean halfway between two printable values may be rounded either way. `readings`: where cells and average disagree,
+    what the average or else a single cell would be; the numbers do not tell which is misprinted.
     """
     rows = []
     for (table, row, label), group in cells().query("table != 'table1'").groupby(["table", "row", "label"], sort=False):
         by_set = group.set_index("dataset")["hundredths"]
-        mean, printed = Fraction(int(by_set[list(SETS)].sum()), len(SETS)), int(by_set["avg"])
-        tie = mean.denominator == 2
-        right = {floor(mean), floor(mean) + 1} if tie else {round(mean)}
-        verdict = "ok" if printed in right else "cut, not rounded" if printed == floor(mean) else "wrong"
-        rows.append((table, row, label, float(mean) / 100, printed / 100, float(printed - mean) / 100, tie, verdict))
-    return pd.DataFrame(
-        rows, columns=["table", "row", "label", "exact_mean", "printed", "difference", "tie", "verdict"]
-    )
+        mean, printed, readings = Fraction(int(by_set[list(SETS)].sum()), len(SETS)), int(by_set["avg"]), ""
+        near = abs(printed - mean) <= Fraction(1, 2)
+        verdict = "ok" if near else "cut, not rounded" if printed == floor(mean) else DISAGREE
+        if verdict == DISAGREE:
+            off = int(round(len(SETS) * (mean - printed), -1))  # in hundredths, to the tenth of a point
+            single = [f"{dataset_name(n)} {(by_set[n] - off) / 100:.2f} for {by_set[n] / 100:.2f}" for n in SETS]
+            readings = f"the average is {float(mean) / 100:.2f}, or a cell is misprinted: {' or '.join(single)}"
+        rows.append(
+            (table, row, label, float(mean) / 100, printed / 100, float(printed - mean) / 100, verdict, readings)
+        )
+    columns = ["table", "row", "label", "exact_mean", "printed", "difference", "verdict", "readings"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 class Split(NamedTuple):
@@ -75,39 +81,33 @@ def numerators() -> pd.DataFrame:
     """
     rows = []
     for (name, total), group in test_counts().groupby(["data_set", "total"], sort=False):
+        about = {"data_set": name, "variant": group["variant"].iloc[0], "total": total}
         printed = [hundredths(f"table1:{OURS}", name, split) for split in ("open", "closed", "overall")]
-        about = (name, group["variant"].iloc[0], total)
         if None in printed:
-            fitting = counts_printing(total, printed[2])
-            rows += [(*about, None, None, None, None, k, "", "fits") for k in fitting]
+            fitting = [{"overall_correct": k, "verdict": "fits"} for k in counts_printing(total, printed[2])]
         else:
-            fitting = solutions(*printed, int(total))
-            verdict = "unique" if len(fitting) == 1 else f"one of {len(fitting)}"
-            for one in fitting:
-                fits = [d for d, n in zip(group["definition"], group["open"], strict=True) if n == one.open_n]
-                rows.append((*about, *one, one.open_correct + one.closed_correct, " and ".join(fits), verdict))
-        if not fitting:
-            rows.append((*about, None, None, None, None, None, "", "no split of the questions prints so"))
-    columns = ["open_correct", "open_n", "closed_correct", "closed_n", "overall_correct"]
-    frame = pd.DataFrame(rows, columns=["data_set", "variant", "total", *columns, "definition", "verdict"])
-    return frame.astype(dict.fromkeys(["total", *columns], "Int64"))
+            found = solutions(*printed, int(total))
+            verdict = "unique" if len(found) == 1 else f"one of {len(found)}"
+            fitting = [one._asdict() | {"verdict": verdict} for one in found]
+        for one in fitting or [{"verdict": "no split of the questions prints so"}]:
+            if "open_n" in one:
+                one["overall_correct"] = one["open_correct"] + one["closed_correct"]
+                one["definition"] = " and ".join(group.loc[group["open"] == one["open_n"], "definition"])
+            rows.append(about | one)
+    counts = [*Split._fields, "overall_correct"]
+    frame = pd.DataFrame(rows, columns=["data_set", "variant", "total", *counts, "definition", "verdict"])
+    return frame.fillna({"definition": ""}).astype(dict.fromkeys(["total", *counts], "Int64"))
 
 
 def open_share() -> pd.DataFrame:
     """The share of open questions that each row of Table 1 implies: (closed - overall) / (closed - open).
 
     `low` and `high` allow for rounding: half a hundredth, or half a tenth where all three values end in 0. `nearest` is
-    the definition whose real share is nearest, empty where both are equal; `inside`: a real share lies between the two.
+    the definition whose real share is nearest, empty where both are equal; `fits`: that share lies between the two.
     """
-    return _open_share(published_files(), str(paths.data_root())).copy()
-
-
-@lru_cache(maxsize=4)
-def _open_share(version: object, root: str) -> pd.DataFrame:
     real = test_counts().query("variant == 'all'").set_index(["data_set", "definition"])
     real, rows = (real["open"] / real["total"]).astype(float), []
-    table = cells().query("table == 'table1'")
-    for (row, name), group in table.groupby(["row", "dataset"], sort=False):
+    for (row, name), group in cells().query("table == 'table1'").groupby(["row", "dataset"], sort=False):
         printed = group.set_index("split")["hundredths"]
         if len(printed) < 3:
             continue
@@ -115,11 +115,11 @@ def _open_share(version: object, root: str) -> pd.DataFrame:
         corners = product(*[(printed[s] - half, printed[s] + half) for s in ("open", "closed", "overall")])
         shares = [(closed - overall) / (closed - opened) for opened, closed, overall in corners]
         share = (printed["closed"] - printed["overall"]) / (printed["closed"] - printed["open"])
-        nearest = (real[name] - share).abs().idxmin() if real[name].nunique() > 1 else ""
-        inside = bool(real[name].between(min(shares), max(shares)).any())
+        nearest = (real[name] - share).abs().idxmin()
+        fits = bool(min(shares) <= real[name, nearest] <= max(shares))
         both = (real[name, "answer_type"], real[name, "yes_no"])
-        rows.append((row, name, share, min(shares), max(shares), *both, nearest, inside))
-    columns = ["row", "data_set", "open_share", "low", "high", "answer_type", "yes_no", "nearest", "inside"]
+        rows.append((row, name, share, min(shares), max(shares), *both, nearest if both[0] != both[1] else "", fits))
+    columns = ["row", "data_set", "open_share", "low", "high", "answer_type", "yes_no", "nearest", "fits"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -127,3 +127,13 @@ def comparable(name: str, split: str, rival: str) -> bool:
     """Whether AMiF's and a rival's open or closed figures are about the same questions, as far as Table 1 tells."""
     nearest = open_share().set_index(["data_set", "row"])["nearest"]
     return split == "overall" or nearest.get((name, OURS)) == nearest.get((name, rival))
+
+
+def size_that_fits(first: str, second: str, name: str) -> int:
+    """How many test questions two overall figures are of: a size at which both are k of n, else the default files'.
+
+    VQA-2019 is in use with 500 questions and with 375, without those of abnormality.
+    """
+    sizes = test_counts().query("data_set == @name")["total"].unique()
+    figures = [hundredths(cell, name) for cell in (first, second)]
+    return int(next((n for n in sizes if all(counts_printing(int(n), value) for value in figures)), sizes[0]))

@@ -11,11 +11,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from amif_lib.core import files, paths
-from amif_lib.core.errors import InputError
 from amif_lib.reporting import figures, layout
 from amif_lib.reporting.table_rows import dataset_name
 
 NOTEBOOK = paths.NOTEBOOKS / "21_paper_audit.ipynb"
+UNREMARKABLE = ("ok", "unique", "fits", "within noise", "beyond noise")
 
 
 def run_cells() -> None:
@@ -34,39 +34,31 @@ def write(
 ) -> list[Path]:
     """Write to `results/audit/` each table as CSV by its title, each picture (figure, its numbers, caption) by its
     name, and `audit.html` with `words` (lists by heading); returns the paths, the page last.
-
-    Raises InputError where the folder cannot be written.
     """
     folder, written, frames, drawn = paths.results() / "audit", [], [], []
-    try:
-        for title, frame in tables.items():
-            written.append(folder / f"{title.partition(':')[0].lower().replace(' ', '_')}.csv")
-            files.write_text(written[-1], frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-            frames.append({"title": title, "file": written[-1].name, "frame": readable(frame)})
-        for name, (figure, data, caption) in pictures.items():
-            written += figures.save(figure, folder / "figures" / name, data, caption)
-            picture = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
-            drawn.append({"name": name, "caption": caption, "data": picture})
-        content = {"words": words, "tables": frames, "figures": drawn}
-        files.write_text(folder / "audit.html", layout.page("audit.html.j2", content))
-    except OSError as error:
-        raise InputError(f"{paths.shown(folder)}: cannot be written ({error.strerror}); set AMIF_RESULTS") from None
+    for title, frame in tables.items():
+        written.append(folder / f"{title.partition(':')[0].lower().replace(' ', '_')}.csv")
+        files.write_text(written[-1], frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+        frames.append({"title": title, "file": written[-1].name, "frame": readable(frame)})
+    for name, (figure, data, caption) in pictures.items():
+        written += figures.save(figure, folder / "figures" / name, data, caption)
+        picture = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
+        drawn.append({"name": name, "caption": caption, "data": picture})
+    content = {"words": words, "tables": frames, "figures": drawn}
+    files.write_text(folder / "audit.html", layout.page("audit.html.j2", content))
     return [*written, folder / "audit.html"]
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table as texts: up to four decimals, sets by their usual names, verdicts that object in bold."""
+    """A table as texts: up to four digits, sets by their usual names, verdicts that object in bold."""
 
     def text(column: str, value: object) -> str:
         if value is None or pd.isna(value):
             return ""
         if isinstance(value, float):
-            return (
-                f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2g}" if column == "smallest_p" else f"{value:.4g}"
-            )
+            return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
         value = dataset_name(value) if column in ("data_set", "dataset") else str(value)
-        objects = column == "verdict" and value not in ("ok", "unique", "fits", "within noise", "beyond noise")
-        return f"**{value}**" if objects else value
+        return f"**{value}**" if column == "verdict" and value not in UNREMARKABLE else value
 
     out = pd.DataFrame({column: [text(column, value) for value in frame[column].tolist()] for column in frame})
     return out.rename(columns=lambda column: str(column).replace("_", " "))

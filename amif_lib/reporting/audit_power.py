@@ -1,12 +1,11 @@
 """The paper audit: which differences the exact McNemar test can show on a test set of n questions.
 
 The paper gives no answers per question, so a verdict is for the best case (no question lost) or for a stated share of
-*discordant* questions, those that only one of the two systems answers correctly.
+*discordant* questions, those that only one of the two systems answers correctly. Mid-p, a less careful test, halves p
+in the best case.
 """
 
 from __future__ import annotations
-
-from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -14,13 +13,13 @@ from numpy.typing import ArrayLike
 from scipy.stats import binom, norm
 
 from amif_lib.core import paths
-from amif_lib.core.errors import InputError
 from amif_lib.reporting import audit
 from amif_lib.reporting import audit_sources as sources
 from amif_lib.reporting.audit_sources import OURS, SETS
 
 ALPHA = 0.05  # for chance over questions; the spread over seeds comes on top
 DISCORDANCE = 0.10  # share of discordant questions that verdicts assume unless told otherwise
+NOT_AT_BEST = "p >= .05 even if none is lost"  # a verdict of the exact two-sided test
 
 
 def mcnemar_p(wins: ArrayLike, losses: ArrayLike) -> np.ndarray:
@@ -55,81 +54,47 @@ def most_discordant(difference: int, alpha: float = ALPHA) -> int:
     return difference + 2 * (losses - 1) if losses else 0
 
 
-def sizes() -> list[int]:
-    """Test questions of the four sets."""
-    return [sources.test_size(name) for name in SETS]
-
-
 def standard_error(discordance: float) -> float:
     """Of the unweighted mean of the four sets' paired differences, when they differ by chance alone; a fraction."""
-    return float(np.sqrt(sum(discordance / n for n in sizes())) / len(SETS))
+    return float(np.sqrt(sum(discordance / n for n in map(sources.test_size, SETS))) / len(SETS))
 
 
 def needed(dataset: str, discordance: float, alpha: float = ALPHA) -> float:
     """The smallest significant difference in points on a set; of two Avg columns by the normal approximation."""
-    if not 0 < discordance < 1:
-        raise InputError(f"discordance {discordance}: give the share of discordant questions, between 0 and 1, as 0.1")
     if dataset == "avg":
         return 100 * float(norm.isf(alpha / 2)) * standard_error(discordance)
     return smallest_difference(sources.test_size(dataset), discordance, alpha)
 
 
-def in_questions(first: str, second: str, name: str, split: str = "overall") -> int:
-    """The difference of two cells in questions of the set, to the nearest."""
-    n = sources.test_size(name, split)
+def in_questions(first: str, second: str, name: str, split: str = "overall", n: int = 0) -> int:
+    """The difference of two cells in questions, to the nearest, of `n` or else of the set's default test files."""
+    n = n or sources.test_size(name, split)
     right = [round(sources.hundredths(cell, name, split) * n / 10_000) for cell in (first, second)]
     return right[0] - right[1]
-
-
-def smallest_p(differences: dict[str, int]) -> float:
-    """The smallest p that differences of so many questions per set can have: no set has more discordant ones than that.
-
-    One set: exact McNemar. Several: the exact test of the unweighted mean of their differences by sign changes of the
-    discordant questions, all of which are enumerated through their counts.
-    """
-    moved = {name: int(value) for name, value in differences.items() if value}
-    if len({value > 0 for value in moved.values()}) < 2:  # all one way: no other pattern is as extreme
-        return min(1.0, 2 * 0.5 ** sum(map(abs, moved.values())))
-    weights = {name: 1 / sources.test_size(name) for name in moved}
-    observed = abs(sum(value * weights[name] for name, value in moved.items()))
-    wins = {name: np.arange(abs(value) + 1) for name, value in moved.items()}
-    total = reduce(np.add.outer, [(2 * wins[name] - abs(value)) * weights[name] for name, value in moved.items()])
-    chance = reduce(np.multiply.outer, [binom.pmf(wins[name], abs(value), 0.5) for name, value in moved.items()])
-    return float(chance[np.abs(total) >= observed - 1e-12].sum())
 
 
 def leads() -> pd.DataFrame:
     """AMiF against the best other method, per set and split: rank, lead in points and questions, and what it can show.
 
-    `smallest_p`: with no question lost. `most_discordant`: the largest share of discordant questions, in percent, at
-    which the lead is significant. Open and closed leads over a row that counts other questions have neither.
+    `n`: the number of questions of which both figures are a share. With no question lost, `smallest_p` is the exact
+    two-sided McNemar p and `mid_p` its mid-p. `most_discordant`: the largest share of discordant questions, in percent,
+    at which the lead is significant by the exact test. Leads over a row that counts other questions have none of them.
     """
     rows = []
     for (name, split), group in sources.cells().query("table == 'table1'").groupby(["dataset", "split"], sort=False):
         by_row = group.set_index("row")["hundredths"]
-        own, others = by_row.get(OURS), by_row.drop(OURS, errors="ignore")
-        if own is None:
+        if OURS not in by_row:
             continue
-        rival, best, n = others.idxmax(), int(others.max()), sources.test_size(name, split)
-        questions, same = round(own * n / 10_000) - round(best * n / 10_000), audit.comparable(name, split, rival)
-        can = same and questions > 0
-        rows.append(
-            {
-                "data_set": name,
-                "split": split,
-                "value": own / 100,
-                "rank": 1 + int((others > own).sum()),
-                "rival": rival,
-                "rival_value": best / 100,
-                "lead": (own - best) / 100,
-                "n": n,
-                "questions": questions if same else None,
-                "rival_prints": bool(audit.counts_printing(n, best)),
-                "same_questions": same,
-                "smallest_p": float(mcnemar_p(questions, 0)) if can else float("nan"),
-                "most_discordant": 100 * most_discordant(questions) / n if can else float("nan"),
-            }
-        )
+        own, others = by_row[OURS], by_row.drop(OURS)
+        first, second = f"table1:{OURS}", f"table1:{others.idxmax()}"
+        n = audit.size_that_fits(first, second, name) if split == "overall" else sources.test_size(name, split)
+        questions, same = in_questions(first, second, name, split, n), audit.comparable(name, split, others.idxmax())
+        p = float(mcnemar_p(questions, 0)) if same and questions > 0 else float("nan")
+        about = {"data_set": name, "split": split, "value": own / 100, "rank": 1 + int((others > own).sum())}
+        about |= {"rival": others.idxmax(), "rival_value": others.max() / 100, "lead": (own - others.max()) / 100}
+        about |= {"n": n, "questions": questions if same else None, "same_questions": same}
+        discordant = 100 * most_discordant(questions) / n if p == p else float("nan")
+        rows.append(about | {"smallest_p": p, "mid_p": p / 2, "most_discordant": discordant})
     frame = pd.DataFrame(rows).astype({"questions": "Int64"})
     return frame.sort_values("data_set", key=lambda names: names.map(SETS.index), kind="stable", ignore_index=True)
 
@@ -137,30 +102,19 @@ def leads() -> pd.DataFrame:
 def steps(discordance: float = DISCORDANCE) -> pd.DataFrame:
     """Every ablation step (`results/paper/steps.csv`) on every set and on average, against what the set can show.
 
-    Columns `table, row, reference, step, data_set, difference` (points), `questions`, `smallest_p`, `needed` (smallest
-    significant difference at this share of discordant questions) and `verdict`: `cannot be significant` (whatever the
-    answers were), `within noise` (at this share), `beyond noise` or `no gain`. Averages are the recomputed ones.
+    `difference` in points (of averages: of the cells' means) and in `questions`; `smallest_p`, exact, no question lost;
+    `needed`, the smallest significant difference at this share of discordant questions; and `verdict`: `NOT_AT_BEST`,
+    `within noise` (at this share), `beyond noise` or `no gain`.
     """
-    least, rows = {name: needed(name, discordance) for name in (*SETS, "avg")}, []
+    rows = []
     for step in pd.read_csv(paths.published() / "steps.csv", dtype=str).itertuples(index=False):
         first, second = f"{step.table}:{step.row}", f"{step.table}:{step.reference}"
-        moved = {name: in_questions(first, second, name) for name in SETS}
-        for name, bar in least.items():
+        for name in (*SETS, "avg"):
             difference = round(sources.points(first, name) - sources.points(second, name), 4)
-            p = smallest_p(moved if name == "avg" else {name: moved[name]})
-            verdict = "beyond noise" if difference >= bar else "within noise"
-            verdict = "no gain" if difference <= 0 else "cannot be significant" if p >= ALPHA else verdict
-            rows.append((*step, name, difference, moved.get(name), p, bar, verdict))
-    columns = [
-        "table",
-        "row",
-        "reference",
-        "step",
-        "data_set",
-        "difference",
-        "questions",
-        "smallest_p",
-        "needed",
-        "verdict",
-    ]
-    return pd.DataFrame(rows, columns=columns).astype({"questions": "Int64"})
+            moved = None if name == "avg" else in_questions(first, second, name)
+            p = float("nan") if moved is None else float(mcnemar_p(max(0, moved), 0))
+            verdict = "beyond noise" if difference >= needed(name, discordance) else "within noise"
+            verdict = "no gain" if difference <= 0 else NOT_AT_BEST if p >= ALPHA else verdict
+            rows.append((*step, name, difference, moved, p, needed(name, discordance), verdict))
+    columns = ["table", "row", "reference", "step", "data_set", "difference", "questions", "smallest_p", "needed"]
+    return pd.DataFrame(rows, columns=[*columns, "verdict"]).astype({"questions": "Int64"})

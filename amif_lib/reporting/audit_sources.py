@@ -5,8 +5,7 @@ Questions are counted in the annotation files where `DATA_ROOT` has them, withou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache, lru_cache
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -21,65 +20,37 @@ from amif_lib.experiments import stored
 from amif_lib.scoring.protocols import DEFINITIONS
 
 SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")
-SIZES = {"table1": (15, 100), "table2": (8, 40), "table3": (5, 25), "table4": (6, 30), "table5": (6, 30)}  # rows, cells
+TABLES = ("table1", "table2", "table3", "table4", "table5")
 OURS = "AMiF"
 FROM_FILES, FROM_MANIFEST = "annotation files", "manifest"
 
 
 def cells() -> pd.DataFrame:
-    """Every published accuracy: `table, row, label, dataset, split, value, hundredths` (printed value times 100).
-
-    Raises InputError, naming the file, for a number that is no percentage with two decimals at most, a cell that is
-    unknown or occurs twice, and a table with other numbers of rows and cells than the paper's.
-    """
-    return _read(published_files()).copy()
+    """Every published accuracy: `table, row, label, dataset, split, value, hundredths` (printed value times 100)."""
+    return _cells(paths.published())[0].copy()
 
 
 def hundredths(cell: str, dataset: str, split: str = "overall") -> int | None:
     """The printed value, times 100, of a cell such as `table4:6`; None where the paper prints none."""
-    return _by_cell(published_files()).get((cell, dataset, split))
+    return _cells(paths.published())[1].get((cell, dataset, split))
 
 
 def points(cell: str, dataset: str, split: str = "overall") -> float:
-    """A cell in percent; of the Avg column the exact mean, so that a wrong printed average cannot pass on."""
-    return float(sum(hundredths(cell, name, split) for name in _sets(dataset)) / 100 / len(_sets(dataset)))
+    """A cell in percent; of the Avg column the exact mean of the row's cells. InputError where the paper has none."""
+    names = SETS if dataset == "avg" else (dataset,)
+    values = [hundredths(cell, name, split) for name in names]
+    if None in values:
+        raise InputError(f"{paths.shown(paths.published())}: no cell {cell} of {dataset}, {split}")
+    return sum(values) / 100 / len(names)
 
 
-def _sets(dataset: str) -> Iterable[str]:
-    return SETS if dataset == "avg" else (dataset,)
-
-
-def published_files() -> tuple[tuple[Path, int], ...]:
-    """The published tables with their times of change: equal where a result computed before still holds."""
-    files = [paths.published() / f"{table}.csv" for table in SIZES]
-    return tuple((file, file.stat().st_mtime_ns if file.is_file() else 0) for file in files)
-
-
-@lru_cache(maxsize=4)
-def _read(files: tuple[tuple[Path, int], ...]) -> pd.DataFrame:
-    frames = []
-    for path, _ in files:
-        frame = stored.published(path.stem)
-        value = (100 * frame["value"]).round()
-        odd = (100 * frame["value"] - value).abs() > 1e-6
-        odd |= frame.duplicated(["row", "dataset", "split"])
-        odd |= ~frame["dataset"].isin([*SETS, "avg"]) | ~frame["split"].isin(["open", "closed", "overall"])
-        if odd.any():
-            line = int(odd.idxmax())
-            said = ", ".join(map(str, frame.loc[line, ["row", "dataset", "split", "value"]]))
-            raise InputError(
-                f"{paths.shown(path)}: line {line + 2} ({said}) is unknown, doubled or too exact; restore it"
-            )
-        if (size := (frame["row"].nunique(), len(frame))) != SIZES[path.stem]:
-            wanted = SIZES[path.stem]
-            raise InputError(f"{paths.shown(path)}: {size} rows and numbers, the paper has {wanted}; restore the file")
-        frames.append(frame.assign(table=path.stem, hundredths=value.astype(int)))
-    return pd.concat(frames, ignore_index=True)[["table", "row", "label", "dataset", "split", "value", "hundredths"]]
-
-
-@lru_cache(maxsize=4)
-def _by_cell(files: tuple[tuple[Path, int], ...]) -> dict[tuple[str, str, str], int]:
-    return {(f"{c.table}:{c.row}", c.dataset, c.split): int(c.hundredths) for c in _read(files).itertuples()}
+@cache
+def _cells(folder: Path) -> tuple[pd.DataFrame, dict[tuple[str, str, str], int]]:
+    """All cells, and their hundredths by cell, data set and split."""
+    frame = pd.concat([stored.published(table).assign(table=table) for table in TABLES], ignore_index=True)
+    frame["hundredths"] = (100 * frame["value"]).round().astype(int)
+    frame = frame[["table", "row", "label", "dataset", "split", "value", "hundredths"]]
+    return frame, {(f"{c.table}:{c.row}", c.dataset, c.split): int(c.hundredths) for c in frame.itertuples()}
 
 
 # --- the annotation files ---
@@ -110,7 +81,10 @@ def _questions(name: str, root: str, variant: str) -> tuple[Question, ...] | str
 
 
 def test_counts() -> pd.DataFrame:
-    """Test questions per set and definition of closed: `data_set, variant, definition, total, open, closed, source`."""
+    """Test questions per set and definition of closed: `data_set, variant, definition, total, open, closed, source`.
+
+    The variant `all` is the set's default; others are those with another number of test questions.
+    """
     return _test_counts(str(paths.data_root())).copy()
 
 
@@ -120,37 +94,26 @@ def _test_counts(root: str) -> pd.DataFrame:
     for name in SETS:
         manifest = manifests.load(name)
         recorded = next(split for split in manifest.splits if split.name == "test")
+        closed = {definition: getattr(recorded, field) for definition, field in DEFINITIONS.items()}
         others = [v for v in manifest.variants if v.test not in (None, recorded.questions) and name != "slake"]
-        for variant, total in [("all", recorded.questions), *((v.name, v.test) for v in others)]:
+        known = {"all": (recorded.questions, closed)} | {v.name: (v.test, {"": None}) for v in others}
+        for variant, (total, closed_by) in known.items():
             found = questions(name, "default" if variant == "all" else variant)
-            if isinstance(found, str):
-                known = (
-                    {d: getattr(recorded, field) for d, field in DEFINITIONS.items()}
-                    if variant == "all"
-                    else {"": None}
-                )
-                source = f"{FROM_MANIFEST} ({found})"
-            else:
-                test, source = [q for q in found if q.split == "test"], FROM_FILES
-                known = {d: sum(getattr(q, field) for q in test) for d, field in DEFINITIONS.items()}
-                total = len(test)
-            for definition, closed in known.items():
-                recorded_closed = getattr(recorded, DEFINITIONS.get(definition, "questions"))
-                if variant == "all" and (total, closed) != (recorded.questions, recorded_closed):
-                    source = f"{FROM_FILES}, unlike the manifest's {recorded_closed} closed of {recorded.questions}"
-                rows.append(
-                    (name, variant, definition, total, total - closed if closed is not None else None, closed, source)
-                )
+            source = f"{FROM_MANIFEST} ({found})"
+            if not isinstance(found, str):
+                test = [q for q in found if q.split == "test"]
+                counted = {d: sum(getattr(q, field) for q in test) for d, field in DEFINITIONS.items()}
+                unlike = variant == "all" and (len(test), counted) != (total, closed_by)
+                source = FROM_FILES + ", unlike the manifest's counts" * unlike
+                total, closed_by = len(test), counted
+            for definition, number in closed_by.items():
+                opened = None if number is None else total - number
+                rows.append((name, variant, definition, total, opened, number, source))
     frame = pd.DataFrame(rows, columns=["data_set", "variant", "definition", "total", "open", "closed", "source"])
     return frame.astype({"total": "Int64", "open": "Int64", "closed": "Int64"})
 
 
 def test_size(name: str, split: str = "overall", definition: str = "yes_no") -> int:
     """Test questions of a set (default files), all or by one definition of open and closed."""
-    return _sizes(str(paths.data_root()))[name, "total" if split == "overall" else split, definition]
-
-
-@cache
-def _sizes(root: str) -> dict[tuple[str, str, str], int]:
-    whole = _test_counts(root).query("variant == 'all'").to_dict("records")
-    return {(r["data_set"], k, r["definition"]): int(r[k]) for r in whole for k in ("total", "open", "closed")}
+    found = _test_counts(str(paths.data_root())).set_index(["data_set", "variant", "definition"])
+    return int(found.loc[(name, "all", definition), "total" if split == "overall" else split])
