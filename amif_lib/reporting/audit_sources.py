@@ -115,5 +115,10 @@ def _test_counts(root: str) -> pd.DataFrame:
 
 def test_size(name: str, split: str = "overall", definition: str = "yes_no") -> int:
     """Test questions of a set (default files), all or by one definition of open and closed."""
-    found = _test_counts(str(paths.data_root())).set_index(["data_set", "variant", "definition"])
-    return int(found.loc[(name, "all", definition), "total" if split == "overall" else split])
+    return _sizes(str(paths.data_root()))[name, definition, "total" if split == "overall" else split]
+
+
+@cache
+def _sizes(root: str) -> dict[tuple[str, str, str], int]:
+    whole = _test_counts(root).query("variant == 'all'").set_index(["data_set", "definition"])
+    return whole[["total", "open", "closed"]].stack().to_dict()
