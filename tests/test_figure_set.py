@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -106,7 +107,7 @@ def test_map_scores_by_row(drawn):
     assert list(plan.index) == [("table2", "4"), ("table2", "8")]  # Table 4 shares that of row 8
     assert plan["inside"].tolist() == pytest.approx([0.1 + 0.9 * 2 / 64, 0.6 + 0.4 * 2 / 64], abs=0.01)
     assert np.allclose(scores["area"], 2 / 64, atol=1e-5)
-    whole = scores.xs(("table2", "8", "finetune"))  # Table 4 shares it as its row 6
+    whole = scores.sort_index().xs(("table2", "8", "finetune"))  # Table 4 shares it as its row 6
     assert set(whole["n"]) == {len(SETS) * N} and set(whole["n_images"]) == {len(SETS) * N / 2}
     assert (scores["low"] < scores["lead"]).all() and (scores["lead"] < scores["high"]).all()
     assert (plan["low"] > 0).tolist() == [True, True]
@@ -189,6 +190,16 @@ def test_equal_runs_give_equal_files_and_curves_need_a_run(drawn):
     assert data["loss"].tolist()[:3] == pytest.approx([2.0, 1.0, 2 / 3], rel=1e-5)
     with pytest.raises(InputError, match="no run given"):
         figures.training_curves([])
+
+
+def test_notebook_20_shows_the_stored_maps(drawn):
+    names: dict = {}
+    notebook = json.loads((paths.NOTEBOOKS / "20_attention_and_transport_maps.ipynb").read_text(encoding="utf-8"))
+    for cell in (cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        exec("".join(cell["source"]), names)
+    assert (
+        len(names["scores"]) and len(names["maps"]) == N and {path.stem for path in names["written"]} >= {"map_scores"}
+    )
 
 
 def test_without_torch():
