@@ -43,7 +43,8 @@ def write(
     for name, (figure, data, caption) in pictures.items():
         written += figures.save(figure, folder / "figures" / name, data, caption)
         picture = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
-        drawn.append({"name": name, "caption": caption, "data": picture})
+        width = round(110 * figure.get_figwidth())  # CSS pixels
+        drawn.append({"name": name, "caption": caption, "data": picture, "width": width})
     content = {"words": words, "tables": frames, "figures": drawn}
     files.write_text(folder / "audit.html", layout.page("audit.html.j2", content))
     return [*written, folder / "audit.html"]
