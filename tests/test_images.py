@@ -212,7 +212,7 @@ def test_a_view_depends_on_its_generator_alone_and_keeps_sides_and_grey(strength
     assert torch.allclose(one, three, atol=1e-4)
 
 
-@pytest.mark.parametrize(("strength", "amount", "least"), [("strong", 0.4, 0.2), ("light", 0.15, 0.8)])
+@pytest.mark.parametrize(("strength", "amount", "least"), [("strong", 0.4, 0.6), ("light", 0.15, 0.8)])
 def test_crop_brightness_contrast_and_blur_fill_their_ranges(strength: str, amount: float, least: float) -> None:
     """On a flat picture the view's value is the brightness; the contrast left of one-pixel stripes is the blur."""
     keys = [pixels.keyed(n) for n in range(300)]
@@ -235,7 +235,7 @@ def test_crop_brightness_contrast_and_blur_fill_their_ranges(strength: str, amou
         shown = values(pixels.augment(noise, 224, strength, pixels.keyed(n)))[0]
         fine.append(float((shown[:, 1:] - shown[:, :-1]).abs().mean() / shown.std()))
     smooth = np.mean(np.array(fine) < 0.5)  # white noise differs by about its deviation from pixel to pixel
-    assert 0.25 < smooth < 0.6 if strength == "strong" else smooth < 0.02
+    assert 0.2 < smooth < 0.6 if strength == "strong" else smooth < 0.02
 
 
 def test_the_feed_is_fast_enough_for_one_core() -> None:

@@ -14,8 +14,8 @@ from PIL import Image
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
-from amif_lib.data.readers import mimic_cxr, pathvqa
-from amif_lib.data.records import Question, Study, normalise_answer
+from amif_lib.data.readers import mimic_cxr
+from amif_lib.data.records import Question, Study
 from amif_lib.phantom import generate as phantom
 from amif_lib.phantom.drawing import KINDS_OF, LABELS
 from amif_lib.phantom.questions import WORDS_ZH
@@ -97,14 +97,6 @@ def test_readers_see_only_what_the_real_set_ships(sets: dict[str, Path], tmp_pat
     assert plain[0] == plain[1] != []
 
 
-def test_more_studies_leave_the_first_ones_as_they_were(tmp_path: Path) -> None:
-    phantom.generate(tmp_path / "few", "mimic_cxr", 3, 64, {"studies": 4})
-    phantom.generate(tmp_path / "many", "mimic_cxr", 3, 64, {"studies": 9})
-    few, many = files(tmp_path / "few"), files(tmp_path / "many")
-    kept = [path for path in few if path.endswith((".jpg", ".txt", ".png"))]
-    assert len(kept) > 8 and all(few[path] == many[path] for path in kept)
-
-
 def test_generated_once_and_again_when_settings_change(tmp_path: Path) -> None:
     root = tmp_path / "set"
     phantom.generate(root, "mimic_cxr", 3, 64, {"studies": 2})
@@ -142,7 +134,7 @@ def test_regions_lie_where_the_cases_say(sets: dict[str, Path]) -> None:
                 continue
             assert (np.nonzero(region)[1].mean() > SIZE / 2) == (finding["side"] == "left"), (image_id, finding)
             seen[finding["kind"]] += 1
-            if finding["kind"] == "nodule" and len(case["findings"]) == 1 and finding["severity"] != "small":
+            if finding["kind"] == "nodule" and len(case["findings"]) == 1:
                 assert pixels[region].mean() > pixels[mask == LABELS["lungs"]].mean() + 20
     assert len(seen) >= 6
 
@@ -203,28 +195,6 @@ def test_captions_say_what_the_cases_hold(sets: dict[str, Path], kind: str) -> N
     assert 0.1 < np.mean([not s.text.isascii() for s in studies]) < 0.3
     assert max(Counter(s.group_id for s in studies).values()) == 2
     assert 0 < sum("licence" in s.extra for s in studies) <= len(studies)
-
-
-def test_captioned_sets_have_their_quirks(sets: dict[str, Path]) -> None:
-    """Listed less what is left out on purpose, counted from the raw lists."""
-    root = sets["roco"]
-    found = {split: read(root, "roco", splits=(split,)) for split in ("train", "val", "test")}
-    rows = [r for p in root.rglob("captions.txt") for r in p.read_text(encoding="utf-8").splitlines()]
-    empty = {row.split("\t")[0] for row in rows if not row.split("\t")[1].strip()}
-    there = {path.stem for path in root.glob("data/*/radiology/images/*.jpg")}
-    assert (len(rows), len(empty), len(there)) == (160, 3, 156) and all("\t " in row for row in rows)
-    assert {s.study_id for part in found.values() for s in part} == there - empty
-    groups = [{s.group_id for s in part} for part in found.values()]
-    assert groups[0] & groups[2] and groups[1] & groups[2]  # the split is not by article
-    (path,) = sets["medicat"].rglob("*.jsonl")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    wanted = [x for x in lines if x["radiology"] and (x["s2_caption"] or x["s2orc_caption"])]
-    there = {file.name for file in path.parent.glob("figures/*")}
-    figures = read(sets["medicat"], "medicat")
-    assert {s.study_id for s in figures} == {f"{x['pdf_hash']}_{x['fig_uri']}" for x in wanted} & there
-    assert len(lines) == 160 and sum(not x["radiology"] for x in lines) == 16 and len(there) == 156
-    assert all(x["s2_caption"].lower().startswith("fig") for x in lines if x["s2_caption"])
-    assert any(x["oa_info"] is None for x in lines) and any(not x["s2_caption"] and x["s2orc_caption"] for x in lines)
 
 
 def test_shapes_show_what_their_captions_say(sets: dict[str, Path]) -> None:
@@ -358,18 +328,6 @@ def test_slake_has_its_quirks(sets: dict[str, Path], shared_data: Path) -> None:
         for key in ("answer_type", "content_type", "modality", "q_lang", "base_type"):
             assert {str(row[key]).strip() for row in every} <= {row[key] for row in real}
         assert {tuple(sorted(row)) for row in every} == {tuple(sorted(real[0]))}
-
-
-def test_pathvqa_has_its_quirks(sets: dict[str, Path]) -> None:
-    root = sets["pathvqa"]
-    rows = pathvqa.read_pickle(root / "qas" / "train" / "train_qa.pkl")
-    assert any(row["answer"] != row["answer"].strip() for row in rows) and any("  " in row["question"] for row in rows)
-    assert any(row["answer"].strip()[0].isupper() for row in rows)
-    raw = Counter((row["image"], row["question"], row["answer"]) for row in rows)
-    even = Counter((row["image"], " ".join(row["question"].split()), normalise_answer(row["answer"])) for row in rows)
-    assert len(rows) > len(raw) > len(even)  # some duplicates are equal only after normalisation
-    present = {path.stem for path in (root / "images" / "train").iterdir()}
-    assert len(present) == 110 and len(present - {row["image"] for row in rows}) >= 5
 
 
 def test_vqa_med_has_its_quirks(sets: dict[str, Path]) -> None:

@@ -14,8 +14,9 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 SCALE, SHIFT = (1 / (255 * STD))[:, None, None], (-MEAN / STD)[:, None, None]  # pixel value -> normalised value
 GREY = 128
 # Least share of the area that a crop keeps, largest change of brightness and contrast, degrees of rotation, share of
-# views that are blurred. Strong follows SimCLR (Chen et al. 2020, appendix A), without colour; flips would swap sides.
-STRENGTHS = {"strong": (0.2, 0.4, 0.0, 0.5), "light": (0.8, 0.15, 7.0, 0.0)}
+# views that are blurred. Strong follows SimCLR (Chen et al. 2020, appendix A) without colour, and its crop ConVIRT
+# (Zhang et al. 2020), since a smaller one leaves out what the report names; flips would swap sides.
+STRENGTHS = {"strong": (0.6, 0.4, 0.0, 0.5), "light": (0.8, 0.15, 7.0, 0.0)}
 
 
 def to_tensor(image: Image.Image, size: int) -> Tensor:

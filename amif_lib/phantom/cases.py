@@ -12,18 +12,19 @@ from amif_lib.phantom.drawing import KINDS_OF, visible
 # How often a study type is drawn: among studies of several views, among single images.
 SHARES = {True: (0.6, 0.14, 0.26), False: (0.5, 0.2, 0.3)}
 NORMAL = 0.35  # share of studies without a finding
-SUBTLE = 0.15  # share of findings that are small and faint
 ZONES = {"upper zone": -0.42, "mid zone": -0.04, "lower zone": 0.26}
 LOBES = {"frontal lobe": -0.5, "parietal lobe": 0.08, "occipital lobe": 0.56}
-# Ranges of the size, usual and subtle, and from what size on a finding is called large.
+# Range of the size; above its middle a finding is called large. Sizes and contrast were chosen so that a model of 64
+# channels at 48 pixels can see the findings within the demo's budget (`specs/scales/demo.yaml`).
 SIZES = {
-    "nodule": ((0.1, 0.16), (0.05, 0.08), 0.13),
-    "consolidation": ((0.2, 0.3), (0.13, 0.17), 0.26),
-    "pleural effusion": ((0.28, 0.75), (0.14, 0.22), 0.52),
-    "pneumothorax": ((0.25, 0.5), (0.12, 0.18), 0.38),
-    "cardiomegaly": ((0.14, 0.22), (0.07, 0.1), 0.19),
-    "hydrocephalus": ((0.7, 1.1), (0.4, 0.5), 0.95),
-} | dict.fromkeys(("infarct", "mass", "hemorrhage"), ((0.17, 0.26), (0.09, 0.12), 0.22))
+    "nodule": (0.15, 0.22),
+    "consolidation": (0.24, 0.36),
+    "pleural effusion": (0.36, 0.8),
+    "pneumothorax": (0.32, 0.55),
+    "cardiomegaly": (0.18, 0.26),
+    "hydrocephalus": (0.9, 1.3),
+} | dict.fromkeys(("infarct", "mass", "hemorrhage"), (0.22, 0.32))
+CONTRAST = (0.42, 0.58)  # of nodules and consolidations
 NO_SIDE = ("cardiomegaly", "hydrocephalus")
 
 
@@ -76,7 +77,6 @@ def _draw_finding(kind: str, others: list[dict[str, Any]], rng: np.random.Genera
     taken = [f["side"] for f in others if f["side"] and "pneumothorax" in (kind, f["kind"])]
     if taken:  # a collapsed lung would hide what lies in it
         side = "left" if taken[0] == "right" else "right"
-    subtle = bool(rng.random() < SUBTLE)
     number = int(rng.choice([1, 2, 3], p=[0.42, 0.32, 0.26])) if kind == "nodule" else 1
     zones, lobe = rng.permutation(list(ZONES)), str(rng.choice(list(LOBES)))
     depths = rng.permutation([-0.24, 0.0, 0.24])
@@ -88,10 +88,8 @@ def _draw_finding(kind: str, others: list[dict[str, Any]], rng: np.random.Genera
             site, x, y, depth = str(zones[i]), 0.4 + 1.6 * dx, ZONES[zones[i]] + dy, depths[i] + 0.6 * dx
         elif kind in ("infarct", "mass", "hemorrhage"):
             site, x, y = lobe, 0.3 + dx, LOBES[lobe] + dy
-        usual, faint, large = SIZES[kind]
-        size = float(rng.uniform(*(faint if subtle else usual)))
-        contrast = float(rng.uniform(0.15, 0.25) if subtle else rng.uniform(0.3, 0.42))
-        severity = "small" if subtle else ("large" if size > large else "moderate")
+        size, contrast = float(rng.uniform(*SIZES[kind])), float(rng.uniform(*CONTRAST))
+        severity = "large" if size > sum(SIZES[kind]) / 2 else "moderate"
         entry = {"kind": kind, "side": "" if kind in NO_SIDE else side, "site": site if number == 1 else ""}
         place = {"x": float(x), "y": float(y), "depth": float(depth)}
         entries.append(entry | place | {"size": size, "severity": severity, "contrast": contrast})

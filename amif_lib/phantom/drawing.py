@@ -28,8 +28,8 @@ TISSUES = {
 }
 # Grey values of a head's lesions: core, rim, surrounding oedema (None: not drawn).
 LESIONS = {
-    "infarct": {"ct": (0.24, None, None), "t1": (0.26, None, None), "t2": (0.9, None, None)},
-    "mass": {"ct": (0.4, 0.68, 0.3), "t1": (0.3, 0.95, 0.38), "t2": (0.95, 0.3, 0.75)},
+    "infarct": {"ct": (0.2, None, None), "t1": (0.2, None, None), "t2": (0.9, None, None)},
+    "mass": {"ct": (0.25, 0.85, 0.3), "t1": (0.2, 0.95, 0.38), "t2": (0.95, 0.2, 0.75)},
     "hemorrhage": {"ct": (0.86, None, 0.3), "t1": (0.93, 0.8, None), "t2": (0.1, 0.03, 0.72)},
 }
 
@@ -275,7 +275,7 @@ def _head(c: Canvas, study: str, a: Values, findings: Findings) -> None:
     wave = np.sin(17 * np.arctan2(v, u) + 3 * c.texture(5))
     radius = _rounder(u / (rx - 0.25), v / (ry - 0.25), power)
     c.paint(smooth(0.5 + (1 + 0.035 * wave - radius) * 5) * brain, t["white"])
-    c.paint(0.8 * c.band(wave - 1, 0.12, 0.3) * smooth((radius - 1.05) * 8) * brain, t["fluid"])  # sulci
+    c.paint(0.4 * c.band(wave - 1, 0.12, 0.3) * smooth((radius - 1.05) * 8) * brain, t["fluid"])  # sulci
     c.image += 0.015 * c.texture(20) * brain
     c.paint(c.band(u, 0.014) * (np.abs(v) > 0.22) * brain, 0.5 * (t["fluid"] + t["grey"]))  # falx
     big = of_kind(findings, "hydrocephalus")
@@ -293,7 +293,7 @@ def _head(c: Canvas, study: str, a: Values, findings: Findings) -> None:
             if oedema is not None:
                 c.paint(c.ellipse(x, y, 1.55 * size, 1.4 * size, edge=0.6 * size) * brain, oedema)
             if kind == "infarct":
-                spot = smooth(1.3 * c.opacity(x, y, 1.15 * size)) * brain
+                spot = smooth(1.6 * c.opacity(x, y, 1.15 * size)) * brain
             else:
                 spot = c.ellipse(x, y, size, 0.92 * size, c.rng.uniform(-0.5, 0.5), edge=0.04) * brain
             c.paint(spot, core if rim is None else rim, kind)

@@ -89,7 +89,7 @@ def mimic_cxr(made: Set, counts: Counts) -> None:
     rows = []
     for index in range(counts["studies"]):
         case = made.case(index, several=True)
-        subject, study = (start + 1000 * made.seed + index for start in (10_000_000, 50_000_000))
+        subject, study = (start + 10_000 * made.seed + index for start in (10_000_000, 50_000_000))
         folder = f"files/p{str(subject)[:2]}/p{subject}/s{study}"
         made.write(f"mimic-cxr-reports/{folder}.txt", texts.report(case, stream(made.seed, index, 1)).splitlines())
         for view in case.views:
