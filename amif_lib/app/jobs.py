@@ -97,44 +97,54 @@ class Plan:
 
 def make_plan(request: Request) -> Plan:
     """The jobs that a request needs. Raises InputError for an unknown scale, table, row or question set."""
-    from amif_lib.reporting import table_rows
-
-    scale, plan, library = request.scale, Plan(request), _library()
-    rows = _rows(request)
-
-    def notebook(rule: str, name: str, output: str, value: str, needs: tuple[str, ...] = (), code: str = library):
-        source = paths.NOTEBOOKS / f"{NOTEBOOKS[name]}.ipynb"
-        given = ("-p", "scale" if name == "report" else "spec", value)
-        out = paths.shown(plan.folder / "notebooks" / source.name)
-        command = ("-m", "amif_lib.app.run_notebook", paths.shown(source), *given, "--out", out)
-        job_name = name if rule == "table" else scale
-        return plan.add(Job(rule, job_name, (output,), command, needs, code=f"{code_digest(source)}:{code}"))
-
-    data = str(paths.data_root())
-    products = [notebook("data", "data", f"{scale}/data/check.csv", f"{scale}/{next(iter(rows))}", code=data)]
-    for table, only in rows.items():
-        selection = table_rows.Selection(request.question_sets, only, request.seeds, request.pretrain_seeds)
-        needs: list[str] = []
-        for runs in table_rows.required_notebooks(table, scale, selection):
-            sets = ", ".join(run.data.questions for run in runs)
-            for step in [step for run in runs for step in run.lineage()[:-1]]:
-                _add_training(plan, (step,), f"for {runs[0].label}, seed {step.seed}")
-            _add_training(plan, runs, f"{runs[0].label}, {sets}, seed {runs[0].seed}")
-            needs += [_metrics(run) for run in runs]
-        out, code = f"{scale}/tables/{table}.csv", f"{library}:{files.digest(asdict(request))}"
-        if table in NOTEBOOKS:
-            notebook("table", table, out, f"{scale}/{table}", tuple(dict.fromkeys(needs)), code)
-        else:
-            command = ("-m", "amif_lib", "table", table, "--scale", scale)
-            plan.add(Job("table", table, (out,), command, tuple(dict.fromkeys(needs)), code=code))
-        products.append(out)
+    scale, plan, library, rows = request.scale, Plan(request), _library(), _rows(request)
+    first, data = f"{scale}/{next(iter(rows))}", str(paths.data_root())
+    made = [plan.add(_notebook(plan, "data", f"{scale}/data/check.csv", ("spec", first), code=data))]
+    made += [_add_table(plan, table, only, library) for table, only in rows.items()]
     figures = ["-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
     if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
         figures.append("--notebook")  # the notebook about maps, where all the runs that it shows are planned
-    out, code = f"{scale}/figures/figures.csv", code_digest(paths.NOTEBOOKS / f"{NOTEBOOKS['maps']}.ipynb")
-    products.append(plan.add(Job("figures", scale, (out,), tuple(figures), tuple(products), code=f"{code}:{library}")))
-    notebook("report", "report", f"{scale}/report.html", scale, tuple(products))
+    code = f"{code_digest(_path('maps'))}:{library}"
+    out = f"{scale}/figures/figures.csv"
+    made.append(plan.add(Job("figures", scale, (out,), tuple(figures), tuple(made), code=code)))
+    plan.add(_notebook(plan, "report", f"{scale}/report.html", ("scale", scale), tuple(made), library))
     return plan
+
+
+def _add_table(plan: Plan, table: str, only: tuple[str, ...], library: str) -> str:
+    """Add the trainings behind a table's rows and the job that makes the table of them; returns its file."""
+    from amif_lib.reporting import table_rows
+
+    asked, scale = plan.request, plan.request.scale
+    selection = table_rows.Selection(asked.question_sets, only, asked.seeds, asked.pretrain_seeds)
+    needs: dict[str, None] = {}  # in order, each once
+    for runs in table_rows.required_notebooks(table, scale, selection):
+        sets = ", ".join(run.data.questions for run in runs)
+        for run in runs:
+            for step in run.lineage()[:-1]:
+                _add_training(plan, (step,), f"for {run.label}, seed {step.seed}")
+        _add_training(plan, runs, f"{runs[0].label}, {sets}, seed {runs[0].seed}")
+        needs |= dict.fromkeys(map(_metrics, runs))
+    out, code = f"{scale}/tables/{table}.csv", f"{library}:{files.digest(asdict(asked))}"
+    if table in NOTEBOOKS:
+        return plan.add(_notebook(plan, table, out, ("spec", f"{scale}/{table}"), tuple(needs), code))
+    command = ("-m", "amif_lib", "table", table, "--scale", scale)
+    return plan.add(Job("table", table, (out,), command, tuple(needs), code=code))
+
+
+def _notebook(
+    plan: Plan, name: str, output: str, given: tuple[str, str], needs: tuple[str, ...] = (), code: str = ""
+) -> Job:
+    """The job that executes a notebook which trains nothing."""
+    rule, source = name if name in ("data", "report") else "table", _path(name)
+    out = paths.shown(plan.folder / "notebooks" / source.name)
+    command = ("-m", "amif_lib.app.run_notebook", paths.shown(source), "-p", *given, "--out", out)
+    job_name = name if rule == "table" else plan.request.scale
+    return Job(rule, job_name, (output,), command, needs, code=f"{code_digest(source)}:{code}")
+
+
+def _path(notebook: str) -> Path:
+    return paths.NOTEBOOKS / f"{NOTEBOOKS[notebook]}.ipynb"
 
 
 def read(plan: Path) -> list[Job]:
@@ -164,7 +174,7 @@ def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
     stage, name = new[0].stage, ids[0] if len(ids) == 1 else files.digest(ids)
     spec = paths.shown(plan.folder / "specs" / f"{name}.json")
     needs = [_metrics(run.parent) for run in new if run.parent] + _teacher(plan, new[0], spec)
-    notebook = paths.NOTEBOOKS / f"{NOTEBOOKS[stage]}.ipynb"
+    notebook = _path(stage)
     first, *others = (paths.shown(paths.run_dir(run)) for run in ids)
     command = ["-m", "amif_lib.app.run_notebook", paths.shown(notebook), "-p", "spec", spec]
     command += ["--out", f"{first}/{notebook.name}", *(part for each in others for part in ("--copy-to", each))]
