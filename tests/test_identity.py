@@ -227,7 +227,7 @@ def test_a_run_that_is_not_there_is_named(tmp_path):
         "demo/table9": "unknown; choose one of",
         "demo/table4/7": "no row '7'",
         "demo/table4/1/stage1": "has no stage1 run",
-        "demo/table4/1/stage9": "is not one of stage1, stage2, finetune",
+        "demo/table4/1/stage9": "has no stage9 run",
     }.items():
         with pytest.raises(InputError, match=message):
             experiments.load_spec(name)

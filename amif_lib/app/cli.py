@@ -65,6 +65,8 @@ FROM_MAKE: dict[str, tuple[str, Callable[[str], object], str]] = {
 }
 FILE, COLUMN, FLAG = {"metavar": "FILE"}, {"metavar": "COLUMN", "default": ""}, {"action": "store_true"}
 OPTIONS: dict[str, dict] = {
+    "--batch": {"type": int, "default": 2, "help": "samples a step (the paper: 256)"},
+    "--steps": {"type": int, "default": 1, "help": "optimiser steps of each training"},
     "spec": {"help": "a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]"},
     "name": {"help": "for example table1 or lambda_sweep"},
     "--from": {"dest": "origin", "metavar": "reference", "help": "read committed results (or FROM=reference)"},
@@ -278,7 +280,11 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], int | None], str, str]] = {
     "table": (_table, "name --scale --from", "make one table from stored runs, without training"),
     "figures": (_figures, "--scale --from --allow-none --notebook", "draw every figure that the stored runs allow"),
     "report": (_report, "--scale --from", "make the report page from stored runs, without training"),
-    "smoke-paper": (_lazy("app.smoke:main"), "", "one optimiser step of each training at the paper's full size"),
+    "smoke-paper": (
+        _lazy("app.smoke:main", "batch", "steps"),
+        "--batch --steps",
+        "one optimiser step of each training at the paper's full size",
+    ),
     "data": (
         _lazy("data.fetch:main", _data_sets, "dry_run"),
         "--scale --datasets --dry-run",

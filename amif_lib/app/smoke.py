@@ -6,7 +6,6 @@ runs without a network; with more steps and the paper's batch, it is the benchma
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -69,6 +68,7 @@ def specification(folder: Path, batch: int = 2, steps: int = 1) -> experiments.R
 
 def main(batch: int = 2, steps: int = 1) -> None:
     """Run the three trainings in a temporary results folder and print seconds, losses and the best-ranked answers."""
+    paths.refuse_reference("smoke-paper")
     import torch
 
     from amif_lib.experiments.stored import load_run
@@ -89,14 +89,3 @@ def main(batch: int = 2, steps: int = 1) -> None:
         print(f"fine-tuned network: {done.metrics['parameters']:,} parameters; answers of untrained weights, ranked:")
         for row in done.predictions.head(2).itertuples():
             print(f"  {row.question}  ->  {row.prediction}")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m amif_lib.app.smoke", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--batch", type=int, default=2, help="samples a step (the paper: 256)")
-    parser.add_argument("--steps", type=int, default=1)
-    options = parser.parse_args()
-    paths.refuse_reference("smoke-paper")
-    main(options.batch, options.steps)

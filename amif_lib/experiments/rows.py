@@ -93,7 +93,7 @@ def _read_once(path: Path, _changed: int) -> Any:
 def build_run(
     scale: str, settings: dict[str, Any], question_set: str, seed: int = 0, pretrain_seed: int = 0
 ) -> RunSpec:
-    """One fine-tuning with its whole lineage, from a scale's settings and a row's changes.
+    """One fine-tuning with the pre-training before it, from a scale's settings and a row's changes.
 
     `settings` may hold `start` (a named initialisation of the scale), `pretraining` (`both`, `stage1` or `none`) and
     the sections of `RunSpec`; `train` is given per stage, as `stage1`, `stage2` and `finetune`. A scale's question set
@@ -119,13 +119,8 @@ def build_run(
         own = {"stage": stage, "seed": pretrain_seed, "train": base.get(stage, {}), "parent": parent}
         parent = shared | own | {"teacher": base.get("teacher") if teacher else None}
     data = merge(merge(shared["data"], {"questions": question_set, **of_set}), changes.get("data", {}))
-    run = shared | {
-        "stage": "finetune",
-        "seed": seed,
-        "train": base.get("finetune", {}),
-        "data": data,
-        "parent": parent,
-    }
+    own = {"stage": "finetune", "seed": seed, "train": base.get("finetune", {}), "data": data, "parent": parent}
+    run = shared | own
     if parent is None and "teacher" in run.get("init", {}).values():
         run["teacher"] = base.get("teacher", {})
     return parse(run, f"specs, scale {scale}, {question_set}")
@@ -133,9 +128,8 @@ def build_run(
 
 def _require_set(scale: str, question_set: str, known: Any) -> None:
     if question_set not in known:
-        raise InputError(
-            f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(known)}"
-        )
+        known = ", ".join(known)
+        raise InputError(f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {known}")
 
 
 def rows(
@@ -175,9 +169,9 @@ def rows(
             for name in own
             for seed in range(pretrain_seeds * seeds)  # each training its own, whatever it starts from
         )
-        about = {"paper_row": entry.get("paper_row", ""), "references": tuple(entry.get("reference", ()))}
-        extra = entry.get("extra", False)
-        out.append(Row(table=table, row=key, label=entry["label"], extra=extra, runs=runs, **about))
+        about = {"paper_row": str(entry.get("paper_row", "")), "extra": entry.get("extra", False)}
+        references = tuple(map(str, entry.get("reference", ())))
+        out.append(Row(table=table, row=key, label=entry["label"], references=references, runs=runs, **about))
     return out
 
 
@@ -229,9 +223,7 @@ def load_spec(spec: str) -> list[RunSpec]:
         raise InputError(f"spec={spec!r}: give a .yaml or .json run file, or <scale>/<table>[/<row>[/<stage>]]")
     found = [run for row in rows(parts[1], parts[0], only=tuple(parts[2:3])) for run in row.runs]
     if len(parts) == 4:
-        if parts[3] not in ("stage1", "stage2", "finetune"):
-            raise InputError(f"spec={spec!r}: {parts[3]!r} is not one of stage1, stage2, finetune")
-        found = [run for tip in found for run in tip.lineage() if run.stage == parts[3]]
+        found = [step for run in found for step in run.lineage() if step.stage == parts[3]]
         if not found:
             raise InputError(f"spec={spec!r}: that row has no {parts[3]} run")
     return list({run.run_id: run for run in found}.values())
