@@ -22,7 +22,8 @@ METHOD = (
     "A replicate is a fresh pre-training with its fine-tuning. Difference in points, paired by replicate and question; "
     "replicates and images are crossed random effects (quasi-F, Clark 1973, with Satterthwaite's degrees of freedom), "
     "and p is corrected by Holm over all lines of this table. Detectable: the smallest true difference that such a "
-    "design finds in 80% of repetitions, before the correction. Averages are over the question sets, without weights."
+    "design finds in 80% of repetitions. Intervals and detectable differences are those of one line alone. Averages "
+    "are over the question sets, without weights."
 )
 
 
@@ -94,10 +95,7 @@ def sentence(found: pd.DataFrame) -> str:
     if replicates < VERDICT:
         return f"{replicates} replicates of each configuration: too few for a verdict (at least {VERDICT})."
     shown = found[found["p_holm"] < 0.05]
-    listed = "; ".join(
-        f"{x.contrast} on {x.outcome} questions {x.difference:+.1f} points [{x.ci_low:.1f}, {x.ci_high:.1f}]"
-        for x in shown.itertuples()
-    )
+    listed = "; ".join(f"{x.contrast}, {x.outcome} questions, {x.difference:+.1f} points" for x in shown.itertuples())
     said = f"{len(shown)} of {len(found)} comparisons over {replicates} replicates show a difference"
     rest = found[~found.index.isin(shown.index)]
     reach = rest[["ci_low", "ci_high"]].abs().max(axis=1)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from amif_lib.experiments import rows as experiments
 from amif_lib.reporting import table_notes
-from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name, is_baseline
+from amif_lib.reporting.table_rows import PAPER_SETS, SCALE_NOTES, dataset_name, real_name
 from amif_lib.reporting.tables import SPLITS, Table
 
 READING = "mean ± standard deviation over trainings [95% interval over images], protocol paper, closed = yes or no."
@@ -64,7 +64,10 @@ def published(table: Table) -> pd.DataFrame:
 def _by_set(cells: pd.DataFrame, values: str, rows: list[str]) -> pd.DataFrame:
     """Cells as `rows` by question set and split; the average first, one split's name left out."""
     wide = cells.pivot(index="row", columns=["dataset", "split"], values=values).reindex(rows).fillna("")
-    sets = sorted(cells["dataset"].unique(), key=lambda name: not name.startswith("avg"))
+    known = [*PAPER_SETS, *cells["dataset"].map(real_name).unique()]
+    sets = sorted(
+        cells["dataset"].unique(), key=lambda name: (not name.startswith("avg"), known.index(real_name(name)))
+    )
     order = [(name, split) for name in sets for split in SPLITS if (name, split) in wide.columns]
     wide = wide[order]
     several = cells["split"].nunique() > 1
@@ -80,15 +83,16 @@ def _accuracy(cell: object) -> str:
 def tests_layout(table: Table) -> pd.DataFrame:
     """Differences on all questions to references and baselines, with what could have been seen at all."""
     part = table.tests[table.tests["split"] == "overall"]
-    against = part["against"].mask(part["against"].map(is_baseline), part["against_label"])
+    single, counts = part["mcnemar_p"].notna(), part["wins"].astype(str) + " / " + part["losses"].astype(str)
+    names = {row: number or label for row, (number, label) in row_labels(table).items()}
     return pd.DataFrame(
         {
-            "row": part["row"] + " against " + against,
+            "row": part["row"].map(names) + " against " + part["against"].map(names),
             "question set": part["dataset"].map(dataset_name),
             "difference": [f"{t.difference:+.1f} [{t.ci_low:+.1f}, {t.ci_high:+.1f}]" for t in part.itertuples()],
             "detectable": part["detectable"].map(lambda value: "" if pd.isna(value) else f"{value:.1f}"),
-            "only this / only that right": [f"{t.wins} / {t.losses}" if t.wins else "" for t in part.itertuples()],
-            "McNemar p": part["mcnemar_p"],
+            "only this / only that right": counts.where(single, ""),
+            "McNemar p": part["mcnemar_p"].map("{:.3g}".format).where(single, ""),
         }
     )
 
@@ -97,7 +101,7 @@ def markdown(table: Table) -> str:
     """The whole table as one Markdown page: what `make reproduce` prints, up to the notes, then the details."""
     parts = [f"# {heading(table)}", f"**{SCALE_NOTES[table.scale]}**", table_notes.question_sets(table)]
     parts += [f"Overall accuracy in percent: {READING}", grid(accuracies(table, ["overall"]))]
-    parts += [table_notes.looking(table), table_notes.trainings(table)]
+    parts += [table_notes.looking(table) if table.name == "table1" else "", table_notes.trainings(table)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in table_notes.notes(table))]
     parts += ["## Open and closed", grid(accuracies(table, ["open", "closed"]))]
     parts += ["## Differences on the same questions, of these trained models", grid(tests_layout(table))]

@@ -71,8 +71,8 @@ def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
     return sorted(runs, key=lambda run: list(STAGES).index(run.spec.stage))
 
 
-def result(collected: Sequence[tables.Table]) -> str:
-    """The result in plain sentences: contrasts, then the full model beside the one that never saw an image."""
+def result(collected: Sequence[tables.Table]) -> list[str]:
+    """The result in plain words: contrasts, then the full model beside the one that never saw an image."""
     said = [contrasts.sentence(contrasts.contrasts(table)) for table in collected if table.name == CONTRASTS]
     table = next((table for table in collected if table.name != CONTRASTS), collected[0])
     heads = {line.headline: line for line in table.lines if line.kind == "row" and line.headline}
@@ -94,7 +94,7 @@ def result(collected: Sequence[tables.Table]) -> str:
             "Teaching run: nothing is said about the method, for which `make contrasts` trains replicates of the "
             "configurations to be compared."
         )
-    return " ".join(filter(None, said))
+    return list(filter(None, said))
 
 
 def section(table: tables.Table) -> dict[str, Any]:
@@ -106,8 +106,8 @@ def section(table: tables.Table) -> dict[str, Any]:
         found = contrasts.contrasts(table)
         more = {"Accuracies of the configurations, percent": layout.accuracies(table)}
         return about | {"first": contrasts.readable(found), "texts": [contrasts.METHOD], "more": more}
-    texts = [f"Overall accuracy in percent: {layout.READING}", table_notes.looking(table)]
-    texts += [table_notes.question_sets(table), table_notes.trainings(table)]
+    texts = [f"Overall accuracy in percent: {layout.READING}", table_notes.trainings(table)]
+    texts += [table_notes.question_sets(table)]
     more = {
         "Open and closed": layout.accuracies(table, ["open", "closed"]),
         "Differences on the same questions, of these trained models": layout.tests_layout(table),

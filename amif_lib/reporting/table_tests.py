@@ -20,7 +20,7 @@ def tests(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
 
     `difference` is in points, its 95% interval from resampling images; `detectable` the smallest difference between
     such models that these images show in 80% of draws. `wins`, `losses` (questions that only the first, only the second
-    has right) and McNemar's exact p are given per pair of runs, and not for averages over question sets.
+    has right) and McNemar's exact p are given for two single trainings on one question set.
     """
     pairs, out = comparisons(lines), []
     for line, other in pairs:
@@ -30,7 +30,8 @@ def tests(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
         if row in whole and against in whole:
             out += [_compare(whole[row], whole[against], average_name(lines), split) for split in SPLITS]
     about = {"table": name, "protocol": PAPER.title, "scale": scale}
-    return pd.DataFrame([row for row in out if row], columns=COLUMNS).assign(**about)
+    frame = pd.DataFrame([row for row in out if row], columns=COLUMNS).assign(**about)
+    return frame.astype({"wins": "Int64", "losses": "Int64", "mcnemar_p": float})
 
 
 def comparisons(lines: list[Line]) -> list[tuple[Line, Line]]:
@@ -47,18 +48,16 @@ def comparisons(lines: list[Line]) -> list[tuple[Line, Line]]:
 
 def _compare(first: list[Line], second: list[Line], dataset: str, split: str) -> dict[str, object]:
     """One comparison; `first` and `second` hold a line per question set, the runs of each are paired in order."""
-    parts, each, runs = [], [], 0
+    parts, runs, test = [], 0, None
     for line, other in zip(first, second, strict=True):
         (own, images), (theirs, _) = line.right(PAPER, split), other.right(PAPER, split)
         if len(images):
             runs = min(len(own), len(theirs)) if len(theirs) > 1 else len(own)  # one baseline is paired with all
-            own, theirs = own[:runs], theirs[: min(runs, len(theirs))]
-            parts.append((own - theirs, images))
-            each = [statistics.mcnemar(a, theirs[min(i, len(theirs) - 1)]) for i, a in enumerate(own)]
+            parts.append((own[:runs] - theirs[:runs], images))
+            test = statistics.mcnemar(own[0], theirs[0]) if runs == len(first) == 1 else None
     if not parts:
         return {}
     gap = statistics.bootstrap_mean(parts)
-    each = each if len(first) == 1 else []
     return {
         "row": first[0].row,
         "label": first[0].label,
@@ -70,9 +69,9 @@ def _compare(first: list[Line], second: list[Line], dataset: str, split: str) ->
         "ci_low": 100 * gap.low,
         "ci_high": 100 * gap.high,
         "detectable": 100 * statistics.detectable(gap),
-        "wins": " ".join(str(test.wins) for test in each),
-        "losses": " ".join(str(test.losses) for test in each),
-        "mcnemar_p": " ".join(f"{test.p:.4g}" for test in each),
+        "wins": test and test.wins,
+        "losses": test and test.losses,
+        "mcnemar_p": test and test.p,
         "n_seeds": runs,
         "n_questions": sum(len(images) for _, images in parts),
     }

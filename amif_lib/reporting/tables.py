@@ -17,6 +17,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.experiments.predictions import PREDICTIONS
+from amif_lib.experiments.rows import RunSpec
 from amif_lib.reporting.table_rows import (
     BASELINES,
     CONTRASTS,
@@ -103,14 +104,15 @@ def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
 
     selection = selection or Selection.planned(name, scale)
     rows, heads = selection.rows(name, scale), selection.headlines(name, scale)
-    blank = [(row, run) for row, runs in selection.blank_runs(name, scale).items() for run in runs]
+    blank = selection.blank_runs(name, scale)
     asked = [(f"row {row.row}", run) for row in rows for run in row.runs]
-    asked += [("question-only baseline", run) for _, run in blank]
+    asked += [("question-only baseline", run) for runs in blank.values() for run in runs]
     _refuse_missing(name, scale, asked)
     repeated = selection.replicates(scale)
-    rows = [row.model_copy(update={"runs": _with_replicates(row, repeated)}) for row in rows]
-    asked += [(row.row, run) for row in rows for run in row.runs]
-    runs = {run_id: stored.load_run(run) for run_id, run in {run.run_id: run for _, run in asked}.items()}
+    rows = [row.model_copy(update={"runs": _with_replicates(row.runs, repeated)}) for row in rows]
+    blank = {row: _with_replicates(runs, repeated) for row, runs in blank.items()}
+    used = [run for each in (*(row.runs for row in rows), *blank.values()) for run in each]
+    runs = {run_id: stored.load_run(run) for run_id, run in {run.run_id: run for run in used}.items()}
     lines = []
     for dataset in dict.fromkeys(run.data.questions for row in rows for run in row.runs):
         known = baselines.stored(scale, dataset, **training_questions(runs, dataset))
@@ -129,7 +131,7 @@ def training_questions(runs: dict[str, stored.Run], dataset: str) -> dict:
     return next(run.spec.data.question_settings for run in runs.values() if run.spec.data.questions == dataset)
 
 
-def _refuse_missing(name: str, scale: str, asked: list[tuple[str, experiments.RunSpec]]) -> None:
+def _refuse_missing(name: str, scale: str, asked: list[tuple[str, RunSpec]]) -> None:
     lacking = {run.run_id for run in stored.missing(run for _, run in asked)}
     names = [
         f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}"
@@ -144,9 +146,9 @@ def _refuse_missing(name: str, scale: str, asked: list[tuple[str, experiments.Ru
         raise InputError(f"{name} at scale {scale} lacks {', '.join(names[:4])}{more}; {remedy}")
 
 
-def _with_replicates(row: experiments.Row, repeated: dict[str, list[experiments.RunSpec]]) -> tuple:
-    """A row's runs, each once, and after the first one of a question set the replicates that the contrasts trained."""
-    whole = [also for run in row.runs for also in (run, *repeated.get(run.run_id, ()))]
+def _with_replicates(runs: Sequence[RunSpec], repeated: dict[str, list[RunSpec]]) -> tuple[RunSpec, ...]:
+    """A row's runs, each once, with the further replicates that the contrasts trained; by seed."""
+    whole = [also for run in runs for also in (run, *repeated.get(run.run_id, ()))]
     return tuple({run.run_id: run for run in sorted(whole, key=lambda run: run.seed)}.values())
 
 
@@ -154,7 +156,7 @@ def _lines(
     dataset: str,
     rows: list[experiments.Row],
     heads: list[experiments.Row],
-    blank: list[tuple[str, experiments.RunSpec]],
+    blank: dict[str, tuple[RunSpec, ...]],
     runs: dict[str, stored.Run],
     known: dict[str, pd.DataFrame],
 ) -> Iterator[tuple[Line, list[Predictions]]]:
@@ -175,11 +177,11 @@ def _lines(
             yield Line(name, baselines.BASELINES[name][0], dataset), [(known[name], None)]
     for head in heads:
         start = f", {head.label.removeprefix('AMiF, ')}" if len(heads) > 1 else ""
-        for run in (runs[run.run_id] for row, run in blank if row == head.row and run.data.questions == dataset):
+        if own := [run for run in blank.get(head.row, ()) if run.data.questions == dataset]:
+            ids, leaks = tuple(run.run_id for run in own), any(run.saw_test_answers for run in own)
             name, label = f"{MODEL_BASELINES[0]}:{head.row}", f"question only (trained on blank images){start}"
-            leaks = run.spec.saw_test_answers
-            line = Line(name, label, dataset, run_ids=(run.run_id,), headline=head.row, leaks=leaks)
-            yield line, [(run.predictions, run.candidates)]
+            line = Line(name, label, dataset, "baseline", ids, headline=head.row, leaks=leaks)
+            yield line, [(runs[run_id].predictions, runs[run_id].candidates) for run_id in ids]
         if whole := shown.get(head.row):  # the same weights, other images at test time only
             own = [runs[run_id] for run_id in whole.run_ids]
             for name, kind in zip(MODEL_BASELINES[1:], SHOWN, strict=True):
