@@ -33,19 +33,6 @@ def test_frequencies_follow_the_labels_off_the_positive(temperature):
         assert chisquare([counts[j] for j in allowed], wrong).pvalue < 1e-6
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.05, 20.0])
-def test_never_the_positive_never_excluded(temperature):
-    g = seeded(1)
-    for _ in range(50):
-        targets = torch.softmax(4 * torch.randn(64, 32, generator=g), dim=1)
-        positives = torch.randint(32, (64,), generator=g)
-        exclude = torch.rand(64, 32, generator=g) < 0.5
-        drawn = sample(targets, positives, exclude, g, temperature=temperature)
-        rows = drawn.valid.nonzero().squeeze(1)
-        assert len(rows) > 0 and (drawn.index[rows] != positives[rows]).all()
-        assert not exclude[rows, drawn.index[rows]].any()
-
-
 def test_rows_without_an_allowed_negative_are_marked():
     targets = torch.full((4, 3), 1 / 3)
     targets[1] = torch.tensor([0.0, 1.0, 0.0])  # one-hot labels: nothing off the positive

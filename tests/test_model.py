@@ -15,7 +15,7 @@ from amif_lib.methods.amif import knowledge
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
 from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import tokenizers
-from amif_lib.networks.encoders import ImageEncoder, TextEncoder, length_groups
+from amif_lib.networks.encoders import TextEncoder, length_groups
 from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
 from amif_lib.networks.sizes import ModelSpec
 from tests import tiny
@@ -51,12 +51,6 @@ def test_parameter_counts_at_paper_size():
     assert round(parameters(model.amif.co_attention) / 1e6, 2) == 113.42
     assert round(parameters(model.amif.image_encoder) / 1e6, 2) == 85.90
     assert round(parameters(model.amif.text_encoder) / 1e6, 2) == 107.72
-
-
-def test_image_tokens_at_paper_size():
-    with torch.device("meta"):
-        encoder = ImageEncoder(ModelSpec())
-        assert encoder(torch.empty(2, 3, 288, 288)).shape == (2, 1 + 18 * 18, 768)
 
 
 # --- fusion --------------------------------------------------------------------------------------------------------
@@ -136,14 +130,6 @@ def test_padding_of_the_question_changes_nothing(vqa):
 # --- decoder -------------------------------------------------------------------------------------------------------
 
 
-def test_decoder_is_causal(vqa):
-    memory = torch.randn(1, 4, 32)
-    a = vqa.decoder(torch.tensor([[2, 7, 8, 9]]), None, memory).logits
-    b = vqa.decoder(torch.tensor([[2, 7, 30, 40]]), None, memory).logits
-    torch.testing.assert_close(a[:, :2], b[:, :2])
-    assert not torch.allclose(a[:, 2], b[:, 2])
-
-
 def test_free_generation_is_the_greedy_choice_step_by_step(vqa):
     memory, mask = torch.randn(3, 4, 32), torch.ones(3, 4).bool()
     ids = vqa.decoder.generate(memory, mask, 2, 3, 6)
@@ -156,13 +142,6 @@ def test_free_generation_is_the_greedy_choice_step_by_step(vqa):
                     ids[row, t]
                     == vqa.decoder(ids[row : row + 1, :t], None, memory[row : row + 1]).logits[0, -1].argmax()
                 )
-
-
-def test_memory_of_smaller_batch_serves_consecutive_answers(vqa):
-    memory, ids = torch.randn(2, 4, 32), torch.randint(5, 50, (6, 5))
-    torch.testing.assert_close(
-        vqa.decoder(ids, None, memory).logits, vqa.decoder(ids, None, memory.repeat_interleave(3, 0)).logits
-    )
 
 
 # --- the answering model ---------------------------------------------------------------------------------------------
@@ -239,11 +218,3 @@ def test_texts_in_groups_of_like_length_give_what_each_gives_alone(lengths):
         assert torch.allclose(found[row, :length], alone, atol=1e-5)
         (alone * weight[row, :length]).sum().backward()
     assert torch.allclose(gradient, encoder.bert.embeddings.word_embeddings.weight.grad, atol=1e-4)
-
-
-def test_groups_save_tokens_and_heed_a_mask_with_a_hole():
-    mask = torch.zeros(16, 64, dtype=torch.bool)
-    mask[:12, :6], mask[12:, 50] = True, True  # four rows are real at one late token only
-    groups = length_groups(mask)
-    assert sum(len(rows) * length for rows, length in groups) == 12 * 6 + 4 * 51
-    assert length_groups(torch.ones(16, 64, dtype=torch.bool))[0][1] == 64

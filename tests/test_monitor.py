@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -33,32 +34,21 @@ def test_token_cosine_equals_the_loop_over_pairs():
         means = []
         for sample, real in zip(side, mask, strict=True):
             kept = sample[real]
-            pairs = [
-                float(F.cosine_similarity(kept[i], kept[j], dim=0))
-                for i in range(len(kept))
-                for j in range(len(kept))
-                if i != j
-            ]
+            pairs = [float(F.cosine_similarity(a, b, dim=0)) for a, b in itertools.permutations(kept, 2)]
             means.append(sum(pairs) / len(pairs))
         assert stats[key] == pytest.approx(sum(means) / len(means), abs=1e-6)
 
 
-def test_violations_and_distance_by_hand():
-    plan = torch.tensor([[[0.5, 0.1], [0.1, 0.5]]])  # row and column sums .6, masses .5; total 1.2
-    x = y = torch.eye(2)[None]
-    stats = statistics(x, y, plan=plan)
-    assert stats["row_violation"] == pytest.approx(0.2) and stats["col_violation"] == pytest.approx(0.2)
-    assert stats["plan_distance"] == pytest.approx((2 * 0.25 + 2 * 0.15) / 2)
+def test_distance_by_hand():
+    plan = torch.tensor([[[0.4, 0.1], [0.1, 0.4]]])
+    assert statistics(torch.eye(2)[None], torch.eye(2)[None], plan=plan)["plan_distance"] == pytest.approx(4 * 0.15 / 2)
 
 
 def test_matching_orthogonal_tokens_are_an_informative_optimal_plan():
-    n = 8
-    x = torch.eye(n)[None].repeat(2, 1, 1)
-    stats = statistics(x, x, beta=0.05)
-    assert stats["plan_distance"] == pytest.approx(1 - 1 / n, abs=1e-4)
+    stats = statistics(torch.eye(8)[None], torch.eye(8)[None], beta=0.05)
+    assert stats["plan_distance"] == pytest.approx(1 - 1 / 8, abs=1e-4)
     assert stats["row_token_cosine"] == pytest.approx(0.0, abs=1e-6)
-    text = monitor.verdict(stats)
-    assert "depends on the tokens" in text and "no information" not in text
+    assert "depends on the tokens" in monitor.verdict(stats)
 
 
 def test_equal_tokens_carry_no_information():
@@ -79,9 +69,6 @@ def test_a_plan_near_the_independent_one_carries_no_information():
     assert max(stats["row_token_cosine"], stats["col_token_cosine"]) < 0.5 and stats["plan_distance"] < 0.05
     text = monitor.verdict(stats)
     assert "no information" in text and "independent plan" in text and "collapsed" not in text
-    a, b = transport.masses(transport.cosine_cost(x, y), row_mask, col_mask)
-    exactly = statistics(x, y, row_mask, col_mask, plan=a[:, :, None] * b[:, None])
-    assert exactly["plan_distance"] == pytest.approx(0.0, abs=1e-7)
 
 
 def test_padding_never_changes_the_statistics():
@@ -103,6 +90,3 @@ def test_samples_without_a_choice_do_not_count():
     none = statistics(x[1:], y[1:], row_mask[1:], col_mask[1:])
     assert math.isnan(none["plan_distance"])
     assert "cannot be judged" in monitor.verdict(none)
-    x[0, 0, 0] = float("nan")  # features that are no numbers
-    broken = statistics(x, y, row_mask, col_mask, plan=transport.ipot(torch.rand(3, 6, 4), row_mask, col_mask))
-    assert "cannot be judged" in monitor.verdict(broken)

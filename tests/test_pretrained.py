@@ -21,23 +21,8 @@ from amif_lib.networks.encoders import ImageEncoder, TextEncoder
 from amif_lib.networks.sizes import ModelSpec
 from tests import tiny
 
-WORDS = [
-    "a",
-    "small",
-    "nodule",
-    "in",
-    "the",
-    "left",
-    "lung",
-    ",",
-    "no",
-    "effusion",
-    ".",
-    "heart",
-    "size",
-    "is",
-    "normal",
-]
+TEXT = "a small nodule in the left lung , no effusion . heart size is normal"
+WORDS = TEXT.split()
 TOWER = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 TIMM_SIZES = {"width": 192, "image_layers": 12, "patch_size": 16, "image_form": "vit"}
@@ -124,18 +109,8 @@ def test_clip_gives_its_own_tokens_and_its_positions_are_interpolated(tmp_path):
     expected = clip.vision_model(pixel_values=picture).pooler_output  # CLIP's normed [CLS]
     torch.testing.assert_close(encoder(picture)[:, 0], expected)
     assert "17 -> 37" in load_image(tmp_path, image_size=48)
-    with pytest.raises(
-        InputError, match=r"are \('quick_gelu', True, 2\), the model's \('gelu', True, 2\); .*image_form"
-    ):
+    with pytest.raises(InputError, match=r"are \('quick_gelu', True, 2\), the model's \('gelu', True, 2\)"):
         load_image(tmp_path, image_form="clip_gelu")
-
-
-def test_interpolated_positions_keep_a_constant_table_and_the_class_token():
-    table = torch.cat([torch.full((1, 3), 7.0), torch.full((16, 3), 2.0)])
-    out = pretrained.interpolate_positions(table, 1 + 36)
-    assert out.shape == (37, 3)
-    torch.testing.assert_close(out[0], table[0])
-    torch.testing.assert_close(out[1:], torch.full((36, 3), 2.0))
 
 
 def test_a_bert_gives_its_own_tokens(tmp_path):
@@ -268,18 +243,7 @@ def test_a_vocabulary_that_shares_no_word_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "x-ray",
-        "3.4 cm",
-        "ring-enhancing",
-        "and/or",
-        "patient's",
-        "left, right.",
-        "t2-weighted (axial)",
-        "肺部,x光",
-        "1:2",
-    ],
+    "text", ["x-ray", "3.4 cm", "and/or", "patient's", "left, right.", "t2-weighted (axial)", "肺部,x光", "1:2"]
 )
 def test_decoding_closes_the_spaces_that_wordpiece_opens(tmp_path, text):
     tokenizer = tokenizers.train([text, text], 200, tmp_path)
@@ -328,30 +292,32 @@ def test_the_bert_of_an_open_clip_model_gives_its_own_features(tmp_path):
         )
 
 
-def test_towers_that_do_not_fit_are_refused(tmp_path):
-    source = write_open_clip(tmp_path / "m", TIMM)
-    causal = write_open_clip(tmp_path / "c", VIT, {"width": 32, "heads": 2, "layers": 1})
-    for changes, message in (
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         (
             {"image_form": "clip"},
             r"are \('gelu', False, 3\), the model's \('quick_gelu', True, 3\); .*vit: gelu, False",
         ),
-        ({"image_heads": 6}, r"the model's \('gelu', False, 6\); .*model.image_heads"),
         ({"width": 96}, r"is \(\d+.*the model wants \(\d*96"),
         ({"image_layers": 11}, r"encoder.layers.11.* has no place in the model"),
         ({"image_layers": 13}, r"tensors are missing \(encoder.layers.12"),
-    ):
-        with pytest.raises(InputError, match=message):
-            load_image(source, **(TIMM_SIZES | {"image_size": 224} | changes))
-    with pytest.raises(
-        InputError, match=r"the image tower is no timm ViT; .*the Hugging Face CLIP of the same weights"
-    ):
+    ],
+)
+def test_a_vit_of_another_size_is_refused(tmp_path, changes, message):
+    source = write_open_clip(tmp_path, TIMM)
+    with pytest.raises(InputError, match=message):
+        load_image(source, **(TIMM_SIZES | {"image_size": 224} | changes))
+
+
+def test_towers_of_another_kind_are_refused(tmp_path):
+    causal = write_open_clip(tmp_path / "c", VIT, {"width": 32, "heads": 2, "layers": 1})
+    with pytest.raises(InputError, match=r"the image tower is no timm ViT; .*the Hugging Face CLIP"):
         load_image(causal)
     with pytest.raises(InputError, match=r"open_clip's text transformer.*not \('bert', 'gelu', 2\)"):
         load_text(causal, write_tokenizer(tmp_path / "ours"))
-    path = tmp_path / "m" / "open_clip_config.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
-    )
+    source, path = write_open_clip(tmp_path / "m", TIMM), tmp_path / "m" / "open_clip_config.json"
+    other = {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
     with pytest.raises(InputError, match=r"image statistics .* are not CLIP's"):
         load_image(source, **TIMM_SIZES, image_size=224)

@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from amif_lib.experiments.predictions import read_predictions
+from amif_lib.experiments.stored import load_run
+from amif_lib.training import loop
 from amif_lib.training.launch import free_port
+from tests import tiny
 from tests import two_process_worker as worker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,3 +89,40 @@ def test_every_question_is_answered_once_and_as_by_one_process(way, found, folde
     pd.testing.assert_frame_equal(one.drop(columns="log_likelihoods"), several.drop(columns="log_likelihoods"))
     first, second = (np.stack(frame["log_likelihoods"]) for frame in (one, several))
     np.testing.assert_allclose(first, second, atol=1e-4)
+
+
+# --- whole trainings: notebooks 03 to 05 with two processes, and the same runs in this process -----------------------
+
+
+NOTEBOOKS = ("03_stage1_global_alignment", "04_stage2_local_alignment_and_mining", "05_finetune_vqa")
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """(run in this process, run by a notebook's two processes) of every stage."""
+    patch, found = pytest.MonkeyPatch(), []
+    for spec, notebook in zip(tiny.run(finetune={"epochs": 1}).lineage(), NOTEBOOKS, strict=True):
+        patch.setenv("AMIF_RESULTS", str(folder / "one"))
+        loop.fit(spec)
+        own = load_run(spec)
+        file = folder / f"{spec.stage}.json"
+        file.write_text(spec.model_dump_json(), encoding="utf-8")
+        patch.setenv("AMIF_RESULTS", str(folder / "two"))
+        arguments = [f"notebooks/{notebook}.ipynb", "--out", str(folder / notebook), "-p", "spec", str(file)]
+        command = [sys.executable, "-m", "amif_lib.app.run_notebook", *arguments]
+        environment = os.environ | {"AMIF_PROCESSES": "2", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        found.append((own, load_run(spec)))
+    patch.undo()
+    return found
+
+
+def test_losses_and_answers_of_whole_trainings_agree(runs):
+    for one, two in runs:
+        assert (one.provenance["processes"], two.provenance["processes"]) == (1, 2)
+        assert two.history["total"].tolist() == pytest.approx(one.history["total"].tolist(), rel=2e-3)
+        assert two.history["gradient_norm"].tolist() == pytest.approx(one.history["gradient_norm"].tolist(), rel=2e-2)
+    first, second = (run.predictions for run in runs[-1])
+    assert first.question_id.tolist() == second.question_id.tolist() and first.question_id.is_unique
+    np.testing.assert_allclose(np.stack(first.log_likelihoods), np.stack(second.log_likelihoods), atol=0.05)

@@ -6,7 +6,6 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,12 +48,7 @@ def test_a_run_leaves_what_its_readers_need(finished):
         assert stored.is_finished(spec)
         run = stored.load_run(spec)
         assert run.spec == spec and len(run.history) == run.metrics["steps"]
-        assert run.provenance["files"].keys() >= {
-            "spec.json",
-            "metrics.json",
-            "metrics.jsonl",
-            "model/model.safetensors",
-        }
+        assert run.provenance["files"].keys() >= {"spec.json", "metrics.jsonl", "model/model.safetensors"}
         assert not list(spec.directory.glob("*state*")) and not list(spec.directory.glob(".state*"))
     frame, candidates = read_predictions(finished.directory)
     assert len(frame) == 24 and frame.question_id.is_unique
@@ -73,13 +67,6 @@ def test_stored_log_likelihoods_are_those_of_the_saved_model(finished):
     ranked = ranked.set_index("answer").log_likelihood
     for answer, number in zip(candidates.answer, row.log_likelihoods, strict=True):
         assert ranked[answer] == pytest.approx(float(number), abs=1e-4)
-
-
-def test_blank_images_at_test_time_change_the_answers_to_different_images_only_through_the_question(finished):
-    frame, _ = read_predictions(finished.directory / "blank_test")
-    for _, same in frame.groupby("question"):
-        rows = np.stack(same.log_likelihoods)
-        np.testing.assert_allclose(rows, np.broadcast_to(rows[0], rows.shape), atol=1e-3)
 
 
 def test_every_question_is_answered_once_more_with_another_image(finished):
@@ -139,25 +126,11 @@ def test_thirty_steps_overfit_eight_answers():
 # --- going on after a cut-off -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def state_after_every_step(monkeypatch):
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1)
-
-
-def aside(run) -> None:
-    run.directory.rename(run.directory.with_name(f"kept-{run.stage}"))
-
-
-def back(run) -> None:
-    shutil.rmtree(run.directory)
-    run.directory.with_name(f"kept-{run.stage}").rename(run.directory)
-
-
 @pytest.mark.parametrize("stage", ["stage1", "finetune"])
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch, state_after_every_step):
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
     whole = next(spec for spec in finished.lineage() if spec.stage == stage)
-    expected = stored.load_run(whole).history
-    aside(whole)
+    expected, kept = stored.load_run(whole).history, whole.directory.with_name(f"kept-{stage}")
+    whole.directory.rename(kept)
     save = checkpoint.save
 
     def save_then_stop(*arguments):
@@ -165,10 +138,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkey
         if arguments[4] == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1)  # after every step
     monkeypatch.setattr(checkpoint, "save", save_then_stop)
     with pytest.raises(KeyboardInterrupt):
         loop.fit(whole)
     assert not stored.is_finished(whole) and (whole.directory / checkpoint.STATE).is_file()
+    (whole.directory / f".{checkpoint.STATE}.123").write_bytes(
+        b"half of it"
+    )  # of a killed process: it goes with the rest
     with (whole.directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "los')  # torn by the cut-off
     monkeypatch.setattr(checkpoint, "save", save)
@@ -177,7 +154,9 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkey
     assert again.step.tolist() == expected.step.tolist()
     for column in ("total", "gradient_norm", "learning_rate"):
         assert again[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-4)
-    back(whole)
+    assert not list(whole.directory.glob("*state.pt*"))
+    shutil.rmtree(whole.directory)
+    kept.rename(whole.directory)
 
 
 def parts(value: float = 0.0) -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -202,14 +181,6 @@ def test_a_state_that_cannot_be_stored_leaves_the_one_before_and_the_training_ru
     assert module.weight.tolist() == [[1.0, 1.0]] and [path.name for path in tmp_path.iterdir()] == [checkpoint.STATE]
 
 
-def test_a_state_half_written_by_a_killed_process_is_no_state_and_goes_with_the_rest(tmp_path):
-    (tmp_path / f".{checkpoint.STATE}.123").write_bytes(b"half of it")
-    assert checkpoint.restore(tmp_path, *parts()) == (0, 0.0)
-    checkpoint.save(tmp_path, *parts(), 1, 0.0)
-    checkpoint.remove(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 # --- batches and streams ----------------------------------------------------------------------------------------------
 
 
@@ -226,14 +197,10 @@ def test_every_sample_is_in_exactly_one_batch_of_an_epoch_and_folds_do_not_mix()
         batches.global_batches(40, 64, (0, 0, 0))
 
 
-def test_share_of_one_process_is_the_batch_itself():
-    assert batches.share([4, 5, 6]) == [(4, 1.0), (5, 1.0), (6, 1.0)]
-
-
 def test_no_stage_replays_the_batches_views_and_draws_of_another(finished):
     one, two, _ = finished.lineage()
     data = [prepare(spec).data for spec in (one, two)]
-    plans = [[keys for _, _, keys in batches.epoch_keys(d, s)] for d, s in zip(data, (one, two), strict=True)]
+    plans = [[keys for _, _, keys in batches.steps_of(d, s)] for d, s in zip(data, (one, two), strict=True)]
     assert plans[0] != plans[1]
     samples = [d[3, 5, 1.0, 8] for d in data]
     assert not torch.equal(samples[0]["views"], samples[1]["views"])
@@ -309,15 +276,6 @@ def test_a_diverged_training_is_an_error_and_no_finished_run(finished, monkeypat
     assert not stored.is_finished(run) and not stored.is_finished(last)
 
 
-def test_a_steps_numbers_over_processes(monkeypatch):
-    """Two processes of equal shares: losses are averaged, counts of skipped rows added up."""
-    out = {"total": torch.tensor(1.0), "skipped_text_text": torch.tensor(2), "pair_accuracy": torch.tensor(0.5)}
-    assert loop.over_processes(out) == {name: float(value) for name, value in out.items()}
-    monkeypatch.setattr(loop, "world_size", lambda: 2)
-    monkeypatch.setattr(loop.dist, "all_reduce", lambda values: values.add_(torch.tensor([3.0, 5.0, 0.7])))
-    assert loop.over_processes(out) == pytest.approx({"total": 2.0, "skipped_text_text": 7.0, "pair_accuracy": 0.6})
-
-
 def test_mined_negatives_send_back_the_same_bits_on_several_threads():
     """Many rows that take the same partner: its gradient is a sum whose order threads would decide."""
     g = torch.Generator().manual_seed(0)
@@ -388,7 +346,7 @@ def test_a_run_of_other_settings_in_the_folder_is_not_trained_over():
     run.directory.mkdir(parents=True)
     content = run.model_dump(mode="json") | {"seed": 8}
     (run.directory / "spec.json").write_text(json.dumps(content), encoding="utf-8")
-    refuses(run, "differs from this one in seed; move it elsewhere")
+    refuses(run, r"differs from this one in seed \(stored: 8, asked for: 9\); move it elsewhere")
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(finished):

@@ -13,23 +13,9 @@ from amif_lib.methods.amif.stage2 import Stage2
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks.sizes import ModelSpec
 
-MODEL = {
-    "width": 32,
-    "image_size": 32,
-    "patch_size": 8,
-    "image_layers": 2,
-    "image_heads": 2,
-    "text_layers": 2,
-    "text_heads": 2,
-    "text_positions": 64,
-    "vocab_size": 400,
-    "fusion_layers": 1,
-    "fusion_heads": 2,
-    "projection_dim": 16,
-    "decoder_layers": 2,
-    "decoder_cross_layers": 1,
-    "dropout": 0.0,
-}
+MODEL = {"width": 32, "image_size": 32, "patch_size": 8, "vocab_size": 400, "text_positions": 64, "projection_dim": 16}
+MODEL |= {"image_layers": 2, "text_layers": 2, "fusion_layers": 1, "decoder_layers": 2, "decoder_cross_layers": 1}
+MODEL |= {"image_heads": 2, "text_heads": 2, "fusion_heads": 2, "dropout": 0.0}
 SPECIAL = (2, 3)  # [CLS], [SEP]
 
 
@@ -37,34 +23,16 @@ def run(**changes) -> RunSpec:
     """A fine-tuning with both pre-training stages, on few samples; `stage1=`, `stage2=`, `finetune=` change `train`."""
     train = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
     stages = {name: train | changes.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
-    teacher = {
-        "source": "trained",
-        "data": ["phantom_teacher"],
-        "image_size": 32,
-        "patch_size": 8,
-        "width": 32,
-        "layers": 1,
-        "epochs": 1,
-    }
+    teacher = {"source": "trained", "data": ["phantom_teacher"], "epochs": 1}
+    teacher |= {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1}
     data = {
         "pretrain": ["phantom_mimic_cxr"],
         "questions": "phantom_vqa_rad",
         "tokenizer_questions": ["phantom_vqa_rad"],
-        "text_length": 32,
-        "question_length": 24,
-        "answer_length": 12,
-        "max_studies": 24,
-        "max_questions": 24,
     }
-    shared = experiments.merge(
-        {
-            "scale": "demo",
-            "model": MODEL,
-            "data": data,
-            "init": {"image": "random", "text": "random", "decoder": "random", "tokenizer": "trained"},
-        },
-        changes,
-    )
+    data |= {"text_length": 32, "question_length": 24, "answer_length": 12, "max_studies": 24, "max_questions": 24}
+    init = {"image": "random", "text": "random", "decoder": "random", "tokenizer": "trained"}
+    shared = experiments.merge({"scale": "demo", "model": MODEL, "data": data, "init": init}, changes)
     stage1 = shared | {"stage": "stage1", "teacher": teacher, "train": stages["stage1"]}
     stage2 = stage1 | {"stage": "stage2", "parent": stage1, "train": stages["stage2"]}
     return experiments.parse(shared | {"stage": "finetune", "parent": stage2, "train": stages["finetune"]}, "tests")
@@ -96,15 +64,5 @@ def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, ste
         "teacher_views": unit(torch.randn(n, 2, 16, generator=g), dim=-1),
         "teacher_text": unit(torch.randn(n, 16, generator=g), dim=-1),
     }
-    return PretrainingBatch(
-        views=views,
-        view=view,
-        ids=ids,
-        mask=mask,
-        copy_ids=copy,
-        view_label=torch.zeros(n, 2, dtype=torch.long),
-        group=torch.arange(n),
-        text_key=torch.arange(n),
-        step=step,
-        extras=extras if teacher else {},
-    )
+    numbers = {"view_label": torch.zeros(n, 2, dtype=torch.long), "group": torch.arange(n), "text_key": torch.arange(n)}
+    return PretrainingBatch(views, view, ids, mask, copy, **numbers, step=step, extras=extras if teacher else {})

@@ -26,21 +26,17 @@ def collapse(
 
     Tokens (B, p, d) of the row side (image) and (B, t, d) of the column side (text), plan and cost (B, p, t), masks
     (B, p) and (B, t), as for `transport.ipot`. ``row_token_cosine`` and ``col_token_cosine`` are mean cosines between
-    different real tokens of one side (1: collapsed); ``row_violation`` :math:`\|\mathbf{T}\mathbf{1} - \mathbf{a}\|_1`
-    and ``col_violation`` :math:`\|\mathbf{T}^\top\mathbf{1} - \mathbf{b}\|_1`, of a total mass of 1; ``plan_distance``
-    :math:`\frac{1}{2} \|\mathbf{T} - \mathbf{a}\mathbf{b}^\top\|_1`, the total variation from the independent plan.
-    Means over samples; cosines and distance over those with two tokens or more (on both sides).
+    different real tokens of one side (1: collapsed), ``plan_distance`` the total variation
+    :math:`\frac{1}{2} \|\mathbf{T} - \mathbf{a}\mathbf{b}^\top\|_1` from the independent plan: means over the samples
+    with two tokens or more (on both sides).
     """
     a, b = transport.masses(cost, row_mask, col_mask)  # (B, p), (B, t)
-    plan, independent = plan.float(), a.unsqueeze(2) * b.unsqueeze(1)  # (B, p, 1), (B, 1, t) -> (B, p, t)
-    used = a.sum(dim=1) > 0  # (B,): both sides have tokens
+    independent = a.unsqueeze(2) * b.unsqueeze(1)  # (B, p, 1), (B, 1, t) -> (B, p, t)
     free = ((a > 0).sum(dim=1) > 1) & ((b > 0).sum(dim=1) > 1)  # (B,): more than one plan is possible
     return {
         "row_token_cosine": _token_cosine(x_tokens, a > 0),
         "col_token_cosine": _token_cosine(y_tokens, b > 0),
-        "row_violation": _mean((plan.sum(dim=2) - a).abs().sum(dim=1), used),  # (B, p, t) -> (B, p) -> (B,)
-        "col_violation": _mean((plan.sum(dim=1) - b).abs().sum(dim=1), used),  # (B, p, t) -> (B, t) -> (B,)
-        "plan_distance": _mean((plan - independent).abs().sum(dim=(1, 2)) / 2, free),
+        "plan_distance": _mean((plan.float() - independent).abs().sum(dim=(1, 2)) / 2, free),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -70,28 +70,15 @@ def global_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def epoch_batches(data: PretrainingData | QuestionData, spec: RunSpec, epoch: int) -> list[list[int]]:
-    """Sample indices of every global batch of an epoch of a run."""
-    drop_last = spec.stage != "finetune"
-    return global_batches(len(data), spec.train.batch_size, (*stream(spec), epoch), data.folds, drop_last)
-
-
-def total_steps(data: PretrainingData | QuestionData, spec: RunSpec) -> int:
-    """Steps of the whole training."""
-    steps = len(epoch_batches(data, spec, 0)) * spec.train.epochs
-    return min(steps, spec.train.max_steps) if spec.train.max_steps else steps
-
-
-def epoch_keys(
-    data: PretrainingData | QuestionData, spec: RunSpec, first_step: int = 0
-) -> Iterator[tuple[int, int, list[tuple]]]:
-    """(epoch, step, this process's sample keys) of every step from `first_step` on."""
-    step, end = 0, total_steps(data, spec)
+def steps_of(data: PretrainingData | QuestionData, spec: RunSpec) -> list[tuple[int, int, list[tuple]]]:
+    """(epoch, step, this process's sample keys) of every step of a run."""
+    steps: list[tuple[int, int, list[tuple]]] = []
     for epoch in range(spec.train.epochs):
-        for batch in epoch_batches(data, spec, epoch):
-            if first_step <= step < end:
-                yield epoch, step, [(step, index, weight, len(batch)) for index, weight in share(batch)]
-            step += 1
+        key, drop_last = (*stream(spec), epoch), spec.stage != "finetune"
+        for batch in global_batches(len(data), spec.train.batch_size, key, data.folds, drop_last):
+            keys = [(len(steps), index, weight, len(batch)) for index, weight in share(batch)]
+            steps.append((epoch, len(steps), keys))
+    return steps[: spec.train.max_steps or None]
 
 
 def share(batch: Sequence[int]) -> list[tuple[int, float]]:

@@ -48,10 +48,10 @@ class GradientCache:
         starts all of them again on TooManyRows.
         """
         while True:
-            before, total = random_states(), {}
+            gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+            cpu, total = torch.get_rng_state(), {}
             try:
-                parts = self._parts(batch)
-                for number, part in enumerate(parts, start=1):
+                for number, part in enumerate(parts := self._parts(batch), start=1):
                     for name, value in run(part, number == len(parts)).items():
                         total[name] = total.get(name, 0) + value.detach()
                 return total
@@ -65,8 +65,8 @@ class GradientCache:
             self.rows = (self.rows + 1) // 2
             torch.cuda.empty_cache()
             log.warning("out of memory: %d rows at a time from now on; the objective is the whole batch's", self.rows)
-            torch.set_rng_state(before[0])
-            torch.cuda.set_rng_state_all(before[1])
+            torch.set_rng_state(cpu)
+            torch.cuda.set_rng_state_all(gpus)
             self.module.zero_grad()
 
     def _parts(self, batch: Any) -> list[Any]:
@@ -75,8 +75,3 @@ class GradientCache:
             return batch.split(self.rows)
         limit_rows(self.module, self.rows if self.rows < self.whole else 0)
         return [batch]
-
-
-def random_states() -> tuple[Tensor, list[Tensor]]:
-    """Of the CPU and of every GPU."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -32,13 +32,15 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     defaults to $AMIF_PROCESSES, else the number of visible GPUs, else 1; the result does not depend on it. A run that
     another process is training is waited for. Raises InputError for a bad spec, RuntimeError for a failed subprocess.
     """
+    import torch
+
     paths.refuse_reference("training")
     runs = [spec] if isinstance(spec, RunSpec) else load_spec(str(spec))
     if len(runs) != 1:
         names = ", ".join(f"{run.run_id} ({run.data.questions or run.stage}: {run.label})" for run in runs[:3])
         raise InputError(f"spec={spec!r}: names {len(runs)} runs, one is needed: {names}, ...")
     run = runs[0]
-    count = processes if processes is not None else asked("AMIF_PROCESSES") or max(1, _gpus())
+    count = processes if processes is not None else asked("AMIF_PROCESSES") or max(1, torch.cuda.device_count())
     if count < 1:
         raise InputError(f"processes={count}: at least 1")
     with files.exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
@@ -66,31 +68,21 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
 
     On several machines, start `torchrun --nnodes N ... -m amif_lib.training.loop --spec RUN` on each of them yourself.
     """
-    gpus = _gpus()
+    import torch  # takes seconds, and `make plan` only asks for `asked`
+
+    gpus = torch.cuda.device_count()  # asks the driver's library; does not initialise CUDA
     if 0 < gpus < processes:
         remedy = "lower AMIF_PROCESSES or set CUDA_VISIBLE_DEVICES"
         raise InputError(f"{processes} processes asked for, {gpus} GPUs visible; {remedy}")
     environment = {"OMP_WAIT_POLICY": WAIT_POLICY, **os.environ, "PYTHONUNBUFFERED": "1", "AMIF_HEADLESS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    environment["OMP_NUM_THREADS"] = str(max(1, _threads() // processes))
+    environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
     if not gpus:
         environment["ACCELERATE_USE_CPU"] = "true"
     launcher = ["torch.distributed.run", "--nproc_per_node", str(processes)]
     address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     loop = ["-m", "amif_lib.training.loop", "--spec", str(spec_file)]
     return [sys.executable, "-m", *launcher, *address, *loop], environment
-
-
-def _gpus() -> int:
-    import torch  # takes seconds, and `make plan` only asks for `asked`
-
-    return torch.cuda.device_count()  # asks the driver's library; does not initialise CUDA
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()  # OMP_NUM_THREADS, else the cores
 
 
 def free_port() -> int:

@@ -33,7 +33,7 @@ from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.objectives import collapse
 from amif_lib.objectives.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.training import checkpoint, predict
-from amif_lib.training.batches import epoch_keys, loader, seed_of, total_steps
+from amif_lib.training.batches import loader, seed_of, steps_of
 from amif_lib.training.gradient_cache import GradientCache, TooManyRows
 from amif_lib.training.launch import FEWER_ROWS, asked
 from amif_lib.training.prepare import Prepared, prepare
@@ -57,7 +57,8 @@ def fit(spec: RunSpec) -> Path:
     accelerator, folder, started = start(spec), spec.directory, time.time()
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
-    steps = total_steps(prepared.data, spec)
+    plan = steps_of(prepared.data, spec)
+    steps = len(plan)
     optimizer, schedule = make_optimizer(prepared.module, spec, steps)
     torch.manual_seed(seed_of(spec, 1, rank()))  # dropout
     first_step, spent = checkpoint.restore(folder, prepared.module, optimizer, schedule)
@@ -76,7 +77,7 @@ def fit(spec: RunSpec) -> Path:
             accelerator.backward(out["total"])
         return out
 
-    for epoch, step, batch in batches(prepared, spec, first_step):
+    for epoch, step, batch in batches(prepared, plan[first_step:]):
         losses = cache.step(batch.to(accelerator.device), forward_backward)
         norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
         optimizer.step()
@@ -148,9 +149,8 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def batches(prepared: Prepared, spec: RunSpec, first_step: int) -> Iterator[tuple[int, int, Any]]:
-    """Epoch, step and batch of every step from `first_step` on."""
-    plan = list(epoch_keys(prepared.data, spec, first_step))
+def batches(prepared: Prepared, plan: list[tuple[int, int, list[tuple]]]) -> Iterator[tuple[int, int, Any]]:
+    """Epoch, step and batch of every planned step."""
     workers = asked("AMIF_WORKERS", least=0)  # that decode and augment ahead; 0: this process does
     if workers is None:
         workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu() else 0

@@ -22,7 +22,7 @@ from amif_lib.experiments.stored import is_finished
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks import tokenizers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
-from amif_lib.training.batches import PretrainingData, QuestionData, epoch_keys, seed_of, total_steps
+from amif_lib.training.batches import PretrainingData, QuestionData, seed_of, steps_of
 from amif_lib.training.predict import candidate_answers
 
 
@@ -71,7 +71,7 @@ def drawn(spec: RunSpec) -> Callable[[int], tuple[PretrainingBatch, list[Study]]
         studies = pretraining_studies(spec.data, spec.model.stored_side)
         extras = methods.load(spec.method).extras(spec, studies, {})
         data = PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
-        _, _, keys = next(epoch_keys(data, spec, step % total_steps(data, spec)))
+        _, _, keys = steps_of(data, spec)[step]
         return data.collate([data[key] for key in keys]), [studies[key[1]] for key in keys]
 
     return batch

@@ -60,8 +60,10 @@ def global_losses(
     out: dict[str, Tensor] = {}
 
     def align(name: str, rows: Side, columns: Side) -> Tensor:
-        loss, out[f"retrieval_{name}"] = alignment(rows, columns, objective)
-        return loss
+        """KL(H || P) of this process's rows against the columns of all processes."""
+        logits, labels, positive = distributions(rows, columns, objective)  # (B, N), (B, N), (B,)
+        out[f"retrieval_{name}"] = (logits.detach().argmax(1) == positive).float().mean()
+        return soft_label_kl(logits, labels)
 
     out["inter"] = (align("i2t", image, report) + align("t2i", report, image)) / 2  # Eq. 6
     if "intra_image" in names:
@@ -70,13 +72,6 @@ def global_losses(
     if "intra_text" in names:
         out["intra_text"] = align("t2t", report, report)  # Eq. 7; s_ii = 1 stays in (point 3)
     return out
-
-
-def alignment(rows: Side, columns: Side, objective: ObjectiveSpec) -> tuple[Tensor, Tensor]:
-    """KL(H || P) of this process's rows against the columns of all processes, and the share of right retrievals."""
-    logits, labels, positive = distributions(rows, columns, objective)
-    retrieved = (logits.detach().argmax(1) == positive).float().mean()
-    return soft_label_kl(logits, labels), retrieved
 
 
 def distributions(rows: Side, columns: Side, objective: ObjectiveSpec) -> tuple[Tensor, Tensor, Tensor]:
