@@ -77,7 +77,7 @@ def test_numbers_asked_for_in_the_environment(monkeypatch) -> None:
 
 
 def test_bad_requests(run) -> None:
-    with pytest.raises(InputError, match=r"names 24 runs, one is needed"):
+    with pytest.raises(InputError, match=r"names \d+ runs, one is needed"):
         launch.train("demo/table4")
     with pytest.raises(InputError, match="processes=0"):
         launch.train(run, 0)

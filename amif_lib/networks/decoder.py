@@ -80,7 +80,7 @@ class AnswerDecoder(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
     ) -> DecoderOutput:
-        """input_ids and mask (B, L), memory (B', S, d) and mask (B', S), B' dividing B -> logits (B, L, vocabulary)."""
+        """input_ids and mask (B, L), memory (B or 1, S, d) and mask (B or 1, S) -> logits (B, L, vocabulary)."""
         mask, memory_mask = (m if m is None else m.bool() for m in (attention_mask, encoder_attention_mask))
         x = self.run(self.embed(input_ids), mask, self.remember(encoder_hidden_states), memory_mask)
         return DecoderOutput(self.project(x))

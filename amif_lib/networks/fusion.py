@@ -19,10 +19,7 @@ PAIR_TYPES: tuple[PairType, ...] = ("image_text", "image_image", "text_text")
 
 
 class Attention(nn.Module):
-    """Multi-head attention with output projection, residual and layer norm; self-attention without `context`.
-
-    A context of batch 1, or of a batch that divides the query's, is projected to keys and values once, then repeated.
-    """
+    """Multi-head attention with output projection, residual and layer norm; self-attention without `context`."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -49,18 +46,14 @@ class Attention(nn.Module):
         kept: tuple[Tensor, Tensor] | None = None,
         shown: list[Tensor] | None = None,
     ) -> Tensor:
-        """x (B, S, d), context (B', T, d) -> (B, S, d); mask (B', T), or for each query its own (B' or 1, 1, S, T).
+        """x (B, S, d), context (B or 1, T, d), mask (B or 1, T), or of each query (B or 1, 1, S, T) -> (B, S, d).
 
         `kept` are `keys_values` from before, in place of `context`; to `shown` the weights (B, h, S, T) are appended.
         """
         q = self._split(self.query(x))
         k, v = self.keys_values(x if context is None else context) if kept is None else kept
-        allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B', 1, 1, T)
-        if k.shape[0] != q.shape[0]:  # one context serves several consecutive queries
-            copies = q.shape[0] // k.shape[0]
-            one = k.shape[0] == 1
-            k, v = (t.expand(copies, -1, -1, -1) if one else t.repeat_interleave(copies, dim=0) for t in (k, v))
-            allowed = None if allowed is None else allowed.repeat_interleave(copies, dim=0)
+        allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B, 1, 1 or S, T)
+        k, v = (t.expand(len(q), -1, -1, -1) for t in (k, v))  # a context of batch 1 serves all
         if causal:
             lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()  # (S, S)
             allowed = lower if allowed is None else allowed & lower
