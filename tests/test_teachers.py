@@ -93,18 +93,6 @@ def test_a_model_that_is_not_there_or_not_a_clip_says_what_to_do(tmp_path):
 # --- files of embeddings ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_read_by_id_in_unit_length(tmp_path):
-    keys = [("image", "a"), ("image", "b"), ("text", "a")]
-    files_of_vectors.write(tmp_path / "x.parquet", keys, 7 * vectors(3))
-    found = files_of_vectors.read(tmp_path / "x.parquet", [keys[2], keys[0]])
-    expected = vectors(3)[[2, 0]]
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-6)
-    frame = pd.DataFrame({"kind": ["text", "image"], "id": ["t", "i"], "vector": [[0.0, 2.0], [3.0, 4.0]]})
-    frame.to_parquet(tmp_path / "y.parquet")  # from pandas alone, in the documented form
-    found = files_of_vectors.read(tmp_path / "y.parquet", [("image", "i"), ("text", "t")])
-    np.testing.assert_allclose(found, [[0.6, 0.8], [0, 1]], rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -15,10 +14,6 @@ from amif_lib.core.errors import InputError
 from amif_lib.data.load import load_questions
 from amif_lib.experiments import stored
 from amif_lib.experiments.predictions import read_predictions
-from amif_lib.methods.amif.finetune import FineTuning
-from amif_lib.methods.amif.network import AMiFForVQA
-from amif_lib.methods.amif.settings import KnowledgeSpec
-from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.training import batches, checkpoint, loop, predict
 from amif_lib.training.prepare import about_questions, drawn, prepare
@@ -103,24 +98,6 @@ def test_a_set_of_one_image_has_no_other(finished, tmp_path):
     of_one = [question for question in questions if question.image_id == first.image_id]
     assert predict.predict(model, of_one, finished, tmp_path / "none", "shuffled") == 0
     assert not (tmp_path / "none").exists()
-
-
-def test_thirty_steps_overfit_eight_answers():
-    torch.manual_seed(0)
-    module = FineTuning(AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20)))
-    ids, answers = torch.randint(5, 400, (8, 6)), torch.randint(5, 400, (8, 4))
-    mask = torch.ones(8, 6).bool()
-    batch = QuestionBatch(torch.randn(8, 3, 32, 32), ids, mask, answers, mask[:, :4], torch.ones(8), 8)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(30):
-        loss = module(batch)["answer"]
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] > 10 and losses[-1] < 0.2, losses[::5]
 
 
 # --- going on after a cut-off -----------------------------------------------------------------------------------------
@@ -339,14 +316,6 @@ def test_missing_parent_unknown_set_and_unsuitable_settings_stop_before_training
     refuses(stage1.model_copy(update={"stage": "stage2"}), "stage 2 has no parent")
     if not torch.cuda.is_available():
         refuses(tiny.run(seed=3, stage1={"precision": "fp16"}).lineage()[0], "'fp16' needs a GPU")
-
-
-def test_a_run_of_other_settings_in_the_folder_is_not_trained_over():
-    run = tiny.run(seed=9).lineage()[0]
-    run.directory.mkdir(parents=True)
-    content = run.model_dump(mode="json") | {"seed": 8}
-    (run.directory / "spec.json").write_text(json.dumps(content), encoding="utf-8")
-    refuses(run, r"differs from this one in seed \(stored: 8, asked for: 9\); move it elsewhere")
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(finished):
