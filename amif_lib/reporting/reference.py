@@ -19,12 +19,14 @@ from amif_lib.data import manifests
 from amif_lib.experiments import stored, stored_maps
 from amif_lib.experiments.identity import data_sets
 from amif_lib.experiments.predictions import PREDICTIONS, read_predictions, write_predictions
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored import Run
+from amif_lib.methods.amif import settings
 from amif_lib.reporting import report, tables
 from amif_lib.reporting.table_rows import Selection, planned_tables
 
 TOTAL = 30_000_000  # bytes of all scales together (DESIGN.md)
-CHECKPOINT = 8_000_000  # bytes of the full model's weights
+CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the teacher together
 LARGEST = {".ipynb": 250_000, ".svg": 400_000}  # bytes; a larger file is left out
 COPIED = [f"{folder}/*{ending}" for folder in ("tables", "figures") for ending in (".csv", ".md", ".tex", ".txt")]
 COPIED += ["figures/*.png", "figures/*.svg", "baselines/*.parquet", "benchmarks/*.csv"]
@@ -35,8 +37,9 @@ MARGIN = 10.0  # nats below the best candidate: what lies further below holds ne
 def store(scale: str) -> Path:
     """Replace `results/reference/<scale>/` by the scale's tables, figures, executed notebooks and runs.
 
-    Of the full model's first training there are also its notebooks, its losses and, up to `CHECKPOINT` bytes, its
-    weights. Raises InputError where a run of the plan's tables is missing, or where the reference would pass `TOTAL`.
+    Of the full model's first training there are also its notebooks, its losses and, up to `CHECKPOINT` bytes together,
+    the weights of its stages and of its teacher, which notebooks 02a to 02c read. Raises InputError where a run of the
+    plan's tables is missing, or where the reference would pass `TOTAL`.
     """
     paths.refuse_reference("reference")
     source, target, names = paths.scale_dir(scale), paths.reference(scale), planned_tables(scale)
@@ -50,10 +53,9 @@ def store(scale: str) -> Path:
         _copy(file, part / file.parent.name / file.name)
     for run in runs:
         _copy_run(run, part / "runs" / run.run_id, run.run_id in shown)
-        if run.run_id == heads[0].run_id:
-            _copy_weights(run, part / "runs" / run.run_id / "model")
         for notebook in run.directory.glob("*.ipynb") if run.run_id in shown else ():
             _copy(notebook, part / "notebooks" / notebook.name)
+    _copy_weights(heads[0], part / "runs")
     plan = files.read_yaml(paths.plan(scale)) if paths.plan(scale).is_file() else {}
     plan = {
         "selection": plan.get("selection", {}),
@@ -83,11 +85,15 @@ def _copy_run(run: Run, folder: Path, shown: bool) -> None:
         _copy(run.directory / stored_maps.MAPS, folder / stored_maps.MAPS)
 
 
-def _copy_weights(run: Run, folder: Path) -> None:
-    weights = [path for path in run.directory.glob("model/*") if path.is_file()]
-    if not _withheld(run) and sum(path.stat().st_size for path in weights) <= CHECKPOINT:
-        for path in weights:
-            _copy(path, folder / path.name)
+def _copy_weights(run: RunSpec, folder: Path) -> None:
+    steps = run.lineage()
+    sources = {step.run_id: step.directory / "model" for step in steps}
+    if teacher := settings.teacher_id(steps[0]):
+        sources[teacher] = settings.cache(steps[0]) / "fold0"
+    weights = {path: name for name, source in sources.items() for path in source.glob("*") if path.is_file()}
+    if not _withheld(Run(run.directory)) and sum(path.stat().st_size for path in weights) <= CHECKPOINT:
+        for path, name in weights.items():
+            _copy(path, folder / name / "model" / path.name)
 
 
 def _withheld(run: Run) -> bool:

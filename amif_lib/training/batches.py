@@ -97,12 +97,12 @@ class PretrainingData(Dataset):
     `extras.of(study, images of its views)` gives tensors; samples of a batch share their study's `extras.folds`.
     """
 
-    def __init__(self, studies: Sequence[Study], spec: RunSpec, tokenizer: Any, extras: Any = None):
+    def __init__(self, studies: Sequence[Study], spec: RunSpec, tokenizer: Any, extras: Any = None, images: Any = None):
         if not studies:
             raise InputError("data.pretrain: no studies; name at least one pre-training set")
         self.studies, self.spec, self.extras = list(studies), spec, extras
         self.folds = [extras.folds[study.study_id] for study in studies] if extras else None
-        self.images = ImageCache(spec, spec.data.pretrain)
+        self.images = images or ImageCache(spec, spec.data.pretrain)  # pictures by id, by default the stored ones
         self.both_views = spec.objective.reads_both_views(spec.stage)
         texts = [study.text for study in studies]
         self.tokens = token_ids(tokenizer, texts, spec.data.text_length)

@@ -5,13 +5,14 @@ What the paper leaves open and no table varies is not a setting but plain code; 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from amif_lib.core.files import digest
 from amif_lib.core.settings import Strict
-from amif_lib.data.manifests import data_digest
+from amif_lib.data.manifests import data_digest, derived_folder
 from amif_lib.networks import sizes
 
 
@@ -154,6 +155,11 @@ def vectors_id(run: Any) -> str:
         "stored_side": stored_side(run),
     }
     return digest(content)
+
+
+def cache(run: Any) -> Path:
+    """Folder of a teacher's weights and vectors before noise: beside the data, like all that names records."""
+    return derived_folder(run.data.pretrain[0]) / "teachers" / vectors_id(run)
 
 
 def stored_side(run: Any) -> int:

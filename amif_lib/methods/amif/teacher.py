@@ -24,7 +24,7 @@ from amif_lib.data.load import load_studies
 from amif_lib.data.records import Study, StudyImage
 from amif_lib.data.vectors import Key
 from amif_lib.methods.amif import teacher_models
-from amif_lib.methods.amif.settings import stored_side, teacher_id, vectors_id
+from amif_lib.methods.amif.settings import cache, stored_side, teacher_id
 from amif_lib.methods.amif.teacher_models import HF_CLIP
 from amif_lib.objectives import contrastive
 
@@ -80,11 +80,6 @@ def towers(spec: Any) -> tuple[str, str]:
     with _locked(spec) as folder:
         _models(spec, folder, [], {})
     return str(folder / "fold0" / "image"), str(folder / "fold0" / "text")
-
-
-def cache(spec: Any) -> Path:
-    """Folder of a teacher's weights and vectors before noise: beside the data, like all that names records."""
-    return manifests.derived_folder(spec.data.pretrain[0]) / "teachers" / vectors_id(spec)
 
 
 @contextlib.contextmanager

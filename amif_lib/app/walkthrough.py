@@ -1,0 +1,170 @@
+"""What notebooks 02a to 02c look at: the trained demo model, studies drawn for the occasion, and how both are drawn."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import images, manifests
+from amif_lib.data.readers import mimic_cxr, vqa_rad
+from amif_lib.data.records import Question, Study
+from amif_lib.experiments.rows import load_spec
+from amif_lib.experiments.stored import Run, is_finished, load_run
+from amif_lib.methods.amif import settings, teacher_models
+from amif_lib.methods.amif.teacher import Embeddings
+from amif_lib.methods.batch import PretrainingBatch
+from amif_lib.networks import pixels, tokenizers
+from amif_lib.phantom.generate import generate
+from amif_lib.training.batches import PretrainingData
+
+ROW = "demo/table1/demo"  # the full model; its first training is on the first question set
+MAKES = "make table1 DATASETS=phantom_vqa_rad"
+SIZE = 96  # pixels, as the demo's own sets
+
+
+def trained(model: str = "") -> dict[str, Run]:
+    """The runs of a full demo model by stage: of a run id or folder, else the committed one, else the user's own.
+
+    Raises InputError with the command that makes one where there is none.
+    """
+    own = load_spec(ROW)[0]
+    committed = sorted(paths.reference("demo").glob("runs/*/model/config.json"))
+    found = [run for path in committed if (run := Run(path.parents[1])).spec.stage == "finetune"]
+    if model:
+        found = [load_run(model)]
+    elif not found and is_finished(own):
+        found = [Run(own.directory)]
+    if not found or found[0].spec.stage != "finetune":
+        raise InputError(f"no trained demo model is here; this makes one, in about half an hour: {MAKES}")
+    runs = {step.stage: Run(found[0].directory.parent / step.run_id) for step in found[0].spec.lineage()}
+    for run in runs.values():
+        if not (run.directory / "model" / "model.safetensors").is_file():
+            raise InputError(f"{paths.shown(run.directory)}: no weights; this makes them: {MAKES}")
+    return runs
+
+
+def teacher_of(stage1: Run) -> teacher_models.Teacher:
+    """The frozen teacher of a stage-1 run, from beside the run where it is committed, else from beside the data."""
+    beside = stage1.directory.parent / settings.teacher_id(stage1.spec) / "model"
+    return teacher_models.load_trained(
+        stage1.spec.teacher, beside if beside.is_dir() else settings.cache(stage1.spec) / "fold0"
+    )
+
+
+class Drawn(NamedTuple):
+    """Studies, or questions, that the phantom has just drawn, with what their images show."""
+
+    records: list[Any]  # Study or Question
+    pictures: dict[str, Image.Image]  # by image id
+    findings: dict[str, list[str]]  # by image id
+    regions: dict[str, np.ndarray]  # by image id: the number of what each pixel shows
+    labels: dict[str, int]  # those numbers, by name
+
+    def region(self, image_id: str, label: str) -> np.ndarray:
+        """Where an image shows a label: (H, W) of booleans."""
+        return self.regions[image_id] == self.labels[label]
+
+
+def draw_studies(seed: int, number: int) -> Drawn:
+    """Studies of one or two views with reports, those of like findings side by side; no model was trained on them."""
+    drawn = _draw("mimic_cxr", seed, {"studies": number}, mimic_cxr.read)
+    drawn.records.sort(key=lambda study: (study.images[0].view == "axial", name_of(drawn, study)))
+    return drawn
+
+
+def draw_questions(seed: int, number: int) -> Drawn:
+    """Questions about `number` images, in the order of the images; no model was trained on them."""
+    counts = {"train_images": 1, "test_images": number, "train_questions": 1, "test_questions": 4 * number}
+    drawn = _draw("vqa_rad", seed, counts, vqa_rad.read)
+    return drawn._replace(records=[question for question in drawn.records if question.split == "test"])
+
+
+def _draw(kind: str, seed: int, counts: dict[str, int], read: Any) -> Drawn:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / kind
+        generate(folder, kind, seed, SIZE, counts)
+        records = read(folder, manifests.load(f"phantom_{kind}").layout)
+        files = {}
+        for record in records:
+            parts = record.images if isinstance(record, Study) else [record]
+            files |= {part.image_id: getattr(part, "path", None) or part.image_path for part in parts}
+        pictures = {image_id: images.as_stored(path, SIZE) for image_id, path in files.items()}
+        about = json.loads((folder / "masks.json").read_text(encoding="utf-8"))
+        shown = {i: [label for label in about["findings"] if label in about["images"][i]["areas"]] for i in files}
+        masks = {i: np.asarray(Image.open(folder / "masks" / f"{i}.png")) for i in files}
+    return Drawn(records, pictures, shown, masks, about["labels"])
+
+
+def name_of(drawn: Drawn, record: Study | Question) -> str:
+    """What the images of a record show, in a few words."""
+    own = [image.image_id for image in record.images] if isinstance(record, Study) else [record.image_id]
+    return ", ".join(sorted({finding for image_id in own for finding in drawn.findings[image_id]})) or "normal"
+
+
+def batch_of(drawn: Drawn, stage: Run, teach: teacher_models.Teacher) -> PretrainingBatch:
+    """The drawn studies as one batch, as training makes it: augmented views, tokens, the teacher's vectors."""
+    ids, studies = list(drawn.pictures), drawn.records
+    seen = teacher_models.embed(teach.images, (drawn.pictures[i].convert("RGB") for i in ids), len(ids))  # (n, e)
+    read = teacher_models.embed(teach.texts, (study.text for study in studies), len(studies))  # (N, e)
+    keys = [("image", i) for i in ids] + [("text", study.study_id) for study in studies]
+    vectors = torch.from_numpy(np.concatenate([seen, read]))
+    known = Embeddings({key: row for row, key in enumerate(keys)}, vectors, {s.study_id: 0 for s in studies})
+    tokenizer = tokenizers.load(stage.directory / "model")
+    data = PretrainingData(studies, stage.spec, tokenizer, known, drawn.pictures)
+    return data.collate([data[0, index, 1.0, len(studies)] for index in range(len(studies))])
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def grey(view: torch.Tensor) -> np.ndarray:
+    """A normalised view (3, H, W) as a picture again, (H, W) of 0 to 1."""
+    return ((view * pixels.STD[:, None, None] + pixels.MEAN[:, None, None]).mean(0)).clamp(0, 1).numpy()
+
+
+def matrix(axis: Axes, values: torch.Tensor, rows: Sequence[np.ndarray], columns: Sequence[str], **look: Any) -> Any:
+    """A heat map with the pictures that its rows are of on the left, and the names of its columns below."""
+    drawn = axis.imshow(values, **({"cmap": "magma", "vmin": 0} | look))
+    for place, picture in enumerate(rows):
+        corner = axis.inset_axes((-1.7, place - 0.48, 0.96, 0.96), transform=axis.transData)
+        corner.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        corner.set(xticks=[], yticks=[])
+        corner.spines[:].set_visible(False)
+    axis.set(yticks=[], xlim=(-0.5, values.shape[1] - 0.5))
+    axis.set_xticks(range(values.shape[1]), columns, rotation=90, fontsize="x-small")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return drawn
+
+
+def overlay(
+    axis: Axes, picture: np.ndarray | Image.Image, patches: torch.Tensor, region: Any = None, **look: Any
+) -> None:
+    """A map (n, n) over its picture; white lines surround the region that is meant, where one is given."""
+    axis.imshow(picture, cmap="gray", extent=(0, 1, 1, 0))
+    axis.imshow(patches, extent=(0, 1, 1, 0), **({"cmap": "viridis", "alpha": 0.6, "interpolation": "nearest"} | look))
+    if region is not None and region.any():
+        side = (np.arange(len(region)) + 0.5) / len(region)
+        axis.contour(side, side, region, levels=[0.5], colors="white", linewidths=1.2)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def bars(axis: Axes, values: Mapping[str, float], colour: str, shown: str = "{:.2f}") -> None:
+    """A bar with its number for each name, the first at the top."""
+    axis.barh(list(values), list(values.values()), color=colour)
+    for place, value in enumerate(values.values()):
+        axis.text(value, place, " " + shown.format(value), va="center", fontsize="x-small")
+    axis.set(xticks=[], xlim=(0, 1.25 * max(values.values())))
+    axis.invert_yaxis()
+    axis.spines["bottom"].set_visible(False)
