@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from amif_lib.app import job, jobs, reproduce
+from amif_lib.app import doctor, job, jobs, reproduce
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 
@@ -113,7 +113,7 @@ def test_a_second_call_does_nothing_whatever_the_time_stamps_and_the_prose(finis
     for path in [*(finished.root / "results" / "runs").rglob("*.json"), *(finished.root / "notebooks").iterdir()]:
         path.touch()
     assert "nothing to do" in finished.call("reproduce", *ROWS)
-    assert finished.trace() == [] and "0 to do" in finished.call("plan", *ROWS)
+    assert finished.trace() == [] and "0 of 10 jobs to do, with 0 of 6 trainings" in finished.call("plan", *ROWS)
 
 
 def test_changed_code_of_a_notebook_runs_it_again_and_keeps_finished_runs(finished: Clone) -> None:
@@ -153,8 +153,6 @@ def test_a_failing_job_is_reported_with_its_log_and_loses_nothing(finished: Clon
     assert "ZeroDivisionError" in out and "stage 1" in out and "same command" in out
     run = next(each["name"] for each in finished.plan() if each["rule"] == "stage1")
     assert (finished.root / "results" / "runs" / run / "metrics.json").is_file()
-    with (finished.root / "results" / "demo" / "jobs.jsonl").open("a") as journal:
-        journal.write('{"rule": "stage1", "na')  # a line that a killed job left
     finished.trace()
     finished.call("reproduce", *ROWS)
     assert all(made == "0" for rule, _, made in finished.trace() if rule in ("stage1", "stage2", "finetune"))
@@ -240,7 +238,7 @@ def test_trainings_share_the_machine(monkeypatch) -> None:
     monkeypatch.delenv("AMIF_PROCESSES", raising=False)
     for cores, gpus, machine, expected in ((2, 0, "laptop", (1, 2, 0)), (16, 4, "workstation", (4, 4, 1))):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
-        monkeypatch.setattr(reproduce, "_gpus", lambda n=gpus: n)
+        monkeypatch.setattr(doctor, "gpus", lambda n=gpus: dict.fromkeys(range(n), 80.0))
         use = reproduce.shares(machine, "demo")
         assert (use["threads"], use["cores"], use["gpus_per_job"]) == expected
     monkeypatch.setenv("AMIF_PROCESSES", "8")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from amif_lib.core import files, paths
-from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.networks.sizes import ModelSpec
@@ -39,15 +39,15 @@ def studies(name: str) -> int:
 
 def measured(folder: Path, scale: str) -> dict[str, float]:
     """Seconds a sample by stage over the finished runs of a scale below a folder; empty where there are none."""
-    total: dict[str, list[float]] = {}
+    totals: dict[str, np.ndarray] = {}  # stage -> seconds, samples
     for path in folder.glob("*/metrics.json"):
-        with contextlib.suppress(InputError, KeyError):  # a teacher's folder, or a run that was cut off
-            run, metrics = files.read_yaml(path.with_name("spec.json")), files.read_yaml(path)
-            if run["scale"] == scale:
-                sums = total.setdefault(run["stage"], [0.0, 0.0])
-                sums[0] += metrics["train_time_s"]
-                sums[1] += metrics["samples"]
-    return {stage: seconds / count for stage, (seconds, count) in total.items()}
+        if not path.with_name("spec.json").is_file():  # of a teacher
+            continue
+        run, metrics = files.read_yaml(path.with_name("spec.json")), files.read_yaml(path)
+        if run["scale"] == scale:
+            own = np.array([metrics["train_time_s"], metrics["samples"]])
+            totals[run["stage"]] = totals.get(run["stage"], 0) + own
+    return {stage: seconds / count for stage, (seconds, count) in totals.items()}
 
 
 def parameters(m: ModelSpec) -> int:
@@ -69,14 +69,13 @@ def in_words(scale: str, runs: list[RunSpec], missing: list[RunSpec]) -> str:
     """Hours and disk of a plan's runs, and of those that are still to do."""
     own, reference = (measured(folder / "runs", scale) for folder in (paths.results(), paths.reference(scale)))
     rates = reference | own
-    if lacking := sorted({run.stage for run in runs} - set(rates)):
-        time = f"time: not known, since no {' or '.join(lacking)} of this scale was measured yet."
+
+    def hours(these: list[RunSpec]) -> float:
+        return sum(START + samples(run) * rates[run.stage] for run in these) / SIDE_BY_SIDE[scale] / 3600
+
+    if {run.stage for run in runs} <= set(rates):
+        time = f"about {hours(runs):.1f} h, {hours(missing):.1f} h of it to do, teachers and tables aside; measured "
+        time += "on this machine." if own else "for the reference, on two cores."
     else:
-
-        def hours(these: list[RunSpec]) -> float:
-            return sum(START + samples(run) * rates[run.stage] for run in these) / SIDE_BY_SIDE[scale] / 3600
-
-        where = "on this machine" if own else "for the reference, on two cores"
-        time = f"time: about {hours(runs):.1f} h, {hours(missing):.1f} h of it to do, teachers and tables aside; "
-        time += f"measured {where}."
-    return f"{time}\ndisk: about {disk(runs) / 1e9:.1f} GB (make data --dry-run says what a scale would download)."
+        time = "not known, since nothing of this scale was measured yet; run one row first, such as ROWS=table4:6."
+    return f"time: {time}\ndisk: about {disk(runs) / 1e9:.1f} GB (downloads: python -m amif_lib data --dry-run)."

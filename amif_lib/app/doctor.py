@@ -9,11 +9,11 @@ import platform
 import shutil
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import psutil
 
 from amif_lib.core import paths
-from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 
 # Rough needs of one training at a time, in GB: main memory, free disk, memory of one GPU (0: none needed).
@@ -30,9 +30,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def gpus() -> dict[str, float]:
-    """GPUs that torch can use, with their memory in GB."""
-    if importlib.util.find_spec("torch") is None:
+    """GPUs that torch can use, with their memory in GB; torch, whose import takes seconds, is asked if a driver is."""
+    driver = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or shutil.which("nvidia-smi")
+    if not driver or importlib.util.find_spec("torch") is None:
         return {}
     import torch
 
@@ -64,19 +70,15 @@ def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
         out.append(f"{free:.0f} GB of disk free, about {disk} GB needed: set AMIF_RESULTS to a larger disk")
     if gpu and not any(size >= gpu for size in devices.values()):
         out.append(f"no GPU with {gpu} GB or more that torch can use")
-    try:
-        if absent := [name for name in needs_of(scale)[0] if check.presence(name)[0] != "found"]:
-            out.append(f"data sets not found: {', '.join(absent)} (make data SCALE={scale} fetches the open ones)")
-    except InputError as error:
-        out.append(str(error))
+    if absent := [name for name in needs_of(scale)[0] if check.presence(name)[0] != "found"]:
+        out.append(f"data sets not found: {', '.join(absent)} (make data SCALE={scale} fetches the open ones)")
     return out
 
 
 def main() -> int:
     """Print the report. Exit status 0: what is missing is an answer, not a failure."""
     memory, devices = psutil.virtual_memory(), gpus()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"machine   {platform.system()} {platform.machine()}, {cores} cores, {memory.total / 1e9:.0f} GB of memory")
+    print(f"machine   {platform.system()} {platform.machine()}, {cores()} cores, {memory.total / 1e9:.0f} GB of memory")
     print(f"disk      {shutil.disk_usage(paths.ROOT).free / 1e9:.0f} GB free")
     for name, size in devices.items():
         print(f"GPU       {name}, {size:.0f} GB")

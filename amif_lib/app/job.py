@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amif_lib.app.jobs import Job, read
-from amif_lib.core import paths
-from amif_lib.core.files import exclusive
+from amif_lib.core import files, paths
 from amif_lib.training import launch
 
 EVERY = 30  # seconds between the lines of a job that runs on
@@ -47,23 +45,22 @@ def claimed_gpus(wanted: int, total: int) -> Iterator[str]:
     if not wanted or "CUDA_VISIBLE_DEVICES" in os.environ or "SLURM_JOB_ID" in os.environ:
         yield ""
         return
+    taken: list[str] = []
     with contextlib.ExitStack() as held:
-        taken: list[str] = []
-        while True:
-            for index in sorted(set(map(str, range(total))) - set(taken)):
+        while len(taken) < wanted:
+            for index in map(str, range(total)):
                 lock = Path(tempfile.gettempdir()) / f"amif-gpu-{index}.lock"
                 with contextlib.suppress(BlockingIOError):
-                    if len(taken) < wanted:
-                        held.enter_context(exclusive(lock, f"GPU {index}", wait=False))
+                    if index not in taken and len(taken) < wanted:
+                        held.enter_context(files.exclusive(lock, f"GPU {index}", wait=False))
                         taken.append(index)
-            if len(taken) == wanted:
-                break
-            time.sleep(2)
+            if len(taken) < wanted:
+                time.sleep(2)
         yield ",".join(taken)
 
 
 def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 0) -> dict[str, Any]:
-    """Run a job's command with its output in `log`; returns name, start, seconds and exit status."""
+    """Run a job's command with its output in `log`; returns name, log, start and exit status."""
     own = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment = {"OMP_WAIT_POLICY": launch.WAIT_POLICY, **os.environ, **own}
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +89,9 @@ def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(20)
                 child.kill()
-    seconds = time.time() - started
-    say(f"FAILED after {duration(seconds)} (exit status {status})" if status else f"done in {duration(seconds)}")
-    return {"job": str(job), "log": str(log), "started": started, "seconds": round(seconds, 1), "status": status}
+    lasted = duration(time.time() - started)
+    say(f"FAILED after {lasted} (exit status {status})" if status else f"done in {lasted}")
+    return {"job": str(job), "log": str(log), "started": started, "status": status}
 
 
 def main() -> int:
@@ -106,11 +103,10 @@ def main() -> int:
     parser.add_argument("--gpus", default="0/0", help="how many of how many")
     options = parser.parse_args()
     job = next(job for job in read(options.plan) if options.makes in job.outputs)
-    folder, gpus = options.plan.resolve().parent, map(int, options.gpus.split("/"))
-    entry = run(job, folder / "logs" / f"{job.rule}_{job.name}.log", options.threads, *gpus)
-    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as jobs:
-        jobs.write("\n" + json.dumps(entry) + "\n")  # on a line of its own, also after a line that was cut off
-    return entry["status"]
+    log = options.plan.resolve().parent / "logs" / f"{job.rule}_{job.name}.log"
+    note = run(job, log, options.threads, *map(int, options.gpus.split("/")))
+    files.write_json(log.with_suffix(".json"), note)
+    return note["status"]
 
 
 if __name__ == "__main__":

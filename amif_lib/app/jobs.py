@@ -10,7 +10,8 @@ from amif_lib.app.run_notebook import code_digest
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments.rows import RunSpec
+from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS
+from amif_lib.experiments.run_spec import RunSpec
 
 NOTEBOOKS = {
     "data": "01_data_and_manifests",
@@ -26,7 +27,6 @@ NOTEBOOKS = {
     "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
-PREDICTIONS = ("predictions.parquet", "candidates.parquet")
 TITLES = {"finetune": "fine-tune", "stage1": "stage 1", "stage2": "stage 2"}  # what a person reads of a rule
 
 
@@ -58,6 +58,10 @@ class Job:
     @property
     def trains(self) -> bool:
         return bool(self.runs) or self.rule == "teacher"
+
+    def is_done(self) -> bool:
+        """Whether all its outputs are there."""
+        return all((paths.results() / output).is_file() for output in self.outputs)
 
     def __str__(self) -> str:
         return f"{TITLES.get(self.rule, self.rule):<9}  {self.label or self.name}"
@@ -95,11 +99,16 @@ class Plan:
         return self.folder / name
 
 
+def read(plan: Path) -> list[Job]:
+    """The jobs of a written plan."""
+    return [Job(**job) for job in files.read_yaml(plan)["jobs"]]
+
+
 def make_plan(request: Request) -> Plan:
     """The jobs that a request needs. Raises InputError for an unknown scale, table, row or question set."""
     scale, plan, library, rows = request.scale, Plan(request), _library(), _rows(request)
     first, data = f"{scale}/{next(iter(rows))}", str(paths.data_root())
-    made = [plan.add(_notebook(plan, "data", f"{scale}/data/check.csv", ("spec", first), code=data))]
+    made = [_add_notebook(plan, "data", f"{scale}/data/check.csv", ("spec", first), code=data)]
     made += [_add_table(plan, table, only, library) for table, only in rows.items()]
     figures = ["-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
     if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
@@ -107,8 +116,20 @@ def make_plan(request: Request) -> Plan:
     code = f"{code_digest(_path('maps'))}:{library}"
     out = f"{scale}/figures/figures.csv"
     made.append(plan.add(Job("figures", scale, (out,), tuple(figures), tuple(made), code=code)))
-    plan.add(_notebook(plan, "report", f"{scale}/report.html", ("scale", scale), tuple(made), library))
+    _add_notebook(plan, "report", f"{scale}/report.html", ("scale", scale), tuple(made), library)
     return plan
+
+
+def _rows(request: Request) -> dict[str, tuple[str, ...]]:
+    """Tables, each with those of the rows asked for (`6`, or `table4:6`) that it has; none asked for: all tables."""
+    tables = request.tables or experiments.tables_of(request.scale)
+    known = {table: experiments.row_names(table, request.scale) for table in tables}
+    if unknown := set(request.rows) - {n for t, rows in known.items() for row in rows for n in (row, f"{t}:{row}")}:
+        listed = "; ".join(f"{table}: {' '.join(rows)}" for table, rows in known.items())
+        wrong = ", ".join(sorted(unknown))
+        raise InputError(f"ROWS: {wrong}: no such row at scale {request.scale}; choose from {listed}")
+    asked = {t: tuple(row for row in rows if {row, f"{t}:{row}"} & set(request.rows)) for t, rows in known.items()}
+    return {table: rows for table, rows in asked.items() if rows or not request.rows}
 
 
 def _add_table(plan: Plan, table: str, only: tuple[str, ...], library: str) -> str:
@@ -127,72 +148,50 @@ def _add_table(plan: Plan, table: str, only: tuple[str, ...], library: str) -> s
         needs |= dict.fromkeys(map(_metrics, runs))
     out, code = f"{scale}/tables/{table}.csv", f"{library}:{files.digest(asdict(asked))}"
     if table in NOTEBOOKS:
-        return plan.add(_notebook(plan, table, out, ("spec", f"{scale}/{table}"), tuple(needs), code))
+        return _add_notebook(plan, table, out, ("spec", f"{scale}/{table}"), tuple(needs), code)
     command = ("-m", "amif_lib", "table", table, "--scale", scale)
     return plan.add(Job("table", table, (out,), command, tuple(needs), code=code))
 
 
-def _notebook(
+def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
+    """Add the job of runs that one notebook makes: a pre-training, or a row's fine-tunings on all question sets."""
+    from amif_lib.methods.amif.settings import teacher_id
+
+    new = {run.run_id: run for run in runs if run.run_id not in plan.runs}
+    if not new:
+        return
+    plan.runs |= new
+    ids, first = tuple(new), next(iter(new.values()))
+    name = ids[0] if len(ids) == 1 else files.digest(ids)
+    spec = paths.shown(plan.folder / "specs" / f"{name}.json")
+    needs = [_metrics(run.parent) for run in new.values() if run.parent]
+    if not first.parent and (teacher := teacher_id(first)):
+        command = ("-m", "amif_lib.training.prepare", "--spec", spec)
+        needs.append(plan.add(Job("teacher", teacher, (f"runs/{teacher}/metrics.json",), command, label=label)))
+    notebook, (folder, *others) = _path(first.stage), [paths.shown(paths.run_dir(run)) for run in ids]
+    copies = [part for other in others for part in ("--copy-to", other)]
+    command = (*_execute(notebook, f"{folder}/{notebook.name}"), "-p", "spec", spec, *copies)
+    made = ("metrics.json", *((PREDICTIONS, CANDIDATES) if first.stage == "finetune" else ()))
+    outputs = tuple(f"runs/{run}/{file}" for run in ids for file in made)
+    plan.add(Job(first.stage, name, outputs, command, tuple(dict.fromkeys(needs)), label, code_digest(notebook), ids))
+
+
+def _add_notebook(
     plan: Plan, name: str, output: str, given: tuple[str, str], needs: tuple[str, ...] = (), code: str = ""
-) -> Job:
-    """The job that executes a notebook which trains nothing."""
-    rule, source = name if name in ("data", "report") else "table", _path(name)
-    out = paths.shown(plan.folder / "notebooks" / source.name)
-    command = ("-m", "amif_lib.app.run_notebook", paths.shown(source), "-p", *given, "--out", out)
-    job_name = name if rule == "table" else plan.request.scale
-    return Job(rule, job_name, (output,), command, needs, code=f"{code_digest(source)}:{code}")
+) -> str:
+    """Add the job that executes a notebook which trains nothing; returns its output."""
+    rule, job = (name, plan.request.scale) if name in ("data", "report") else ("table", name)
+    source = _path(name)
+    command = (*_execute(source, paths.shown(plan.folder / "notebooks" / source.name)), "-p", *given)
+    return plan.add(Job(rule, job, (output,), command, needs, code=f"{code_digest(source)}:{code}"))
+
+
+def _execute(notebook: Path, out: str) -> tuple[str, ...]:
+    return ("-m", "amif_lib.app.run_notebook", paths.shown(notebook), "--out", out)
 
 
 def _path(notebook: str) -> Path:
     return paths.NOTEBOOKS / f"{NOTEBOOKS[notebook]}.ipynb"
-
-
-def read(plan: Path) -> list[Job]:
-    """The jobs of a written plan."""
-    return [Job(**job) for job in files.read_yaml(plan)["jobs"]]
-
-
-def _rows(request: Request) -> dict[str, tuple[str, ...]]:
-    """Tables, each with those of the rows asked for (`6`, or `table4:6`) that it has; none asked for: all tables."""
-    tables = request.tables or experiments.tables_of(request.scale)
-    known = {table: experiments.row_names(table, request.scale) for table in tables}
-    if unknown := set(request.rows) - {n for t, rows in known.items() for row in rows for n in (row, f"{t}:{row}")}:
-        listed = "; ".join(f"{table}: {' '.join(rows)}" for table, rows in known.items())
-        wrong = ", ".join(sorted(unknown))
-        raise InputError(f"ROWS: {wrong}: no such row at scale {request.scale}; choose from {listed}")
-    asked = {t: tuple(row for row in rows if {row, f"{t}:{row}"} & set(request.rows)) for t, rows in known.items()}
-    return {table: rows for table, rows in asked.items() if rows or not request.rows}
-
-
-def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
-    """Add the job of runs that one notebook makes: a pre-training, or a row's fine-tunings on all question sets."""
-    new = [run for run in runs if run.run_id not in plan.runs]
-    if not new:
-        return
-    ids = tuple(run.run_id for run in new)
-    plan.runs |= dict(zip(ids, new, strict=True))
-    stage, name = new[0].stage, ids[0] if len(ids) == 1 else files.digest(ids)
-    spec = paths.shown(plan.folder / "specs" / f"{name}.json")
-    needs = [_metrics(run.parent) for run in new if run.parent] + _teacher(plan, new[0], spec)
-    notebook = _path(stage)
-    first, *others = (paths.shown(paths.run_dir(run)) for run in ids)
-    command = ["-m", "amif_lib.app.run_notebook", paths.shown(notebook), "-p", "spec", spec]
-    command += ["--out", f"{first}/{notebook.name}", *(part for each in others for part in ("--copy-to", each))]
-    made = ("metrics.json", *(PREDICTIONS if stage == "finetune" else ()))
-    outputs = tuple(f"runs/{run}/{file}" for run in ids for file in made)
-    needs = tuple(dict.fromkeys(needs))
-    plan.add(Job(stage, name, outputs, tuple(command), needs, label, code_digest(notebook), ids))
-
-
-def _teacher(plan: Plan, run: RunSpec, spec: str) -> list[str]:
-    """What a first training needs of its teacher, whose job is added."""
-    from amif_lib.methods.amif.settings import teacher_id
-
-    if run.parent or not (teacher := teacher_id(run)):
-        return []
-    command = ("-m", "amif_lib.training.prepare", "--spec", spec)
-    outputs = (f"runs/{teacher}/metrics.json",)
-    return [plan.add(Job("teacher", teacher, outputs, command, label=f"soft labels {teacher}"))]
 
 
 def _metrics(run: RunSpec) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +14,11 @@ from typing import Any
 
 import psutil
 
-from amif_lib.app import cost
+from amif_lib.app import cost, doctor
 from amif_lib.app.job import duration, tail
-from amif_lib.app.jobs import Job, Plan, Request, make_plan
-from amif_lib.core import paths
+from amif_lib.app.jobs import Plan, Request, make_plan
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import exclusive, name_holder, whole_lines
 from amif_lib.data import check
 from amif_lib.experiments.rows import data_sets
 from amif_lib.training.launch import asked
@@ -30,51 +27,48 @@ MACHINES = ("laptop", "workstation", "slurm")
 MEMORY = {"demo": 1500, "small": 3000, "base": 24_000, "paper": 48_000}  # MB of main memory that one training may take
 
 
-def reproduce(request: Request, machine: str = "laptop") -> int:
-    """Run what is missing of the request and print its tables. Exit status 0, or 1 where a job failed."""
+def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request: Any) -> int:
+    """Run what is missing of a request (`jobs.Request`) and print its tables. Exit status 0, or 1 if a job failed."""
     paths.refuse_reference("reproduce")
-    plan = make_plan(request)
-    use = shares(machine, request.scale)
+    plan = make_plan(Request(question_sets=datasets, **request))
+    scale, use = plan.request.scale, shares(machine, plan.request.scale)
     names = sorted({name for run in plan.runs.values() for name in data_sets(run)})
     if absent := [name for name in names if check.presence(name)[0] != "found"]:
-        remedy = f"set DATA_ROOT, or fetch the open ones with make data SCALE={request.scale}"
+        remedy = f"set DATA_ROOT, or fetch the open ones with make data SCALE={scale}"
         raise InputError(f"data sets not found: {', '.join(absent)}; {remedy}")
-    with exclusive(plan.folder / ".lock", f"SCALE={request.scale} in {paths.shown(paths.results())}") as lock:
+    with files.exclusive(plan.folder / ".lock", f"SCALE={scale} in {paths.shown(paths.results())}") as lock:
         started = time.time()
         command = _command(plan.write(), machine, use) + (["--nolock"] if lock is not None else [])
         status = _run(command, plan.folder / "logs" / "workflow.log", lock, quiet=machine != "slurm")
-        # what jobs wrote down when they ended; lines that a killed job cut off are left out
-        lines = [
-            line for line in whole_lines(plan.folder / "jobs.jsonl") if line.startswith("{") and line.endswith("}")
-        ]
-        entries = [entry for line in lines if (entry := json.loads(line))["started"] >= started]
+        notes = _jobs_run(plan, started)
     if status:
-        _report_failures(plan, entries)
+        _report_failures(plan, notes)
         return 1
     for job in plan.jobs:
         text = (paths.results() / job.outputs[0]).with_suffix(".md")
         if job.rule == "table" and text.is_file():
             print("\n" + text.read_text(encoding="utf-8").partition("\n## Notes")[0].rstrip())
             print(f"\nTests, notes and runs: {paths.shown(text)}")
-    done = f"jobs run: {len(entries)}, in {duration(time.time() - started)}"
-    print(f"\nSCALE={request.scale}: {done if entries else f'nothing to do, all {len(plan.jobs)} jobs are done'}.")
+    done = f"jobs run: {len(notes)}, in {duration(time.time() - started)}"
+    print(f"\nSCALE={scale}: {done if notes else f'nothing to do, all {len(plan.jobs)} jobs are done'}.")
     print(f"Report: {paths.shown(paths.results() / plan.jobs[-1].outputs[0])}", flush=True)
     return 0
 
 
-def show_plan(request: Request, machine: str = "laptop") -> int:
+def show_plan(machine: str = "laptop", datasets: tuple[str, ...] = (), **request: Any) -> None:
     """Print every job with whether it would run, and what the plan costs, without running anything."""
     paths.refuse_reference("plan")
-    plan = make_plan(request)
-    wanted = _pending(_command(plan.write("preview.json"), machine, shares(machine, request.scale)))
-    todo = [job for job in plan.jobs if wanted & set(job.outputs) or _lacks(job)]
+    plan = make_plan(Request(question_sets=datasets, **request))
+    scale = plan.request.scale
+    wanted = _pending(_command(plan.write("preview.json"), machine, shares(machine, scale)))
+    todo = [job for job in plan.jobs if wanted & set(job.outputs) or not job.is_done()]
     for job in plan.jobs:
         print(f"{'to do' if job in todo else 'done':<6} {job}")
-    trainings = _count([job for job in plan.jobs if job.trains], todo)
-    print(f"\nSCALE={request.scale}: jobs: {_count(plan.jobs, todo)}; trainings: {trainings}.")
+    trainings = [job for job in plan.jobs if job.trains]
+    print(f"\nSCALE={scale}: {len(todo)} of {len(plan.jobs)} jobs to do, with ", end="")
+    print(f"{sum(job in todo for job in trainings)} of {len(trainings)} trainings.")
     missing = {run for job in todo for run in job.runs if not (paths.run_dir(run) / "metrics.json").is_file()}
-    print(cost.in_words(request.scale, list(plan.runs.values()), [plan.runs[run] for run in missing]))
-    return 0
+    print(cost.in_words(scale, list(plan.runs.values()), [plan.runs[run] for run in missing]))
 
 
 def shares(machine: str, scale: str) -> dict[str, Any]:
@@ -94,8 +88,8 @@ def shares(machine: str, scale: str) -> dict[str, Any]:
             raise InputError(f'MACHINE=slurm: its plugin is not installed; .venv/bin/pip install "{plugin}"')
         per_job = processes if scale in ("base", "paper") else 0
         return {"threads": 8, "cores": 8, "gpus": 0, "gpus_per_job": per_job, "mem_mb": memory, "memory": 0}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    devices, free = _gpus(), int(psutil.virtual_memory().available / 1e6 * 0.9)
+    cores, devices = doctor.cores(), len(doctor.gpus())
+    free = int(psutil.virtual_memory().available / 1e6 * 0.9)
     if devices and processes > devices:
         raise InputError(f"AMIF_PROCESSES={processes}: {devices} GPUs visible; lower it")
     per_job = processes if devices else 0
@@ -104,9 +98,12 @@ def shares(machine: str, scale: str) -> dict[str, Any]:
     return {"threads": threads, "cores": threads if devices else cores, **limits}
 
 
+# --- Snakemake -------------------------------------------------------------------------------------------------------
+
+
 def _command(plan: Path, machine: str, use: dict[str, Any]) -> list[str]:
     config = plan.with_suffix(".config.json")
-    config.write_text(json.dumps({"plan": str(plan), **use}, indent=1) + "\n", encoding="utf-8")
+    files.write_json(config, {"plan": str(plan), **use})
     app = paths.PACKAGE / "app"
     places = ["--snakefile", app / "Snakefile", "--directory", paths.results(), "--configfile", config]
     places += ["--workflow-profile", app / "profiles" / machine]
@@ -121,10 +118,7 @@ def _environment() -> dict[str, str]:
 
 def _run(command: list[str], log: Path, lock: int | None, quiet: bool) -> int:
     """Run Snakemake; its own messages go to a log, the jobs' lines to the terminal."""
-    for number in (
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # kill, timeout, a batch system; a closed terminal, except with nohup
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a batch system; a closed terminal, except with nohup
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: sys.exit(143))
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -133,12 +127,25 @@ def _run(command: list[str], log: Path, lock: int | None, quiet: bool) -> int:
         streams = {"stdin": subprocess.DEVNULL, "stderr": messages if quiet else None}
         child = subprocess.Popen(command, env=_environment(), pass_fds=held, **streams)
         if lock is not None:  # Snakemake outlives this process if this one is killed
-            name_holder(lock, child.pid)
+            files.name_holder(lock, child.pid)
         try:
             return child.wait()
         except BaseException:
             _stop(child)
             raise
+
+
+def _stop(child: subprocess.Popen) -> None:
+    """End Snakemake and everything below it, with time to clean up."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(process)
+            family = psutil.wait_procs(family, timeout=20)[1]
+    child.wait()
+    print("\nstopped; what is finished is kept, the same command continues from here", flush=True)
 
 
 def _pending(command: list[str]) -> set[str]:
@@ -152,45 +159,19 @@ def _pending(command: list[str]) -> set[str]:
     return {line[0] for line in lines if len(line) == len(head) and line[-1] not in ("no update", "plan")}
 
 
-def _stop(child: subprocess.Popen) -> None:
-    """End Snakemake and everything below it, with time to clean up."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in psutil.wait_procs(family, timeout=20)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-    child.wait()
-    print("\nstopped; what is finished is kept, the same command continues from here", flush=True)
+# --- what came of it -------------------------------------------------------------------------------------------------
 
 
-def _lacks(job: Job) -> bool:
-    return not all((paths.results() / output).is_file() for output in job.outputs)
+def _jobs_run(plan: Plan, started: float) -> list[dict[str, Any]]:
+    """What the plan's jobs that began after `started` (seconds since 1970) noted when they ended."""
+    notes = [files.read_yaml(path) for path in (plan.folder / "logs").glob("*.json")]
+    return [note for note in notes if note["started"] >= started]
 
 
-def _count(jobs: list[Job], todo: list[Job]) -> str:
-    return f"{sum(job in todo for job in jobs)} of {len(jobs)} to do"
-
-
-def _report_failures(plan: Plan, entries: list[dict[str, Any]]) -> None:
-    last = {entry["log"]: entry for entry in entries}  # a job may have succeeded the second time
-    failed = {entry["job"]: Path(entry["log"]) for entry in last.values() if entry["status"]}
+def _report_failures(plan: Plan, notes: list[dict[str, Any]]) -> None:
+    failed = {note["job"]: Path(note["log"]) for note in notes if note["status"]}
     for job, log in (failed or {"workflow": plan.folder / "logs" / "workflow.log"}).items():
         print(f"\n{job}: failed; {paths.shown(log)} ends:\n" + "\n".join("    " + line for line in tail(log, 15)))
-    left = sum(map(_lacks, plan.jobs))
-    print(
-        f"\n{left} of {len(plan.jobs)} jobs are left. Correct the cause, then call the same command: what is finished "
-        "is kept, what was cut off resumes.",
-        flush=True,
-    )
-
-
-def _gpus() -> int:
-    """GPUs that torch can use; torch is asked only where a driver is installed, since importing it takes seconds."""
-    if not (Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or shutil.which("nvidia-smi")):
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
+    left = sum(not job.is_done() for job in plan.jobs)
+    print(f"\n{left} of {len(plan.jobs)} jobs are left. Correct the cause, then call the same command: ", end="")
+    print("what is finished is kept, what was cut off resumes.", flush=True)

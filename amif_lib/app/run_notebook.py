@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 
@@ -52,27 +54,18 @@ def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
     import papermill
 
     read_notebook(notebook)
-    declared = papermill.inspect_notebook(_plain(notebook))
-    out: dict[str, Any] = {}
+    declared, out = papermill.inspect_notebook(_plain(notebook)), {}
     for name, text in given.items():
         if name not in declared:
             known = f"its parameters cell declares: {', '.join(declared)}"
             raise InputError(f"{paths.shown(notebook)}: no parameter {name!r}; {known}")
-        default = ast.literal_eval(declared[name]["default"])
-        value = text if isinstance(default, str) else _literal(text)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default):
-            kind = f"give a value of type {type(default).__name__}, such as {default!r}"
-            raise InputError(f"{paths.shown(notebook)}: parameter {name}={text!r}: {kind}")
-        out[name] = value
+        kind = type(ast.literal_eval(declared[name]["default"]))
+        try:
+            out[name] = TypeAdapter(kind).validate_strings(text)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise InputError(f"{paths.shown(notebook)}: parameter {name}={text!r}: {said}") from None
     return out
-
-
-def _literal(text: str) -> Any:
-    with contextlib.suppress(ValueError, SyntaxError):
-        return ast.literal_eval(text)
-    return text
 
 
 def _plain(path: Path) -> str:
@@ -87,26 +80,21 @@ def _private_kernel() -> Iterator[dict[str, Any]]:
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
         files.write_json(Path(folder) / "kernels" / "python3" / "kernel.json", kernel)
-        changed = {
-            "JUPYTER_PATH": _first(folder, "JUPYTER_PATH"),
+        before = dict(os.environ)
+        os.environ |= {
+            "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, before.get("JUPYTER_PATH")])),
             "JUPYTER_RUNTIME_DIR": folder,
             "IPYTHONDIR": f"{folder}/ipython",  # no start-up files of the user, no shared history database
-            "PYTHONPATH": _first(str(paths.ROOT), "PYTHONPATH"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), before.get("PYTHONPATH")])),
             "AMIF_HEADLESS": "1",
         }
-        before = dict(os.environ)
-        os.environ.update(changed)
         sockets = f"{folder}/k"  # <folder>/k-1 to k-5; TCP where the path's length forbids them
         too_long = len(os.fsencode(f"{sockets}-1")) > SOCKET_PATH_LIMIT
         try:
             yield {"transport": "tcp"} if too_long else {"transport": "ipc", "ip": sockets}
         finally:
             os.environ.clear()
-            os.environ.update(before)
-
-
-def _first(folder: str, variable: str) -> str:
-    return os.pathsep.join(filter(None, [folder, os.environ.get(variable)]))
+            os.environ |= before
 
 
 def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> None:
@@ -121,19 +109,11 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
     values, out = parameters(notebook, given or {}), out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     shown = {"stdout_file": sys.stdout, "stderr_file": sys.stdout, "progress_bar": False, "autosave_cell_every": 30}
+    kernel = {"kernel_name": "python3", "language": "python", "cwd": str(paths.ROOT), "start_timeout": 180}
     try:
         with _private_kernel() as manager:
-            papermill.execute_notebook(
-                _plain(notebook),
-                _plain(out),
-                parameters=values,
-                kernel_name="python3",
-                language="python",
-                cwd=str(paths.ROOT),
-                start_timeout=180,
-                config=Config({"KernelManager": manager}),
-                **shown,
-            )
+            config = Config({"KernelManager": manager})
+            papermill.execute_notebook(_plain(notebook), _plain(out), values, config=config, **kernel, **shown)
     finally:
         if out.is_file():
             text = out.read_text(encoding="utf-8")
@@ -156,10 +136,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amif_lib.app.run_notebook", description="Execute a notebook.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="where the executed copy goes")
-    pair = {"dest": "given", "nargs": 2, "metavar": ("KEY", "VALUE")}
-    parser.add_argument("-p", **pair, action="append", default=[], help="a declared parameter; may be repeated")
-    copies = {"metavar": "FOLDER", "help": "put a copy of the executed notebook there too; may be repeated"}
-    parser.add_argument("--copy-to", type=Path, action="append", default=[], **copies)
+    several = {"action": "append", "default": []}
+    parser.add_argument("-p", dest="given", nargs=2, metavar=("KEY", "VALUE"), help="a declared parameter", **several)
+    parser.add_argument(
+        "--copy-to", type=Path, metavar="FOLDER", help="one more place for the executed copy", **several
+    )
     options = parser.parse_args(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
     try:
