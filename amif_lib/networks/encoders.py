@@ -7,11 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
 
+from amif_lib.networks.lite0 import CHANNELS, STRIDE, Lite0
 from amif_lib.networks.rows import in_rows
 from amif_lib.networks.sizes import ModelSpec
 
 # Form of the ViT (`model.image_form`): activation, whether a norm comes before the blocks, epsilon of the norms.
 FORMS = {"clip": ("quick_gelu", True, 1e-5), "clip_gelu": ("gelu", True, 1e-5), "vit": ("gelu", False, 1e-6)}
+FORMS["lite0"] = FORMS["clip"]  # which reads the map of a frozen EfficientNet-lite0, one token a place
 
 
 class ImageEncoder(nn.Module):
@@ -20,14 +22,19 @@ class ImageEncoder(nn.Module):
     def __init__(self, spec: ModelSpec):
         super().__init__()
         activation, norm_first, epsilon = FORMS[spec.image_form]
+        self.trunk = Lite0() if spec.image_form == "lite0" else None
+        side, patch, channels = spec.image_size, spec.patch_size, 3
+        if self.trunk is not None:  # patches of one place, so that embedding them is a Linear
+            side, patch, channels = spec.image_size // STRIDE, 1, CHANNELS
         whole = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=spec.width,
                 intermediate_size=4 * spec.width,
                 num_hidden_layers=spec.image_layers,
                 num_attention_heads=spec.image_heads,
-                image_size=spec.image_size,
-                patch_size=spec.patch_size,
+                image_size=side,
+                patch_size=patch,
+                num_channels=channels,
                 hidden_act=activation,
                 layer_norm_eps=epsilon,
             )
@@ -39,6 +46,8 @@ class ImageEncoder(nn.Module):
     @in_rows
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W), normalised -> tokens (B, 1 + patches, d)."""
+        if self.trunk is not None:
+            images = self.trunk(images)  # (B, 3, H, W) -> (B, 1280, H/32, W/32)
         return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)
 
 

