@@ -35,7 +35,7 @@ class Lite0(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W), normalised as CLIP's -> (B, 1280, H/32, W/32)."""
-        return torch.stack([self.one(image) for image in images]).float()
+        return torch.stack([self.one(image).float() for image in images])
 
     def one(self, image: Tensor) -> Tensor:
         """The map of one picture, (3, H, W) -> (1280, H/32, W/32); alone, so that no result depends on its batch."""
@@ -44,7 +44,8 @@ class Lite0(nn.Module):
             return kept
         mean, std = pixels.MEAN.to(image.device), pixels.STD.to(image.device)
         values = image * std[:, None, None] + mean[:, None, None]  # 0 to 1
-        found = self.network(2 * values[None] - 1)[0].half()  # (1, 3, H, W), -1 to 1 as it was trained -> (1280, ...)
+        with torch.autocast(image.device.type, enabled=False):  # the same map in every precision of training
+            found = self.network(2 * values[None].float() - 1)[0].half()  # (1, 3, H, W), -1 to 1 -> (1280, ...)
         if len(self.maps) < MOST:
             self.maps[key] = found
         return found
