@@ -362,6 +362,6 @@ def test_the_leaks_that_manifests_record(name: str, real: Path, monkeypatch: pyt
     measured = leaks.report(name).set_index(["training_file", "training", "test"])
     for variant in manifests.load(name).variants:
         assert variant.leaks_expected
-        for part in variant.leaks_expected:
-            for key, value in part.model_dump(exclude={"training", "test"}, exclude_none=True).items():
-                assert measured.at[(variant.name, part.training, part.test), key] == pytest.approx(value, abs=0.006)
+        for expected in map(dict, variant.leaks_expected):
+            row = measured.loc[variant.name, expected.pop("training", "train"), expected.pop("test", "test")]
+            assert {key: row[key] for key in expected} == pytest.approx(expected, abs=0.006)

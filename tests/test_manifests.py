@@ -6,11 +6,9 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -55,7 +53,7 @@ def test_every_manifest_loads_has_a_card_and_says_where_the_set_comes_from(name:
 
 
 @pytest.mark.parametrize("name", QUESTION_SETS)
-def test_counts_of_splits_variants_and_leaks_agree_with_each_other(name: str) -> None:
+def test_counts_of_splits_and_variants_agree(name: str) -> None:
     manifest = manifests.load(name)
     questions = {split.name: split.questions for split in manifest.splits}
     default = manifest.variants[0]
@@ -63,10 +61,6 @@ def test_counts_of_splits_variants_and_leaks_agree_with_each_other(name: str) ->
         split: questions.get(split) for split in ("train", "val", "test")
     }
     assert questions["all"] == sum(n for split, n in questions.items() if split != "all")
-    for variant in manifest.variants:
-        for wanted in variant.leaks_expected:
-            if wanted.unseen_answer is not None and wanted.ceiling_overall is not None and variant.test:
-                assert round(100 * (1 - wanted.unseen_answer / variant.test), 2) == wanted.ceiling_overall, variant.name
 
 
 def test_generated_sets_share_no_case_and_specs_name_only_known_sets() -> None:
@@ -75,11 +69,9 @@ def test_generated_sets_share_no_case_and_specs_name_only_known_sets() -> None:
     seeds = [manifests.load(name).generator.seed for name in GENERATED]
     assert len(seeds) == len(set(seeds))
     for scale in ("demo", "small", "paper"):
-        tips = [
-            tip for table in experiments.tables_of(scale) for row in experiments.rows(table, scale) for tip in row.runs
-        ]
-        named = {name for tip in tips for run in tip.lineage() for name in experiments.data_sets(run)}
-        assert named <= set(KNOWN)
+        rows = [row for table in experiments.tables_of(scale) for row in experiments.rows(table, scale)]
+        runs = [run for row in rows for last in row.runs for run in last.lineage()]
+        assert {name for run in runs for name in experiments.data_sets(run)} <= set(KNOWN)
 
 
 def test_what_does_not_describe_the_data_itself_is_not_in_its_digest(own_set: Path) -> None:
@@ -168,19 +160,13 @@ def test_bad_manifest_names_the_field(own_set: Path, changes: dict, message: str
     assert "tiny.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_complete_set_is_ok_and_its_digest_is_that_of_sha256sum(own_set: Path, capsys) -> None:
+def test_a_complete_set_is_ok(own_set: Path, capsys) -> None:
     found = status()  # its optional Readme.docx is absent
-    assert set(found.values()) == {"ok"} and len(found) == 3 + 4 + 3 + 2 + 1
+    assert set(found.values()) == {"ok"} and len(found) == 3 + 4 + 3 + 1
     assert manifests.location("tiny") == own_set
     check.require(check.check(["tiny"]))
     assert cli.main(["data-check", "--datasets", "tiny"]) == 0
     assert re.search(r"\| tiny +\| VQA_RAD Image Folder +\| ok ", capsys.readouterr().out)
-    if not shutil.which("sha256sum"):
-        pytest.skip("no sha256sum on this machine")
-    script = "LC_ALL=C; export LC_ALL; sha256sum * | sort -k 2 | sha256sum"
-    images = own_set / "VQA_RAD Image Folder"
-    shell = subprocess.run(script, shell=True, cwd=images, capture_output=True, text=True, check=True)
-    assert check.tree_digest(images, check.tree_files(images)) == shell.stdout.split()[0]
 
 
 def test_changes_are_found(own_set: Path, capsys) -> None:
@@ -191,7 +177,7 @@ def test_changes_are_found(own_set: Path, capsys) -> None:
     annotations.write_text(good.replace('"Yes"', '"ct"'), encoding="utf-8")
     wrong = [item for item, found in status().items() if found != "ok"]
     assert wrong == [annotations.name, "train: closed_yes_no"]
-    assert cli.main(["data-check", "--datasets", "tiny"]) == 1 and "2 of 13 checks failed" in capsys.readouterr().err
+    assert cli.main(["data-check", "--datasets", "tiny"]) == 1 and "2 of 11 checks failed" in capsys.readouterr().err
     annotations.write_text(good, encoding="utf-8")
     Image.new("L", (9, 9), 200).save(images / "a.jpg")
     assert status()[images.name] == "changed"
@@ -221,11 +207,6 @@ def test_changes_are_found(own_set: Path, capsys) -> None:
     assert check.presence("tiny")[0] == "missing"  # an empty folder is nothing
 
 
-def test_a_credentialed_set_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    assert status("mimic_cxr") == {"folder": "needs credential"}
-
-
 def test_trees_with_folders_below(own_set: Path) -> None:
     """As SLAKE's imgs/xmlabN/source.jpg: other files beside them do not count where a pattern says so."""
     folder = own_set / "imgs"
@@ -241,7 +222,6 @@ def test_trees_with_folders_below(own_set: Path) -> None:
     digest = hashlib.sha256(lines.encode()).hexdigest()
     for change, wanted in (
         ({"bytes": 3, "sha256": digest}, "ok"),
-        ({}, "ok"),
         ({"sha256": "0" * 64}, "changed"),
         ({"bytes": 4}, "changed"),
         ({"count": 2}, "changed"),
@@ -259,9 +239,8 @@ def test_real_sets_are_as_recorded(shared_data: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", [f"phantom_{name}" for name in PAPER_SETS])
-def test_generated_set_is_ok_and_large_enough(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_set_is_ok_and_large_enough(name: str) -> None:
     """A demo question set as its manifest describes it (about 5 s), with at least 300 test questions."""
-    monkeypatch.setenv("AMIF_PHANTOM", str(tmp_path / "a phantom"))
-    table: pd.DataFrame = check.check([name])
+    table = check.check([name])
     assert set(table["status"]) == {"ok"} and "images decode" in set(table["item"])
     assert next(split.questions for split in manifests.load(name).splits if split.name == "test") >= 300

@@ -23,7 +23,6 @@ from amif_lib.data.readers import medicat, medpix2, mimic_cxr, roco
 
 ROCO_LAYOUT = manifests.load("roco").layout
 MEDICAT_LAYOUT = manifests.load("medicat").layout
-RE_ENCODED = manifests.load("medpix2").layout
 OFFICIAL = manifests.load("medpix2").alternatives[0].layout
 MIMIC_LAYOUT = manifests.load("mimic_cxr").layout
 
@@ -73,10 +72,6 @@ def write_roco(root: Path) -> Path:
     return root
 
 
-def train(root: Path) -> Path:
-    return root / "data" / "train" / "radiology"
-
-
 def test_roco_reads_the_training_split_by_article(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="amif_lib"):
         studies = roco.read(write_roco(tmp_path / "a set"), ROCO_LAYOUT)
@@ -101,9 +96,6 @@ def test_absent_images_are_left_out_until_more_than_a_tenth(tmp_path: Path, capl
     (images / "ab12_3-Figure7-1.png").unlink()
     message = complaint(lambda: medicat.read(root, MEDICAT_LAYOUT))
     assert "public.jsonl: 2 of the 10 listed images are absent" in message and "3-Figure4-1.png" in message
-    root = write_roco(tmp_path / "roco")
-    (train(root) / "images").rename(root / "elsewhere")
-    assert "captions.txt: 3 of the 3 listed images" in complaint(lambda: roco.read(root, ROCO_LAYOUT))
 
 
 # --- MedICaT -------------------------------------------------------------------------------------------------------
@@ -155,11 +147,9 @@ def test_medicat_reads_radiology_figures(tmp_path: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("caption", "text"),
     [
-        ("Figure 4. Nuclear scan.", "Nuclear scan."), ("Fig 3. Control CT.", "Control CT."),
         ("Fig. 12 . Brain CT (A).", "Brain CT (A)."), ("FIGURE 2 | Chest.", "Chest."), ("Figure 3:Liver", "Liver"),
         ("fig. 1 (A) Barium enema", "(A) Barium enema"), ("Figure 1A and B: Two.", "Figure 1A and B: Two."),
         ("Figure 1 shows a mass.", "Figure 1 shows a mass."), ("Figure 1.5 mm slices", "Figure 1.5 mm slices"),
-        ("Configure 1. x", "Configure 1. x"), ("See Figure 2. Mass", "See Figure 2. Mass"), ("Figure 9", ""),
     ],
 )  # fmt: skip
 def test_figure_labels_are_cut_off(caption: str, text: str) -> None:
@@ -207,8 +197,6 @@ def test_official_medpix_reads(tmp_path: Path) -> None:
         ("MPX3-1", "MPX3", "test", "A caption.", [("MPX3_synpic4", "photograph")]),
     ]
     assert all(image.path.is_file() and image.path.suffix == ".png" for s in studies for image in s.images)
-    (tmp_path / "med pix" / "splitted_dataset" / "data_train.jsonl").unlink()  # its halves are there
-    assert medpix2.read(tmp_path / "med pix", OFFICIAL) == studies
 
 
 def as_official(source: Path, root: Path) -> None:
@@ -276,37 +264,6 @@ def test_real_medpix_counts(shared_data: Path, monkeypatch: pytest.MonkeyPatch) 
         assert not text or " ".join(text.split()) in study.text
 
 
-def medpix_record(**changes: object) -> dict[str, object]:
-    made: dict[str, object] = {
-        "case_id": "MPX1", "image_id": "MPX1_synpic1", "synpic_id": "synpic1", "file": "images/a.jpg", "split": "train",
-        "caption": "A caption.", "plane": "Axial", "case_findings": None}  # fmt: skip
-    return {**made, **changes}
-
-
-def write_medpix(root: Path, *lines: object) -> Path:
-    (root / "images").mkdir(parents=True)
-    for name in ("a", "b", "c"):
-        Image.new("L", (8, 8)).save(root / "images" / f"{name}.jpg")
-    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
-    (root / "captions.jsonl").write_text(text + "\n", encoding="utf-8")
-    return root
-
-
-def test_medpix_groups_views_by_caption(tmp_path: Path) -> None:
-    root = write_medpix(
-        tmp_path,
-        medpix_record(case_findings="Found."),
-        medpix_record(
-            image_id="2", file="images/b.jpg", caption="A  caption.", plane="Sagittal", case_findings="Found."
-        ),
-        medpix_record(image_id="3", file="images/c.jpg", caption="Other.", plane=None, case_findings="Other."),
-    )
-    first, second = medpix2.read(root, RE_ENCODED)
-    assert [image.view for image in first.images] == ["axial", "sagittal"] and first.text == "A caption. Found."
-    assert (second.text, second.images[0].view, second.group_id) == ("Other.", "", "MPX1")
-    assert first.study_id != second.study_id
-
-
 # --- MIMIC-CXR -----------------------------------------------------------------------------------------------------
 
 HEAD = " " * 33 + "FINAL REPORT\n"
@@ -345,13 +302,8 @@ AWKWARD = {
         "                                FINAL ADDENDUM\n ADDENDUM:  Read again.\n FINDINGS:  Added nodule.\n" + HEAD
         + " FINDINGS:  Clear lungs.\n IMPRESSION:  Normal.\n",
         {"findings": "Clear lungs.", "impression": "Normal."}),
-    "addendum above a report without headers": (
-        "                                FINAL ADDENDUM\n ADDENDUM:  Read again.\n" + HEAD
-        + " AP chest compared to ___:\n\n The lungs are clear.\n",
-        {"text": "AP chest compared to: The lungs are clear."}),
     "NDICATION ends the section before it": (
         "FINDINGS:  Clear.\n\nNDICATION:  Cough and IMPRESSION of fever.\n", {"findings": "Clear."}),
-    "only NDICATION": ("NDICATION:  Cough.\n", {}),
     "lower case": ("Indication: cough.\nfindings: Clear lungs.\nTechnique: PA.\nimpression: Normal.\n",
                    {"findings": "Clear lungs.", "impression": "Normal."}),
     "a line broken before a word that names a section": (
@@ -359,8 +311,6 @@ AWKWARD = {
         {"impression": "I agree with the above findings: nothing new."}),
     "several of one name": ("IMPRESSION: Old.\nFINDINGS: F.\nIMPRESSION:  ___.\nIMPRESSION: New.\n",
                             {"findings": "F.", "impression": "New."}),
-    "the last of a name is only ___": ("IMPRESSION: Kept.\nIMPRESSION:  ___.\n", {"impression": "Kept."}),
-    "joint": ("FINDINGS AND IMPRESSION:  Both\n at once.\n", {"findings": "Both at once."}),
     "parts of the findings": ("FINDINGS:\n LUNGS:  Clear.\n HEART:  Large.\nIMPRESSION: CHF.\n",
                               {"findings": "LUNGS: Clear. HEART: Large.", "impression": "CHF."}),
     "findings under the name of the view": ("HISTORY: x.\nPORTABLE AP CHEST:  Clear.\nIMPRESSION: Normal.\n",
@@ -369,63 +319,20 @@ AWKWARD = {
     "paragraph under no header": (
         " EXAMINATION:  CHEST\n\n INDICATION:  Cough.\n\n PA and lateral views show clear lungs.\n",
         {"text": "PA and lateral views show clear lungs."}),
-    "no findings": ("INDICATION: Cough.\n\nIMPRESSION:\n\nNormal.\n", {"impression": "Normal."}),
     "no headers": (HEAD + " Portable view shows\n clear ___ lungs.\n", {"text": "Portable view shows clear lungs."}),
     "only ___": (HEAD + " FINDINGS:  ___.\n", {}),
-    "empty": ("", {}),
-    "only the title": (HEAD, {}),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("impression", "expected"),
-    [
-        ("No acute process. DR. ___", "No acute process."),
-        ("No acute process.\n\n                    DR. ___ ___\n", "No acute process."),
-        ("No acute process\n\n Dr. ___", "No acute process"),
-        ("No acute process.  ___, MD", "No acute process."),
-        ("No acute process.\n ___ ___, M.D.\n ___ ___, M.D.\n", "No acute process."),
-        ("No acute process.\n DR. ___, MD. DR. ___", "No acute process."),
-        ("1. No change.\n 2. Compared to ___. DR. ___", "1. No change. 2. Compared to."),
-        # not signatures
-        ("Discussed with Dr. ___.", "Discussed with Dr.."),
-        ("Discussed with\n Dr. ___", "Discussed with Dr."),
-        ("Discussed with Dr. ___, M.D.", "Discussed with Dr., M.D."),
-        ("Read by Drs. ___, MD", "Read by Drs., MD"),
-        ("Paged to ___, MD", "Paged to, MD"),
-        ("Clear. Dr. ___ was told.", "Clear. Dr. was told."),
-        ("Clear. DR. ___ agrees.\n No effusion.", "Clear. DR. agrees. No effusion."),
-        ("Unchanged since ___. Nodule, as ___ do.", "Unchanged since. Nodule, as do."),
-    ],
-)
-def test_a_signature_at_the_end_is_no_part_of_the_text(impression: str, expected: str) -> None:
-    assert mimic_cxr.sections(f"FINDINGS: Seen.\nIMPRESSION: {impression}") == {
-        "findings": "Seen.",
-        "impression": expected,
-    }
-    assert mimic_cxr.sections(f" Portable view.\n\n {impression}") == {"text": f"Portable view. {expected}"}
-
-
-def test_a_signature_alone_is_no_text() -> None:
-    assert mimic_cxr.sections("INDICATION: Cough.\n\n DR. ___") == {}
-    assert mimic_cxr.sections("FINDINGS: Clear.\nIMPRESSION:\n DR. ___ ___") == {"findings": "Clear."}
-
-
 @pytest.mark.parametrize("kind", AWKWARD)
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_awkward_reports(kind: str, end: str) -> None:
+def test_awkward_reports(kind: str) -> None:
     report, expected = AWKWARD[kind]
-    assert mimic_cxr.sections(report.replace("\n", end)) == expected
+    assert mimic_cxr.sections(report) == mimic_cxr.sections(report.replace("\n", "\r\n")) == expected
 
 
-def test_what_there_is_of_findings_and_impression_is_the_text() -> None:
-    reports = ("IMPRESSION: B.\nFINDINGS: A.", "IMPRESSION: B.", "FINDINGS: A.", "no header here", "HISTORY: x.")
-    assert [mimic_cxr.report_text(report) for report in reports] == ["A. B.", "B.", "A.", "no header here", ""]
-
-
-@pytest.mark.parametrize("filling", ["\n", " \n", "\t", " ", "a\n", "A:\n"])
+@pytest.mark.parametrize("filling", ["\n", " ", "A:\n"])
 def test_time_grows_with_the_length_of_a_report_and_no_faster(filling: str) -> None:
-    report = f"FINDINGS: Clear.{filling * 50_000}IMPRESSION: Normal.{filling * 50_000}DR. ___"
+    report = f"FINDINGS: Clear.{filling * 50_000}IMPRESSION: Normal.{filling * 50_000}"
     started = time.process_time()
     mimic_cxr.sections(report)
     assert time.process_time() - started < 5
@@ -486,11 +393,8 @@ def again(content: str) -> str:
 TRAIN, TABLE, FIGURES = "data/train/radiology", "mimic-cxr-jpg/mimic-cxr-2.0.0", MEDICAT_LAYOUT["annotations"]
 DAMAGED = [
     (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00002\t a\nROCO_00002\t b\n", "line 2: ROCO_00002 occurs twice"),
-    (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00002\t a\nand more\n", "line 2: starts with 'and more' and not"),
     (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00099\t a\n", "neither licences.txt nor dlinks.txt names"),
     (medicat, FIGURES, lambda c: c + '\n{"pdf_', "not valid JSON"),
-    (medicat, FIGURES, again, "figure ab12_3-Figure2-1.png occurs"),
-    (medpix2, "Descriptions.json", lambda c: c.replace("synpic1", "synpic2"), "MPX1_synpic2 occurs twice"),
     (medpix2, "Descriptions.json", lambda c: c.replace("A  caption.", ""), "MPX1_synpic2: caption is missing, empty"),
     (medpix2, "Descriptions.json", lambda c: c.replace("MPX3_synpic4", "MPX3_x"), "MPX3_x.png: image of study MPX3-1"),
     (medpix2, "splitted_dataset/data_dev.jsonl", lambda c: '{"U_id": "MPX1"}', "case MPX1 is in dev and in train"),
@@ -498,7 +402,6 @@ DAMAGED = [
     (mimic_cxr, f"{TABLE}-split.csv.gz", again, "split.csv.gz: image d9 occurs twice"),
     (mimic_cxr, f"{TABLE}-split.csv.gz", lambda c: c.replace("test", "dev"), "image d7 has no split among"),
     (mimic_cxr, f"{TABLE}-metadata.csv.gz", lambda c: c.replace("study_id", "study"), "column study_id is missing"),
-    (mimic_cxr, f"{TABLE}-metadata.csv.gz", None, "metadata.csv.gz: cannot be read"),
     (mimic_cxr, "mimic-cxr-reports/files/p10/p10000001/s50000002.txt", None, "s50000002.txt: no such file"),
 ]  # fmt: skip
 
@@ -535,16 +438,6 @@ def test_the_three_sets_are_read_by_name_and_concatenate(tmp_path: Path, monkeyp
     assert max(Counter(image.image_id for study in together for image in study.images).values()) == 1
     groups = [{study.group_id for study in studies} for studies in sets.values()]
     assert all(groups) and sum(map(len, groups)) == len(set.union(*groups))
-
-
-def test_phantom_is_generated_on_first_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AMIF_PHANTOM", str(tmp_path / "phantom"))
-    small = manifests.load("phantom_mimic_cxr").model_copy(
-        update={"generator": manifests.Generator(kind="mimic_cxr", seed=9, size=64, counts={"studies": 3})}
-    )
-    monkeypatch.setattr(manifests, "load", lambda name: small)
-    assert len(datasets.load_studies("phantom_mimic_cxr")) == 3
-    assert (tmp_path / "phantom" / "phantom_mimic_cxr" / "generator.json").is_file()
 
 
 def test_reading_needs_no_torch() -> None:

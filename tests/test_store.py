@@ -6,8 +6,6 @@ import errno
 import json
 import logging
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +17,10 @@ from datasets.arrow_writer import ArrowWriter
 from PIL import Image
 
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import writing
 from amif_lib.data import images, load, store
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.training.batches import PretrainingData, QuestionData, loader
 from tests import tiny
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_set(root: Path, count: int, size: tuple[int, int] = (60, 48)) -> Path:
@@ -99,24 +94,6 @@ def test_it_is_made_again_only_when_something_changed(root: Path, monkeypatch: p
     assert old.content("MPX0001_synpic1") == new.content("MPX0001_synpic1")
 
 
-def test_two_processes_store_a_set_once(root: Path) -> None:
-    write_set(root, 40)
-    code = (
-        "import sys; from amif_lib.data import images, load, store\n"
-        "count, encode = [], images.encode\n"
-        "images.encode = lambda data, side: count.append(1) or encode(data, side)\n"
-        "made = store.ensure('medpix2', 32, load.load_studies('medpix2'))\n"
-        "store.Pictures([made])['MPX0001_synpic1']\n"
-        "assert 'torch' not in sys.modules\n"
-        "print(len(count), len(store.listed(made)), made.name)"
-    )
-    start = [sys.executable, "-c", code]
-    both = [subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    lines = [process.communicate(timeout=120)[0].splitlines()[-1].split() for process in both]
-    assert sorted(int(found[0]) for found in lines) == [0, 40]
-    assert all(found[1] == "40" for found in lines) and lines[0][2] == lines[1][2]
-
-
 def test_bad_images_are_left_out_listed_and_counted(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,31 +105,22 @@ def test_bad_images_are_left_out_listed_and_counted(
     with pytest.raises(InputError, match=r"2 of 12 images cannot be decoded, more than 1%; .*\.bad\.csv") as caught:
         store.usable("medpix2", 32, joined)
     assert "MPX00" not in str(caught.value) and "\n" not in str(caught.value)
-    monkeypatch.setattr(store, "MOST_BAD", 0.2)
+    monkeypatch.setattr(images, "MOST_BAD", 0.2)
     with caplog.at_level(logging.DEBUG):
         kept = store.usable("medpix2", 32, joined)
     assert [s.study_id for s in kept] == [s.study_id for s in joined if s.study_id != studies[4].study_id]
     assert [p.image_id for s in kept if s.study_id == "both" for p in s.images] == ["MPX0008_synpic8"]
     made = store.ensure("medpix2", 32, joined)
-    rows = pd.read_csv(made.with_suffix(".bad.csv")).set_index("image_id")
-    assert (
-        set(rows.index)
-        == {"MPX0004_synpic4", "MPX0007_synpic7"}
-        == {i for i, reason in store.listed(made).items() if reason}
-    )
-    assert rows.loc["MPX0004_synpic4", "file"] == "images/MPX0004.png"
-    assert "truncated" in rows.loc["MPX0004_synpic4", "reason"] and "empty file" in rows["reason"].tolist()
+    rows = pd.read_csv(made.with_suffix(".bad.csv"))
+    assert rows["image_id"].tolist() == ["MPX0004_synpic4", "MPX0007_synpic7"]
+    assert rows["file"][0] == "images/MPX0004.png" and "truncated" in rows["reason"][0]
     assert "2 of 12 images cannot be decoded" in caplog.text and "1 records left out" in caplog.text
     assert "MPX00" not in caplog.text  # counts only: a credentialed set's ids stay in its own folder
     assert "MPX0004_synpic4" not in store.Pictures([made]).row
-    write_set(root / "again", 12)  # mended: the two files come from a second download
-    for name in ("MPX0004.png", "MPX0007.png"):
-        (folder / name).write_bytes((root / "again" / "medpix2" / "images" / name).read_bytes())
-    assert store.usable("medpix2", 32, joined) == joined
 
 
 def test_the_image_of_a_test_question_may_not_be_missing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MOST_BAD", 0.9)
+    monkeypatch.setattr(images, "MOST_BAD", 0.9)
     folder = root / "vqa_rad" / "VQA_RAD Image Folder"
     folder.mkdir(parents=True)
     common = {"question": "is it?", "answer": "yes", "answer_type": "CLOSED"}
@@ -180,8 +148,6 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(root: Path, m
     assert "\n" not in str(caught.value)
     monkeypatch.setenv("AMIF_PREPARED", str(root.parent / "elsewhere"))
     assert store.ensure("medpix2", 32, studies).is_relative_to(root.parent / "elsewhere")
-    with pytest.raises(BrokenPipeError), writing(root):
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")  # a reader of the output that has gone is no full disk
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])

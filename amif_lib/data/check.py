@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import glob
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,10 @@ import pandas as pd
 from amif_lib.core import paths, progress
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, write_text
-from amif_lib.data import load, manifests, readers
+from amif_lib.data import images, load, manifests
 from amif_lib.data.manifests import FileEntry, Manifest, TreeEntry
 
 IMAGES = "images decode"  # the item that may be `partial`
-MOST_BAD = 0.01  # share of the images that training may leave out since they cannot be decoded
 Line = tuple[str, str, str]  # item, status, detail
 
 
@@ -25,7 +24,7 @@ def check(data_sets: Iterable[str]) -> pd.DataFrame:
     """Compare data sets on disk with their manifests: one line per file, tree and count.
 
     Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (some files of a tree are
-    absent, or some images, up to `MOST_BAD` of them and of training alone, cannot be decoded) or `needs credential`.
+    absent, or up to `images.MOST_BAD` of the images, of training alone, cannot be decoded) or `needs credential`.
     Nothing is raised for data that is absent or wrong: the table says it. Every image that a record names is decoded.
 
     What readers and decoders say names files and records. Of a set that `manifests.is_credentialed` the table holds
@@ -60,11 +59,11 @@ def presence(name: str) -> tuple[str, str]:
         return "found", f"generated when needed, in {paths.shown(folder)}"
     wanted = [entry.path for entry in (*manifest.files, *manifest.trees) if entry.required]
     absent = [path for path in wanted if not (folder / path).is_file() and not any((folder / path).glob("*"))]
+    if not absent:
+        return "found", f"in {paths.shown(folder)}"
     if len(absent) == len(wanted):
         return "missing", manifests.how_to_get(manifest)
-    if absent:
-        return "partly there", f"in {paths.shown(folder)}; {absent[0]} is missing (make data-check DATASETS={name})"
-    return "found", f"in {paths.shown(folder)}"
+    return "partly there", f"in {paths.shown(folder)}; {absent[0]} is missing (make data-check DATASETS={name})"
 
 
 def _lines(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
@@ -105,7 +104,7 @@ def _tree(tree: TreeEntry, folder: Path) -> tuple[str, str]:
     """Status and detail of a folder of files; contents are read only where a digest is recorded."""
     if not folder.is_dir():
         return ("missing", "not there") if tree.required else ("ok", "absent, optional")
-    names = list(tree_files(folder, tree.pattern, tree.recursive))
+    names = tree_files(folder, tree.pattern, tree.recursive)
     if len(names) != tree.count:
         status = "missing" if not names else "partial" if len(names) < tree.count else "changed"
         return status, f"{len(names)} of {tree.count} files"
@@ -116,15 +115,11 @@ def _tree(tree: TreeEntry, folder: Path) -> tuple[str, str]:
     return "ok", f"{len(names)} files, {'digest as recorded' if tree.sha256 else 'no digest recorded'}"
 
 
-def tree_files(folder: Path | str, pattern: str = "*", recursive: bool = False) -> Iterator[str]:
+def tree_files(folder: Path, pattern: str = "*", recursive: bool = False) -> list[str]:
     """Names of the regular files in a folder that match, in no order; below it too (`a/b.jpg`) if `recursive`."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_file():
-                if fnmatch.fnmatchcase(entry.name, pattern):
-                    yield entry.name
-            elif recursive and entry.is_dir():
-                yield from (f"{entry.name}/{name}" for name in tree_files(entry.path, pattern, True))
+    pattern = f"**/{pattern}" if recursive else pattern
+    found = glob.iglob(pattern, root_dir=folder, recursive=True, include_hidden=True)  # noqa: PTH207, follows links
+    return [name for name in found if (folder / name).is_file()]
 
 
 def tree_digest(folder: Path, names: Iterable[str]) -> str:
@@ -157,37 +152,37 @@ def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
     found = load.counts(manifest.name, images=False)
     for split in manifest.splits:
         for key, expected in split.counts().items():
-            have = found.get(split.name, {}).get(key, 0)
-            status = "ok" if (1 - split.shortfall) * expected <= have <= expected else "changed"
-            yield f"{split.name}: {key}", status, f"{have}" + f", expected {expected}" * (have != expected)
-    for variant in manifest.variants:  # other choices of questions from the same files
+            number = found.get(split.name, {}).get(key, 0)
+            yield f"{split.name}: {key}", *_number(number, expected, split.shortfall)
+    for variant in manifest.variants[1:]:  # other choices of questions from the same files
         try:
-            have = load.variant_counts(manifest.name, variant.name, images=False)
+            found = load.variant_counts(manifest.name, variant.name, images=False)
         except InputError as error:  # it may need files that the default does not
             said = _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
-            yield f"{variant.name}: questions", "changed" if variant == manifest.variants[0] else "ok", said
+            yield f"{variant.name}: questions", "ok", said
             continue
         for split in ("train", "val", "test"):
-            if (expected := getattr(variant, split)) not in (None, have.get(split, 0)):
-                yield f"{variant.name}: {split} questions", "changed", f"{have.get(split, 0)}, expected {expected}"
-            elif expected is not None:
-                yield f"{variant.name}: {split} questions", "ok", f"{expected}"
+            if (expected := getattr(variant, split)) is not None:
+                yield f"{variant.name}: {split} questions", *_number(found.get(split, 0), expected)
+
+
+def _number(found: int, expected: int, shortfall: float = 0) -> tuple[str, str]:
+    status = "ok" if (1 - shortfall) * expected <= found <= expected else "changed"
+    return status, f"{found}" + f", expected {expected}" * (found != expected)
 
 
 def _images(manifest: Manifest, notes: list[str]) -> list[Line]:
     """Decode all images. `partial`: training can leave the bad ones out; what is evaluated on must be whole."""
-    from amif_lib.data import images
-
     name, evaluated = manifest.name, set()
     if manifest.role == "questions":
         evaluated = {question.image_path for question in load.load_questions(name) if question.split != "train"}
-    number, bad = images.verify(readers.image_paths(name), f"{name}: decoding")
+    number, bad = images.verify(load.image_paths(name), f"{name}: decoding")
     if not bad:
         return [(IMAGES, "ok", f"{number} images")]
     said = f"{len(bad)} of {number} images cannot be decoded"
     if needed := len(evaluated & set(bad)):
         said += f", {needed} of validation or test questions"
-    status = "changed" if needed or len(bad) > MOST_BAD * number else "partial"
+    status = "changed" if needed or len(bad) > images.MOST_BAD * number else "partial"
     shown = (path if manifests.is_credentialed(name) else path.name for path in bad)
     messages = [f"{path} ({reason})" for path, reason in zip(shown, bad.values(), strict=True)]
     return [(IMAGES, status, _said(name, said, messages, notes))]

@@ -21,7 +21,7 @@ import pandas as pd
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, RESULTS, atomic_write, write_text
-from amif_lib.data import images, manifests, readers
+from amif_lib.data import images, load, manifests
 from amif_lib.data.records import Study
 
 log = logging.getLogger(__name__)
@@ -116,10 +116,8 @@ def counts(
 
     `reading`: what training gives `load_studies` (with `stored_side`, undecodable images are left out).
     """
-    from amif_lib.data.load import load_studies
-
     kept_out = present(against, decontaminate_absent)  # before anything is read
-    studies = load_studies(name, **reading)
+    studies = load.load_studies(name, **reading)
     _, pairs = apply(name, studies, kept_out)
     gone = ", ".join(missing(against))
     return {"data_set": name, "kept_out": ", ".join(kept_out), "not_on_disk": gone, **summarise(studies, pairs)}
@@ -156,8 +154,8 @@ def protected_images(name: str) -> list[Path]:
     """The images of a set that must not be pre-trained on: all of them, or those of `PROTECTED_SPLITS`."""
     splits = PROTECTED_SPLITS.get(manifests.load(name).reader)
     if splits is None:
-        return readers.image_paths(name)
-    return sorted({question.image_path for question in readers.questions(name) if question.split in splits})
+        return load.image_paths(name)
+    return sorted({question.image_path for question in load.load_questions(name) if question.split in splits})
 
 
 def alike_pairs(own: np.ndarray, other: np.ndarray, block: int = 4_000_000) -> Iterator[tuple[int, int]]:

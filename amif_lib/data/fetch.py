@@ -5,7 +5,6 @@ Nothing that lies in a user's folder is overwritten, and nothing half-written is
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -14,11 +13,13 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.core.files import writing
 from amif_lib.data import manifests
 from amif_lib.data.check import check, presence, require
 from amif_lib.data.manifests import Download, Manifest
@@ -46,9 +47,11 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
         manifest = manifests.load(name)
         if presence(name)[0] != "found" and (not sources or manifest.access.level == "per-article"):
             print(steps(manifest) + "\n")
-    _require_space([source for sources in wanted.values() for source in sources], dry_run)
+    if dry_run:
+        return 0
+    _require_space(source for sources in wanted.values() for source in sources)
     failed = []
-    for name in [name for name, sources in wanted.items() if sources and not dry_run]:
+    for name in filter(wanted.get, wanted):
         print(f"[{name}] fetching into {paths.shown(_folder(name))} ({RESTARTS})", flush=True)
         try:
             fetch(name)
@@ -101,11 +104,11 @@ def steps(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def _require_space(sources: Iterable[Download], dry_run: bool) -> None:
+def _require_space(sources: Iterable[Download]) -> None:
     """An archive and what it holds lie there together for a while."""
     need = sum((source.bytes or source.about_bytes) * (2 if source.unpack else 1) for source in sources)
     place = next(folder for folder in (paths.data_root(), *paths.data_root().parents) if folder.exists())
-    if need > (free := shutil.disk_usage(place).free) and not dry_run:
+    if need > (free := shutil.disk_usage(place).free):
         said = f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free in {paths.shown(paths.data_root())}"
         raise InputError(f"{said}; set DATA_ROOT to a larger disk, or name fewer sets: make data DATASETS=...")
 
@@ -115,23 +118,16 @@ def fetch(name: str) -> None:
 
     Raises InputError for whatever keeps a file from coming; then nothing of it is left in the set's folder.
     """
-    manifest, folder = manifests.load(name), _folder(name)
-    staging = folder / ".fetching"
-    try:
+    folder = _folder(name)
+    with writing(folder, "set DATA_ROOT to a folder with room that you may write to"):
         for source in wanted_of(name):
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            got = _download(source, staging)
-            if source.unpack:
-                _unpack(got, staging / "unpacked", manifest, source.unpack)
-                _settle(staging / "unpacked", folder / source.unpack)
-            else:
-                _settle(got, folder / source.target)
-    except OSError as error:
-        said = f"{paths.shown(folder)}: cannot be written ({error.strerror or error})"
-        raise InputError(f"{said}; set DATA_ROOT to a folder with room that you may write to") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            with TemporaryDirectory(prefix=".fetching", dir=folder) as staging:
+                got = _download(source, Path(staging))
+                if source.unpack:
+                    _unpack(got, Path(staging) / "unpacked")
+                    _settle(Path(staging) / "unpacked", folder / source.unpack)
+                else:
+                    _settle(got, folder / source.target)
 
 
 def _public(text: object) -> str:
@@ -163,18 +159,9 @@ def _download(source: Download, staging: Path) -> Path:
     return got
 
 
-def _unpack(archive: Path, folder: Path, manifest: Manifest, unpack: str) -> None:
-    """Unpack into `folder`; an archive inside, `a/images.zip`, too where the manifest has a tree `a/images`."""
+def _unpack(archive: Path, folder: Path) -> None:
     try:
         shutil.unpack_archive(archive, folder, **({} if archive.suffix == ".zip" else {"filter": "data"}))
-        for tree in manifest.trees:
-            home = folder / os.path.relpath(tree.path, unpack)
-            inner = home.with_name(f"{home.name}.zip")
-            if inner.is_file() and not home.exists():
-                names = zipfile.ZipFile(inner).namelist()
-                inside = all(name.startswith(f"{home.name}/") for name in names)  # else it has the files alone
-                shutil.unpack_archive(inner, home.parent if inside else home)
-                inner.unlink()
     except BROKEN as error:
         raise InputError(f"{archive.name}: cut, damaged or unsafe ({_public(error)}); fetch it again") from None
 

@@ -22,6 +22,7 @@ Item, Made = TypeVar("Item"), TypeVar("Made")
 Image.MAX_IMAGE_PIXELS = 1 << 28  # Pillow refuses what has more than twice as many, as scans of 25,000 px a side have
 FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "PPM")
 QUALITY = 95  # of stored JPEGs
+MOST_BAD = 0.01  # share of a set's images that training may leave out since they cannot be decoded
 ORIENTATION, PHOTOMETRIC, WHITE_IS_ZERO = 0x0112, 262, 0  # EXIF tag; TIFF tag and its value
 
 
@@ -31,19 +32,22 @@ class UnreadableImage(ValueError):
 
 def load_rgb(path: Path) -> Image.Image:
     """Decode an image file to 8-bit RGB (see `decode`). Raises InputError for one that is missing or no whole image."""
-    try:
-        return decode(read_bytes(path)).convert("RGB")
-    except UnreadableImage as error:
-        raise InputError(f"{paths.shown(path)}: {error}; fetch it again") from None
+    with naming(path):
+        return decode(path.read_bytes()).convert("RGB")
 
 
-def read_bytes(path: Path) -> bytes:
-    """An image file's content; a missing one is an InputError that names it."""
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What is wrong with an image file inside the block becomes an InputError that names it."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        said = "no such image" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise InputError(f"{paths.shown(path)}: {said}; fetch it or remove the record that names it") from None
+        yield
+    except (OSError, UnreadableImage) as error:
+        raise InputError(f"{paths.shown(path)}: {reason(error)}; fetch it again") from None
+
+
+def reason(error: Exception) -> str:
+    """Why an image file cannot be read or decoded, without naming it."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def decode(data: bytes) -> Image.Image:
@@ -136,11 +140,10 @@ def as_stored(source: Path | Image.Image, short_side: int) -> Image.Image:
 
     Raises InputError for a file that is missing or no image; names it.
     """
-    data = source if isinstance(source, Image.Image) else read_bytes(source)
-    try:
-        return decode(encode(data, short_side))
-    except UnreadableImage as error:
-        raise InputError(f"{paths.shown(source)}: {error}; fetch it again") from None
+    if isinstance(source, Image.Image):
+        return decode(encode(source, short_side))
+    with naming(source):
+        return decode(encode(source.read_bytes(), short_side))
 
 
 def in_parallel(function: Callable[[Item], Made], items: Sequence[Item], description: str) -> Iterator[Made]:
@@ -161,15 +164,13 @@ def trouble(path: Path) -> str:
     """Why an image file cannot be decoded, without naming it; empty where it can."""
     try:
         decode(path.read_bytes())
-    except UnreadableImage as error:
-        return str(error)
-    except OSError as error:
-        return f"cannot be read ({error.strerror or type(error).__name__})"
+    except (OSError, UnreadableImage) as error:
+        return reason(error)
     return ""
 
 
 def verify(files: Iterable[Path], description: str = "decoding images") -> tuple[int, dict[Path, str]]:
     """Decode every image once: how many there are, and the bad ones in order of their names, with the reason."""
     unique = sorted(set(files))
-    reasons = zip(unique, in_parallel(trouble, unique, description), strict=True)
-    return len(unique), {path: reason for path, reason in reasons if reason}
+    found = zip(unique, in_parallel(trouble, unique, description), strict=True)
+    return len(unique), {path: said for path, said in found if said}

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
-from amif_lib.data import manifests, readers
+from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
+from amif_lib.data.readers import files
 from amif_lib.data.records import Question, Study
 
 SPLITS = ("train", "val", "test", "all")
@@ -35,7 +39,7 @@ def load_studies(
     Raises:
         InputError: unknown set, folder absent, malformed record, missing file; names the file and the fix.
     """
-    studies = readers.studies(name)
+    studies: list[Study] = _read(name, "pretraining")
     if stored_side:
         from amif_lib.data import store  # needs Hugging Face's datasets, which the light environment has not
 
@@ -52,13 +56,11 @@ def pretraining_studies(data: Any, stored_side: int) -> list[Study]:
 
     Images are stored at the short side `stored_side`, pixels; what cannot be decoded is left out.
     """
+    against, absent = data.decontaminate_against, data.decontaminate_absent
     sets = {}
     for name in data.pretrain:
         studies = load_studies(
-            name,
-            decontaminate_against=data.decontaminate_against,
-            decontaminate_absent=data.decontaminate_absent,
-            stored_side=stored_side,
+            name, decontaminate_against=against, decontaminate_absent=absent, stored_side=stored_side
         )
         sets[name] = [replace(study, data_set=name) for study in studies]
     found = [study for studies in sets.values() for study in studies]
@@ -86,7 +88,22 @@ def load_questions(
         InputError: unknown set, training file or language, folder absent, malformed record, question without an image;
             names the file, the record and the fix.
     """
-    return readers.questions(name, training_file, language, images=images)
+    reader, choices = _reader(name, "questions"), {}
+    if training_file != "default":
+        files.check_one_of(training_file, reader.TRAINING_FILES, "training_file:")
+        choices["training_file"] = training_file
+    if language != "en":
+        files.check_one_of(language, getattr(reader, "LANGUAGES", ("en",)), f"data set {name}: language:")
+        choices["language"] = language
+    questions: list[Question] = _read(name, "questions", **choices)
+    return files.require_images(questions, manifests.location(name)) if images else questions
+
+
+def image_paths(name: str) -> list[Path]:
+    """Every image file that a record of the set names, each once."""
+    if manifests.load(name).role == "questions":
+        return sorted({question.image_path for question in load_questions(name)})
+    return sorted({image.path for study in load_studies(name) for image in study.images})
 
 
 def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
@@ -95,7 +112,7 @@ def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
     Of a question set the default questions are counted; `images=False` counts them without any image.
     """
     asked = manifests.load(name).role == "questions"
-    records = load_questions(name, images=images) if asked else readers.studies(name)
+    records = load_questions(name, images=images) if asked else load_studies(name)
     parts = {split: [record for record in records if split in (record.split, "all")] for split in SPLITS}
     return {split: _count(part) for split, part in parts.items() if part}
 
@@ -121,3 +138,16 @@ def variant_counts(name: str, variant: str, *, images: bool = True) -> dict[str,
     """Questions per split of one of the variants that a question set's manifest lists."""
     settings = variant_settings(manifests.load(name).reader, variant)
     return dict(Counter(question.split for question in load_questions(name, images=images, **settings)))
+
+
+def _reader(name: str, role: str) -> Any:
+    manifest = manifests.load(name)
+    if manifest.role != role:
+        raise InputError(f"data set {name!r} is for {manifest.role}, not for {role}; name another set")
+    return import_module(f"amif_lib.data.readers.{manifest.reader}")
+
+
+def _read(name: str, role: str, **choices: str) -> list[Any]:
+    """A set's records as its reader gives them from the form that is on disk; a generated set is generated first."""
+    reader, root = _reader(name, role), manifests.location(name)
+    return reader.read(root, manifests.form_on_disk(manifests.load(name)).layout, **choices)

@@ -7,7 +7,7 @@ and what decides its use (licence, redistribution); prose belongs into the data 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -75,18 +75,6 @@ class SplitEntry(Entry):
         return self.model_dump(exclude={"name", "shortfall"}, exclude_none=True)
 
 
-class LeakCounts(Entry):
-    """Expected leakage of one training part and test part (columns of `scoring.leaks.report`); None: not recorded."""
-
-    training: str = "train"  # `train` or `train+val`, after the language where there are several
-    test: str = "test"  # `test`, after the language where there are several
-    on_train_image: int | None = None
-    paraphrase_in_train: int | None = None
-    unseen_answer: int | None = None
-    ceiling_overall: float | None = None  # %
-    lookup_overall: float | None = None  # %
-
-
 class Variant(Entry):
     """A choice of questions from the same files: a value of `data.training_file`, or of `data.language` for SLAKE."""
 
@@ -96,7 +84,7 @@ class Variant(Entry):
     val: int | None = None
     test: int | None = None
     leaks: bool = False  # holds answers to test questions
-    leaks_expected: tuple[LeakCounts, ...] = ()
+    leaks_expected: tuple[dict[str, str | int | float], ...] = ()  # columns of `scoring.leaks.report`
 
 
 class Download(Entry):
@@ -207,7 +195,7 @@ def load(name: str) -> Manifest:
         InputError: no such manifest, unknown key or wrong value; names the file and the field.
     """
     path = paths.MANIFESTS / f"{name}.yaml"
-    if not path.is_file():
+    if name not in names():
         raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(names())}")
     try:
         manifest = Manifest.model_validate(read_yaml(path))
@@ -251,9 +239,9 @@ def location(name: str) -> Path:
 
 def how_to_get(manifest: Manifest) -> str:
     """What to do about a set that is not on disk, in a few words."""
-    fetched = manifest.access.level == "open" and manifest.downloads
-    how = f"make data DATASETS={manifest.name} fetches it" if fetched else ""
-    how = how or f"how to get it: data_manifests/{manifest.name}.md"
+    how = f"how to get it: data_manifests/{manifest.name}.md"
+    if manifest.access.level == "open" and manifest.downloads:
+        how = f"make data DATASETS={manifest.name} fetches it"
     return f"set DATA_ROOT to the folder that holds {manifest.folder}/ ({how})"
 
 
@@ -321,20 +309,20 @@ def folder_for(wanted: Path, *, images: Iterable[str] = (), texts: Iterable[str]
     return paths.results() / "private" / Path(wanted).resolve().relative_to(paths.results())
 
 
-def notice(data_sets: Iterable[str]) -> str:
+def notice(data_sets: Collection[str]) -> str:
     """What must be known before weights trained on these sets are passed on; empty where every set allows it.
 
     A vocabulary fitted on texts, stored knowledge and predictions repeat the texts of the sets behind a run.
     """
-    found = [load(name) for name in sorted(set(data_sets)) if not all(may_show(name, kind) for kind in KINDS)]
-    lines = "".join(f"- {manifest.title}: {manifest.licence.text}\n" for manifest in found)
+    bound = map(load, sorted({*withheld(data_sets, "images"), *withheld(data_sets, "texts")}))
+    lines = "".join(f"- {manifest.title}: {manifest.licence.text}\n" for manifest in bound)
     return lines and (
         "Do not publish this folder, nor the weights, vocabulary or predictions in it, before you have checked the\n"
         f"terms of the data that the run and its ancestors were trained on:\n{lines}"
     )
 
 
-def mark(run_folder: Path, data_sets: Iterable[str]) -> None:
+def mark(run_folder: Path, data_sets: Collection[str]) -> None:
     """Put the notice, where there is one, into a run's folder and beside its weights."""
     text = notice(data_sets)
     for place in (run_folder, run_folder / "model") if text else ():

@@ -23,18 +23,15 @@ from PIL import Image
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, exclusive, writing
-from amif_lib.data import images, manifests, readers
+from amif_lib.data import images, load, manifests
 from amif_lib.data.records import Question, Study, StudyImage
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of what is stored and how; raised with every change of it
-MOST_BAD = 0.01  # share of a set's images that may be unreadable
 TEXTS = ("image_id", "view", "text", "reason")  # text: the study's; reason: why the image is left out, else empty
 FEATURES = datasets.Features(dict.fromkeys(TEXTS, datasets.Value("string")) | {"image": datasets.Image()})
 Records = TypeVar("Records", Study, Question)
-
-
 _found: dict[tuple[Path, Path, int], Path] = {}  # what this process has found or made, by folders and short side
 
 
@@ -42,7 +39,7 @@ def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Recor
     """The records whose images could be stored (now, if need be); a study loses its bad images, or is left out.
 
     Raises:
-        InputError: more than the share `MOST_BAD` of the images is bad, or the image of a test question is; the folder
+        InputError: more than `images.MOST_BAD` of the images are bad, or the image of a test question is; the folder
             cannot be written. Names the folder or the list of bad images, never an image.
     """
     file = ensure(name, short_side, records)
@@ -52,8 +49,8 @@ def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Recor
         return list(records)
     said = f"data set {name}: {len(bad)} of {len(reasons)} images cannot be decoded"
     remedy = f"fetch the images that {paths.shown(file.with_suffix('.bad.csv'))} lists again"
-    if len(bad) > MOST_BAD * len(reasons):
-        raise InputError(f"{said}, more than {MOST_BAD:.0%}; {remedy}")
+    if len(bad) > images.MOST_BAD * len(reasons):
+        raise InputError(f"{said}, more than {images.MOST_BAD:.0%}; {remedy}")
     kept: list[Records] = []
     for record in records:
         if isinstance(record, Study):
@@ -83,7 +80,7 @@ def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Quest
     if records is None:
         if (root, home, short_side) in _found:
             return _found[root, home, short_side]
-        records = readers.questions(name) if manifests.load(name).role == "questions" else readers.studies(name)
+        records = load.load_questions(name) if manifests.load(name).role == "questions" else load.load_studies(name)
     entries = _entries(name, records)
     file = home / f"{short_side}-{_digest(entries)}.arrow"
     if not file.is_file():
@@ -149,7 +146,7 @@ def _row(short_side: int, entry: tuple[StudyImage, str]) -> dict[str, Any]:
     try:
         return row | {"image": {"bytes": images.encode(image.path.read_bytes(), short_side), "path": None}}
     except (OSError, images.UnreadableImage) as error:
-        return row | {"reason": getattr(error, "strerror", None) or str(error)}
+        return row | {"reason": images.reason(error)}
 
 
 def pictures(names: Sequence[str], short_side: int) -> Pictures:

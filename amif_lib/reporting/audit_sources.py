@@ -75,7 +75,7 @@ def _questions(name: str, root: str, variant: str) -> tuple[Question, ...] | str
     settings = {} if variant == "default" else variant_settings(manifest.reader, variant)
     reader = import_module(f"amif_lib.data.readers.{manifest.reader}")
     try:
-        return tuple(reader.read(folder, manifest.layout, images=False, **settings))
+        return tuple(reader.read(folder, manifest.layout, **settings))
     except InputError as error:
         return str(error)
 

@@ -25,19 +25,18 @@ def one_line(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def read_text(path: Path, get: str = "the set's card in data_manifests/ says how to get it") -> str:
+def read_text(path: Path) -> str:
     """A text that people bring: UTF-8 with or without a byte-order mark. Line ends stay, but for `\\r\\n`."""
-    return decode(read_bytes(path, get), paths.shown(path))
+    return decode(read_bytes(path), paths.shown(path))
 
 
 def read_bytes(path: Path, get: str = "the set's card in data_manifests/ says how to get it") -> bytes:
-    """A file's content. Raises InputError where it cannot be read; `get` says where to have it from."""
+    """A file's content. Raises InputError where it cannot be read; `get` says what to do then."""
     try:
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{paths.shown(path)}: no such file; {get}") from None
-    except OSError as error:  # such as a folder of that name
-        raise InputError(f"{paths.shown(path)}: cannot be read ({error.strerror}); {get}") from None
+    except OSError as error:  # also where a folder has that name
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{paths.shown(path)}: {reason}; {get}") from None
 
 
 def decode(raw: bytes, where: str) -> str:
@@ -128,37 +127,25 @@ def check_once(key: str, seen: dict[str, str], where: str) -> None:
     seen[key] = where
 
 
-def choose(training_file: str, known: tuple[str, ...]) -> str:
-    """The training file that is meant, the first of `known` being the default. Raises InputError listing them."""
-    check_one_of(training_file, ("default", *known), "training_file:")
-    return known[0] if training_file == "default" else training_file
-
-
-class Images:
-    """Whether image files exist, by one listing of each folder: faster than many look-ups on a network disk."""
-
-    def __init__(self) -> None:
-        self.listed: dict[Path, set[str]] = {}
-
-    def __contains__(self, path: Path) -> bool:
-        folder = path.parent
-        if folder not in self.listed:
-            self.listed[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        return path.name in self.listed[folder]
+def absent_of(images: Iterable[Path]) -> set[Path]:
+    """Those that do not exist, by one listing of each folder: faster than many look-ups on a network disk."""
+    wanted = set(images)
+    there = {path for folder in {path.parent for path in wanted} if folder.is_dir() for path in folder.iterdir()}
+    return wanted - there
 
 
 def require_images(records: list[Question] | list[Study], root: Path) -> list[Any]:
     """The records. Raises InputError, naming the first and the number of images found, where an image is absent."""
-    present, wanted = Images(), {}
+    wanted = {}
     for record in records:
-        study = isinstance(record, Study)
-        for path in [image.path for image in record.images] if study else [record.image_path]:
-            wanted[path] = f"study {record.study_id}" if study else f"question {record.question_id}"
-    absent = [path for path in wanted if path not in present]
-    if absent:
+        if isinstance(record, Study):
+            wanted |= {image.path: f"study {record.study_id}" for image in record.images}
+        else:
+            wanted[record.image_path] = f"question {record.question_id}"
+    if absent := absent_of(wanted):
         number = f"{len(wanted) - len(absent)} of {len(wanted)} images found under {paths.shown(root)}"
-        said = f"{paths.shown(absent[0])}: image of {wanted[absent[0]]} is missing"
-        raise InputError(f"{said}; {number}: fetch the others")
+        first = next(path for path in wanted if path in absent)
+        raise InputError(f"{paths.shown(first)}: image of {wanted[first]} is missing; {number}: fetch the others")
     return records
 
 
@@ -168,11 +155,9 @@ def without_absent(studies: list[Study], source: Path) -> list[Study]:
     Raises:
         InputError: more than `MOST_MISSING` of the images are absent; names the list `source` and the first of them.
     """
-    present = Images()
-    absent = [study.images[0].path for study in studies if study.images[0].path not in present]
-    if absent:
+    if absent := absent_of(study.images[0].path for study in studies):
         said = f"{paths.shown(source)}: {len(absent)} of the {len(studies)} listed images are absent"
         if len(absent) > MOST_MISSING * len(studies):
-            raise InputError(f"{said}, first {paths.shown(absent[0])}; fetch them")
+            raise InputError(f"{said}, first {paths.shown(min(absent))}; fetch them")
         log.info("%s, left out", said)
-    return [study for study in studies if study.images[0].path in present]
+    return [study for study in studies if study.images[0].path not in absent]

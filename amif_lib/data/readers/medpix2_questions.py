@@ -45,9 +45,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def read(
-    root: Path, layout: Mapping[str, str], training_file: str = "default", *, images: bool = True
-) -> list[Question]:
+def read(root: Path, layout: Mapping[str, str], training_file: str = "by_case") -> list[Question]:
     """The questions of all three splits (`split_of`), within them in an order that looks random; `question_type` is
     the kind.
 
@@ -56,7 +54,6 @@ def read(
     yes/no question whose answer is yes has a partner about the same value, in the same words, whose answer is no: the
     text of a yes/no question says nothing about its answer. `layout` is that of the reader `medpix2`.
     """
-    files.choose(training_file, TRAINING_FILES)
     first: dict[tuple[str, ...], Record] = {}
     for record in sorted(records(root, layout), key=lambda record: (record["case_id"], record["image_id"])):
         values = {kind: text_of(record.get(key)) for kind, (key, *_) in KINDS.items()}
@@ -68,7 +65,7 @@ def read(
         )
         made = [question for kind in KINDS for question in _questions(part, split, kind, root)]
         questions += sorted(made, key=lambda question: _order(question.question_id))
-    return files.require_images(questions, root) if images else questions
+    return questions
 
 
 def split_of(case: str) -> str:

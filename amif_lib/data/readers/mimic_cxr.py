@@ -44,14 +44,6 @@ HEADER = re.compile(r"^[ \t]*([A-Za-z][A-Za-z /,()&'_-]{1,60}?)[ \t]*:", re.MULT
 TITLE = re.compile(r"^\s*(?:FINAL|WET READ|PRELIMINARY) (?:REPORT|ADDENDUM)[ \t]*$", re.MULTILINE)
 BLANK_LINES = re.compile(r"\n\s*\n")
 DEIDENTIFIED = re.compile(r"_{2,}")  # what de-identification removed
-# Who signed, at the end of a text, names being "___": "DR. ___", "___ ___, M.D.". It stands alone, after the end of a
-# sentence or a blank line, so that "discussed with Dr. ___." stays.
-_NAME = r"_{2,}(?:\s+_{2,})*"
-_DEGREE = r"(?:M\.?D|D\.?O|Ph\.?D|M\.?B\.?B\.?S)\b\.?"
-SIGNATURE = re.compile(
-    r"(?:\A|\n[ \t]*(?=\n)|(?<=[.!?])(?<!\b[Dd][Rr]\.)(?<!\b[Dd][Rr][Ss]\.)(?<!\b[Pp]rof\.))"
-    rf"(?:\s*(?:[Dd][Rr]\b\.?\s*{_NAME}(?:,?\s*{_DEGREE})?|{_NAME},?\s*{_DEGREE})[.,]?)+\s*\Z"
-)
 
 
 def sections(report: str) -> dict[str, str]:
@@ -112,8 +104,7 @@ def _is_header(match: re.Match[str], part: str) -> bool:
 
 
 def _clean(text: str) -> str:
-    text = one_line(DEIDENTIFIED.sub(" ", SIGNATURE.sub("", text)))
-    text = re.sub(r" (?=[.,;:](?:\s|$))", "", text)
+    text = re.sub(r" (?=[.,;:](?:\s|$))", "", one_line(DEIDENTIFIED.sub(" ", text)))
     return text if any(character.isalnum() for character in text) else ""
 
 

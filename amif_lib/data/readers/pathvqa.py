@@ -23,9 +23,7 @@ SIZES = ("PUT", "BINPUT", "LONG_BINPUT", "FRAME")  # pickle opcodes that reserve
 log = logging.getLogger(__name__)
 
 
-def read(
-    root: Path, layout: Mapping[str, str], training_file: str = "default", *, images: bool = True
-) -> list[Question]:
+def read(root: Path, layout: Mapping[str, str], training_file: str = "official") -> list[Question]:
     """The questions of all three splits, in the files' order.
 
     A question is closed when its answer is yes or no: the set has no field for it. `question_type` is `yes/no` or the
@@ -37,7 +35,6 @@ def read(
     has them. (The hub's deduplicated set has 42 test questions fewer than the official 6,761; normalised texts have 44
     duplicates.) `layout`: `questions` (pickle) and `images` (folder), with `{split}`.
     """
-    chosen = files.choose(training_file, TRAINING_FILES)
     questions = []
     for split in ("train", "val", "test"):
         numbers, seen = Counter(), set()
@@ -45,7 +42,7 @@ def read(
             image = record["image"].removesuffix(".jpg")
             numbers[image] += 1
             whole = (image, record["question"], str(record["answer"]))
-            if chosen == "deduplicated" and whole in seen:
+            if training_file == "deduplicated" and whole in seen:
                 continue
             seen.add(whole)
             question, answer = one_line(record["question"]), normalise_answer(record["answer"])
@@ -62,9 +59,9 @@ def read(
                 question_type="yes/no" if closed else first if first in KINDS else "other",
             )
             questions.append(made)
-        if chosen == "deduplicated":
+        if training_file == "deduplicated":
             log.info("PathVQA, %s: %d duplicates dropped", split, numbers.total() - len(seen))
-    return files.require_images(questions, root) if images else questions
+    return questions
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def read(
-    root: Path, layout: Mapping[str, str], training_file: str = "default", *, language: str = "en", images: bool = True
+    root: Path, layout: Mapping[str, str], training_file: str = "official", *, language: str = "en"
 ) -> list[Question]:
     """The questions of all three splits in one language, or in both, in the files' order.
 
@@ -32,8 +32,6 @@ def read(
     that 781 of the 1,061 English test questions are on images of Chinese training questions. `layout`: `train`, `val`,
     `test` (JSON files) and `images` (folder of `xmlab<n>/source.jpg`).
     """
-    files.choose(training_file, TRAINING_FILES)
-    files.check_one_of(language, LANGUAGES, "language:")
     seen, questions, unanswered = {}, [], []
     for split in ("train", "val", "test"):
         path = root / layout[split]
@@ -52,7 +50,7 @@ def read(
             questions.append(_question(record, split, root / layout["images"]))
     if unanswered:
         log.info("SLAKE: %d question without an answer left out (qid %s)", len(unanswered), ", ".join(unanswered))
-    return files.require_images(questions, root) if images else questions
+    return questions
 
 
 def _question(record: Record, split: str, folder: Path) -> Question:

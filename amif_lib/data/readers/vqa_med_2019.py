@@ -19,9 +19,7 @@ FIELDS = ("image", "question", "answer")
 TEST_FIELDS = ("image", "category", "question", "answer")
 
 
-def read(
-    root: Path, layout: Mapping[str, str], training_file: str = "default", *, images: bool = True
-) -> list[Question]:
+def read(root: Path, layout: Mapping[str, str], training_file: str = "all") -> list[Question]:
     """The questions of all three splits, in the files' order.
 
     A question is closed when its (first) answer is yes or no: the set has no field for it. `question_type` is the
@@ -33,16 +31,15 @@ def read(
     `layout`: `train`, `val`, `test` (text files, the last with reference answers), `train_images`, `val_images`,
     `test_images` (folders) and `categories` (the files by category, with `{folder}`, `{category}` and `{split}`).
     """
-    chosen = files.choose(training_file, TRAINING_FILES)
     questions = []
     for split in ("train", "val", "test"):
         numbers = Counter()
         for where, record in _records(root, layout, split):
             numbers[record["image"]] += 1
-            if chosen == "without_abnormality" and not record["category"]:
-                said = f"{where}: the question is in no file by category, which {chosen} needs"
+            if training_file == "without_abnormality" and not record["category"]:
+                said = f"{where}: the question is in no file by category, which {training_file} needs"
                 raise InputError(f"{said}; fetch the folder QAPairsByCategory or choose all")
-            if chosen == "without_abnormality" and record["category"] == "abnormality":
+            if training_file == "without_abnormality" and record["category"] == "abnormality":
                 continue
             answers = accepted(record["answer"]) if split == "test" else (normalise_answer(record["answer"]),)
             question = Question(
@@ -57,7 +54,7 @@ def read(
                 question_type=record["category"],
             )
             questions.append(question)
-    return files.require_images(questions, root) if images else questions
+    return questions
 
 
 def accepted(reference: str) -> tuple[str, ...]:

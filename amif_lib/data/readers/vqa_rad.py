@@ -17,15 +17,12 @@ TYPES = {"PRSE": "PRES", "ATRIB": "ATTRIB"}  # misspelt in the release
 TRAINING_FILES = ("official1797", "published3064", "clean2772", "image_disjoint")
 
 
-def read(
-    root: Path, layout: Mapping[str, str], training_file: str = "default", *, images: bool = True
-) -> list[Question]:
+def read(root: Path, layout: Mapping[str, str], training_file: str = "official1797") -> list[Question]:
     """Training questions of `training_file` (see `training_records`) and all test questions, in the file's order.
 
     The release's quirks are evened out: integer ids and answers, `'CLOSED '`, tabs, misspelt question types.
     `layout`: `annotations` (JSON file) and `images` (folder).
     """
-    chosen = files.choose(training_file, TRAINING_FILES)
     path, folder, seen = root / layout["annotations"], root / layout["images"], {}
     content = files.read_json(path)
     for number, record in enumerate(content):
@@ -34,9 +31,8 @@ def read(
         files.check_one_of(record["phrase_type"], SPLITS, f"{where}: phrase_type")
         files.check_one_of(record["answer_type"].strip(), ("OPEN", "CLOSED"), f"{where}: answer_type")
         files.check_once(f"qid {record['qid']}", seen, where)
-    parts = {"train": training_records(content, chosen), "test": [r for r in content if _split(r) == "test"]}
-    questions = [_question(record, split, folder) for split, part in parts.items() for record in part]
-    return files.require_images(questions, root) if images else questions
+    parts = {"train": training_records(content, training_file), "test": [r for r in content if _split(r) == "test"]}
+    return [_question(record, split, folder) for split, part in parts.items() for record in part]
 
 
 def _split(record: Record) -> str:
