@@ -17,7 +17,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import question_frame
-from amif_lib.reporting import figures, leak_figure
+from amif_lib.reporting import figure_set, figures
 from amif_lib.scoring import leaks, question_files
 
 
@@ -243,7 +243,7 @@ def test_what_the_leak_is_worth_by_brute_force(real: Path) -> None:
                                and t["words"][0] in r["words"] for t in files["published3064"])
     ]  # fmt: skip
     figures.use_style()
-    _, found, caption = leak_figure.leak_worth()
+    _, found, caption = figure_set.leak_worth()
     found = found.set_index(["system", "training_file", "part"]).loc["nearest question on the same image"]
     assert len(leaked) == 284 and "284 of the 451" in caption
     for name, training in files.items():

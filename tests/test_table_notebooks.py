@@ -58,7 +58,7 @@ def test_table_notebook(runs, capsys, monkeypatch, notebook, table):
 
 def test_figure_has_a_panel_per_set_and_the_data_that_it_shows(runs):
     whole = tables.collect("table2", "demo")
-    figure, data = table_figures.overall(whole), table_figures.overall_data(whole)
+    figure, data, caption = table_figures.draw(whole)
     titles = [axis.get_title(loc="left").splitlines()[0] for axis in figure.axes]
     assert titles == ["avg", "phantom VQA-RAD", "phantom SLAKE"]
     assert set(data["kind"]) == {"ours", "baseline"}  # no printed number on one axis with synthetic data
@@ -66,14 +66,14 @@ def test_figure_has_a_panel_per_set_and_the_data_that_it_shows(runs):
     assert list(data["accuracy"]) == list(cells["ours"]) and len(data) == len(cells)
     drawn = [point for axis in figure.axes for points in axis.collections for point in points.get_offsets()[:, 0]]
     assert set(cells["ours"].round(6)) <= {round(float(x), 6) for x in drawn}
-    assert "not comparable" in table_figures.caption(whole) and "one training a point" in table_figures.caption(whole)
+    assert "not comparable" in caption and "one training a point" in caption
 
 
 def test_figure_on_real_data_has_the_papers_number_beside_ours(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
     write_table("table1", "paper", {"hub": (2,), "published3064": ()}, Selection(("vqa_rad",)))
     whole = tables.collect("table1", "paper", Selection(("vqa_rad",)))
-    data = table_figures.overall_data(whole)
+    figure, data, _ = table_figures.draw(whole)
     paper = data[data["kind"] == "paper"].set_index("row")["accuracy"]
     assert set(paper) == {80.49} and "hub" in paper.index
-    assert [axis.get_title(loc="left").splitlines()[0] for axis in table_figures.overall(whole).axes] == ["VQA-RAD"]
+    assert [axis.get_title(loc="left").splitlines()[0] for axis in figure.axes] == ["VQA-RAD"]

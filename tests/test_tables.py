@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import run_spec
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import write_predictions
-from amif_lib.reporting import contrasts, layout, table_notes, table_rows, table_tests, tables
+from amif_lib.reporting import contrasts, layout, table_notes, table_rows, tables
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring import statistics
 from tests import fabricated
@@ -93,7 +91,7 @@ def test_delta_on_real_data_at_paper_scale_and_none_at_small(monkeypatch, tmp_pa
 
 def test_differences_by_hand(demo):
     got = tables.collect("table4", "demo").tests
-    assert list(got.columns) == table_tests.COLUMNS and set(got["protocol"]) == {"paper"}
+    assert list(got.columns) == tables.TEST_COLUMNS and set(got["protocol"]) == {"paper"}
     own = got[~got["against"].map(table_rows.is_baseline)]
     pairs = {pair for pair in zip(own["row"], own["against"], strict=True) if "2" not in pair}
     assert pairs == {("3", "1"), ("4", "3"), ("5", "4"), ("5", "3"), ("6", "5")}
@@ -106,7 +104,7 @@ def test_differences_by_hand(demo):
     assert (one["ci_low"], one["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
     assert one["detectable"] == pytest.approx(100 * statistics.detectable(expected))
     alone = tables.collect("table4", "demo", Selection(only=("1",)))
-    assert alone.tests.empty and tables.store(alone)[3].is_file()
+    assert alone.tests.empty and layout.store(alone)[3].is_file()
 
 
 def test_rows_that_saw_test_answers_are_marked_and_never_strict(monkeypatch, demo):
@@ -115,14 +113,6 @@ def test_rows_that_saw_test_answers_are_marked_and_never_strict(monkeypatch, dem
     strict = whole.cells[whole.cells["protocol"].str.startswith("strict")]
     assert set(strict["row"]) == {"most_frequent", "nearest_question"}
     assert "gate†" in layout.markdown(whole)
-
-
-def test_the_scale_plan_decides_what_a_table_holds(demo):
-    paths.scale_dir("demo").mkdir()
-    plan = {"selection": {"scale": "demo", "question_sets": [], "rows": ["5", "6", "hub"], "seeds": 1}}
-    (paths.scale_dir("demo") / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    got = tables.collect("table4", "demo").cells
-    assert {row for row in got["row"] if row.isdigit()} == {"5", "6"}
 
 
 def test_required_runs_are_what_a_missing_one_is_missed_from(demo):
@@ -216,15 +206,8 @@ def test_lambda_sweep_is_compared_with_its_middle_and_has_no_paper_column(monkey
     assert set(found["against"]) == {"0.01"} and "0.01" not in set(found["row"]) and found["row"].nunique() == 7
 
 
-def test_notes_say_what_a_rows_knowledge_leaves_out(demo):
-    run = Selection(only=("5",)).rows("table4", "demo")[0].runs[0]
-    write_run(run, wrong_at(0), blank=wrong_at(*range(8)), metrics={"knowledge_texts_left_out": 7, "answers_cut": 0})
-    said = " ".join(table_notes.notes(tables.collect("table4", "demo")))
-    assert "knowledge texts left out: row 5 7 (phantom VQA-RAD)." in said and "answers cut" not in said
-
-
 def test_written_files_are_the_same_each_time_and_an_edited_one_is_made_anew(demo):
-    written = tables.write("table4", "demo")
+    written = layout.write("table4", "demo")
     names = [f"table4{ending}" for ending in (".csv", "_tests.csv", "_seeds.csv", ".md", ".tex")]
     assert [path.name for path in written] == names
     numbers = ["ours", "ours_sd", "ci_low", "ci_high", "paper", "delta", "n_seeds", "n_questions"]
@@ -233,7 +216,7 @@ def test_written_files_are_the_same_each_time_and_an_edited_one_is_made_anew(dem
     np.testing.assert_allclose(back[numbers].astype(float), cells[numbers].astype(float), atol=6e-5)
     before = [path.read_bytes() for path in written]
     written[0].write_text("edited by hand", encoding="utf-8")
-    tables.store(tables.collect("table4", "demo"))
+    layout.store(tables.collect("table4", "demo"))
     assert [path.read_bytes() for path in written] == before
 
 
@@ -268,7 +251,7 @@ def test_contrasts_are_tested_over_replicates_and_images(monkeypatch, tmp_path):
     assert list(found["p_holm"]) == pytest.approx(list(statistics.holm(found["p"])), nan_ok=True)
     said = contrasts.markdown(found, whole)
     assert "of 12 comparisons over 5 replicates" in said and "differences beyond ±" in said
-    written = {path.name: path for path in tables.store(whole)}
+    written = {path.name: path for path in layout.store(whole)}
     assert set(written) == {"contrasts.csv", "contrasts_seeds.csv", "contrasts.md"}
     assert list(pd.read_csv(written["contrasts.csv"])) == contrasts.COLUMNS
     # Table 4's rows that are configurations of the contrasts have their replicates, the others one training

@@ -144,9 +144,9 @@ def run(spec: str) -> None:
 
 
 def table(name: str, scale: str) -> None:
-    from amif_lib.reporting import tables
+    from amif_lib.reporting import layout
 
-    for path in tables.write(name, scale):
+    for path in layout.write(name, scale):
         print(path.read_text(encoding="utf-8") if path.suffix == ".md" else paths.shown(path))
 
 

@@ -51,10 +51,9 @@ def _compared(record: dict[str, str], discordance: float) -> dict[str, object]:
         notes.append(f"next: {second.removeprefix('table1:')} {points(second, *where):.2f}")
     elif kind == "close":
         notes += [f"{cell} ({points(cell, *where):.2f}) is left out" for cell in second.split()]
-        *_, first = ordered = sorted(first.split(), key=lambda cell: points(cell, *where))
-        second = ordered[0]
+        second, *_, first = sorted(first.split(), key=lambda cell: points(cell, *where))
     lead = points(first, *where) - points(second, *where)
-    verdict = "ok" if lead > 0 else "wrong"
+    verdict, averages = "ok" if lead > 0 else "wrong", record["dataset"] == "avg"
     same = audit.comparable(*where, second.removeprefix("table1:"))
     if kind == "close":
         near = lead < audit_power.needed(record["dataset"], discordance)
@@ -63,7 +62,7 @@ def _compared(record: dict[str, str], discordance: float) -> dict[str, object]:
     elif kind == "best" and not same:
         verdict = "not comparable"
         notes.append("the two rows count different questions as open (see the implied open share)")
-    elif kind == "best" and record["dataset"] == "avg":
+    elif kind == "best" and averages:
         tops = {name: _rival(first, name, "overall") for name in SETS}
         over = [(name, top) for name, top in tops.items() if points(top, name) > points(first, name)]
         notes += [f"not on {dataset_name(name)}, where {top} has {points(top, name):.2f}" for name, top in over]
@@ -71,7 +70,7 @@ def _compared(record: dict[str, str], discordance: float) -> dict[str, object]:
         opened = points(first, where[0], "open") - points(_rival(first, where[0], "open"), where[0], "open")
         verdict = "is the Open lead" if abs(opened - paper) <= 0.0051 else "wrong"
         notes.append(f"overall the lead is {lead:.2f}, on open questions {opened:.2f}")
-    elif kind in ("difference", "direction") and record["dataset"] == "avg":
+    elif kind in ("difference", "direction") and averages:
         each = {name: points(first, name) - points(second, name) for name in SETS}
         against = [f"{dataset_name(name)} {value:+.2f}" for name, value in each.items() if round(value, 4) <= 0]
         notes += [f"not on {', '.join(against)}"] if against else []
@@ -79,43 +78,29 @@ def _compared(record: dict[str, str], discordance: float) -> dict[str, object]:
         printed = (hundredths(first, *where) - hundredths(second, *where)) / 100
         verdict = audit.DISAGREE if abs(printed - paper) <= 0.0151 else "wrong"
         notes.append(f"{lead:.3f} from the cells, {printed:.2f} from the printed averages (see the table of averages)")
-    tests = _tests(first, second, *where, discordance) if same else {}
-    return {"recomputed": round(lead, 4), "verdict": verdict, "note": "; ".join(filter(None, notes))} | tests
-
-
-def _tests(first: str, second: str, dataset: str, split: str, discordance: float) -> dict[str, object]:
-    """What the difference of two cells, which count the same questions, can show; of averages there is no p."""
-    if dataset == "avg":
-        p, needed = float("nan"), audit_power.needed("avg", discordance)
-    else:
-        overall = split == "overall"
-        n = audit.size_that_fits(first, second, dataset) if overall else sources.test_size(dataset, split)
-        p = float(audit_power.mcnemar_p(max(0, audit_power.in_questions(first, second, dataset, split, n)), 0))
-        needed = audit_power.smallest_difference(n, discordance)
-    beyond = points(first, dataset, split) - points(second, dataset, split) >= needed
-    return {"smallest_p": p, "needed": needed, "beyond_noise": "yes" if beyond else "no"}
+    found = {"recomputed": round(lead, 4), "verdict": verdict, "note": "; ".join(filter(None, notes))}
+    if same:
+        n = 0 if averages else audit.asked(first, second, *where)
+        moved = audit_power.in_questions(first, second, *where, n) if n else 0
+        found["needed"] = audit_power.needed(record["dataset"], discordance, n)
+        found["smallest_p"] = float(audit_power.mcnemar_p(max(0, moved), 0)) if n else float("nan")
+        found["beyond_noise"] = "yes" if lead >= found["needed"] else "no"
+    return found
 
 
 def _rival(cell: str, dataset: str, split: str) -> str:
     """The best other row of the cell's table."""
-    part = sources.cells().query("dataset == @dataset and split == @split")
-    part = part.assign(cell=part["table"] + ":" + part["row"])
-    part = part[(part["table"] == cell.partition(":")[0]) & (part["cell"] != cell)]
-    return part.loc[part["hundredths"].idxmax(), "cell"]
+    table, own = cell.split(":")
+    part = sources.cells().query("table == @table and dataset == @dataset and split == @split").set_index("row")
+    return f"{table}:{part['hundredths'].drop(own).idxmax()}"
 
 
 def _size(record: dict[str, str]) -> dict[str, object]:
-    """The number of question-answer pairs against the release, and the choice of its questions that is nearest."""
+    """The number of question-answer pairs against the release, and a training file that has exactly so many."""
     name, said = record["dataset"], int(record["paper"])
     manifest, known = manifests.load(name), sources.questions(name)
     whole = next(split for split in manifest.splits if split.name == "all").questions
     total, source = (whole, sources.FROM_MANIFEST) if isinstance(known, str) else (len(known), sources.FROM_FILES)
-    choices = {"all questions": total}
-    for variant in manifest.variants:
-        mark = f"{variant.name}{', which leaks' * variant.leaks}"
-        choices[mark] = sum(n or 0 for n in (variant.train, variant.val, variant.test))
-        choices[f"the training questions of {mark}"] = variant.train or 0
-    nearest = min(choices, key=lambda choice: abs(choices[choice] - said))
-    off = said - choices[nearest]
-    note = f"nearest: {nearest}, {choices[nearest]:,}{f' ({off:+d})' if off else ''}; counted: {source}"
+    alike = [f"as many as {v.name}{', which leaks,' * v.leaks} trains on" for v in manifest.variants if v.train == said]
+    note = "; ".join([*alike, f"counted: {source}"])
     return {"recomputed": total, "verdict": "ok" if said == total else "differs", "note": note}

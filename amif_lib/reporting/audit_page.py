@@ -54,12 +54,10 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """A table as texts: up to four digits, sets by their usual names, verdicts that object in bold."""
 
     def text(column: str, value: object) -> str:
-        if value is None or pd.isna(value):
-            return ""
-        if isinstance(value, float):
+        if isinstance(value, float) and value == value:
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-        value = dataset_name(value) if column in ("data_set", "dataset") else str(value)
+        value = "" if pd.isna(value) else dataset_name(value) if column in ("data_set", "dataset") else str(value)
         return f"**{value}**" if column == "verdict" and value not in UNREMARKABLE else value
 
     out = pd.DataFrame({column: [text(column, value) for value in frame[column].tolist()] for column in frame})
-    return out.rename(columns=lambda column: str(column).replace("_", " "))
+    return out.rename(columns=lambda column: column.replace("_", " "))

@@ -28,28 +28,26 @@ def mcnemar_p(wins: ArrayLike, losses: ArrayLike) -> np.ndarray:
     return np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5))
 
 
-def most_losses(discordant: ArrayLike, alpha: float = ALPHA) -> np.ndarray:
-    """The most losses among so many discordant questions that still give p < alpha; -1 where even none does not."""
-    return binom.ppf(alpha / 2, discordant, 0.5) - 1  # ppf: the smallest number with a tail of at least alpha / 2
+def most_losses(discordant: ArrayLike) -> np.ndarray:
+    """The most losses among so many discordant questions that still give p < `ALPHA`; -1 where even none does not."""
+    return binom.ppf(ALPHA / 2, discordant, 0.5) - 1  # ppf: the smallest number with a tail of at least ALPHA / 2
 
 
-def smallest_difference(n: int, discordance: float = 0.0, alpha: float = ALPHA) -> float:
-    """The smallest difference in points, on n questions, with p < alpha when that share of them is discordant.
+def smallest_difference(n: int, discordance: float = 0.0) -> float:
+    """The smallest difference in points, on n questions, with p < `ALPHA` when that share of them is discordant.
 
     `discordance` 0 asks for the least at all: no question lost. NaN where so few discordant questions cannot do.
     """
-    if not discordance:
-        least = 1 + int(np.argmax(most_losses(np.arange(1, 200), alpha) >= 0))
-        return 100 * least / n if least <= n else float("nan")
-    discordant = round(n * discordance)
-    losses = int(most_losses(discordant, alpha)) if discordant else -1
+    least = 1 + int(np.argmax(most_losses(np.arange(1, 200)) >= 0))  # discordant questions
+    discordant = round(n * discordance) if discordance else min(n, least)
+    losses = int(most_losses(discordant)) if discordant else -1
     return 100 * (discordant - 2 * losses) / n if losses >= 0 else float("nan")
 
 
-def most_discordant(difference: int, alpha: float = ALPHA) -> int:
-    """The most discordant questions with which a lead of so many questions has p < alpha; 0 where none will do."""
+def most_discordant(difference: int) -> int:
+    """The most discordant questions with which a lead of so many questions has p < `ALPHA`; 0 where none will do."""
     losses = 0
-    while difference > 0 and mcnemar_p(difference + losses, losses) < alpha:
+    while difference > 0 and mcnemar_p(difference + losses, losses) < ALPHA:
         losses += 1
     return difference + 2 * (losses - 1) if losses else 0
 
@@ -59,16 +57,16 @@ def standard_error(discordance: float) -> float:
     return float(np.sqrt(sum(discordance / n for n in map(sources.test_size, SETS))) / len(SETS))
 
 
-def needed(dataset: str, discordance: float, alpha: float = ALPHA) -> float:
-    """The smallest significant difference in points on a set; of two Avg columns by the normal approximation."""
+def needed(dataset: str, discordance: float, n: int = 0) -> float:
+    """The smallest significant difference in points on a set (of `n` questions, if not the default files'); of two Avg
+    columns by the normal approximation."""
     if dataset == "avg":
-        return 100 * float(norm.isf(alpha / 2)) * standard_error(discordance)
-    return smallest_difference(sources.test_size(dataset), discordance, alpha)
+        return 100 * float(norm.isf(ALPHA / 2)) * standard_error(discordance)
+    return smallest_difference(n or sources.test_size(dataset), discordance)
 
 
-def in_questions(first: str, second: str, name: str, split: str = "overall", n: int = 0) -> int:
-    """The difference of two cells in questions, to the nearest, of `n` or else of the set's default test files."""
-    n = n or sources.test_size(name, split)
+def in_questions(first: str, second: str, name: str, split: str, n: int) -> int:
+    """The difference of two cells, to the nearest, in questions of `n`."""
     right = [round(sources.hundredths(cell, name, split) * n / 10_000) for cell in (first, second)]
     return right[0] - right[1]
 
@@ -87,8 +85,8 @@ def leads() -> pd.DataFrame:
             continue
         own, others = by_row[OURS], by_row.drop(OURS)
         first, second = f"table1:{OURS}", f"table1:{others.idxmax()}"
-        n = audit.size_that_fits(first, second, name) if split == "overall" else sources.test_size(name, split)
-        questions, same = in_questions(first, second, name, split, n), audit.comparable(name, split, others.idxmax())
+        n, same = audit.asked(first, second, name, split), audit.comparable(name, split, others.idxmax())
+        questions = in_questions(first, second, name, split, n)
         p = float(mcnemar_p(questions, 0)) if same and questions > 0 else float("nan")
         about = {"data_set": name, "split": split, "value": own / 100, "rank": 1 + int((others > own).sum())}
         about |= {"rival": others.idxmax(), "rival_value": others.max() / 100, "lead": (own - others.max()) / 100}
@@ -111,7 +109,8 @@ def steps(discordance: float = DISCORDANCE) -> pd.DataFrame:
         first, second = f"{step.table}:{step.row}", f"{step.table}:{step.reference}"
         for name in (*SETS, "avg"):
             difference = round(sources.points(first, name) - sources.points(second, name), 4)
-            moved = None if name == "avg" else in_questions(first, second, name)
+            n = 0 if name == "avg" else sources.test_size(name)
+            moved = in_questions(first, second, name, "overall", n) if n else None
             p = float("nan") if moved is None else float(mcnemar_p(max(0, moved), 0))
             verdict = "beyond noise" if difference >= needed(name, discordance) else "within noise"
             verdict = "no gain" if difference <= 0 else NOT_AT_BEST if p >= ALPHA else verdict

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 
 import pandas as pd
 
@@ -25,14 +24,22 @@ OURS = "AMiF"
 FROM_FILES, FROM_MANIFEST = "annotation files", "manifest"
 
 
+@cache
 def cells() -> pd.DataFrame:
     """Every published accuracy: `table, row, label, dataset, split, value, hundredths` (printed value times 100)."""
-    return _cells(paths.published())[0].copy()
+    frame = pd.concat([stored.published(table).assign(table=table) for table in TABLES], ignore_index=True)
+    frame["hundredths"] = (100 * frame["value"]).round().astype(int)
+    return frame[["table", "row", "label", "dataset", "split", "value", "hundredths"]]
+
+
+@cache
+def _printed() -> dict[tuple[str, str, str], int]:
+    return {(f"{c.table}:{c.row}", c.dataset, c.split): int(c.hundredths) for c in cells().itertuples()}
 
 
 def hundredths(cell: str, dataset: str, split: str = "overall") -> int | None:
     """The printed value, times 100, of a cell such as `table4:6`; None where the paper prints none."""
-    return _cells(paths.published())[1].get((cell, dataset, split))
+    return _printed().get((cell, dataset, split))
 
 
 def points(cell: str, dataset: str, split: str = "overall") -> float:
@@ -44,28 +51,15 @@ def points(cell: str, dataset: str, split: str = "overall") -> float:
     return sum(values) / 100 / len(names)
 
 
-@cache
-def _cells(folder: Path) -> tuple[pd.DataFrame, dict[tuple[str, str, str], int]]:
-    """All cells, and their hundredths by cell, data set and split."""
-    frame = pd.concat([stored.published(table).assign(table=table) for table in TABLES], ignore_index=True)
-    frame["hundredths"] = (100 * frame["value"]).round().astype(int)
-    frame = frame[["table", "row", "label", "dataset", "split", "value", "hundredths"]]
-    return frame, {(f"{c.table}:{c.row}", c.dataset, c.split): int(c.hundredths) for c in frame.itertuples()}
-
-
 # --- the annotation files ---
 
 
+@cache
 def questions(name: str, variant: str = "default") -> tuple[Question, ...] | str:
     """A set's questions, read without images from `$DATA_ROOT/<folder>/` or `<folder>_annotations/`, or why not.
 
     `variant` is one that the manifest lists.
     """
-    return _questions(name, str(paths.data_root()), variant)
-
-
-@cache
-def _questions(name: str, root: str, variant: str) -> tuple[Question, ...] | str:
     manifest = manifests.load(name)
     folder = manifests.folder_of(manifest)
     if not folder.is_dir():  # a folder that holds the annotation files alone
@@ -80,16 +74,12 @@ def _questions(name: str, root: str, variant: str) -> tuple[Question, ...] | str
         return str(error)
 
 
+@cache
 def test_counts() -> pd.DataFrame:
     """Test questions per set and definition of closed: `data_set, variant, definition, total, open, closed, source`.
 
     The variant `all` is the set's default; others are those with another number of test questions.
     """
-    return _test_counts(str(paths.data_root())).copy()
-
-
-@cache
-def _test_counts(root: str) -> pd.DataFrame:
     rows = []
     for name in SETS:
         manifest = manifests.load(name)
@@ -113,12 +103,8 @@ def _test_counts(root: str) -> pd.DataFrame:
     return frame.astype({"total": "Int64", "open": "Int64", "closed": "Int64"})
 
 
+@cache
 def test_size(name: str, split: str = "overall", definition: str = "yes_no") -> int:
     """Test questions of a set (default files), all or by one definition of open and closed."""
-    return _sizes(str(paths.data_root()))[name, definition, "total" if split == "overall" else split]
-
-
-@cache
-def _sizes(root: str) -> dict[tuple[str, str, str], int]:
-    whole = _test_counts(root).query("variant == 'all'").set_index(["data_set", "definition"])
-    return whole[["total", "open", "closed"]].stack().to_dict()
+    line = test_counts().query("variant == 'all' and data_set == @name and definition == @definition")
+    return int(line["total" if split == "overall" else split].iloc[0])

@@ -10,9 +10,8 @@ import pandas as pd
 
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.reporting import layout
-from amif_lib.reporting.table_rows import SCALE_NOTES
-from amif_lib.reporting.tables import PAPER, Line, Table
+from amif_lib.reporting.table_lines import PAPER, Line
+from amif_lib.reporting.tables import Table
 from amif_lib.scoring import statistics
 
 INTERVAL, VERDICT = 3, 5  # the fewest replicates for an interval over them, and for a verdict
@@ -97,38 +96,28 @@ def sentence(found: pd.DataFrame) -> str:
     shown = found[found["p_holm"] < 0.05]
     listed = "; ".join(f"{x.contrast}, {x.outcome} questions, {x.difference:+.1f} points" for x in shown.itertuples())
     said = f"{len(shown)} of {len(found)} comparisons over {replicates} replicates show a difference"
-    rest = found[~found.index.isin(shown.index)]
-    reach = rest[["ci_low", "ci_high"]].abs().max(axis=1)
-    others = f" For the {len(rest)} others, differences beyond ±{reach.max():.1f} points are excluded."
+    rest = found[(found["p_holm"] >= 0.05) & found["ci_low"].notna()]  # those that never differ have no interval
+    reach = rest[["ci_low", "ci_high"]].abs().max(axis=None)
+    others = f" For the {len(rest)} others with an interval, differences beyond ±{reach:.1f} points are excluded."
     return f"{said}{': ' + listed if len(shown) else ''}.{others if len(rest) else ''}"
 
 
 def readable(found: pd.DataFrame) -> pd.DataFrame:
     """The contrasts as a person reads them."""
 
-    def interval(line: object) -> str:
-        known = not np.isnan(line.ci_low)
-        return f"{line.difference:+.1f}" + (f" [{line.ci_low:+.1f}, {line.ci_high:+.1f}]" if known else "")
+    def text(name: str, form: str) -> pd.Series:
+        return found[name].map(form.format).where(found[name].notna(), "")
 
-    def text(name: str, form: str) -> list[str]:
-        return ["" if pd.isna(value) else form.format(value) for value in found[name]]
-
+    interval = " [" + text("ci_low", "{:+.1f}") + ", " + text("ci_high", "{:+.1f}") + "]"
     return pd.DataFrame(
         {
             "contrast": found["contrast"],
             "questions": found["outcome"],
-            "difference [95% interval]": [interval(line) for line in found.itertuples()],
+            "difference [95% interval]": text("difference", "{:+.1f}") + interval.where(found["ci_low"].notna(), ""),
             "p after Holm": text("p_holm", "{:.3g}"),
             "detectable": text("detectable", "{:.1f}"),
             "finding": found["finding"],
             "replicates": found["replicates"].astype(str),
-            "n": found["n_questions"].map("{:,}".format),
+            "n": text("n_questions", "{:,}"),
         }
     )
-
-
-def markdown(found: pd.DataFrame, table: Table) -> str:
-    """The contrasts as one Markdown page, with the accuracies of the configurations."""
-    parts = [f"# {layout.heading(table)}", f"**{SCALE_NOTES[table.scale]}**", sentence(found)]
-    parts += [layout.grid(readable(found)), METHOD, "## Notes", f"Accuracy in percent: {layout.READING}"]
-    return "\n\n".join([*parts, layout.grid(layout.accuracies(table))]) + "\n"

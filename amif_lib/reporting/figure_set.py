@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,13 +11,21 @@ import pandas as pd
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
+from amif_lib.data import load
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
-from amif_lib.reporting import figures, leak_figure, map_figures, map_scores, tables
-from amif_lib.reporting.figures import BLUE, GREY, Drawn, scale_note
+from amif_lib.reporting import figures, map_figures, map_scores, tables
+from amif_lib.reporting.figures import BLUE, GREY, ORANGE, Drawn, scale_note
 from amif_lib.reporting.table_rows import dataset_name
+from amif_lib.scoring import leaks
 
 INDEX = "figures.csv"  # which figures there are, with their captions; written last
+LEAKING = "published3064"  # VQA-RAD's circulating training file
+TRAINING_FILES = {
+    "official1797": ("o", GREY, "official1797"),
+    "clean2772": ("s", BLUE, "clean2772 (as the next, without the leak)"),
+    LEAKING: ("D", ORANGE, "published3064 (leaks)"),
+}
 
 
 def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -> list[Path]:
@@ -38,7 +46,7 @@ def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -
         "training_curves": lambda: training_curves(scale),
     }
     if "vqa_rad" in experiments.scale_settings(scale)["question_sets"]:
-        drawings["leak_worth"] = lambda: leak_figure.leak_worth(leak_runs(scale))
+        drawings["leak_worth"] = lambda: leak_worth(leak_runs(scale))
     if unknown := sorted(set(only) - set(drawings)):
         raise InputError(f"figure {unknown[0]!r}: unknown; choose from {', '.join(drawings)}")
     for name in only or drawings:
@@ -98,10 +106,29 @@ def lambda_curve(cells: pd.DataFrame) -> Drawn:
     return figure, part[columns], caption
 
 
+def leak_worth(runs: Sequence[stored.Run] = ()) -> Drawn:
+    """What the leak in VQA-RAD's training file is worth: accuracy on the leaked and on the other questions.
+
+    `runs` are fine-tunings on VQA-RAD. Raises InputError where its file is absent.
+    """
+    questions = {file: load.load_questions("vqa_rad", file, images=False) for file in TRAINING_FILES}
+    data = leaks.worth(questions, LEAKING, runs)
+    sizes = data.drop_duplicates("part").set_index("part")["n"]
+    shown = data.assign(line="", value=data["accuracy"], kind=data["training_file"])
+    shown["column"] = data["part"].map(lambda part: f"{sizes[part]} {part} questions")
+    shown["row"] = data["system"].str.replace(", ", ",\n")
+    caption = (
+        f"What the leak in VQA-RAD's training file of 3,064 questions is worth: it holds {sizes['leaked']} of the "
+        f"{sizes.sum()} test questions with their answers, in other words on the same image. Accuracy by the training "
+        "file that is answered from, with 95% intervals from resampling images. The baselines read no image."
+    )
+    return figures.estimates(shown, TRAINING_FILES, spread=0.25), data, caption
+
+
 def leak_runs(scale: str) -> list[stored.Run]:
     """The finished fine-tunings on VQA-RAD of Table 1's leaking row and of the rows that it is compared with."""
     rows = map_scores.rows_of("table1", scale)
-    names = {name for row in rows if row.row == leak_figure.LEAKING for name in (row.row, *row.references)}
+    names = {name for row in rows if row.row == LEAKING for name in (row.row, *row.references)}
     runs = [run for row in rows if row.row in names for run in row.runs if run.data.questions == "vqa_rad"]
     return [stored.load_run(run) for run in runs if stored.is_finished(run)]
 

@@ -42,21 +42,20 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
     so a third of the size: reports embed it, and a clone holds those of the reference results.
     """
     written = []
-    nothing = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-    for kind, metadata in nothing.items():
-        written.append(Path(f"{path}.{kind}"))
+    undated = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+    for kind, metadata in undated.items():
         drawn = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": "amif", "svg.fonttype": "none", "pdf.fonttype": 42}):
             figure.savefig(drawn, format=kind, metadata=metadata, dpi=DPI)
-        with files.atomic_write(written[-1]) as aside:
-            if kind == "png":
-                small = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-                small.save(aside, format="PNG", optimize=True, dpi=(DPI, DPI))
-            else:
-                aside.write_bytes(drawn.getvalue())
+        if kind == "png":
+            small = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            drawn = io.BytesIO()
+            small.save(drawn, format="PNG", optimize=True, dpi=(DPI, DPI))
+        written.append(Path(f"{path}.{kind}"))
+        with files.atomic_write(written[-1]) as partial:
+            partial.write_bytes(drawn.getvalue())
     texts = {"csv": "" if data is None else data.to_csv(index=False, lineterminator="\n", float_format="%.6g")}
-    texts["txt"] = caption and caption + "\n"
-    for kind, text in texts.items():
+    for kind, text in (texts | {"txt": caption and caption + "\n"}).items():
         if text:
             written.append(Path(f"{path}.{kind}"))
             files.write_text(written[-1], text)
@@ -72,7 +71,7 @@ def intervals(trainings: pd.Series) -> str:
     """What the intervals of accuracies hold, by the number of trainings behind each point."""
     if trainings.max() == 1:
         return "95% intervals from resampling images; one training a point, so no spread between trainings is in them."
-    return "95% intervals from resampling images, crossed with the trainings where a point stands for several."
+    return "95% intervals from resampling images; a point that stands for several trainings is their mean."
 
 
 def estimates(

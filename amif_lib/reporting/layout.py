@@ -1,4 +1,4 @@
-"""A collected table as a person reads it, in Markdown, HTML and LaTeX from the same frames."""
+"""A collected table as a person reads it, in Markdown, HTML and LaTeX from the same frames of texts, and its files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
-from amif_lib.reporting import table_notes
-from amif_lib.reporting.table_rows import PAPER_SETS, SCALE_NOTES, dataset_name, real_name
+from amif_lib.reporting import contrasts, table_notes, tables
+from amif_lib.reporting.table_rows import CONTRASTS, PAPER_SETS, SCALE_NOTES, Selection, dataset_name, real_name
 from amif_lib.reporting.tables import SPLITS, Table
 
+Part = tuple[str, pd.DataFrame, list[str]]  # heading, frame of texts, paragraphs below it
+TESTS = (
+    "Between these trained models: an interval from resampling images, the smallest difference that so many images "
+    "could have shown, how many questions only one of the two answers correctly, and McNemar's exact p (one training "
+    "each). Another training may come out otherwise; what may be said of the method is said by the contrasts."
+)
 READING = "mean ± standard deviation over trainings [95% interval over images], protocol paper, closed = yes or no."
 
 
@@ -27,12 +34,27 @@ def heading(table: Table) -> str:
     return f"{short_name(table.name)}: {experiments.table_settings(table.name)['title']} (SCALE={table.scale})"
 
 
-def row_labels(table: Table) -> dict[str, tuple[str, str]]:
+def parts(table: Table) -> list[Part]:
+    """What every page shows of a table; the first part, which is the result, has no heading."""
+    if table.name == CONTRASTS:
+        found = contrasts.readable(contrasts.contrasts(table))
+        configurations = ("Accuracies of the configurations, in percent", accuracies(table), [READING])
+        return [("", found, [contrasts.METHOD]), configurations]
+    texts = [f"Overall accuracy in percent: {READING}", table_notes.question_sets(table), table_notes.trainings(table)]
+    out = [("", accuracies(table, ["overall"]), [*filter(None, [table_notes.looking(table)]), *texts])]
+    out += [("Open and closed", accuracies(table, ["open", "closed"]), [])]
+    out += [("Differences on the same questions, of these trained models", differences(table), [TESTS])]
+    if len(table.published):
+        out.append(("What the paper prints, on the real data sets", published(table), []))
+    return out
+
+
+def row_labels(table: Table) -> dict[str, str]:
     """Number and label of our rows and then the baselines, by row."""
     out = {}
     for line in sorted(table.lines, key=lambda line: line.kind == "baseline"):
-        numbered = line.kind == "row" and table.name.startswith(("table2", "table3", "table4", "table5"))
-        out[line.row] = (line.row if numbered else "", line.label + "†" * line.leaks + " (extra)" * line.extra)
+        numbered = line.kind == "row" and table.name in ("table2", "table3", "table4", "table5")
+        out[line.row] = f"{line.row}: " * numbered + line.label + "†" * line.leaks + " (extra)" * line.extra
     return out
 
 
@@ -47,7 +69,7 @@ def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> pd.DataFrame:
     wide = _by_set(cells, "text", [row for row in labels if row in set(cells["row"])])
     trained = {line.row: str(counts[line.row]) if line.run_ids else "" for line in table.lines}
     wide.insert(0, "trainings", [trained[row] for row in wide.index])
-    wide.insert(0, "row", [": ".join(filter(None, labels[row])) for row in wide.index])
+    wide.insert(0, "row", [labels[row] for row in wide.index])
     return wide.reset_index(drop=True)
 
 
@@ -80,17 +102,17 @@ def _accuracy(cell: object) -> str:
     return f"{cell.ours:.1f}{spread} [{cell.ci_low:.1f}, {cell.ci_high:.1f}]"
 
 
-def tests_layout(table: Table) -> pd.DataFrame:
+def differences(table: Table) -> pd.DataFrame:
     """Differences on all questions to references and baselines, with what could have been seen at all."""
     part = table.tests[table.tests["split"] == "overall"]
     single, counts = part["mcnemar_p"].notna(), part["wins"].astype(str) + " / " + part["losses"].astype(str)
-    names = {row: number or label for row, (number, label) in row_labels(table).items()}
+    names = {row: row if label.startswith(f"{row}: ") else label for row, label in row_labels(table).items()}
     return pd.DataFrame(
         {
             "row": part["row"].map(names) + " against " + part["against"].map(names),
             "question set": part["dataset"].map(dataset_name),
             "difference": [f"{t.difference:+.1f} [{t.ci_low:+.1f}, {t.ci_high:+.1f}]" for t in part.itertuples()],
-            "detectable": part["detectable"].map(lambda value: "" if pd.isna(value) else f"{value:.1f}"),
+            "detectable": part["detectable"].map("{:.1f}".format).where(part["detectable"].notna(), ""),
             "only this / only that right": counts.where(single, ""),
             "McNemar p": part["mcnemar_p"].map("{:.3g}".format).where(single, ""),
         }
@@ -98,18 +120,16 @@ def tests_layout(table: Table) -> pd.DataFrame:
 
 
 def markdown(table: Table) -> str:
-    """The whole table as one Markdown page: what `make reproduce` prints, up to the notes, then the details."""
-    parts = [f"# {heading(table)}", f"**{SCALE_NOTES[table.scale]}**", table_notes.question_sets(table)]
-    parts += [f"Overall accuracy in percent: {READING}", grid(accuracies(table, ["overall"]))]
-    parts += [table_notes.looking(table) if table.name == "table1" else "", table_notes.trainings(table)]
-    parts += ["## Notes", "\n".join(f"- {note}" for note in table_notes.notes(table))]
-    parts += ["## Open and closed", grid(accuracies(table, ["open", "closed"]))]
-    parts += ["## Differences on the same questions, of these trained models", grid(tests_layout(table))]
-    if len(table.published):
-        parts += ["## What the paper prints, on the real data sets", grid(published(table))]
-    runs = table.cells[table.cells["run_ids"] != ""].drop_duplicates(["row", "dataset"])
-    runs = runs[runs["dataset"].isin(table.datasets)][["row", "dataset", "run_ids"]]
-    return "\n\n".join([part for part in parts if part] + ["## Runs", grid(runs)]) + "\n"
+    """The whole table as one Markdown page, result first."""
+    out = [f"# {heading(table)}", f"**{SCALE_NOTES[table.scale]}**"]
+    out += [contrasts.sentence(contrasts.contrasts(table))] if table.name == CONTRASTS else []
+    for title, frame, texts in parts(table):
+        out += [f"## {title}"] if title else []
+        out += [grid(frame), *texts]
+    runs = table.cells[table.cells["dataset"].isin(table.datasets) & (table.cells["run_ids"] != "")]
+    runs = runs.drop_duplicates(["row", "dataset"])[["row", "dataset", "run_ids"]]
+    notes = "\n".join(f"- {note}" for note in table_notes.notes(table))
+    return "\n\n".join([*out, "## Notes", notes, "## Runs", grid(runs)]) + "\n"
 
 
 def grid(frame: pd.DataFrame) -> str:
@@ -146,3 +166,33 @@ def latex(table: Table) -> str:
     made = made.replace(r"\end{tabular}", r"\end{tabular}}").replace("→", r"$\to$")
     runs = [f"% row {line.row}, {line.dataset}: {' '.join(line.run_ids)}" for line in table.lines if line.run_ids]
     return "\n".join(["% needs \\usepackage{booktabs,graphicx}", *runs, made])
+
+
+# --- files ---
+
+
+def write(name: str, scale: str, selection: Selection | None = None) -> list[Path]:
+    """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `_seeds.csv`, `.md` and `.tex`; returns their paths.
+
+    The table `contrasts` has the contrasts in its `.csv` and `.md`, and `_seeds.csv`.
+    """
+    return store(tables.collect(name, scale, selection), always=True)
+
+
+def store(table: Table, always: bool = False) -> list[Path]:
+    """Write a collected table's files; one that holds the same text is left alone, unless `always` (workflows go by
+    time). Nothing of the kit reads numbers back from them."""
+    texts = {"_seeds.csv": _csv(table.seeds), ".md": markdown(table)}
+    if table.name == CONTRASTS:
+        texts = {".csv": _csv(contrasts.contrasts(table), "%.6g"), **texts}
+    else:
+        texts = {".csv": _csv(table.cells), "_tests.csv": _csv(table.tests, "%.6g"), **texts, ".tex": latex(table)}
+    written = [paths.scale_dir(table.scale) / "tables" / f"{table.name}{ending}" for ending in texts]
+    for path, text in zip(written, texts.values(), strict=True):
+        if always or not path.is_file() or path.read_bytes() != text.encode():
+            files.write_text(path, text)
+    return written
+
+
+def _csv(frame: pd.DataFrame, form: str = "%.4f") -> str:
+    return frame.to_csv(index=False, float_format=form, lineterminator="\n")

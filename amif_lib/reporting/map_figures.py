@@ -93,29 +93,26 @@ def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
         raise InputError(manifests.why_not(first.data_set, "images"))
     size = (1.75 * (1 + len(columns)) + 1.9, 1.75 * len(ids) + 0.4)
     figure, axes = plt.subplots(len(ids), 1 + len(columns), figsize=size, squeeze=False, layout="compressed")
+    for axis, column in zip(axes[0, 1:], columns, strict=True):
+        title = f"{NAMES[column.kind]}, {column.title}\n({column.source})"
+        axis.set_title(title, fontsize="x-small", fontweight="normal", loc="center")
     plotted = []
     for place, (example, line) in enumerate(zip(first.examples, axes, strict=True)):
         text = underlined(first.texts[example], first.words[example])
         line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize="small", labelpad=8)
-        for axis, column in zip(line, (None, *columns), strict=True):
+        for axis in line:
             axis.imshow(first.pictures[place], cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if located:
                 side = (np.arange(len(first.outlines[place])) + 0.5) / len(first.outlines[place])
                 axis.contour(side, side, first.outlines[place], levels=[0.5], colors="white", linewidths=1.1)
-            if column is None:
-                continue
-            values = column.maps.values[column.kind][column.maps.examples[place]]
+        for axis, column in zip(line[1:], columns, strict=True):
+            values, covered = column.maps.values[column.kind][column.maps.examples[place]], first.coverage[example]
             axis.imshow(values, cmap="viridis", alpha=0.55, extent=(0, 1, 1, 0), interpolation="nearest")
             axis.set_xlabel(f"max / mean {values.max() / values.mean():.2f}", fontsize="x-small", labelpad=2)
-            if place == 0:
-                title = f"{NAMES[column.kind]}, {column.title}\n({column.source})"
-                axis.set_title(title, fontsize="x-small", fontweight="normal", loc="center")
             about = (ids[place], first.words[example], column.source, column.kind)
-            plotted += [
-                (*about, *cell, values[cell], first.coverage[example][cell]) for cell in np.ndindex(values.shape)
-            ]
+            plotted += [(*about, *cell, values[cell], covered[cell]) for cell in np.ndindex(values.shape)]
     names = ["id", "word", "run", "map", "cell_row", "cell_column", "value", "region_coverage"]
     rule = RULE.format(n=len(ids), what=WITH_REGIONS if located else WITHOUT_REGIONS)
     return figure, pd.DataFrame(plotted, columns=names), caption + rule + FLAT + scale_note(scale)

@@ -18,7 +18,6 @@ from amif_lib.experiments import stored_maps
 from amif_lib.experiments.rows import Row, RunSpec
 from amif_lib.experiments.stored_maps import MAPS, Maps
 from amif_lib.reporting.table_rows import Selection
-from amif_lib.scoring.statistics import resampled_sums
 
 TABLES = ("table2", "table4")  # whose rows are scored: stage 2 and the fine-tuning are ablated there
 COLUMNS = ["table", "row", "label", "stage", "map", "inside", "area", "elsewhere", "lead", "low", "high"]
@@ -43,26 +42,19 @@ def score(values: np.ndarray, coverage: np.ndarray, images: Sequence[str]) -> di
 
     `inside` the own region; `area`, the region's share of the image, which a flat map has inside; `elsewhere`, the
     share of the same map inside the regions of all other images, which a map that always looks at the same place has as
-    well; `lead`, inside minus elsewhere, and its standard `error` from resampling images, with their maps and regions.
+    well; `lead`, inside minus elsewhere, and its standard `error` over images, with their maps and regions (by the
+    infinitesimal jackknife; Efron, Journal of the Royal Statistical Society B 54, 1992).
     """
     share = mass_inside(values, coverage)  # (n, n): of map i inside region j
     names, place = np.unique(images, return_inverse=True)
-    member = np.eye(len(names))[:, place]  # (C, n): which questions are on each of C images
-    number, other = member.sum(1), 1 - np.eye(len(names))  # (C,), (C, C)
-    own, across = member @ np.diagonal(share), (member @ share @ member.T) * other  # (C,), (C, C)
-    pairs = np.outer(number, number) * other  # (C, C)
-
-    def means(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # how often each image is drawn: (draws, C)
-        elsewhere = ((drawn @ across) * drawn).sum(1) / ((drawn @ pairs) * drawn).sum(1)
-        return (drawn @ own) / (drawn @ number), elsewhere  # (draws,) each
-
-    inside, elsewhere = (float(each[0]) for each in means(np.ones((1, len(names)))))
-    drawn = means(resampled_sums(member / number[:, None], images))
-    found = {"inside": inside, "area": float(coverage.mean()), "elsewhere": elsewhere, "lead": inside - elsewhere}
-    error = (drawn[0] - drawn[1]).std() * np.sqrt(
-        len(names) / (len(names) - 1)
-    )  # draws have (C - 1) / C of the variance
-    return found | {"error": error, "n": len(share), "n_images": len(names)}
+    own, other = np.diagonal(share), place[:, None] != place  # (n,), (n, n)
+    inside, elsewhere = own.mean(), share[other].mean()
+    pairs = np.where(other, share - elsewhere, 0) / other.sum()  # (n, n)
+    moves = (own - inside) / len(own) - pairs.sum(0) - pairs.sum(1)  # (n,): the lead, per unit of a question's weight
+    by_image, count = np.bincount(place, moves), len(names)  # (C,)
+    error = np.sqrt(count / (count - 1) * (by_image**2).sum())
+    means = {"inside": inside, "area": coverage.mean(), "elsewhere": elsewhere, "lead": inside - elsewhere}
+    return {name: float(value) for name, value in means.items()} | {"error": error, "n": len(own), "n_images": count}
 
 
 # --- over the tables' rows ---
@@ -89,12 +81,11 @@ def table(scale: str, tables: Iterable[str] = TABLES) -> pd.DataFrame:
     lines, known = [], set()
     for name, row, stage in ((n, row, s) for n in tables for row in rows_of(n, scale) for s in ("stage2", "finetune")):
         ids = tuple(with_maps(row.runs, stage))
-        if ids in known:
-            continue
-        known.add(ids)
-        about = {"table": name, "row": row.row, "label": row.label, "stage": stage, "scale": scale}
-        about |= {"n_runs": len(ids), "run_ids": " ".join(ids)}
-        lines += [about | {"map": kind} | found for kind, found in _of_runs(ids).items()]
+        if ids not in known:
+            known.add(ids)
+            about = {"table": name, "row": row.row, "label": row.label, "stage": stage, "scale": scale}
+            about |= {"n_runs": len(ids), "run_ids": " ".join(ids)}
+            lines += [about | found for found in _of_runs(ids)]
     if not lines:
         raise InputError(f"no run of SCALE={scale} holds maps; regions are known of demo data only")
     out = pd.DataFrame(lines).assign(n_scores=len(lines))
@@ -102,22 +93,20 @@ def table(scale: str, tables: Iterable[str] = TABLES) -> pd.DataFrame:
     return out.assign(low=out["lead"] - half, high=out["lead"] + half)[COLUMNS]
 
 
-def _of_runs(run_ids: Sequence[str]) -> dict[str, dict[str, float]]:
-    """`score` by kind of map, over the questions of all data sets; maps of several runs of a set are averaged."""
+def _of_runs(run_ids: Sequence[str]) -> list[dict[str, object]]:
+    """`score` of each kind of map, over the questions of all data sets; maps of several runs of a set are averaged."""
     sets: dict[str, list[Maps]] = {}
-    for run_id in run_ids:
-        maps = stored_maps.read(paths.run_dir(run_id) / MAPS)
+    for maps in (stored_maps.read(paths.run_dir(run_id) / MAPS) for run_id in run_ids):
         if maps.coverage.any():
             sets.setdefault(maps.data_set, []).append(maps)
-    if not sets:
-        return {}
     for name, runs in sets.items():
         if len({(*maps.ids, *maps.labels) for maps in runs}) > 1:
             raise InputError(f"{name}: runs {' '.join(run_ids)}: maps of different questions; delete and remake them")
-    images = [f"{name}/{image}" for name, runs in sets.items() for image in runs[0].image_ids]
-    coverage, first = np.concatenate([runs[0].coverage for runs in sets.values()]), next(iter(sets.values()))[0]
-    found = {}
-    for kind in first.values:
+    first = [runs[0] for runs in sets.values()]
+    images = [f"{maps.data_set}/{image}" for maps in first for image in maps.image_ids]
+    found = []
+    for kind in first[0].values if first else ():
         of_sets = [np.mean([normalised(maps.values[kind]) for maps in runs], axis=0) for runs in sets.values()]
-        found[kind] = score(np.concatenate(of_sets), coverage, images)
+        coverage = np.concatenate([maps.coverage for maps in first])
+        found.append({"map": kind} | score(np.concatenate(of_sets), coverage, images))
     return found

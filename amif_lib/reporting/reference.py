@@ -25,12 +25,10 @@ from amif_lib.methods.amif import settings
 from amif_lib.reporting import report, tables
 from amif_lib.reporting.table_rows import Selection, planned_tables
 
-TOTAL = 30_000_000  # bytes of all scales together (DESIGN.md)
 CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the teacher together
 LARGEST = {".ipynb": 250_000, ".svg": 400_000}  # bytes; a larger file is left out
 COPIED = [f"{folder}/*{ending}" for folder in ("tables", "figures") for ending in (".csv", ".md", ".tex", ".txt")]
-COPIED += ["figures/*.png", "figures/*.svg", "baselines/*.parquet", "benchmarks/*.csv"]
-COPIED += ["notebooks/*.ipynb"]
+COPIED += ["figures/*.png", "figures/*.svg", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]
 MARGIN = 10.0  # nats below the best candidate: what lies further below holds next to no probability
 
 
@@ -39,7 +37,7 @@ def store(scale: str) -> Path:
 
     Of the full model's first training there are also its notebooks, its losses and, up to `CHECKPOINT` bytes together,
     the weights of its stages and of its teacher, which notebooks 02a to 02c read. Raises InputError where a run of the
-    plan's tables is missing, or where the reference would pass `TOTAL`.
+    plan's tables is missing.
     """
     paths.refuse_reference("reference")
     source, target, names = paths.scale_dir(scale), paths.reference(scale), planned_tables(scale)
@@ -56,16 +54,9 @@ def store(scale: str) -> Path:
         for notebook in run.directory.glob("*.ipynb") if run.run_id in shown else ():
             _copy(notebook, part / "notebooks" / notebook.name)
     _copy_weights(heads[0], part / "runs")
-    plan = files.read_yaml(paths.plan(scale)) if paths.plan(scale).is_file() else {}
-    plan = {
-        "selection": plan.get("selection", {}),
-        "jobs": [{"rule": "table", "name": name} for name in names],
-    }
+    asked = files.read_yaml(paths.plan(scale))["selection"] if paths.plan(scale).is_file() else {}
+    plan = {"selection": asked, "jobs": [{"rule": "table", "name": name} for name in names]}
     files.write_text(part / "plan.json", json.dumps(plan, indent=1) + "\n")
-    others = [path for path in target.parent.rglob("*") if path.is_file() and target not in path.parents]
-    if (total := sum(path.stat().st_size for path in others)) > TOTAL:
-        shutil.rmtree(part)
-        raise InputError(f"results/reference would hold {total / 1e6:.0f} MB; at most {TOTAL / 1e6:.0f} are kept")
     shutil.rmtree(target, ignore_errors=True)
     part.replace(target)
     return target

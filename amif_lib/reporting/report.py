@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from PIL import Image
 
@@ -36,9 +37,11 @@ def write(scale: str) -> Path:
     collected = [tables.collect(name, scale) for name in planned_tables(scale)]
     figures.use_style()
     for table in collected:
-        tables.store(table)
+        layout.store(table)
         if table.name != CONTRASTS:
-            table_figures.save(table)
+            figure, *about = table_figures.draw(table)
+            figures.save(figure, table_figures.path(table), *about)
+            plt.close(figure)
     figure_set.draw_all(scale, allow_none=True)
     runs = all_runs(collected)
     sets = sorted({name for run in runs for name in data_sets(run.spec)})
@@ -52,8 +55,6 @@ def write(scale: str) -> Path:
         "tables": [section(table) for table in collected],
         "figures": pictures(folder / "figures"),
         "protocols": [protocols.PROTOCOLS[name] for name in PROTOCOLS],
-        "teacher": logged(runs, "teacher"),
-        "collapse": logged(runs, "collapse"),
         "settings": settings_that_differ(scale),
         "n_runs": len(runs),
         "provenance": provenance(runs),
@@ -75,18 +76,17 @@ def result(collected: Sequence[tables.Table]) -> list[str]:
     """The result in plain words: contrasts, then the full model beside the one that never saw an image."""
     said = [contrasts.sentence(contrasts.contrasts(table)) for table in collected if table.name == CONTRASTS]
     table = next((table for table in collected if table.name != CONTRASTS), collected[0])
-    heads = {line.headline: line for line in table.lines if line.kind == "row" and line.headline}
     cells = table.cells.query("protocol == 'paper' and split == 'overall'")
-    cells = cells.iloc[cells["dataset"].str.startswith("avg").argmax() :] if len(table.datasets) > 1 else cells
-    known = cells.drop_duplicates("row").set_index("row")
+    averaged, several = cells["dataset"].str.startswith("avg"), len(table.datasets) > 1
+    known = (cells[averaged] if several else cells).drop_duplicates("row").set_index("row")
+    heads = {line.headline: line for line in table.lines if line.kind == "row" and line.headline}
     for head, line in heads.items():
-        if line.row in known.index and f"question_only:{head}" in known.index:
+        if {line.row, f"question_only:{head}"} <= set(known.index):
             own, blind = known.loc[line.row], known.loc[f"question_only:{head}"]
-            start = f" ({line.label})" if len(heads) > 1 else ""
-            where = f"{dataset_name(own['dataset'])}{', mean of the sets' if len(table.datasets) > 1 else ''}"
             said.append(
-                f"The full model{start} answers {own['ours']:.1f}% [{own['ci_low']:.1f}, {own['ci_high']:.1f}] of the "
-                f"test questions ({where}); trained on blank images it answers {blind['ours']:.1f}%."
+                f"The full model{f' ({line.label})' if len(heads) > 1 else ''} answers {own['ours']:.1f}% "
+                f"[{own['ci_low']:.1f}, {own['ci_high']:.1f}] of the test questions ({dataset_name(own['dataset'])}"
+                f"{', mean of the sets' if several else ''}); trained on blank images it answers {blind['ours']:.1f}%."
             )
     said.append(table_notes.looking(table))
     if CONTRASTS not in [table.name for table in collected]:
@@ -102,18 +102,7 @@ def section(table: tables.Table) -> dict[str, Any]:
     names = sorted((paths.scale_dir(table.scale) / "tables").glob(f"{table.name}[._]*"))
     about = {"name": table.name, "title": layout.heading(table), "short": layout.short_name(table.name)}
     about |= {"notes": table_notes.notes(table), "files": [f"tables/{path.name}" for path in names]}
-    if table.name == CONTRASTS:
-        found = contrasts.contrasts(table)
-        more = {"Accuracies of the configurations, percent": layout.accuracies(table)}
-        return about | {"first": contrasts.readable(found), "texts": [contrasts.METHOD], "more": more}
-    texts = [f"Overall accuracy in percent: {layout.READING}", table_notes.trainings(table)]
-    texts += [table_notes.question_sets(table)]
-    more = {
-        "Open and closed": layout.accuracies(table, ["open", "closed"]),
-        "Differences on the same questions, of these trained models": layout.tests_layout(table),
-        "What the paper prints, on the real data sets": layout.published(table) if len(table.published) else [],
-    }
-    return about | {"first": layout.accuracies(table, ["overall"]), "texts": texts, "more": more}
+    return about | {"parts": layout.parts(table)}
 
 
 def pictures(folder: Path) -> list[dict[str, Any]]:
@@ -126,16 +115,15 @@ def pictures(folder: Path) -> list[dict[str, Any]]:
     found = {path.stem: path for place in places for path in sorted(place.glob("*.png"))}
     order = dict.fromkeys(name for start in (*FIRST, "") for name in sorted(found) if name.startswith(start))
     out = []
-    for name, path in ((name, found[name]) for name in order):
-        caption = path.with_suffix(".txt")
+    for path in map(found.get, order):
         with Image.open(path) as image:
-            width, height = (round(110 * side / image.info.get("dpi", (200, 200))[0]) for side in image.size)
+            width, height = (round(110 * side / figures.DPI) for side in image.size)
         links = {"plotted numbers": path.with_suffix(".csv"), "vector graphics": path.with_suffix(".svg")}
         links = {title: os.path.relpath(file, folder.parent) for title, file in links.items() if file.is_file()}
-        text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else name.replace("_", " ")
-        data = base64.b64encode(path.read_bytes()).decode()
-        about = {"caption": text, "links": links, "repeats": name.startswith("accuracy_")}
-        out.append(about | {"data": data, "width": width, "height": height})
+        caption = path.with_suffix(".txt")
+        text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else path.stem.replace("_", " ")
+        about = {"data": base64.b64encode(path.read_bytes()).decode(), "width": width, "height": height}
+        out.append(about | {"caption": text, "links": links, "repeats": path.stem.startswith("accuracy_")})
     return out
 
 
@@ -158,18 +146,6 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
     frame = frame[frame.ne(frame["SCALE=paper"], axis=0).any(axis=1)].drop(["seed", "stage"], level=0, errors="ignore")
     joined = frame.reset_index().groupby(["setting", *compared], sort=False)["stage"].agg(", ".join).reset_index()
     return joined[["setting", "stage", *compared]]
-
-
-def logged(runs: Sequence[Run], key: str) -> pd.DataFrame:
-    """The numbers of the entry `teacher` or `collapse` of the pre-training runs' metrics, by stage: mean and number."""
-    entries = [{"stage": STAGES[r.spec.stage], **r.metrics[key]} for r in runs if isinstance(r.metrics.get(key), dict)]
-    if not entries:
-        return pd.DataFrame()
-    frame = pd.DataFrame(entries)
-    grouped = frame.drop(columns=[name for name in frame if name == "wall_time_s"]).groupby("stage", sort=False)
-    means = grouped.mean(numeric_only=True).map("{:.3g}".format)
-    means.columns = [name.replace("_", " ") for name in means]
-    return means.assign(runs=grouped.size()).reset_index()
 
 
 def provenance(runs: Sequence[Run]) -> pd.DataFrame:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
 from amif_lib.experiments import stored
 from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name
 from amif_lib.reporting.tables import Table, training_questions
@@ -48,7 +46,7 @@ def looking(table: Table) -> str:
 
 def notes(table: Table) -> list[str]:
     """What a reader must know to read the numbers, one paragraph each."""
-    out = [f"Scale: {SCALE_NOTES[table.scale]}.", trainings(table)]
+    out = [f"Scale: {SCALE_NOTES[table.scale]}."]
     out += [f"Protocol {p.title}: {p.note}" for p in (protocols.PROTOCOLS["paper"], protocols.PROTOCOLS["strict"])]
     for dataset in table.datasets:
         settings = training_questions(table.runs, dataset)
@@ -60,19 +58,6 @@ def notes(table: Table) -> list[str]:
         )
     if any(line.leaks for line in table.lines):
         out.append("† trained on a file, knowledge or images that hold test answers; never shown under strict.")
-    out += left_out(table)
     commits = stored.commits(table.runs.values())
     listed = ", ".join(f"{commit[:12] or 'unknown'} ({len(ids)} runs)" for commit, ids in commits.items())
     return [*out, f"Commit of the code that made the runs: {listed}."]
-
-
-def left_out(table: Table) -> list[str]:
-    """What the runs of each row cut or left out for length (`*_left_out`, `*_cut` of their metrics)."""
-    found: dict[str, list[str]] = {}
-    for line in (line for line in table.lines if line.kind == "row"):
-        metrics = pd.Series(table.runs[line.run_ids[0]].metrics)
-        for key, count in metrics.filter(regex="(_left_out|_cut)$").items():
-            if count:
-                said = f"{line.row} {count} ({dataset_name(line.dataset)})"
-                found.setdefault(key.replace("_", " "), []).append(said)
-    return [f"Limits of length, {what}: row {'; row '.join(rows)}." for what, rows in found.items()]

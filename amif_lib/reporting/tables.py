@@ -1,78 +1,32 @@
-"""The paper's tables from stored runs: scored answers become tidy cells with intervals, and files to read them.
+"""The paper's tables from stored runs: scored answers become tidy cells and differences with intervals.
 
 Nothing here needs torch, and nothing trains: a missing run is an error that says how to make it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from amif_lib.core import files, paths
+from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
-from amif_lib.experiments.predictions import PREDICTIONS
 from amif_lib.experiments.rows import RunSpec
-from amif_lib.reporting.table_rows import (
-    BASELINES,
-    CONTRASTS,
-    MODEL_BASELINES,
-    PAPER_SETS,
-    PROTOCOLS,
-    Selection,
-    is_synthetic,
-    real_name,
-    seeds_of,
-)
+from amif_lib.reporting.table_lines import PAPER, Line, average_name, lines_of, on_all_sets
+from amif_lib.reporting.table_rows import MODEL_BASELINES, Selection, is_synthetic, real_name
 from amif_lib.scoring import baselines, protocols, statistics
 from amif_lib.scoring.protocols import Protocol
 
 SPLITS = ("open", "closed", "overall")
-PAPER = protocols.PROTOCOLS["paper"]
 KEYS = ["table", "row", "label", "dataset", "split", "protocol"]
 NUMBERS = ["ours", "ours_sd", "n_seeds", "n_questions", "ci_low", "ci_high", "paper", "delta"]
 COLUMNS = [*KEYS, *NUMBERS, "run_ids", "scale"]
 SEED_COLUMNS = [*KEYS, "pretrain_seed", "seed", "run_id", "ours", "scale"]
-SHOWN = {stored.BLANK_TEST: "blank images", stored.SHUFFLED_TEST: "another case's image"}
-Predictions = tuple[pd.DataFrame, pd.DataFrame | None]  # of one run, and the candidates that it ranked
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of a table on one question set, with the scored answers of its runs."""
-
-    row: str
-    label: str
-    dataset: str
-    kind: str = "baseline"  # or "row"
-    run_ids: tuple[str, ...] = ()
-    seeds: tuple[tuple[int | None, int], ...] = ()  # per run: of its pre-training (None: it has none), and its own
-    references: tuple[str, ...] = ()  # rows that this one is compared with
-    paper_row: str = ""
-    headline: str = ""  # the headline row that these runs are, or that this baseline belongs to
-    leaks: bool = False  # test answers were seen in training
-    extra: bool = False  # not a row of the paper's
-    changed: float = float("nan")  # share of the full model's answers that differ from those to the right images
-    scored: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)  # by protocol, see `scored`
-
-    @property
-    def protocols(self) -> list[Protocol]:
-        return [protocols.PROTOCOLS[name] for name in PROTOCOLS if not (name == "strict" and self.leaks)]
-
-    def right(self, protocol: Protocol, split: str = "overall", definition: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """Right answers (S, n) of S runs and image ids (n,) of a split, by a definition of closed (the protocol's).
-
-        The questions have the same order in every line of a question set.
-        """
-        frame = self.scored[protocol.name]
-        frame = frame[protocols.select(frame, split, definition or protocol.closed)]
-        runs = frame.drop(columns=["image_id", *protocols.DEFINITIONS.values()])
-        return runs.to_numpy(float).T, frame["image_id"].to_numpy()
+TEST_COLUMNS = [*KEYS, "against", "against_label", "difference", "ci_low", "ci_high", "detectable"]
+TEST_COLUMNS += ["wins", "losses", "mcnemar_p", "n_seeds", "n_questions", "scale"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +40,7 @@ class Table:
     published: pd.DataFrame  # the paper's numbers of this table; empty where it prints none
     cells: pd.DataFrame  # columns `COLUMNS`
     seeds: pd.DataFrame  # columns `SEED_COLUMNS`
-    tests: pd.DataFrame  # columns `table_tests.COLUMNS`
+    tests: pd.DataFrame  # columns `TEST_COLUMNS`
 
     @property
     def datasets(self) -> list[str]:
@@ -100,30 +54,24 @@ def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     missing (naming rows and command), a prediction file is damaged, or a run answered other questions than the present
     data has.
     """
-    from amif_lib.reporting import table_tests
-
     selection = selection or Selection.planned(name, scale)
     rows, heads = selection.rows(name, scale), selection.headlines(name, scale)
     blank = selection.blank_runs(name, scale)
     asked = [(f"row {row.row}", run) for row in rows for run in row.runs]
-    asked += [("question-only baseline", run) for runs in blank.values() for run in runs]
-    _refuse_missing(name, scale, asked)
+    _refuse_missing(name, scale, asked + [("question-only baseline", run) for own in blank.values() for run in own])
     repeated = selection.replicates(scale)
     rows = [row.model_copy(update={"runs": _with_replicates(row.runs, repeated)}) for row in rows]
     blank = {row: _with_replicates(runs, repeated) for row, runs in blank.items()}
-    used = [run for each in (*(row.runs for row in rows), *blank.values()) for run in each]
-    runs = {run_id: stored.load_run(run) for run_id, run in {run.run_id: run for run in used}.items()}
+    used = {run.run_id: run for each in (*(row.runs for row in rows), *blank.values()) for run in each}
+    runs = {run_id: stored.load_run(run) for run_id, run in used.items()}
     lines = []
     for dataset in dict.fromkeys(run.data.questions for row in rows for run in row.runs):
         known = baselines.stored(scale, dataset, **training_questions(runs, dataset))
-        for line, found in _lines(dataset, rows, heads, blank, runs, known):
-            _refuse_other_questions(name, line, found, known[BASELINES[0]])
-            line.scored.update({protocol.name: scored(found, protocol) for protocol in line.protocols})
-            lines.append(line)
+        lines += lines_of(dataset, rows, heads, blank, runs, known)
     printed = any(row.paper_row for row in rows)
     published = stored.published(name) if printed else stored.published("table1")[:0]
-    own, each = cells(name, scale, lines, published), seeds(name, scale, lines)
-    return Table(name, scale, lines, runs, published, own, each, table_tests.tests(name, scale, lines))
+    frames = (cells(name, scale, lines, published), seeds(name, scale, lines), tests(name, scale, lines))
+    return Table(name, scale, lines, runs, published, *frames)
 
 
 def training_questions(runs: dict[str, stored.Run], dataset: str) -> dict:
@@ -133,104 +81,20 @@ def training_questions(runs: dict[str, stored.Run], dataset: str) -> dict:
 
 def _refuse_missing(name: str, scale: str, asked: list[tuple[str, RunSpec]]) -> None:
     lacking = {run.run_id for run in stored.missing(run for _, run in asked)}
-    names = [
-        f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}"
-        for row, run in asked
-        if run.run_id in lacking
-    ]
+    lost = [(row, run) for row, run in asked if run.run_id in lacking]
+    named = [f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}" for row, run in lost]
     remedy = f"run `make reproduce SCALE={scale}`, or notebook 05_finetune_vqa with spec={scale}/{name}"
     if paths.from_reference():
         remedy = "FROM=reference reads committed results only; leave it unset to run them yourself"
-    if names:
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        raise InputError(f"{name} at scale {scale} lacks {', '.join(names[:4])}{more}; {remedy}")
+    if named:
+        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
+        raise InputError(f"{name} at scale {scale} lacks {', '.join(named[:4])}{more}; {remedy}")
 
 
 def _with_replicates(runs: Sequence[RunSpec], repeated: dict[str, list[RunSpec]]) -> tuple[RunSpec, ...]:
     """A row's runs, each once, with the further replicates that the contrasts trained; by seed."""
     whole = [also for run in runs for also in (run, *repeated.get(run.run_id, ()))]
     return tuple({run.run_id: run for run in sorted(whole, key=lambda run: run.seed)}.values())
-
-
-def _lines(
-    dataset: str,
-    rows: list[experiments.Row],
-    heads: list[experiments.Row],
-    blank: dict[str, tuple[RunSpec, ...]],
-    runs: dict[str, stored.Run],
-    known: dict[str, pd.DataFrame],
-) -> Iterator[tuple[Line, list[Predictions]]]:
-    """The table's rows on one question set, then the baselines, each with the predictions of its runs."""
-    head_of = {run.run_id: row.row for row in heads for run in row.runs}
-    shown: dict[str, Line] = {}
-    for row in rows:
-        specs = {run.run_id: run for run in row.runs if run.data.questions == dataset}
-        if not specs:  # a row of other question sets
-            continue
-        seeds, leaks = tuple(map(seeds_of, specs.values())), any(run.saw_test_answers for run in specs.values())
-        about = (row.references, row.paper_row, head_of.get(next(iter(specs)), ""), leaks, row.extra)
-        line = Line(row.row, row.label, dataset, "row", tuple(specs), seeds, *about)
-        shown.setdefault(line.headline, line)
-        yield line, [(runs[run_id].predictions, runs[run_id].candidates) for run_id in specs]
-    for name in BASELINES:
-        if name != "nearest_question" or known[name]["image_in_training"].any():  # else the most frequent answer again
-            yield Line(name, baselines.BASELINES[name][0], dataset), [(known[name], None)]
-    for head in heads:
-        start = f", {head.label.removeprefix('AMiF, ')}" if len(heads) > 1 else ""
-        if own := [run for run in blank.get(head.row, ()) if run.data.questions == dataset]:
-            ids, leaks = tuple(run.run_id for run in own), any(run.saw_test_answers for run in own)
-            name, label = f"{MODEL_BASELINES[0]}:{head.row}", f"question only (trained on blank images){start}"
-            line = Line(name, label, dataset, "baseline", ids, headline=head.row, leaks=leaks)
-            yield line, [(runs[run_id].predictions, runs[run_id].candidates) for run_id in ids]
-        if whole := shown.get(head.row):  # the same weights, other images at test time only
-            own = [runs[run_id] for run_id in whole.run_ids]
-            for name, kind in zip(MODEL_BASELINES[1:], SHOWN, strict=True):
-                if not all((run.directory / kind / PREDICTIONS).is_file() for run in own):  # of one image alone
-                    continue
-                found = [run.blank_test if kind == stored.BLANK_TEST else run.shuffled_test for run in own]
-                changed = np.mean([_changed(run, *other) for run, other in zip(own, found, strict=True)])
-                label = f"{SHOWN[kind]} at test time only{start}"
-                about = (f"{name}:{head.row}", label, dataset, "baseline", whole.run_ids)
-                yield Line(*about, whole.seeds, headline=head.row, leaks=whole.leaks, changed=float(changed)), found
-
-
-def _changed(run: stored.Run, frame: pd.DataFrame, candidates: pd.DataFrame) -> float:
-    """The share of questions to which a run gives another answer in these predictions than in its own."""
-    own, other = protocols.score(run.predictions, run.candidates, PAPER), protocols.score(frame, candidates, PAPER)
-    both = own.set_index("question_id")["prediction"], other.set_index("question_id")["prediction"]
-    return float((both[0].reindex(both[1].index) != both[1]).mean())
-
-
-def _refuse_other_questions(name: str, line: Line, found: list[Predictions], known: pd.DataFrame) -> None:
-    """Every run has the questions of the present data, with the same image, answers and definitions of closed."""
-    known = _plain(known)
-    for run_id, (frame, _) in zip(line.run_ids or [""], found, strict=True):
-        own = _plain(frame)
-        odd = (own.reindex(known.index) != known).any(axis=1)  # a missing question differs as well
-        if odd.any() or len(own) != len(known):
-            first = odd.idxmax() if odd.any() else own.index.difference(known.index)[0]
-            raise InputError(
-                f"{name}, row {line.row} (run {run_id}): question {first} of {line.dataset} is not as in the present "
-                "data (missing, unknown, or another image, answer or definition of closed); fine-tune it again"
-            )
-
-
-def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    frame = frame.set_index("question_id")[["image_id", "gold", *protocols.DEFINITIONS.values()]]
-    return frame.assign(gold=frame["gold"].map(list).map(str))
-
-
-# --- from answers to numbers ---
-
-
-def scored(found: Sequence[Predictions], protocol: Protocol) -> pd.DataFrame:
-    """Which questions are right, by id: `image_id`, both definitions of closed, a column per run."""
-    columns = []
-    for run, (frame, candidates) in enumerate(found):
-        used = protocol if candidates is not None else protocol.model_copy(update={"candidates": "generate"})
-        one = protocols.score(frame, candidates, used).set_index("question_id").sort_index()
-        columns.append(one["correct"].rename(run))
-    return pd.concat([one[["image_id", *protocols.DEFINITIONS.values()]], *columns], axis=1)
 
 
 def cells(name: str, scale: str, lines: list[Line], published: pd.DataFrame) -> pd.DataFrame:
@@ -273,19 +137,6 @@ def cells(name: str, scale: str, lines: list[Line], published: pd.DataFrame) -> 
     return pd.DataFrame(out, columns=COLUMNS)
 
 
-def average_name(lines: list[Line]) -> str:
-    """What the column `dataset` calls the average: `avg` over the paper's four sets, else marked as partial."""
-    sets = {real_name(line.dataset) for line in lines}
-    return "avg" if sets == set(PAPER_SETS) else f"avg ({len(sets)} of {len(PAPER_SETS)} sets)"
-
-
-def on_all_sets(lines: list[Line]) -> dict[str, list[Line]]:
-    """By row the lines of those rows that have every one of several question sets."""
-    rows = {row: [line for line in lines if line.row == row] for row in dict.fromkeys(line.row for line in lines)}
-    count = len({line.dataset for line in lines})
-    return {row: own for row, own in rows.items() if len(own) == count > 1}
-
-
 def seeds(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
     """Each run's own accuracy in percent, columns `SEED_COLUMNS`: what mean and spread of a cell are made of."""
     out = []
@@ -299,34 +150,55 @@ def seeds(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
     return pd.DataFrame(out, columns=SEED_COLUMNS).astype({"pretrain_seed": "Int64", "seed": "Int64"})
 
 
-# --- files ---
+# --- differences on the trained models at hand; what may be said of the method is said by contrasts ------------------
 
 
-def write(name: str, scale: str, selection: Selection | None = None) -> list[Path]:
-    """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `_seeds.csv`, `.md` and `.tex`; returns their paths.
+def tests(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
+    """Rows against their references and baselines under the protocol `paper`, by split: columns `TEST_COLUMNS`.
 
-    The table `contrasts` has the contrasts in its `.csv` and `.md`, and `_seeds.csv`.
+    `difference` is in points, its 95% interval from resampling images; `detectable` the smallest difference between
+    such models that these images show in 80% of draws. `wins`, `losses` (questions that only the first, only the second
+    has right) and McNemar's exact p are given for two single trainings on one question set.
     """
-    return store(collect(name, scale, selection), always=True)
+    pairs, out = comparisons(lines), []
+    for line, other in pairs:
+        out += [_compare([line], [other], line.dataset, split) for split in SPLITS]
+    whole = on_all_sets(lines)
+    for row, against in dict.fromkeys((line.row, other.row) for line, other in pairs):
+        if row in whole and against in whole:
+            out += [_compare(whole[row], whole[against], average_name(lines), split) for split in SPLITS]
+    about = {"table": name, "protocol": PAPER.title, "scale": scale}
+    frame = pd.DataFrame([row for row in out if row], columns=TEST_COLUMNS).assign(**about)
+    return frame.astype({"wins": "Int64", "losses": "Int64", "mcnemar_p": float})
 
 
-def store(table: Table, always: bool = False) -> list[Path]:
-    """Write a collected table's files; one that holds the same text is left alone, unless `always` (workflows go by
-    time). Nothing of the kit reads numbers back from them."""
-    from amif_lib.reporting import contrasts, layout
-
-    if table.name == CONTRASTS:
-        found = contrasts.contrasts(table)
-        texts = {".csv": _csv(found, "%.6g"), "_seeds.csv": _csv(table.seeds), ".md": contrasts.markdown(found, table)}
-    else:
-        texts = {".csv": _csv(table.cells), "_tests.csv": _csv(table.tests, "%.6g"), "_seeds.csv": _csv(table.seeds)}
-        texts |= {".md": layout.markdown(table), ".tex": layout.latex(table)}
-    written = [paths.scale_dir(table.scale) / "tables" / f"{table.name}{ending}" for ending in texts]
-    for path, text in zip(written, texts.values(), strict=True):
-        if always or not path.is_file() or path.read_bytes() != text.encode():
-            files.write_text(path, text)
-    return written
+def comparisons(lines: list[Line]) -> list[tuple[Line, Line]]:
+    """Each row with its references, each headline row with the baselines beside it."""
+    out = []
+    for line in (line for line in lines if line.kind == "row"):
+        beside = [other for other in lines if other.dataset == line.dataset]
+        out += [(line, other) for row in line.references for other in beside if other.row == row]
+        for other in (other for other in beside if line.headline and other.kind == "baseline"):
+            if other.headline in ("", line.headline) or other.row.startswith(MODEL_BASELINES[0]):
+                out.append((line, other))
+    return out
 
 
-def _csv(frame: pd.DataFrame, form: str = "%.4f") -> str:
-    return frame.to_csv(index=False, float_format=form, lineterminator="\n")
+def _compare(first: list[Line], second: list[Line], dataset: str, split: str) -> dict[str, object]:
+    """One comparison; `first` and `second` hold a line per question set, the runs of each are paired in order."""
+    parts, runs, test = [], 0, None
+    for line, other in zip(first, second, strict=True):
+        (own, images), (theirs, _) = line.right(PAPER, split), other.right(PAPER, split)
+        if len(images):
+            runs = min(len(own), len(theirs)) if len(theirs) > 1 else len(own)  # one baseline is paired with all
+            parts.append((own[:runs] - theirs[:runs], images))
+            test = statistics.mcnemar(own[0], theirs[0]) if runs == len(first) == 1 else None
+    if not parts:
+        return {}
+    gap = statistics.bootstrap_mean(parts)
+    found = {"row": first[0].row, "label": first[0].label, "dataset": dataset, "split": split}
+    found |= {"against": second[0].row, "against_label": second[0].label, "difference": 100 * gap.value}
+    found |= {"ci_low": 100 * gap.low, "ci_high": 100 * gap.high, "detectable": 100 * statistics.detectable(gap)}
+    if test:
+        found |= {"wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
+    return found | {"n_seeds": runs, "n_questions": sum(len(images) for _, images in parts)}
