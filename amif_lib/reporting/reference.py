@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from amif_lib.core import files, paths
-from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.experiments import stored, stored_maps
 from amif_lib.experiments.identity import data_sets
