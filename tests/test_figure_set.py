@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import matplotlib
 import numpy as np
@@ -200,15 +198,6 @@ def test_notebook_20_shows_the_stored_maps(drawn):
     assert (
         len(names["scores"]) and len(names["maps"]) == N and {path.stem for path in names["written"]} >= {"map_scores"}
     )
-
-
-def test_without_torch():
-    code = (
-        "import sys; from amif_lib.reporting import figure_set, reference, report\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_word_is_underlined_across_lines():

@@ -216,13 +216,3 @@ def test_load_run(demo):
     assert len(run.predictions) == 12 and len(run.candidates) == 7 and len(run.blank_test[0]) == 12
     with pytest.raises(InputError, match="not a run folder"):
         stored.load_run("0123456789ab")
-
-
-@pytest.mark.parametrize(("text", "message"), [("{", r"metrics\.json: not valid"), (None, r"metrics\.json: missing")])
-def test_damaged_run(monkeypatch, tmp_path, text, message):
-    fabricated.install(monkeypatch, tmp_path)
-    spec = Selection().rows("table4", "demo")[0].runs[0]
-    path = write_run(spec, wrong_at()) / "metrics.json"
-    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=message):
-        _ = stored.load_run(spec).metrics

@@ -96,11 +96,17 @@ def _rival(cell: str, dataset: str, split: str) -> str:
 
 
 def _size(record: dict[str, str]) -> dict[str, object]:
-    """The number of question-answer pairs against the release, and a training file that has exactly so many."""
+    """The number of question-answer pairs against the release, and the choice of its questions that is nearest."""
     name, said = record["dataset"], int(record["paper"])
     manifest, known = manifests.load(name), sources.questions(name)
     whole = next(split for split in manifest.splits if split.name == "all").questions
     total, source = (whole, sources.FROM_MANIFEST) if isinstance(known, str) else (len(known), sources.FROM_FILES)
-    alike = [f"as many as {v.name}{', which leaks,' * v.leaks} trains on" for v in manifest.variants if v.train == said]
-    note = "; ".join([*alike, f"counted: {source}"])
+    choices = {"all questions": total}
+    for variant in manifest.variants:
+        mark = f"{variant.name}{', which leaks' * variant.leaks}"
+        choices[mark] = sum(n or 0 for n in (variant.train, variant.val, variant.test))
+        choices[f"the training questions of {mark}"] = variant.train or 0
+    nearest = min(choices, key=lambda choice: abs(choices[choice] - said))
+    off = said - choices[nearest]
+    note = f"nearest: {nearest}, {choices[nearest]:,}{f' ({off:+d})' if off else ''}; counted: {source}"
     return {"recomputed": total, "verdict": "ok" if said == total else "differs", "note": note}
