@@ -249,7 +249,7 @@ def test_contrasts_are_tested_over_replicates_and_images(monkeypatch, tmp_path):
     assert one["difference"] == pytest.approx(100 * expected.value) and one["p"] == pytest.approx(expected.p)
     assert one["detectable"] == pytest.approx(100 * expected.detectable) and one["n_questions"] == 14
     assert list(found["p_holm"]) == pytest.approx(list(statistics.holm(found["p"])), nan_ok=True)
-    said = contrasts.markdown(found, whole)
+    said = layout.markdown(whole)
     assert "of 12 comparisons over 5 replicates" in said and "differences beyond ±" in said
     written = {path.name: path for path in layout.store(whole)}
     assert set(written) == {"contrasts.csv", "contrasts_seeds.csv", "contrasts.md"}
