@@ -106,7 +106,7 @@ def readable(found: pd.DataFrame) -> pd.DataFrame:
     """The contrasts as a person reads them."""
 
     def text(name: str, form: str) -> pd.Series:
-        return found[name].map(form.format).where(found[name].notna(), "")
+        return found[name].astype(object).map(form.format).where(found[name].notna(), "")
 
     interval = " [" + text("ci_low", "{:+.1f}") + ", " + text("ci_high", "{:+.1f}") + "]"
     return pd.DataFrame(
