@@ -92,21 +92,6 @@ def test_whole_cases_are_dropped_by_id_and_by_hash(sets: tuple[list[Study], list
                        "images_dropped": 3, "groups_left": 2, "images_left": 2}  # fmt: skip
 
 
-def test_one_hash_alone_does_not_drop(sets: tuple[list[Study], list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
-    studies, protected = sets
-
-    def fake(files: list[Path], name: str) -> tuple[np.ndarray, set[int]]:
-        own = [[0b11111, 0], [0, 0b11111], [0b1111, 0b1111], [0, 0], [2**40, 0]]  # bits away from the protected ones
-        other = np.full((len(protected), 2), 2**63 - 1, np.uint64)
-        other[2] = 0
-        return (np.array(own, np.uint64) if name == "made" else other), set()
-
-    monkeypatch.setattr(decontaminate, "hashes", fake)
-    pairs = decontaminate.find("made", studies, ("protected",))
-    found = set(pairs.loc[pairs["protected_image"] == "plain.jpg", "image"])
-    assert found == {studies[2].images[0].path.name, studies[3].images[0].path.name, studies[4].images[0].path.name}
-
-
 def test_cache_follows_the_content(sets: tuple[list[Study], list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     _, protected = sets
     first = decontaminate.hashes(protected, "made")[0]

@@ -198,16 +198,6 @@ def test_credentials_in_an_address_are_never_printed(tiny: Tiny, capsys, caplog)
     assert not re.search(r"me:|pa@|ss%2F|word@|topsecret|abc", said)
 
 
-def test_one_failure_stops_no_other_set(tiny: Tiny, capsys) -> None:
-    gone = {**tiny.manifest, "name": "gone", "folder": "gone"}
-    gone["downloads"] = [{**source, "url": tiny.web.root + "/gone"} for source in tiny.manifest["downloads"]]
-    (paths.MANIFESTS / "gone.yaml").write_text(yaml.safe_dump(gone), encoding="utf-8")
-    tiny.write()
-    assert cli.main(["data", "--datasets", "gone,tiny"]) == 1
-    said = capsys.readouterr()
-    assert "404" in said.err and "failed: gone\n" in said.err and "[tiny] data check: 7 of 7 ok" in said.out
-
-
 @pytest.mark.parametrize("level", ["credentialed", "per-article"])
 def test_what_is_not_open_is_explained_and_left_alone(tiny: Tiny, capsys, level: str) -> None:
     tiny.write(access={"level": level, "steps": ["Make an account.", "Sign the agreement."]})

@@ -104,14 +104,3 @@ def test_leak_report_and_decontamination(rows, questions, monkeypatch: pytest.Mo
     studies = datasets.load_studies("medpix2", decontaminate_against=(NAME,))
     assert not held_out & {study.group_id for study in studies}
     assert len({study.group_id for study in studies}) == 671 - len(held_out) == 464
-
-
-def test_official_form_gives_the_same_questions(rows, questions, tmp_path: Path, monkeypatch, shared_data) -> None:
-    from tests.test_pretraining_readers import as_official
-
-    as_official(shared_data / "medpix2", tmp_path / "medpix2")
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    found = datasets.load_questions(NAME)
-    assert [(q.question_id, q.question, q.answers, q.split) for q in found] == [
-        (q.question_id, q.question, q.answers, q.split) for q in questions]  # fmt: skip
-    assert {q.image_path.suffix for q in found} == {".png"}

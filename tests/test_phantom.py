@@ -295,10 +295,7 @@ def test_slake_has_its_quirks(sets: dict[str, Path], shared_data: Path) -> None:
     root = sets["slake"]
     every = [row for name in ("train", "validate", "test") for row in load(root / f"{name}.json")]
     assert [row["qid"] for row in every if not row["answer"]] == [1622]
-    assert any(row["answer"] != row["answer"].strip() for row in every)
     assert any(row["answer_type"] == "CLOSED " for row in every) and any("  " in row["question"] for row in every)
-    spelt = {row["answer"] for row in every}
-    assert any(a != b and a.lower() == b.lower() for a in spelt for b in spelt)
     english, chinese = (read(root, "slake", language=language) for language in ("en", "zh"))
     in_training = {q.image_id for q in chinese if q.split == "train"}
     assert not in_training & {q.image_id for q in chinese if q.split == "test"}
@@ -308,16 +305,3 @@ def test_slake_has_its_quirks(sets: dict[str, Path], shared_data: Path) -> None:
     if (shared_data / "slake_annotations").is_dir():
         real = load(shared_data / "slake_annotations" / "test.json")
         assert {tuple(sorted(row)) for row in every} == {tuple(sorted(real[0]))}
-
-
-def test_vqa_med_has_its_quirks(sets: dict[str, Path]) -> None:
-    root = sets["vqa_med_2019"]
-    test = (root / "VQAMed2019Test" / "VQAMed2019_Test_Questions_w_Ref_Answers.txt").read_text(encoding="utf-8")
-    train = (root / "ImageClef-2019-VQA-Med-Training" / "All_QA_Pairs_train.txt").read_text(encoding="utf-8")
-    assert test == test.lower() and "#" in test and "(" in test
-    assert "#" not in train and "(" not in train and "\t" in train
-    questions = read(root, "vqa_med_2019")
-    assert max(Counter((q.image_id, q.question_type) for q in questions).values()) == 1
-    known = {q.answer for q in questions if q.split == "train"}
-    several = [q for q in questions if len(q.answers) > 1]
-    assert several and all(known & set(q.answers) for q in several)  # an accepted answer can be learnt

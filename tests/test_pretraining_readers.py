@@ -422,24 +422,6 @@ def test_malformed_files_are_named(tmp_path: Path, reader: Any, name: str, chang
     assert message in complaint(lambda: reader.read(root, layout))
 
 
-# --- all three, by name --------------------------------------------------------------------------------------------
-
-
-def test_the_three_sets_are_read_by_name_and_concatenate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids of studies, images and groups must not collide: teacher embeddings and negatives are looked up by them."""
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    write_mimic(tmp_path / "mimic_cxr", LINES, REPORTS)
-    write_roco(tmp_path / "roco")
-    write_medicat(tmp_path / "medicat", *(figure(n) for n in range(1, 9)), figure(9, radiology=False))
-    sets = {name: datasets.load_studies(name) for name in ("mimic_cxr", "roco", "medicat")}
-    assert {name: len(studies) for name, studies in sets.items()} == {"mimic_cxr": 3, "roco": 3, "medicat": 8}
-    together = [study for studies in sets.values() for study in studies]
-    assert max(Counter(study.study_id for study in together).values()) == 1
-    assert max(Counter(image.image_id for study in together for image in study.images).values()) == 1
-    groups = [{study.group_id for study in studies} for studies in sets.values()]
-    assert all(groups) and sum(map(len, groups)) == len(set.union(*groups))
-
-
 def test_reading_needs_no_torch() -> None:
     code = (
         "import sys; from amif_lib.data import check, fetch, load\n"

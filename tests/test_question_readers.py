@@ -106,7 +106,10 @@ def test_training_files_of_vqa_rad(raw: list[dict]) -> None:
     ]
     assert ceilings == [74.06, 68.29]
     for v in manifests.load("vqa_rad").variants:
-        assert datasets.variant_counts("vqa_rad", v.name) == {"train": v.train, "test": v.test}
+        assert Counter(q.split for q in datasets.load_questions("vqa_rad", v.name)) == {
+            "train": v.train,
+            "test": v.test,
+        }
 
 
 def record(**changes: object) -> dict[str, object]:
@@ -188,7 +191,7 @@ def test_real_slake_is_as_its_manifest_expects(annotations: Path) -> None:
     found = datasets.counts("slake", images=False)
     assert found == {split.name: split.counts() for split in manifest.splits}
     for v in manifest.variants:
-        counted = datasets.variant_counts("slake", v.name, images=False)
+        counted = Counter(q.split for q in datasets.load_questions("slake", language=v.name, images=False))
         assert counted == {"train": v.train, "val": v.val, "test": v.test}
     raw = json.loads((annotations / "train.json").read_text(encoding="utf-8"))
     english, chinese = (datasets.load_questions("slake", language=x, images=False) for x in ("en", "zh"))

@@ -148,27 +148,13 @@ def _said(name: str, what: str, messages: list[str], notes: list[str]) -> str:
     return f"{what}; see {paths.shown(_notes(name))}"
 
 
-def _counts(manifest: Manifest, notes: list[str]) -> Iterator[Line]:
+def _counts(manifest: Manifest, _: list[str]) -> Iterator[Line]:
     found = load.counts(manifest.name, images=False)
     for split in manifest.splits:
         for key, expected in split.counts().items():
             number = found.get(split.name, {}).get(key, 0)
-            yield f"{split.name}: {key}", *_number(number, expected, split.shortfall)
-    for variant in manifest.variants[1:]:  # other choices of questions from the same files
-        try:
-            found = load.variant_counts(manifest.name, variant.name, images=False)
-        except InputError as error:  # it may need files that the default does not
-            said = _said(manifest.name, "cannot be read (1 error)", [str(error)], notes)
-            yield f"{variant.name}: questions", "ok", said
-            continue
-        for split in ("train", "val", "test"):
-            if (expected := getattr(variant, split)) is not None:
-                yield f"{variant.name}: {split} questions", *_number(found.get(split, 0), expected)
-
-
-def _number(found: int, expected: int, shortfall: float = 0) -> tuple[str, str]:
-    status = "ok" if (1 - shortfall) * expected <= found <= expected else "changed"
-    return status, f"{found}" + f", expected {expected}" * (found != expected)
+            status = "ok" if (1 - split.shortfall) * expected <= number <= expected else "changed"
+            yield f"{split.name}: {key}", status, f"{number}" + f", expected {expected}" * (number != expected)
 
 
 def _images(manifest: Manifest, notes: list[str]) -> list[Line]:
@@ -176,13 +162,15 @@ def _images(manifest: Manifest, notes: list[str]) -> list[Line]:
     name, evaluated = manifest.name, set()
     if manifest.role == "questions":
         evaluated = {question.image_path for question in load.load_questions(name) if question.split != "train"}
-    number, bad = images.verify(load.image_paths(name), f"{name}: decoding")
+    files = load.image_paths(name)
+    reasons = zip(files, images.in_parallel(images.trouble, files, f"{name}: decoding"), strict=True)
+    bad = {path: reason for path, reason in reasons if reason}
     if not bad:
-        return [(IMAGES, "ok", f"{number} images")]
-    said = f"{len(bad)} of {number} images cannot be decoded"
+        return [(IMAGES, "ok", f"{len(files)} images")]
+    said = f"{len(bad)} of {len(files)} images cannot be decoded"
     if needed := len(evaluated & set(bad)):
         said += f", {needed} of validation or test questions"
-    status = "changed" if needed or len(bad) > images.MOST_BAD * number else "partial"
+    status = "changed" if needed or len(bad) > images.MOST_BAD * len(files) else "partial"
     shown = (path if manifests.is_credentialed(name) else path.name for path in bad)
     messages = [f"{path} ({reason})" for path, reason in zip(shown, bad.values(), strict=True)]
     return [(IMAGES, status, _said(name, said, messages, notes))]

@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -167,10 +167,3 @@ def trouble(path: Path) -> str:
     except (OSError, UnreadableImage) as error:
         return reason(error)
     return ""
-
-
-def verify(files: Iterable[Path], description: str = "decoding images") -> tuple[int, dict[Path, str]]:
-    """Decode every image once: how many there are, and the bad ones in order of their names, with the reason."""
-    unique = sorted(set(files))
-    found = zip(unique, in_parallel(trouble, unique, description), strict=True)
-    return len(unique), {path: said for path, said in found if said}

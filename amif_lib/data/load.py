@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -132,12 +131,6 @@ def _count(part: list[Study] | list[Question]) -> dict[str, int]:
 def variant_settings(reader: str, variant: str) -> dict[str, Any]:
     """What `load_questions` takes for a variant of a set: SLAKE's are languages, the others' training files."""
     return {"language" if reader == "slake" else "training_file": variant}
-
-
-def variant_counts(name: str, variant: str, *, images: bool = True) -> dict[str, int]:
-    """Questions per split of one of the variants that a question set's manifest lists."""
-    settings = variant_settings(manifests.load(name).reader, variant)
-    return dict(Counter(question.split for question in load_questions(name, images=images, **settings)))
 
 
 def _reader(name: str, role: str) -> Any:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import PREPARED, exclusive, writing
+from amif_lib.core.files import PREPARED, atomic_write, exclusive, writing
 from amif_lib.data import images, load, manifests
 from amif_lib.data.records import Question, Study, StudyImage
 
@@ -121,22 +121,21 @@ def _digest(entries: Sequence[tuple[StudyImage, str]]) -> str:
 
 
 def _write(name: str, file: Path, short_side: int, entries: Sequence[tuple[StudyImage, str]], root: Path) -> None:
-    """Encode the images into a file beside `file` and rename it, so that nobody finds half a file."""
-    bad, temporary = [], file.with_suffix(f".{os.getpid()}.part")
+    """Encode the images into the file, and list the bad ones beside it."""
+    bad = []
     rows = images.in_parallel(partial(_row, short_side), entries, f"{name}: preparing images at {short_side} px")
-    try:
-        with ArrowWriter(path=str(temporary), features=FEATURES, writer_batch_size=128) as writer:
-            for (image, _), row in zip(entries, rows, strict=True):
-                writer.write(row)
-                if row["reason"]:
-                    bad.append((image.image_id, os.path.relpath(image.path, root), row["reason"]))
-            writer.finalize()
+    with (
+        atomic_write(file, PREPARED) as temporary,
+        ArrowWriter(path=str(temporary), features=FEATURES, writer_batch_size=128) as writer,
+    ):
+        for (image, _), row in zip(entries, rows, strict=True):
+            writer.write(row)
+            if row["reason"]:
+                bad.append((image.image_id, os.path.relpath(image.path, root), row["reason"]))
+        writer.finalize()
         if bad:
             listing = pd.DataFrame(bad, columns=["image_id", "file", "reason"])
             listing.to_csv(file.with_suffix(".bad.csv"), index=False)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
     log.info("%s: %d images stored at %d px, %d left out", name, len(entries) - len(bad), short_side, len(bad))
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import Record, check_keys, check_once, one_line, read_json_lines, without_absent
+from amif_lib.data.readers.files import check_keys, check_once, one_line, read_json_lines, without_absent
 from amif_lib.data.records import Study, StudyImage, article_id
 
+TYPES = {"s2_caption": str | None, "s2orc_caption": str | None, "radiology": bool, "oa_info": dict | None}
 log = logging.getLogger(__name__)
 
 # "Figure 3. Axial", "Fig. 1: axial", "FIG 2 Axial"; "Figure 1A and B:" and "Figure 1 shows" stay: parts of a sentence
@@ -45,7 +46,12 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         check_keys(record, ("pdf_hash", "fig_uri"), where)
         name = f"{record['pdf_hash']}_{record['fig_uri']}"
         check_once(f"figure {name}", seen, where)
-        for key, kind in (("s2_caption", str | None), ("s2orc_caption", str | None), ("radiology", bool)):
+        for key, kind in (
+            ("s2_caption", str | None),
+            ("s2orc_caption", str | None),
+            ("radiology", bool),
+            ("oa_info", dict | None),
+        ):
             if not isinstance(record.get(key), kind):
                 raise InputError(f"{where}: {key} of {name} is not of type {kind}; mend or remove the line")
         if not record["radiology"]:
@@ -54,19 +60,12 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         if not text:
             without += 1
             continue
-        group = article_id(doi=_within(record, "oa_info", "doi")) or record["pdf_hash"]
-        licence = _within(record, "oa_info", "oa", "license")
-        extra = {"licence": licence} if isinstance(licence, str) and licence else {}
+        access = record.get("oa_info") or {}  # it and all that is in it may be null
+        group = article_id(doi=access.get("doi")) or record["pdf_hash"]
+        licence = (access.get("oa") or {}).get("license")
+        extra = {"licence": licence} if licence else {}
         image = StudyImage(name, root / layout["images"] / name)
         studies.append(Study(name, (image,), text, "train", group, extra))
     if without:
         log.info("%s: %d figures without caption left out", paths.shown(source), without)
     return without_absent(studies, source)
-
-
-def _within(record: Record, *keys: str) -> Any:
-    """A nested value; `oa_info` and all that is in it may be null."""
-    found: Any = record
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
