@@ -78,6 +78,10 @@ def test_commands_without_training_need_no_torch(command: str, tmp_path: Path) -
     )
     assert "Traceback" not in done.stderr and "ModuleNotFoundError" not in done.stderr, done.stderr
     assert done.returncode in (0, 1, 2) and done.stdout + done.stderr
+    if command == "doctor":
+        assert done.returncode == 0 and "torch MISSING" in done.stdout
+        small = done.stdout.split("SCALE=small")[1].split("SCALE=")[0]
+        assert "not yet" in small and "data sets not found: medpix2, medpix2_questions, vqa_rad" in small
 
 
 def test_input_errors_are_one_line_and_status_2(monkeypatch, capsys) -> None:
@@ -86,10 +90,8 @@ def test_input_errors_are_one_line_and_status_2(monkeypatch, capsys) -> None:
         ["run", "demo/table4/99"],
         ["run", "nothing.yaml"],
         ["data-check", "--datasets", "nothing"],
-        ["data-check", "--scale", "huge", "--datasets", "vqa_rad"],
         ["data", "--datasets", "nothing"],
         ["data", "--scale", "huge"],
-        ["reproduce", "--scale", "huge"],
     ):
         assert cli.main(arguments) == 2, arguments
         said = capsys.readouterr()
@@ -146,15 +148,6 @@ def test_clean_runs_removes_all_runs_and_what_was_made_of_them(stored, tmp_path)
 
 
 # --- doctor --------------------------------------------------------------------------------------------------------
-
-
-def test_doctor_speaks_plainly_and_always_succeeds(tmp_path) -> None:
-    done = call("doctor", DATA_ROOT=str(tmp_path), HF_HOME=str(tmp_path))
-    assert done.returncode == 0 and len(done.stdout.splitlines()) <= 25, done.stderr
-    for word in ("cores", "memory", "disk", "GPU", "torch", "SCALE=demo", "SCALE=paper"):
-        assert word in done.stdout
-    small = done.stdout.split("SCALE=small")[1].split("SCALE=")[0]
-    assert "not yet" in small and "data sets not found: medpix2, medpix2_questions, vqa_rad" in small
 
 
 def test_doctor_weighs_the_machine(monkeypatch) -> None:

@@ -41,19 +41,13 @@ def ids(run) -> dict[str, str]:
     ("change", "first"),
     [
         ({"finetune": {"epochs": 3}}, "finetune"),
-        ({"knowledge": {"gate": False}}, "finetune"),
         ({"data": {"training_file": "other"}}, "finetune"),
-        ({"data": {"answer_length": 13}}, "finetune"),
         ({"data": {"blank_images": True}}, "finetune"),
         ({"model": {"decoder_layers": 3}}, "finetune"),
         ({"objective": {"weight_local": 0.2}}, "stage2"),
-        ({"objective": {"transport_iterations": 5}}, "stage2"),
         ({"stage2": {"learning_rate": 0.1}}, "stage2"),
         ({"objective": {"positive_weight": 0.5}}, "stage1"),
-        ({"objective": {"global_intra": "none"}}, "stage1"),
-        ({"stage1": {"epochs": 3}}, "stage1"),
         ({"data": {"text_length": 33}}, "stage1"),
-        ({"data": {"max_studies": 20}}, "stage1"),
         ({"model": {"width": 64}}, "stage1"),
         ({"data": {"tokenizer_questions": []}}, "stage1"),
     ],
@@ -243,11 +237,6 @@ def test_rows_of_table_4_share_their_pre_training():
     assert parents["1"] == parents["2"] == {None}
     assert parents["3"] == parents["4"] == parents["5"] == parents["6"] != {None}
     assert len({run.run_id for row in rows for run in row.runs}) == 6 * len(rows[0].runs)
-
-
-def test_a_row_of_one_hot_labels_has_a_teacher_for_mining_only():
-    run = experiments.load_spec("demo/table2/4")[0]
-    assert [step.teacher is None for step in run.lineage()] == [True, False, True]
 
 
 def test_a_notebook_has_every_question_set_once_with_one_seed():

@@ -101,14 +101,6 @@ def test_a_kernel_that_dies_is_not_taken_for_success(tmp_path: Path) -> None:
     assert done.returncode == 1 and "kernel ended" in done.stderr
 
 
-def test_digest_sees_code_alone(tmp_path: Path) -> None:
-    one = notebook(tmp_path / "1.ipynb", "a = 1")
-    digest = run_notebook.code_digest(one)
-    assert run_notebook.code_digest(notebook(tmp_path / "2.ipynb", "a = 1", prose="# Another title")) == digest
-    assert run_notebook.code_digest(notebook(tmp_path / "3.ipynb", "a = 2")) != digest
-    assert run_notebook.code_digest(notebook(tmp_path / "4.ipynb", "", "a = 1")) != digest
-
-
 def test_kernels_side_by_side_have_sockets_of_their_own(tmp_path: Path) -> None:
     """Four at once in one folder, over Unix sockets; all leave nothing behind."""
     source = notebook(

@@ -48,28 +48,27 @@ def candidate_frame(answers: Sequence[str], tokens: Sequence[int], questions: Se
 
 
 def write_predictions(folder: Path | str, frame: pd.DataFrame, candidates: pd.DataFrame) -> None:
-    """Store predictions and the candidates they were ranked over, each written aside and moved into place.
+    """Store predictions and the candidates they were ranked over.
 
     `frame` has one row per question with the columns of `COLUMNS`, `prediction` excepted: that is the likeliest test
     answer (the paper's protocol) and is computed here. `log_likelihoods` holds one number per row of `candidates`.
     Raises InputError as `read_predictions` does.
     """
     folder = Path(folder)
-    frame = frame.assign(generated=frame["generated"].map(normalise_answer), prediction="")
-    scores = _check(frame, candidates, paths.shown(folder))
-    frame["prediction"] = _likeliest_test_answer(scores, candidates)
-    frame["log_likelihoods"] = list(scores)
+    scores = _log_likelihoods(frame, candidates, paths.shown(folder))
+    best = np.where(candidates["in_test"].to_numpy(dtype=bool), scores, -np.inf).argmax(1)  # (n,), the first of equals
+    frame = frame.assign(generated=frame["generated"].map(normalise_answer), log_likelihoods=list(scores))
+    frame["prediction"] = candidates["answer"].to_numpy(dtype=object)[best]
     for name, content in ((CANDIDATES, candidates[list(CANDIDATE_COLUMNS)]), (PREDICTIONS, frame[list(COLUMNS)])):
-        with files.atomic_write(folder / name) as aside:
-            content.to_parquet(aside, index=False, compression="zstd")
+        with files.atomic_write(folder / name) as temporary:
+            content.to_parquet(temporary, index=False, compression="zstd")
 
 
 def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predictions and candidates of a run folder, checked.
+    """Predictions and candidates of a run folder.
 
-    Raises InputError, naming file and question, where a file, column or accepted answer is missing, a question is
-    doubled, log-likelihoods are not one finite number per candidate, or the stored prediction is not the likeliest test
-    answer (the file was edited).
+    Raises InputError where a file is missing or damaged, a question or a candidate is doubled, or log-likelihoods are
+    not one finite number per candidate.
     """
     folder = Path(folder).resolve()
     stats = [path.stat() for name in (PREDICTIONS, CANDIDATES) if (path := folder / name).is_file()]
@@ -78,17 +77,11 @@ def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 @lru_cache(maxsize=1000)  # several tables and figures read the same runs
-def _read(folder: Path, stamps: tuple[tuple[int, int], ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _read(folder: Path, _changed: tuple[tuple[int, int], ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What `read_predictions` returns of files as they are at this time."""
     frame, candidates = _parquet(folder / PREDICTIONS), _parquet(folder / CANDIDATES)
-    where = paths.shown(folder / PREDICTIONS)
-    scores = _check(frame, candidates, where)
-    expected = _likeliest_test_answer(scores, candidates)
-    edited = frame["question_id"][frame["prediction"].to_numpy() != expected]
-    if len(edited):
-        raise InputError(f"{where}: question {edited.iloc[0]}: not the likeliest test answer; restore the edited file")
-    frame["gold"] = frame["gold"].map(list)
-    return frame, candidates
+    _log_likelihoods(frame, candidates, paths.shown(folder / PREDICTIONS))
+    return frame.assign(gold=frame["gold"].map(list)), candidates
 
 
 def _parquet(path: Path) -> pd.DataFrame:
@@ -101,29 +94,12 @@ def _parquet(path: Path) -> pd.DataFrame:
         raise InputError(f"{paths.shown(path)}: not a readable Parquet file ({detail}); {AGAIN}") from None
 
 
-def _likeliest_test_answer(scores: np.ndarray, candidates: pd.DataFrame) -> np.ndarray:
-    """Of (n, K) log-likelihoods -> (n,) texts; ties go to the candidate that is listed first."""
-    best = np.where(candidates["in_test"].to_numpy(dtype=bool), scores, -np.inf).argmax(1)  # (n,)
-    return candidates["answer"].to_numpy(dtype=object)[best]
-
-
-def _check(frame: pd.DataFrame, candidates: pd.DataFrame, where: str) -> np.ndarray:
-    """Raise on the first unusable row, else return the log-likelihoods as one (questions, candidates) fp32 array."""
-    for kind, table, columns in (("predictions", frame, COLUMNS), ("candidates", candidates, CANDIDATE_COLUMNS)):
-        if missing := [name for name in columns if name not in table]:
-            raise InputError(f"{where}: {kind} lack the column {missing[0]!r}; {AGAIN}")
-    if doubled := candidates["answer"][candidates["answer"].duplicated()].tolist():
-        raise InputError(f"{where}: candidate {doubled[0]!r} is doubled; {AGAIN}")
-
-    def is_finite(scores: object) -> bool:
-        return np.shape(scores) == (len(candidates),) and bool(np.isfinite(scores).all())
-
-    faults = {
-        "is predicted twice": frame["question_id"].duplicated(),
-        "has no accepted answer": frame["gold"].map(len) == 0,
-        "has not one finite log-likelihood per candidate": ~frame["log_likelihoods"].map(is_finite),
-    }
-    for fault, found in faults.items():
-        if (rows := np.flatnonzero(found)).size:
-            raise InputError(f"{where}: row {rows[0]}: question {frame['question_id'].iloc[rows[0]]} {fault}; {AGAIN}")
+def _log_likelihoods(frame: pd.DataFrame, candidates: pd.DataFrame, where: str) -> np.ndarray:
+    """The log-likelihoods as one (questions, candidates) fp32 array; InputError where they cannot be scored."""
+    for name, values in (("candidate", candidates["answer"]), ("question", frame["question_id"])):
+        if doubled := values[values.duplicated()].tolist():
+            raise InputError(f"{where}: {name} {doubled[0]!r} is doubled; {AGAIN}")
+    for question, scores in zip(frame["question_id"], frame["log_likelihoods"], strict=True):
+        if np.shape(scores) != (len(candidates),) or not np.isfinite(scores).all():
+            raise InputError(f"{where}: question {question} has not one finite log-likelihood per candidate; {AGAIN}")
     return np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)

@@ -20,7 +20,7 @@ from amif_lib.experiments.run_spec import RunSpec
 __all__ = ["Row", "RunSpec", "data_sets", "run_id"]
 
 STARTS_FROM = {"both": ("stage1", "stage2"), "stage1": ("stage1",), "none": ()}  # values of a row's `pretraining`
-SHARED = ("model", "init", "data", "objective", "knowledge")  # sections that all stages of a lineage have
+SHARED = ("model", "init", "data", "objective", "knowledge")  # sections that a run's stages have in common
 
 
 def parse(content: dict[str, Any], where: str) -> RunSpec:
@@ -29,16 +29,12 @@ def parse(content: dict[str, Any], where: str) -> RunSpec:
         return RunSpec.model_validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
-        place = first["loc"]
-        inner = first.get("ctx", {}).get("error")
+        place, inner = first["loc"], first.get("ctx", {}).get("error")
         if isinstance(inner, ValidationError):  # of a section that the method checks
             first = inner.errors()[0]
             place += first["loc"]
-        field = ".".join(map(str, place)) or "(whole)"
-        unknown = "unknown key; amif_lib/specs/SETTINGS.md has all"
-        raise InputError(
-            f"{where}: {field}: {unknown if first['type'] == 'extra_forbidden' else first['msg']}"
-        ) from None
+        said = "unknown key; amif_lib/specs/SETTINGS.md has all" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"{where}: {'.'.join(map(str, place)) or '(whole)'}: {said}") from None
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -158,10 +154,9 @@ def rows(
             raise InputError(f"ROWS: {table} has no row {asked!r}; choose from {', '.join(listed)}")
     out = []
     for key, entry in listed.items():
-        if (only and key not in only) or (not only and scale in entry.get("on_request", ())):
-            continue
+        wanted = key in only if only else scale not in entry.get("on_request", ())
         own = [name for name in names if _has_set(entry, name)]
-        if not own:  # a row of other question sets than those asked for
+        if not (wanted and own):  # the row may be of other question sets than those asked for
             continue
         label = f"{table} row {key}: {entry['label']}"
         runs = tuple(
@@ -170,8 +165,8 @@ def rows(
             for seed in range(pretrain_seeds * seeds)  # each training its own, whatever it starts from
         )
         about = {"paper_row": str(entry.get("paper_row", "")), "extra": entry.get("extra", False)}
-        references = tuple(map(str, entry.get("reference", ())))
-        out.append(Row(table=table, row=key, label=entry["label"], references=references, runs=runs, **about))
+        about |= {"references": tuple(map(str, entry.get("reference", ()))), "runs": runs}
+        out.append(Row(table=table, row=key, label=entry["label"], **about))
     return out
 
 

@@ -38,10 +38,8 @@ class Run:
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
         if not (self.directory / "spec.json").is_file():
-            raise InputError(
-                f"{paths.shown(self.directory)}: not a run folder (no spec.json); give a run id or a "
-                "folder under results/runs/"
-            )
+            shown = paths.shown(self.directory)
+            raise InputError(f"{shown}: not a run folder (no spec.json); give a run id or a folder in results/runs/")
 
     def __repr__(self) -> str:
         return f"Run({self.run_id}: {self.spec.stage}, {self.spec.label or 'no label'})"
@@ -55,7 +53,7 @@ class Run:
         return parse(self.stored_spec(), paths.shown(self.directory / "spec.json"))
 
     def stored_spec(self) -> dict[str, Any]:
-        """`spec.json` with its lineage; in reference results a parent is named by its run id."""
+        """`spec.json` with the runs before it; in reference results a parent is named by its run id."""
         content = self._json("spec.json")
         if isinstance(content.get("parent"), str):
             content["parent"] = Run(self.directory.parent / content["parent"]).stored_spec()
@@ -81,26 +79,22 @@ class Run:
         """One row per logged step of `metrics.jsonl`."""
         return pd.DataFrame(map(json.loads, files.whole_lines(self._existing("metrics.jsonl"))))
 
-    @cached_property
-    def _answers(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return read_predictions(self.directory)
-
     @property
     def predictions(self) -> pd.DataFrame:
         """One row per test question, columns of `predictions.COLUMNS`."""
-        return self._answers[0]
+        return read_predictions(self.directory)[0]
 
     @property
     def candidates(self) -> pd.DataFrame:
         """The answers that were ranked, columns of `predictions.CANDIDATE_COLUMNS`."""
-        return self._answers[1]
+        return read_predictions(self.directory)[1]
 
-    @cached_property
+    @property
     def blank_test(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Predictions and candidates of the same model with blank images at test time only."""
         return read_predictions(self.directory / BLANK_TEST)
 
-    @cached_property
+    @property
     def shuffled_test(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Predictions and candidates of the same model, each question with the image of another."""
         return read_predictions(self.directory / SHUFFLED_TEST)

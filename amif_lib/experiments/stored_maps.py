@@ -56,7 +56,7 @@ def write(path: Path, maps: Maps) -> Path:
     """Write maps as a compressed `.npz`."""
     content = asdict(maps)
     content |= {f"map_{name}": values.astype(np.float32) for name, values in content.pop("values").items()}
-    with files.atomic_write(path) as aside, aside.open("wb") as file:
+    with files.atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **content)
     return path
 
@@ -65,10 +65,9 @@ def read(path: Path) -> Maps:
     """Maps that `write` has written. Raises InputError for a file that holds none."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-        kinds = [name for name in content if name.startswith("map_")]
-        content["values"] = {name.removeprefix("map_"): content.pop(name) for name in kinds}
-        return Maps(**content | {"data_set": str(content["data_set"])})
+            content = dict(file)
+        maps = {name.removeprefix("map_"): content.pop(name) for name in list(content) if name.startswith("map_")}
+        return Maps(**content | {"data_set": str(content["data_set"]), "values": maps})
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, EOFError) as error:
         said = " ".join(str(error).split())[:120]
         raise InputError(f"{paths.shown(path)}: {said}; delete it and run notebooks 04 and 05 again") from None

@@ -138,7 +138,7 @@ def scored(answers: Sequence[Answers], protocol: Protocol) -> pd.DataFrame:
     """Which questions are right, by id: `image_id`, both definitions of closed, a column per run."""
     columns = []
     for run, (frame, candidates) in enumerate(answers):
-        used = protocol if candidates is not None else protocol.model_copy(update={"candidates": "generate"})
+        used = protocol if candidates is not None else replace(protocol, candidates="generate")
         one = protocols.score(frame, candidates, used).set_index("question_id").sort_index()
         columns.append(one["correct"].rename(run))
     return pd.concat([one[["image_id", *protocols.DEFINITIONS.values()]], *columns], axis=1)

@@ -45,16 +45,16 @@ def _answered(questions: Sequence[Question], answer: Callable[[Question], str]) 
 def most_frequent_answer(questions: Sequence[Question]) -> pd.DataFrame:
     """The commonest training answer, for every test question."""
     answer = _commonest(_training(questions))
-    return _answered(questions, lambda question: answer)
+    return _answered(questions, lambda _: answer)
 
 
 def most_frequent_answer_by_form(questions: Sequence[Question]) -> pd.DataFrame:
     """As `most_frequent_answer`, separately for questions that start like a yes/no question (is, does, are ...)."""
     training = _training(questions)
-    groups: dict[bool, list[Question]] = defaultdict(list)
+    by_form: dict[bool, list[Question]] = {True: [], False: []}
     for question in training:
-        groups[bool(_YES_NO.match(question.question))].append(question)
-    answers = {form: _commonest(groups[form] or training) for form in (True, False)}
+        by_form[bool(_YES_NO.match(question.question))].append(question)
+    answers = {form: _commonest(some or training) for form, some in by_form.items()}
     return _answered(questions, lambda question: answers[bool(_YES_NO.match(question.question))])
 
 

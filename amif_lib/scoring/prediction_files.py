@@ -64,12 +64,12 @@ def read(path: Path | str, questions: Sequence[Question], prediction: str = "", 
     unknown or several columns, no id, no or several answers, a question twice, a test question without a prediction.
     """
     records, shown = user_files.read(path), paths.shown(Path(path))
-    names, guessed = _columns(records, shown, prediction.strip().lower(), identity.strip().lower())
+    names = _columns(records, shown, prediction.strip().lower(), identity.strip().lower())
     test, notes, ambiguous = [q for q in questions if q.split == "test"], [], ()
     known = {answer for q in questions for answer in q.answers}
     plain = user_files.each(records, lambda record: _prediction(record, names, known))
     table = pd.DataFrame(plain, columns=["id", "answer"]).assign(place=records.index)
-    for field in ("question", "image", "accepted answer"):
+    for field in WORDS:
         table[field] = records[names[field]].map(_text).to_numpy() if field in names else ""
     if "question" in names and not identity and not _ids_fit(table, test):
         table, ambiguous, said = _match(table, test, [field for field in WORDS if field in names], shown)
@@ -81,36 +81,35 @@ def read(path: Path | str, questions: Sequence[Question], prediction: str = "", 
         place = table["place"][table["id"] == ""].iloc[0]
         raise InputError(f"{place}: {names['question id']} is missing or no id; give the question's id")
     if "accepted answer" in names:
-        notes.append(_about_accepted(table, test, names, guessed, shown))
+        notes.append(_about_accepted(table, test, names))
     table = table.set_index("id")
     if (twice := table[table.index.duplicated()]).size:
         raise InputError(f"{twice['place'].iloc[0]}: question {twice.index[0]} is answered twice; keep one")
     answered = {*table.index, *ambiguous}
     if lacking := [q.question_id for q in test if q.question_id not in answered]:
         raise InputError(
-            f"{shown}: {len(lacking)} of {len(test)} test questions have no prediction, the first is {lacking[0]}"
-            f"{_renumbered(table.index, test)}; nothing is scored, add them (an empty answer counts as wrong)"
+            f"{shown}: {len(lacking)} of {len(test)} test questions have no prediction, the first is {lacking[0]} (the "
+            f"file's first is {table.index[0]}: are these the set's ids, or row numbers?); nothing is scored, add them "
+            "(an empty answer counts as wrong)"
         )
     return PredictionFile(table["answer"], names, tuple(notes), ambiguous)
 
 
-def _columns(records: pd.DataFrame, shown: str, prediction: str, identity: str) -> tuple[dict[str, str], bool]:
-    """Which column holds what, and whether that of the predictions was told by nothing but being the only one."""
+def _columns(records: pd.DataFrame, shown: str, prediction: str, identity: str) -> dict[str, str]:
+    """Which column holds what. InputError where several may be the predictions, or one has a name that is not known."""
     for name, option in ((prediction, "--prediction"), (identity, "--id")):
         if name and name not in records:
             raise InputError(f"{option} {name}: no such column in {shown}; it has {', '.join(sorted(records))}")
     names = user_files.name_columns(records, COLUMNS)
-    named = [name for name in COLUMNS["prediction"] if name in records]
+    named = [prediction] if prediction else [name for name in COLUMNS["prediction"] if name in records]
     others = [name for name in records if name not in OTHERS and records[name].map(_wordy).mean() > 0.5]
-    possible = [prediction] if prediction else named or (others if "accepted answer" in names else [])
-    if len(possible) > 1:
-        listed = ", ".join([*possible, *(["answer"] if "answer" in records else [])])
+    if len(named) > 1 or (others and not named and "accepted answer" in names):
+        listed = ", ".join([*(named or others), *(["answer"] if "answer" in records else [])])
         raise InputError(f"{shown}: several columns may be the predictions ({listed}); choose with --prediction COLUMN")
-    if not possible and "answer" not in records:
+    if not named and "answer" not in records:
         raise user_files.lacking("prediction", records, COLUMNS, shown, " or use --prediction COLUMN")
-    names |= {"prediction": (possible or ["answer"])[0]} | ({"question id": identity} if identity else {})
-    names = {field: name for field, name in names.items() if field == "prediction" or name != names["prediction"]}
-    return names, not prediction and not named and bool(others)
+    names |= {"prediction": (named or ["answer"])[0]} | ({"question id": identity} if identity else {})
+    return {field: name for field, name in names.items() if field == "prediction" or name != names["prediction"]}
 
 
 def _wordy(cell: Any) -> bool:
@@ -193,27 +192,11 @@ def _match(
     )
 
 
-def _about_accepted(
-    table: pd.DataFrame, test: Sequence[Question], names: Mapping[str, str], guessed: bool, shown: str
-) -> str:
-    """How often the file's accepted answers are the set's. InputError where they say that columns were mistaken."""
+def _about_accepted(table: pd.DataFrame, test: Sequence[Question], names: Mapping[str, str]) -> str:
+    """How often the file's accepted answers are the set's: a column that was mistaken shows."""
     gold = {q.question_id: q.answers for q in test}
     rows = table[table["id"].isin(gold)]
     same = sum(answer in gold[name] for name, answer in zip(rows["id"], rows["accepted answer"], strict=True))
-    column, chosen = names["accepted answer"], names["prediction"]
-    if guessed and same < 0.9 * len(rows):
-        raise InputError(f"{shown}: the predictions may be in {column} or {chosen}; choose with --prediction COLUMN")
+    column = names["accepted answer"]
     choice = f" (or use --prediction {column})" if same < len(rows) else ""
     return f"{column} is read as the accepted answer and not scored; it is the set's in {same} of {len(rows)}{choice}."
-
-
-def _renumbered(ids: pd.Index, test: Sequence[Question]) -> str:
-    """What ids that are not the set's look like, for a message; empty if nothing known."""
-    numbers = pd.to_numeric(pd.Series(ids), errors="coerce")
-    first = int(numbers.min()) if numbers.notna().all() else -1
-    if first in (0, 1) and sorted(numbers) == list(range(first, first + len(numbers))):
-        return f"; {first} to {first + len(numbers) - 1} are row numbers, as the hub's files have, and no ids"
-    for off, said in ((-1, "plus"), (1, "minus")):
-        if first >= 0 and {q.question_id for q in test} <= {str(int(number) + off) for number in numbers}:
-            return f"; they are the set's ids {said} 1"
-    return ""

@@ -5,11 +5,10 @@ Nothing here runs a model, since a run stores the log-likelihood of every answer
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
 
 from amif_lib.core.errors import InputError
 from amif_lib.data.records import close_punctuation, normalise_answer
@@ -18,16 +17,15 @@ from amif_lib.scoring.statistics import wilson
 DEFINITIONS = {"yes_no": "closed_yes_no", "answer_type": "closed_field"}  # of closed -> column of predictions
 
 
-class Protocol(BaseModel):
+@dataclass(frozen=True)
+class Protocol:
     """How stored predictions are scored. A change of meaning takes a new `version`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     version: int
-    candidates: Literal["test", "train", "train+val", "generate"]  # answers of which splits are ranked (point 39)
-    closed: Literal["yes_no", "answer_type"]  # the answer is yes or no, or the set's own field says so (point 42)
-    note: str = ""  # what a reader must know
+    candidates: str  # answers of which splits are ranked: test, train or train+val; or generate (point 39)
+    closed: str  # yes_no: the answer is yes or no; answer_type: the set's own field says so (point 42)
+    note: str  # what a reader must know
 
     @property
     def title(self) -> str:
@@ -35,49 +33,29 @@ class Protocol(BaseModel):
         return self.name if self.name in ("paper", "as given") else f"{self.name}@{self.version}"
 
 
+_PAPER = (
+    "The test answers are the candidates and the lowest language modelling loss wins (supplement section 6); closed = "
+    "the answer is yes or no (Table 1)."
+)
+_STRICT = (
+    "No test answer is seen anywhere: only answers of the training questions are candidates. Both definitions of "
+    "closed are reported."
+)
+_ALBEF = (
+    "Approximate. ALBEF counts the first token twice and ranks only the 128 candidates whose first token is likeliest; "
+    "neither can be told from stored sums. M2I2 and MUMC add the test answers on VQA-RAD."
+)
+_BLIP = (
+    "Approximate. BLIP smooths labels by 0.1 while it ranks and filters by the first token; neither can be told from "
+    "stored sums."
+)
+_GENERATE = "The freely generated answer; white space around punctuation does not count."
 PROTOCOLS = {
-    p.name: p
-    for p in (
-        Protocol(
-            name="paper",
-            version=1,
-            candidates="test",
-            closed="yes_no",
-            note="The test answers are the candidates and the lowest language modelling loss wins (supplement section "
-            "6); closed = the answer is yes or no (Table 1).",
-        ),
-        Protocol(
-            name="strict",
-            version=1,
-            candidates="train",
-            closed="yes_no",
-            note="No test answer is seen anywhere: only answers of the training questions are candidates. Both "
-            "definitions of closed are reported.",
-        ),
-        Protocol(
-            name="albef",
-            version=1,
-            candidates="train+val",
-            closed="answer_type",
-            note="Approximate. ALBEF counts the first token twice and ranks only the 128 candidates whose first token "
-            "is likeliest; neither can be told from stored sums. M2I2 and MUMC add the test answers on VQA-RAD.",
-        ),
-        Protocol(
-            name="blip",
-            version=1,
-            candidates="train+val",
-            closed="answer_type",
-            note="Approximate. BLIP smooths labels by 0.1 while it ranks and filters by the first token; neither can "
-            "be told from stored sums.",
-        ),
-        Protocol(
-            name="generate",
-            version=2,
-            candidates="generate",
-            closed="yes_no",
-            note="The freely generated answer; white space around punctuation does not count.",
-        ),
-    )
+    "paper": Protocol("paper", 1, "test", "yes_no", _PAPER),
+    "strict": Protocol("strict", 1, "train", "yes_no", _STRICT),
+    "albef": Protocol("albef", 1, "train+val", "answer_type", _ALBEF),
+    "blip": Protocol("blip", 1, "train+val", "answer_type", _BLIP),
+    "generate": Protocol("generate", 2, "generate", "yes_no", _GENERATE),
 }
 
 
@@ -105,21 +83,17 @@ def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protoc
         raise InputError(f"protocol {protocol.title} ranks candidates, but these predictions have no log-likelihoods")
     chosen = frame["generated"].to_numpy(dtype=object) if generated else choose(frame, candidates, protocol)
     out = frame[["question_id", "image_id", "question_type", *DEFINITIONS.values()]].reset_index(drop=True)
-    out["prediction"] = chosen
+    out = out.assign(prediction=chosen)
     texts = {text for gold in frame["gold"] for text in gold}.union(chosen)
     plain = {text: normalise_answer(text) for text in texts}  # each text once: tables score hundreds of runs
     if generated:
         plain = {text: close_punctuation(normal) for text, normal in plain.items()}
-    out["correct"] = [
-        plain[text] in {plain[answer] for answer in gold} for text, gold in zip(chosen, frame["gold"], strict=True)
-    ]
-    return out
+    pairs = zip(chosen, frame["gold"], strict=True)
+    return out.assign(correct=[plain[text] in {plain[answer] for answer in gold} for text, gold in pairs])
 
 
 def select(scored: pd.DataFrame, split: str, definition: str) -> pd.Series:
     """Boolean mask of the questions of a split (`open`, `closed`, `overall`) under a definition of closed."""
-    if definition not in DEFINITIONS or split not in ("open", "closed", "overall"):
-        raise InputError(f"split {split!r}, closed {definition!r}: use open|closed|overall and {'|'.join(DEFINITIONS)}")
     closed = scored[DEFINITIONS[definition]].astype(bool)
     return {"open": ~closed, "closed": closed, "overall": pd.Series(True, index=scored.index)}[split]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -65,8 +66,8 @@ def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     questions = user_files.each(table.assign(number=range(len(table))), lambda record: _question(record, names, split))
     if "closed" not in names:
         notes.append("no answer_type, so closed means that the answer is yes or no")
-    counts = {name: sum(q.split == name for q in questions) for name in user_files.SPLITS}
-    found = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    counts = Counter(q.split for q in questions)
+    found = ", ".join(f"{counts[name]} {name}" for name in user_files.SPLITS if counts[name])
     fields = ", ".join(kind if kind == name else f"{kind} = {name}" for kind, name in names.items())
     return questions, "; ".join([f"{shown}: {found}; fields: {fields}", *notes])
 
@@ -95,23 +96,23 @@ def compare(
 
 def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -> Question:
     """A record's question. ValueError says what is wrong with it."""
-    for kind in REQUIRED:
-        value = record[names[kind]]
-        if value is None or value != value:
-            raise ValueError(f"{names[kind]} is missing, null or NaN; mend or remove the record")
-        if kind == "question" and not (user_files.is_text(value) and str(value).strip()):
-            raise ValueError(f"{names[kind]} is empty or not text; mend or remove the record")
+    question, answers, image = (
+        record[names["question"]],
+        _answers(record[names["answer"]]),
+        _image(record[names["image"]]),
+    )
+    if not (user_files.is_text(question) and str(question).strip()):
+        raise ValueError(f"{names['question']} is missing, empty or not text; mend or remove the record")
+    if not answers:
+        raise ValueError(f"{names['answer']} is missing, empty or not text; give a text or a list of texts")
+    if not image:
+        raise ValueError(f"{names['image']} is missing, or neither a name nor a picture; mend or remove the record")
     text = {kind: user_files.whole(record[name]) for kind, name in names.items() if kind not in ("answer", "image")}
     optional = {kind: value for kind, value in text.items() if value.lower() not in NULLS}
-    answers = _answers(record[names["answer"]])
-    if not answers:
-        raise ValueError(f"{names['answer']} is empty or not text; give a text or a list of texts")
     if not (split := split or user_files.split_of(text["split"])):
         raise ValueError(f"{names['split']} is {text['split']!r}; use train, val or test")
     if "closed" in text and text["closed"].lower() not in CLOSED:
         raise ValueError(f"{names['closed']} is {text['closed']!r}; use OPEN or CLOSED")
-    if not (image := _image(record[names["image"]])):
-        raise ValueError(f"{names['image']} is empty, or neither a name nor a picture; mend or remove the record")
     yes_no = answers[0] in ("yes", "no")
     return Question(
         question_id=optional.get("question_id", str(record["number"])),

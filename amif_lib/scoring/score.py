@@ -27,15 +27,12 @@ WARNING = "**WARNING**"
 PARTS = (("overall", ""), ("open", "yes_no"), ("closed", "yes_no"), ("open", "answer_type"), ("closed", "answer_type"))
 COMPARED = ("most_frequent", "nearest_question")  # the baselines that a paired test is made against
 BESIDE = (*COMPARED, "vocabulary_ceiling")
-AS_GIVEN = Protocol(
-    name="as given",
-    version=1,
-    candidates="generate",
-    closed="yes_no",
-    note="Each answer of the file as it stands: in lower case with white space collapsed (and none around "
-    "punctuation), equal to an accepted answer or wrong. Open and closed are reported by both definitions: yes_no (the "
-    "answer is yes or no) and answer_type (the data set's own mark).",
+_GIVEN = (
+    "Each answer of the file as it stands: in lower case with white space collapsed (and none around punctuation), "
+    "equal to an accepted answer or wrong. Open and closed are reported by both definitions: yes_no (the answer is yes "
+    "or no) and answer_type (the data set's own mark)."
 )
+AS_GIVEN = Protocol("as given", 1, "generate", "yes_no", _GIVEN)
 NOTES = {protocol.title: protocol.note for protocol in (*PROTOCOLS.values(), AS_GIVEN)}
 EXPLAINED = (
     "Accuracies and intervals (95%) are percentages, differences points. Wilson's interval takes questions as "
@@ -154,9 +151,8 @@ def _comparison(ours: pd.Series, theirs: pd.Series, images: pd.Series) -> dict[s
     gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, images)], draws=10_000)  # no Wilson: no share
     test = statistics.mcnemar(ours, theirs)
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
-    points["detectable"] = statistics.detectable(gap)
-    tests = {"bootstrap_p": gap.p, "wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
-    return {name: 100 * value for name, value in points.items()} | tests
+    points = {name: 100 * value for name, value in (points | {"detectable": statistics.detectable(gap)}).items()}
+    return points | {"bootstrap_p": gap.p, "wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
 
 
 def lenient(text: str) -> str:

@@ -19,12 +19,11 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data.readers.files import decode, parse_json, read_bytes
 
-SPLITS = {
-    "train": ("train", "training", "trainset"),
+SPLITS = {  # what files call them; freeform, para and frame are VQA-RAD's `phrase_type`
+    "train": ("train", "training", "trainset", "freeform", "para", "frame"),
     "val": ("val", "valid", "validate", "validation", "valset", "dev"),
-    "test": ("test", "testing", "testset"),
+    "test": ("test", "testing", "testset", "test_freeform", "test_para", "test_frame"),
 }
-PHRASES = {"freeform": "train", "para": "train", "frame": "train"}  # VQA-RAD's `phrase_type`: `para`, `test_para`
 
 
 def read(path: Path | str) -> pd.DataFrame:
@@ -48,8 +47,9 @@ def read(path: Path | str) -> pd.DataFrame:
         records = _json(text, shown) if as_json else _rows(text, shown)
     if not records:
         raise InputError(f"{shown}: no records; give a file with one record per question")
-    if odd := [place for place, record in records.items() if not isinstance(record, dict)]:
-        raise InputError(f"{odd[0]}: not an object with named fields; bring it into that form")
+    for place, record in records.items():
+        if not isinstance(record, dict):
+            raise InputError(f"{place}: not an object with named fields; bring it into that form")
     table = pd.DataFrame([_flat(record) for record in records.values()], index=list(records), dtype=object)
     return table.drop(columns=[name for name in table if not name or name.startswith("unnamed: ")])  # pandas' index
 
@@ -65,18 +65,18 @@ def each(table: pd.DataFrame, function: Callable[[dict[str, Any]], Any]) -> list
     return out
 
 
-def name_columns(table: pd.DataFrame, known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+Names = Mapping[str, tuple[str, ...]]  # what the column of a field may be called, most telling name first
+
+
+def name_columns(table: pd.DataFrame, known: Names) -> dict[str, str]:
     """Which column holds what: of each field's known names the first that is there."""
     return {field: name for field, names in known.items() if (name := next((n for n in names if n in table), ""))}
 
 
-def lacking(
-    field: str, table: pd.DataFrame, known: Mapping[str, tuple[str, ...]], shown: str, fix: str = ""
-) -> InputError:
+def lacking(field: str, table: pd.DataFrame, known: Names, shown: str, fix: str = "") -> InputError:
     """The error that no column holds a field; `fix` is what can be done beside renaming one."""
-    names, there = ", ".join(known[field]), ", ".join(sorted(table))
-    said = f"no column for the {field} (known names: {names}); its columns are {there}"
-    return InputError(f"{shown}: {said}; rename one{fix}")
+    said = f"no column for the {field} (known names: {', '.join(known[field])}); its columns are "
+    return InputError(f"{shown}: {said}{', '.join(sorted(table))}; rename one{fix}")
 
 
 def is_text(value: object) -> bool:
@@ -90,11 +90,8 @@ def whole(value: object) -> str:
 
 
 def split_of(text: object) -> str:
-    """`train`, `val` or `test` of what files call them, VQA-RAD's phrase types too, else an empty text."""
-    word = str(text).strip().lower()
-    if word.removeprefix("test_") in PHRASES:
-        return "test" if word.startswith("test_") else "train"
-    return next((split for split, known in SPLITS.items() if word in known), "")
+    """`train`, `val` or `test` of what files call them (`SPLITS`), else an empty text."""
+    return next((split for split, known in SPLITS.items() if str(text).strip().lower() in known), "")
 
 
 def image_parts(name: str) -> tuple[str, ...]:
@@ -168,14 +165,9 @@ def _records(content: Any, shown: str) -> list[Any]:
     if lists:
         return next(iter(lists.values()))
     kinds = {type(value) for value in content.values()}
-    columns = {"answer", "prediction", "pred", "response", "question"} & {key.lower() for key in content}
-    if columns and kinds in ({dict}, {list}):  # pandas' column-wise form
-        try:
-            return pd.DataFrame(content, dtype=object).to_dict("records")
-        except ValueError as error:
-            raise InputError(f"{shown}: columns of different lengths ({error}); mend it") from None
-    named = kinds == {dict}
-    return [{"question_id": key} | (value if named else {"answer": value}) for key, value in content.items()]
+    if kinds == {dict} and {"answer", "prediction", "pred", "response", "question"} & {key.lower() for key in content}:
+        return pd.DataFrame(content, dtype=object).to_dict("records")  # pandas' column-wise form
+    return [{"question_id": key} | (value if kinds == {dict} else {"answer": value}) for key, value in content.items()]
 
 
 def _rows(text: str, shown: str) -> dict[str, dict[str, str]]:
@@ -183,20 +175,17 @@ def _rows(text: str, shown: str) -> dict[str, dict[str, str]]:
     first, _, rest = text.partition("\n")
     separator = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line that Excel writes
     delimiter = separator[1] if separator else max(",;\t|", key=first.count)
-    lines = io.StringIO(rest if separator else text, newline="")
-    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
-    records = {}
+    reader = csv.reader(io.StringIO(rest if separator else text, newline=""), delimiter=delimiter, strict=True)
     try:
-        for record in reader:
-            place = f"{shown}, line {reader.line_num + bool(separator)}"
-            if None in record or None in record.values():
-                said = f"not {len(reader.fieldnames or ())} cells as in the header"
-                raise InputError(f"{place}: {said}; put answers with {delimiter!r} in quotes")
-            records[place] = record
+        lines = [(f"{shown}, line {reader.line_num + bool(separator)}", cells) for cells in reader if cells]
     except csv.Error as error:
-        place = f"{shown}, line {reader.reader.line_num + bool(separator)}"  # DictReader's own number is the last row's
+        place = f"{shown}, line {reader.line_num + bool(separator)}"
         raise InputError(f"{place}: not valid CSV ({error}), perhaps cut off; mend it") from None
-    names = [name.strip().lower() for name in reader.fieldnames or ()]
-    if doubled := [name for n, name in enumerate(names) if name in names[:n]]:
+    header = [name.strip().lower() for name in lines[0][1]] if lines else []
+    if doubled := [name for n, name in enumerate(header) if name in header[:n]]:
         raise InputError(f"{shown}: the header names {doubled[0]!r} twice; rename one column")
-    return records
+    for place, cells in lines[1:]:
+        if len(cells) != len(header):
+            said = f"not {len(header)} cells as in the header"
+            raise InputError(f"{place}: {said}; put answers with {delimiter!r} in quotes")
+    return {place: dict(zip(header, cells, strict=True)) for place, cells in lines[1:]}
