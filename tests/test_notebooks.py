@@ -27,8 +27,8 @@ def code(notebook) -> list[str]:
 def test_notebooks_are_numbered_and_named() -> None:
     names = [path.stem for path in NOTEBOOKS]
     assert names, "no notebooks"
-    assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", name) for name in names), names
-    numbers = [name[:2] for name in names]
+    assert all(re.fullmatch(r"\d\d[a-z]?_[a-z0-9_]+", name) for name in names), names
+    numbers = [name.split("_")[0] for name in names]
     assert len(numbers) == len(set(numbers)), "two notebooks share a number"
     assert {"00", "99"} <= set(numbers)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -17,7 +18,7 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import images, manifests
 from amif_lib.data.readers import mimic_cxr, vqa_rad
-from amif_lib.data.records import Question, Study
+from amif_lib.data.records import Study
 from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.stored import Run, is_finished, load_run
 from amif_lib.methods.amif import settings, teacher_models
@@ -78,7 +79,7 @@ class Drawn(NamedTuple):
 def draw_studies(seed: int, number: int) -> Drawn:
     """Studies of one or two views with reports, those of like findings side by side; no model was trained on them."""
     drawn = _draw("mimic_cxr", seed, {"studies": number}, mimic_cxr.read)
-    drawn.records.sort(key=lambda study: (study.images[0].view == "axial", name_of(drawn, study)))
+    drawn.records.sort(key=lambda study: name_of(drawn, study))
     return drawn
 
 
@@ -105,19 +106,21 @@ def _draw(kind: str, seed: int, counts: dict[str, int], read: Any) -> Drawn:
     return Drawn(records, pictures, shown, masks, about["labels"])
 
 
-def name_of(drawn: Drawn, record: Study | Question) -> str:
-    """What the images of a record show, in a few words."""
-    own = [image.image_id for image in record.images] if isinstance(record, Study) else [record.image_id]
-    return ", ".join(sorted({finding for image_id in own for finding in drawn.findings[image_id]})) or "normal"
+def name_of(drawn: Drawn, study: Study) -> str:
+    """Body part and findings of a study, in a few words."""
+    part = "head" if study.images[0].view == "axial" else "chest"
+    found = {finding for image in study.images for finding in drawn.findings[image.image_id]}
+    return f"{part}: {', '.join(sorted(found)) or 'normal'}"
 
 
 def batch_of(drawn: Drawn, stage: Run, teach: teacher_models.Teacher) -> PretrainingBatch:
     """The drawn studies as one batch, as training makes it: augmented views, tokens, the teacher's vectors."""
     ids, studies = list(drawn.pictures), drawn.records
-    seen = teacher_models.embed(teach.images, (drawn.pictures[i].convert("RGB") for i in ids), len(ids))  # (n, e)
-    read = teacher_models.embed(teach.texts, (study.text for study in studies), len(studies))  # (N, e)
+    with torch.no_grad():
+        seen = teach.images([drawn.pictures[i].convert("RGB") for i in ids])  # (n, e)
+        read = teach.texts([study.text for study in studies])  # (N, e)
     keys = [("image", i) for i in ids] + [("text", study.study_id) for study in studies]
-    vectors = torch.from_numpy(np.concatenate([seen, read]))
+    vectors = F.normalize(torch.cat([seen, read]), dim=-1)  # (n + N, e)
     known = Embeddings({key: row for row, key in enumerate(keys)}, vectors, {s.study_id: 0 for s in studies})
     tokenizer = tokenizers.load(stage.directory / "model")
     data = PretrainingData(studies, stage.spec, tokenizer, known, drawn.pictures)
@@ -160,11 +163,12 @@ def overlay(
     axis.spines[:].set_visible(False)
 
 
-def bars(axis: Axes, values: Mapping[str, float], colour: str, shown: str = "{:.2f}") -> None:
+def bars(axis: Axes, values: Mapping[str, float], colour: str | Sequence[str]) -> None:
     """A bar with its number for each name, the first at the top."""
     axis.barh(list(values), list(values.values()), color=colour)
     for place, value in enumerate(values.values()):
-        axis.text(value, place, " " + shown.format(value), va="center", fontsize="x-small")
+        axis.text(value, place, f" {value:.2f}", va="center", fontsize="x-small")
     axis.set(xticks=[], xlim=(0, 1.25 * max(values.values())))
     axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize="x-small")
     axis.spines["bottom"].set_visible(False)

@@ -7,5 +7,9 @@ class InputError(ValueError):
     """Something the user gave cannot be used: a file, a record, a field, a setting.
 
     The message is one line that names the file or field and says what to do about it. The command line prints it
-    without a traceback and exits with status 2; in a notebook it is raised as it is.
+    without a traceback and exits with status 2; a notebook shows the message alone.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints of it."""
+        return [f"InputError: {self}"]
