@@ -81,6 +81,8 @@ def _copy_weights(run: RunSpec, folder: Path) -> None:
     if teacher := settings.teacher_id(steps[0]):
         sources[teacher] = settings.cache(steps[0]) / "fold0"
     weights = {path: name for name, source in sources.items() for path in source.glob("*") if path.is_file()}
+    if absent := sorted(set(sources) - set(weights.values())):
+        print(f"left out: the weights of {', '.join(absent)}, which are not here; notebooks 02a to 02c need them")
     if not _withheld(Run(run.directory)) and sum(path.stat().st_size for path in weights) <= CHECKPOINT:
         for path, name in weights.items():
             _copy(path, folder / name / "model" / path.name)
