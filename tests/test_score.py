@@ -308,7 +308,7 @@ def test_bad_options_are_named(made: Path, capsys) -> None:
         (["--dataset", "roco"], "--dataset: roco is no question set; name one of "),
         ([], "--dataset: none given is no question set"),
         (["--dataset", "vqa_rad", "--training-file", "x"], "training_file: 'x' is not one of official1797"),
-        (["--dataset", "vqa_rad", "--language", "zh"], "English questions only"),
+        (["--dataset", "vqa_rad", "--language", "zh"], "language: 'zh' is not one of en"),
     ):
         assert cli.main(["score", str(path), *options]) == 2
         said = capsys.readouterr()
