@@ -71,7 +71,7 @@ def test_every_question_is_answered_once_more_with_another_image(finished):
     own, _ = read_predictions(finished.directory)
     assert frame.question_id.tolist() == own.question_id.tolist() and frame.image_id.tolist() == own.image_id.tolist()
     assert stored.load_run(finished).metrics["shuffled_left_out"] == 0
-    other = predict.other_images(own.image_id)
+    other = predict.other_images({image: image for image in own.image_id})
     questions, model = load_questions("phantom_vqa_rad"), stored.load_run(finished).model()
     path = {question.image_id: question.image_path for question in questions}
     for row in (0, 11, 23):
@@ -81,19 +81,19 @@ def test_every_question_is_answered_once_more_with_another_image(finished):
         assert found.tolist() == pytest.approx(asked.log_likelihoods.tolist(), abs=1e-4)
 
 
-@pytest.mark.parametrize("count", [2, 3, 10, 451])
-def test_no_image_stays_with_its_questions_and_each_is_used_once(count):
-    images = [f"image{number % count}" for number in range(3 * count)]  # three questions each
-    other = predict.other_images(images)
-    assert set(other) == set(other.values()) == set(images)
-    assert all(own != shown for own, shown in other.items())
-    assert other == predict.other_images(reversed(images))  # whatever the order of the questions
-    if count > 3:
-        assert other != predict.other_images(images, seed=1)
+@pytest.mark.parametrize("sizes", [[1, 1], [1] * 3, [1] * 451, [3, 1, 2], [5, 2, 2, 1, 4]])
+def test_every_image_is_exchanged_for_one_of_another_case_and_each_is_used_once(sizes):
+    case_of = {f"image{case}{number}": f"case{case}" for case, size in enumerate(sizes) for number in range(size)}
+    other = predict.other_images(case_of)
+    assert set(other) == set(other.values()) == set(case_of)
+    assert all(case_of[own] != case_of[shown] for own, shown in other.items())
+    assert other == predict.other_images(dict(reversed(case_of.items())))  # whatever the order of the questions
+    if len(sizes) > 3:
+        assert other != predict.other_images(case_of, seed=1)
 
 
-def test_a_set_of_one_image_has_no_other(finished, tmp_path):
-    assert predict.other_images(["a", "a"]) == predict.other_images([]) == {}
+def test_a_set_of_one_case_has_no_other(finished, tmp_path):
+    assert predict.other_images({"a": "a"}) == predict.other_images({}) == {}
     model, questions = stored.load_run(finished).model(), load_questions("phantom_vqa_rad")
     first = next(question for question in questions if question.split == "test")
     of_one = [question for question in questions if question.image_id == first.image_id]

@@ -114,8 +114,3 @@ def planned_tables(scale: str) -> list[str]:
     optional = whole if planned == [CONTRASTS] else [CONTRASTS]
     more = [name for name in optional if name not in planned and not stored.missing(required_runs(name, scale))]
     return sorted({*planned, *more}, key=[*whole, *planned].index)
-
-
-def seeds_of(spec: RunSpec) -> tuple[int | None, int]:
-    """The seeds of a fine-tuning's pre-training (None where it has none) and of the fine-tuning itself."""
-    return (spec.parent.seed if spec.parent else None), spec.seed

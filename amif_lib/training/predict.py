@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +26,13 @@ def candidate_answers(questions: Sequence[Question]) -> list[str]:
     return sorted({answer for question in questions for answer in question.answers})
 
 
-def other_images(images: Iterable[str], seed: int = 0) -> dict[str, str]:
-    """For each image another one, each used once: a derangement. Empty where there is no other image."""
-    order = np.random.default_rng(seed).permutation(sorted(set(images))).tolist()
-    return dict(zip(order, order[1:] + order[:1], strict=True)) if len(order) > 1 else {}
+def other_images(case_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
+    """For each image (`case_of`: its case) one of another case, each used once. Empty where no exchange can do that."""
+    draw = np.random.default_rng(seed).permutation
+    place = {case: number for number, case in enumerate(draw(sorted(set(case_of.values()))).tolist())}
+    order = sorted(sorted(case_of), key=lambda image: place[case_of[image]])  # a case's images stand together,
+    largest = max(Counter(case_of.values()).values(), default=0)  # so a step of the largest case leaves each case
+    return dict(zip(order, order[largest:] + order[:largest], strict=True)) if 2 * largest <= len(order) else {}
 
 
 @torch.inference_mode()
@@ -42,8 +46,9 @@ def predict(
 ) -> int:
     """Answer the test questions among `questions`, write predictions and candidates to `folder`, return how many.
 
-    With each question goes its own image, a blank one, or another test image (`other_images`); of a set with one image
-    alone nothing is written then. `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as `AMiFForVQA`.
+    With each question goes its own image, a blank one, or a test image of another case (`other_images`); of a set with
+    one case alone nothing is written then. `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as
+    `AMiFForVQA`.
     Each process answers its share, `batch_size` questions at a time, which changes results by no more than rounding.
     """
     model.eval()
@@ -53,7 +58,7 @@ def predict(
     tokens = model.tokenize_answers(candidates)
     asked = test
     if shown == "shuffled":
-        other = other_images(question.image_id for question in test)
+        other = other_images({q.image_id: q.extra.get("case_id", q.image_id) for q in test})  # else an image is a case
         test = [question for question in test if question.image_id in other]
         asked = [replace(question, image_id=other[question.image_id]) for question in test]
         if not test:
