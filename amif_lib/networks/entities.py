@@ -1,0 +1,147 @@
+"""Entities of a knowledge graph as vectors: TransE, graph attention on top, and where a text's tokens name them.
+
+Shapes: E entities, R relations, n triples, k dimensions; B texts of t tokens, e entities of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amif_lib.data.knowledge_graph import Linker
+
+MARGIN, NEGATIVES, STEPS, RATE = 5.0, 25, 400, 0.05  # of `transe`; ARL's margin and negatives
+
+
+def transe(
+    triples: Tensor, entities: int, relations: int, dim: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Vectors of entities (E, k) and relations (R, k) with head + relation near tail (TransE, Bordes et al., 2013).
+
+    triples (n, 3). In every step each triple, whose L1 distance is to be smaller by a margin than those of triples with
+    another head or another tail; such that are triples themselves do not count.
+    """
+    bound = 6 / dim**0.5
+    table, moves = (torch.empty(n, dim).uniform_(-bound, bound, generator=generator) for n in (entities, relations))
+    table, moves = (F.normalize(x, dim=1).requires_grad_() for x in (table, moves))
+    optimizer = torch.optim.Adam([table, moves], lr=RATE)
+    known = _key(*triples.unbind(1), entities)  # (n,)
+    h, r, t = (triples.repeat_interleave(NEGATIVES, dim=0)).unbind(1)  # (n',) each
+    for _ in range(STEPS):
+        other = torch.randint(entities, (len(h),), generator=generator)  # (n',)
+        head = torch.rand(len(h), generator=generator) < 0.5  # (n',): which end is replaced
+        h_, t_ = torch.where(head, other, h), torch.where(head, t, other)
+        worse = distance(table[h_], moves[r], table[t_])  # (n',)
+        real = torch.isin(_key(h_, r, t_, entities), known)  # (n',): no negative
+        loss = F.relu(MARGIN + distance(table[h], moves[r], table[t]) - worse)[~real].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            table /= table.norm(dim=1, keepdim=True)  # else the loss falls by growing vectors
+    return table.detach(), moves.detach()
+
+
+def distance(head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
+    """L1 distance between head + relation and tail: (..., k) -> (...)."""
+    return (head + relation - tail).abs().sum(-1)
+
+
+def filtered_mrr(triples: Tensor, table: Tensor, relations: Tensor) -> float:
+    """Mean reciprocal rank of each triple's tail, and of its head, among the entities that make no other triple.
+
+    triples (n, 3), table (E, k), relations (R, k). Of equally near ones half rank before.
+    """
+    every, reciprocal = torch.arange(len(table)), []
+    known = _key(*triples.unbind(1), len(table))  # (n,)
+    for h, r, t in triples:
+        tails, heads = _key(h, r, every, len(table)), _key(every, r, t, len(table))  # (E,) each
+        by_tail = distance(table[h], relations[r], table)  # (E,)
+        by_head = distance(table, relations[r], table[t])  # (E,)
+        for found, right, keys in ((by_tail, t, tails), (by_head, h, heads)):
+            others = ~torch.isin(keys, known)  # (E,)
+            before = (found < found[right])[others].sum() + 0.5 * (found == found[right])[others].sum()
+            reciprocal.append(1 / (1 + float(before)))
+    return sum(reciprocal) / len(reciprocal)
+
+
+def _key(head: Tensor, relation: Tensor, tail: Tensor, entities: int) -> Tensor:
+    """A number for each triple."""
+    return (relation * entities + head) * entities + tail
+
+
+class GraphAttention(nn.Module):
+    """A layer of a graph attention network (Veličković et al., 2018): torch_geometric's `GATConv`, in plain torch."""
+
+    def __init__(self, width: int, out: int, heads: int):
+        super().__init__()
+        self.linear = nn.Linear(width, heads * out, bias=False)
+        self.source, self.target = (nn.Parameter(torch.empty(heads, out)) for _ in range(2))
+        self.bias = nn.Parameter(torch.zeros(heads * out))
+        for weight in (self.linear.weight, self.source, self.target):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """x (E, k), edges (2, m) from source to target, with one of each entity to itself -> (E, heads * out)."""
+        x = self.linear(x).unflatten(1, self.source.shape)  # (E, h, c)
+        source, target = edges
+        score = F.leaky_relu((x * self.source).sum(-1)[source] + (x * self.target).sum(-1)[target], 0.2)  # (m, h)
+        highest = torch.full_like(x[..., 0].detach(), -torch.inf)  # (E, h)
+        highest.scatter_reduce_(0, target[:, None].expand_as(score), score.detach(), "amax")
+        weight = (score - highest[target]).exp()
+        total = torch.zeros_like(x[..., 0]).index_add(0, target, weight)  # (E, h)
+        mixed = torch.zeros_like(x).index_add(0, target, (weight / total[target])[..., None] * x[source])  # (E, h, c)
+        return mixed.flatten(1) + self.bias
+
+
+class EntityEncoder(nn.Module):
+    """TransE's table, trained further, and two layers of graph attention over the triples, in both directions."""
+
+    def __init__(self, entities: int, triples: Tensor, dim: int, heads: int = 8, dropout: float = 0.0):
+        super().__init__()
+        own = torch.arange(entities)
+        ends = triples[:, [0, 2]].T  # (2, n)
+        self.register_buffer("edges", torch.cat([ends, ends.flip(0), own.expand(2, -1)], dim=1).unique(dim=1))
+        self.table = nn.Embedding(entities, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.first, self.second = GraphAttention(dim, dim // 4, heads), GraphAttention(heads * dim // 4, dim, 1)
+        self.dropout = dropout
+
+    def forward(self) -> Tensor:
+        """Vectors of all entities: (E, k)."""
+        x = F.dropout(self.norm(self.table.weight), self.dropout, self.training)  # (E, k)
+        x = F.dropout(F.elu(self.first(x, self.edges)), self.dropout, self.training)  # (E, 2k)
+        return self.second(x, self.edges)
+
+
+def linked(
+    linker: Linker, number_of: Mapping[str, int], tokenizer: Any, ids: Tensor, mask: Tensor, most: int = 24
+) -> tuple[Tensor, Tensor]:
+    """The entities that texts name, each once, and the tokens of all its mentions.
+
+    ids and mask (B, t) of WordPiece tokens -> numbers (B, e), -1 behind a text's last one, and spans (B, e, t). Texts
+    are read from their tokens, so that what was cut off names nothing. At most the first `most` entities of a text.
+    """
+    found: list[dict[int, list[int]]] = []  # by text: the tokens of each entity
+    special = set(tokenizer.all_special_ids)
+    for row, real in zip(ids.tolist(), mask.tolist(), strict=True):
+        text, spans, tokens = "", [], {}
+        for token, piece in zip(row, tokenizer.convert_ids_to_tokens(row), strict=True):
+            text += "" if piece.startswith("##") else " "
+            spans.append((len(text), len(text) + len(piece.removeprefix("##"))))
+            text += "|" * len(piece) if token in special else piece.removeprefix("##")
+        for start, end, entity in linker.link(text):
+            inside = [i for i, (a, b) in enumerate(spans) if start < b and a < end and real[i]]
+            tokens.setdefault(number_of[entity], []).extend(inside)
+        found.append(dict(list(tokens.items())[:most]))
+    most = max(map(len, found), default=0)
+    numbers = torch.full((len(ids), max(1, most)), -1)  # (B, e)
+    spans = torch.zeros(len(ids), max(1, most), ids.shape[1], dtype=torch.bool)  # (B, e, t)
+    for i, tokens in enumerate(found):
+        for j, (number, inside) in enumerate(tokens.items()):
+            numbers[i, j], spans[i, j, inside] = number, True
+    return numbers.to(ids.device), spans.to(ids.device)
