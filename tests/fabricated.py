@@ -161,9 +161,8 @@ def write_table(
             write_run(run, wrong_at(*positions), blank=wrong_at(*range(8)))
             for stage in run.lineage()[:-1]:
                 write_run(stage, metrics=PRETRAINED)
-    for runs in selection.blank_runs(name, scale).values():
-        for run in runs:
-            write_run(run, wrong_at(*range(9)))
+    for run in selection.blank_runs(name, scale):
+        write_run(run, wrong_at(*range(9)))
     for head in selection.headlines(name, scale):
         for run in head.runs:
             if not results.is_finished(run):

@@ -12,7 +12,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import run_spec
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import write_predictions
-from amif_lib.reporting import contrasts, layout, table_notes, table_rows, tables
+from amif_lib.reporting import contrasts, layout, table_rows, tables
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring import statistics
 from tests import fabricated
@@ -64,11 +64,8 @@ def test_baseline_rows(demo):
         assert cell(whole.cells, row, "overall")["ours"] == pytest.approx(100 * count / 12), row
     # baselines that rank nothing are the same under both protocols
     assert cell(whole.cells, "most_frequent", "overall", "strict@1")["ours"] == pytest.approx(100 * 4 / 12)
-    # of the full model's answers, wrong at 5 alone, seven change when all up to 7 become wrong
-    changed = {line.row: line.changed for line in whole.lines}
-    assert changed["shuffled_at_test:demo"] == pytest.approx(7 / 12)
-    said = "changes 58% of its answers and is right on 33.3% of the questions instead of 91.7%"
-    assert said in table_notes.looking(whole)
+    said = "The full model (ours, answer vocabulary, gate) answers 91.7 ["
+    assert layout.full_model(whole).startswith(said) and "shown another case's image 33.3 [" in layout.full_model(whole)
 
 
 def test_delta_on_real_data_at_paper_scale_and_none_at_small(monkeypatch, tmp_path):
@@ -97,7 +94,6 @@ def test_differences_by_hand(demo):
     assert pairs == {("3", "1"), ("4", "3"), ("5", "4"), ("5", "3"), ("6", "5")}
     assert set(got.loc[got["against"].map(table_rows.is_baseline), "row"]) == {"6"}  # the headline row alone
     one = own[(own["row"] == "3") & (own["against"] == "1") & (own["split"] == "overall")].iloc[0]
-    assert (one["wins"], one["losses"], one["mcnemar_p"]) == (2, 0, 0.5)
     assert one["difference"] == pytest.approx(100 * 2 / 12)
     right = [np.array([n not in WRONG[row] for n in range(12)], dtype=float) for row in ("3", "1")]
     expected = statistics.bootstrap(right[0] - right[1], IMAGES)
@@ -137,7 +133,7 @@ def test_a_run_on_other_questions_is_refused(demo, field, value):
     frame = fabricated.predictions(wrong_at())
     frame.at[0, field] = value
     write_predictions(run.directory, frame, fabricated.candidates())
-    with pytest.raises(InputError, match=rf"row 1 \(run {run.run_id}\): question test-00 of phantom_vqa_rad is not as"):
+    with pytest.raises(InputError, match=rf"row 1 \(run {run.run_id}\): its questions on phantom_vqa_rad are not those"):
         tables.collect("table4", "demo")
 
 
@@ -167,7 +163,6 @@ def test_averages_over_four_sets(four):
     found = tested[(tested["dataset"] == "avg") & (tested["split"] == "overall")]
     one = found[(found["row"] == "5") & (found["against"] == "3")].iloc[0]
     assert one["difference"] == pytest.approx((3 * 100 * 2 / 12 + 0) / 4) and one["n_questions"] == 48
-    assert one[["wins", "losses", "mcnemar_p"]].isna().all()
 
 
 def test_no_published_number_stands_in_a_table_of_ours(four):
@@ -191,8 +186,6 @@ def test_pages_say_what_they_are(four):
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert len({line.count(" & ") for line in body}) == 1
     assert not re.search(r"(?<!\\)[#_](?![^%]*$)", "".join(body))
-    known = {run for line in four[0].lines for run in line.run_ids}
-    assert known and all(run in tex and run in text for run in known)
     part = tables.collect("table4", "demo", Selection(("phantom_slake",), only=("3", "6")))
     assert "without the paper's row 1, 2, 4, 5." in layout.markdown(part)
 

@@ -190,14 +190,6 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def commits(runs: Iterable[Run]) -> dict[str, list[str]]:
-    """Run ids by the commit that made them. More than one key: the runs are of different code."""
-    out: dict[str, list[str]] = {}
-    for run in runs:
-        out.setdefault(run.commit, []).append(run.run_id)
-    return out
-
-
 def published(table: str) -> pd.DataFrame:
     """The paper's numbers of a table: `row, label, dataset, split, value` (percent) and what describes the row."""
     frame = pd.read_csv(paths.published() / f"{table}.csv", dtype=str, keep_default_na=False)

@@ -64,9 +64,9 @@ def contrasts(table: Table) -> pd.DataFrame:
 
 def per_replicate(line: Line, lines: list[Line], split: str) -> np.ndarray:
     """Right answers (R, n) of a row's replicates under the protocol `paper`, each the mean of its fine-tunings."""
-    starts = [[first for first, _ in each.seeds if first is not None] for each in lines if each.kind == "row"]
+    starts = [[run.parent.seed for run in each.runs if run.parent] for each in lines if each.entry]
     seeds = max((each.count(first) for each in starts for first in each), default=1)  # fine-tunings of a replicate
-    replicate = np.array([seed // seeds for _, seed in line.seeds])
+    replicate = np.array([run.seed // seeds for run in line.runs])
     right = line.right(PAPER, split)[0]  # (S, n)
     return np.stack([right[replicate == number].mean(0) for number in np.unique(replicate)])
 

@@ -13,17 +13,18 @@ from markupsafe import Markup
 
 from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
-from amif_lib.reporting import contrasts, table_notes, tables
+from amif_lib.reporting import contrasts, tables
 from amif_lib.reporting.table_rows import CONTRASTS, PAPER_SETS, SCALE_NOTES, Selection, dataset_name, real_name
 from amif_lib.reporting.tables import SPLITS, Table
+from amif_lib.scoring import protocols
 
 Part = tuple[str, pd.DataFrame, list[str]]  # heading, frame of texts, paragraphs below it
-TESTS = (
-    "Between these trained models: an interval from resampling images, the smallest difference that so many images "
-    "could have shown, how many questions only one of the two answers correctly, and McNemar's exact p (one training "
-    "each). Another training may come out otherwise; what may be said of the method is said by the contrasts."
-)
+WITHOUT_ITS_IMAGE = {"question_only": "trained on blank images", "shuffled_at_test": "shown another case's image"}
 READING = "mean ± standard deviation over trainings [95% interval over images], protocol paper, closed = yes or no."
+TESTS = (
+    "Between these trained models: an interval from resampling images, and the smallest difference that so many images "
+    "could have shown. Another training may differ; what may be said of the method is said by the contrasts."
+)
 
 
 def short_name(name: str) -> str:
@@ -40,8 +41,8 @@ def parts(table: Table) -> list[Part]:
         found = contrasts.readable(contrasts.contrasts(table))
         configurations = ("Accuracies of the configurations, in percent", accuracies(table), [READING])
         return [("", found, [contrasts.METHOD]), configurations]
-    texts = [f"Overall accuracy in percent: {READING}", table_notes.question_sets(table), table_notes.trainings(table)]
-    out = [("", accuracies(table, ["overall"]), [*filter(None, [table_notes.looking(table)]), *texts])]
+    texts = [full_model(table), f"Overall accuracy in percent: {READING}", question_sets(table), trainings(table)]
+    out = [("", accuracies(table, ["overall"]), list(filter(None, texts)))]
     out += [("Open and closed", accuracies(table, ["open", "closed"]), [])]
     out += [("Differences on the same questions, of these trained models", differences(table), [TESTS])]
     if len(table.published):
@@ -49,12 +50,69 @@ def parts(table: Table) -> list[Part]:
     return out
 
 
+# --- what a reader must know, in sentences ---
+
+
+def full_model(table: Table) -> str:
+    """What the full model answers, and without an image or with another case's; empty where it is no row."""
+    dataset = tables.average_name(table.lines) if len(table.datasets) > 1 else table.datasets[0]
+    cells = table.cells.query("protocol == 'paper' and split == 'overall' and dataset == @dataset")
+    texts = {cell.row: _accuracy(cell) for cell in cells.itertuples()}
+    heads = {line.row: line for line in table.lines if line.entry and line.headline and line.row in texts}
+    out = []
+    for row, line in heads.items():
+        said = f"The full model ({line.label}) answers {texts[row]} percent of the test questions"
+        for kind, how in WITHOUT_ITS_IMAGE.items():
+            if text := texts.get(f"{kind}:{line.headline}"):
+                said += f", {how} {text}"
+        out.append(f"{said} ({dataset_name(dataset)}).")
+    return " ".join(out)
+
+
+def question_sets(table: Table) -> str:
+    """The question sets with their numbers of test questions, and the paper's rows that this selection leaves out."""
+    counts = table.cells[table.cells["split"] == "overall"].groupby("dataset")["n_questions"].first()
+    said = f"Test questions: {', '.join(f'{dataset_name(name)} {counts[name]:,}' for name in table.datasets)}."
+    run = {line.entry.paper_row for line in table.lines if line.entry}
+    lacking = [] if table.name == "table1" else [row for row in table.published["row"].unique() if row not in run]
+    return f"{said} Part of the table: without the paper's row {', '.join(lacking)}." if lacking else said
+
+
+def trainings(table: Table) -> str:
+    """How many trainings stand behind the rows, and what their intervals hold."""
+    counts = {len(line.runs) for line in table.lines if line.entry}
+    said = "The intervals hold the choice of test images and not the spread between trainings"
+    if counts == {1}:
+        return f"Teaching run: each row was trained once. {said}, so differences say nothing about the method."
+    few = " Rows of one training are for orientation only." if 1 in counts else ""
+    return f"Rows are means over the trainings in their second column, ± their standard deviation. {said}.{few}"
+
+
+def notes(table: Table) -> list[str]:
+    """What a reader must know to read the numbers, one paragraph each."""
+    out = [f"Scale: {SCALE_NOTES[table.scale]}."]
+    out += [f"Protocol {p.title}: {p.note}" for p in (protocols.PROTOCOLS["paper"], protocols.PROTOCOLS["strict"])]
+    for dataset in table.datasets:
+        known = tables.known_answers(table.scale, dataset, table.runs)
+        reached = protocols.score(known["vocabulary_ceiling"], None, protocols.PROTOCOLS["generate"])["correct"].mean()
+        said = f"no method that answers with training answers can pass {100 * reached:.1f}%."
+        out.append(f"{dataset_name(dataset)}: {said}")
+    if any(line.leaks for line in table.lines):
+        out.append("† trained on a file that holds test answers; never shown under strict.")
+    return out
+
+
+# --- frames of texts ---
+
+
 def row_labels(table: Table) -> dict[str, str]:
     """Number and label of our rows and then the baselines, by row."""
+    numbered = table.name in ("table2", "table3", "table4", "table5")
     out = {}
-    for line in sorted(table.lines, key=lambda line: line.kind == "baseline"):
-        numbered = line.kind == "row" and table.name in ("table2", "table3", "table4", "table5")
-        out[line.row] = f"{line.row}: " * numbered + line.label + "†" * line.leaks + " (extra)" * line.extra
+    for line in sorted(table.lines, key=lambda line: line.entry is None):
+        extra = bool(line.entry and line.entry.extra)
+        number = f"{line.row}: " * bool(line.entry and numbered)
+        out[line.row] = f"{number}{line.label}{'†' * line.leaks}{' (extra)' * extra}"
     return out
 
 
@@ -65,9 +123,9 @@ def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> pd.DataFrame:
     """
     cells = table.cells[(table.cells["protocol"] == "paper") & table.cells["split"].isin(splits)]
     cells = cells.assign(text=[_accuracy(cell) for cell in cells.itertuples()])
-    labels, counts = row_labels(table), table.cells.groupby("row")["n_seeds"].max()
+    labels = row_labels(table)
     wide = _by_set(cells, "text", [row for row in labels if row in set(cells["row"])])
-    trained = {line.row: str(counts[line.row]) if line.run_ids else "" for line in table.lines}
+    trained = {line.row: str(len(line.runs) or "") for line in table.lines}
     wide.insert(0, "trainings", [trained[row] for row in wide.index])
     wide.insert(0, "row", [labels[row] for row in wide.index])
     return wide.reset_index(drop=True)
@@ -78,8 +136,7 @@ def published(table: Table) -> pd.DataFrame:
     cells = table.published.assign(text=table.published["value"].map("{:.2f}".format))
     wide = _by_set(cells, "text", list(cells["row"].unique()))
     labels = cells.drop_duplicates("row").set_index("row")["label"]
-    cited = table.name == "table1"
-    wide.insert(0, "row", [labels[row] if cited else f"{row}: {labels[row]}" for row in wide.index])
+    wide.insert(0, "row", [labels[row] if table.name == "table1" else f"{row}: {labels[row]}" for row in wide.index])
     return wide.reset_index(drop=True)
 
 
@@ -87,13 +144,10 @@ def _by_set(cells: pd.DataFrame, values: str, rows: list[str]) -> pd.DataFrame:
     """Cells as `rows` by question set and split; the average first, one split's name left out."""
     wide = cells.pivot(index="row", columns=["dataset", "split"], values=values).reindex(rows).fillna("")
     known = [*PAPER_SETS, *cells["dataset"].map(real_name).unique()]
-    sets = sorted(
-        cells["dataset"].unique(), key=lambda name: (not name.startswith("avg"), known.index(real_name(name)))
-    )
-    order = [(name, split) for name in sets for split in SPLITS if (name, split) in wide.columns]
-    wide = wide[order]
+    order = {name: (not name.startswith("avg"), known.index(real_name(name))) for name in cells["dataset"]}
+    wide = wide[sorted(wide.columns, key=lambda column: (order[column[0]], SPLITS.index(column[1])))]
     several = cells["split"].nunique() > 1
-    wide.columns = [f"{dataset_name(name)} {split}" if several else dataset_name(name) for name, split in order]
+    wide.columns = [f"{dataset_name(name)} {split}" if several else dataset_name(name) for name, split in wide.columns]
     return wide
 
 
@@ -104,19 +158,18 @@ def _accuracy(cell: object) -> str:
 
 def differences(table: Table) -> pd.DataFrame:
     """Differences on all questions to references and baselines, with what could have been seen at all."""
-    part = table.tests[table.tests["split"] == "overall"]
-    single, counts = part["mcnemar_p"].notna(), part["wins"].astype(str) + " / " + part["losses"].astype(str)
-    names = {row: row if label.startswith(f"{row}: ") else label for row, label in row_labels(table).items()}
+    part, labels = table.tests[table.tests["split"] == "overall"], row_labels(table)
     return pd.DataFrame(
         {
-            "row": part["row"].map(names) + " against " + part["against"].map(names),
+            "row": part["row"].map(labels) + " against " + part["against"].map(labels),
             "question set": part["dataset"].map(dataset_name),
             "difference": [f"{t.difference:+.1f} [{t.ci_low:+.1f}, {t.ci_high:+.1f}]" for t in part.itertuples()],
             "detectable": part["detectable"].map("{:.1f}".format).where(part["detectable"].notna(), ""),
-            "only this / only that right": counts.where(single, ""),
-            "McNemar p": part["mcnemar_p"].map("{:.3g}".format).where(single, ""),
         }
     )
+
+
+# --- pages and files ---
 
 
 def markdown(table: Table) -> str:
@@ -125,16 +178,8 @@ def markdown(table: Table) -> str:
     out += [contrasts.sentence(contrasts.contrasts(table))] if table.name == CONTRASTS else []
     for title, frame, texts in parts(table):
         out += [f"## {title}"] if title else []
-        out += [grid(frame), *texts]
-    runs = table.cells[table.cells["dataset"].isin(table.datasets) & (table.cells["run_ids"] != "")]
-    runs = runs.drop_duplicates(["row", "dataset"])[["row", "dataset", "run_ids"]]
-    notes = "\n".join(f"- {note}" for note in table_notes.notes(table))
-    return "\n\n".join([*out, "## Notes", notes, "## Runs", grid(runs)]) + "\n"
-
-
-def grid(frame: pd.DataFrame) -> str:
-    """A frame of texts as a Markdown table."""
-    return frame.to_markdown(index=False, disable_numparse=True)
+        out += [frame.to_markdown(index=False, disable_numparse=True), *texts]
+    return "\n\n".join([*out, "## Notes", "\n".join(f"- {note}" for note in notes(table))]) + "\n"
 
 
 def html(frame: pd.DataFrame, kind: str = "numbers") -> str:
@@ -154,21 +199,12 @@ def page(template: str, content: Mapping[str, object]) -> str:
 
 
 def latex(table: Table) -> str:
-    """The table for LaTeX: all our accuracies, and each row's runs as comments."""
-    frame = accuracies(table).set_index("row")
-    style = frame.style.format(escape="latex").format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
-    caption = f"{heading(table)}: {SCALE_NOTES[table.scale]}. In percent: {READING} {table_notes.question_sets(table)}"
-    for plain in "&%#_":
-        caption = caption.replace(plain, rf"\{plain}")
-    columns = "l" + "r" * frame.shape[1]
-    made = style.to_latex(hrules=True, position_float="centering", caption=caption, column_format=columns)
-    made = made.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
-    made = made.replace(r"\end{tabular}", r"\end{tabular}}").replace("→", r"$\to$")
-    runs = [f"% row {line.row}, {line.dataset}: {' '.join(line.run_ids)}" for line in table.lines if line.run_ids]
-    return "\n".join(["% needs \\usepackage{booktabs,graphicx}", *runs, made])
-
-
-# --- files ---
+    """All our accuracies for LaTeX with the package booktabs."""
+    caption = f"{heading(table)}: {SCALE_NOTES[table.scale]}. In percent: {READING} {question_sets(table)}"
+    style = accuracies(table).set_index("row").style.format(escape="latex")
+    style = style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    caption = re.sub(r"([&%#_])", r"\\\1", caption)
+    return style.to_latex(hrules=True, position_float="centering", caption=caption).replace("→", r"$\to$")
 
 
 def write(name: str, scale: str, selection: Selection | None = None) -> list[Path]:
@@ -176,20 +212,19 @@ def write(name: str, scale: str, selection: Selection | None = None) -> list[Pat
 
     The table `contrasts` has the contrasts in its `.csv` and `.md`, and `_seeds.csv`.
     """
-    return store(tables.collect(name, scale, selection), always=True)
+    return store(tables.collect(name, scale, selection))
 
 
-def store(table: Table, always: bool = False) -> list[Path]:
-    """Write a collected table's files; one that holds the same text is left alone, unless `always` (workflows go by
-    time). Nothing of the kit reads numbers back from them."""
-    texts = {"_seeds.csv": _csv(table.seeds), ".md": markdown(table)}
+def store(table: Table) -> list[Path]:
+    """Write a collected table's files; one that holds the same text keeps its time, by which workflows go."""
+    texts = {"_seeds.csv": _csv(tables.seeds(table)), ".md": markdown(table)}
     if table.name == CONTRASTS:
         texts = {".csv": _csv(contrasts.contrasts(table), "%.6g"), **texts}
     else:
         texts = {".csv": _csv(table.cells), "_tests.csv": _csv(table.tests, "%.6g"), **texts, ".tex": latex(table)}
     written = [paths.scale_dir(table.scale) / "tables" / f"{table.name}{ending}" for ending in texts]
     for path, text in zip(written, texts.values(), strict=True):
-        if always or not path.is_file() or path.read_bytes() != text.encode():
+        if not path.is_file() or path.read_bytes() != text.encode():
             files.write_text(path, text)
     return written
 

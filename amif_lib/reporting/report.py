@@ -18,8 +18,8 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.experiments.identity import data_sets, settings_read
 from amif_lib.experiments.stored import Run
-from amif_lib.reporting import contrasts, figure_set, figures, layout, table_figures, table_notes, tables
-from amif_lib.reporting.table_rows import CONTRASTS, PROTOCOLS, SCALE_NOTES, Selection, dataset_name, planned_tables
+from amif_lib.reporting import contrasts, figure_set, figures, layout, table_figures, tables
+from amif_lib.reporting.table_rows import CONTRASTS, PROTOCOLS, SCALE_NOTES, Selection, planned_tables
 from amif_lib.scoring import protocols
 
 STAGES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
@@ -67,31 +67,18 @@ def write(scale: str) -> Path:
 
 def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
     """Every finished run behind the tables, pre-training first, each once."""
-    specs = {spec.run_id: spec for table in collected for run in table.runs.values() for spec in run.spec.lineage()}
+    specs = {spec.run_id: spec for table in collected for run in table.runs for spec in run.lineage()}
     runs = [stored.load_run(spec) for spec in specs.values() if stored.is_finished(spec)]
     return sorted(runs, key=lambda run: list(STAGES).index(run.spec.stage))
 
 
 def result(collected: Sequence[tables.Table]) -> list[str]:
-    """The result in plain words: contrasts, then the full model beside the one that never saw an image."""
+    """The result in plain words: contrasts, then the full model with and without the right image."""
     said = [contrasts.sentence(contrasts.contrasts(table)) for table in collected if table.name == CONTRASTS]
-    table = next((table for table in collected if table.name != CONTRASTS), collected[0])
-    cells = table.cells.query("protocol == 'paper' and split == 'overall'")
-    averaged, several = cells["dataset"].str.startswith("avg"), len(table.datasets) > 1
-    known = (cells[averaged] if several else cells).drop_duplicates("row").set_index("row")
-    heads = {line.headline: line for line in table.lines if line.kind == "row" and line.headline}
-    for head, line in heads.items():
-        if {line.row, f"question_only:{head}"} <= set(known.index):
-            own, blind = known.loc[line.row], known.loc[f"question_only:{head}"]
-            said.append(
-                f"The full model{f' ({line.label})' if len(heads) > 1 else ''} answers {own['ours']:.1f}% "
-                f"[{own['ci_low']:.1f}, {own['ci_high']:.1f}] of the test questions ({dataset_name(own['dataset'])}"
-                f"{', mean of the sets' if several else ''}); trained on blank images it answers {blind['ours']:.1f}%."
-            )
-    said.append(table_notes.looking(table))
+    said.append(layout.full_model(next((table for table in collected if table.name != CONTRASTS), collected[0])))
     if CONTRASTS not in [table.name for table in collected]:
         said.append(
-            "Teaching run: nothing is said about the method, for which `make contrasts` trains replicates of the "
+            "Teaching run: nothing is said about the method. The command make contrasts trains replicates of the "
             "configurations to be compared."
         )
     return list(filter(None, said))
@@ -101,7 +88,7 @@ def section(table: tables.Table) -> dict[str, Any]:
     """What the page shows of a table."""
     names = sorted((paths.scale_dir(table.scale) / "tables").glob(f"{table.name}[._]*"))
     about = {"name": table.name, "title": layout.heading(table), "short": layout.short_name(table.name)}
-    about |= {"notes": table_notes.notes(table), "files": [f"tables/{path.name}" for path in names]}
+    about |= {"notes": layout.notes(table), "files": [f"tables/{path.name}" for path in names]}
     return about | {"parts": layout.parts(table)}
 
 

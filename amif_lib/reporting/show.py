@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amif_lib.reporting import figures, layout, table_figures, table_notes
+from amif_lib.reporting import figures, layout, table_figures
 from amif_lib.reporting.tables import Table
 
 
@@ -20,5 +20,5 @@ def show(table: Table) -> list[Path]:
     figures.use_style()
     figure, data, caption = table_figures.draw(table)
     display(Markdown(f"### As a picture\n\n{caption}"), figure)
-    display(Markdown("### How to read it\n\n" + "\n".join(f"- {note}" for note in table_notes.notes(table))))
-    return [*layout.store(table, always=True), *figures.save(figure, table_figures.path(table), data, caption)]
+    display(Markdown("### How to read it\n\n" + "\n".join(f"- {note}" for note in layout.notes(table))))
+    return [*layout.store(table), *figures.save(figure, table_figures.path(table), data, caption)]

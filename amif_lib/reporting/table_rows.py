@@ -15,7 +15,11 @@ NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_
          "medpix2_questions": "MedPix-2.0 questions"}  # fmt: skip
 CONTRASTS = "contrasts"  # the table of the configurations that contrasts compare
 BASELINES = ("most_frequent", "nearest_question")  # those that a table shows; the others are in its notes
-MODEL_BASELINES = ("question_only", "blank_at_test", "shuffled_at_test")
+QUESTION_ONLY = "question_only"  # the full model trained and tested on blank images
+OTHER_IMAGES = {  # its predictions on other images at test time only: folder of the run, label
+    "blank_at_test": ("blank_test", "blank images"),
+    "shuffled_at_test": ("shuffled_test", "another case's image"),
+}
 SCALE_NOTES = {
     "demo": "synthetic demo data; not comparable with the paper",
     "small": "a small model on real VQA-RAD, trained on a laptop without the paper's weights and data; not comparable "
@@ -40,8 +44,8 @@ def dataset_name(dataset: str) -> str:
 
 
 def is_baseline(row: str) -> bool:
-    """Whether a value of the column `row` names a baseline; `question_only:demo` belongs to headline row `demo`."""
-    return row.split(":")[0] in (*BASELINES, *MODEL_BASELINES)
+    """Whether a value of the column `row` names a baseline; `question_only:demo` belongs to Table 1's row `demo`."""
+    return row.split(":")[0] in (*BASELINES, QUESTION_ONLY, *OTHER_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,14 @@ class Selection:
         only = self.only if name == "table1" else ()
         return [row for row in replace(self, only=only).rows("table1", scale) if not row.extra]
 
-    def blank_runs(self, name: str, scale: str) -> dict[str, list[RunSpec]]:
-        """Question-only baselines by headline row: the first start's full model trained on blank images, one seed."""
+    def blank_runs(self, name: str, scale: str) -> tuple[RunSpec, ...]:
+        """The question-only baseline: the full model (of the first start) trained on blank images, one seed."""
         sets = self.question_sets or experiments.sets_of(name, scale)
-        once = replace(self, question_sets=sets, seeds=1, pretrain_seeds=1).headlines(name, scale)[:1]
-        return {row.row: [experiments.blank_image_run(run) for run in row.runs] for row in once}
+        once = replace(self, question_sets=sets, seeds=1, pretrain_seeds=1).headlines(name, scale)
+        return tuple(map(experiments.blank_image_run, once[0].runs if once else ()))
 
     def replicates(self, scale: str) -> dict[str, list[RunSpec]]:
-        """By the run id of a contrast's first training on a question set: its further replicates that are finished."""
+        """Further replicates that the contrasts trained, by the run id of the first, on the same question set."""
         found: dict[str, list[RunSpec]] = {}
         for row in replace(self, only=()).rows(CONTRASTS, scale):
             for name in dict.fromkeys(run.data.questions for run in row.runs):
@@ -90,7 +94,7 @@ def required_notebooks(name: str, scale: str, selection: Selection | None = None
     """The fine-tunings that a table reads, question-only baselines too, by the notebook that makes them."""
     selection = selection or Selection.planned(name, scale)
     needed = [runs for row in selection.rows(name, scale) for runs in row.notebooks]
-    needed += [tuple(runs) for runs in selection.blank_runs(name, scale).values()]
+    needed += filter(None, [selection.blank_runs(name, scale)])
     return list({tuple(run.run_id for run in runs): runs for runs in needed}.values())
 
 

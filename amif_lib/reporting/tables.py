@@ -5,8 +5,10 @@ Nothing here needs torch, and nothing trains: a missing run is an error that say
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
 from amif_lib.experiments.rows import RunSpec
 from amif_lib.reporting.table_lines import PAPER, Line, average_name, lines_of, on_all_sets
-from amif_lib.reporting.table_rows import MODEL_BASELINES, Selection, is_synthetic, real_name
+from amif_lib.reporting.table_rows import Selection, is_synthetic, real_name
 from amif_lib.scoring import baselines, protocols, statistics
 from amif_lib.scoring.protocols import Protocol
 
@@ -26,25 +28,34 @@ NUMBERS = ["ours", "ours_sd", "n_seeds", "n_questions", "ci_low", "ci_high", "pa
 COLUMNS = [*KEYS, *NUMBERS, "run_ids", "scale"]
 SEED_COLUMNS = [*KEYS, "pretrain_seed", "seed", "run_id", "ours", "scale"]
 TEST_COLUMNS = [*KEYS, "against", "against_label", "difference", "ci_low", "ci_high", "detectable"]
-TEST_COLUMNS += ["wins", "losses", "mcnemar_p", "n_seeds", "n_questions", "scale"]
+TEST_COLUMNS += ["n_seeds", "n_questions", "scale"]
 
 
 @dataclass(frozen=True)
 class Table:
-    """The frames of one table at one scale, made by `collect`; accuracies in percent."""
+    """One table at one scale, made by `collect`; accuracies in percent."""
 
     name: str
     scale: str
     lines: list[Line]
-    runs: dict[str, stored.Run]
     published: pd.DataFrame  # the paper's numbers of this table; empty where it prints none
-    cells: pd.DataFrame  # columns `COLUMNS`
-    seeds: pd.DataFrame  # columns `SEED_COLUMNS`
-    tests: pd.DataFrame  # columns `TEST_COLUMNS`
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        return cells(self)
+
+    @cached_property
+    def tests(self) -> pd.DataFrame:
+        return tests(self)
 
     @property
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(line.dataset for line in self.lines))
+
+    @property
+    def runs(self) -> list[RunSpec]:
+        """The fine-tunings behind the lines, each once."""
+        return list({run.run_id: run for line in self.lines for run in line.runs}.values())
 
 
 def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
@@ -58,31 +69,30 @@ def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     rows, heads = selection.rows(name, scale), selection.headlines(name, scale)
     blank = selection.blank_runs(name, scale)
     asked = [(f"row {row.row}", run) for row in rows for run in row.runs]
-    _refuse_missing(name, scale, asked + [("question-only baseline", run) for own in blank.values() for run in own])
+    _refuse_missing(name, scale, [*asked, *(("question-only baseline", run) for run in blank)])
     repeated = selection.replicates(scale)
     rows = [row.model_copy(update={"runs": _with_replicates(row.runs, repeated)}) for row in rows]
-    blank = {row: _with_replicates(runs, repeated) for row, runs in blank.items()}
-    used = {run.run_id: run for each in (*(row.runs for row in rows), *blank.values()) for run in each}
-    runs = {run_id: stored.load_run(run) for run_id, run in used.items()}
-    lines = []
+    blank, lines = _with_replicates(blank, repeated), []
     for dataset in dict.fromkeys(run.data.questions for row in rows for run in row.runs):
-        known = baselines.stored(scale, dataset, **training_questions(runs, dataset))
-        lines += lines_of(dataset, rows, heads, blank, runs, known)
+        lines += lines_of(dataset, rows, heads, blank, known_answers(scale, dataset, [run for _, run in asked]))
     printed = any(row.paper_row for row in rows)
     published = stored.published(name) if printed else stored.published("table1")[:0]
-    frames = (cells(name, scale, lines, published), seeds(name, scale, lines), tests(name, scale, lines))
-    return Table(name, scale, lines, runs, published, *frames)
+    return Table(name, scale, lines, published)
 
 
-def training_questions(runs: dict[str, stored.Run], dataset: str) -> dict:
-    """Which questions the rows of a question set are trained on: the baselines learn from the same."""
-    return next(run.spec.data.question_settings for run in runs.values() if run.spec.data.questions == dataset)
+def known_answers(scale: str, dataset: str, runs: Sequence[RunSpec]) -> dict[str, pd.DataFrame]:
+    """The baselines without a model, which learn from the questions that the first of the runs on a set learns from."""
+    settings = next(run.data.question_settings for run in runs if run.data.questions == dataset)
+    return baselines.stored(scale, dataset, **settings)
 
 
 def _refuse_missing(name: str, scale: str, asked: list[tuple[str, RunSpec]]) -> None:
     lacking = {run.run_id for run in stored.missing(run for _, run in asked)}
-    lost = [(row, run) for row, run in asked if run.run_id in lacking]
-    named = [f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}" for row, run in lost]
+    named = [
+        f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}"
+        for row, run in asked
+        if run.run_id in lacking
+    ]
     remedy = f"run `make reproduce SCALE={scale}`, or notebook 05_finetune_vqa with spec={scale}/{name}"
     if paths.from_reference():
         remedy = "FROM=reference reads committed results only; leave it unset to run them yourself"
@@ -97,108 +107,106 @@ def _with_replicates(runs: Sequence[RunSpec], repeated: dict[str, list[RunSpec]]
     return tuple({run.run_id: run for run in sorted(whole, key=lambda run: run.seed)}.values())
 
 
-def cells(name: str, scale: str, lines: list[Line], published: pd.DataFrame) -> pd.DataFrame:
+# --- accuracies ---
+
+
+def cells(table: Table) -> pd.DataFrame:
     """One line per cell, columns `COLUMNS`; several question sets are averaged without weights, as the paper's Avg.
 
     The 95% interval is from resampling images, `ours_sd` over runs. `delta` to the published number is filled like for
     like only: real data, protocol `paper`, scale base or paper. A protocol such as `paper/answer_type` is the same
     scoring split by the other definition of closed.
     """
-    known = published.set_index(["row", "dataset", "split"])["value"].to_dict()
-    like_for_like = scale in ("base", "paper") and not any(is_synthetic(line.dataset) for line in lines)
+    known = table.published.set_index(["row", "dataset", "split"])["value"].to_dict()
+    like_for_like = table.scale in ("base", "paper") and not any(map(is_synthetic, table.datasets))
     out = []
-
-    def add(own: list[Line], dataset: str, split: str, protocol: Protocol, definition: str) -> None:
-        parts = [line.right(protocol, split, definition) for line in own]  # (S, n), (n,) per question set
-        parts = [(answered, images) for answered, images in parts if len(images)]
-        if not parts:
-            return
-        first, runs = own[0], min(len(answered) for answered, _ in parts)
-        found = statistics.bootstrap(*parts[0]) if len(parts) == 1 else statistics.bootstrap_mean(parts)
-        each = np.mean([answered[:runs].mean(1) for answered, _ in parts], axis=0)  # (S,)
-        deviation = 100 * each.std(ddof=1) if runs > 1 else np.nan
-        title = protocol.title if definition == protocol.closed else f"{protocol.title}/{definition}"
-        paper = known.get((first.paper_row, real_name(dataset), split), np.nan) if title == "paper" else np.nan
-        delta = 100 * found.value - paper if like_for_like else np.nan
-        numbers = (100 * found.value, deviation, runs, sum(len(images) for _, images in parts))
-        ids = " ".join(dict.fromkeys(run_id for line in own for run_id in line.run_ids))
-        about = (name, first.row, first.label, dataset, split, title)
-        out.append((*about, *numbers, 100 * found.low, 100 * found.high, paper, delta, ids, scale))
-
-    for line in lines:
-        for protocol in line.protocols:
-            for definition in protocols.DEFINITIONS:
-                for split in SPLITS if definition == protocol.closed else SPLITS[:2]:
-                    add([line], line.dataset, split, protocol, definition)
-    for own in on_all_sets(lines).values():
-        for protocol in min((line.protocols for line in own), key=len):  # strict only if no set leaks
-            for split in SPLITS:
-                add(own, average_name(lines), split, protocol, protocol.closed)
+    for own, dataset, split, protocol, definition in _wanted(table.lines):
+        parts = [part for line in own if len((part := line.right(protocol, split, definition))[1])]  # (S, n), (n,) each
+        if parts:
+            found = statistics.bootstrap(*parts[0]) if len(parts) == 1 else statistics.bootstrap_mean(parts)
+            runs = min(len(right) for right, _ in parts)
+            each = np.mean([right[:runs].mean(1) for right, _ in parts], axis=0)  # (S,)
+            title = protocol.title if definition == protocol.closed else f"{protocol.title}/{definition}"
+            key = (own[0].entry.paper_row if own[0].entry else "", real_name(dataset), split)
+            paper = known.get(key, np.nan) if title == "paper" else np.nan
+            cell = dict(zip(KEYS, (table.name, own[0].row, own[0].label, dataset, split, title), strict=True))
+            cell |= {"ours": 100 * found.value, "ci_low": 100 * found.low, "ci_high": 100 * found.high}
+            cell |= {"ours_sd": 100 * each.std(ddof=1) if runs > 1 else np.nan, "n_seeds": runs, "paper": paper}
+            cell |= {"n_questions": sum(len(images) for _, images in parts), "scale": table.scale}
+            cell |= {"delta": cell["ours"] - paper if like_for_like else np.nan}
+            out.append(cell | {"run_ids": " ".join(dict.fromkeys(run for line in own for run in line.run_ids))})
     return pd.DataFrame(out, columns=COLUMNS)
 
 
-def seeds(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
+def _wanted(lines: list[Line]) -> Iterator[tuple[list[Line], str, str, Protocol, str]]:
+    """The lines of each cell, its data set, split, protocol and definition of closed."""
+    for line in lines:
+        for protocol, definition, split in product(line.scored, protocols.DEFINITIONS, SPLITS):
+            protocol = protocols.PROTOCOLS[protocol]
+            if split != "overall" or definition == protocol.closed:
+                yield [line], line.dataset, split, protocol, definition
+    for own in on_all_sets(lines).values():
+        for name, split in product(min((line.scored for line in own), key=len), SPLITS):  # strict only if no set leaks
+            protocol = protocols.PROTOCOLS[name]
+            yield own, average_name(lines), split, protocol, protocol.closed
+
+
+def seeds(table: Table) -> pd.DataFrame:
     """Each run's own accuracy in percent, columns `SEED_COLUMNS`: what mean and spread of a cell are made of."""
     out = []
-    for line in (line for line in lines if line.seeds):
-        for protocol in line.protocols:
-            for split in SPLITS:
-                answered, images = line.right(protocol, split)
-                for run_id, drawn, own in zip(line.run_ids, line.seeds, answered, strict=True) if len(images) else ():
-                    about = (name, line.row, line.label, line.dataset, split, protocol.title)
-                    out.append((*about, *drawn, run_id, 100 * own.mean(), scale))
+    for line in (line for line in table.lines if line.runs):
+        for name, split in product(line.scored, SPLITS):
+            protocol = protocols.PROTOCOLS[name]
+            right, images = line.right(protocol, split)
+            for run, own in zip(line.runs, right, strict=True) if len(images) else ():
+                about = (table.name, line.row, line.label, line.dataset, split, protocol.title)
+                first = run.parent and run.parent.seed
+                out.append((*about, first, run.seed, run.run_id, 100 * own.mean(), table.scale))
     return pd.DataFrame(out, columns=SEED_COLUMNS).astype({"pretrain_seed": "Int64", "seed": "Int64"})
 
 
-# --- differences on the trained models at hand; what may be said of the method is said by contrasts ------------------
+# --- differences on the trained models at hand; what may be said of the method is said by contrasts ---
 
 
-def tests(name: str, scale: str, lines: list[Line]) -> pd.DataFrame:
+def tests(table: Table) -> pd.DataFrame:
     """Rows against their references and baselines under the protocol `paper`, by split: columns `TEST_COLUMNS`.
 
     `difference` is in points, its 95% interval from resampling images; `detectable` the smallest difference between
-    such models that these images show in 80% of draws. `wins`, `losses` (questions that only the first, only the second
-    has right) and McNemar's exact p are given for two single trainings on one question set.
+    such models that these images show in 80% of draws.
     """
-    pairs, out = comparisons(lines), []
-    for line, other in pairs:
-        out += [_compare([line], [other], line.dataset, split) for split in SPLITS]
-    whole = on_all_sets(lines)
+    pairs, whole = comparisons(table.lines), on_all_sets(table.lines)
+    compared = [([line], [other], line.dataset) for line, other in pairs]
     for row, against in dict.fromkeys((line.row, other.row) for line, other in pairs):
         if row in whole and against in whole:
-            out += [_compare(whole[row], whole[against], average_name(lines), split) for split in SPLITS]
-    about = {"table": name, "protocol": PAPER.title, "scale": scale}
-    frame = pd.DataFrame([row for row in out if row], columns=TEST_COLUMNS).assign(**about)
-    return frame.astype({"wins": "Int64", "losses": "Int64", "mcnemar_p": float})
+            compared.append((whole[row], whole[against], average_name(table.lines)))
+    found = [_difference(*each, split) for each, split in product(compared, SPLITS)]
+    frame = pd.DataFrame([row for row in found if row], columns=TEST_COLUMNS)
+    return frame.assign(table=table.name, protocol=PAPER.title, scale=table.scale)
 
 
 def comparisons(lines: list[Line]) -> list[tuple[Line, Line]]:
-    """Each row with its references, each headline row with the baselines beside it."""
+    """Each row with its references, and each row of the full model with the baselines beside it."""
     out = []
-    for line in (line for line in lines if line.kind == "row"):
+    for line in (line for line in lines if line.entry):
         beside = [other for other in lines if other.dataset == line.dataset]
-        out += [(line, other) for row in line.references for other in beside if other.row == row]
-        for other in (other for other in beside if line.headline and other.kind == "baseline"):
-            if other.headline in ("", line.headline) or other.row.startswith(MODEL_BASELINES[0]):
-                out.append((line, other))
+        out += [(line, other) for row in line.entry.references for other in beside if other.row == row]
+        if line.headline:
+            out += [(line, other) for other in beside if not other.entry and other.headline in ("", line.headline)]
     return out
 
 
-def _compare(first: list[Line], second: list[Line], dataset: str, split: str) -> dict[str, object]:
+def _difference(first: list[Line], second: list[Line], dataset: str, split: str) -> dict[str, object]:
     """One comparison; `first` and `second` hold a line per question set, the runs of each are paired in order."""
-    parts, runs, test = [], 0, None
+    parts, runs = [], 0
     for line, other in zip(first, second, strict=True):
         (own, images), (theirs, _) = line.right(PAPER, split), other.right(PAPER, split)
         if len(images):
             runs = min(len(own), len(theirs)) if len(theirs) > 1 else len(own)  # one baseline is paired with all
             parts.append((own[:runs] - theirs[:runs], images))
-            test = statistics.mcnemar(own[0], theirs[0]) if runs == len(first) == 1 else None
     if not parts:
         return {}
     gap = statistics.bootstrap_mean(parts)
     found = {"row": first[0].row, "label": first[0].label, "dataset": dataset, "split": split}
     found |= {"against": second[0].row, "against_label": second[0].label, "difference": 100 * gap.value}
     found |= {"ci_low": 100 * gap.low, "ci_high": 100 * gap.high, "detectable": 100 * statistics.detectable(gap)}
-    if test:
-        found |= {"wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
     return found | {"n_seeds": runs, "n_questions": sum(len(images) for _, images in parts)}
