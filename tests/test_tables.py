@@ -133,7 +133,7 @@ def test_a_run_on_other_questions_is_refused(demo, field, value):
     frame = fabricated.predictions(wrong_at())
     frame.at[0, field] = value
     write_predictions(run.directory, frame, fabricated.candidates())
-    with pytest.raises(InputError, match=rf"row 1 \(run {run.run_id}\): its questions on phantom_vqa_rad are not those"):
+    with pytest.raises(InputError, match=rf"row 1 \(run {run.run_id}\): its questions on phantom_vqa_rad are not"):
         tables.collect("table4", "demo")
 
 
