@@ -150,19 +150,19 @@ def table(name: str, scale: str) -> None:
         print(path.read_text(encoding="utf-8") if path.suffix == ".md" else paths.shown(path))
 
 
-def _execute(notebook: str, scale: str) -> int:
+def _execute(notebook: str, scale: str, *given: str) -> int:
     """Execute a notebook that has the parameter `scale`; the executed copy goes to the scale's folder."""
     from amif_lib.app import run_notebook
 
     source, out = (folder / f"{notebook}.ipynb" for folder in (paths.NOTEBOOKS, paths.scale_dir(scale) / "notebooks"))
-    return run_notebook.main([str(source), "--out", str(out), "-p", "scale", scale])
+    return run_notebook.main([str(source), "--out", str(out), "-p", "scale", scale, *given])
 
 
 def figures(scale: str, allow_none: bool, notebook: bool) -> int:
     from amif_lib.reporting import figure_set
 
-    status = figure_set.main(scale, allow_none)
-    return status or (_execute("20_attention_and_transport_maps", scale) if notebook else 0)
+    status, source = figure_set.main(scale, allow_none), os.environ.get("FROM") or "runs"
+    return status or (_execute("20_attention_and_transport_maps", scale, "-p", "source", source) if notebook else 0)
 
 
 def report(scale: str) -> int:
@@ -170,7 +170,7 @@ def report(scale: str) -> int:
 
     if paths.from_reference():  # the light environment has no notebook runner
         report.write(scale)
-    elif status := _execute("90_reproduction_report", scale):
+    elif status := _execute("90_reproduction_report", scale, "-p", "source", "runs"):
         return status
     print(f"Report: {paths.shown(paths.scale_dir(scale) / 'report.html')}")
     return 0

@@ -182,7 +182,8 @@ def _add_notebook(
     """Add the job that executes a notebook which trains nothing; returns its output."""
     rule, job = (name, plan.request.scale) if name in ("data", "report") else ("table", name)
     source = _path(name)
-    command = (*_execute(source, paths.shown(plan.folder / "notebooks" / source.name)), "-p", *given)
+    reads = ("-p", "source", "runs") if name != "data" else ()
+    command = (*_execute(source, paths.shown(plan.folder / "notebooks" / source.name)), "-p", *given, *reads)
     return plan.add(Job(rule, job, (output,), command, needs, code=f"{code_digest(source)}:{code}"))
 
 

@@ -1,11 +1,37 @@
-"""What every table notebook shows of its table: `show(table)`."""
+"""What table notebooks share: which runs are read, `read_from(source, …)`, and what is shown, `show(table)`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import stored
 from amif_lib.reporting import figures, layout, table_figures
+from amif_lib.reporting.table_rows import planned_tables, required_runs
 from amif_lib.reporting.tables import Table
+
+ASKED = os.environ.get("FROM", "")  # of whoever started this process; `read_from` changes it
+
+
+def read_from(source: str, scale: str, *tables: str) -> str:
+    """Read the user's runs ("runs") or the committed ones ("reference") from here on, and say which in one sentence.
+
+    With "" the user's, where every run behind `tables` (default: those of the last plan) is finished and there was no
+    FROM=reference; else the committed ones, if there are any of this scale. Raises InputError for another word.
+    """
+    if source not in ("", "runs", "reference"):
+        raise InputError(f'source = {source!r}: unknown; use "runs", "reference", or "" for what is there')
+    os.environ["FROM"] = ""
+    if not source and paths.reference(scale).is_dir():
+        needed = [run for name in tables or planned_tables(scale) for run in required_runs(name, scale)]
+        source = "reference" if ASKED or stored.missing(needed) else "runs"
+    if source != "reference":
+        return f"Runs: your own, {paths.shown(paths.results() / 'runs')}."
+    os.environ["FROM"] = source
+    folder, written = paths.shown(paths.reference(scale)), paths.shown(paths.scale_dir(scale))
+    return f"Runs: the committed reference, {folder}; files go to {written}."
 
 
 def show(table: Table) -> list[Path]:
