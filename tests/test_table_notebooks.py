@@ -10,7 +10,8 @@ import pytest
 matplotlib.use("Agg")
 
 from amif_lib.core import paths
-from amif_lib.reporting import table_figures, tables
+from amif_lib.core.errors import InputError
+from amif_lib.reporting import show, table_figures, tables
 from amif_lib.reporting.table_rows import Selection
 from tests import fabricated
 from tests.fabricated import write_table
@@ -33,6 +34,7 @@ def runs(tmp_path_factory):
 def execute(notebook: str, monkeypatch) -> tuple[dict, str]:
     """Run a notebook's code cells here; returns its names and what it displays."""
     names, shown = {}, []
+    monkeypatch.setenv("FROM", "")  # which a page sets
     monkeypatch.setattr("IPython.display.display", lambda *things: shown.extend(things))
     for cell in json.loads((paths.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
@@ -49,11 +51,28 @@ def test_table_notebook(runs, capsys, monkeypatch, notebook, table):
     written = {path.name for path in names["written"]}
     endings = (".csv", "_tests.csv", "_seeds.csv", ".md", ".tex")
     assert {f"{table}{ending}" for ending in endings} | {f"accuracy_{table}.png"} <= written
+    assert "Runs: your own" in said and not paths.from_reference()
     assert "91.7 [" in words and "most frequent training answer" in words and "Teaching run" in words
     page = (paths.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8")
     if table in ("table2", "table3", "table4"):  # each row is explained in prose
         rows = {line.row for line in names["table"].lines if line.entry}
         assert [row for row in rows if f"| {row} |" not in page] == []
+
+
+def test_whose_runs_are_read(runs, monkeypatch, tmp_path):
+    """The user's own where there are all, the committed ones elsewhere, files apart; what was asked for before all."""
+    monkeypatch.setenv("FROM", "reference")  # of an earlier page in the same kernel
+    assert "your own" in show.read_from("", "demo", "table2") and not paths.from_reference()
+    assert "your own" in show.read_from("", "small", "table1")  # nothing of it is committed
+    assert "committed reference" in show.read_from("reference", "demo", "table2")
+    assert paths.scale_dir("demo") == paths.results() / "from_reference" / "demo"
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
+    assert "results/reference/demo" in show.read_from("", "demo", "table2") and paths.from_reference()
+    assert "your own" in show.read_from("runs", "demo", "table2")
+    with pytest.raises(InputError, match=r"table2 at scale demo lacks .*; run `make reproduce"):
+        tables.collect("table2", "demo")
+    with pytest.raises(InputError, match="source = 'mine': unknown"):
+        show.read_from("mine", "demo")
 
 
 def test_figure_has_a_panel_per_set_and_the_data_that_it_shows(runs):

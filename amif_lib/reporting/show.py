@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
@@ -46,5 +48,6 @@ def show(table: Table) -> list[Path]:
     figures.use_style()
     figure, data, caption = table_figures.draw(table)
     display(Markdown(f"### As a picture\n\n{caption}"), figure)
+    plt.close(figure)  # else JupyterLab shows it once more below the cell
     display(Markdown("### How to read it\n\n" + "\n".join(f"- {note}" for note in layout.notes(table))))
     return [*layout.store(table), *figures.save(figure, table_figures.path(table), data, caption)]
