@@ -13,14 +13,14 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import PREPARED, RESULTS, atomic_write, write_text
+from amif_lib.core.files import PREPARED, RESULTS, write_text
 from amif_lib.data import images, load, manifests
 from amif_lib.data.records import Study
 
@@ -44,21 +44,31 @@ def apply(
 ) -> tuple[list[Study], pd.DataFrame]:
     """The studies without the groups that share a picture with a protected set, and the pairs of pictures (`find`).
 
-    A group is dropped whole, since its other images and its text show the same patient. `absent` says what a protected
-    set that is not on disk means (`present`). The pairs name images: they are written to
-    `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that `manifests.is_credentialed`; only
-    counts may be shown.
+    A group is dropped whole, since its other images and its text show the same patient. The pairs name images: they are
+    written to `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that
+    `manifests.is_credentialed`; only counts may be shown.
+
+    Raises InputError for a protected set that is not on disk, since its pictures could then be pre-trained on unseen;
+    with `absent="skip"` it is logged and left out.
     """
-    against = present(against, absent)
+    if (gone := missing(against)) and absent == "error":
+        folder = manifests.folder_of(manifests.load(gone[0]))
+        raise InputError(
+            f"data.decontaminate_against: protected set {gone[0]} is not on disk ({folder}); get it "
+            f"(data_manifests/{gone[0]}.md), or set data.decontaminate_absent: skip to pre-train without keeping its "
+            "pictures out"
+        )
+    if gone:
+        log.warning("not kept out, since not on disk: %s", ", ".join(gone))
+    against = tuple(protected for protected in against if protected not in gone)
     pairs = find(name, studies, against)
-    dropped = set(pairs["group_id"])
     bound = next(filter(manifests.is_credentialed, (name, *against)), "")
     folder = (manifests.derived_folder(bound) if bound else paths.results() / "private") / "decontamination"
-    with atomic_write(folder / f"{name}.csv", PREPARED if bound else RESULTS) as temporary:
-        pairs.to_csv(temporary, index=False)
+    write_text(folder / f"{name}.csv", pairs.to_csv(index=False), PREPARED if bound else RESULTS)
     found = summarise(studies, pairs)
     said = "{groups_dropped} groups with {images_dropped} images dropped, for {shared_pictures} pictures shared with"
     log.info("%s: %s %s", name, said.format(**found), ", ".join(against) or "no set (none is on disk)")
+    dropped = set(pairs["group_id"])
     return [study for study in studies if _group(study) not in dropped], pairs
 
 
@@ -70,27 +80,7 @@ def missing(against: Iterable[str]) -> list[str]:
 def _has_pictures(name: str) -> bool:
     form = manifests.form_on_disk(manifests.load(name))
     folder = manifests.folder_of(form)
-    found = (next((folder / tree.path).rglob(tree.pattern), None) for tree in form.trees)
-    return folder.is_dir() and (not form.trees or any(found))
-
-
-def present(against: Iterable[str], absent: Absent = "error") -> tuple[str, ...]:
-    """The protected sets that are on disk.
-
-    One that is not is an InputError, since its pictures could then be pre-trained on unseen; with `absent="skip"` it is
-    logged and left out.
-    """
-    gone = missing(against)
-    if gone and absent == "error":
-        folder = manifests.folder_of(manifests.load(gone[0]))
-        raise InputError(
-            f"data.decontaminate_against: protected set {gone[0]} is not on disk ({folder}); get it "
-            f"(data_manifests/{gone[0]}.md), or set data.decontaminate_absent: skip to pre-train without keeping its "
-            "pictures out"
-        )
-    if gone:
-        log.warning("not kept out, since not on disk: %s", ", ".join(gone))
-    return tuple(name for name in against if name not in gone)
+    return folder.is_dir() and (not form.trees or any(any((folder / tree.path).glob("*")) for tree in form.trees))
 
 
 def summarise(studies: Sequence[Study], pairs: pd.DataFrame) -> dict[str, int]:
@@ -109,18 +99,13 @@ def summarise(studies: Sequence[Study], pairs: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def counts(
-    name: str, against: tuple[str, ...], decontaminate_absent: Absent = "error", **reading: Any
-) -> dict[str, str | int]:
-    """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, `summarise`.
-
-    `reading`: what training gives `load_studies` (with `stored_side`, undecodable images are left out).
-    """
-    kept_out = present(against, decontaminate_absent)  # before anything is read
-    studies = load.load_studies(name, **reading)
-    _, pairs = apply(name, studies, kept_out)
-    gone = ", ".join(missing(against))
-    return {"data_set": name, "kept_out": ", ".join(kept_out), "not_on_disk": gone, **summarise(studies, pairs)}
+def counts(name: str, against: tuple[str, ...], absent: Absent = "error", stored_side: int = 0) -> dict[str, str | int]:
+    """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, `summarise`."""
+    gone = missing(against)
+    studies = load.load_studies(name, stored_side=stored_side)
+    _, pairs = apply(name, studies, against, absent)
+    kept_out = ", ".join(protected for protected in against if protected not in gone)
+    return {"data_set": name, "kept_out": kept_out, "not_on_disk": ", ".join(gone), **summarise(studies, pairs)}
 
 
 def _group(study: Study) -> str:
@@ -140,13 +125,13 @@ def find(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> pd.Da
     for protected in against:
         other = protected_images(protected)
         other_hashes, other_bad = hashes(other, protected)  # (m, 2)
-        pairs = set(same_ids([path for _, path in own], other))
+        same = set(same_ids([path for _, path in own], other))
         alike = {(i, j) for i, j in alike_pairs(own_hashes, other_hashes) if i not in own_bad and j not in other_bad}
-        for i, j in sorted(pairs | alike):
+        for i, j in sorted(same | alike):
             unknown = i in own_bad or j in other_bad
             bits = (64, 64) if unknown else np.bitwise_count(own_hashes[i] ^ other_hashes[j])
-            (group, path), match = own[i], (i, j) in pairs
-            rows.append((name, protected, group, path.name, other[j].name, match, *map(int, bits)))
+            (group, path), by_id = own[i], (i, j) in same
+            rows.append((name, protected, group, path.name, other[j].name, by_id, *map(int, bits)))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"same_id": bool, "dhash_bits": int, "phash_bits": int})
 
 
@@ -183,23 +168,21 @@ def same_ids(own: Sequence[Path], other: Sequence[Path]) -> Iterator[tuple[int, 
             yield from ((i, j) for j in by_id.get(found[0].lower(), ()))
 
 
-def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> tuple[list[Study], dict[str, int]]:
-    """The studies of all sets in order, and how many each set lost: those of an article that an earlier set has.
+def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> list[Study]:
+    """The studies of all sets in order, without those of an article that an earlier set has; the log counts them.
 
     ROCO and MedICaT are both drawn from PubMed Central's open articles. Only group ids made by `records.article_id`
     are compared; a PMCID and a DOI of one article do not meet, so readers give the PMCID where they know it.
     """
     seen: set[str] = set()
     out: list[Study] = []
-    lost = {}
     for name, studies in sets.items():
         kept = [study for study in studies if study.group_id not in seen]
-        lost[name] = len(studies) - len(kept)
+        if len(kept) < len(studies):
+            log.info("%s: %d studies of an earlier set's articles dropped", name, len(studies) - len(kept))
         out += kept
         seen |= {study.group_id for study in kept if study.group_id.startswith(("pmc:", "doi:"))}
-    if any(lost.values()):
-        log.info("studies of articles that an earlier set has, dropped: %s", lost)
-    return out, lost
+    return out
 
 
 def hashes(files: Sequence[Path], name: str) -> tuple[np.ndarray, set[int]]:
@@ -213,7 +196,7 @@ def hashes(files: Sequence[Path], name: str) -> tuple[np.ndarray, set[int]]:
         cache: dict[str, list[str]] = json.loads(cache_file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         cache = {}
-    keys = [_key(path) for path in files]
+    keys = [f"{path} {(stat := path.stat()).st_size} {stat.st_mtime_ns}" for path in files]
     new = {key: path for key, path in zip(keys, files, strict=True) if key not in cache}
     if new:
         cache |= zip(new, images.in_parallel(_hash, list(new.values()), f"{name}: hashing images"), strict=True)
@@ -223,11 +206,6 @@ def hashes(files: Sequence[Path], name: str) -> tuple[np.ndarray, set[int]]:
         log.warning("%s: %d of %d images cannot be decoded and are compared by id alone", name, len(bad), len(files))
     found = [[int(value, 16) for value in cache[key] or ("0", "0")] for key in keys]
     return np.array(found, np.uint64).reshape(-1, 2), bad
-
-
-def _key(path: Path) -> str:
-    stat = path.stat() if path.is_file() else None
-    return f"{path} {stat.st_size} {stat.st_mtime_ns}" if stat else f"{path} missing"
 
 
 def _hash(path: Path) -> list[str]:

@@ -27,7 +27,6 @@ from amif_lib.data.manifests import Download, Manifest
 RETRIES = 2
 TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces that arrive
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, shutil.ReadError, zlib.error, EOFError, RuntimeError)
-RESTARTS = "a plain link starts again from zero after a break; the hub's files go on where they were"
 WHY = {
     "credentialed": "credentialed data, not downloaded by this kit",
     "form": "its publisher asks for a form, which this kit does not fill in",
@@ -39,7 +38,7 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
     """Fetch what is missing of the named sets, and check what was fetched.
 
     Exit status 0 also where sets were skipped since they need an account, a form or work by hand; 1 where a download or
-    the check of what it gave failed. Raises InputError before anything is fetched if the disk is too small.
+    the check of what it gave failed.
     """
     wanted = {name: wanted_of(name) for name in names}
     print(table(wanted).to_markdown(index=False) + "\n")
@@ -47,12 +46,9 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
         manifest = manifests.load(name)
         if presence(name)[0] != "found" and (not sources or manifest.access.level == "per-article"):
             print(steps(manifest) + "\n")
-    if dry_run:
-        return 0
-    _require_space(source for sources in wanted.values() for source in sources)
     failed = []
-    for name in filter(wanted.get, wanted):
-        print(f"[{name}] fetching into {paths.shown(_folder(name))} ({RESTARTS})", flush=True)
+    for name in filter(wanted.get, () if dry_run else wanted):
+        print(f"[{name}] fetching into {paths.shown(_folder(name))}", flush=True)
         try:
             fetch(name)
             if manifests.load(name).access.level == "open":  # of the others, only lists came
@@ -83,7 +79,7 @@ def table(wanted: dict[str, list[Download]]) -> pd.DataFrame:
     """For people: set, what is fetched from where, how much as far as it is known, where to."""
     rows = []
     for name, sources in wanted.items():
-        size = sum(source.bytes or source.about_bytes for source in sources)
+        size = sum(source.bytes for source in sources)
         there = presence(name)[0] == "found"
         none = "nothing: " + ("it is there" if there else WHY.get(manifests.load(name).access.level, "by hand"))
         what = [f"{s.target} from {_public(s.url)}" + " (untried)" * (not s.exercised) for s in sources]
@@ -102,15 +98,6 @@ def steps(manifest: Manifest) -> str:
     lines += [f"  Then: make data-check DATASETS={manifest.name} (it is looked for in {folder})"]
     lines += [f"  Licence: {manifest.licence.text}. More: data_manifests/{manifest.name}.md"]
     return "\n".join(lines)
-
-
-def _require_space(sources: Iterable[Download]) -> None:
-    """An archive and what it holds lie there together for a while."""
-    need = sum((source.bytes or source.about_bytes) * (2 if source.unpack else 1) for source in sources)
-    place = next(folder for folder in (paths.data_root(), *paths.data_root().parents) if folder.exists())
-    if need > (free := shutil.disk_usage(place).free):
-        said = f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free in {paths.shown(paths.data_root())}"
-        raise InputError(f"{said}; set DATA_ROOT to a larger disk, or name fewer sets: make data DATASETS=...")
 
 
 def fetch(name: str) -> None:
@@ -140,23 +127,19 @@ def _download(source: Download, staging: Path) -> Path:
     from huggingface_hub import hf_hub_download
 
     pooch.get_logger().setLevel("WARNING")  # it would print addresses with what is secret in them
-    file, known = Path(source.target).name, f"sha256:{source.sha256}" if source.sha256 else None
     try:
         if source.kind == "huggingface":
             kept = paths.data_root() / ".amif" / "hub" / source.url  # kept after a break, so that it goes on from there
             where = {"repo_type": "dataset", "revision": source.revision or None, "local_dir": kept}
-            got = Path(hf_hub_download(source.url, source.file, **where))
-        else:
-            web = pooch.create(staging, "", registry={file: known}, urls={file: source.url}, retry_if_failed=RETRIES)
-            got = Path(web.fetch(file, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)))
-        if source.bytes and got.stat().st_size != source.bytes:
-            raise ValueError(f"gave {got.stat().st_size} bytes, expected {source.bytes}")
+            return Path(hf_hub_download(source.url, source.file, **where))
+        file, known = Path(source.target).name, f"sha256:{source.sha256}" if source.sha256 else None
+        web = pooch.create(staging, "", registry={file: known}, urls={file: source.url}, retry_if_failed=RETRIES)
+        return Path(web.fetch(file, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)))
     except Exception as error:  # of many kinds, which all mean that the file did not come
         if getattr(error, "errno", None):  # but for those of the disk
             raise
         said = f"{source.target}: {_public(source.url)} {source.file}: {_public(error)}"
         raise InputError(f"{said}; check the network, or fetch it by hand and put it there") from None
-    return got
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -32,15 +32,8 @@ class UnreadableImage(ValueError):
 
 def load_rgb(path: Path) -> Image.Image:
     """Decode an image file to 8-bit RGB (see `decode`). Raises InputError for one that is missing or no whole image."""
-    with naming(path):
-        return decode(path.read_bytes()).convert("RGB")
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """What is wrong with an image file inside the block becomes an InputError that names it."""
     try:
-        yield
+        return decode(path.read_bytes()).convert("RGB")
     except (OSError, UnreadableImage) as error:
         raise InputError(f"{paths.shown(path)}: {reason(error)}; fetch it again") from None
 
@@ -108,28 +101,28 @@ def shrink(image: Image.Image, short_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def encode(source: bytes | Image.Image, short_side: int) -> bytes:
-    """An image as it is stored for training: JPEG at quality 95, its shorter side at most `short_side` pixels.
+def encode(source: bytes, short_side: int) -> bytes:
+    """An image file's content as it is stored for training: JPEG at quality 95, shorter side at most `short_side` px.
 
     Nothing is upscaled, the aspect ratio stays and grey pictures get one channel. A JPEG that already is so is kept
-    byte for byte. `source` is the content of an image file, or a picture. Raises UnreadableImage as `decode` does.
+    byte for byte. Raises UnreadableImage as `decode` does.
     """
-    if isinstance(source, Image.Image):
-        picture, ready = shrink(_to_8bit(source.copy()), short_side), False
-    else:
-        with opened(source) as image:
-            size, upright = image.size, image.getexif().get(ORIENTATION, 1) == 1
-            ready = upright and image.format == "JPEG" and image.mode in ("L", "RGB")
-            factor = max(1, min(size) // (2 * short_side))
-            image.draft(None, (size[0] // factor, size[1] // factor))  # a JPEG can be halved while it is decoded
-            picture = shrink(_to_8bit(image), short_side)
-        ready = ready and picture.size == size
-    if picture.mode == "RGB":
-        pixels = np.asarray(picture)  # (H, W, 3)
-        if (pixels == pixels[..., :1]).all():
-            picture, ready = picture.convert("L"), False
-    if ready:
-        return source
+    with opened(source) as image:
+        size, mode, upright = image.size, image.mode, image.getexif().get(ORIENTATION, 1) == 1
+        factor = max(1, min(size) // (2 * short_side))
+        image.draft(None, (size[0] // factor, size[1] // factor))  # a JPEG can be halved while it is decoded
+        picture = _reduced(image, short_side)
+        ready = image.format == "JPEG" and upright and (picture.size, picture.mode) == (size, mode)
+    return source if ready else _jpeg(picture)
+
+
+def _reduced(image: Image.Image, short_side: int) -> Image.Image:
+    picture = shrink(_to_8bit(image), short_side)
+    pixels = np.asarray(picture)  # (H, W) or (H, W, 3)
+    return picture.convert("L") if pixels.ndim == 3 and (pixels == pixels[..., :1]).all() else picture
+
+
+def _jpeg(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=QUALITY, subsampling=0)
     return out.getvalue()
@@ -141,9 +134,11 @@ def as_stored(source: Path | Image.Image, short_side: int) -> Image.Image:
     Raises InputError for a file that is missing or no image; names it.
     """
     if isinstance(source, Image.Image):
-        return decode(encode(source, short_side))
-    with naming(source):
+        return decode(_jpeg(_reduced(source.copy(), short_side)))
+    try:
         return decode(encode(source.read_bytes(), short_side))
+    except (OSError, UnreadableImage) as error:
+        raise InputError(f"{paths.shown(source)}: {reason(error)}; fetch it again") from None
 
 
 def in_parallel(function: Callable[[Item], Made], items: Sequence[Item], description: str) -> Iterator[Made]:

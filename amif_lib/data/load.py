@@ -55,18 +55,14 @@ def pretraining_studies(data: Any, stored_side: int) -> list[Study]:
 
     Images are stored at the short side `stored_side`, pixels; what cannot be decoded is left out.
     """
-    against, absent = data.decontaminate_against, data.decontaminate_absent
-    sets = {}
-    for name in data.pretrain:
-        studies = load_studies(
-            name, decontaminate_against=against, decontaminate_absent=absent, stored_side=stored_side
-        )
-        sets[name] = [replace(study, data_set=name) for study in studies]
+    choices = {key: getattr(data, key) for key in ("decontaminate_against", "decontaminate_absent")}
+    sets = {name: load_studies(name, stored_side=stored_side, **choices) for name in data.pretrain}
+    sets = {name: [replace(study, data_set=name) for study in studies] for name, studies in sets.items()}
     found = [study for studies in sets.values() for study in studies]
     if data.repeated_articles == "drop":
         from amif_lib.data import decontaminate
 
-        found, _ = decontaminate.without_repeated_articles(sets)
+        found = decontaminate.without_repeated_articles(sets)
     return found[: data.max_studies or None]
 
 
@@ -98,20 +94,20 @@ def load_questions(
     return files.require_images(questions, manifests.location(name)) if images else questions
 
 
+def load(name: str, *, images: bool = True) -> list[Study] | list[Question]:
+    """The records of any set by its reader's defaults; `images=False` reads questions without any image."""
+    asked = manifests.load(name).role == "questions"
+    return load_questions(name, images=images) if asked else load_studies(name)
+
+
 def image_paths(name: str) -> list[Path]:
     """Every image file that a record of the set names, each once."""
-    if manifests.load(name).role == "questions":
-        return sorted({question.image_path for question in load_questions(name)})
-    return sorted({image.path for study in load_studies(name) for image in study.images})
+    return sorted({path for record in load(name) for path in files.images_of(record)})
 
 
 def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
-    """Counts per split and over all (`all`), under the names that a manifest's `splits` use.
-
-    Of a question set the default questions are counted; `images=False` counts them without any image.
-    """
-    asked = manifests.load(name).role == "questions"
-    records = load_questions(name, images=images) if asked else load_studies(name)
+    """Counts per split and over all (`all`), under the names that a manifest's `splits` use."""
+    records = load(name, images=images)
     parts = {split: [record for record in records if split in (record.split, "all")] for split in SPLITS}
     return {split: _count(part) for split, part in parts.items() if part}
 

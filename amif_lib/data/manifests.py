@@ -27,14 +27,12 @@ Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # "": not recorded
 
 
 class Entry(BaseModel):
-    """A part of a manifest: an unknown key or a wrong type is an error."""
+    """A part of a manifest: an unknown key or a wrong type is an error. All paths are relative to the set's folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class FileEntry(Entry):
-    """One file of the set; `path` is relative to the set's folder."""
-
     path: str
     bytes: PositiveInt
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -43,19 +41,12 @@ class FileEntry(Entry):
 
 
 class TreeEntry(Entry):
-    """A folder of files. `sha256` hashes the lines `<sha256>  <name>`, sorted by name bytewise.
-
-    `recursive`: files in folders below count too, and the name is the path relative to `path`, with slashes.
-    """
+    """A folder of files. `sha256` hashes the lines `<sha256>  <name>`, sorted by name bytewise."""
 
     path: str
     count: PositiveInt
     bytes: NonNegativeInt = 0  # 0: not recorded
-    recursive: bool = False
-    pattern: str = "*"  # only files whose name matches count, as in `*.jpg`
     sha256: Sha256 = ""
-    required: bool = True
-    role: Literal["images", "reports"] = "images"
 
 
 class SplitEntry(Entry):
@@ -94,30 +85,11 @@ class Download(Entry):
     url: str  # the address; of `huggingface`, the repository id
     file: str = ""  # of `huggingface`: the path in the repository at `revision`
     revision: str = ""
-    target: str  # path under the set's folder
-    bytes: NonNegativeInt = 0  # 0: not known
-    about_bytes: NonNegativeInt = 0  # a rounded size, to plan with
+    target: str
+    bytes: NonNegativeInt = 0  # to plan with; 0: not known
     sha256: Sha256 = ""
-    unpack: str = ""  # folder under the set's folder that the archive is unpacked into; "": kept as it is
-    official: bool = True  # the data set's own place, not a mirror
+    unpack: str = ""  # folder that the archive is unpacked into; "": kept as it is
     exercised: bool = False  # whether the kit's makers ever fetched from this address
-
-
-class Alternative(Entry):
-    """Another form of the same records, with the paths that the reader finds in it and its own checksums."""
-
-    version: str
-    layout: dict[str, str]
-    files: tuple[FileEntry, ...]
-    trees: tuple[TreeEntry, ...] = ()
-
-
-class Redistribution(Entry):
-    """What of the set may appear in a figure, an executed notebook, a report or a repository."""
-
-    fixtures: bool = False
-    images: bool = False
-    texts: bool = False
 
 
 class Access(Entry):
@@ -130,53 +102,46 @@ class Licence(Entry):
     text: str
     evidence: str = ""
     url: str = ""  # page that states the terms, or where they are to be looked up
-    checked_on: str = ""  # day that page was looked at; "": only stored copies were
-
-
-class Evidence(Entry):
-    """What is known how: computed from the real files, or taken from documentation and never checked."""
-
-    verified: tuple[str, ...] = ()
-    documented: tuple[str, ...] = ()
 
 
 class Generator(Entry):
     """Settings of the phantom's generator; they determine every file."""
 
-    kind: Literal[
-        "mimic_cxr", "roco", "medicat", "shapes", "vqa_rad", "slake", "pathvqa", "vqa_med_2019", "medpix2_questions"
-    ]
+    kind: str  # a function of `phantom.sets`, or `shapes`
     seed: NonNegativeInt
     size: PositiveInt
     counts: dict[str, int]
     version: int = 1  # raised whenever the generator draws or writes anything differently
 
 
-class Manifest(Entry):
-    schema_version: Literal[1]
-    name: str
+class Form(Entry):
+    """The files that a set consists of; `layout` holds the paths that its reader asks for."""
+
     version: str
-    title: str
-    reader: Literal[
-        "mimic_cxr", "roco", "medicat", "medpix2", "medpix2_questions", "vqa_rad", "slake", "pathvqa", "vqa_med_2019"
-    ]
-    role: Literal["pretraining", "questions", "protected"]
-    folder: str  # under $DATA_ROOT, or under the phantom's root for generated data
-    layout: dict[str, str]  # the reader's paths, relative to the folder
-    licence: Licence
-    redistribution: Redistribution = Redistribution()
-    citation: str
-    access: Access
+    layout: dict[str, str]
     files: tuple[FileEntry, ...] = ()
     trees: tuple[TreeEntry, ...] = ()
-    alternatives: tuple[Alternative, ...] = ()  # other forms; found by the first file of each
+
+
+class Manifest(Form):
+    schema_version: Literal[1]
+    name: str
+    title: str
+    reader: str  # a module of `data.readers`
+    role: Literal["pretraining", "questions"]
+    folder: str  # under $DATA_ROOT, or under the phantom's root for generated data
+    licence: Licence
+    redistribution: dict[Literal["fixtures", "images", "texts"], bool] = {}  # what may appear where others see it
+    citation: str
+    access: Access
+    alternatives: tuple[Form, ...] = ()  # other forms of the same records; found by the first file of each
     downloads: tuple[Download, ...] = ()
     splits: tuple[SplitEntry, ...] = ()
     variants: tuple[Variant, ...] = ()
-    evidence: Evidence = Evidence()
     generator: Generator | None = None
+    evidence: dict[Literal["verified", "documented"], tuple[str, ...]] = {}  # computed from the files, or read of them
     homepage: str = ""  # from here on for people
-    mirrors: tuple[dict[str, Any], ...] = ()  # other places that have the set, or most of it
+    mirrors: tuple[dict[str, Any], ...] = ()
     quirks: tuple[str, ...] = ()  # what the reader evens out, one line each
     leakage: dict[str, Any] = {}  # how its images are told in other sets, and what is known to be shared
     verified: dict[str, str] = {}  # who compared the manifest with the files, when and how
@@ -271,23 +236,18 @@ def derived_folder(name: str) -> Path:
     return paths.prepared_root(paths.phantom_root() if generated else paths.data_root())
 
 
-# --- what of a set may be shown --------------------------------------------------------------------------------------
-# Whatever draws a set's images or prints its texts asks here first. What may not be shown goes to `results/private/`,
-# which nothing embeds, copies or publishes.
+# --- what of a set may be shown: asked by whatever draws its images or prints its texts --------------------------------
 
 
 def is_credentialed(name: str) -> bool:
-    """Whether nothing of a set but counts may leave its folder: ids, file names, pictures and texts stay there.
-
-    A data use agreement binds whoever holds such a set. What would name a record is written beside the data
-    (`derived_folder`), and nothing of it goes anywhere under `results/`.
-    """
+    """Whether a data use agreement binds who holds the set: what names a record, or shows one, is written beside the
+    data (`derived_folder`) and nowhere under `results/`; only counts are shown."""
     return name in names() and load(name).access.level == "credentialed"
 
 
 def may_show(name: str, kind: Literal["images", "texts"]) -> bool:
     """Whether `images` or `texts` of a set may appear in what others see."""
-    return getattr(load(name).redistribution, kind)
+    return load(name).redistribution.get(kind, False)
 
 
 def withheld(data_sets: Iterable[str], kind: Literal["images", "texts"]) -> list[str]:
@@ -303,7 +263,7 @@ def why_not(name: str, kind: str) -> str:
 
 def folder_for(wanted: Path, *, images: Iterable[str] = (), texts: Iterable[str] = ()) -> Path:
     """Where a file goes that shows images or texts of these sets: `wanted`, a folder under `results/`, or its
-    counterpart under `results/private/` if not all of it may be shown."""
+    counterpart under `results/private/`, which nothing embeds, copies or publishes, if not all of it may be shown."""
     if not withheld(images, "images") and not withheld(texts, "texts"):
         return Path(wanted)
     return paths.results() / "private" / Path(wanted).resolve().relative_to(paths.results())

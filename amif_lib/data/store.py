@@ -45,8 +45,6 @@ def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Recor
     file = ensure(name, short_side, records)
     reasons = listed(file)
     bad = {image_id for image_id, reason in reasons.items() if reason}
-    if not bad:
-        return list(records)
     said = f"data set {name}: {len(bad)} of {len(reasons)} images cannot be decoded"
     remedy = f"fetch the images that {paths.shown(file.with_suffix('.bad.csv'))} lists again"
     if len(bad) > images.MOST_BAD * len(reasons):
@@ -60,27 +58,23 @@ def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Recor
             kept.append(record)
         elif record.split != "train":  # what is evaluated on is whole or not at all
             raise InputError(f"{said}, one of a {record.split} question; {remedy}")
-    log.info("%s; %d records left out with them; %s", said, len(records) - len(kept), remedy)
+    if bad:
+        log.info("%s; %d records left out with them; %s", said, len(records) - len(kept), remedy)
     return kept
 
 
 def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Question] | None = None) -> Path:
-    """The Arrow file of a data set's images, made now where it is absent or something changed.
+    """The Arrow file of a data set's images at `short_side` pixels, made now where it is absent or something changed.
 
-    Args:
-        name: manifest name.
-        short_side: of the stored images, pixels.
-        records: of the reader, with the images to store. None: what this process found last, or, the first time, the
-            reader's records by its default settings.
-
-    Raises InputError where the set's records cannot be read or the folder cannot be written; names it.
+    `records`, of the reader, have the images to store; None: what this process found last, or, the first time, the
+    reader's records by its default settings. Raises InputError where the set's records cannot be read or the folder
+    cannot be written; names it.
     """
-    root = manifests.location(name)
-    home = manifests.derived_folder(name) / "store" / name
+    root, home = manifests.location(name), manifests.derived_folder(name) / "store" / name
     if records is None:
         if (root, home, short_side) in _found:
             return _found[root, home, short_side]
-        records = load.load_questions(name) if manifests.load(name).role == "questions" else load.load_studies(name)
+        records = load.load(name)
     entries = _entries(name, records)
     file = home / f"{short_side}-{_digest(entries)}.arrow"
     if not file.is_file():

@@ -127,6 +127,10 @@ def check_once(key: str, seen: dict[str, str], where: str) -> None:
     seen[key] = where
 
 
+def images_of(record: Question | Study) -> list[Path]:
+    return [image.path for image in record.images] if isinstance(record, Study) else [record.image_path]
+
+
 def absent_of(images: Iterable[Path]) -> set[Path]:
     """Those that do not exist, by one listing of each folder: faster than many look-ups on a network disk."""
     wanted = set(images)
@@ -136,16 +140,12 @@ def absent_of(images: Iterable[Path]) -> set[Path]:
 
 def require_images(records: list[Question] | list[Study], root: Path) -> list[Any]:
     """The records. Raises InputError, naming the first and the number of images found, where an image is absent."""
-    wanted = {}
-    for record in records:
-        if isinstance(record, Study):
-            wanted |= {image.path: f"study {record.study_id}" for image in record.images}
-        else:
-            wanted[record.image_path] = f"question {record.question_id}"
+    wanted = {path: record for record in records for path in images_of(record)}
     if absent := absent_of(wanted):
+        path, record = next((path, record) for path, record in wanted.items() if path in absent)
+        of = f"study {record.study_id}" if isinstance(record, Study) else f"question {record.question_id}"
         number = f"{len(wanted) - len(absent)} of {len(wanted)} images found under {paths.shown(root)}"
-        first = next(path for path in wanted if path in absent)
-        raise InputError(f"{paths.shown(first)}: image of {wanted[first]} is missing; {number}: fetch the others")
+        raise InputError(f"{paths.shown(path)}: image of {of} is missing; {number}: fetch the others")
     return records
 
 
@@ -155,9 +155,10 @@ def without_absent(studies: list[Study], source: Path) -> list[Study]:
     Raises:
         InputError: more than `MOST_MISSING` of the images are absent; names the list `source` and the first of them.
     """
-    if absent := absent_of(study.images[0].path for study in studies):
-        said = f"{paths.shown(source)}: {len(absent)} of the {len(studies)} listed images are absent"
-        if len(absent) > MOST_MISSING * len(studies):
-            raise InputError(f"{said}, first {paths.shown(min(absent))}; fetch them")
+    absent = absent_of(study.images[0].path for study in studies)
+    said = f"{paths.shown(source)}: {len(absent)} of the {len(studies)} listed images are absent"
+    if len(absent) > MOST_MISSING * len(studies):
+        raise InputError(f"{said}, first {paths.shown(min(absent))}; fetch them")
+    if absent:
         log.info("%s, left out", said)
     return [study for study in studies if study.images[0].path not in absent]
