@@ -236,7 +236,7 @@ def derived_folder(name: str) -> Path:
     return paths.prepared_root(paths.phantom_root() if generated else paths.data_root())
 
 
-# --- what of a set may be shown: asked by whatever draws its images or prints its texts --------------------------------
+# --- what of a set may be shown: asked by whatever draws its images or prints its texts ------------------------------
 
 
 def is_credentialed(name: str) -> bool:
