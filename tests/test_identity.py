@@ -199,10 +199,10 @@ def test_a_stored_specification_reads_back_equal_whatever_its_numbers(tmp_path):
         ({"model": {"width": 100}}, "image_heads 12 does not divide width 100"),
         ({"objective": {"labels": "hard"}}, "objective.labels: Input should be 'soft' or 'one_hot'"),
         ({"train": {"learning_rate": float("inf")}}, "train.learning_rate"),
-        ({"stage": "stage3"}, "stage: Input should be 'stage1', 'stage2' or 'finetune'"),
+        ({"stage": "stage3"}, "amif has no stage 'stage3'; choose one of stage1, stage2, finetune"),
         ({"init": {"image": "teacher"}}, "init: 'teacher' needs a `teacher` section"),
         ({"init": {"image": "teacher"}, "teacher": {"noise": 1.0}}, "init: 'teacher' needs one pair of towers"),
-        ({"method": "arl"}, "method 'arl': unknown; choose one of amif"),
+        ({"method": "clip"}, "method 'clip': unknown; choose one of amif"),
     ],
 )
 def test_a_wrong_specification_is_one_line_that_names_the_field(change, message):
@@ -269,7 +269,7 @@ def test_ablations_may_have_fewer_question_sets_and_contrasts_have_their_own_num
     ("changes", "message"),
     [
         ({"start": "hub"}, "scale demo: unknown start 'hub'; choose one of random"),
-        ({"pretraining": "stage2"}, "pretraining: 'stage2' is not one of both, stage1, none"),
+        ({"pretraining": "stage3"}, "pretraining: 'stage3' is not one of all, stage1, stage2, none"),
         ({"stage1": {"epoch": 3}}, "train.epoch: unknown key"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from amif_lib import methods
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import read_yaml
@@ -19,8 +20,8 @@ from amif_lib.experiments.run_spec import RunSpec
 
 __all__ = ["Row", "RunSpec", "data_sets", "run_id"]
 
-STARTS_FROM = {"both": ("stage1", "stage2"), "stage1": ("stage1",), "none": ()}  # values of a row's `pretraining`
-SHARED = ("model", "init", "data", "objective", "knowledge")  # sections that a run's stages have in common
+SHARED = ("method", "model", "init", "data", "objective", "knowledge")  # what a run's stages have in common
+OF_AMIF = ("objective", "knowledge", "teacher")  # of a scale's sections
 
 
 def parse(content: dict[str, Any], where: str) -> RunSpec:
@@ -91,18 +92,24 @@ def build_run(
 ) -> RunSpec:
     """One fine-tuning with the pre-training before it, from a scale's settings and a row's changes.
 
-    `settings` may hold `start` (a named initialisation of the scale), `pretraining` (`both`, `stage1` or `none`) and
-    the sections of `RunSpec`; `train` is given per stage, as `stage1`, `stage2` and `finetune`. A scale's question set
-    may hold data settings and a `finetune` of its own.
+    `settings` may hold `method`, `start` (a named initialisation of the scale), `pretraining` (`all` stages before
+    fine-tuning, those up to the named one, or `none`) and the sections of `RunSpec`; `train` is given per stage, as
+    `stage1`, `stage2` and `finetune`. A scale's question set may hold data settings and a `finetune` of its own, its
+    `methods` what other methods than AMiF have in place of its own `objective`, `teacher` and `knowledge`.
     """
     base, changes = scale_settings(scale), dict(settings)
-    starts, sets = base.pop("starts", {}), base.pop("question_sets")
+    starts, sets, other = base.pop("starts", {}), base.pop("question_sets"), base.pop("methods", {})
     start = changes.pop("start", base.pop("defaults", {}).get("start", ""))
-    pretraining = changes.pop("pretraining", "both")
+    method, until = changes.get("method", "amif"), changes.pop("pretraining", "all")
     if start and start not in starts:
         raise InputError(f"scale {scale}: unknown start {start!r}; choose one of {', '.join(starts)}")
-    if pretraining not in STARTS_FROM:
-        raise InputError(f"pretraining: {pretraining!r} is not one of {', '.join(STARTS_FROM)}")
+    *stages, _ = methods.settings(method).STAGES
+    if until not in (*stages, "all", "none"):
+        raise InputError(f"pretraining: {until!r} is not one of {', '.join(('all', *stages, 'none'))}")
+    if until != "all":
+        stages = stages[: stages.index(until) + 1] if until in stages else []
+    if method != "amif":
+        base = merge({k: v for k, v in base.items() if k not in OF_AMIF}, other.get(method, {}))
     _require_set(scale, question_set, sets)
     of_set = dict(sets[question_set] or {})
     base = merge(base, starts.get(start, {}))
@@ -110,7 +117,7 @@ def build_run(
     base = merge(base, changes)
     shared = {"scale": scale, **{name: base[name] for name in SHARED if name in base}}
     parent: dict[str, Any] | None = None
-    for stage in STARTS_FROM[pretraining]:
+    for stage in stages:
         teacher = stage == "stage2" or shared.get("objective", {}).get("labels", "soft") == "soft"
         own = {"stage": stage, "seed": pretrain_seed, "train": base.get(stage, {}), "parent": parent}
         parent = shared | own | {"teacher": base.get("teacher") if teacher else None}

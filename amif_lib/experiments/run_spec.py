@@ -104,15 +104,16 @@ class TrainSpec(Strict):
     max_steps: int = Field(0, ge=0, description="stop early (0: never); smoke runs and tests")
 
 
-Stage = Literal["stage1", "stage2", "finetune"]
-
-
 class RunSpec(Strict):
     """One training: a pre-training stage, or a fine-tuning on one question set."""
 
-    stage: Stage
+    stage: str = Field(description="one of the method's `STAGES`, of which the last is `finetune`")
     scale: Literal["demo", "small", "base", "paper"]
-    method: str = Field("amif", description="whose settings `objective`, `teacher` and `knowledge` are")
+    method: str = Field(
+        "amif",
+        description="whose stages and settings these are",
+        validate_default=True,
+    )
     label: str = Field("", description="what a reader calls it; not part of the run's identity")
     seed: int = 0
     model: ModelSpec = ModelSpec()
@@ -124,11 +125,24 @@ class RunSpec(Strict):
     knowledge: Any = Field(default_factory=dict, validate_default=True)
     parent: RunSpec | None = Field(None, description="the run whose weights this one starts from")
 
+    @field_validator("method")
+    @classmethod
+    def _has_the_stage(cls, method: str, info: ValidationInfo) -> str:
+        stage, known = info.data.get("stage"), methods.settings(method).STAGES
+        if stage not in known:
+            raise ValueError(f"{method} has no stage {stage!r}; choose one of {', '.join(known)}")
+        return method
+
     @field_validator("objective", "teacher", "knowledge")
     @classmethod
     def _sections_of_the_method(cls, value: Any, info: ValidationInfo) -> Any:
-        section = methods.settings(info.data["method"]).SECTIONS[info.field_name]
-        if isinstance(value, section) or (value is None and info.field_name == "teacher"):
+        method = info.data.get("method", "amif")
+        section = methods.settings(method).SECTIONS.get(info.field_name)
+        if value is None and info.field_name == "teacher":
+            return value
+        if section is None:
+            raise ValueError(f"{method} has no such section; remove it")
+        if isinstance(value, section):
             return value
         return section.model_validate_json(json.dumps(value))
 

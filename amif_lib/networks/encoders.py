@@ -56,6 +56,15 @@ def initial_deviation(width: int) -> float:
     return 0.02 * (768 / width) ** 0.5
 
 
+def initialise(module: nn.Module, width: int) -> None:
+    """BERT's initialisation, normal with zero biases: deviation 0.02 at width 768, larger for narrower networks."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=initial_deviation(width))
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
 def length_groups(mask: Tensor, most: int = 4, worth: float = 0.85) -> list[tuple[Tensor, int]]:
     """Rows of a batch of texts in up to `most` groups of like length: (row indices (b,), longest text) of each.
 

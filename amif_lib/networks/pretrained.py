@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
@@ -63,6 +63,15 @@ def read_state(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{folder}: weights cannot be read ({short(error)}); fetch them again") from None
 
 
+def save(module: nn.Module, content: dict[str, Any], folder: Path) -> None:
+    """Write weights and `config.json` with `content`; a folder never holds half a file of weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / "model.safetensors.part"
+    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, aside)
+    aside.replace(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def load_open_clip(source: str) -> tuple[Any, Any, Any]:
     """Model, preprocess and tokenizer of open_clip: `NAME/TAG`, `hf-hub:ID` or `local-dir:FOLDER`."""
     import open_clip
@@ -105,6 +114,18 @@ def load_into(
             parameter.loaded = True  # the others start at random, and may be trained at another learning rate
     counts = f"{len(matched)} tensors matched, {len(missing)} missing, {len(state) - len(matched)} not used"
     return f"{source}: {counts}" + (f", fitted: {', '.join(changed)}" if changed else "")
+
+
+def load_towers(network: nn.Module, image: str, text: str, tokenizer: Any) -> list[str]:
+    """Starting weights of a network's two encoders, as `init` names them; a line on each that is not `random`."""
+    reports, trunk = [], network.image_encoder.trunk
+    if image == LITE0 or (image != "random" and trunk is not None):
+        reports.append(load_lite0(trunk, image))
+    elif image != "random":
+        reports.append(load_image_encoder(network.image_encoder.vit, image))
+    if text != "random":
+        reports.append(load_text_encoder(network.text_encoder.bert, text, tokenizer))
+    return reports
 
 
 def load_image_encoder(vit: nn.Module, source: str) -> str:

@@ -15,8 +15,7 @@ from amif_lib.core import progress
 from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import candidate_frame, question_frame, write_predictions
 from amif_lib.experiments.run_spec import RunSpec
-from amif_lib.networks import tokenizers
-from amif_lib.networks.ranking import rank_answers
+from amif_lib.networks.answering import Answerer
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
 from amif_lib.training.batches import QuestionData, loader
 
@@ -37,7 +36,7 @@ def other_images(case_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
 
 @torch.inference_mode()
 def predict(
-    model: Any,
+    model: Answerer,
     questions: Sequence[Question],
     spec: RunSpec,
     folder: Path,
@@ -47,12 +46,11 @@ def predict(
     """Answer the test questions among `questions`, write predictions and candidates to `folder`, return how many.
 
     With each question goes its own image, a blank one, or a test image of another case (`other_images`); of a set with
-    one case alone nothing is written then. `model` has `encode`, `decoder`, `tokenizer` and `tokenize_answers`, as
-    `AMiFForVQA`.
+    one case alone nothing is written then.
     Each process answers its share, `batch_size` questions at a time, which changes results by no more than rounding.
     """
     model.eval()
-    device, tokenizer = next(model.parameters()).device, model.tokenizer
+    device = next(model.parameters()).device
     test = [question for question in questions if question.split == "test"]
     candidates = candidate_answers(questions)
     tokens = model.tokenize_answers(candidates)
@@ -63,7 +61,7 @@ def predict(
         asked = [replace(question, image_id=other[question.image_id]) for question in test]
         if not test:
             return 0
-    data = QuestionData(asked, spec, tokenizer, blank=shown == "blank")
+    data = QuestionData(asked, spec, model.tokenizer, blank=shown == "blank")
     own = [(0, index, 1.0, 1) for index in range(rank(), len(test), world_size())]
     keys = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
     bf16 = device.type == "cuda" and spec.train.precision == "auto"
@@ -74,10 +72,8 @@ def predict(
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             memory, memory_mask = model.encode(batch.images, batch.ids, batch.mask)  # (B, p+1+t, d), (B, p+1+t)
         memory = memory.float()
-        scores = rank_answers(model.decoder, memory, memory_mask, tokens).cpu().numpy()  # (B, K)
-        start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
-        written = model.decoder.generate(memory, memory_mask, start, end, model.answer_length)
-        texts = [tokenizers.decode(tokenizer, ids) for ids in written]
+        scores = model.score(memory, memory_mask, tokens).cpu().numpy()  # (B, K)
+        texts = model.write(memory, memory_mask)
         found += zip((index for _, index, _, _ in key), scores, texts, strict=True)
         bar.step(len(key))
     bar.close()

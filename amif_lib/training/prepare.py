@@ -51,7 +51,7 @@ def prepare(spec: RunSpec) -> Prepared:
     tokenizer = get_tokenizer(spec, [study.text for study in studies])
     extras = method.extras(spec, studies, notes) if spec.stage != "finetune" else None
     torch.manual_seed(seed_of(spec, 0))
-    module = method.build(spec, tokenizer, questions, notes)
+    module = method.build(spec, tokenizer, questions, notes, extras)
     if spec.stage == "finetune":
         notes |= about_questions(spec, tokenizer, questions)
         training = [question for question in questions if question.split == "train"]

@@ -20,7 +20,7 @@ def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
     return found
 
 
-def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any]) -> Any:
+def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any], extras: Any = None) -> Any:
     """The module of the run's stage with its starting weights; `notes` gets what `metrics.json` says of them."""
     from amif_lib.methods.amif.network import AMiF
     from amif_lib.methods.amif.stage1 import Stage1
@@ -74,14 +74,7 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
     if spec.starts_from_teacher:
         towers = teacher.towers(spec)
         image, text = (tower if name == "teacher" else name for name, tower in zip((image, text), towers, strict=True))
-    reports = []
-    if image == pretrained.LITE0 or (image != "random" and amif.image_encoder.trunk is not None):
-        reports.append(pretrained.load_lite0(amif.image_encoder.trunk, image))
-    elif image != "random":
-        reports.append(pretrained.load_image_encoder(amif.image_encoder.vit, image))
-    if text != "random":
-        reports.append(pretrained.load_text_encoder(amif.text_encoder.bert, text, tokenizer))
-    return reports
+    return pretrained.load_towers(amif, image, text, tokenizer)
 
 
 def save(module: Any, tokenizer: Any, folder: Path) -> None:

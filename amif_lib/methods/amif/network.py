@@ -5,26 +5,21 @@ Shapes: B samples, p image patches (+1 [CLS]), t text tokens, M knowledge tokens
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import images
 from amif_lib.methods.amif.settings import KnowledgeSpec
-from amif_lib.networks import pixels, pretrained, tokenizers
+from amif_lib.networks import pretrained, tokenizers
+from amif_lib.networks.answering import Answerer
 from amif_lib.networks.decoder import AnswerDecoder
-from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initial_deviation
+from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initialise
 from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
-from amif_lib.networks.ranking import rank_answers
 from amif_lib.networks.sizes import ModelSpec
 
 
@@ -55,7 +50,7 @@ class AMiF(Backbone):
 
     def save(self, folder: Path) -> None:
         """Write weights and `config.json`."""
-        _save(self, {"architecture": "AMiF", "model": self.spec.model_dump()}, folder)
+        pretrained.save(self, {"architecture": "AMiF", "model": self.spec.model_dump()}, folder)
 
     def load(self, folder: Path) -> str:
         """Load weights written by `save`; every tensor must match."""
@@ -86,16 +81,7 @@ class PairHead(nn.Module):
         return self.linear(torch.cat([a[:, 0], b[:, 0]], dim=-1))  # (B, S, d), (B, T, d) -> (B, 2d) -> (B, 2)
 
 
-def initialise(module: nn.Module, width: int) -> None:
-    """BERT's initialisation, normal with zero biases: deviation 0.02 at width 768, larger for narrower networks."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=initial_deviation(width))
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            nn.init.zeros_(part.bias)
-
-
-class AMiFForVQA(nn.Module):
+class AMiFForVQA(Answerer):
     """AMiF with the gated knowledge fusion decoder: answers questions about an image.
 
     `knowledge_ids` (M,), the tokens of the prior knowledge, travel with the weights. `source: none`: no gated module.
@@ -143,30 +129,6 @@ class AMiFForVQA(nn.Module):
             joint, gate = self.gated_cross_attention(joint, prior, use_gate=self.knowledge.gate)  # F'_i: (B, p+1+t, d)
         return joint, joint_mask, {"image": image, "text": text, "attentions": attentions, "gate": gate}
 
-    def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
-        """Language-modelling loss of each answer (B,), summed over its tokens."""
-        memory, memory_mask = self.encode(images, ids, mask)
-        return self.decoder.loss(answers, answer_mask, memory, memory_mask)
-
-    @torch.inference_mode()
-    def answer(self, image: Image.Image | str | Path, question: str) -> str:
-        """Free generation: the answer the decoder writes by itself (greedy)."""
-        memory, memory_mask = self.encode(*self.inputs(image, question))
-        start, end = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        ids = self.decoder.generate(memory, memory_mask, start, end, self.answer_length)
-        return tokenizers.decode(self.tokenizer, ids[0])
-
-    @torch.inference_mode()
-    def rank(self, image: Image.Image | str | Path, question: str, candidates: Sequence[str]) -> pd.DataFrame:
-        """Candidate answers by log-likelihood: columns answer, log_likelihood, probability (over these candidates)."""
-        if isinstance(candidates, str) or not len(candidates):
-            raise InputError(f"rank: candidates is {candidates!r}; give a list with at least one answer")
-        memory, memory_mask = self.encode(*self.inputs(image, question))
-        scores = rank_answers(self.decoder, memory, memory_mask, self.tokenize_answers(candidates))[0]  # (K,)
-        frame = pd.DataFrame({"answer": [str(candidate) for candidate in candidates]})
-        frame["log_likelihood"], frame["probability"] = scores.tolist(), scores.softmax(0).tolist()
-        return frame.sort_values("log_likelihood", ascending=False, ignore_index=True)
-
     @torch.inference_mode()
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
         """Patch maps (n, n) for one word of the question; raises InputError where the word is absent.
@@ -180,22 +142,11 @@ class AMiFForVQA(nn.Module):
         found = look(self, pictures, ids, mask, [word_positions(self.tokenizer, ids[0].tolist(), word)])
         return {name: values[0] for name, values in found.items()}
 
-    def tokenize_answers(self, answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of each answer, [CLS] … [SEP], cut to the answer length."""
-        return tokenizers.token_ids(self.tokenizer, [str(answer) for answer in answers], self.answer_length)
-
-    def inputs(self, image: Image.Image | str | Path, question: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (1, 3, H, W), question ids and mask (1, t), on the model's device."""
-        source, device = Path(image) if isinstance(image, str) else image, self.knowledge_ids.device
-        picture = images.as_stored(source, self.spec.stored_side)  # the original with the pixels that training saw
-        ids, mask = tokenizers.encode(self.tokenizer, [question], self.question_length)
-        return pixels.to_tensor(picture, self.spec.image_size)[None].to(device), ids.to(device), mask.to(device)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), `config.json` and the tokenizer to `folder`."""
         lengths = {"question_length": self.question_length, "answer_length": self.answer_length}
         content = {"model": self.spec.model_dump(), "knowledge": self.knowledge.model_dump(), **lengths}
-        _save(self, {"architecture": "AMiFForVQA"} | content, Path(folder))
+        pretrained.save(self, {"architecture": "AMiFForVQA"} | content, Path(folder))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
@@ -215,12 +166,3 @@ class AMiFForVQA(nn.Module):
         model = cls(spec, prior, state["knowledge_ids"], tokenizers.load(folder), **content)  # with its two lengths
         pretrained.load_into(model, state, str(source))
         return model.eval()
-
-
-def _save(module: nn.Module, content: dict[str, Any], folder: Path) -> None:
-    """Weights and `config.json`; a folder never holds half a file of weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / "model.safetensors.part"
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, aside)
-    aside.replace(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
