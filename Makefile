@@ -6,7 +6,7 @@ RUN := .venv/bin/python -m amif_lib
 LIGHT := $(if $(wildcard .venv/.installed),,$(if $(filter reference,$(FROM)),light))
 READER := $(if $(LIGHT),.venv-light/bin/python -m amif_lib,$(RUN))
 AUDITOR := $(if $(wildcard .venv/.installed),$(RUN),.venv-light/bin/python -m amif_lib)
-export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS DATA_ROOT FROM
+export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS DATA_ROOT FROM COPIES
 
 .PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep contrasts audit figures report test smoke-paper \
         lab data data-check settings bench clean lock ready ready-light minilm
@@ -18,8 +18,8 @@ help: ## list the targets
 env: ready $(if $(MINILM),minilm) ## build .venv from the lock file, or bring it up to date (PYTHON=…, MINILM=1)
 	@echo "environment: .venv is up to date"
 
-doctor: ready ## what this machine can run, and what is missing
-	@$(RUN) doctor
+doctor: ready ## what this machine can run, and what is missing (ALL=1: in full)
+	@$(RUN) doctor $(if $(ALL),--all)
 
 reproduce: ready $(if $(filter small,$(SCALE)),minilm) ## run what is missing of a scale and print its tables (SCALE=demo)
 	@$(RUN) reproduce
@@ -55,7 +55,7 @@ test: ready ## all tests, linting and notebook hygiene
 smoke-paper: ready ## one optimiser step of each training at the paper's full size, on a CPU
 	@$(RUN) smoke-paper
 
-lab: ready ## open the notebooks in JupyterLab
+lab: ready ## open the notebooks in JupyterLab, as working copies in lab/ (COPIES=0: the originals)
 	@$(RUN) lab
 
 data: ready ## fetch the open data sets that SCALE needs; for the others print how to get them
@@ -124,6 +124,7 @@ ready:
 	.venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null; \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	.venv/bin/python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY PASSIVE >/dev/null; \
 	rm -f .venv/.building; \
 	echo "$$want" > .venv/.installed
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -60,6 +59,8 @@ FROM_MAKE = {  # options whose default is the environment variable of that name,
     "--pretrain-seeds": {"type": int, "help": "pre-trainings per cell (default: as many as the table names, or 1)"},
 }
 OPTIONS = FROM_MAKE | {
+    "--copies": {"type": int, "choices": (0, 1), "default": 1, "help": "0: open the originals in notebooks/"},
+    "arguments": {"nargs": "*", "help": "JupyterLab's own options, after --"},
     "--batch": {"type": int, "default": 2, "help": "samples a step (the paper: 256)"},
     "--steps": {"type": int, "default": 1, "help": "optimiser steps of each training"},
     "spec": {"help": "a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]"},
@@ -78,6 +79,7 @@ OPTIONS = FROM_MAKE | {
     "--dataset": {"default": "", "help": "a question set, such as vqa_rad (a run folder says it itself)"},
     "--training-file": {"default": "", "help": "what the baselines learn from, such as published3064"},
     "--language": {"default": "", "help": "of SLAKE's questions: en or zh (default: en)"},
+    "--all": FLAG | {"help": "every package, and all that each scale lacks"},
     "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
 }
 
@@ -85,7 +87,7 @@ OPTIONS = FROM_MAKE | {
 MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"
 COMMANDS = {  # name: the function that is called with the options by their names; the options; what it does
-    "doctor": ("app.doctor:main", "", "say what this machine can run and what is missing"),
+    "doctor": ("app.doctor:main", "--all", "say what this machine can run and what is missing"),
     "reproduce": ("app.reproduce:reproduce", MANY, "run what is missing of a scale, from its data check to its report"),
     "plan": ("app.reproduce:show_plan", MANY, "list the jobs of reproduce and what they cost, without running any"),
     "run": ("app.cli:run", "spec", "train one run, or a table's row on all question sets"),
@@ -113,7 +115,7 @@ COMMANDS = {  # name: the function that is called with the options by their name
         "--scale",
         "copy a scale's tables, figures and predictions to results/reference/",
     ),
-    "lab": ("app.cli:lab", "", "open the notebooks in JupyterLab"),
+    "lab": ("app.lab:main", "--copies arguments", "open the notebooks in JupyterLab, as working copies in lab/"),
     "clean": ("app.clean:main", "--runs", "remove caches and workflow state; never data"),
 }
 
@@ -128,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         for option in options.split():
             settings = dict(OPTIONS[option])
-            if option in FROM_MAKE:
+            if option in FROM_MAKE or option == "--copies":
                 variable = option.removeprefix("--").upper().replace("-", "_")
                 settings["default"] = os.environ.get(variable) or settings.get("default")
             command.add_argument(option, **settings)
@@ -258,9 +260,3 @@ def reference(scale: str) -> None:
     from amif_lib.reporting import reference
 
     print(f"Reference: {paths.shown(reference.store(scale))}")
-
-
-def lab() -> int:
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    where = [f"--ServerApp.root_dir={paths.ROOT}", "--LabApp.default_url=/lab/tree/notebooks"]
-    return subprocess.call([sys.executable, "-m", "jupyterlab", *where], cwd=paths.ROOT, env=environment)

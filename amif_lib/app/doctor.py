@@ -62,7 +62,8 @@ def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
     from amif_lib.data import check
 
     memory, disk, gpu = NEEDS[scale]
-    out = [f"{name} is not installed: run make env" for name, version in versions().items() if not version]
+    missing = [name for name, version in versions().items() if not version]
+    out = [f"not installed: {', '.join(missing)} (make env)"] if missing else []
     total, free = psutil.virtual_memory().total / 1e9, shutil.disk_usage(paths.ROOT).free / 1e9
     if total < memory:
         out.append(f"{total:.0f} GB of memory, about {memory} GB needed")
@@ -75,22 +76,31 @@ def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
     return out
 
 
-def main() -> int:
-    """Print the report. Exit status 0: what is missing is an answer, not a failure."""
-    memory, devices = psutil.virtual_memory(), gpus()
-    print(f"machine   {platform.system()} {platform.machine()}, {cores()} cores, {memory.total / 1e9:.0f} GB of memory")
-    print(f"disk      {shutil.disk_usage(paths.ROOT).free / 1e9:.0f} GB free")
-    for name, size in devices.items():
-        print(f"GPU       {name}, {size:.0f} GB")
-    if not devices:
-        print("GPU       none that torch can use; trainings run on the processor")
-    print(f"python    {platform.python_version()}, {sys.executable}")
-    print("packages  " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in versions().items()))
-    print(f"data      {paths.shown(paths.data_root())} (DATA_ROOT)\n")
+def summary(devices: dict[str, float]) -> list[str]:
+    """The machine, and what of each scale it can run, a line each."""
+    memory, free = psutil.virtual_memory().total / 1e9, shutil.disk_usage(paths.ROOT).free / 1e9
+    gpu = ", ".join(f"GPU {name} ({size:.0f} GB)" for name, size in devices.items()) or "no GPU that torch can use"
+    out = [f"this machine: {platform.system()}, {cores()} cores, {memory:.0f} GB of memory, {free:.0f} GB free, {gpu}"]
     for scale in NEEDS:
         reasons = obstacles(scale, devices)
-        print(f"SCALE={scale}: " + ("not yet" if reasons else f"yes, make reproduce SCALE={scale}"))
-        print("".join(f"  - {reason}\n" for reason in reasons), end="")
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        out.append(f"SCALE={scale}: " + (f"not yet: {reasons[0]}{more}" if reasons else "yes, make reproduce"))
+        out[-1] += f" SCALE={scale}" if not reasons and scale != "demo" else ""
+    return out
+
+
+def main(all: bool = False) -> int:
+    """Print the report, `all` of it or in short. Exit status 0: what is missing is an answer, not a failure."""
+    devices = gpus()
+    print("\n".join(summary(devices)))
+    if not all:
+        print("in full: make doctor ALL=1")
+        return 0
+    print(f"python {platform.python_version()}, {sys.executable}")
+    print("packages: " + ", ".join(f"{name} {version}" for name, version in versions().items() if version))
+    print(f"data: {paths.shown(paths.data_root())} (DATA_ROOT)")
+    for scale in NEEDS:
+        print("".join(f"SCALE={scale}: {reason}\n" for reason in obstacles(scale, devices)), end="")
         if sources := needs_of(scale)[1]:
-            print(f"  weights, fetched from the hub at first use: {', '.join(sources)}")
+            print(f"SCALE={scale}: weights, fetched from the hub at first use: {', '.join(sources)}")
     return 0

@@ -1,4 +1,4 @@
-"""What notebooks 02a to 02c look at: the trained demo model, studies drawn for the occasion, and how both are drawn."""
+"""What notebooks 00 and 02a to 02c look at: the trained demo model, cases drawn for the occasion, and pictures."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from amif_lib.data.records import Study
 from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.stored import Run, is_finished, load_run
 from amif_lib.methods.amif import settings, teacher_models
+from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.amif.teacher import Embeddings
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks import pixels, tokenizers
@@ -60,6 +61,12 @@ def teacher_of(stage1: Run) -> teacher_models.Teacher:
     return teacher_models.load_trained(
         stage1.spec.teacher, beside if beside.is_dir() else settings.cache(stage1.spec) / "fold0"
     )
+
+
+def known_answers(network: AMiFForVQA) -> list[str]:
+    """The prior knowledge of a model as texts: the answers of its training questions, the most frequent first."""
+    ends = (network.knowledge_ids == network.tokenizer.sep_token_id).nonzero().flatten() + 1  # each answer ends so
+    return [tokenizers.decode(network.tokenizer, part) for part in network.knowledge_ids.tensor_split(ends)[:-1]]
 
 
 class Drawn(NamedTuple):

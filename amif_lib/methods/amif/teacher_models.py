@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from amif_lib.core import progress
 from amif_lib.core.errors import InputError
@@ -56,6 +55,8 @@ def load(source: str) -> Teacher:
             lambda pictures: model.encode_image(torch.stack([preprocess(p) for p in pictures]).to(device)),
             lambda texts: model.encode_text(tokenize(texts).to(device)),
         )
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel  # which brings torchvision, seconds of import
+
     folder = pretrained.find(source.removeprefix(HF_CLIP))
     if (kind := pretrained.config(folder).get("model_type")) != "clip":
         raise InputError(f"teacher {source}: its config.json is a {kind!r}, no 'clip'; name a CLIPModel")

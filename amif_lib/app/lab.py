@@ -1,0 +1,67 @@
+"""`make lab`: JupyterLab on working copies of the notebooks, in kernels whose waiting threads sleep."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from amif_lib.app.run_notebook import read_notebook
+from amif_lib.core import files, paths
+
+FOLDER = paths.ROOT / "lab"
+MADE_FROM = ".made_from.json"  # in the folder of the copies: the digest of the original that each was made from
+
+
+def main(copies: int, arguments: list[str]) -> int:
+    """Open notebook 00 in JupyterLab, in `lab/` or, without copies, in `notebooks/`; `arguments` are JupyterLab's."""
+    folder = FOLDER if copies else paths.NOTEBOOKS
+    if copies and (kept := make_copies(paths.NOTEBOOKS, FOLDER)):
+        print(f"{paths.shown(FOLDER)}/: kept as you left them: {', '.join(kept)}")
+        print("For a fresh copy of one, delete it there and call make lab again.")
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # kernels inherit it
+    first = f"--LabApp.default_url=/lab/tree/{folder.name}/00_start_here.ipynb"
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={paths.ROOT}", first, *arguments]
+    return subprocess.call(command, cwd=paths.ROOT, env=environment)
+
+
+def make_copies(originals: Path, copies: Path) -> list[str]:
+    """Copy what is not there yet and renew what nobody touched; returns the names of the copies that were changed.
+
+    A name ends in "(older than its original)" where the original has changed since the copy was made.
+    """
+    record = copies / MADE_FROM
+    made_from, kept = files.read_yaml(record) if record.is_file() else {}, []
+    for original in sorted(path for kind in ("*.ipynb", "*.py") for path in originals.rglob(kind)):
+        name = original.relative_to(originals).as_posix()
+        copy, new = copies / name, _digest(original)
+        if ".ipynb_checkpoints" in name:
+            continue
+        if copy.is_file() and _digest(copy) not in (new, made_from.get(name)):
+            kept.append(name if made_from.get(name) == new else f"{name} (older than its original)")
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(original, copy)
+        made_from[name] = new
+    files.write_json(record, made_from)
+    return kept
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def notebook_map() -> str:
+    """The notebooks as a Markdown table: name, title, and the minutes that the committed executed copy took."""
+    lines = ["| notebook | what it is about | minutes |", "|---|---|---:|"]
+    for path in sorted(paths.NOTEBOOKS.glob("[0-8]*.ipynb")) + sorted(paths.NOTEBOOKS.glob("90_*.ipynb")):
+        title = re.sub(r"^# (\d\d[a-z]?: )?", "", "".join(read_notebook(path)["cells"][0]["source"]).splitlines()[0])
+        executed = paths.reference("demo") / "notebooks" / path.name
+        about = read_notebook(executed)["metadata"].get("papermill", {}) if executed.is_file() else {}
+        minutes = f"{about['duration'] / 60:.1f}" if about.get("duration") else "–"
+        lines.append(f"| [{path.stem}]({path.name}) | {title} | {minutes} |")
+    return "\n".join(lines)
