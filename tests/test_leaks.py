@@ -6,9 +6,7 @@ import json
 import random
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,7 +14,6 @@ from amif_lib.app import cli
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.data.records import Question
-from amif_lib.experiments.predictions import question_frame
 from amif_lib.reporting import figure_set, figures
 from amif_lib.scoring import leaks, question_files
 
@@ -251,22 +248,6 @@ def test_what_the_leak_is_worth_by_brute_force(real: Path) -> None:
             right = sum(nearest(r, training) == r["answer"] for r in some)
             assert found.loc[(name, part), "n"] == len(some)
             assert found.loc[(name, part), "accuracy"] == pytest.approx(100 * right / len(some))
-
-
-def test_trained_models_on_one_file_count_together(tmp_path: Path) -> None:
-    """Two runs on the leaking file, of a made-up set: right on 2 and 1 of the two leaked questions."""
-    own = questions(tmp_path, records())
-    frame = question_frame(own).assign(generated="", log_likelihoods=[np.zeros(1)] * 6)
-    first = [q.answer for q in own if q.split == "test"]
-    runs = []
-    for answers in (first, [first[0], "no", *first[2:4], "no", "no"]):
-        candidates = pd.DataFrame({"answer": sorted({*answers}), "in_test": True})
-        scores = [np.float32(candidates["answer"] == answer) for answer in answers]
-        spec = SimpleNamespace(data=SimpleNamespace(training_file="all"))
-        runs.append(SimpleNamespace(spec=spec, candidates=candidates, predictions=frame.assign(log_likelihoods=scores)))
-    found = leaks.worth({"all": own}, "all", runs).set_index(["system", "part"]).loc["trained model"]
-    assert found["n"].tolist() == [2, 4]  # the repeated question and the paraphrase with its answer
-    assert found["accuracy"].tolist() == pytest.approx([75, 100 * (4 + 2) / 8])
 
 
 # --- what is the same in two files ---

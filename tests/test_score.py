@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from statsmodels.stats.proportion import proportion_confint
 
 from amif_lib.app import cli
 from amif_lib.core import paths
@@ -92,8 +91,6 @@ def test_accuracies_counted_by_hand(made: Path) -> None:
             line = cell(found.table, system, split, definition)
             assert (line["correct"], line["n"]) == (correct, n), (system, split, definition)
             assert line["accuracy"] == pytest.approx(100 * correct / n)
-            low, high = proportion_confint(correct, n, method="wilson")
-            assert (line["wilson_low"], line["wilson_high"]) == pytest.approx((100 * low, 100 * high))
     assert len(found.table) == 20 and set(found.table["training_file"]) == {"official1797"}
 
 
@@ -108,11 +105,9 @@ def test_intervals_and_paired_tests_by_hand(made: Path) -> None:
     assert line["mcnemar_p"] == pytest.approx(2 * (1 + 4) / 2**4)  # at most 1 of 4 on the rarer side, two-sided
     assert line["difference"] == pytest.approx(100 * 2 / 6)
     assert (line["difference_low"], line["difference_high"]) == pytest.approx((-50, 100))  # images differ by 2, -1, 1
-    draws = [sum(g) for g in np.stack(np.meshgrid(*[[2, -1, 1]] * 3)).reshape(3, -1).T]
-    assert line["bootstrap_p"] == pytest.approx(2 * np.mean(np.array(draws) <= 0), abs=0.05)
     assert table.loc[~table["system"].isin(score.COMPARED), "difference"].isna().all()
     same = cell(scored(write(made / "no.json", dict.fromkeys(ANSWERS, "no"))).table, "most_frequent", "overall")
-    assert same[["difference_low", "difference_high", "bootstrap_p", "mcnemar_p"]].tolist() == [0, 0, 1, 1]
+    assert same[["difference_low", "difference_high", "mcnemar_p"]].tolist() == [0, 0, 1]
     assert pd.isna(same["detectable"])
 
 
@@ -121,7 +116,7 @@ def test_empty_and_lenient_answers_are_said_and_not_scored(made: Path) -> None:
     assert [cell(found.table, "predictions", "overall")[name] for name in ("correct", "lenient")] == [3, 1]
     said = " ".join(found.notes)
     assert "Empty answers, counted as wrong: 1 (first: question 14)." in said
-    assert "(not scored): 1 without punctuation and articles (first: question 15)." in said
+    assert "(not scored): 1 without punctuation, articles" in said and "(first: question 15)." in said
     assert not any(record[3] in score.page(found) for record in RECORDS)  # no text of the set is printed
     found = scored(write(made / "x.json", {str(r[0]): f"It is {r[4]}." for r in TEST}))
     assert cell(found.table, "predictions", "overall")[["correct", "lenient"]].tolist() == [0, 6]
@@ -133,11 +128,11 @@ LENIENT = [  # answer, accepted answer, reading that makes it right
     ("yes and no", "no", ""),
     ("abnormal", "no", ""),
     ("the image shows the left lung.", "left lung", "as they contain it"),
-    (r"\boxed{left lung}", "left lung", "without \\boxed{}"),
-    ("yes<|im_end|>", "yes", "without \\boxed{}"),
-    ("ＭＲＩ</s>", "mri", "without \\boxed{}"),
-    ("\u200byes", "yes", "without \\boxed{}"),
-    ("The left-lung.", "left lung", "without punctuation and articles"),
+    (r"\boxed{left lung}", "left lung", "without punctuation"),
+    ("yes<|im_end|>", "yes", "without punctuation"),
+    ("ＭＲＩ</s>", "mri", "without punctuation"),
+    ("\u200byes", "yes", "without punctuation"),
+    ("The left-lung.", "left lung", "without punctuation"),
     ("right lung", "left lung", ""),
 ]
 
@@ -149,14 +144,15 @@ def test_lenient_readings(answer: str, accepted: str, reading: str) -> None:
 
 
 def test_predictions_on_other_questions_are_left_out_and_said(made: Path) -> None:
-    """Training question 1 is not among the questions of `image_disjoint`, but a question of the set."""
-    path = write(made / "x.json", {"1": "no", **ANSWERS})
-    for training_file in ("", "image_disjoint"):
+    path = write(made / "x.json", {"1": "no", **ANSWERS, "q99": "no"})
+    for training_file, said in (
+        ("image_disjoint", "the 1 training questions of"),
+        ("published3064", "hold answers to"),
+    ):
         found = scored(path, training_file=training_file)
         assert cell(found.table, "predictions", "overall")["n"] == 6
-        assert "Predictions on other questions, left out: 1 (first: 1)." in found.notes
-    assert "the 1 training questions of vqa_rad, image_disjoint" in " ".join(found.notes)
-    assert "hold answers to test questions" in " ".join(scored(path, training_file="published3064").notes)
+        notes = " ".join(found.notes)
+        assert "left out: 2 (first: 1)" in notes and said in notes
 
 
 # --- files as people and public tools write them ---
@@ -238,7 +234,6 @@ REFUSED = [  # file, content, and the words of the error
     ("x.csv", csv([{"id": n, "pred": "no"} for n in range(6)]), "are these the set's ids, or row numbers"),
     ("x.csv", csv(rows(question="what?", pred="@model")), "no ids of the set, and by question 6 of 6 test"),
     ("x.csv", CSV + "12,yes\n", r"x\.csv, line 8: question 12 is answered twice"),
-    ("x.json", {**FULL, "q99": "no", "98": "no"}, r"question q99 is none of vqa_rad \(2 such ids.* as 11\)"),
     ("x.json", {q: a for q, a in FULL.items() if q not in ("12", "15")}, r"x\.json: 2 of 6 .* first is 12"),
     ("x.csv", CSV + ",no\n", r"line 8: question_id is missing or no id"),
     ("x.json", [{"qid": 11, "pred": "no"}, {"qid": 12}], r"record 2: pred is missing or not one text"),
@@ -326,7 +321,7 @@ def test_command_needs_no_torch_and_no_image(made: Path) -> None:
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("| overall "))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["overall", "predictions", "6", "3", "50", "18.76", "81.24", "0", "100", "1"]
+    assert cells == ["overall", "predictions", "6", "3", "50", "0", "100", "1"]
     stored = pd.read_csv(out, keep_default_na=False)
     assert cell(stored, "predictions", "open", "yes_no")["correct"] == 1
     assert "## as given" in done.stdout and "generate@" not in done.stdout  # whose meaning is another

@@ -98,23 +98,11 @@ COMMANDS = {  # name: the function that is called with the options by their name
     "data": ("app.cli:fetch_data", "--scale --datasets --dry-run", "fetch what is open, say how to get the other sets"),
     "data-check": ("app.cli:check_data", "--scale --datasets", "check a scale's data sets against their manifests"),
     "leaks": ("app.cli:leaks", "files --train --test --out", "say what training questions give away about test ones"),
-    "score": (
-        "app.cli:score",
-        SCORE,
-        "score anyone's predictions on the test questions of a data set, beside baselines",
-    ),
-    "bench": (
-        "app.cli:bench",
-        "--scale",
-        "time data feed, ranking, transport and training here (notebook 40)",
-    ),
+    "score": ("app.cli:score", SCORE, "score anyone's predictions on the test questions of a set, beside baselines"),
+    "bench": ("app.cli:bench", "--scale", "time data feed, ranking, transport and training here (notebook 40)"),
     "audit": ("app.cli:audit", "", "recompute the paper's own numbers against each other and the annotation files"),
     "settings": ("app.cli:settings", "", "list every setting with its default and alternatives"),
-    "reference": (
-        "app.cli:reference",
-        "--scale",
-        "copy a scale's tables, figures and predictions to results/reference/",
-    ),
+    "reference": ("app.cli:reference", "--scale", "copy a scale's tables, figures and runs to results/reference/"),
     "lab": ("app.lab:main", "--copies arguments", "open the notebooks in JupyterLab, as working copies in lab/"),
     "clean": ("app.clean:main", "--runs", "remove caches and workflow state; never data"),
 }
@@ -178,30 +166,22 @@ def report(scale: str) -> int:
     return 0
 
 
-def _data_sets(scale: str, datasets: tuple[str, ...]) -> list[str]:
-    """The data sets that were named, or those of the scale."""
-    from amif_lib.app.doctor import needs_of
-    from amif_lib.experiments.rows import scale_settings
-
-    scale_settings(scale)  # an unknown scale is said before minutes of checking
-    return list(datasets) or needs_of(scale)[0]
-
-
 def fetch_data(scale: str, datasets: tuple[str, ...], dry_run: bool) -> int:
+    from amif_lib.app.doctor import needs_of
     from amif_lib.data import fetch
 
-    return fetch.main(_data_sets(scale, datasets), dry_run)
+    return fetch.main(list(datasets) or needs_of(scale)[0], dry_run)
 
 
 def check_data(scale: str, datasets: tuple[str, ...]) -> int:
+    from amif_lib.app.doctor import needs_of
     from amif_lib.data import check
 
-    found = check.check(_data_sets(scale, datasets))
+    found = check.check(list(datasets) or needs_of(scale)[0])
     print(found.to_markdown(index=False))
     bad = ~found["status"].isin(("ok", "partial"))  # partial: the set can be used, as far as it is there
     if bad.any():
-        said = f"{bad.sum()} of {len(found)} checks failed; data_manifests/<set>.md says where each set comes from"
-        print(f"\n{said}", file=sys.stderr)
+        print(f"\n{bad.sum()} checks failed; data_manifests/<set>.md says where a set comes from", file=sys.stderr)
     return int(bad.any())
 
 

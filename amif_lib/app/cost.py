@@ -65,17 +65,21 @@ def disk(runs: Iterable[RunSpec]) -> float:
     return weights + sum(count * side**2 * IMAGE_BYTES for (_, side), count in images.items())
 
 
+def rates(scale: str) -> tuple[dict[str, float], str]:
+    """Seconds a sample by stage, of own finished runs or else of the committed ones, and where they were measured."""
+    own, reference = (measured(folder / "runs", scale) for folder in (paths.results(), paths.reference(scale)))
+    return reference | own, "on this machine" if own else "for the reference, on two cores"
+
+
 def in_words(scale: str, runs: list[RunSpec], missing: list[RunSpec]) -> str:
     """Hours and disk of a plan's runs, and of those that are still to do."""
-    own, reference = (measured(folder / "runs", scale) for folder in (paths.results(), paths.reference(scale)))
-    rates = reference | own
+    seconds, where = rates(scale)
 
     def hours(these: list[RunSpec]) -> float:
-        return sum(START + samples(run) * rates[run.stage] for run in these) / SIDE_BY_SIDE[scale] / 3600
+        return sum(START + samples(run) * seconds[run.stage] for run in these) / SIDE_BY_SIDE[scale] / 3600
 
-    if {run.stage for run in runs} <= set(rates):
-        time = f"about {hours(runs):.1f} h, {hours(missing):.1f} h of it to do, teachers and tables aside; measured "
-        time += "on this machine." if own else "for the reference, on two cores."
-    else:
-        time = "not known, since nothing of this scale was measured yet; run one row first, such as ROWS=table4:6."
+    time = "not known, since nothing of this scale was measured yet; run one row first, such as ROWS=table4:6."
+    if {run.stage for run in runs} <= set(seconds):
+        to_do = f"{hours(missing):.1f} h of it to do, teachers and tables aside"
+        time = f"about {hours(runs):.1f} h, {to_do}; measured {where}."
     return f"time: {time}\ndisk: about {disk(runs) / 1e9:.1f} GB (downloads: python -m amif_lib data --dry-run)."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,7 +12,6 @@ import pandas as pd
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import load
-from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.reporting import figures, map_figures, map_scores, tables
 from amif_lib.reporting.figures import BLUE, GREY, ORANGE, Drawn, scale_note
@@ -45,8 +44,6 @@ def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -
         "map_scores": lambda: map_figures.scores(scale),
         "training_curves": lambda: training_curves(scale),
     }
-    if "vqa_rad" in experiments.scale_settings(scale)["question_sets"]:
-        drawings["leak_worth"] = lambda: leak_worth(leak_runs(scale))
     if unknown := sorted(set(only) - set(drawings)):
         raise InputError(f"figure {unknown[0]!r}: unknown; choose from {', '.join(drawings)}")
     for name in only or drawings:
@@ -106,13 +103,10 @@ def lambda_curve(cells: pd.DataFrame) -> Drawn:
     return figure, part[columns], caption
 
 
-def leak_worth(runs: Sequence[stored.Run] = ()) -> Drawn:
-    """What the leak in VQA-RAD's training file is worth: accuracy on the leaked and on the other questions.
-
-    `runs` are fine-tunings on VQA-RAD. Raises InputError where its file is absent.
-    """
+def leak_worth() -> Drawn:
+    """What the leak in VQA-RAD's training file is worth: accuracy on the leaked and on the other questions."""
     questions = {file: load.load_questions("vqa_rad", file, images=False) for file in TRAINING_FILES}
-    data = leaks.worth(questions, LEAKING, runs)
+    data = leaks.worth(questions, LEAKING)
     sizes = data.drop_duplicates("part").set_index("part")["n"]
     shown = data.assign(line="", value=data["accuracy"], kind=data["training_file"])
     shown["column"] = data["part"].map(lambda part: f"{sizes[part]} {part} questions")
@@ -123,14 +117,6 @@ def leak_worth(runs: Sequence[stored.Run] = ()) -> Drawn:
         "file that is answered from, with 95% intervals from resampling images. The baselines read no image."
     )
     return figures.estimates(shown, TRAINING_FILES, spread=0.25), data, caption
-
-
-def leak_runs(scale: str) -> list[stored.Run]:
-    """The finished fine-tunings on VQA-RAD of Table 1's leaking row and of the rows that it is compared with."""
-    rows = map_scores.rows_of("table1", scale)
-    names = {name for row in rows if row.row == LEAKING for name in (row.row, *row.references)}
-    runs = [run for row in rows if row.row in names for run in row.runs if run.data.questions == "vqa_rad"]
-    return [stored.load_run(run) for run in runs if stored.is_finished(run)]
 
 
 def training_curves(scale: str) -> Drawn:

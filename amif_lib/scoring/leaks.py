@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -18,7 +17,6 @@ import pandas as pd
 from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests
 from amif_lib.data.records import Question, close_punctuation, normalise_answer
-from amif_lib.experiments.stored import Run
 from amif_lib.scoring import baselines, protocols, statistics
 
 log = logging.getLogger(__name__)
@@ -138,47 +136,35 @@ def in_training(training: Sequence[Question], test: Sequence[Question], wordings
     ]
 
 
-def worth(files: Mapping[str, Sequence[Question]], leaking: str, runs: Sequence[Run] = ()) -> pd.DataFrame:
+def worth(files: Mapping[str, Sequence[Question]], leaking: str) -> pd.DataFrame:
     """What a leaking training file adds: accuracy on the test questions that it gives away, and on the others.
 
     Args:
         files: the set's questions by training file, the default first; the test questions are the same in all.
         leaking: which of them leaks; it gives a test question away where it has it, in any wording, with its answer.
-        runs: fine-tunings on the set; those on one training file count together.
 
     Returns:
-        One line per system (two baselines, and "trained model" where there are runs), training file and part (`leaked`,
-        `other`): `system, training_file, part, n, accuracy, ci_low, ci_high` (%; 95%, images resampled).
+        One line per baseline, training file and part (`leaked`, `other`): `system, training_file, part, n, accuracy,
+        ci_low, ci_high` (%; 95%, images resampled).
     """
     test = [q for q in files[leaking] if q.split == "test"]
     leaked = np.array(in_training([q for q in files[leaking] if q.split == "train"], test, WORDINGS))
-    correct: dict[tuple[str, str], list[pd.Series]] = defaultdict(list)
+    rows = []
     for name, (file, questions) in product(("most_frequent_by_form", "nearest_question"), files.items()):
         label, answer = baselines.BASELINES[name]
         scored = protocols.score(answer(questions), None, protocols.PROTOCOLS["generate"])
-        correct[label, file].append(scored.set_index("question_id")["correct"])
-    for run in runs:
-        scored = protocols.score(run.predictions, run.candidates, protocols.PROTOCOLS["paper"])
-        file = run.spec.data.training_file
-        file = next(iter(files)) if file == "default" else file
-        correct["trained model", file].append(scored.set_index("question_id")["correct"])
-    ids, images = np.array([q.question_id for q in test]), np.array([q.image_id for q in test])
-    rows = []
-    for ((system, file), found), part in product(correct.items(), ("leaked", "other")):
-        chosen = leaked if part == "leaked" else ~leaked
-        share = statistics.bootstrap(np.stack([one.loc[ids[chosen]] for one in found]), images[chosen])
-        rows.append((system, file, part, chosen.sum(), 100 * share.value, 100 * share.low, 100 * share.high))
+        scored = scored.set_index("question_id").loc[[q.question_id for q in test]]
+        for part, chosen in (("leaked", leaked), ("other", ~leaked)):
+            share = statistics.bootstrap(scored["correct"][chosen], scored["image_id"][chosen])
+            rows.append((label, file, part, chosen.sum(), 100 * share.value, 100 * share.low, 100 * share.high))
     return pd.DataFrame(rows, columns=["system", "training_file", "part", "n", "accuracy", "ci_low", "ci_high"])
 
 
 def transposed(table: pd.DataFrame) -> pd.DataFrame:
     """The table for reading: one row per measure with its meaning, one column per line."""
     names = dict(MEANINGS)
-    for score, baseline in SCORES.items():
-        label = baselines.BASELINES[baseline][0]
-        names |= {f"{score}_{part}": f"{label}: {part.replace('_yes_no', ', yes/no')}, %" for part in PARTS}
-    heads = [
-        " / ".join(filter(None, own)) for own in table[["training_file", "training", "test"]].itertuples(index=False)
-    ]
+    for (score, baseline), part in product(SCORES.items(), PARTS):
+        names[f"{score}_{part}"] = f"{baselines.BASELINES[baseline][0]}: {part.replace('_yes_no', ', yes/no')}, %"
+    heads = [" / ".join(filter(None, own)) for own in zip(*(table[name] for name in ABOUT[1:]), strict=True)]
     body = table[list(names)].set_axis(list(names.values()), axis=1).T.set_axis(heads, axis=1)
     return body.map(lambda value: "" if pd.isna(value) else f"{value:.10g}").rename_axis("").reset_index()

@@ -35,10 +35,9 @@ _GIVEN = (
 AS_GIVEN = Protocol("as given", 1, "generate", "yes_no", _GIVEN)
 NOTES = {protocol.title: protocol.note for protocol in (*PROTOCOLS.values(), AS_GIVEN)}
 EXPLAINED = (
-    "Accuracies and intervals (95%) are percentages, differences points. Wilson's interval takes questions as "
-    "independent; ci resamples images, since questions on one image are not. p values are not adjusted for their "
-    "number. detectable: the smallest difference that this many questions could have shown. lenient: wrong answers "
-    "that a lenient reading would accept, not scored."
+    "Accuracies are percentages, differences points; 95% intervals are from resampling images, since questions on one "
+    "image are not independent. p values (exact McNemar) are not adjusted for their number. detectable: the smallest "
+    "difference that so many questions could have shown. lenient: wrong answers that a lenient reading would accept."
 )
 
 
@@ -47,11 +46,11 @@ class Score:
     """What a reader must know (`notes`), and one line per protocol, part and system: predictions, baselines, ceiling.
 
     `table` has the columns `dataset, training_file, language, protocol, split (overall|open|closed), definition
-    (yes_no|answer_type, empty for overall), system, label, n, correct, accuracy, wilson_low, wilson_high, ci_low,
-    ci_high` (the last two from resampling images), in percent. The predictions' lines have `lenient`, the number of
-    wrong answers that a `reading` makes right; the baselines' lines the predictions' paired difference to them, in
-    points: `difference, difference_low, difference_high, detectable` (`statistics.detectable`), `bootstrap_p`, `wins`
-    and `losses` (questions that only the predictions, only the baseline has right) and `mcnemar_p`.
+    (yes_no|answer_type, empty for overall), system, label, n, correct, accuracy, ci_low, ci_high`, in percent. Lines of
+    the predictions have `lenient`, the number of wrong answers that a `reading` makes right; those of baselines the
+    predictions' paired difference to them, in points: `difference, difference_low, difference_high, detectable`
+    (`statistics.detectable`), `wins` and `losses` (questions that only the predictions, only the baseline has right)
+    and `mcnemar_p`.
     """
 
     table: pd.DataFrame
@@ -77,21 +76,16 @@ def score_file(
         prediction, identity: the file's columns of predictions and question ids, where their names do not tell.
 
     Raises:
-        InputError: unreadable predictions, a test question without one, an id that is no question; names the place.
+        InputError: unreadable predictions, a test question without one; names the place.
     """
     path, shown = Path(path), paths.shown(Path(path))
     folder = path if path.is_dir() else path.parent if path.with_name(CANDIDATES).is_file() else None
     asked = {"dataset": dataset, "training_file": training_file, "language": language}
     if folder:
-        data = Run(folder if (folder / "spec.json").is_file() else folder.parent).spec.data
-        own = {"dataset": data.questions, **data.question_settings}
-        for name, value in asked.items():
-            if value not in ("", own[name]):
-                raise InputError(f"--{name.replace('_', '-')} {value}: this run has {own[name]}; leave the option out")
-        asked = own
+        asked = _of_spec(folder, asked)
     asked, questions = _questions(**asked)
-    chosen = (asked["training_file"], asked["language"])
-    leaks = any(variant.leaks and variant.name in chosen for variant in manifests.load(asked["dataset"]).variants)
+    variants = manifests.load(asked["dataset"]).variants
+    leaks = any(one.leaks and one.name in (asked["training_file"], asked["language"]) for one in variants)
     if folder:
         frame, candidates = _of_run(folder, questions)
         used = [protocol for protocol in PROTOCOLS.values() if not (leaks and protocol.name == "strict")]
@@ -102,49 +96,45 @@ def score_file(
         frame = frame[~frame["question_id"].isin(given.ambiguous)].reset_index(drop=True)
         frame["generated"] = given.answers.loc[frame["question_id"]].to_numpy()
         questions = [q for q in questions if q.question_id not in given.ambiguous]
-        notes = _about_file(given, frame, asked["dataset"], shown)
+        notes = _about_file(given, frame, shown)
     scored = {protocol: _with_reading(protocols.score(frame, candidates, protocol), frame["gold"]) for protocol in used}
     if scored[used[0]]["correct"].all():
         said = "every answer is the accepted one: was that read, or did the system see it?"
         notes.insert(0, f"{WARNING}: {said} (--prediction COLUMN)")
-    notes += _about_answers(frame, questions)
+    if (empty := frame["question_id"][frame["generated"] == ""]).size:
+        notes.append(f"Empty answers, counted as wrong: {len(empty)} (first: question {empty.iloc[0]}).")
     learnt = f"Baselines and ceiling learn from the {sum(q.split == 'train' for q in questions)} training questions of"
     held = " These hold answers to test questions, so that strict@1 is not scored and the baselines know them too."
     notes.append(f"{learnt} {', '.join(asked.values())}.{held * leaks}")
-    notes += _readings(used[0].title, scored[used[0]])
-    out = _table(scored, questions)
-    for position, (name, value) in enumerate(asked.items()):
-        out.insert(position, name, value)
-    return Score(out, tuple(notes))
+    found = scored[used[0]].groupby("reading")["question_id"].agg(["size", "first"]).drop("", errors="ignore")
+    if kinds := [f"{one.size} {one.Index} (first: question {one.first})" for one in found.itertuples()]:
+        said = f"{sum(found['size'])} wrong answers would be right under a lenient reading (not scored)"
+        notes.append(f"{used[0].title}: {said}: {'; '.join(kinds)}.")
+    table = _table(scored, questions).assign(**asked)
+    return Score(table[[*asked, *table.columns.drop(list(asked))]], tuple(notes))
 
 
 def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question]) -> pd.DataFrame:
-    """`Score.table` of what `protocols.score` gives, with a column `lenient`."""
+    """`Score.table` of what `protocols.score` gives, with a column `reading`."""
     beside = {}
     for name in BESIDE:
         beside[name] = protocols.score(baselines.BASELINES[name][1](questions), None, PROTOCOLS["generate"])
     rows = []
-    for (protocol, predictions), (split, definition) in product(scored.items(), PARTS):
-        part = protocols.select(predictions, split, definition or "yes_no")
-        images = predictions["image_id"][part]
-        for system, frame in {"predictions": predictions, **beside}.items() if part.any() else ():
-            label = baselines.BASELINES[system][0] if system in beside else system
+    for (protocol, own), (split, definition) in product(scored.items(), PARTS):
+        part = protocols.select(own, split, definition or "yes_no")
+        images = own["image_id"][part]
+        for system, frame in {"predictions": own, **beside}.items() if part.any() else ():
+            right, label = frame["correct"][part], baselines.BASELINES[system][0] if system in beside else system
+            share = statistics.bootstrap(right, images)
             row = {"protocol": protocol.title, "split": split, "definition": definition, "system": system}
-            row |= {"label": label, **_accuracy(frame["correct"][part], images)}
+            row |= {"label": label, "n": len(right), "correct": int(right.sum()), "accuracy": 100 * share.value}
+            row |= {"ci_low": 100 * share.low, "ci_high": 100 * share.high}
             if system == "predictions":
-                row["lenient"] = int(frame["lenient"][part].sum())
+                row["lenient"] = int((own["reading"][part] != "").sum())
             elif system in COMPARED:
-                row |= _comparison(predictions["correct"][part], frame["correct"][part], images)
+                row |= _comparison(own["correct"][part], right, images)
             rows.append(row)
     return pd.DataFrame(rows).astype({"lenient": "Int64", "wins": "Int64", "losses": "Int64"})
-
-
-def _accuracy(correct: pd.Series, images: pd.Series) -> dict[str, float]:
-    low, high = statistics.wilson(int(correct.sum()), len(correct))
-    by_image = statistics.bootstrap(correct, images)
-    shares = {"accuracy": by_image.value, "wilson_low": low, "wilson_high": high}
-    shares |= {"ci_low": by_image.low, "ci_high": by_image.high}
-    return {"n": len(correct), "correct": int(correct.sum()), **{name: 100 * share for name, share in shares.items()}}
 
 
 def _comparison(ours: pd.Series, theirs: pd.Series, images: pd.Series) -> dict[str, float]:
@@ -152,36 +142,38 @@ def _comparison(ours: pd.Series, theirs: pd.Series, images: pd.Series) -> dict[s
     test = statistics.mcnemar(ours, theirs)
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
     points = {name: 100 * value for name, value in (points | {"detectable": statistics.detectable(gap)}).items()}
-    return points | {"bootstrap_p": gap.p, "wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
+    return points | {"wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
 
 
-def lenient(text: str) -> str:
-    """A normalised answer without punctuation (a blank in its place) and articles: `The x-ray.` -> `x ray`."""
-    blanks = "".join(" " if unicodedata.category(sign).startswith("P") else sign for sign in normalise_answer(text))
-    return " ".join(word for word in blanks.split() if word not in ("a", "an", "the"))
-
-
-def unwrapped(text: str) -> str:
-    """An answer without what models add to it: `\\boxed{}`, end-of-sequence tokens, full-width or invisible signs."""
-    text = "".join(sign for sign in unicodedata.normalize("NFKC", text) if unicodedata.category(sign) != "Cf")
-    text = re.sub(r"</?s>|<eos>|<pad>|<\|\w+\|>|\[(sep|eos|pad)\]", " ", text, flags=re.IGNORECASE)
-    return normalise_answer(re.sub(r"\\boxed\{(.*?)\}", r"\1", text))
+def _with_reading(scored: pd.DataFrame, gold: pd.Series) -> pd.DataFrame:
+    """Add the column `reading` of wrong answers; it is empty where an answer is right, or none makes it right."""
+    answers = zip(scored["prediction"], gold, scored["correct"], strict=True)
+    return scored.assign(
+        reading=["" if right else max((reading(text, one) for one in own), key=bool) for text, own, right in answers]
+    )
 
 
 def reading(text: str, gold: str) -> str:
     """The mildest reading by which a wrong answer is the accepted one; empty if there is none."""
-    words, wanted = lenient(unwrapped(text)).split(), lenient(unwrapped(gold)).split()
-    if unwrapped(text) == unwrapped(gold):
-        return "without \\boxed{}, end-of-sequence tokens, full-width or invisible signs"
+    words, wanted = _words(text), _words(gold)
     if words == wanted != []:
-        return "without punctuation and articles"
+        return "without punctuation, articles, \\boxed{}, end-of-sequence tokens and invisible signs"
     if gold in ("yes", "no"):
         return "by the yes or no in them" * (words[:1] == wanted or {"yes", "no"} & set(words) == {gold})
     return "as they contain it" * bool(wanted and f" {' '.join(wanted)} " in f" {' '.join(words)} ")
 
 
-SCORES = ["part", "label", "n", "correct", "accuracy", "wilson_low", "wilson_high", "ci_low", "ci_high", "lenient"]
-DIFFERENCES = ["difference", "difference_low", "difference_high", "detectable", "bootstrap_p", "mcnemar_p"]
+def _words(text: str) -> list[str]:
+    """The words of an answer, without what models and people add: `\\boxed{The x-ray.}</s>` -> x, ray."""
+    text = "".join(sign for sign in unicodedata.normalize("NFKC", text) if unicodedata.category(sign) != "Cf")
+    text = re.sub(r"</?s>|<eos>|<pad>|<\|\w+\|>|\[(sep|eos|pad)\]", " ", text, flags=re.IGNORECASE)
+    text = normalise_answer(re.sub(r"\\boxed\{(.*?)\}", r"\1", text))
+    text = "".join(" " if unicodedata.category(sign).startswith("P") else sign for sign in text)
+    return [word for word in text.split() if word not in ("a", "an", "the")]
+
+
+SCORES = ["part", "label", "n", "correct", "accuracy", "ci_low", "ci_high", "lenient"]
+DIFFERENCES = ["difference", "difference_low", "difference_high", "detectable", "wins", "losses", "mcnemar_p"]
 
 
 def page(score: Score) -> str:
@@ -189,14 +181,24 @@ def page(score: Score) -> str:
     out = [*score.notes, EXPLAINED]
     for title, rows in score.table.groupby("protocol", sort=False):
         rows = rows.assign(part=rows["split"] + rows["definition"].map(lambda name: name and f", {name}"))
-        compared = rows[rows["system"].isin(COMPARED)][["part", "label", *DIFFERENCES, "wins", "losses"]]
-        tables = [rows[SCORES].astype({"lenient": object}).fillna({"lenient": ""}), compared]
+        rows = rows.astype({"lenient": object}).fillna({"lenient": ""})
+        tables = [rows[SCORES], rows[rows["system"].isin(COMPARED)][["part", "label", *DIFFERENCES]]]
         texts = [table.round(4).to_markdown(index=False, floatfmt=".4g") for table in tables]
         out += [f"\n## {title}\n\n{NOTES[title]}\n", texts[0], f"\nPredictions minus a baseline:\n\n{texts[1]}"]
     return "\n".join(out + [note for note in score.notes if note.startswith(WARNING)])  # terminals show the end
 
 
-# --- questions and predictions brought together ------------------------------------------------------------------
+# --- questions and predictions brought together ---
+
+
+def _of_spec(folder: Path, asked: dict[str, str]) -> dict[str, str]:
+    """The questions that a run was trained on; InputError where others are asked for."""
+    data = Run(folder if (folder / "spec.json").is_file() else folder.parent).spec.data
+    own = {"dataset": data.questions, **data.question_settings}
+    for name, value in asked.items():
+        if value not in ("", own[name]):
+            raise InputError(f"--{name.replace('_', '-')} {value}: this run has {own[name]}; leave the option out")
+    return own
 
 
 def _questions(dataset: str, training_file: str, language: str) -> tuple[dict[str, str], list[Question]]:
@@ -224,53 +226,14 @@ def _of_run(folder: Path, questions: Sequence[Question]) -> tuple[pd.DataFrame, 
     return frame.set_index("question_id").loc[list(gold)].reset_index(), candidates
 
 
-def _about_file(given: prediction_files.PredictionFile, frame: pd.DataFrame, dataset: str, shown: str) -> list[str]:
-    """How a file was read, and what of it is not scored. InputError where an id is no question of the set."""
+def _about_file(given: prediction_files.PredictionFile, frame: pd.DataFrame, shown: str) -> list[str]:
+    """How a file was read, and what of it is not scored."""
     columns = ", ".join(f"{kind} = {name}" for kind, name in given.fields.items())
     about = f"{len(frame)} test questions on {frame['image_id'].nunique()} images"
     notes = [f"{shown}: {about}. Read: {columns}.", *given.notes]
     if given.ambiguous:
         said = f"{len(given.ambiguous)} test questions are not scored, since several records may answer them"
         notes.insert(0, f"{WARNING}: {said} (first: {given.ambiguous[0]}).")
-    others = given.answers.index.difference(frame["question_id"], sort=False)
-    if len(others):
-        every = "en+zh" if manifests.load(dataset).reader == "slake" else "en"
-        known = {q.question_id for q in load.load_questions(dataset, language=every, images=False)}
-        if unknown := [name for name in others if name not in known]:
-            raise InputError(
-                f"{shown}: question {unknown[0]} is none of {dataset} ({len(unknown)} such ids; test questions have "
-                f"ids such as {frame['question_id'][0]}); correct or remove it"
-            )
-        notes.append(f"Predictions on other questions, left out: {len(others)} (first: {others[0]}).")
+    if len(others := given.answers.index.difference(frame["question_id"], sort=False)):
+        notes.append(f"Predictions whose id is of no test question, left out: {len(others)} (first: {others[0]}).")
     return notes
-
-
-# --- what a reader must know -------------------------------------------------------------------------------------
-
-
-def _about_answers(frame: pd.DataFrame, questions: Sequence[Question]) -> list[str]:
-    """Empty answers, and answers that only test questions have."""
-    given = frame.set_index("question_id")["generated"]
-    answers = {
-        split: {a for q in questions if q.split == split for a in q.answers} for split in ("train", "val", "test")
-    }
-    only_test = given.isin(answers["test"] - answers["train"] - answers["val"])
-    out = [f"Answers that only test questions have: {only_test.sum()}."]
-    if (empty := given[given == ""]).size:
-        out.append(f"Empty answers, counted as wrong: {len(empty)} (first: question {empty.index[0]}).")
-    return out
-
-
-def _with_reading(scored: pd.DataFrame, gold: pd.Series) -> pd.DataFrame:
-    """Add the columns `reading` of wrong answers (empty: none makes them right) and `lenient`, whether there is one."""
-    answers = zip(scored["prediction"], gold, scored["correct"], strict=True)
-    found = ["" if right else max((reading(text, one) for one in own), key=bool) for text, own, right in answers]
-    return scored.assign(reading=found, lenient=[bool(name) for name in found])
-
-
-def _readings(title: str, scored: pd.DataFrame) -> list[str]:
-    """How many answers only leniency would accept, by reading."""
-    found = scored[scored["lenient"]].groupby("reading")["question_id"].agg(["size", "first"])
-    kinds = [f"{one.size} {one.Index} (first: question {one.first})" for one in found.itertuples()]
-    head = f"{title}: {scored['lenient'].sum()} wrong answers would be right under a lenient reading (not scored): "
-    return [head + "; ".join(kinds) + "."] if kinds else []

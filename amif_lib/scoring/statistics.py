@@ -22,12 +22,11 @@ Part = tuple[ArrayLike, ArrayLike]  # values (n,) or, of several runs, (R, n), a
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share or a difference of shares with its 95% interval over images; `p` is two-sided, for differences only."""
+    """A share or a difference of shares with its 95% interval over images."""
 
     value: float
     low: float
     high: float
-    p: float = NAN
 
 
 @dataclass(frozen=True)
@@ -165,10 +164,7 @@ def bootstrap(values: ArrayLike, images: ArrayLike, draws: int = DRAWS) -> Estim
 
 
 def bootstrap_mean(parts: Sequence[Part], draws: int = DRAWS) -> Estimate:
-    """Unweighted mean over data sets (the paper's Avg), the images of each resampled on their own.
-
-    `p` is twice the smaller share of draws on either side of no difference, so never below 2 / (draws + 1).
-    """
+    """Unweighted mean over data sets (the paper's Avg), the images of each resampled on their own."""
     if not parts:
         raise InputError("no data set to average")
     samples, means = [], []
@@ -178,11 +174,8 @@ def bootstrap_mean(parts: Sequence[Part], draws: int = DRAWS) -> Estimate:
         weights = _image_weights(len(counts), draws, number)  # (draws, I)
         samples.append(weights @ sums[0] / (weights @ counts))  # (draws,)
         means.append(whole.mean())
-    sample, value = np.mean(samples, axis=0), float(np.mean(means))
-    low, high = np.percentile(sample, [2.5, 97.5])
-    near = np.where(np.abs(sample) < 1e-12, 0.0, sample)  # what rounding makes of equal accuracies
-    tail = min((1 + (near <= 0).sum()) / (1 + draws), (1 + (near >= 0).sum()) / (1 + draws))
-    return Estimate(value, float(low), float(high), float(min(1.0, 2 * tail)))
+    low, high = np.percentile(np.mean(samples, axis=0), [2.5, 97.5])
+    return Estimate(float(np.mean(means)), float(low), float(high))
 
 
 def _by_image(values: ArrayLike, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
