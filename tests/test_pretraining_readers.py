@@ -7,7 +7,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -63,12 +62,6 @@ def write_roco(root: Path) -> Path:
             picture(folder / "images" / f"{name}.jpg")
         (folder / "captions.txt").write_bytes(CAPTIONS[split].encode())
         (folder / "licences.txt").write_bytes(b"ROCO_ID,PMC_ID,CC\n" + LICENCES[split].encode())
-        links = [f"{name}\twget -r ftp://x.invalid/ab/PMC9{name[-3:]}.tar.gz -P /path/to/Dir\tf.jpg" for name in names]
-        (folder / "dlinks.txt").write_text("\n".join(links), encoding="utf-8")
-        (folder / "keywords.txt").write_bytes(b"\xff\xfe not read")
-    other = root / "data" / "train" / "non-radiology"
-    picture(other / "images" / "ROCO_81834.jpg")
-    (other / "captions.txt").write_text("ROCO_81834\t A chart.\n", encoding="utf-8")
     return root
 
 
@@ -78,7 +71,7 @@ def test_roco_reads_the_training_split_by_article(tmp_path: Path, caplog: pytest
     assert [(s.study_id, s.group_id, s.split, s.extra) for s in studies] == [
         ("ROCO_00002", "pmc:111", "train", {"licence": "CC BY"}),
         ("ROCO_00003", "pmc:111", "train", {"licence": "NO-CC CODE"}),
-        ("ROCO_00007", "pmc:9007", "train", {}),  # no row in licences.txt: the article of the link
+        ("ROCO_00007", "ROCO_00007", "train", {}),  # no row in licences.txt
     ]
     assert [s.text for s in studies] == [
         "Axial CT, ≈3 cm (arrow).", "Same article and a tab.", "No blank. Line separator inside."]  # fmt: skip
@@ -244,24 +237,15 @@ def test_both_forms_of_the_real_set_give_the_same_studies(
 def test_real_medpix_counts(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     studies = datasets.load_studies("medpix2")
-    groups = {study.group_id for study in studies}
-    pictures = [image.image_id for study in studies for image in study.images]
-    assert (len(groups), len(pictures), len(set(pictures))) == (671, 2050, 2050)
-    lines = [
-        json.loads(x) for x in (shared_data / "medpix2" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    lines = [json.loads(x) for x in (shared_data / "medpix2" / "captions.jsonl").read_text("utf-8").splitlines()]
     assert len(studies) == len({(x["case_id"], " ".join(x["caption"].split())) for x in lines})
     assert Counter(s.split for s in studies for _ in s.images) == {"train": 1653, "val": 197, "test": 200}
     captions: dict[str, list[str]] = {}
     for line in lines:
         captions.setdefault(line["case_id"], []).append(line["caption"])
     shared = {case for case, found in captions.items() if len(found) > 1 and len(set(found)) == 1}
-    assert len(shared) == 137 and sum(len(found) > 1 for found in captions.values()) == 445
+    assert (len(captions), len(shared)) == (671, 137)
     assert {s.group_id for s in studies if len(s.images) == len(captions[s.group_id]) > 1} == shared
-    findings = {x["image_id"]: x["case_findings"] for x in lines}
-    for study in studies[::50]:
-        text = findings[study.images[0].image_id]
-        assert not text or " ".join(text.split()) in study.text
 
 
 # --- MIMIC-CXR -----------------------------------------------------------------------------------------------------
@@ -330,14 +314,6 @@ def test_awkward_reports(kind: str) -> None:
     assert mimic_cxr.sections(report) == mimic_cxr.sections(report.replace("\n", "\r\n")) == expected
 
 
-@pytest.mark.parametrize("filling", ["\n", " ", "A:\n"])
-def test_time_grows_with_the_length_of_a_report_and_no_faster(filling: str) -> None:
-    report = f"FINDINGS: Clear.{filling * 50_000}IMPRESSION: Normal.{filling * 50_000}"
-    started = time.process_time()
-    mimic_cxr.sections(report)
-    assert time.process_time() - started < 5
-
-
 def write_mimic(root: Path, lines: list[tuple[str, ...]], reports: dict[str, bytes]) -> Path:
     """`lines`: dicom, subject, study, ViewPosition, view code, split."""
     images, texts = root / MIMIC_LAYOUT["images"], root / MIMIC_LAYOUT["reports"]
@@ -393,7 +369,6 @@ def again(content: str) -> str:
 TRAIN, TABLE, FIGURES = "data/train/radiology", "mimic-cxr-jpg/mimic-cxr-2.0.0", MEDICAT_LAYOUT["annotations"]
 DAMAGED = [
     (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00002\t a\nROCO_00002\t b\n", "line 2: ROCO_00002 occurs twice"),
-    (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00099\t a\n", "neither licences.txt nor dlinks.txt names"),
     (medicat, FIGURES, lambda c: c + '\n{"pdf_', "not valid JSON"),
     (medpix2, "Descriptions.json", lambda c: c.replace("A  caption.", ""), "MPX1_synpic2: caption is missing, empty"),
     (medpix2, "Descriptions.json", lambda c: c.replace("MPX3_synpic4", "MPX3_x"), "MPX3_x.png: image of study MPX3-1"),
@@ -401,7 +376,7 @@ DAMAGED = [
     (medpix2, "splitted_dataset/data_test.jsonl", lambda c: '{"U_id": "MPX5"}', "a record lacks 'MPX3', or a case has"),
     (mimic_cxr, f"{TABLE}-split.csv.gz", again, "split.csv.gz: image d9 occurs twice"),
     (mimic_cxr, f"{TABLE}-split.csv.gz", lambda c: c.replace("test", "dev"), "image d7 has no split among"),
-    (mimic_cxr, f"{TABLE}-metadata.csv.gz", lambda c: c.replace("study_id", "study"), "column study_id is missing"),
+    (mimic_cxr, f"{TABLE}-metadata.csv.gz", lambda c: c.replace("study_id", "study"), "not found: ['study_id']"),
     (mimic_cxr, "mimic-cxr-reports/files/p10/p10000001/s50000002.txt", None, "s50000002.txt: no such file"),
 ]  # fmt: skip
 

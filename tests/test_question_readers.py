@@ -7,7 +7,6 @@ import logging
 import pickle
 import pickletools
 import re
-import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -257,16 +256,6 @@ def test_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, monkeypatc
         root = write_pathvqa(tmp_path / str(protocol), content)
         refused("pathvqa", root, "train_qa.pkl: .*names .*, which can run code and plain questions never need")
     assert not Path("opened").exists()
-
-
-def test_a_small_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
-    """Memo, bytes and text of 8 GiB, said in a few bytes."""
-    for n, content in enumerate((b"]r\xff\xff\xff\x3f.", b"\x96\0\0\0\0\2\0\0\0.", b"\x8d\0\0\0\0\2\0\0\0.")):
-        root = write_pathvqa(tmp_path / str(n), b"\x80\x05" + content)
-        tracemalloc.start()
-        refused("pathvqa", root, "not a readable pickle")
-        assert tracemalloc.get_traced_memory()[1] < 50_000_000
-        tracemalloc.stop()
 
 
 # --- VQA-Med-2019 ---

@@ -139,17 +139,6 @@ def test_the_image_of_a_test_question_may_not_be_missing(root: Path, monkeypatch
         store.usable("vqa_rad", 36, questions)
 
 
-def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_set(root, 3)
-    studies = load.load_studies("medpix2")
-    (root / ".amif").write_text("not a folder", encoding="utf-8")
-    with pytest.raises(InputError, match=r"\.amif.*: cannot be written .*; set AMIF_PREPARED to a folder") as caught:
-        store.ensure("medpix2", 32, studies)
-    assert "\n" not in str(caught.value)
-    monkeypatch.setenv("AMIF_PREPARED", str(root.parent / "elsewhere"))
-    assert store.ensure("medpix2", 32, studies).is_relative_to(root.parent / "elsewhere")
-
-
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_full_disk_or_an_interruption_leaves_nothing_half_made(
     root: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.records import Question, Study
+from amif_lib.data.records import Question, Study, normalise_answer
 
 YES_NO = ("yes", "no")
 NUMBERS = ("qid", "img_id", "answer")  # the keys whose values may be whole numbers
@@ -23,6 +23,20 @@ Record = dict[str, Any]
 def one_line(value: object) -> str:
     """A text as it is shown: tabs, line ends and runs of blanks (all occur in the releases) become one blank."""
     return " ".join(str(value).split())
+
+
+def question(
+    question_id: object, image: Path, text: str, answers: Sequence[object], split: str, **more: Any
+) -> Question:
+    """A question of a release, its text and answers evened out; `more`: further fields.
+
+    The image's id is the file's name where `image_id` names no other. Without `closed_field`, the set has no such
+    field.
+    """
+    accepted = tuple(map(normalise_answer, answers))
+    closed = accepted[0] in YES_NO
+    more = {"image_id": image.stem, "closed_field": closed, "closed_yes_no": closed} | more
+    return Question(str(question_id), image_path=image, question=one_line(text), answers=accepted, split=split, **more)
 
 
 def read_text(path: Path) -> str:

@@ -46,24 +46,17 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         check_keys(record, ("pdf_hash", "fig_uri"), where)
         name = f"{record['pdf_hash']}_{record['fig_uri']}"
         check_once(f"figure {name}", seen, where)
-        for key, kind in (
-            ("s2_caption", str | None),
-            ("s2orc_caption", str | None),
-            ("radiology", bool),
-            ("oa_info", dict | None),
-        ):
+        for key, kind in TYPES.items():
             if not isinstance(record.get(key), kind):
                 raise InputError(f"{where}: {key} of {name} is not of type {kind}; mend or remove the line")
         if not record["radiology"]:
             continue
-        text = caption_of(record)
-        if not text:
+        if not (text := caption_of(record)):
             without += 1
             continue
         access = record.get("oa_info") or {}  # it and all that is in it may be null
         group = article_id(doi=access.get("doi")) or record["pdf_hash"]
-        licence = (access.get("oa") or {}).get("license")
-        extra = {"licence": licence} if licence else {}
+        extra = {"licence": licence} if (licence := (access.get("oa") or {}).get("license")) else {}
         image = StudyImage(name, root / layout["images"] / name)
         studies.append(Study(name, (image,), text, "train", group, extra))
     if without:

@@ -92,19 +92,9 @@ def _questions(part: list[Record], split: str, kind: str, root: Path) -> Iterato
             kept.append(record)
 
     def question(record: Record, words: str, answer: str, ending: str = "") -> Question:
-        closed = answer in files.YES_NO
-        return Question(
-            question_id=f"{record['image_id']}-{kind}{ending}",
-            image_id=record["image_id"],
-            image_path=root / record["file"],
-            question=words,
-            answers=(normalise_answer(answer),),
-            split=split,
-            closed_field=closed,
-            closed_yes_no=closed,
-            question_type=kind,
-            extra={"case_id": record["case_id"]},
-        )
+        name, extra = record["image_id"], {"case_id": record["case_id"]}
+        more = {"image_id": name, "question_type": kind, "extra": extra}
+        return files.question(f"{name}-{kind}{ending}", root / record["file"], words, [answer], split, **more)
 
     for record in kept:
         yield question(record, open_words[_wording(record)], record[kind])

@@ -121,17 +121,12 @@ def view_of(position: str, code: str) -> str:
 
 def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """The named columns of a table as text, one row per `dicom_id`."""
-    name = paths.shown(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda key: key in columns)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=list(columns))
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"{name}: cannot be read ({one_line(error)}); fetch the file again") from None
-    if missing := [column for column in columns if column not in table.columns]:
-        raise InputError(f"{name}: column {missing[0]} is missing; is it the official file?")
-    if table.empty or table["dicom_id"].duplicated().any():
-        twice = table.loc[table["dicom_id"].duplicated(), "dicom_id"]
-        said = f"image {twice.iloc[0]} occurs twice" if len(twice) else "no records"
-        raise InputError(f"{name}: {said}; fetch the file again")
+        raise InputError(f"{paths.shown(path)}: cannot be read ({one_line(error)}); fetch the file again") from None
+    if len(twice := table.loc[table["dicom_id"].duplicated(), "dicom_id"]):
+        raise InputError(f"{paths.shown(path)}: image {twice.iloc[0]} occurs twice; fetch the file again")
     return table
 
 

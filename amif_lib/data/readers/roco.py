@@ -2,7 +2,6 @@
 
     <data>/{train,validation,test}/radiology/captions.txt   ROCO_00002 <tab> caption, which starts with a blank
     <data>/.../radiology/licences.txt                       ROCO_ID,PMC_ID,CC   (PMC_ID: article, "_", file name)
-    <data>/.../radiology/dlinks.txt                         ROCO_00002 <tab> wget ... PMC4083729.tar.gz ... <tab> file
     <data>/.../radiology/images/ROCO_00002.jpg
 
 Keywords, CUIs and semantic types are not read, nor is `non-radiology/`.
@@ -22,13 +21,12 @@ from amif_lib.data.records import Study, StudyImage, article_id
 
 FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 ROCO_ID = re.compile(r"ROCO_\d+")
-ARCHIVE = re.compile(r"/(PMC\d+)\.tar\.gz\b")
 ARTICLE = re.compile(r"PMC\d+")
 log = logging.getLogger(__name__)
 
 
 def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("train",)) -> list[Study]:
-    """One study per image with a caption; `group_id` is the PMC article, `extra["licence"]` what the list says.
+    """One study per image with a caption; `group_id` is the PMC article (its own id where licences.txt lacks it).
 
     Articles lose their archives: listed images that do not exist are left out and counted, up to `files.MOST_MISSING`
     of a split's, as are rows without caption. `layout`: `data`, the folder of the splits. The splits are not by
@@ -42,7 +40,6 @@ def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("t
 def _read_split(folder: Path, split: str, seen: dict[str, str]) -> list[Study]:
     source = folder / "captions.txt"
     licences = _licences(folder / "licences.txt")
-    articles: dict[str, str] | None = None  # read only where the licences lack a row
     without, studies = 0, []
     for where, line in read_lines(source):
         name, _, caption = line.partition("\t")
@@ -54,36 +51,24 @@ def _read_split(folder: Path, split: str, seen: dict[str, str]) -> list[Study]:
             without += 1
             continue
         article, licence = licences.get(name, ("", ""))
-        if not article:
-            articles = _articles(folder / "dlinks.txt") if articles is None else articles
-            article = articles.get(name, "")
-        if not article:
-            raise InputError(f"{where}: neither licences.txt nor dlinks.txt names the article of {name}; add its row")
-        extra = {"licence": licence} if licence else {}
         image = StudyImage(name, folder / "images" / f"{name}.jpg")
-        studies.append(Study(name, (image,), caption, split, article_id(article), extra))
+        extra = {"licence": licence} if licence else {}
+        studies.append(Study(name, (image,), caption, split, article_id(article) or name, extra))
     if without:
         log.info("%s: %d rows without caption left out", paths.shown(source), without)
     return without_absent(studies, source)
 
 
 def _licences(path: Path) -> dict[str, tuple[str, str]]:
-    """ROCO id -> (PMC article, Creative Commons code); "NO-CC CODE" is a code of the list too."""
-    rows, out = read_lines(path), {}
-    where, header = next(rows)
+    """ROCO id -> PMC article and licence."""
+    (where, header), *rows = read_lines(path)
     if header.split(",") != ["ROCO_ID", "PMC_ID", "CC"]:
         raise InputError(f"{where}: columns must be ROCO_ID,PMC_ID,CC; fetch the file again")
+    out = {}
     for where, line in rows:
         name, _, rest = line.partition(",")
         origin, _, code = rest.rpartition(",")  # a file name may hold a comma
-        article = ARTICLE.match(origin)
-        if not article:
+        if not (article := ARTICLE.match(origin)):
             raise InputError(f"{where}: {name} has no PMC article; mend or remove the line")
         out[name] = (article[0], code.strip())
     return out
-
-
-def _articles(path: Path) -> dict[str, str]:
-    """ROCO id -> PMC article, from the archive that the image is fetched from."""
-    found = ((line.partition("\t")[0].strip(), ARCHIVE.search(line)) for _, line in read_lines(path))
-    return {name: match[1] for name, match in found if match}

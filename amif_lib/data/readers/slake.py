@@ -8,8 +8,7 @@ from pathlib import Path
 
 from amif_lib.core import paths
 from amif_lib.data.readers import files
-from amif_lib.data.readers.files import YES_NO, Record, one_line
-from amif_lib.data.records import Question, normalise_answer
+from amif_lib.data.records import Question
 
 REQUIRED = ("qid", "img_name", "question", "answer", "q_lang", "answer_type", "content_type")
 TRAINING_FILES = ("official",)
@@ -47,25 +46,22 @@ def read(
             if qid in UNANSWERED and not str(record["answer"]).strip():
                 unanswered.append(qid)
                 continue
-            questions.append(_question(record, split, root / layout["images"]))
+            closed = record["answer_type"].strip().upper() == "CLOSED"
+            more = {"closed_field": closed} | ({"closed_yes_no": closed} if record["q_lang"] == "zh" else {})
+            questions.append(
+                files.question(
+                    qid,
+                    root / layout["images"] / record["img_name"],
+                    record["question"],
+                    [record["answer"]],
+                    split,
+                    image_id=Path(record["img_name"]).parent.name,
+                    question_type=record["content_type"].strip(),
+                    language=record["q_lang"],
+                    extra={key: str(record.get(key, "")) for key in ("base_type", "modality", "location")},
+                    **more,
+                )
+            )
     if unanswered:
         log.info("SLAKE: %d question without an answer left out (qid %s)", len(unanswered), ", ".join(unanswered))
     return questions
-
-
-def _question(record: Record, split: str, folder: Path) -> Question:
-    answer = normalise_answer(record["answer"])
-    closed = record["answer_type"].strip().upper() == "CLOSED"
-    return Question(
-        question_id=str(record["qid"]),
-        image_id=Path(record["img_name"]).parent.name,
-        image_path=folder / record["img_name"],
-        question=one_line(record["question"]),
-        answers=(answer,),
-        split=split,
-        closed_field=closed,
-        closed_yes_no=answer in YES_NO if record["q_lang"] == "en" else closed,
-        question_type=record["content_type"].strip(),
-        language=record["q_lang"],
-        extra={key: str(record.get(key, "")) for key in ("base_type", "modality", "location")},
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amif_lib.core.errors import InputError
 from amif_lib.data.readers import files
-from amif_lib.data.readers.files import YES_NO, one_line
+from amif_lib.data.readers.files import one_line
 from amif_lib.data.records import Question, normalise_answer
 
 TRAINING_FILES = ("all", "without_abnormality")
@@ -41,19 +41,10 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "all") -> l
                 raise InputError(f"{said}; fetch the folder QAPairsByCategory or choose all")
             if training_file == "without_abnormality" and record["category"] == "abnormality":
                 continue
-            answers = accepted(record["answer"]) if split == "test" else (normalise_answer(record["answer"]),)
-            question = Question(
-                question_id=f"{record['image']}-{numbers[record['image']]}",
-                image_id=record["image"],
-                image_path=root / layout[f"{split}_images"] / f"{record['image']}.jpg",
-                question=one_line(record["question"]),
-                answers=answers,
-                split=split,
-                closed_field=answers[0] in YES_NO,
-                closed_yes_no=answers[0] in YES_NO,
-                question_type=record["category"],
-            )
-            questions.append(question)
+            answers = accepted(record["answer"]) if split == "test" else [record["answer"]]
+            image = root / layout[f"{split}_images"] / f"{record['image']}.jpg"
+            identity, kind = f"{record['image']}-{numbers[record['image']]}", record["category"]
+            questions.append(files.question(identity, image, record["question"], answers, split, question_type=kind))
     return questions
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amif_lib.core import paths
 from amif_lib.data.readers import files
-from amif_lib.data.readers.files import YES_NO, Record, one_line
+from amif_lib.data.readers.files import Record, one_line
 from amif_lib.data.records import Question, normalise_answer
 
 REQUIRED = ("qid", "phrase_type", "image_name", "question", "answer", "answer_type")
@@ -69,7 +69,6 @@ def training_records(content: list[Record], chosen: str) -> list[Record]:
 
 
 def _question(record: Record, split: str, folder: Path) -> Question:
-    answer = normalise_answer(record["answer"])
     kinds = [kind.strip().upper() for kind in str(record.get("question_type", "")).split(",")]
     extra = {
         "phrase_type": record["phrase_type"],
@@ -78,15 +77,13 @@ def _question(record: Record, split: str, folder: Path) -> Question:
         "rephrase": one_line(record.get("question_rephrase", NULL)).removeprefix(NULL),
         "frame": one_line(record.get("question_frame", NULL)).removeprefix(NULL),
     }
-    return Question(
-        question_id=str(record["qid"]),
-        image_id=Path(record["image_name"]).stem,
-        image_path=folder / record["image_name"],
-        question=one_line(record["question"]),
-        answers=(answer,),
-        split=split,
+    return files.question(
+        record["qid"],
+        folder / record["image_name"],
+        record["question"],
+        [record["answer"]],
+        split,
         closed_field=record["answer_type"].strip() == "CLOSED",
-        closed_yes_no=answer in YES_NO,
         question_type=", ".join(TYPES.get(kind, kind) for kind in kinds),
         extra=extra,
     )
