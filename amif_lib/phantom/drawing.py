@@ -33,6 +33,7 @@ LESIONS = {
     "hemorrhage": {"ct": (0.86, None, 0.3), "t1": (0.93, 0.8, None), "t2": (0.1, 0.03, 0.72)},
 }
 
+SIGN = {"left": 1.0, "right": -1.0}  # of u, where a side of the patient lies in the image
 Field = np.ndarray  # (S, S) float32: coverage in [0, 1], or intensities
 Values = Mapping[str, float]
 Findings = list[dict[str, Any]]
@@ -43,11 +44,7 @@ def draw(
 ) -> tuple[Image.Image, Image.Image]:
     """One image of a case, `(size, size)` 8-bit grey, and its label map of the same size (ids: `LABELS`).
 
-    Args:
-        study: `xr_chest`, `ct_head` or `mr_brain`.
-        view: frontal, lateral or axial, as the study allows.
-        anatomy: the patient's proportions (`cases.draw_case`), shared by the images of a study.
-        findings: latents with `kind`, `side`, position `x, y, depth`, `size` and `contrast`.
+    The images of a study share the patient's `anatomy` and `findings`.
     """
     canvas = Canvas(size, rng)
     if study == "xr_chest":
@@ -55,11 +52,6 @@ def draw(
     else:
         _head(canvas, study, anatomy, findings)
     return canvas.finish(0.025)
-
-
-def sign(side: str) -> float:
-    """Where a side of the patient lies in the image: left on the right-hand side, +1."""
-    return {"left": 1.0, "right": -1.0}[side]
 
 
 def visible(kind: str, view: str) -> bool:
@@ -158,7 +150,7 @@ class Canvas:
         return Image.fromarray(pixels), Image.fromarray(self.labels)
 
 
-def _heart(c: Canvas, a: Values, findings: Findings) -> tuple[float, str]:
+def _heart(a: Values, findings: Findings) -> tuple[float, str]:
     """Half the heart's width, and the label that it is marked with."""
     big = of_kind(findings, "cardiomegaly")
     return a["heart"] + (big[0]["size"] if big else 0.0), "cardiomegaly" if big else "heart"
@@ -185,7 +177,7 @@ def _frontal(c: Canvas, a: Values, findings: Findings) -> None:
     c.paint(torso, 0.5 - 0.08 * absolute)
     hemithorax, lungs = {}, {}
     for side, base in {"right": 0.5, "left": 0.56}.items():  # the right hemidiaphragm stands higher: the liver
-        s = sign(side)
+        s = SIGN[side]
         hemithorax[side] = c.ellipse(s * 0.42 * a["width"], -0.08, 0.36 * a["width"], 0.74, power=2.4)
         dome = base + a["inspiration"] + 0.75 * (u - s * 0.36) ** 2
         lungs[side] = hemithorax[side] * (1 - c.below(dome))
@@ -197,14 +189,14 @@ def _frontal(c: Canvas, a: Values, findings: Findings) -> None:
         ribs = c.stripes(v + bow * (absolute - axis) ** 2 + a["rib_phase"], 0.165, half_width)  # posterior, anterior
         c.add(ribs * thorax * (absolute > inner), value)
     for side, lung in lungs.items():  # hila and vessels
-        s = sign(side)
+        s = SIGN[side]
         c.add(c.ellipse(s * 0.25, -0.02, 0.1, 0.17, edge=0.12), 0.16)
         for angle in c.rng.uniform(-1.2, 1.2, 4):
             end = (s * (0.25 + 0.32 * np.cos(angle)), 0.35 * np.sin(angle))
             c.add(c.segment(s * 0.25, 0.0, *end, 0.014) * lung, 0.07)
     c.paint(c.band(u - 0.01, 0.13, 0.08) * torso, 0.6)  # mediastinum
     c.paint(c.ellipse(0.15, -0.32, 0.1, 0.12, edge=0.06), 0.62)  # aortic knob
-    width, label = _heart(c, a, findings)
+    width, label = _heart(a, findings)
     grown = width - 0.29
     ventricle = c.ellipse(0.14 + 0.35 * grown, 0.34, width, 0.2 + 0.25 * grown, 0.42, edge=0.06)  # left, with its apex
     atrium = c.ellipse(0.02, 0.26, 0.2 + 0.5 * grown, 0.3, edge=0.06)  # right
@@ -217,16 +209,16 @@ def _frontal(c: Canvas, a: Values, findings: Findings) -> None:
     for s in (-1, 1):
         c.add(c.segment(s * 0.08, -0.62, s * 0.78, -0.76 + 0.06 * a["rib_phase"], 0.03), 0.13)  # clavicles
     for f in of_kind(findings, "pneumothorax"):
-        s, amount = sign(f["side"]), f["size"]
+        s, amount = SIGN[f["side"]], f["size"]
         centre = (s * (0.42 - 0.55 * amount) * a["width"], 0.06 + 0.35 * amount)
         collapsed = c.ellipse(*centre, 0.36 - 0.28 * amount, 0.7 - 0.62 * amount, power=2.2)
         lung = lungs[f["side"]] * (1 - heart) * (absolute > 0.14)
         c.paint(lung * (1 - collapsed), 0.03, "pneumothorax")
         c.add(lung * collapsed, 0.1)
         c.add(smooth(collapsed * (1 - collapsed) * 5) * lung, 0.3)  # visceral pleural line
-    _in_lungs(c, findings, lambda f: (sign(f["side"]) * f["x"], f["y"], lungs[f["side"]]))
+    _in_lungs(c, findings, lambda f: (SIGN[f["side"]] * f["x"], f["y"], lungs[f["side"]]))
     for f in of_kind(findings, "pleural effusion"):
-        s = sign(f["side"])
+        s = SIGN[f["side"]]
         level = 0.62 - f["size"] - 0.55 * np.maximum(s * u - 0.3, 0) ** 1.5  # meniscus: higher at the chest wall
         c.paint(hemithorax[f["side"]] * c.below(level, 0.05) * (s * u > 0.04), 0.72, "pleural effusion")
 
@@ -249,7 +241,7 @@ def _lateral(c: Canvas, a: Values, findings: Findings) -> None:
     c.add(c.ellipse(0.04, -0.1, 0.12, 0.15, edge=0.12), 0.16)  # hila
     c.add(c.segment(-0.02, -0.85, 0.06, -0.22, 0.045), -0.14)  # trachea
     c.add(c.band(np.hypot(u - 0.12, v + 0.24) - 0.2, 0.05, 0.05) * (v < -0.2), 0.1)  # aortic arch
-    width, label = _heart(c, a, findings)
+    width, label = _heart(a, findings)
     grown = width - 0.29
     heart = c.ellipse(-0.27 + 0.5 * grown, 0.26, width + 0.03, 0.22 + 0.6 * grown, 0.55, edge=0.07) * cage
     c.paint(heart, 0.62, label)
@@ -289,7 +281,7 @@ def _head(c: Canvas, study: str, a: Values, findings: Findings) -> None:
     for kind, appearance in LESIONS.items():
         core, rim, oedema = appearance[sequence]
         for f in of_kind(findings, kind):
-            x, y, size = sign(f["side"]) * f["x"], f["y"], f["size"]
+            x, y, size = SIGN[f["side"]] * f["x"], f["y"], f["size"]
             if oedema is not None:
                 c.paint(c.ellipse(x, y, 1.55 * size, 1.4 * size, edge=0.6 * size) * brain, oedema)
             if kind == "infarct":

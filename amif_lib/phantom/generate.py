@@ -30,34 +30,28 @@ def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, i
     Does nothing where the folder already holds the same settings, written by the same code. The set is written beside
     `root` and then moved, so that a half-written one is never read.
     """
-    if is_current(root, kind, seed, size, counts):
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    code = hashlib.sha256(b"".join(path.read_bytes().replace(b"\r\n", b"\n") for path in sources)).hexdigest()[:12]
+    stamp = {"kind": kind, "seed": seed, "size": size, "counts": dict(counts), "code": code}
+    if _stamp_of(root) == stamp:
         return
     with exclusive(root.with_name(f".{root.name}.lock"), f"the generator of {root.name}"):
-        if is_current(root, kind, seed, size, counts):  # made by the process that was waited for
+        if _stamp_of(root) == stamp:  # made by the process that was waited for
             return
         with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as beside:
             made = sets.Set(Path(beside) / "set", seed, size)
             made.root.mkdir()
-            if kind == "shapes":
-                shapes.shapes(made, dict(counts))
-            else:
-                getattr(sets, kind)(made, dict(counts))
+            (shapes.shapes if kind == "shapes" else getattr(sets, kind))(made, dict(counts))
+            if kind != "shapes":
                 made.finish()
-            made.write_json("generator.json", _stamp(kind, seed, size, counts))
+            made.write_json("generator.json", stamp)
             if root.exists():
                 root.replace(Path(beside) / "old")
             made.root.replace(root)
 
 
-def is_current(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, int]) -> bool:
-    """Whether `root` holds a complete phantom of these settings, written by this code."""
+def _stamp_of(root: Path) -> Any:
     try:
-        return json.loads((root / "generator.json").read_text(encoding="utf-8")) == _stamp(kind, seed, size, counts)
+        return json.loads((root / "generator.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-
-
-def _stamp(kind: str, seed: int, size: int, counts: Mapping[str, int]) -> dict[str, Any]:
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    code = hashlib.sha256(b"".join(path.read_bytes().replace(b"\r\n", b"\n") for path in sources)).hexdigest()[:12]
-    return {"kind": kind, "seed": seed, "size": size, "counts": dict(counts), "code": code}
+        return None

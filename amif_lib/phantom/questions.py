@@ -17,8 +17,7 @@ from amif_lib.phantom.drawing import KINDS_OF, LABELS, visible
 from amif_lib.phantom.texts import MODALITY, REGION
 
 NOUN = {kind: kind for kind in ("cardiomegaly", "hydrocephalus")} | {"infarct": "an infarct"}
-SIDED = ("nodule", "consolidation", "pleural effusion", "pneumothorax", "infarct", "mass",
-         "hemorrhage")  # fmt: skip
+SIDED = ("nodule", "consolidation", "pleural effusion", "pneumothorax", "infarct", "mass", "hemorrhage")
 # Question type and key: share of the set. Presence questions take what the others leave.
 SHARES = {
     "MODALITY/open": 0.08, "MODALITY/closed": 0.08, "PLANE/open": 0.08, "PLANE/closed": 0.06, "ORGAN/open": 0.07,
@@ -32,9 +31,8 @@ SHARES_ZH = {
 WORDS_ZH = {
     "x-ray": "X光", "CT": "CT", "MRI": "核磁共振", "frontal": "正位", "lateral": "侧位", "axial": "横断面",
     "chest": "胸部", "head": "头部", "left": "左侧", "right": "右侧", "normal": "正常", "abnormal": "有异常",
-    "nodule": "结节", "consolidation": "实变", "pleural effusion": "胸腔积液", "pneumothorax": "气胸",
-    "cardiomegaly": "心脏增大", "hydrocephalus": "脑积水",
-    "infarct": "梗死", "mass": "肿块", "hemorrhage": "出血",
+    "nodule": "结节", "consolidation": "实变", "pleural effusion": "胸腔积液", "pneumothorax": "气胸", "mass": "肿块",
+    "cardiomegaly": "心脏增大", "hydrocephalus": "脑积水", "infarct": "梗死", "hemorrhage": "出血",
 }  # fmt: skip
 # Wordings, each with its answers to yes and no where the question is closed.
 TEMPLATES_ZH = {
@@ -69,6 +67,10 @@ class Candidate(NamedTuple):
     def closed(self) -> bool:
         """As VQA-RAD's annotators decided: either/or questions are closed, too."""
         return self.answer in ("Yes", "No") or self.key == "POS/choice"
+
+
+Part = list[tuple[str, Case]]  # image ids and what is seen on them
+Once = Callable[[Candidate], Hashable] | None
 
 
 def in_chinese(item: Candidate, turn: int) -> tuple[str, str]:
@@ -111,32 +113,25 @@ def candidates(image: str, case: Case) -> list[Candidate]:
             noun = NOUN.get(kind, f"a {kind}")
             ask("PRES/presence", kind, kind in present, f"Is there {noun}?", f"Is {noun} present?", about=kind)
     for kind in present:
-        _ask_about_finding(ask, [f for f in case.findings if f["kind"] == kind], view)
+        entries = [finding for finding in case.findings if finding["kind"] == kind]
+        side, site = entries[0]["side"], entries[0]["site"]
+        if kind == "nodule":
+            wordings = (f"How many {kind}s are there?", f"What is the number of {kind}s?")
+            ask("COUNT/open", kind, len(entries), *wordings, about=kind)
+        if kind in SIDED and view != "lateral":
+            ask("POS/side", kind, side, f"Which side is the {kind} on?", f"On which side is the {kind}?", about=kind)
+            ask("POS/choice", kind, side, f"Is the {kind} on the left or on the right?", about=kind)
+            for name in ("left", "right"):
+                wordings = (f"Is the {kind} on the {name}?", f"Is the {kind} located on the {name} side?")
+                ask("POS/closed", f"{kind} {name}", side == name, *wordings, about=kind)
+        if site:
+            named = site if view == "lateral" else f"{side} {site}"
+            ask("POS/site", kind, named, f"Where is the {kind}?", f"Where is the {kind} located?", about=kind)
     return out
 
 
-def _ask_about_finding(ask: Callable[..., None], entries: list[dict], view: str) -> None:
-    kind, side, site = (entries[0][name] for name in ("kind", "side", "site"))
-    if kind == "nodule":
-        wordings = (f"How many {kind}s are there?", f"What is the number of {kind}s?")
-        ask("COUNT/open", kind, len(entries), *wordings, about=kind)
-    if kind in SIDED and view != "lateral":
-        ask("POS/side", kind, side, f"Which side is the {kind} on?", f"On which side is the {kind}?", about=kind)
-        ask("POS/choice", kind, side, f"Is the {kind} on the left or on the right?", about=kind)
-        for name in ("left", "right"):
-            wordings = (f"Is the {kind} on the {name}?", f"Is the {kind} located on the {name} side?")
-            ask("POS/closed", f"{kind} {name}", side == name, *wordings, about=kind)
-    if site:
-        named = site if view == "lateral" else f"{side} {site}"
-        ask("POS/site", kind, named, f"Where is the {kind}?", f"Where is the {kind} located?", about=kind)
-
-
 def draw(
-    cases: list[tuple[str, Case]],
-    number: int,
-    rng: np.random.Generator,
-    shares: Mapping[str, float] = SHARES,
-    once: Callable[[Candidate], Hashable] | None = None,
+    cases: Part, number: int, rng: np.random.Generator, shares: Mapping[str, float] = SHARES, once: Once = None
 ) -> list[Candidate]:
     """At most `number` questions on `(image name, case)` pairs, shuffled, in the given shares, balanced by answer.
 
@@ -157,11 +152,7 @@ def draw(
 
 
 def _take(
-    pool: dict[str, dict[str, list]],
-    number: int,
-    rng: np.random.Generator,
-    once: Callable[[Candidate], Hashable] | None,
-    taken: set[Hashable],
+    pool: dict[str, dict[str, list]], number: int, rng: np.random.Generator, once: Once, taken: set[Hashable]
 ) -> list[Candidate]:
     """Draw in turn over balance keys and, in a key, over answers.
 

@@ -22,12 +22,11 @@ from PIL import Image
 from amif_lib.phantom import questions, texts
 from amif_lib.phantom.cases import Case, draw_case, stream
 from amif_lib.phantom.drawing import FINDINGS, LABELS, draw
-from amif_lib.phantom.questions import Candidate
+from amif_lib.phantom.questions import Candidate, Part
 from amif_lib.phantom.texts import MODALITY, REGION, choose
 
 SPLITS = ("train", "val", "test")
 Counts = dict[str, int]
-Part = list[tuple[str, Case]]  # image ids and what is seen on them
 
 
 class Set:
@@ -55,8 +54,9 @@ class Set:
         if case not in self.cases[-1:]:
             self.cases.append(case)
 
-    def draw_split(self, first: int, number: int, name: str, file: str) -> Part:
-        """Draw one image of each of `number` cases, named by number from `first` on; `{}` in `file` is the name."""
+    def draw_split(self, number: int, name: str, file: str) -> Part:
+        """Draw one image of each of `number` new cases, named by number; `{}` in `file` is the name."""
+        first = len(self.cases)
         part = [(name.format(index), self.case(index)) for index in range(first, first + number)]
         for image_id, case in part:
             self.draw(case, case.views[0], file.format(image_id), image_id)
@@ -68,8 +68,7 @@ class Set:
         path.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
     def write_json(self, file: str, content: Any) -> None:
-        path = self.root / file
-        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        (self.root / file).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     def finish(self) -> None:
         """Latents and regions: ground truth for scoring maps."""
@@ -142,57 +141,38 @@ def medicat(made: Set, counts: Counts) -> None:
         doi = f"10.0000/phantom.{made.seed}.{index // 2}"
         licence = choose(rng, ("cc-by", "cc-by-nc", "cc-by-nc-nd", "")) or None
         access = {"doi": doi, "doi_url": f"https://doi.invalid/{doi}", "oa": {"is_oa": True, "license": licence}}
-        records.append(
-            {
-                "pdf_hash": paper,
-                "fig_uri": uri,
-                # every twentieth has no caption of its own, every fortieth none at all
-                "s2_caption": None if index % 20 == 13 else text,
-                "s2orc_caption": None if index % 40 == 33 or index % 7 == 0 else text,
-                "radiology": radiology,
-                "oa_info": None if index % 9 == 4 else access,
-            }
-        )
+        # every twentieth has no caption of its own, every fortieth none at all
+        captions = {"s2_caption": None if index % 20 == 13 else text,
+                    "s2orc_caption": None if index % 40 == 33 or index % 7 == 0 else text}  # fmt: skip
+        about = {"radiology": radiology, "oa_info": None if index % 9 == 4 else access}
+        records.append({"pdf_hash": paper, "fig_uri": uri, **captions, **about})
     file = "release/s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl"
     made.write(file, map(json.dumps, records))
 
 
 # --- questions -------------------------------------------------------------------------------------------------------
 
-ORGAN_FIELD = {"chest": "CHEST", "head": "HEAD"}
-
 
 def vqa_rad(made: Set, counts: Counts) -> None:
     """VQA-RAD's one JSON file: records of fourteen keys; numbers are integers, the first qid is text."""
     records: list[dict[str, Any]] = []
     for number, split in enumerate(("train", "test")):
-        part = made.draw_split(
-            len(made.cases), counts[f"{split}_images"], f"phantom{made.seed}{{:04d}}", "VQA_RAD Image Folder/{}.jpg"
-        )
+        name, file = f"phantom{made.seed}{{:04d}}", "VQA_RAD Image Folder/{}.jpg"
+        part = made.draw_split(counts[f"{split}_images"], name, file)
         rng = np.random.default_rng([made.seed, number, 9])
         for item in questions.draw(part, counts[f"{split}_questions"], rng):
-            several = len(item.wordings) > 1
+            several, qid = len(item.wordings) > 1, len(records)
             first, second = (int(i) for i in (*rng.permutation(len(item.wordings)), 0)[:2])
             phrase = "para" if several and rng.random() < 0.3 else "freeform"
-            qid = len(records)
-            records.append(
-                {
-                    "qid": qid or str(qid),
-                    "phrase_type": ("test_" if split == "test" else "") + phrase,
-                    "qid_linked_id": str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-                    "image_case_url": f"phantom://{item.image}",
-                    "image_name": f"{item.image}.jpg",
-                    "image_organ": ORGAN_FIELD[REGION[item.case.study]],
-                    "evaluation": "not evaluated",
-                    "question": item.wordings[first],
-                    "question_rephrase": item.wordings[second] if several else "NULL",
-                    "question_relation": "strict agreement" if several else "NULL",
-                    "question_frame": "NULL",
-                    "question_type": item.kind,
-                    "answer": item.answer,
-                    "answer_type": "CLOSED" if item.closed else "OPEN",
-                }
-            )
+            records.append({
+                "qid": qid or str(qid), "phrase_type": ("test_" if split == "test" else "") + phrase,
+                "qid_linked_id": str(uuid.UUID(bytes=rng.bytes(16), version=4)),
+                "image_case_url": f"phantom://{item.image}", "image_name": f"{item.image}.jpg",
+                "image_organ": REGION[item.case.study].upper(), "evaluation": "not evaluated",
+                "question": item.wordings[first], "question_rephrase": item.wordings[second] if several else "NULL",
+                "question_relation": "strict agreement" if several else "NULL", "question_frame": "NULL",
+                "question_type": item.kind, "answer": item.answer, "answer_type": "CLOSED" if item.closed else "OPEN",
+            })  # fmt: skip
             made.regions[str(qid)] = list(item.about)
     made.write_json("VQA_RAD Dataset Public.json", records)
 
@@ -211,13 +191,12 @@ def slake(made: Set, counts: Counts) -> None:
     """
     english, rows, qid = {}, defaultdict(list), SLAKE_FIRST_QID
     for split in SPLITS:
-        english[split] = made.draw_split(len(made.cases), counts[f"{split}_images"], "xmlab{}", "imgs/{}/source.jpg")
+        english[split] = made.draw_split(counts[f"{split}_images"], "xmlab{}", "imgs/{}/source.jpg")
     shown = [*english["test"], *english["val"], *english["train"]]  # Chinese: the other way round
     cuts = np.cumsum([0, *(counts[f"{split}_images"] for split in SPLITS)])
     for number, split in enumerate(SPLITS):
         rng, wanted = np.random.default_rng([made.seed, number, 9]), counts[f"{split}_questions"]
-        part = english[split]
-        items = [(item, "en") for item in questions.draw(part, wanted, rng)]
+        items = [(item, "en") for item in questions.draw(english[split], wanted, rng)]
         part, wanted = shown[cuts[number] : cuts[number + 1]], counts[f"{split}_questions_zh"]
         items += [(item, "zh") for item in questions.draw(part, wanted, rng, questions.SHARES_ZH)]
         for place, (item, language) in enumerate(items):
@@ -236,42 +215,34 @@ def _slake_row(item: Candidate, language: str, place: int, qid: int) -> dict[str
         answer = answer.title() if place % 5 == 0 else answer[0].upper() + answer[1:]
     region, empty = REGION[item.case.study], qid == 1622
     return {
-        "img_id": int(item.image.removeprefix("xmlab")),
-        "img_name": f"{item.image}/source.jpg",
+        "img_id": int(item.image.removeprefix("xmlab")), "img_name": f"{item.image}/source.jpg",
         "question": question.replace(" ", "  ", 1) if place % 61 == 7 else question,
-        "answer": "" if empty else f"{answer} " if place % 53 == 11 else answer,
-        "q_lang": language,
-        "location": LOCATION[region],
-        "modality": SLAKE_MODALITY[MODALITY[item.case.study]],
-        "answer_type": ("CLOSED" if item.closed and not empty else "OPEN") + (" " if place % 59 == 3 else ""),
-        "base_type": "vqa",
-        "content_type": CONTENT.get(item.kind, "Abnormality"),
-        "triple": ["vhead", "_", "_"],
+        "answer": "" if empty else f"{answer} " if place % 53 == 11 else answer, "q_lang": language,
+        "location": LOCATION[region], "modality": SLAKE_MODALITY[MODALITY[item.case.study]],
+        "answer_type": ("CLOSED" if item.closed and not empty else "OPEN") + " " * (place % 59 == 3),
+        "base_type": "vqa", "content_type": CONTENT.get(item.kind, "Abnormality"), "triple": ["vhead", "_", "_"],
         "qid": qid,
-    }
+    }  # fmt: skip
 
 
 def pathvqa(made: Set, counts: Counts) -> None:
     """The pickle files of the official release: `image, question, answer`, no id and no field for open or closed."""
     for number, split in enumerate(SPLITS):
         name, file = f"{split}_{{:04d}}", f"images/{split}/{{}}.jpg"
-        part = made.draw_split(len(made.cases), counts[f"{split}_images"], name, file)
+        part = made.draw_split(counts[f"{split}_images"], name, file)
         asked = part[: len(part) - len(part) // 20]  # some images of the release have no question
         rows: list[dict[str, str]] = []
         on_image: Counter = Counter()
         rng = np.random.default_rng([made.seed, number, 9])
         for place, item in enumerate(questions.draw(asked, counts[f"{split}_questions"], rng)):
             question, answer = item.wordings[place % len(item.wordings)].lower(), str(item.answer).lower()
-            row = {
-                "image": item.image,
-                "question": question.replace(" ", "  ", 1) if place % 31 == 5 else question,
-                "answer": {3: f"{answer} ", 11: f" {answer}", 17: answer.capitalize()}.get(place % 47, answer),
-            }
-            again = []
-            if answer not in ("yes", "no") and place % 40 < 4:  # some of the release's questions occur twice,
-                again = [row | {"answer": row["answer"] + ("  " if place % 40 == 0 else "")}]  # some but for a blank
-            for entry in (row, *again):
-                rows.append(entry)
+            question = question.replace(" ", "  ", 1) if place % 31 == 5 else question
+            said = {3: f"{answer} ", 11: f" {answer}", 17: answer.capitalize()}.get(place % 47, answer)
+            written = [said]
+            if answer not in ("yes", "no") and place % 40 < 4:  # some questions occur twice, some but for a blank
+                written += [said + "  " * (place % 40 == 0)]
+            for text in written:
+                rows.append({"image": item.image, "question": question, "answer": text})
                 on_image[item.image] += 1
                 made.regions[f"{item.image}-{on_image[item.image]}"] = list(item.about)
         path = made.root / "qas" / split / f"{split}_qa.pkl"
