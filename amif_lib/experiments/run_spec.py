@@ -123,6 +123,7 @@ class RunSpec(Strict):
     objective: Any = Field(default_factory=dict, validate_default=True)
     teacher: Any = Field(None, validate_default=True)
     knowledge: Any = Field(default_factory=dict, validate_default=True)
+    own_loss: str = Field("", description="source of the loss that a notebook hands to this stage; empty: the method's")
     parent: RunSpec | None = Field(None, description="the run whose weights this one starts from")
 
     @field_validator("method")

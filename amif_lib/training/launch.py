@@ -16,7 +16,8 @@ from pathlib import Path
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments import stored
+from amif_lib.experiments import own_loss, stored
+from amif_lib.experiments.own_loss import Loss
 from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.run_spec import RunSpec
 
@@ -25,12 +26,13 @@ WAIT_POLICY = "PASSIVE"  # waiting threads sleep: where they spin, small steps b
 FEWER_ROWS = "fewer_rows"  # in the run's folder: one of several processes ran out of memory, and how many rows to try
 
 
-def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
+def train(spec: RunSpec | str | Path, processes: int | None = None, loss: Loss | None = None) -> Path:
     """Train one run, unless it is finished, and return its directory `results/runs/<run_id>/`.
 
     `spec` is a RunSpec, a run file, or `<scale>/<table>/<row>[/<stage>]` where that names a single run. `processes`
     defaults to $AMIF_PROCESSES, else the number of visible GPUs, else 1; the result does not depend on it. A run that
-    another process is training is waited for. Raises InputError for a bad spec, RuntimeError for a failed subprocess.
+    another process is training is waited for. `loss` is for a run of `own_loss.with_loss`, trained in this process.
+    Raises InputError for a bad spec, RuntimeError for a failed subprocess.
     """
     import torch
 
@@ -43,13 +45,18 @@ def train(spec: RunSpec | str | Path, processes: int | None = None) -> Path:
     count = processes if processes is not None else asked("AMIF_PROCESSES") or max(1, torch.cuda.device_count())
     if count < 1:
         raise InputError(f"processes={count}: at least 1")
+    if loss:
+        own_loss.check(run, loss)
+    if run.own_loss and count > 1:
+        print(f"run {run.run_id}: a loss that a notebook defines trains in one process, not in {count}", flush=True)
+        count = 1
     with files.exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
         if stored.is_finished(run):
             print(f"run {run.run_id} ({run.stage}) is finished: {paths.shown(run.directory)}", flush=True)
         elif count == 1:
             from amif_lib.training.loop import fit
 
-            fit(run)
+            fit(run, loss)
         else:
             _subprocess(run, count, lock)
     return run.directory

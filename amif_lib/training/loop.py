@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from amif_lib import methods
 from amif_lib.core import files, progress
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
-from amif_lib.experiments import stored
+from amif_lib.experiments import own_loss, stored
 from amif_lib.experiments.identity import data_sets
+from amif_lib.experiments.own_loss import Loss
 from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.objectives import collapse
@@ -45,18 +47,21 @@ SAVE_EVERY = 120  # seconds
 LINES = "metrics.jsonl"  # one a step
 
 
-def fit(spec: RunSpec) -> Path:
+def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
     """Train a run to its end in this process, from its last state if it was cut off, unless it is finished.
 
-    Returns its directory. Raises InputError for what the user can mend, before the first step, and where the training
-    diverges.
+    `loss` takes the place of the method's own, for a run of `own_loss.with_loss`. Returns its directory. Raises
+    InputError for what the user can mend, before the first step, and where the training diverges.
     """
     if stored.is_finished(spec):
         return spec.directory
     stored.refuse_another(spec)
+    own_loss.check(spec, loss)
     accelerator, folder, started = start(spec), spec.directory, time.time()
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
+    if loss:
+        use(loss, prepared.module)
     plan = steps_of(prepared.data, spec)
     steps = len(plan)
     optimizer, schedule = make_optimizer(prepared.module, spec, steps)
@@ -67,6 +72,8 @@ def fit(spec: RunSpec) -> Path:
     history, saved = history_before(folder, first_step), time.time()
     if rank() == 0:
         files.write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        if loss:
+            files.write_text(folder / "loss.py", f"{spec.own_loss}\n")
     bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=rank() == 0)
 
     def forward_backward(part: Any, last: bool) -> dict[str, Tensor]:
@@ -124,6 +131,19 @@ def start(spec: RunSpec) -> Accelerator:
         raise InputError("train.precision: 'fp16' needs a GPU; set it to auto, fp32 or bf16")
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as the gate of Table 4 row 5
     return Accelerator(mixed_precision=precision, cpu=not on_gpu(), kwargs_handlers=[unused])
+
+
+def use(loss: Loss, module: nn.Module) -> None:
+    """Replace the loss of a stage's module; its terms are added up as they are. Raises InputError where it has none."""
+
+    def forward(self: nn.Module, batch: Any) -> dict[str, Tensor]:
+        terms = loss(self, batch)
+        if not terms or any(not isinstance(term, Tensor) or term.ndim for term in terms.values()):
+            raise InputError("own loss: give a dictionary of terms, each a tensor that holds one number")
+        self.weights = dict.fromkeys(terms, 1.0)
+        return dict(terms)
+
+    module.forward = MethodType(forward, module)
 
 
 def make_optimizer(

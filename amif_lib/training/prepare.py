@@ -88,8 +88,8 @@ def read_questions(spec: RunSpec) -> list[Question]:
 
 def get_tokenizer(spec: RunSpec, report_texts: list[str]) -> Any:
     """The parent's tokenizer, a checkpoint's, or one made of training texts (test questions and answers never seen)."""
-    if spec.parent is not None:
-        return tokenizers.load(spec.parent.directory / "model")
+    if spec.parent is not None or is_finished(spec):
+        return tokenizers.load((spec.parent or spec).directory / "model")
     tokenizer = None if spec.init.tokenizer == "trained" else tokenizers.load(spec.init.tokenizer)
     if spec.fits_tokenizer:
         texts, folder = list(report_texts), spec.directory / "model"

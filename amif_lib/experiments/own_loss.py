@@ -1,0 +1,77 @@
+"""A loss that a notebook defines: its source is part of the run's identity, so that it is never taken for the kit's."""
+
+from __future__ import annotations
+
+import ast
+import dis
+import inspect
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from amif_lib.core.errors import InputError
+from amif_lib.experiments.run_spec import RunSpec
+
+Loss = Callable[[Any, Any], dict[str, Any]]  # (the stage's module, batch) -> terms, which are added up
+
+
+def with_loss(run: RunSpec, loss: Loss, name: str, stage: str = "stage1") -> RunSpec:
+    """`run` with one stage trained on `loss`: this stage and those after it get ids of their own, and `name` as label.
+
+    Raises InputError as `source` does, and where the run has no such stage.
+    """
+    if stage not in [step.stage for step in run.lineage()]:
+        raise InputError(f"run {run.run_id}: has no {stage} whose loss could be replaced")
+    changes: dict[str, Any] = {"label": name or "own loss"}
+    if run.stage == stage:
+        changes["own_loss"] = source(loss)
+    else:
+        changes["parent"] = with_loss(run.parent, loss, name, stage)
+    return run.model_copy(update=changes)
+
+
+def check(run: RunSpec, loss: Loss | None) -> None:
+    """Raise InputError unless `loss` is the one in the run's identity; None where that has none."""
+    if (source(loss) if loss else "") != run.own_loss:
+        of = "a loss that a notebook defines" if run.own_loss else "the method's own loss"
+        raise InputError(f"run {run.run_id}: is of {of}, not of the one given; make the run with own_loss.with_loss")
+
+
+def source(loss: Loss) -> str:
+    """Source of a function, without comments, and of what it reads outside: the notebook's functions and plain values.
+
+    Imports are named, not read. Raises InputError for what is no plain function, and where it reads something else of
+    the notebook, such as a tensor, which no text would tell from another.
+    """
+    texts: dict[str, str] = {}
+    _collect(loss, texts)
+    return "\n".join(texts.values())
+
+
+def _collect(function: Any, texts: dict[str, str]) -> None:
+    if not isinstance(function, FunctionType) or function.__name__ == "<lambda>" or function.__closure__:
+        raise InputError("own loss: give a function that a cell defines with `def`")
+    name, around = function.__name__, function.__globals__
+    texts[name] = ast.unparse(ast.parse(inspect.getsource(function)))
+    outside = {each: around[each] for each in sorted(set(_looked_up(function.__code__))) if each in around}
+    outside |= {f"{name}.{n}": value for n, value in enumerate(function.__defaults__ or ())}
+    for each, value in outside.items():
+        if isinstance(value, FunctionType) and value.__globals__ is around:
+            if each not in texts:
+                _collect(value, texts)
+        elif isinstance(value, int | float | str | None):
+            texts[each] = f"# {each} = {value!r}"
+        elif isinstance(value, ModuleType):
+            texts[each] = f"# {each}: {value.__name__}"
+        elif hasattr(value, "__qualname__") and value.__module__ != function.__module__:  # a class or function imported
+            texts[each] = f"# {each}: {value.__module__}.{value.__qualname__}"
+        else:
+            raise InputError(f"own loss: {name} reads `{each}`, a {type(value).__name__}: define it inside {name}")
+
+
+def _looked_up(code: CodeType) -> Iterator[str]:
+    """Names that a function, and those defined inside it, look up outside."""
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _looked_up(inner)

@@ -1,0 +1,100 @@
+"""A loss that a notebook defines: a run of its own that no run of the kit is taken for, and that is trained on it."""
+
+from __future__ import annotations
+
+import linecache
+
+import pytest
+import torch
+from torch.nn import functional
+
+from amif_lib.core import paths
+from amif_lib.core.errors import InputError
+from amif_lib.experiments import own_loss, stored
+from amif_lib.training import launch, loop
+from tests import tiny
+
+LOSS = """
+def my_loss(stage, batch):  # a comment
+    terms = stage.__class__.forward(stage, batch)
+    return {name: scale * terms[name] for name in ("inter", "intra_image", "intra_text")}
+"""
+
+
+def defined(text: str, **names):
+    """The function of a cell, as Jupyter keeps it: its source can be looked up."""
+    file, names = f"<cell {len(linecache.cache)}>", names | {"__name__": "__main__"}
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    exec(compile(text, file, "exec"), names)
+    return names["my_loss"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
+    monkeypatch.setenv("AMIF_HEADLESS", "1")
+
+
+def test_the_identity_follows_what_the_loss_computes_and_nothing_else():
+    run = tiny.run()
+    named = own_loss.with_loss(run, defined(LOSS, scale=1), "mine")
+    assert [step.label for step in named.lineage()] == ["mine"] * 3
+    assert not {step.run_id for step in named.lineage()} & {step.run_id for step in run.lineage()}
+
+    def of(text: str, **names) -> str:
+        return own_loss.with_loss(run, defined(text, **names), "another name").run_id
+
+    assert of(LOSS.replace("# a comment", ""), scale=1, other=2) == named.run_id
+    assert len({of(LOSS, scale=1), of(LOSS, scale=2), of(LOSS.replace("scale *", "2 *"))}) == 3
+    calls = LOSS.replace("scale *", "twice() *")
+    bodies = [f"def twice():\n    return {n}\n{calls}" for n in (2, 3)]
+    assert len({of(bodies[0]), of(bodies[1])}) == 2
+    imported = LOSS.replace("scale *", "f(terms[name]) *")
+    assert of(imported, f=functional.relu) != of(imported, f=functional.gelu)
+    inner = LOSS.replace("scale * terms[name]", "(lambda x: scale * x)(terms[name])")
+    assert of(inner, scale=1) != of(inner, scale=2)
+    assert (
+        run.run_id == tiny.run().run_id and own_loss.with_loss(run, defined(LOSS, scale=1), "").run_id == named.run_id
+    )
+
+
+def test_what_no_text_tells_apart_is_refused():
+    with pytest.raises(InputError, match="my_loss reads `scale`, a Tensor: define it inside my_loss"):
+        own_loss.source(defined(LOSS, scale=torch.ones(3)))
+    with pytest.raises(InputError, match="with `def`"):
+        own_loss.source(lambda stage, batch: {})
+    with pytest.raises(InputError, match="has no stage1"):
+        own_loss.with_loss(tiny.run().model_copy(update={"parent": None}), defined(LOSS, scale=1), "mine")
+
+
+def test_a_run_trains_on_its_own_loss_only(monkeypatch, capsys):
+    run = tiny.run(stage1={"epochs": 1}).parent.parent
+    same, doubled = (own_loss.with_loss(run, defined(LOSS, scale=scale), "mine") for scale in (1, 2))
+    for given in (None, defined(LOSS, scale=1)):
+        with pytest.raises(InputError, match="is of a loss that a notebook defines, not of the one given"):
+            loop.fit(doubled, given)
+    with pytest.raises(InputError, match="is of the method's own loss"):
+        launch.train(run, loss=defined(LOSS, scale=1))
+    assert not list(paths.results().glob("runs/*/model"))
+    launch.train(run, processes=1)
+    launch.train(same, processes=2, loss=defined(LOSS, scale=1))
+    assert "trains in one process, not in 2" in capsys.readouterr().out
+    launch.train(doubled, loss=defined(LOSS, scale=2))
+    histories = {each.own_loss[-9:]: stored.load_run(each).history for each in (run, same, doubled)}
+    assert len(histories) == 3
+    weights = [(each.directory / "model" / "model.safetensors").read_bytes() for each in (run, same, doubled)]
+    assert weights[0] == weights[1] != weights[2]
+    first, _, twice = histories.values()
+    assert twice["total"][0] == pytest.approx(2 * first["total"][0]) and "retrieval_i2t" not in twice
+    found = stored.load_run(doubled)
+    assert found.spec == doubled and found.spec.own_loss in (doubled.directory / "loss.py").read_text(encoding="utf-8")
+    launch.train(doubled)  # finished: nobody needs the loss any more
+    with pytest.raises(InputError, match="is of a loss that a notebook defines"):
+        launch.train(doubled, loss=defined(LOSS, scale=3))
+
+
+def test_terms_must_be_single_numbers():
+    module = tiny.pretraining("stage1")
+    loop.use(lambda stage, batch: {"a": torch.zeros(2)}, module)
+    with pytest.raises(InputError, match="a tensor that holds one number"):
+        module(tiny.batch())
