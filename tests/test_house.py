@@ -15,7 +15,7 @@ LIBRARY = ROOT / "amif_lib"
 MOST = {
     "reading road": 4245,
     "library": 15150,
-    "tests": 10160,
+    "tests": 10320,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }
