@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def gpus() -> dict[str, float]:
     return {f"{index}: {device.name}": device.total_memory / 1e9 for index, device in enumerate(devices)}
 
 
+@cache
 def needs_of(scale: str) -> tuple[list[str], list[str]]:
     """Names of the data sets and of the pre-trained weights that a scale's runs read."""
     from amif_lib.app import jobs

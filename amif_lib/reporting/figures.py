@@ -38,8 +38,7 @@ def use_style() -> None:
 def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, caption: str = "") -> list[Path]:
     """Write `path` + `.pdf`, `.svg`, `.png`, the plotted numbers as `.csv` and the caption as `.txt` where given.
 
-    Returns the paths. Equal figures give equal files, so no date is written. The PNG has a palette of 256 colours and
-    so a third of the size: reports embed it, and a clone holds those of the reference results.
+    Returns the paths. Equal figures give equal files, so no date is written.
     """
     written = []
     undated = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
@@ -47,19 +46,22 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
         drawn = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": "amif", "svg.fonttype": "none", "pdf.fonttype": 42}):
             figure.savefig(drawn, format=kind, metadata=metadata, dpi=DPI)
-        if kind == "png":
-            small = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-            drawn = io.BytesIO()
-            small.save(drawn, format="PNG", optimize=True, dpi=(DPI, DPI))
         written.append(Path(f"{path}.{kind}"))
         with files.atomic_write(written[-1]) as partial:
-            partial.write_bytes(drawn.getvalue())
+            partial.write_bytes(small_png(drawn.getvalue()) if kind == "png" else drawn.getvalue())
     texts = {"csv": "" if data is None else data.to_csv(index=False, lineterminator="\n", float_format="%.6g")}
     for kind, text in (texts | {"txt": caption and caption + "\n"}).items():
         if text:
             written.append(Path(f"{path}.{kind}"))
             files.write_text(written[-1], text)
     return written
+
+
+def small_png(png: bytes) -> bytes:
+    """A PNG with a palette of 256 colours and so a third of the size: reports embed it, and a clone holds many."""
+    small, out = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE), io.BytesIO()
+    small.save(out, format="PNG", optimize=True, dpi=(DPI, DPI))
+    return out.getvalue()
 
 
 def scale_note(scale: str) -> str:
