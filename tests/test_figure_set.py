@@ -19,7 +19,7 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments import stored_maps
 from amif_lib.experiments.stored_maps import Maps
-from amif_lib.reporting import figure_set, figures, map_figures, map_scores
+from amif_lib.reporting import figure_set, map_figures, map_scores
 from tests import fabricated
 
 SETS = ("phantom_vqa_rad", "phantom_slake")
@@ -178,16 +178,11 @@ def test_nothing_stored_is_an_error_unless_allowed(monkeypatch, tmp_path, capsys
     assert pd.read_csv(tmp_path / "demo" / "figures" / figure_set.INDEX).empty
 
 
-def test_equal_runs_give_equal_files_and_curves_need_a_run(drawn):
+def test_equal_runs_give_equal_files(drawn):
     before = {name: path.read_bytes() for name, path in drawn.items()}
     again = figure_set.draw_all("demo", only=("fig5_gated_attention", "map_scores"))
-    assert len(again) == 10
-    assert [path.name for path in again if path.read_bytes() != before[path.name]] == []
-    data = numbers(drawn, "training_curves")
-    assert data["stage"].nunique() == 3
-    assert data["loss"].tolist()[:3] == pytest.approx([2.0, 1.0, 2 / 3], rel=1e-5)
-    with pytest.raises(InputError, match="no run given"):
-        figures.training_curves([])
+    assert len(again) == 10 and all(path.read_bytes() == before[path.name] for path in again)
+    assert numbers(drawn, "training_curves")["loss"].tolist()[:3] == pytest.approx([2.0, 1.0, 2 / 3], rel=1e-5)
 
 
 def test_notebook_20_shows_the_stored_maps(drawn, monkeypatch):
@@ -199,12 +194,3 @@ def test_notebook_20_shows_the_stored_maps(drawn, monkeypatch):
     assert (
         len(names["scores"]) and len(names["maps"]) == N and {path.stem for path in names["written"]} >= {"map_scores"}
     )
-
-
-def test_the_word_is_underlined_across_lines():
-    """The combining low line follows each letter of the word, and no blank."""
-    text = map_figures.underlined("Here the  pleural effusion lies", "pleural effusion", width=16)
-    low = "\u0332"
-    assert text.replace(low, "") == "Here the pleural\neffusion lies"
-    assert text.count(low) == len("pleuraleffusion") and f"l{low}\ne{low}" in text and f"e{low} lies" not in text
-    assert map_figures.underlined("a mass, a mass", "mass").count(low) == 4

@@ -61,16 +61,13 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
+        self.tags, self.open, self.text = [], [], ""
         self.feed(text)
         assert self.open == [], f"not closed: {self.open}"
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br", "link"):  # these have no end
-            self.open.append(tag)
+        self.open += [tag] if tag not in ("meta", "img", "br", "link") else []  # these have no end
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -202,17 +199,3 @@ def test_page_in_the_browser(path, tmp_path, width):
     assert len(seen["images"]) >= 3 and all(seen["images"])
     for link in seen["links"]:
         assert link[1:] in seen["ids"] if link.startswith("#") else (path.parent / unquote(link)).exists(), link
-
-
-# --- stored runs ---
-
-
-def test_load_run(demo):
-    spec = Selection().rows("table4", "demo")[3].runs[0]
-    for given in (spec, spec.run_id, spec.directory, str(spec.directory)):
-        assert stored.load_run(given).run_id == spec.run_id
-    run = stored.load_run(spec)
-    assert run.spec == spec and run.metrics["train_time_s"] == 30 and len(run.history) == 10
-    assert len(run.predictions) == 12 and len(run.candidates) == 7 and len(run.blank_test[0]) == 12
-    with pytest.raises(InputError, match="not a run folder"):
-        stored.load_run("0123456789ab")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,7 +26,10 @@ WITHOUT_REGIONS = (
     "test questions that hold a word of a training answer, each with another word and image; what the word names has "
     "no known region"
 )
-FLAT = "Each map is scaled from its lowest to its highest cell; the number below is its highest over its mean cell. "
+FLAT = (
+    "The word stands behind the arrow. Each map is scaled from its lowest to its highest cell; the number below is its "
+    "highest over its mean cell. "
+)
 NAMES = {"transport_plan": "transport plan", "attention": "attention", "gate": "gate"}
 STAGES = {"stage2": "stage 2", "finetune": "fine-tuned"}
 SCORED = {"model": ("o", BLUE, "the row's model, simultaneous 95% interval")}
@@ -43,24 +45,24 @@ class Column(NamedTuple):
 
 
 def local_alignment(scale: str) -> Drawn:
-    """Fig. 4: transport plan of the underlined word, without and with hard-negative mining (Table 2, rows 4 and 8)."""
+    """Fig. 4: transport plan of a word, without and with hard-negative mining (Table 2, rows 4 and 8)."""
     wanted = {"without mining": ("table2", "4"), "with mining": ("table2", "8")}
     columns = _columns(scale, "stage2", "transport_plan", wanted)
     name = columns[0].maps.data_set
     texts = f"reports of {name}" if columns[0].maps.coverage.any() else f"test questions of {dataset_name(name)}"
     caption = (
-        "Fig. 4 of the paper: the share of the underlined word's transported mass that each patch receives after "
+        "Fig. 4 of the paper: the share of a word's transported mass that each patch receives after "
         f"stage 2, {' and '.join(column.title for column in columns)}, in {texts} on which no model was trained. "
     )
     return _gallery(columns, caption, scale)
 
 
 def gated_attention(scale: str) -> Drawn:
-    """Fig. 5: attention of the underlined word to the patches, without and with the gate (Table 4, rows 5 and 6)."""
+    """Fig. 5: attention of a word to the patches, without and with the gate (Table 4, rows 5 and 6)."""
     wanted = {"without gate": ("table4", "5"), "with gate": ("table4", "6")}
     columns = _columns(scale, "finetune", "attention", wanted)
     caption = (
-        "Fig. 5 of the paper: attention of the underlined word to the patches in the last co-attention layer after "
+        "Fig. 5 of the paper: attention of a word to the patches in the last co-attention layer after "
         f"fine-tuning, {' and '.join(column.title for column in columns)}, and the gate's mean over channels. "
         f"Test questions of {dataset_name(columns[0].maps.data_set)}. "
     )
@@ -98,8 +100,10 @@ def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
         axis.set_title(title, fontsize="x-small", fontweight="normal", loc="center")
     plotted = []
     for place, (example, line) in enumerate(zip(first.examples, axes, strict=True)):
-        text = underlined(first.texts[example], first.words[example])
-        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize="small", labelpad=8)
+        text = textwrap.fill(" ".join(first.texts[example].split()), 24)
+        line[0].set_ylabel(
+            f"{text}\n→ {first.words[example]}", rotation=0, ha="right", va="center", fontsize="small", labelpad=8
+        )
         for axis in line:
             axis.imshow(first.pictures[place], cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
             axis.set(xticks=[], yticks=[])
@@ -137,10 +141,3 @@ def scores(scale: str) -> Drawn:
         f"they hold for all {len(found)} scores together (Bonferroni). Rows that share their runs are drawn once. "
     )
     return figure, found, caption + scale_note(scale)
-
-
-def underlined(text: str, word: str, width: int = 24) -> str:
-    """`text` in lines of at most `width` letters, the first `word` underlined by combining characters (U+0332)."""
-    lines = textwrap.fill(" ".join(text.split()), width)  # cut first: the underline doubles the letters
-    pattern = r"\s".join(re.escape(part) for part in word.split())
-    return re.sub(pattern, lambda found: re.sub(r"(\S)", "\\1\u0332", found[0]), lines, count=1)

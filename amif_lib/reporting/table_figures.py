@@ -38,13 +38,9 @@ def draw(table: Table) -> Drawn:
     shown["place"] = shown["row"].map(list(labels).index)
     shown = shown.sort_values(["average", "place"], ascending=[False, True], kind="stable")
     figure = figures.estimates(shown.assign(row=shown["row"].map(labels)), LOOKS)
-    for axis, (_, part) in zip(figure.axes, shown.groupby("dataset", sort=False), strict=True):
-        blind = part.loc[part["row"].str.startswith("question_only"), "accuracy"]
-        axis.vlines(blind, *axis.get_ylim(), color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
     caption = (
         f"{short_name(table.name)}: overall accuracy under the protocol paper, "
-        f"{figures.intervals(table.cells['n_seeds'])} Dashed: the full model trained and tested on blank images. "
-        f"{figures.scale_note(table.scale)}"
+        f"{figures.intervals(table.cells['n_seeds'])} {figures.scale_note(table.scale)}"
     )
     return figure, data, caption
 
