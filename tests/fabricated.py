@@ -47,10 +47,6 @@ TRAIN = [
     ("i5", "which side is the nodule on", "left", True),
 ]
 ANSWERS = ["ct", "left", "left lung", "mri", "no", "right", "yes"]
-PRETRAINED = {  # of the metrics of a pre-training
-    "teacher": {"mean_q_ii": 0.31, "effective_neighbours": 5.5, "held_out_retrieval_at_1": 0.42},
-    "collapse": {"row_token_cosine": 0.4, "plan_distance": 0.3, "verdict": "the plan says something"},
-}
 GOLD = [answer for _, _, answer, _ in TEST]
 
 
@@ -118,18 +114,13 @@ def _provenance() -> dict:
     return results.provenance(seconds=90.0)
 
 
-def write_run(
-    spec: RunSpec,
-    chosen: list[str] | None = None,
-    blank: list[str] | None = None,
-    metrics: dict | None = None,
-) -> Path:
+def write_run(spec: RunSpec, chosen: list[str] | None = None, blank: list[str] | None = None) -> Path:
     """A finished run folder; `chosen` are the fine-tuning's answers, `blank` those with blank or other images."""
     folder = spec.directory
     folder.mkdir(parents=True, exist_ok=True)
     write = {
         "spec.json": spec.model_dump(mode="json"),
-        "metrics.json": {"stage": spec.stage, "steps": 10, "train_time_s": 30.0, **(metrics or {})},
+        "metrics.json": {"stage": spec.stage, "steps": 10, "train_time_s": 30.0},
         "provenance.json": _provenance(),
     }
     for name, content in write.items():
@@ -160,7 +151,7 @@ def write_table(
         for run in row.runs:
             write_run(run, wrong_at(*positions), blank=wrong_at(*range(8)))
             for stage in run.lineage()[:-1]:
-                write_run(stage, metrics=PRETRAINED)
+                write_run(stage)
     for run in selection.blank_runs(name, scale):
         write_run(run, wrong_at(*range(9)))
     for head in selection.headlines(name, scale):

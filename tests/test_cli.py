@@ -129,16 +129,12 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[experiments.
     return runs
 
 
-def test_clean_leaves_runs_tables_data_and_committed_results(stored, tmp_path) -> None:
+def test_clean_leaves_runs_unless_asked_and_always_data_and_committed_results(stored, tmp_path) -> None:
     clean.main()
+    own = ("results/demo/tables/table4.csv", "results/demo/plan.json")
     assert all((run.directory / "metrics.json").is_file() for run in stored)
-    assert all(
-        (tmp_path / name).is_file() for name in (*KEPT, "results/demo/tables/table4.csv", "results/demo/plan.json")
-    )
+    assert all((tmp_path / name).is_file() for name in (*KEPT, *own))
     assert not any((tmp_path / name).exists() for name in CLEANED)
-
-
-def test_clean_runs_removes_all_runs_and_what_was_made_of_them(stored, tmp_path) -> None:
     clean.main(runs=True)
     assert not (tmp_path / "results/runs").exists() and not (tmp_path / "results/demo").exists()
     assert all((tmp_path / name).is_file() for name in KEPT)

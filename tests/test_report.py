@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
 import subprocess
 from html import unescape
-from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import matplotlib
@@ -43,7 +41,7 @@ def demo(tmp_path_factory):
                 wrong = {5, run.seed, *((0, 1, 3, 6) if row.row == "no_pretraining" else (8,))}
                 write_run(run, wrong_at(*wrong), blank=wrong_at(*range(8)))
                 for stage in run.lineage()[:-1]:
-                    write_run(stage, metrics=fabricated.PRETRAINED)
+                    write_run(stage)
         plan("table1", "table4")
         yield
 
@@ -56,29 +54,6 @@ def plan(*names: str) -> None:
     path.write_text(json.dumps({"selection": {}, "jobs": jobs}), encoding="utf-8")
 
 
-class Page(HTMLParser):
-    """Every tag with its attributes, and the text; each tag must be closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags, self.open, self.text = [], [], ""
-        self.feed(text)
-        assert self.open == [], f"not closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.open += [tag] if tag not in ("meta", "img", "br", "link") else []  # these have no end
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag: str, attribute: str) -> list[str]:
-        return [attributes[attribute] for name, attributes in self.tags if name == tag and attribute in attributes]
-
-
 @pytest.fixture(scope="module")
 def path(demo):
     return report.write("demo")
@@ -86,24 +61,15 @@ def path(demo):
 
 @pytest.fixture(scope="module")
 def page(path):
-    return Page(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
 
 
-def test_page_needs_nothing_else_and_every_link_resolves(page):
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
-    pictures = page.all("img", "src")
-    assert len(pictures) >= 3 and all(page.all("img", "alt"))
-    assert all(base64.b64decode(p.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG") for p in pictures)
-    links, ids = page.all("a", "href"), {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-    assert {link[1:] for link in links if link.startswith("#")} <= ids
-    assert all((paths.scale_dir("demo") / link).exists() for link in links if not link.startswith("#"))
-
-
-def test_page_begins_with_the_result_and_holds_scale_numbers_and_commit(page):
-    text = " ".join(page.text.split())
+def test_page_needs_nothing_else_and_begins_with_the_result(page):
+    assert not re.search(r"<(script|link|iframe)|src=\"(?!data:image/png;base64,)", page)
+    text = " ".join(unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)).split())
     first = text[text.index("Reproduction report") :]
     said = ("of 12 comparisons over 5 replicates", "The full model (AMiF) answers", "shown another case's image")
-    places = [first.find(part) for part in (*said[:3], "synthetic demo data; not comparable with the paper")]
+    places = [first.find(part) for part in (*said, "synthetic demo data; not comparable with the paper")]
     assert -1 not in places and places == sorted(places)
     commit = stored.load_run(required_runs("table4", "demo")[0]).commit
     assert f"Runs of commit {commit[:12]}" in text
@@ -112,8 +78,9 @@ def test_page_begins_with_the_result_and_holds_scale_numbers_and_commit(page):
     said += ("another case's image at test time only", "not by the paper's authors", "not for clinical use")
     assert [part for part in said if part not in text] == []
     parts = ["contrasts", "table1", "table4", "figures", "made", "conditions"]
-    assert [attributes["id"] for tag, attributes in page.tags if tag == "h2"] == parts
-    assert {f"#{name}" for name in parts} == {link for link in page.all("a", "href") if link.startswith("#")}
+    assert re.findall(r'<h2 id="(\w+)"', page) == parts and set(re.findall(r'href="#(\w+)"', page)) == set(parts)
+    links = re.findall(r'href="([^"#]+)"', page)
+    assert links and all((paths.scale_dir("demo") / link).exists() for link in links)
 
 
 def test_a_teaching_run_says_so(demo, monkeypatch):

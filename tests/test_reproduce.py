@@ -193,9 +193,6 @@ def test_a_live_call_is_not_disturbed(tmp_path: Path) -> None:
         (("--scale", "huge"), "SCALE=huge"),
         (("--rows", "99"), "ROWS: 99"),
         (("--machine", "cray"), "MACHINE=cray"),
-        (("--datasets", "slake"), "DATASETS: 'slake'"),
-        (("--seeds", "0"), "SEEDS=0"),
-        (("--tables", "table9"), "table 'table9'"),
         (("--scale", "small"), "data sets not found: medpix2, medpix2_questions, vqa_rad"),
     ],
 )

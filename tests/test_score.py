@@ -17,7 +17,7 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.experiments.predictions import PREDICTIONS, write_predictions
-from amif_lib.scoring import baselines, protocols, score, user_files
+from amif_lib.scoring import baselines, protocols, score
 from tests import tiny
 
 # A set in VQA-RAD's own file format: (qid, phrase_type, image, question, answer, answer_type). No image exists.
@@ -287,11 +287,6 @@ def test_questions_that_cannot_be_told_apart_are_left_out_and_said(made: Path) -
     assert cell(same.table, "predictions", "overall")[["n", "correct"]].tolist() == [6, 2]
     one = scored(write(made / "x.json", [r for r in records if r["pred"] != "answer 13"]))  # one record for the two
     assert cell(one.table, "predictions", "overall")["n"] == 4
-
-
-@pytest.mark.parametrize("value", [2, 2.0, "2", "2.0", " 2.00 "])
-def test_whole_numbers_are_one_thing(value: object) -> None:
-    assert user_files.whole(value) == "2" and user_files.whole("2.5") == "2.5"
 
 
 # --- the command and run folders ---

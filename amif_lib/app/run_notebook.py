@@ -134,15 +134,6 @@ def _with_small_pictures(notebook: str) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def explain(error: BaseException) -> str:
-    """What went wrong, for a terminal: the failing cell's code and traceback, or that the kernel died."""
-    from nbclient.exceptions import DeadKernelError
-
-    if isinstance(error, DeadKernelError):
-        return "the kernel ended without a message; most often the machine ran out of memory (see make doctor)"
-    return re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, 1 when a cell failed, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m amif_lib.app.run_notebook", description="Execute a notebook.")
@@ -150,9 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="where the executed copy goes")
     several = {"action": "append", "default": []}
     parser.add_argument("-p", dest="given", nargs=2, metavar=("KEY", "VALUE"), help="a declared parameter", **several)
-    parser.add_argument(
-        "--copy-to", type=Path, metavar="FOLDER", help="one more place for the executed copy", **several
-    )
+    parser.add_argument("--copy-to", type=Path, metavar="FOLDER", help="one more place for the copy", **several)
     options = parser.parse_args(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
     try:
@@ -163,8 +152,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:  # papermill, nbclient and the kernel raise many kinds; each is reported, none hidden
-        where = paths.shown(options.notebook)
-        print(f"error: {where}: {explain(error)}\nexecuted copy: {options.out}", file=sys.stderr)
+        said = re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")
+        if type(error).__name__ == "DeadKernelError":
+            said = "the kernel ended without a message; most often the machine ran out of memory (see make doctor)"
+        print(f"error: {paths.shown(options.notebook)}: {said}\nexecuted copy: {options.out}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -14,7 +14,7 @@ from amif_lib.reporting.table_lines import PAPER, Line
 from amif_lib.reporting.tables import Table
 from amif_lib.scoring import statistics
 
-INTERVAL, VERDICT = 3, 5  # the fewest replicates for an interval over them, and for a verdict
+VERDICT = 5  # the fewest replicates for a verdict; `statistics.contrast` gives an interval from 3 on
 COLUMNS = ["contrast", "outcome", "row", "against", "difference", "ci_low", "ci_high", "p", "p_holm", "detectable"]
 COLUMNS += ["standard_error", "df", "replicates", "n_questions", "finding", "scale"]
 METHOD = (
@@ -44,17 +44,12 @@ def contrasts(table: Table) -> pd.DataFrame:
                     parts.append((own - theirs, line.right(PAPER, split)[1]))
             if parts:
                 found = statistics.contrast(parts)
-                numbers = {
-                    "difference": 100 * found.value,
-                    "ci_low": 100 * found.low,
-                    "ci_high": 100 * found.high,
-                    "detectable": 100 * found.detectable,
-                    "standard_error": 100 * found.error,
-                    "replicates": len(parts[0][0]),
-                    "n_questions": sum(len(images) for _, images in parts),
-                }
-                about = {"contrast": named["name"], "outcome": split, "row": named["row"], "against": named["against"]}
-                out.append(about | numbers | {"p": found.p, "df": found.df, "scale": table.scale})
+                points = {"difference": found.value, "ci_low": found.low, "ci_high": found.high}
+                points |= {"detectable": found.detectable, "standard_error": found.error}
+                line = {"contrast": named["name"], "outcome": split, "row": named["row"], "against": named["against"]}
+                line |= {name: 100 * value for name, value in points.items()} | {"p": found.p, "df": found.df}
+                line |= {"replicates": len(parts[0][0]), "n_questions": sum(len(images) for _, images in parts)}
+                out.append(line | {"scale": table.scale})
     frame = pd.DataFrame(out, columns=COLUMNS)
     if len(frame):
         frame["p_holm"] = statistics.holm(frame["p"].where(frame["replicates"] >= VERDICT))
@@ -72,16 +67,13 @@ def per_replicate(line: Line, lines: list[Line], split: str) -> np.ndarray:
 
 
 def _finding(line: object) -> str:
-    if line.replicates < INTERVAL:
-        return "teaching run" if line.replicates == 1 else f"no interval from {line.replicates} replicates"
+    if line.replicates < VERDICT:
+        return "teaching run" if line.replicates == 1 else f"no verdict from {line.replicates} replicates"
     if np.isnan(line.standard_error):
         return "no difference in any replicate" if line.difference == 0 else "the same difference in every replicate"
-    if line.replicates < VERDICT:
-        return f"no verdict from {line.replicates} replicates"
     if line.p_holm < 0.05:
         return "higher" if line.difference > 0 else "lower"
-    reach = max(abs(line.ci_low), abs(line.ci_high))
-    return f"not shown; differences beyond ±{reach:.1f} points are excluded"
+    return f"not shown; differences beyond ±{max(abs(line.ci_low), abs(line.ci_high)):.1f} points are excluded"
 
 
 def sentence(found: pd.DataFrame) -> str:
@@ -96,10 +88,10 @@ def sentence(found: pd.DataFrame) -> str:
     shown = found[found["p_holm"] < 0.05]
     listed = "; ".join(f"{x.contrast}, {x.outcome} questions, {x.difference:+.1f} points" for x in shown.itertuples())
     said = f"{len(shown)} of {len(found)} comparisons over {replicates} replicates show a difference"
-    rest = found[(found["p_holm"] >= 0.05) & found["ci_low"].notna()]  # those that never differ have no interval
+    said += f": {listed}." if listed else "."
+    rest = found[found["finding"].str.startswith("not shown")]
     reach = rest[["ci_low", "ci_high"]].abs().max(axis=None)
-    others = f" For the {len(rest)} others with an interval, differences beyond ±{reach:.1f} points are excluded."
-    return f"{said}{': ' + listed if len(shown) else ''}.{others if len(rest) else ''}"
+    return f"{said} For {len(rest)} others, differences beyond ±{reach:.1f} points are excluded." if len(rest) else said
 
 
 def readable(found: pd.DataFrame) -> pd.DataFrame:
