@@ -122,7 +122,7 @@ def test_what_is_planned_and_missing_is_refused(monkeypatch, tmp_path):
 def test_settings_that_differ():
     got = report.settings_that_differ("small")
     found = got.set_index("setting")
-    assert found.loc["model.image_size"].tolist()[:3] == ["stage 1, stage 2, fine-tuning", "288", "128"]
+    assert found.loc["model.image_size"].tolist()[:3] == ["stage 1, stage 2, fine-tuning", "288", "160"]
     assert "60" in got[got["setting"] == "train.epochs"].set_index("stage").loc["fine-tuning"].tolist()
     assert report.settings_that_differ("paper").empty
 

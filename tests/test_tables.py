@@ -78,12 +78,12 @@ def test_delta_on_real_data_at_paper_scale_and_none_at_small(monkeypatch, tmp_pa
     assert cell(got, "hub", "closed")["delta"] == pytest.approx(100 - 87.25)
     assert np.isnan(cell(got, "hub", "overall", "strict@1")["delta"])
     assert np.isnan(cell(got, "hub", "closed", "paper/answer_type")["delta"])
-    write_table("table1", "small", {"minilm": (0,)})
+    write_table("table1", "small", {"lite0": (0,)})
     whole = tables.collect("table1", "small")
     rows = whole.cells[whole.cells["dataset"] == "vqa_rad"]
-    assert cell(rows, "minilm", "open")["paper"] == 72.00 and whole.cells["delta"].isna().all()
-    against = set(whole.tests[whole.tests["row"] == "minilm"]["against"])
-    assert {"question_only:minilm", "blank_at_test:minilm", "shuffled_at_test:minilm"} <= against
+    assert cell(rows, "lite0", "open")["paper"] == 72.00 and whole.cells["delta"].isna().all()
+    against = set(whole.tests[whole.tests["row"] == "lite0"]["against"])
+    assert {"question_only:lite0", "blank_at_test:lite0", "shuffled_at_test:lite0"} <= against
 
 
 def test_differences_by_hand(demo):
