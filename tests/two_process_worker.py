@@ -22,7 +22,7 @@ from amif_lib.objectives.distributed import agreed, gather_objects, own_rows, ra
 from amif_lib.training import predict
 from amif_lib.training.batches import share
 from amif_lib.training.gradient_cache import GradientCache
-from tests import tiny
+from tests import tiny, tiny_arl
 
 SAMPLES = 8
 QUESTIONS = 11
@@ -32,12 +32,17 @@ OBJECTIVES = {
     "stage1 of one view": {"global_intra": "text"},
     "stage2": {"weight_global": 0.5},
     "stage2 without a teacher": {"labels": "one_hot", "pair_positives": "image_text"},
+    "arl": {},
 }
 
 
 def pretraining_case(name: str) -> tuple[torch.nn.Module, PretrainingBatch]:
-    module = tiny.pretraining(name[:6], **OBJECTIVES[name])
-    part = tiny.batch(SAMPLES, teacher="without" not in name, step=10).map(lambda x: x[own_rows(SAMPLES)])
+    if name == "arl":
+        module, whole = tiny_arl.pretraining(), tiny_arl.batch(SAMPLES, step=10)
+    else:
+        module = tiny.pretraining(name[:6], **OBJECTIVES[name])
+        whole = tiny.batch(SAMPLES, teacher="without" not in name, step=10)
+    part = whole.map(lambda x: x[own_rows(SAMPLES)])
     longest = int(part.mask.sum(1).max())  # each process pads to its own longest text
     for key in ("ids", "mask", "copy_ids"):
         setattr(part, key, getattr(part, key)[:, :longest])

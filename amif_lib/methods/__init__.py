@@ -7,7 +7,7 @@ from types import ModuleType
 
 from amif_lib.core.errors import InputError
 
-METHODS = {"amif": "amif_lib.methods.amif"}
+METHODS = {"amif": "amif_lib.methods.amif", "arl": "amif_lib.methods.arl"}
 
 
 def settings(method: str) -> ModuleType:

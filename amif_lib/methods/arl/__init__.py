@@ -1,0 +1,78 @@
+"""ARL: align, reason and learn with medical knowledge. What training and stored runs ask of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from amif_lib.core.errors import InputError
+
+
+def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
+    """The knowledge that a run's reports name; `notes` gets what `metrics.json` says of it."""
+    from amif_lib.methods.arl.knowledge import gather_knowledge
+
+    found = gather_knowledge(spec, studies)
+    notes["knowledge"] = found.metrics
+    return found
+
+
+def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any], extras: Any = None) -> Any:
+    """The module of the run's stage with its starting weights; `notes` gets what `metrics.json` says of them."""
+    from amif_lib.methods.arl.network import Backbone
+    from amif_lib.methods.arl.pretraining import Pretraining
+    from amif_lib.networks import pretrained
+
+    if spec.stage == "finetune":
+        return _fine_tuning(spec, tokenizer, questions, notes)
+    arl = Backbone(spec.model, spec.knowledge, extras.graph, tokenizer)
+    arl.entity_encoder.table.weight.data.copy_(extras.table)
+    notes["weights"] = pretrained.load_towers(arl, spec.init.image, spec.init.text, tokenizer)
+    return Pretraining(arl, spec.objective, spec.seed, spec.data.text_length)
+
+
+def _fine_tuning(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any]) -> Any:
+    from amif_lib.methods.amif.finetune import FineTuning  # the loss of an answer, the same for all methods
+    from amif_lib.methods.arl.network import ARLForVQA, Backbone, stored_graph
+    from amif_lib.networks import pretrained, tokenizers
+
+    if spec.parent is None:
+        raise InputError("a fine-tuning of ARL has no parent, which brings the knowledge: give the pre-training's run")
+    folder, data = spec.parent.directory / "model", spec.data
+    classes = None
+    if spec.objective.answer_head == "classifier":  # as in the public code: the answers of all splits
+        answers = sorted({answer for question in questions for answer in question.answers})
+        classes = tokenizers.token_ids(tokenizer, answers, data.answer_length)
+        notes["classes"] = len({tuple(each) for each in classes})
+    arl = Backbone(spec.model, spec.knowledge, stored_graph(folder), tokenizer)
+    model = ARLForVQA(arl, data.question_length, data.answer_length, classes)
+    state = pretrained.read_state(folder)
+    notes["weights"] = [pretrained.load_into(arl, state, f"run {spec.parent.run_id}")]
+    if classes is None and spec.init.decoder != "random":
+        notes["weights"].append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
+    notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    return FineTuning(model)
+
+
+def save(module: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the weights of a stage's module, its configuration and the tokenizer to `folder`."""
+    from amif_lib.networks import pretrained
+
+    if hasattr(module, "model"):
+        module.model.save_pretrained(folder)
+    else:
+        pretrained.save(module.arl, {"architecture": "ARL"} | module.arl.config(), folder)
+        tokenizer.save_pretrained(folder)
+
+
+def model(folder: Path) -> Any:
+    """The fine-tuned network in `folder`, in evaluation mode on the CPU."""
+    from amif_lib.methods.arl.network import ARLForVQA
+
+    return ARLForVQA.from_pretrained(folder)
+
+
+def maps(run: Any) -> dict[str, Any] | None:
+    """None: patch maps are AMiF's."""
+    return None

@@ -1,0 +1,66 @@
+"""What pre-training knows of each study: the entities that its report names, and its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amif_lib.core import paths
+from amif_lib.data import knowledge_graph
+from amif_lib.data.knowledge_graph import KnowledgeGraph
+from amif_lib.data.manifests import sha256
+from amif_lib.data.records import Study, StudyImage
+from amif_lib.networks import entities
+from amif_lib.networks.pixels import keyed
+
+TRANSE = 2**31 + 2  # a stream of its own
+
+
+@dataclass
+class Knowledge:
+    """The graph of a run's reports, TransE's vectors of its E entities, and what each study says."""
+
+    graph: KnowledgeGraph
+    table: Tensor  # (E, k)
+    entities: dict[str, Tensor]  # of each study: which entities its report names, (E,) of 0 and 1
+    labels: dict[str, int]  # of each study: a number for the set of findings that its report affirms
+    folds: dict[str, int]  # of each study: all batches may mix
+    metrics: dict[str, Any]
+
+    def of(self, study: Study, shown: Sequence[StudyImage]) -> dict[str, Tensor]:
+        """What a batch needs of a study."""
+        label = torch.tensor(self.labels[study.study_id])
+        return {"entities": self.entities[study.study_id], "label": label}
+
+
+def gather_knowledge(spec: Any, studies: Sequence[Study]) -> Knowledge:
+    """Read the graph that `knowledge.source` names, and link every report.
+
+    Raises InputError where the knowledge cannot be used (`knowledge_graph.read`).
+    """
+    source = spec.knowledge.source
+    graph = knowledge_graph.read(source, [study.text for study in studies])
+    numbers = {entity: number for number, entity in enumerate(graph.entities)}
+    named, found, labels = {}, {}, {}
+    for study in studies:
+        mentions = graph.linker.link(study.text)
+        if spec.objective.negated_entities == "dropped":
+            mentions = knowledge_graph.affirmed(study.text, mentions)
+        own = sorted({numbers[mention.entity] for mention in mentions})
+        named[study.study_id] = torch.zeros(len(numbers)).index_fill(0, torch.tensor(own, dtype=torch.long), 1.0)
+        found[study.study_id] = knowledge_graph.findings(study.text)
+    known = {each: number for number, each in enumerate(sorted(set(found.values())))}
+    labels = {name: known[each] for name, each in found.items()}
+    triples, relations = torch.from_numpy(graph.triples), len(graph.relations)
+    generator = keyed(spec.seed, TRANSE)
+    table, moves = entities.transe(triples, len(graph.entities), relations, spec.knowledge.dim, generator)
+    metrics = {"entities": len(graph.entities), "relations": relations, "triples": len(triples)}
+    metrics |= {"triples_left_out": graph.left_out, "transe_mrr": entities.filtered_mrr(triples, table, moves)}
+    metrics |= {"entities_of_a_report": float(torch.stack(list(named.values())).sum(1).mean()), "labels": len(known)}
+    if source not in ("reports", "slake"):
+        metrics["file_sha256"] = sha256(paths.data_root() / source)
+    return Knowledge(graph, table, named, labels, dict.fromkeys(named, 0), metrics)

@@ -1,0 +1,254 @@
+"""ARL's network: two encoders, the entities of a knowledge graph, fusion that reasons with them, and answers.
+
+Shapes: B samples, p image patches (+1 [CLS]), t text tokens, d width; E entities of k dimensions, e of them in a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amif_lib.core.errors import InputError
+from amif_lib.data.knowledge_graph import KnowledgeGraph
+from amif_lib.methods.arl.settings import KnowledgeSpec
+from amif_lib.networks import pretrained, tokenizers
+from amif_lib.networks.answering import Answerer
+from amif_lib.networks.decoder import AnswerDecoder
+from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initialise
+from amif_lib.networks.entities import EntityEncoder, linked
+from amif_lib.networks.fusion import Attention, CoAttentionLayer, FeedForward
+from amif_lib.networks.rows import in_rows
+from amif_lib.networks.sizes import ModelSpec
+
+ENTITY_HEADS = 4
+
+
+class KnowledgeLayer(CoAttentionLayer):
+    """A text layer of the fusion beside which the text's entities look at each other and at the image."""
+
+    def __init__(self, width: int, heads: int, dropout: float, dim: int):
+        super().__init__(width, heads, dropout)
+        self.entity_self_attention = Attention(dim, ENTITY_HEADS, dropout)
+        self.entity_cross_attention = Attention(dim, ENTITY_HEADS, dropout)
+        self.entity_feed_forward = FeedForward(dim, dropout)
+        self.image_to_entity, self.entity_to_text = nn.Linear(width, dim), nn.Linear(dim, width)
+        self.injection, self.injection_norm = nn.Linear(width, width), nn.LayerNorm(width, eps=1e-12)
+        self.dropout = dropout
+
+    def with_entities(
+        self, text: Tensor, image: Tensor, mask: Tensor, z: Tensor, known: Tensor, spans: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """text (B, t, d), image (B, p+1, d), entities z (B, e, k), of which `known` (B, e) are there, on the tokens
+        `spans` (B, e, t) -> text (B, t, d) and entities (B, e, k)."""
+        z = self.entity_self_attention(z, mask=known)  # (B, e, k)
+        z = self.entity_cross_attention(z, self.image_to_entity(image))  # (B, e, k)
+        text = self.self_attention(text, mask=mask)  # (B, t, d)
+        text = self.cross_attention(text, image)  # (B, t, d)
+        named = spans.transpose(1, 2).to(z.dtype) @ self.entity_to_text(z)  # (B, t, e) x (B, e, d) -> (B, t, d)
+        mixed = F.dropout(self.injection(text + named), self.dropout, self.training)  # (B, t, d)
+        return self.feed_forward(self.injection_norm(text + mixed)), self.entity_feed_forward(z)
+
+
+class KnowledgeFusion(nn.Module):
+    """Co-attention of image and text in L layers, each reading the other's tokens of the layer before."""
+
+    def __init__(self, spec: ModelSpec, knowledge: KnowledgeSpec):
+        super().__init__()
+        sizes = (spec.width, spec.fusion_heads, spec.dropout)
+        self.inject = knowledge.inject
+        text_layer = (
+            (lambda: KnowledgeLayer(*sizes, knowledge.dim)) if self.inject else lambda: CoAttentionLayer(*sizes)
+        )
+        self.image_stream = nn.ModuleList(CoAttentionLayer(*sizes) for _ in range(spec.fusion_layers))
+        self.text_stream = nn.ModuleList(text_layer() for _ in range(spec.fusion_layers))
+        self.image_linear, self.text_linear = (nn.Linear(spec.width, spec.width) for _ in range(2))
+        self.type_embedding = nn.Embedding(2, spec.width)  # of text and image
+        initialise(self, spec.width)
+
+    @in_rows
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        mask: Tensor,
+        z: Tensor,
+        numbers: Tensor,
+        spans: Tensor,
+        layers: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """image (B, p+1, d) and text (B, t, d), fused by the first `layers`, or all: the same shapes.
+
+        z (B, e, k): vectors of the text's entities, whose `numbers` (B, e) are -1 where there is none; spans (B, e, t).
+        """
+        types = self.type_embedding.weight
+        image, text = self.image_linear(image) + types[1], self.text_linear(text) + types[0]
+        known = numbers >= 0  # (B, e)
+        spans = spans & known[..., None]  # (B, e, t)
+        known = torch.cat([torch.ones_like(known[:, :1]), known[:, 1:]], dim=1)  # softmax over nothing is not a number
+        streams = list(zip(self.image_stream, self.text_stream, strict=True))[:layers]
+        for image_layer, text_layer in streams:
+            before = image
+            image = image_layer(image, text, None, mask, None)  # (B, p+1, d)
+            if self.inject:
+                text, z = text_layer.with_entities(text, before, mask, z, known, spans)  # (B, t, d), (B, e, k)
+            else:
+                text = text_layer(text, before, mask, None, None)  # (B, t, d)
+        return image, text
+
+
+class Backbone(nn.Module):
+    """What pre-training hands on to fine-tuning: encoders, entities, fusion and the poolers of both modalities."""
+
+    def __init__(self, spec: ModelSpec, knowledge: KnowledgeSpec, graph: KnowledgeGraph, tokenizer: Any):
+        super().__init__()
+        self.spec, self.knowledge, self.graph, self.tokenizer = spec, knowledge, graph, tokenizer
+        self.image_encoder = ImageEncoder(spec)
+        self.text_encoder = TextEncoder(spec)
+        triples = torch.from_numpy(np.asarray(graph.triples))
+        self.entity_encoder = EntityEncoder(len(graph.entities), triples, knowledge.dim, dropout=spec.dropout)
+        self.fusion = KnowledgeFusion(spec, knowledge)
+        self.image_pooler, self.text_pooler = (nn.Linear(spec.width, spec.width) for _ in range(2))
+        self.number_of = {entity: number for number, entity in enumerate(graph.entities)}
+
+    def link(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Which entities the texts (B, t) name, and where: numbers (B, e) and spans (B, e, t)."""
+        return linked(self.graph.linker, self.number_of, self.tokenizer, ids, mask)
+
+    def fuse(
+        self,
+        image: Tensor,
+        text: Tensor,
+        mask: Tensor,
+        entities: Tensor,
+        named: tuple[Tensor, Tensor],
+        layers: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `KnowledgeFusion`, from all entities (E, k) and what `link` gives."""
+        numbers, spans = named
+        z = F.pad(entities, (0, 0, 0, 1))[numbers]  # (E + 1, k), the last one zero, at -1 -> (B, e, k)
+        return self.fusion(image, text, mask, z, numbers, spans, layers)
+
+    def pool(self, image: Tensor, text: Tensor) -> Tensor:
+        """One vector of both fused sides: (B, p+1, d), (B, t, d) -> (B, 2d)."""
+        return torch.cat([self.text_pooler(text[:, 0]).tanh(), self.image_pooler(image[:, 0]).tanh()], dim=-1)
+
+    def config(self) -> dict[str, Any]:
+        """What `config.json` says: sizes, and the knowledge itself."""
+        graph = {"entities": self.graph.entities, "relations": self.graph.relations, "words": self.graph.words}
+        graph |= {"triples": np.asarray(self.graph.triples).tolist()}
+        return {"model": self.spec.model_dump(), "knowledge": self.knowledge.model_dump(), "graph": graph}
+
+
+def stored_graph(folder: Path) -> KnowledgeGraph:
+    """The knowledge that a stored network was trained with."""
+    content = pretrained.config(folder).get("graph")
+    if not isinstance(content, dict):
+        raise InputError(f"{folder / 'config.json'}: no knowledge graph; give the model/ folder of a run of ARL")
+    entities, relations = tuple(content["entities"]), tuple(content["relations"])
+    return KnowledgeGraph(entities, relations, np.array(content["triples"]), content["words"])
+
+
+class ARLForVQA(Answerer):
+    """ARL answers questions: from all fused tokens by the kit's answer decoder, or by ARL's own classes."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        question_length: int = 32,
+        answer_length: int = 32,
+        classes: Sequence[Sequence[int]] | None = None,
+    ):
+        super().__init__()
+        self.spec, self.tokenizer, self.arl = backbone.spec, backbone.tokenizer, backbone
+        self.question_length, self.answer_length = question_length, answer_length
+        spec = self.spec
+        if classes is None:
+            layers, heads = (spec.decoder_layers, spec.decoder_cross_layers), (spec.text_heads, spec.text_positions)
+            self.decoder = AnswerDecoder(spec.vocab_size, spec.width, *layers, *heads, spec.dropout)
+            initialise(self.decoder, spec.width)
+        else:
+            self.decoder = Classifier(spec.width, classes)
+
+    def encode(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, 3, H, W), question ids and mask (B, t) -> fused tokens (B, p+1+t, d) and their mask."""
+        image = self.arl.image_encoder(images).expand(len(ids), -1, -1)  # (B, p+1, d); a blank one serves all
+        text = self.arl.text_encoder(ids, mask)  # (B, t, d)
+        entities = self.arl.entity_encoder()  # (E, k)
+        image, text = self.arl.fuse(image, text, mask, entities, self.arl.link(ids, mask))
+        return torch.cat([image, text], dim=1), torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
+
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
+        """Loss of each answer (B,): its language-modelling loss, or the classes' binary cross-entropy."""
+        if not isinstance(self.decoder, Classifier):
+            return super().forward(images, ids, mask, answers, answer_mask)
+        right = self.decoder.number([row[real].tolist() for row, real in zip(answers, answer_mask, strict=True)])
+        logits = self.logits(self.encode(images, ids, mask)[0])  # (B, A)
+        target = F.one_hot(right.to(logits.device), logits.shape[1]).float()  # (B, A)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
+
+    def logits(self, memory: Tensor) -> Tensor:
+        """Of each class, from the fused tokens: (B, p+1+t, d) -> (B, A)."""
+        patches = (self.spec.image_size // self.spec.patch_size) ** 2
+        return self.decoder(self.arl.pool(memory, memory[:, patches + 1 :])).float()
+
+    def score(self, memory: Tensor, memory_mask: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
+        """Log-likelihoods (B, K) of K answers given as token ids, from what `encode` gives."""
+        if not isinstance(self.decoder, Classifier):
+            return super().score(memory, memory_mask, answers)
+        return F.logsigmoid(self.logits(memory))[:, self.decoder.number(answers)]  # (B, A) -> (B, K)
+
+    def write(self, memory: Tensor, memory_mask: Tensor) -> list[str]:
+        """The answers (B,) that the decoder writes, or the likeliest classes, from what `encode` gives."""
+        if not isinstance(self.decoder, Classifier):
+            return super().write(memory, memory_mask)
+        best = self.logits(memory).argmax(1)  # (B,)
+        return [tokenizers.decode(self.tokenizer, self.decoder.classes[i]) for i in best.tolist()]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write weights, `config.json` and the tokenizer to `folder`."""
+        content = {"architecture": "ARLForVQA", "question_length": self.question_length}
+        content |= {"answer_length": self.answer_length, "classes": getattr(self.decoder, "classes", None)}
+        pretrained.save(self, content | self.arl.config(), folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> ARLForVQA:
+        """Load from a folder written by `save_pretrained`. Returned in evaluation mode."""
+        content, tokenizer = pretrained.config(folder), tokenizers.load(folder)
+        if content.get("architecture") != "ARLForVQA":
+            found = content.get("architecture")
+            raise InputError(f"{folder / 'config.json'}: architecture is {found!r}; give a fine-tuning of ARL")
+        spec, knowledge = ModelSpec(**content["model"]), KnowledgeSpec(**content["knowledge"])
+        lengths = {name: content[name] for name in ("question_length", "answer_length", "classes")}
+        model = cls(Backbone(spec, knowledge, stored_graph(folder), tokenizer), **lengths)
+        pretrained.load_into(model, pretrained.read_state(folder), str(folder))
+        return model.eval()
+
+
+class Classifier(nn.Module):
+    """ARL's own head: one output for each of A answers, given as token ids."""
+
+    def __init__(self, width: int, classes: Sequence[Sequence[int]]):
+        super().__init__()
+        self.classes = [list(each) for each in dict.fromkeys(map(tuple, classes))]
+        self.number_of = {tuple(each): number for number, each in enumerate(self.classes)}
+        joint = 2 * width
+        layers = (nn.Linear(joint, joint), nn.LayerNorm(joint), nn.GELU(), nn.Linear(joint, len(self.classes)))
+        self.layers = nn.Sequential(*layers)
+        initialise(self, width)
+
+    def forward(self, joint: Tensor) -> Tensor:
+        return self.layers(joint)  # (B, 2d) -> (B, A)
+
+    def number(self, answers: Sequence[Sequence[int]]) -> Tensor:
+        """The classes (K,) of answers given as token ids. Raises InputError for one that is no class."""
+        try:
+            return torch.tensor([self.number_of[tuple(answer)] for answer in answers])
+        except KeyError:
+            raise InputError(f"an answer is none of the {len(self.classes)} classes; answer_head: decoder") from None

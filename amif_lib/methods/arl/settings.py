@@ -1,0 +1,66 @@
+"""ARL's own settings (`objective` and `knowledge` of a run), and what each stage does not read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from amif_lib.core.settings import Strict
+
+
+class ObjectiveSpec(Strict):
+    """Pre-training's losses, and how a fine-tuned network answers."""
+
+    weight_mlm: float = Field(1.0, ge=0, description="weight of masked language modelling, whole entities masked")
+    weight_mim: float = Field(1.0, ge=0, description="weight of masked image modelling")
+    weight_itm: float = Field(0.1, ge=0, description="weight of image-text matching")
+    weight_align: float = Field(1.0, ge=0, description="weight of the alignment of image and text through knowledge")
+    negated_entities: Literal["kept", "dropped"] = Field(
+        "kept", description="whether a report that denies a finding counts as naming it, in the alignment of images"
+    )
+    answer_head: Literal["decoder", "classifier"] = Field(
+        "decoder", description="fine-tuning: the answer decoder of all methods, or ARL's own classes, the set's answers"
+    )
+
+    def reads_both_views(self, stage: str) -> bool:
+        """Whether a stage reads both views of a study; else only the drawn one is made."""
+        return False
+
+
+class KnowledgeSpec(Strict):
+    """Where entities come from, and whether the fusion reads them."""
+
+    source: str = Field(
+        "reports",
+        description="triples of the reports themselves, `slake` (its folder KG), or a file under DATA_ROOT: head, "
+        "relation and tail with tabs between",
+    )
+    dim: int = Field(256, gt=0, multiple_of=32, description="dimension of an entity's vector; ARL has 256")
+    inject: bool = Field(True, description="False: fusion without the stream of entities")
+
+
+SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "knowledge": KnowledgeSpec}
+STAGES = ("pretrain", "finetune")
+
+
+def _names(section: str, names: str) -> set[str]:
+    return {f"{section}.{name}" for name in names.split()}
+
+
+# Settings that only one of the stages reads; see methods/amif/settings.py.
+STARTING = _names("init", "image text tokenizer vocabulary") | {"data.tokenizer_questions"}  # runs without a parent
+PRETRAINING = _names("objective", "weight_mlm weight_mim weight_itm weight_align negated_entities")
+PRETRAINING |= {"data.text_length", "model.projection_dim"}
+PRETRAINING |= _names("data", "pretrain decontaminate_against decontaminate_absent repeated_articles max_studies")
+ANSWERING = _names("data", "questions training_file language augment_questions max_questions blank_images")
+ANSWERING |= _names("data", "question_length answer_length") | {"objective.answer_head", "init.decoder"}
+ANSWERING |= _names("model", "decoder_layers decoder_cross_layers")
+
+
+def not_read(run: Any) -> set[str]:
+    """Dotted settings of a run that its stage does not read."""
+    if run.stage == "pretrain":
+        return ANSWERING | {"model.projection_dim"}
+    decoder = {"init.decoder"} | _names("model", "decoder_layers decoder_cross_layers")
+    return STARTING | PRETRAINING | (decoder if run.objective.answer_head == "classifier" else set())
