@@ -107,10 +107,10 @@ def test_a_turned_camera_gives_an_upright_picture_at_any_scale(tmp_path: Path, o
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_truncated_missing_and_false_images_are_named(tmp_path: Path, suffix: str) -> None:
-    good, cut, text, empty, gone = (tmp_path / f"{name}.{suffix}" for name in ("good", "cut", "text", "void", "none"))
+    cut, text, empty, gone = (tmp_path / f"{name}.{suffix}" for name in ("cut", "text", "void", "none"))
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    Image.fromarray(noise).save(good)
-    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    Image.fromarray(noise).save(cut)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     text.write_text("<html>not found</html>", encoding="utf-8")
     empty.touch()
     said = {cut: "truncated", text: "not an image", empty: "empty file; fetch it again", gone: "No such file"}
@@ -118,7 +118,6 @@ def test_truncated_missing_and_false_images_are_named(tmp_path: Path, suffix: st
         with pytest.raises(InputError, match=message) as caught:
             images.load_rgb(path)
         assert path.name in str(caught.value) and "\n" not in str(caught.value)
-    assert images.trouble(good) == "" and "truncated" in images.trouble(cut) and cut.name not in images.trouble(cut)
 
 
 def test_what_would_not_fit_into_memory_is_refused(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ import pandas as pd
 from amif_lib.core import paths, progress
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, write_text
-from amif_lib.data import images, load, manifests
+from amif_lib.data import load, manifests
 from amif_lib.data.manifests import FileEntry, Manifest, TreeEntry
 
-IMAGES = "images decode"  # the item that may be `partial`
 Found = tuple[str, str]  # status, detail
 
 
@@ -23,17 +22,16 @@ def check(data_sets: Iterable[str]) -> pd.DataFrame:
     """Compare data sets on disk with their manifests: one line per file, tree and count.
 
     Columns `data_set, item, status, detail`; status is `ok`, `missing`, `changed`, `partial` (some files of a tree are
-    absent, or up to `images.MOST_BAD` of the images, of training alone, cannot be decoded) or `needs credential`.
-    Nothing is raised for data that is absent or wrong: the table says it. Every image that a record names is decoded;
-    those that cannot be are listed in `.amif/check/<set>.txt` beside the data.
+    absent) or `needs credential`. Nothing is raised for data that is absent or wrong: the table says it. Images are
+    decoded when they are prepared for training (`store`), not here.
     """
     rows = [(name, item, *found) for name in data_sets for item, found in _lines(manifests.load(name))]
     return pd.DataFrame(rows, columns=["data_set", "item", "status", "detail"])
 
 
 def require(checked: pd.DataFrame) -> None:
-    """Raise InputError for the first line of a `check` that forbids training: all but `ok` and `partial` images."""
-    wrong = checked[(checked["status"] != "ok") & ((checked["item"] != IMAGES) | (checked["status"] != "partial"))]
+    """Raise InputError for the first line of a `check` that is not ok."""
+    wrong = checked[checked["status"] != "ok"]
     for name, item, status, detail in wrong.itertuples(index=False):
         raise InputError(
             f"data set {name}: {item} is {status}: {detail}; complete or replace it, or, if you changed it on purpose, "
@@ -72,11 +70,13 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, Found]]:
     yield from ((entry.path, _tree(entry, folder / entry.path)) for entry in manifest.trees)
     try:
         yield from _counts(manifest)
-        yield IMAGES, _images(manifest)
+        yield "images of records", ("ok", f"{len(load.image_paths(manifest.name))} files, all there")
     except InputError as error:
         said = str(error)
-        if manifests.is_credentialed(manifest.name):  # which names a patient's file
-            said = f"cannot be read; see {_listed(manifest.name, [said])}"
+        if manifests.is_credentialed(manifest.name):  # it names a patient's file
+            file = manifests.derived_folder(manifest.name) / "check" / f"{manifest.name}.txt"
+            write_text(file, f"{said}\n", PREPARED)
+            said = f"cannot be read; see {paths.shown(file)}"
         yield "records", ("changed", said)
 
 
@@ -120,27 +120,3 @@ def _counts(manifest: Manifest) -> Iterator[tuple[str, Found]]:
             number = found.get(split.name, {}).get(key, 0)
             status = "ok" if (1 - split.shortfall) * expected <= number <= expected else "changed"
             yield f"{split.name}: {key}", (status, f"{number}" + f", expected {expected}" * (number != expected))
-
-
-def _images(manifest: Manifest) -> Found:
-    """Decode all images. `partial`: training can leave the bad ones out; what is evaluated on must be whole."""
-    name, evaluated = manifest.name, set()
-    if manifest.role == "questions":
-        evaluated = {question.image_path for question in load.load_questions(name) if question.split != "train"}
-    files = load.image_paths(name)
-    reasons = zip(files, images.in_parallel(images.trouble, files, f"{name}: decoding"), strict=True)
-    bad = {path: reason for path, reason in reasons if reason}
-    if not bad:
-        return "ok", f"{len(files)} images"
-    said = f"{len(bad)} of {len(files)} images cannot be decoded"
-    if needed := len(evaluated & set(bad)):
-        said += f", {needed} of validation or test questions"
-    listed = _listed(name, [f"{path} ({reason})" for path, reason in bad.items()])
-    return "changed" if needed or len(bad) > images.MOST_BAD * len(files) else "partial", f"{said}; see {listed}"
-
-
-def _listed(name: str, lines: list[str]) -> str:
-    """The file beside the data that names what is wrong."""
-    file = manifests.derived_folder(name) / "check" / f"{name}.txt"
-    write_text(file, "\n".join(lines) + "\n", PREPARED)
-    return paths.shown(file)

@@ -29,7 +29,6 @@ TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces that arrive
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, shutil.ReadError, zlib.error, EOFError, RuntimeError)
 WHY = {
     "credentialed": "credentialed data, not downloaded by this kit",
-    "form": "its publisher asks for a form, which this kit does not fill in",
     "per-article": "its images come from many articles, and this kit does not download them in bulk",
 }
 

@@ -151,12 +151,3 @@ def in_parallel(function: Callable[[Item], Made], items: Sequence[Item], descrip
                 yield made
                 bar.step()
     bar.close()
-
-
-def trouble(path: Path) -> str:
-    """Why an image file cannot be decoded, without naming it; empty where it can."""
-    try:
-        decode(path.read_bytes())
-    except (OSError, UnreadableImage) as error:
-        return reason(error)
-    return ""

@@ -93,7 +93,7 @@ class Download(Entry):
 
 
 class Access(Entry):
-    level: Literal["open", "form", "credentialed", "per-article", "generated"]
+    level: Literal["open", "credentialed", "per-article", "generated"]
     steps: tuple[str, ...] = ()
     env_vars: tuple[str, ...] = ()  # that say where the set lies
 
@@ -154,11 +154,8 @@ def names() -> list[str]:
 
 @lru_cache
 def load(name: str) -> Manifest:
-    """The manifest of a data set.
-
-    Raises:
-        InputError: no such manifest, unknown key or wrong value; names the file and the field.
-    """
+    """The manifest of a data set. Raises InputError where it is absent, has an unknown key or a wrong value; names
+    the file and the field."""
     path = paths.MANIFESTS / f"{name}.yaml"
     if name not in names():
         raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(names())}")
@@ -188,11 +185,8 @@ def folder_of(manifest: Manifest) -> Path:
 
 
 def location(name: str) -> Path:
-    """The set's folder; a generated set that is absent or of other settings is generated first.
-
-    Raises:
-        InputError: the folder is absent; says what to set or where to get the data.
-    """
+    """The set's folder; a generated set that is absent or of other settings is generated first. Raises InputError where
+    the folder is absent; says what to set or where to get the data."""
     manifest = load(name)
     folder = folder_of(manifest)
     if made := manifest.generator:
@@ -221,11 +215,8 @@ def form_on_disk(manifest: Manifest) -> Manifest:
 
 
 def data_digest(name: str) -> str:
-    """Digest of what the manifest says about the data itself (checksums, counts, generator), not about licences.
-
-    Of a set with alternative forms, that of the form on this machine, since other files give other results; under
-    FROM=reference that of the main form, which the reference was made with.
-    """
+    """Digest of what the manifest says about the data itself (`DATA_FIELDS`), in the form on this machine, since other
+    files give other results; under FROM=reference in the main form, which the reference was made with."""
     form = load(name) if paths.from_reference() else form_on_disk(load(name))
     return digest(form.model_dump(mode="json", include=DATA_FIELDS, exclude_defaults=True))
 
@@ -270,10 +261,7 @@ def folder_for(wanted: Path, *, images: Iterable[str] = (), texts: Iterable[str]
 
 
 def notice(data_sets: Collection[str]) -> str:
-    """What must be known before weights trained on these sets are passed on; empty where every set allows it.
-
-    A vocabulary fitted on texts, stored knowledge and predictions repeat the texts of the sets behind a run.
-    """
+    """What must be known before weights trained on these sets are passed on; empty where every set allows it."""
     bound = map(load, sorted({*withheld(data_sets, "images"), *withheld(data_sets, "texts")}))
     lines = "".join(f"- {manifest.title}: {manifest.licence.text}\n" for manifest in bound)
     return lines and (

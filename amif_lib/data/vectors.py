@@ -35,21 +35,19 @@ def read(path: Path, keys: Sequence[Key]) -> np.ndarray:
     try:
         frame = pd.read_parquet(path, columns=["kind", "id", "vector"])
         found = dict(zip(zip(frame["kind"], frame["id"], strict=True), frame["vector"], strict=True))
-        if missing := [key for key in keys if key not in found]:
-            what = f"no vector of {' '.join(map(repr, missing[0]))} ({len(missing)} of {len(keys)} are missing)"
-            raise InputError(f"{where}: {what}; write one for every sample")
-        vectors = np.stack([found[key] for key in keys]).astype(np.float64)  # (n, e)
+        missing = [key for key in keys if key not in found]
+        vectors = np.stack([found[key] for key in keys if key in found] or [[0.0]]).astype(np.float64)  # (n, e)
     except FileNotFoundError:
         raise InputError(f"{where}: no such file; write {form}, or set DATA_ROOT to its folder") from None
     except (pa.ArrowException, OSError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{where}: not {form}: {' '.join(str(error).split())[:100]}") from None
+    if missing:
+        what = f"no vector of {' '.join(map(repr, missing[0]))} ({len(missing)} of {len(keys)} are missing)"
+        raise InputError(f"{where}: {what}; write one for every sample")
     if len(twice := frame[frame.duplicated(["kind", "id"])]):
         raise InputError(f"{where}: {twice['kind'].iloc[0]} {twice['id'].iloc[0]!r} occurs twice; keep one")
     lengths = np.linalg.norm(vectors, axis=1)
     if len(wrong := np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))):
-        raise InputError(
-            f"{where}: the vector of {' '.join(map(repr, keys[wrong[0]]))} is zero or not finite; embed it again"
-        )
+        said = f"the vector of {' '.join(map(repr, keys[wrong[0]]))} is zero or not finite"
+        raise InputError(f"{where}: {said}; embed it again")
     return (vectors / lengths[:, None]).astype(np.float32)
