@@ -12,6 +12,7 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
@@ -174,7 +175,7 @@ def test_nothing_stored_is_an_error_unless_allowed(monkeypatch, tmp_path, capsys
     with pytest.raises(InputError, match="no figure can be drawn; train its runs first"):
         figure_set.draw_all("demo")
     assert capsys.readouterr().out.count("left out: ") == len(FIGURES)
-    assert figure_set.main("demo", allow_none=True) == 0
+    assert cli.main(["figures", "--allow-none"]) == 0
     assert pd.read_csv(tmp_path / "demo" / "figures" / figure_set.INDEX).empty
 
 

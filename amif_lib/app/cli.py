@@ -149,10 +149,16 @@ def _execute(notebook: str, scale: str, *given: str) -> int:
 
 
 def figures(scale: str, allow_none: bool, notebook: bool) -> int:
+    import matplotlib
+
     from amif_lib.reporting import figure_set
 
-    status, source = figure_set.main(scale, allow_none), os.environ.get("FROM") or "runs"
-    return status or (_execute("20_attention_and_transport_maps", scale, "-p", "source", source) if notebook else 0)
+    matplotlib.use("Agg")  # no window
+    for path in figure_set.draw_all(scale, allow_none=allow_none):
+        if path.suffix in (".png", ".csv"):
+            print(paths.shown(path))
+    source = os.environ.get("FROM") or "runs"
+    return _execute("20_attention_and_transport_maps", scale, "-p", "source", source) if notebook else 0
 
 
 def report(scale: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -62,15 +61,6 @@ def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -
         index = pd.DataFrame(captions.items(), columns=["figure", "caption"])
         files.write_text(folder / INDEX, index.to_csv(index=False, lineterminator="\n"))
     return written
-
-
-def main(scale: str, allow_none: bool = False) -> int:
-    """`python -m amif_lib figures`; with `allow_none` runs that allow no figure are no error."""
-    mpl.use("Agg")
-    for path in draw_all(scale, allow_none=allow_none):
-        if path.suffix in (".png", ".csv"):
-            print(paths.shown(path))
-    return 0
 
 
 def lambda_curve(cells: pd.DataFrame) -> Drawn:
