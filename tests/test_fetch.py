@@ -125,20 +125,13 @@ def test_make_data_fetches_unpacks_and_checks_once(tiny: Tiny, capsys: pytest.Ca
     assert "data check: 7 of 7 ok" in said
     assert tiny.files() == WHOLE and [path.name for path in tiny.home.glob(".*")] == []  # no archive, nothing half-done
 
-    asked = len(tiny.web.seen)
+    asked, own = len(tiny.web.seen), tiny.home / ANNOTATIONS
     assert make_data() == 0 and len(tiny.web.seen) == asked
     assert "nothing: it is there" in capsys.readouterr().out
     shutil.rmtree(tiny.home / IMAGES)
-    assert make_data() == 0 and tiny.web.seen[asked:] == ["/images.zip"] and tiny.files() == WHOLE
-
-
-def test_what_is_there_is_not_overwritten(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.home.mkdir(parents=True)
-    own = tiny.home / ANNOTATIONS
-    own.write_bytes(b"[]")  # mine
-    assert make_data() == 1
-    assert f"{ANNOTATIONS} is changed: 2 bytes" in capsys.readouterr().err
-    assert own.read_bytes() == b"[]" and "/annotations" not in tiny.web.seen
+    own.write_bytes(b"[]")  # what is there is not overwritten
+    assert make_data() == 1 and tiny.web.seen[asked:] == ["/images.zip"] and tiny.files() == WHOLE
+    assert own.read_bytes() == b"[]" and f"{ANNOTATIONS} is changed: 2 bytes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["images.zip", "images.tar.gz"])

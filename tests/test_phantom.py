@@ -13,12 +13,10 @@ import pytest
 from PIL import Image
 
 from amif_lib.data import manifests
-from amif_lib.data.readers import mimic_cxr
 from amif_lib.data.records import Question, Study
 from amif_lib.phantom import generate as phantom
 from amif_lib.phantom.drawing import KINDS_OF, LABELS
 from amif_lib.phantom.questions import WORDS_ZH
-from amif_lib.phantom.shapes import COLOURS
 
 SIZE = 80
 COUNTS = {
@@ -152,8 +150,6 @@ def test_reports_state_what_is_there_and_deny_only_what_is_not(sets: dict[str, P
             assert kind not in kinds or word in text, text
         assert "_" not in text and "indication" not in text and len(study.images) == len(case["views"])
     assert all(hits[kind] for kind in denied)
-    kinds = Counter(tuple(mimic_cxr.sections(path.read_text(encoding="utf-8"))) for path in root.rglob("s*.txt"))
-    assert kinds["findings", "impression"] > 80 and kinds["text",] and kinds["impression",] and kinds["findings",]
 
 
 @pytest.mark.parametrize("kind", ["roco", "medicat"])
@@ -179,21 +175,6 @@ def test_captions_say_what_the_cases_hold(sets: dict[str, Path], kind: str) -> N
         assert not lower.startswith("fig") and text == " ".join(text.split())
     assert all(seen[name] for name in words)
     assert max(Counter(s.group_id for s in studies).values()) == 2
-
-
-def test_shapes_show_what_their_captions_say(sets: dict[str, Path]) -> None:
-    latents, numbers = load(sets["shapes"] / "latents.json"), {}
-    for study in read(sets["shapes"], "shapes"):
-        drawn = latents[study.study_id]
-        pixels = np.asarray(Image.open(study.images[0].path), float)  # (S, S, 3)
-        for entry in drawn["shapes"]:
-            assert f"{entry['size']} {entry['colour']} {entry['shape']} in the {entry['place']}" in study.text
-            x, y = (int(SIZE * value) for value in entry["centre"])
-            middle = pixels[y - 1 : y + 2, x - 1 : x + 2].mean(axis=(0, 1))
-            assert np.abs(middle - COLOURS[entry["colour"]]).max() < 45
-        assert drawn["ground"] in study.text
-        numbers[len(drawn["shapes"])] = study.text.split()[0]
-    assert numbers == {1: "One", 2: "Two", 3: "Three"}
 
 
 # --- question sets ---------------------------------------------------------------------------------------------------

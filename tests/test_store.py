@@ -139,10 +139,7 @@ def test_the_image_of_a_test_question_may_not_be_missing(root: Path, monkeypatch
         store.usable("vqa_rad", 36, questions)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_full_disk_or_an_interruption_leaves_nothing_half_made(
-    root: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_a_full_disk_leaves_nothing_half_made(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_set(root, 300, (12, 10))
     studies = load.load_studies("medpix2")
     plain, written = ArrowWriter.write, []
@@ -150,15 +147,13 @@ def test_a_full_disk_or_an_interruption_leaves_nothing_half_made(
     def full(self: ArrowWriter, *arguments: object) -> None:
         written.append(1)
         if len(written) == 200:
-            raise error
+            raise OSError(errno.ENOSPC, "No space left on device")
         plain(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(ArrowWriter, "write", full)
-        with pytest.raises((InputError, KeyboardInterrupt)) as caught:
+        with pytest.raises(InputError, match=r"No space left on device\); set AMIF_PREPARED"):
             store.ensure("medpix2", 8, studies)
-    if isinstance(error, OSError):
-        assert "No space left on device); set AMIF_PREPARED" in str(caught.value)
     assert [path.name for path in (root / ".amif" / "store" / "medpix2").iterdir()] == [".lock"]
     assert len(store.listed(store.ensure("medpix2", 8, studies))) == 300
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,7 @@ MAX_BITS = 4
 PROTECTED_SPLITS = dict.fromkeys(("slake", "pathvqa"), ("test",)) | dict.fromkeys(
     ("vqa_med_2019", "medpix2_questions"), ("val", "test")
 )
-SYNPIC = re.compile(r"synpic\d+", re.IGNORECASE)
+SYNPIC = re.compile(r"synpic\d+")
 COUNTS = ("data_set", "kept_out", "not_on_disk", "shared_ids", "alike_by_hash", "shared_pictures", "groups_dropped",
           "images_dropped", "groups_left", "images_left")  # fmt: skip
 COLUMNS = ("data_set", "protected_set", "group_id", "image", "protected_image", "same_id", "dhash_bits", "phash_bits")
@@ -159,13 +160,11 @@ def alike_pairs(own: np.ndarray, other: np.ndarray, block: int = 4_000_000) -> I
 
 def same_ids(own: Sequence[Path], other: Sequence[Path]) -> Iterator[tuple[int, int]]:
     """Index pairs of files that carry the same MedPix id."""
-    by_id: dict[str, list[int]] = {}
-    for j, path in enumerate(other):
-        if found := SYNPIC.search(path.stem):
-            by_id.setdefault(found[0].lower(), []).append(j)
-    for i, path in enumerate(own):
-        if found := SYNPIC.search(path.stem):
-            yield from ((i, j) for j in by_id.get(found[0].lower(), ()))
+    first, second = ([SYNPIC.search(path.stem.lower()) for path in files] for files in (own, other))
+    by_id: dict[str, list[int]] = defaultdict(list)
+    for j in (j for j, found in enumerate(second) if found):
+        by_id[second[j][0]].append(j)
+    yield from ((i, j) for i, found in enumerate(first) if found for j in by_id[found[0]])
 
 
 def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> list[Study]:

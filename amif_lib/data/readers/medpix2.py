@@ -73,21 +73,11 @@ def _official(root: Path, layout: Mapping[str, str]) -> Iterator[tuple[str, Reco
         rows = [(one, one["Description"]) for one in files.read_json(source)]
         for record, about in sorted(rows, key=lambda row: (row[0]["U_id"], row[0]["image"])):
             case, image = record["U_id"], record["image"]
-            yield (
-                paths.shown(source),
-                {
-                    "case_id": case,
-                    "image_id": image,
-                    "file": f"{layout['images']}/{image}.png",
-                    "split": splits[case],
-                    "caption": about.get("Caption"),
-                    "plane": about.get("Plane"),
-                    "modality": about.get("Modality"),
-                    "location": record.get("Location"),
-                    "type": record.get("Type"),
-                    "case_findings": findings[case],
-                },
-            )
+            described = {key.lower(): about.get(key) for key in ("Caption", "Plane", "Modality")}
+            described |= {"location": record.get("Location"), "case_findings": findings[case]}
+            file = f"{layout['images']}/{image}.png"
+            known = {"case_id": case, "image_id": image, "file": file, "split": splits[case]}
+            yield paths.shown(source), known | described
     except (KeyError, TypeError, AttributeError) as error:
         said = f"{paths.shown(source)} with {cases.name} and {layout['splits']}/"
         raise InputError(f"{said}: a record lacks {error}, or a case has no split; fetch the files again") from None
