@@ -190,6 +190,30 @@ def test_padding_changes_no_loss(task):
     torch.testing.assert_close(module(tiny_arl.batch()), module(longer), atol=2e-5, rtol=2e-4)
 
 
+@torch.no_grad()
+def test_bf16_gives_nearly_the_losses_of_fp32(module):
+    expected = module(tiny_arl.batch())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module(tiny_arl.batch())
+    for task in TASKS:
+        assert found[task].dtype == torch.float32 and float(found[task]) == pytest.approx(
+            float(expected[task]), rel=0.02
+        )
+
+
+def test_without_knowledge_it_is_plain_co_attention():
+    module = tiny_arl.pretraining(knowledge={"inject": False}, weight_align=0.0)
+    sum(weight * module(tiny_arl.batch())[name] for name, weight in module.weights.items()).backward()
+    reached = {name for name, p in module.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert not any("entit" in name or "align" in name or "injection" in name for name in reached)
+    parts = {name.split(".")[1] for name in reached if name.startswith("arl.")}
+    assert parts == {"image_encoder", "text_encoder", "fusion", "image_pooler", "text_pooler"}
+    whole = tiny_arl.pretraining()
+    sum(weight * whole(tiny_arl.batch())[name] for name, weight in whole.weights.items()).backward()
+    left = [name for name, p in whole.named_parameters() if p.grad is None and "entity_feed_forward" not in name]
+    assert left == []  # the entities of the last layer are not read again
+
+
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ class GraphAttention(nn.Module):
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         """x (E, k), edges (2, m) from source to target, with one of each entity to itself -> (E, heads * out)."""
-        x = self.linear(x).unflatten(1, self.source.shape)  # (E, h, c)
+        x = self.linear(x).float().unflatten(1, self.source.shape)  # (E, h, c), fp32
         source, target = edges
         score = F.leaky_relu((x * self.source).sum(-1)[source] + (x * self.target).sum(-1)[target], 0.2)  # (m, h)
         highest = torch.full_like(x[..., 0].detach(), -torch.inf)  # (E, h)

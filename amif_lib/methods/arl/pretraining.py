@@ -19,6 +19,7 @@ from amif_lib.networks.pixels import keyed
 from amif_lib.networks.rows import in_rows
 from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import hard_negatives, masked_modelling
+from amif_lib.objectives.contrastive import similarity
 from amif_lib.objectives.distributed import gather, own_rows, world_size
 
 TEXT_SHARE, IMAGE_SHARE = 0.15, 0.75  # what masked modelling hides
@@ -150,7 +151,7 @@ def multi_hot(numbers: Tensor, entities: int) -> Tensor:
 
 def alignment_loss(features: Tensor, entities: Tensor, target: Tensor) -> Tensor:
     """Multi-label cross-entropy: which entities (E, k) do features (B, k) belong to? target (B, E) of 0 and 1."""
-    return F.binary_cross_entropy_with_logits((features @ entities.T).float(), target)  # (B, E)
+    return F.binary_cross_entropy_with_logits(similarity(features, entities), target)  # (B, E)
 
 
 class AlignmentHead(nn.Module):
