@@ -66,6 +66,8 @@ def test_baseline_rows(demo):
     assert cell(whole.cells, "most_frequent", "overall", "strict@1")["ours"] == pytest.approx(100 * 4 / 12)
     said = "The full model (ours, answer vocabulary, gate) answers 91.7 ["
     assert layout.full_model(whole).startswith(said) and "shown another case's image 33.3 [" in layout.full_model(whole)
+    # with other images the answers 0 to 7 are wrong, and answer 5 is as wrong with its own: seven of twelve change
+    assert "58% of its answers change with the image" in layout.full_model(whole)
 
 
 def test_delta_on_real_data_at_paper_scale_and_none_at_small(monkeypatch, tmp_path):

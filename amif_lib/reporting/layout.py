@@ -65,6 +65,8 @@ def full_model(table: Table) -> str:
         for kind, how in WITHOUT_ITS_IMAGE.items():
             if text := texts.get(f"{kind}:{line.headline}"):
                 said += f", {how} {text}"
+        changed = [other.changed for other in table.lines if other.row == f"shuffled_at_test:{line.headline}"]
+        said += f"; {100 * sum(changed) / len(changed):.0f}% of its answers change with the image" if changed else ""
         out.append(f"{said} ({dataset_name(dataset)}).")
     return " ".join(out)
 

@@ -31,6 +31,7 @@ class Line:
     runs: tuple[RunSpec, ...] = ()  # by seed; none of a baseline without a model
     entry: Row | None = None  # the table's row; none of a baseline
     headline: str = ""  # the row of the full model that these runs are, or that this baseline belongs to
+    changed: float = float("nan")  # share of answers that another image changes, of the baselines in OTHER_IMAGES
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -71,6 +72,8 @@ def lines_of(
                     said = f"row {row} (run {run.run_id}): its questions on {dataset} are not those of the present data"
                     raise InputError(f"{said} (ids, images, answers, definitions of closed); fine-tune it again")
             more = {"headline": head_of.get(own[0].run_id, "")} | more
+            if folder:
+                more["changed"] = changed(own, answers)
             out.append(Line(row, label, dataset, scored(answers, own), own, **more))
 
     for row in rows:
@@ -87,6 +90,13 @@ def lines_of(
         for name, (folder, images) in OTHER_IMAGES.items() if head.row in full else ():
             add(f"{name}:{head.row}", f"{images} at test time only{start}", full[head.row].runs, folder)
     return out
+
+
+def changed(runs: Sequence[RunSpec], answers: Sequence[Answers]) -> float:
+    """The share of questions, over all runs, that get another answer here than with the right image."""
+    pairs = [(read_predictions(run.directory), other) for run, other in zip(runs, answers, strict=True)]
+    chosen = [[protocols.score(*each, PAPER).set_index("question_id")["prediction"] for each in pair] for pair in pairs]
+    return float(np.mean([(own.reindex(other.index) != other).mean() for own, other in chosen]))
 
 
 def _questions(frame: pd.DataFrame) -> pd.DataFrame:
