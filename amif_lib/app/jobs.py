@@ -170,7 +170,8 @@ def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
         needs.append(plan.add(Job("teacher", teacher, (f"runs/{teacher}/metrics.json",), command, label=label)))
     notebook, (folder, *others) = _path(first.stage), [paths.shown(paths.run_dir(run)) for run in ids]
     copies = [part for other in others for part in ("--copy-to", other)]
-    command = (*_execute(notebook, f"{folder}/{notebook.name}"), "-p", "spec", spec, *copies)
+    explore = str(plan.request.scale == "demo")  # by hand what the training then does: seconds at demo only
+    command = (*_execute(notebook, f"{folder}/{notebook.name}"), "-p", "spec", spec, "-p", "explore", explore, *copies)
     made = ("metrics.json", *((PREDICTIONS, CANDIDATES) if first.stage == "finetune" else ()))
     outputs = tuple(f"runs/{run}/{file}" for run in ids for file in made)
     plan.add(Job(first.stage, name, outputs, command, tuple(dict.fromkeys(needs)), label, code_digest(notebook), ids))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 class Bar(tqdm):
@@ -17,9 +17,11 @@ class Bar(tqdm):
 
 
 def bar(total: int, label: str, show: bool = True) -> Bar:
-    """A bar of `total` steps: redrawn at a terminal or in JupyterLab; with `AMIF_HEADLESS` or in a pipe a line every
-    ten seconds, since a redrawn bar would be one long line of a log."""
-    if not os.environ.get("AMIF_HEADLESS") and ("ipykernel" in sys.modules or sys.stderr.isatty()):
-        return Bar(total=total, desc=label, disable=not show, mininterval=0.5)
+    """A bar of `total` steps: redrawn at a terminal or in JupyterLab, there as text, which a reopened notebook still
+    shows; with `AMIF_HEADLESS` or in a pipe a line every ten seconds, since a redrawn bar would be one long line."""
+    notebook = "ipykernel" in sys.modules
+    if not os.environ.get("AMIF_HEADLESS") and (notebook or sys.stderr.isatty()):
+        place = {"file": sys.stdout, "ncols": 100} if notebook else {}
+        return Bar(total=total, desc=label, disable=not show, mininterval=0.5, **place)
     line = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%) {elapsed}, {remaining} left{postfix}\n"
     return Bar(total=total, desc=label, disable=not show, mininterval=10, file=sys.stdout, bar_format=line)
