@@ -25,7 +25,7 @@ from amif_lib.objectives.distributed import gather_objects, rank, world_size
 from amif_lib.training.batches import PretrainingData, QuestionData, seed_of, steps_of
 from amif_lib.training.predict import candidate_answers
 
-NOTEBOOKS = {"stage1": "03_stage1_global_alignment", "stage2": "04_stage2_local_alignment_and_mining"}
+NOTEBOOKS = {"stage1": "notebook 03_stage1_global_alignment", "stage2": "notebook 04_stage2_local_alignment_and_mining"}
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Prepared:
 def prepare(spec: RunSpec) -> Prepared:
     """Read a run's data, make its tokenizer and its network with starting weights."""
     if spec.parent is not None and not is_finished(spec.parent):
-        remedy = f"run notebook {NOTEBOOKS[spec.parent.stage]} first, or `make reproduce SCALE={spec.scale}`"
+        remedy = f"run {NOTEBOOKS.get(spec.parent.stage, 'its training')} first, or `make reproduce SCALE={spec.scale}`"
         raise InputError(f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; {remedy}")
     size = spec.train.batch_size
     if spec.stage != "finetune" and size % world_size():
