@@ -81,3 +81,22 @@ def test_the_rules_above_can_fail() -> None:
         assert ABSOLUTE.search(text), text
     for text in ("a / b / c", "results/data/x", "https://example.org/home/x", "$DATA_ROOT/tmp/x"):
         assert not ABSOLUTE.search(text), text
+
+
+COPIES = sorted((ROOT / "results" / "reference" / "demo" / "notebooks").glob("*.ipynb"))
+PICTURE = {"image/png": "", "image/svg+xml": "", "image/jpeg": ""}  # kinds of output whose bytes are no text
+LEARNERS = {"02a", "02b", "02c", "11", "12", "20", "21"}
+
+
+@pytest.mark.skipif(not COPIES, reason="no executed copies are committed")
+def test_executed_copies_are_small_whole_and_name_no_path_and_no_key() -> None:
+    assert {path.name.split("_")[0] for path in COPIES} >= LEARNERS
+    assert sum(path.stat().st_size for path in COPIES) <= 6_000_000
+    for path in COPIES:
+        assert path.stat().st_size <= 250_000, path.name
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", ()):
+                assert output.output_type != "error", path.name
+                text = "\n".join([output.get("text", ""), *map(str, dict(output.get("data", {}), **PICTURE).values())])
+                assert not ABSOLUTE.search(text) and not re.search(r"\b(hf_|ghp_|sk-)\w{16}", text), (path.name, text)
+                assert not any("widget" in kind for kind in output.get("data", {})), path.name

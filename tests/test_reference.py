@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy.special import softmax
 
 from amif_lib.app import cli
@@ -73,17 +76,32 @@ def test_what_the_manifest_allows_is_copied(clone, monkeypatch, allowed):
     assert [path.parent.parent.name for path in target.rglob("*.safetensors")] == [run.run_id] * allowed
 
 
+def executed(path: Path, *outputs: dict) -> Path:
+    """An executed notebook with one cell."""
+    cell = {"cell_type": "code", "metadata": {"papermill": {"duration": 1}}, "outputs": list(outputs), "source": []}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": [cell], "metadata": {"at": str(paths.ROOT / "data"), "widgets": 1}}))
+    return path
+
+
 def test_notebooks_of_the_full_model_are_copied_unless_they_are_large(clone, capsys):
-    run = experiments.rows("table1", "demo")[0].runs[0]
-    inside = json.dumps({"cells": [], "metadata": {"at": str(paths.ROOT / "data")}})
-    (run.directory / "05_finetune_vqa.ipynb").write_text(inside, encoding="utf-8")
-    large = paths.scale_dir("demo") / "notebooks" / "table1.ipynb"
-    large.parent.mkdir()
-    large.write_text("x" * 250_001, encoding="utf-8")
+    run, folder = experiments.rows("table1", "demo")[0].runs[0], paths.scale_dir("demo") / "notebooks"
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (250, 400, 3), dtype=np.uint8))
+    noise.save(drawn := io.BytesIO(), "PNG")
+    png = {"data": {"image/png": base64.b64encode(drawn.getvalue()).decode()}}  # 400 kB
+    executed(run.directory / "05_finetune_vqa.ipynb", png, {"data": {"text/html": "<b>1</b>", "text/plain": "1"}})
+    executed(folder / "11_table1.ipynb", {"text": "x" * 250_001})
     target = reference.store("demo")
     assert [path.name for path in target.glob("notebooks/*")] == ["05_finetune_vqa.ipynb"]
-    assert str(paths.ROOT) not in (target / "notebooks" / "05_finetune_vqa.ipynb").read_text(encoding="utf-8")
-    assert "table1.ipynb: above 250 kB" in capsys.readouterr().out
+    assert "11_table1.ipynb: 250 kB, above 250 kB" in capsys.readouterr().out
+    text = (target / "notebooks" / "05_finetune_vqa.ipynb").read_text(encoding="utf-8")
+    assert str(paths.ROOT) not in text and "widgets" not in text and "duration" not in text and len(text) < 250_000
+    first, second = json.loads(text)["cells"][0]["outputs"]
+    shown = Image.open(io.BytesIO(base64.b64decode(first["data"]["image/png"]))).convert("RGB")
+    assert shown.size == noise.size and np.abs(np.asarray(shown, int) - np.asarray(noise, int)).mean() < 40
+    assert second["data"] == {"text/html": "<b>1</b>"}
+    with pytest.raises(InputError, match=r"11_table1\.ipynb: too large"):
+        reference.keep_notebook(folder / "11_table1.ipynb", "demo")
 
 
 @pytest.mark.parametrize("margin", [0, reference.MARGIN])

@@ -80,9 +80,26 @@ OPTIONS = FROM_MAKE | {
     "--training-file": {"default": "", "help": "what the baselines learn from, such as published3064"},
     "--language": {"default": "", "help": "of SLAKE's questions: en or zh (default: en)"},
     "--all": FLAG | {"help": "every package, and all that each scale lacks"},
+    "notebooks": {"nargs": "*", "help": "only make the executed copies of these anew, such as 02a"},
     "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
 }
-
+PAGES = ("00", "01", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # they train nothing
+    "00",
+    "01",
+    "02a",
+    "02b",
+    "02c",
+    "11",
+    "12",
+    "13",
+    "14",
+    "15",
+    "16",
+    "20",
+    "21",
+    "23",
+    "90",
+]  # train nothing and read the reference
 
 MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"
@@ -102,7 +119,11 @@ COMMANDS = {  # name: the function that is called with the options by their name
     "bench": ("app.cli:bench", "--scale", "time data feed, ranking, transport and training here (notebook 40)"),
     "audit": ("app.cli:audit", "", "recompute the paper's own numbers against each other and the annotation files"),
     "settings": ("app.cli:settings", "", "list every setting with its default and alternatives"),
-    "reference": ("app.cli:reference", "--scale", "copy a scale's tables, figures and runs to results/reference/"),
+    "reference": (
+        "app.cli:reference",
+        "notebooks --scale",
+        "copy a scale's tables, figures, runs and executed notebooks to results/reference/",
+    ),
     "lab": ("app.lab:main", "--copies arguments", "open the notebooks in JupyterLab, as working copies in lab/"),
     "clean": ("app.clean:main", "--runs", "remove caches and workflow state; never data"),
 }
@@ -242,7 +263,20 @@ def settings() -> None:
     print(settings_page.page(), end="")
 
 
-def reference(scale: str) -> None:
+def reference(scale: str, notebooks: list[str]) -> int:
+    """Store a scale's reference and the executed copies of `PAGES`, or the copies of the named notebooks alone."""
+    from amif_lib.app import run_notebook
     from amif_lib.reporting import reference
 
-    print(f"Reference: {paths.shown(reference.store(scale))}")
+    if not notebooks:
+        print(f"Reference: {paths.shown(reference.store(scale))}")
+    os.environ["FROM"] = "reference"  # the copies show what a fresh clone does
+    for name in notebooks or (PAGES if scale == "demo" else ()):
+        found = sorted(paths.NOTEBOOKS.glob(f"{name}*.ipynb"))
+        if len(found) != 1:
+            raise InputError(f"{name}: the beginning of {len(found)} notebooks; give the number of one, such as 02a")
+        executed = paths.scale_dir(scale) / "notebooks" / found[0].name
+        if status := run_notebook.main([str(found[0]), "--out", str(executed)]):
+            return status
+        reference.keep_notebook(executed, scale)
+    return 0

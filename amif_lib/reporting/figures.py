@@ -57,9 +57,9 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
     return written
 
 
-def small_png(png: bytes) -> bytes:
-    """A PNG with a palette of 256 colours and so a third of the size: reports embed it, and a clone holds many."""
-    small, out = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE), io.BytesIO()
+def small_png(png: bytes, colours: int = 256) -> bytes:
+    """A PNG with a palette and so a third of the size: reports embed it, and a clone holds many."""
+    small, out = Image.open(io.BytesIO(png)).convert("RGB").quantize(colours, dither=Image.Dither.NONE), io.BytesIO()
     small.save(out, format="PNG", optimize=True, dpi=(DPI, DPI))
     return out.getvalue()
 

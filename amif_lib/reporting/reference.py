@@ -1,19 +1,23 @@
 """A scale's results in a small form to be committed: `python -m amif_lib reference --scale small`.
 
+`python -m amif_lib reference 02a 21` executes those notebooks and replaces their committed copies alone.
 With FROM=reference, `make figures` and `make report` then need only `results/reference/<scale>/` of a fresh clone, no
 torch and no data; what a manifest does not allow to be passed on is not copied.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from amif_lib.core import files, paths
+from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.experiments import stored, stored_maps
 from amif_lib.experiments.identity import data_sets
@@ -21,11 +25,12 @@ from amif_lib.experiments.predictions import PREDICTIONS, read_predictions, writ
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored import Run
 from amif_lib.methods.amif import settings
-from amif_lib.reporting import report, tables
+from amif_lib.reporting import figures, report, tables
 from amif_lib.reporting.table_rows import Selection, planned_tables
 
 CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the teacher together
 LARGEST = {".ipynb": 250_000, ".svg": 400_000}  # bytes; a larger file is left out
+COLOURS = (256, 128, 64, 32)  # of the pictures in an executed notebook: the first number with which it is small enough
 COPIED = [f"{folder}/*{ending}" for folder in ("tables", "figures") for ending in (".csv", ".md", ".tex", ".txt")]
 COPIED += ["figures/*.png", "figures/*.svg", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]
 MARGIN = 10.0  # nats below the best candidate: what lies further below holds next to no probability
@@ -95,13 +100,44 @@ def _withheld(run: Run) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file unless it is too large; in a text the clone's own path, which says where it lay, is left out."""
-    if source.stat().st_size > LARGEST.get(source.suffix, float("inf")):
-        print(f"left out: {paths.shown(source)}: above {LARGEST[source.suffix] / 1000:.0f} kB")
-    elif source.suffix in (".json", ".ipynb"):
-        files.write_text(target, source.read_text(encoding="utf-8").replace(f"{paths.ROOT.as_posix()}/", ""))
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    content, limit = source.read_bytes(), LARGEST.get(source.suffix, float("inf"))
+    if source.suffix in (".json", ".ipynb"):
+        content = content.replace(f"{paths.ROOT.as_posix()}/".encode(), b"")
+    if source.suffix == ".ipynb":
+        content = _small_notebook(json.loads(content))
+    if len(content) > limit:
+        print(f"left out: {paths.shown(source)}: {len(content) / 1000:.0f} kB, above {limit / 1000:.0f} kB")
+        return
+    with files.atomic_write(target) as partial:
+        partial.write_bytes(content)
+
+
+def keep_notebook(executed: Path, scale: str) -> None:
+    """Replace a scale's committed copy of an executed notebook. Raises InputError where it is too large."""
+    target = paths.reference(scale) / "notebooks" / executed.name
+    target.unlink(missing_ok=True)
+    _copy(executed, target)
+    if not target.is_file():
+        raise InputError(f"{executed.name}: too large to be committed; make its pictures or tables smaller")
+
+
+def _small_notebook(notebook: dict[str, Any]) -> bytes:
+    """An executed notebook without what no reader sees, its pictures with as many colours as leave it small enough."""
+    notebook["metadata"].pop("widgets", None)
+    shown = [output["data"] for cell in notebook["cells"] for output in cell.get("outputs", ()) if "data" in output]
+    for cell in notebook["cells"]:
+        cell["metadata"] = {"tags": cell.get("metadata", {}).get("tags", [])}  # no time stamps
+    for data in shown:
+        if "text/html" in data:
+            data.pop("text/plain", None)
+    pictures = [(data, base64.b64decode(data["image/png"])) for data in shown if "image/png" in data]
+    for colours in COLOURS:
+        for data, png in pictures:
+            data["image/png"] = base64.b64encode(figures.small_png(png, colours)).decode()
+        text = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+        if len(text) <= LARGEST[".ipynb"]:
+            break
+    return text
 
 
 def smaller(frame: pd.DataFrame, candidates: pd.DataFrame, margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:

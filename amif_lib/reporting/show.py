@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
-from amif_lib.reporting import figures, layout, table_figures
+from amif_lib.reporting import figures, layout, map_scores, table_figures
 from amif_lib.reporting.table_rows import planned_tables, required_runs
 from amif_lib.reporting.tables import Table
 
@@ -26,6 +26,7 @@ def read_from(source: str, scale: str, *tables: str) -> str:
     if source not in ("", "runs", "reference"):
         raise InputError(f'source = {source!r}: unknown; use "runs", "reference", or "" for what is there')
     os.environ["FROM"] = ""
+    map_scores.rows_of.cache_clear()  # of the other runs' plan
     if not source and paths.reference(scale).is_dir():
         needed = [run for name in tables or planned_tables(scale) for run in required_runs(name, scale)]
         source = "reference" if ASKED or stored.missing(needed) else "runs"
@@ -43,11 +44,13 @@ def show(table: Table) -> list[Path]:
     """
     from IPython.display import Markdown, display
 
-    for title, frame, texts in layout.parts(table):
-        display(Markdown(f"### {title or 'Overall accuracy'}"), frame.set_index("row"), Markdown("\n\n".join(texts)))
     figures.use_style()
     figure, data, caption = table_figures.draw(table)
-    display(Markdown(f"### As a picture\n\n{caption}"), figure)
+    for place, (title, frame, texts) in enumerate(layout.parts(table)):
+        rows = frame.set_index("row").rename_axis(None)
+        display(Markdown(f"### {title or 'Overall accuracy'}"), rows, Markdown("\n\n".join(texts)))
+        if place == 0:
+            display(figure, Markdown(caption))
     plt.close(figure)  # else JupyterLab shows it once more below the cell
     display(Markdown("### How to read it\n\n" + "\n".join(f"- {note}" for note in layout.notes(table))))
     return [*layout.store(table), *figures.save(figure, table_figures.path(table), data, caption)]
