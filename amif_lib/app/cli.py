@@ -84,22 +84,6 @@ OPTIONS = FROM_MAKE | {
     "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
 }
 PAGES = ("00", "01", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # they train nothing
-    "00",
-    "01",
-    "02a",
-    "02b",
-    "02c",
-    "11",
-    "12",
-    "13",
-    "14",
-    "15",
-    "16",
-    "20",
-    "21",
-    "23",
-    "90",
-]  # train nothing and read the reference
 
 MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import base64
 import contextlib
 import hashlib
 import json
@@ -120,18 +119,7 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
             text = out.read_text(encoding="utf-8")
             for folder in (str(out.parent), str(paths.results()), str(paths.ROOT), str(Path(sys.prefix).parent)):
                 text = text.replace(json.dumps(folder)[1:-1] + "/", "")
-            out.write_text(_with_small_pictures(text), encoding="utf-8")
-
-
-def _with_small_pictures(notebook: str) -> str:
-    """The text of a notebook, its PNG outputs in a third of their size."""
-    from amif_lib.reporting.figures import small_png
-
-    content = json.loads(notebook)
-    for output in (each for cell in content["cells"] for each in cell.get("outputs", [])):
-        if png := output.get("data", {}).get("image/png"):
-            output["data"]["image/png"] = base64.b64encode(small_png(base64.b64decode(png))).decode()
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            out.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
