@@ -83,7 +83,7 @@ OPTIONS = FROM_MAKE | {
     "notebooks": {"nargs": "*", "help": "only make the executed copies of these anew, such as 02a"},
     "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
 }
-PAGES = ("00", "01", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # they train nothing
+PAGES = ("00", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # train nothing, pictures small
 
 MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"
