@@ -174,3 +174,16 @@ def test_a_view_depends_on_its_generator_alone_and_keeps_sides_and_grey(strength
         shown = values(view)
         assert view.shape == (3, 32, 32) and (shown - shown[:1]).abs().max() < 1e-2  # grey stays grey
         assert np.polyfit(np.arange(32), shown.mean(dim=(0, 1)).numpy(), 1)[0] > 0  # left stays left
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_minimum_is_white_tiff_is_no_negative(tmp_path: Path, bits: int) -> None:
+    """A TIFF whose PhotometricInterpretation is 0 stores white as 0: the ramp is saved inverted and read upright."""
+    values = (65535 * (1 - np.tile(RAMP, (48, 1)) / 255)).astype(np.uint16)
+    stored = values.astype("<u2").tobytes() if bits == 16 else (values >> 8).astype(np.uint8).tobytes()
+    tags = [(256, 64), (257, 48), (258, bits), (259, 1), (262, 0), (273, 8), (277, 1), (278, 48), (279, len(stored))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(stored))
+    path = tmp_path / "negative.tif"
+    path.write_bytes(head + stored + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0))
+    assert np.abs(row_of(images.load_rgb(path)) - RAMP).max() < 2

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import re
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -373,3 +374,13 @@ def test_unknown_sets_and_choices_are_named(tmp_path: Path, monkeypatch, name: s
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "no data"))
     with pytest.raises(InputError, match=message):
         datasets.load_questions(name, **settings)
+
+
+def test_a_small_pickle_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
+    """Memo, bytes and text of 8 GiB, said in a few bytes."""
+    for n, content in enumerate((b"]r\xff\xff\xff\x3f.", b"\x96\0\0\0\0\2\0\0\0.", b"\x8d\0\0\0\0\2\0\0\0.")):
+        root = write_pathvqa(tmp_path / str(n), b"\x80\x05" + content)
+        tracemalloc.start()
+        refused("pathvqa", root, "not a readable pickle")
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        tracemalloc.stop()

@@ -23,7 +23,7 @@ Image.MAX_IMAGE_PIXELS = 1 << 28  # Pillow refuses what has more than twice as m
 FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "PPM")
 QUALITY = 95  # of stored JPEGs
 MOST_BAD = 0.01  # share of a set's images that training may leave out since they cannot be decoded
-ORIENTATION = 0x0112  # EXIF tag
+ORIENTATION, PHOTOMETRIC, WHITE_IS_ZERO = 0x0112, 262, 0  # EXIF tag; TIFF tag and its value
 
 
 class UnreadableImage(ValueError):
@@ -73,7 +73,9 @@ def _to_8bit(image: Image.Image) -> Image.Image:
     """Any mode as `L` or `RGB`, upright."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # deep grey: a plain conversion would clip it
-        return _scaled(np.asarray(image).astype(np.float32))
+        pixels = np.asarray(image).astype(np.float32)
+        inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+        return _scaled(-pixels if inverted else pixels)  # Pillow inverts 8-bit TIFFs alone
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import pickletools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from amif_lib.data.records import Question
 
 TRAINING_FILES = ("official", "deduplicated")
 KINDS = ("what", "where", "when", "whose", "how")  # the paper's kinds of open question, told by the first word
+SIZES = ("PUT", "BINPUT", "LONG_BINPUT", "FRAME")  # pickle opcodes that reserve as much memory as they say
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +68,9 @@ def read_pickle(path: Path) -> list[Record]:
     """The records `image, question, answer` of an official file, checked; InputError names file and record."""
     name, content = paths.shown(path), files.read_bytes(path)
     try:
+        for code, argument, _ in pickletools.genops(content):  # raises where a text is shorter than it is said to be
+            if code.name in SIZES and argument > len(content):
+                raise ValueError(f"{code.name} of {argument} in a file of {len(content)} bytes")
         found = _PlainUnpickler(io.BytesIO(content), encoding="utf-8").load()
     except Exception as error:  # a damaged pickle can raise nearly anything
         detail = one_line(error)[:100] or type(error).__name__
