@@ -231,6 +231,16 @@ def test_equal_runs_of_two_tables_are_one_job() -> None:
     assert count("table4", seeds=3) == [1, 1, 6 * 3 + 1]
 
 
+def test_trainings_of_a_method_for_comparison_need_no_notebook() -> None:
+    plan, run = jobs.Plan(jobs.Request("demo")), experiments.build_run("demo", {"method": "arl"}, "phantom_vqa_rad")
+    for step in run.lineage():
+        jobs._add_training(plan, (step,), "ARL")
+    assert [(each.rule, each.command[:3]) for each in plan.jobs] == [
+        (stage, ("-m", "amif_lib", "run")) for stage in ("pretrain", "finetune")
+    ]
+    assert plan.jobs[1].needs == (f"runs/{run.parent.run_id}/metrics.json",)
+
+
 def test_trainings_share_the_machine(monkeypatch) -> None:
     monkeypatch.delenv("AMIF_PROCESSES", raising=False)
     for cores, gpus, machine, expected in ((2, 0, "laptop", (1, 2, 0)), (16, 4, "workstation", (4, 4, 1))):

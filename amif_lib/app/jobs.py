@@ -27,7 +27,8 @@ NOTEBOOKS = {
     "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
-TITLES = {"finetune": "fine-tune", "stage1": "stage 1", "stage2": "stage 2"}  # what a person reads of a rule
+# What a person reads of a rule
+TITLES = {"finetune": "fine-tune", "pretrain": "pre-train", "stage1": "stage 1", "stage2": "stage 2"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Request:
 class Job:
     """Arguments for Python, with the files that it needs and makes, relative to the results folder."""
 
-    rule: str  # data, teacher, stage1, stage2, finetune, table, figures or report
+    rule: str  # data, teacher, a stage of a method, table, figures or report
     name: str  # of the log file: a table, a scale, or a hash of runs
     outputs: tuple[str, ...]
     command: tuple[str, ...]
@@ -168,13 +169,17 @@ def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
     if not first.parent and (teacher := teacher_id(first)):
         command = ("-m", "amif_lib.training.prepare", "--spec", spec)
         needs.append(plan.add(Job("teacher", teacher, (f"runs/{teacher}/metrics.json",), command, label=label)))
-    notebook, (folder, *others) = _path(first.stage), [paths.shown(paths.run_dir(run)) for run in ids]
-    copies = [part for other in others for part in ("--copy-to", other)]
-    explore = str(plan.request.scale == "demo")  # by hand what the training then does: seconds at demo only
-    command = (*_execute(notebook, f"{folder}/{notebook.name}"), "-p", "spec", spec, "-p", "explore", explore, *copies)
+    code, command = "", ("-m", "amif_lib", "run", spec)  # a method for comparison has no notebooks of stages
+    if first.method == "amif":
+        notebook, (folder, *others) = _path(first.stage), [paths.shown(paths.run_dir(run)) for run in ids]
+        copies = [part for other in others for part in ("--copy-to", other)]
+        explore = str(plan.request.scale == "demo")  # by hand what the training then does: seconds at demo only
+        given = ("-p", "spec", spec, "-p", "explore", explore)
+        command = (*_execute(notebook, f"{folder}/{notebook.name}"), *given, *copies)
+        code = code_digest(notebook)
     made = ("metrics.json", *((PREDICTIONS, CANDIDATES) if first.stage == "finetune" else ()))
     outputs = tuple(f"runs/{run}/{file}" for run in ids for file in made)
-    plan.add(Job(first.stage, name, outputs, command, tuple(dict.fromkeys(needs)), label, code_digest(notebook), ids))
+    plan.add(Job(first.stage, name, outputs, command, tuple(dict.fromkeys(needs)), label, code, ids))
 
 
 def _add_notebook(

@@ -25,6 +25,7 @@ BLUE, GREY, ORANGE = "#0173b2", "#767676", "#d55e00"
 STAGES = {
     "stage1": "Stage 1: global alignment",
     "stage2": "Stage 2: local alignment, hard negatives",
+    "pretrain": "Pre-training of a method for comparison",
     "finetune": "Fine-tuning",
 }
 

@@ -22,7 +22,7 @@ from amif_lib.reporting import contrasts, figure_set, figures, layout, table_fig
 from amif_lib.reporting.table_rows import CONTRASTS, PROTOCOLS, SCALE_NOTES, Selection, planned_tables
 from amif_lib.scoring import protocols
 
-STAGES = {"stage1": "stage 1", "stage2": "stage 2", "finetune": "fine-tuning"}
+STAGES = {"stage1": "stage 1", "stage2": "stage 2", "pretrain": "pre-training", "finetune": "fine-tuning"}
 FIRST = ("fig4", "fig5", "fig6", "map_scores", "training_curves")  # figures in this order, then the others by name
 
 
