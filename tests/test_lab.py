@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def test_the_map_names_every_notebook_and_the_minutes_of_executed_ones() -> None
     assert len(rows) == len(list(paths.NOTEBOOKS.glob("*.ipynb"))) - 1 <= 25, "all but the template"
     row = next(row for row in rows if "03_stage1_global_alignment.ipynb" in row)
     assert "Stage 1" in row and float(row.split("|")[3]) > 0
+
+
+def test_what_the_readme_shows_and_links_is_there() -> None:
+    text = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    linked = [paths.ROOT / place for place in re.findall(r"\]\((results/[^)]+)\)", text)]
+    assert [path for path in linked if not path.is_file()] == []
+    pictures = [path for path in linked if path.suffix == ".png"]
+    assert len(pictures) == 3 and all(path.stat().st_size < 60_000 for path in pictures)
+    assert len([path for path in linked if path.suffix == ".ipynb"]) > 5
 
 
 def test_doctor_is_short(capsys) -> None:
