@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import linecache
+import re
 
 import pytest
 import torch
 from torch.nn import functional
 
+from amif_lib.app import run_notebook
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import own_loss, stored
@@ -98,3 +101,55 @@ def test_terms_must_be_single_numbers():
     loop.use(lambda stage, batch: {"a": torch.zeros(2)}, module)
     with pytest.raises(InputError, match="a tensor that holds one number"):
         module(tiny.batch())
+
+
+# --- notebooks 03 to 05 as a reader uses them ---------------------------------------------------------------------------
+
+
+def executed(folder, cells: list[dict], *given: str) -> tuple[int, str]:
+    """Exit status and all outputs of notebook 03 with these cells, on the tiny run."""
+    run, content = tiny.run(), json.loads(next(paths.NOTEBOOKS.glob("03_*")).read_text(encoding="utf-8"))
+    files = {"edited.ipynb": json.dumps(content | {"cells": cells}), "row.json": run.model_dump_json()}
+    files["stage1.json"] = run.parent.parent.model_dump_json()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    arguments = ["-p", "spec", str(folder / "stage1.json"), "-p", "row", str(folder / "row.json"), *given]
+    status = run_notebook.main([str(folder / "edited.ipynb"), "--out", str(folder / "out.ipynb"), *arguments])
+    outputs = [cell.get("outputs", []) for cell in json.loads((folder / "out.ipynb").read_text())["cells"]]
+    return status, "".join(re.sub(r'\\\\n|[\\[\\]",]', " ", json.dumps(each)) for each in outputs)
+
+
+def test_a_reader_who_edits_the_loss_sees_it_trained_beside_the_baseline(tmp_path, capfd):
+    text = next(paths.NOTEBOOKS.glob("03_*")).read_text(encoding="utf-8")
+    changed = text.replace("/ o.temperature  #", "/ (2 * o.temperature)  #")
+    assert changed != text
+    status, said = executed(tmp_path, json.loads(changed)["cells"])
+    assert status == 1 and "give it a name (my_name, above)" in said, "an edit without a name is not passed over"
+    named = changed.replace('my_name = \\"\\"', 'my_name = \\"tau doubled\\"')
+    status, said = executed(tmp_path, json.loads(named)["cells"])
+    assert status == 0, capfd.readouterr()
+    runs = {path.parent.name: stored.load_run(path.parent) for path in paths.results().glob("runs/*/provenance.json")}
+    for step in tiny.run().lineage():
+        assert not runs.pop(step.run_id).spec.own_loss, "the kit's row has the kit's loss"
+    assert {run.spec.stage: run.spec.label for run in runs.values()} == dict.fromkeys(
+        ("stage1", "stage2", "finetune"), "tau doubled"
+    )
+    first = next(run for run in runs.values() if run.spec.stage == "stage1")
+    assert "2 * o.temperature" in (first.directory / "loss.py").read_text(encoding="utf-8")
+    kits = stored.load_run(tiny.run().parent.parent)
+    assert first.history["total"][0] != pytest.approx(kits.history["total"][0])
+    weights = [(run.directory / "model" / "model.safetensors").read_bytes() for run in (first, kits)]
+    assert weights[0] != weights[1]
+    assert (
+        said.count("teaching run") >= 2 and tiny.run().run_id in said and set(runs) & set(re.findall(r"\w{12}", said))
+    )
+
+
+@pytest.mark.parametrize("number", ["03", "04", "05"])
+def test_prose_of_the_training_notebooks_states_no_number_that_could_be_wrong(number):
+    """What is measured is computed in a cell; only references and a share of one half stand in the prose."""
+    cells = json.loads(next(paths.NOTEBOOKS.glob(f"{number}_*")).read_text(encoding="utf-8"))["cells"]
+    for text in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"):
+        plain = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|95%", "", text, flags=re.DOTALL)
+        plain = re.sub(r"(Eq\.|[Ss]ections?|[Ss]tage|Table|^#+) \d+((,| to| and) \d+)*", "", plain, flags=re.M)
+        assert not re.search(r"\d", plain), plain
