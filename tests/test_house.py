@@ -15,7 +15,7 @@ LIBRARY = ROOT / "amif_lib"
 MOST = {
     "reading road": 4300,
     "library": 15150,
-    "tests": 10405,
+    "tests": 10480,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }

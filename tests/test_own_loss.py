@@ -103,7 +103,7 @@ def test_terms_must_be_single_numbers():
         module(tiny.batch())
 
 
-# --- notebooks 03 to 05 as a reader uses them ---------------------------------------------------------------------------
+# --- notebooks 03 to 05 as a reader uses them -----------------------------------------------------------------------
 
 
 def executed(folder, cells: list[dict], *given: str) -> tuple[int, str]:
