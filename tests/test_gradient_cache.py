@@ -97,7 +97,7 @@ from tests import tiny
 from amif_lib.networks.rows import limit_rows
 torch.set_num_threads(1)
 layers = {"image_layers": 6, "text_layers": 6, "fusion_layers": 3}
-module = tiny.pretraining(sys.argv[1], model=layers, transport_iterations=3)
+module = tiny.pretraining(sys.argv[1], model=layers)
 # ru_maxrss begins at the parent's
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 tiny.total(module, module(tiny.batch(8, length=48))).backward()

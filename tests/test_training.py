@@ -242,19 +242,18 @@ def test_decay_and_the_factor_of_random_modules_reach_the_parameters_they_are_me
 
 
 def test_the_learning_rate_rises_then_falls_in_a_line():
-    spec = tiny.run(finetune={"learning_rate": 1.0, "warmup": 0.2})
-    optimizer, schedule = loop.make_optimizer(nn.Linear(2, 1), spec, 10)
+    optimizer, schedule = loop.make_optimizer(nn.Linear(2, 1), tiny.run(finetune={"learning_rate": 1.0}), 20)
     rates = []
-    for _ in range(10):
+    for _ in range(20):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+    assert rates == pytest.approx([0.5, 1.0, *(1 - step / 18 for step in range(18))])  # point 49: a tenth rises
 
 
 def test_a_diverged_training_is_an_error_and_no_finished_run(finished, monkeypatch):
     """Also where only the last update diverges, whose loss no step sees."""
-    run = tiny.run(seed=5, stage1={"max_steps": 2}).lineage()[0]
+    run = tiny.run(seed=5, stage1={"batch_size": 24}).lineage()[0]  # two epochs of one step
     real = torch.optim.AdamW.step
 
     def step(self, *arguments, **named):
@@ -265,7 +264,7 @@ def test_a_diverged_training_is_an_error_and_no_finished_run(finished, monkeypat
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(InputError, match=r"the loss is nan at step 1; lower train.learning_rate"):
         loop.fit(run)
-    last = tiny.run(seed=5, stage1={"max_steps": 1}).lineage()[0]
+    last = tiny.run(seed=5, stage1={"batch_size": 24, "epochs": 1}).lineage()[0]
     with pytest.raises(InputError, match=r"is not finite after the last step; lower train.learning_rate"):
         loop.fit(last)
     assert not stored.is_finished(run) and not stored.is_finished(last)
@@ -332,8 +331,6 @@ def test_missing_parent_unknown_set_and_unsuitable_settings_stop_before_training
     same = stage1.teacher.model_copy(update={"data": ("phantom_mimic_cxr",)})
     refuses(stage1.model_copy(update={"teacher": same}), "also the student's")
     refuses(stage1.model_copy(update={"stage": "stage2"}), "stage 2 has no parent")
-    if not torch.cuda.is_available():
-        refuses(tiny.run(seed=3, stage1={"precision": "fp16"}).lineage()[0], "'fp16' needs a GPU")
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(finished):

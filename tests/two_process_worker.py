@@ -30,8 +30,8 @@ FINETUNINGS = ("finetune", "finetune without gate")
 OBJECTIVES = {
     "stage1": {},
     "stage1 of one view": {"global_intra": "text"},
-    "stage2": {"weight_global": 0.5},
-    "stage2 without a teacher": {"labels": "one_hot", "pair_positives": "image_text"},
+    "stage2": {},
+    "stage2 without a teacher": {"labels": "one_hot"},
     "arl": {},
 }
 

@@ -28,7 +28,7 @@ def samples(run: RunSpec) -> int:
     else:
         count, limit = sum(map(studies, run.data.pretrain)), run.data.max_studies
     steps = max(1, min(count, limit or count) // run.train.batch_size) * run.train.epochs
-    return min(steps, run.train.max_steps or steps) * run.train.batch_size
+    return steps * run.train.batch_size
 
 
 def studies(name: str) -> int:

@@ -57,9 +57,9 @@ def specification(folder: Path, batch: int = 2, steps: int = 1) -> experiments.R
     """A paper-size fine-tuning with both pre-training stages behind it, `steps` steps each."""
     bert, teacher = write_bert(folder / "bert"), write_open_clip(folder / "teacher")
     init = {"image": write_clip(folder / "clip"), "text": bert, "decoder": bert, "tokenizer": bert}
-    train = {"epochs": steps, "batch_size": batch, "learning_rate": 4e-6, "max_steps": steps}
+    train = {"epochs": steps, "batch_size": batch, "learning_rate": 4e-6}
     data = {"pretrain": list(PRETRAIN), "questions": "phantom_vqa_rad"}
-    data |= {"max_studies": 2 * batch, "max_questions": batch}
+    data |= {"max_studies": batch, "max_questions": batch}  # an epoch is a step
     shared = {"scale": "paper", "init": init, "data": data, "train": train}
     stage1 = shared | {"stage": "stage1", "teacher": {"source": teacher}}
     stage2 = stage1 | {"stage": "stage2", "parent": stage1}

@@ -97,11 +97,9 @@ class TrainSpec(Strict):
     fusion_multiplier: float = Field(
         1.0, gt=0, description="learning-rate factor of modules that start at random; M3AE has 5 (point 48)"
     )
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate (point 49)")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on a GPU, else fp32; fp16 on a GPU only; losses always fp32 (point 50)"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on a GPU, else fp32; losses always fp32 (point 50)"
     )
-    max_steps: int = Field(0, ge=0, description="stop early (0: never); smoke runs and tests")
 
 
 class RunSpec(Strict):

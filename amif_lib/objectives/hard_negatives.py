@@ -4,7 +4,7 @@ r"""Hard negative mining: which other sample of the batch is paired with a sampl
 from its soft labels without the positive and without duplicates,
 
 .. math::
-    p(m \mid i) = \frac{H_{im}^{1/T}}{\sum_{k \in A_i} H_{ik}^{1/T}}, \qquad
+    p(m \mid i) = \frac{H_{im}}{\sum_{k \in A_i} H_{ik}}, \qquad
     m \in A_i = \{ k : k \ne j^+(i),\ k \text{ not excluded} \}.
 
 A one-hot :math:`H` has no mass off the positive, and the rule is 0/0: pass the teacher's :math:`Q` then, or without a
@@ -33,8 +33,6 @@ def sample(
     positive_index: Tensor,
     exclude: Tensor | None,
     generator: torch.Generator | None = None,
-    *,
-    temperature: float = 1.0,
 ) -> Negatives:
     """Draw one hard negative per row, by its own labels and its own uniform number alone; without gradient.
 
@@ -48,21 +46,17 @@ def sample(
         True columns are never drawn: see `duplicates`.
     generator : torch.Generator, optional
         Source of the uniform numbers, on its own device; the default generator where None.
-    temperature : float
-        T above; below 1 it sharpens the labels.
     """
     weights = targets.double().scatter(1, positive_index.unsqueeze(1), 0.0)  # (B, N)
     if exclude is not None:
         weights = weights.masked_fill(exclude.bool(), 0.0)
-    highest = weights.amax(dim=1, keepdim=True)  # (B, N) -> (B, 1); dividing first keeps small T from underflow
-    weights = (weights / torch.where(highest > 0, highest, 1.0)) ** (1.0 / temperature)
     cumulative = weights.cumsum(dim=1)
-    total = torch.where(highest > 0, cumulative[:, -1:], 1.0)  # (B, 1)
+    valid = cumulative[:, -1] > 0  # (B, N) -> (B,)
+    total = torch.where(valid, cumulative[:, -1], 1.0).unsqueeze(1)  # (B,) -> (B, 1)
     device = targets.device if generator is None else generator.device
     uniform = torch.rand(len(targets), 1, generator=generator, dtype=torch.float64, device=device)  # (B, 1)
     # The first column whose cumulative mass exceeds the number; a column without mass never is the first.
     index = torch.searchsorted(cumulative / total, uniform.to(targets.device), right=True).squeeze(1)  # (B,)
-    valid = highest.squeeze(1) > 0  # (B, 1) -> (B,)
     return Negatives(torch.where(valid, index, -1), valid, weights / total)
 
 

@@ -89,7 +89,7 @@ def steps_of(data: PretrainingData | QuestionData, spec: RunSpec) -> list[tuple[
         for batch in global_batches(len(data), spec.train.batch_size, key, data.folds, drop_last):
             keys = [(len(steps), index, weight, len(batch)) for index, weight in share(batch)]
             steps.append((epoch, len(steps), keys))
-    return steps[: spec.train.max_steps or None]
+    return steps
 
 
 def share(batch: Sequence[int]) -> list[tuple[int, float]]:

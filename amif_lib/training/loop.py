@@ -43,6 +43,7 @@ from amif_lib.training.prepare import Prepared, prepare
 log = logging.getLogger(__name__)
 
 WEIGHT_DECAY, BETAS, CLIP_NORM = 0.01, (0.9, 0.98), 1.0  # M3AE's
+WARM_UP = 0.1  # share of the steps with a rising learning rate (point 49)
 SAVE_EVERY = 120  # seconds
 LINES = "metrics.jsonl"  # one a step
 
@@ -126,11 +127,9 @@ def start(spec: RunSpec) -> Accelerator:
     # Else some backward passes add in whatever order threads arrive; on a GPU, attention has no orderly version.
     torch.use_deterministic_algorithms(not on_gpu(), warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and orders nothing
-    precision = {"auto": "bf16" if on_gpu() else "no", "fp32": "no"}.get(spec.train.precision, spec.train.precision)
-    if precision == "fp16" and not on_gpu():
-        raise InputError("train.precision: 'fp16' needs a GPU; set it to auto, fp32 or bf16")
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as the gate of Table 4 row 5
-    return Accelerator(mixed_precision=precision, cpu=not on_gpu(), kwargs_handlers=[unused])
+    bf16 = spec.train.precision == "bf16" or (spec.train.precision == "auto" and on_gpu())  # point 50
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not on_gpu(), kwargs_handlers=[unused])
 
 
 def use(loss: Loss, module: nn.Module) -> None:
@@ -161,7 +160,7 @@ def make_optimizer(
         for (decays, loaded), group in groups.items()
     ]
     optimizer = torch.optim.AdamW(settings, betas=BETAS, fused=True)
-    warm = max(1, round(spec.train.warmup * steps))
+    warm = max(1, round(WARM_UP * steps))
 
     def share(step: int) -> float:
         return (step + 1) / warm if step < warm else (steps - step) / max(1, steps - warm)

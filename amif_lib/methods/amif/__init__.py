@@ -30,10 +30,9 @@ def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, 
         return _fine_tuning(spec, tokenizer, questions, notes)
     objective, special = spec.objective, (tokenizer.cls_token_id, tokenizer.sep_token_id)
     mines = spec.stage == "stage2" and objective.weight_hard_negatives > 0
-    reads_labels = spec.stage == "stage1" or objective.weight_global > 0 or mines
     if spec.stage == "stage2" and spec.parent is None:
         raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
-    if objective.labels == "soft" and spec.teacher is None and reads_labels:
+    if objective.labels == "soft" and spec.teacher is None and (spec.stage == "stage1" or mines):
         raise InputError("objective.labels: 'soft' needs a teacher; give the run a `teacher`, or set labels: one_hot")
     if mines:  # point 19
         of_teacher = "soft labels H" if objective.labels == "soft" else "teacher's Q"

@@ -34,10 +34,9 @@ def look(
 ) -> dict[str, Tensor]:
     """Maps (B, n, n) of a word of each text, at `places` of its tokens: images (B, 3, H, W), ids and mask (B, t)."""
     if isinstance(network, Stage2):
-        amif, gate, o = network.amif, None, network.objective
+        amif, gate = network.amif, None
         image, text = amif.image_encoder(images), amif.text_encoder(ids, mask)  # (B, p+1, d), (B, t, d)
-        *fused, attentions = amif.co_attention(image, text, None, mask, "image_text", True)
-        image, text = fused if o.transport_on == "fused" else (image, text)
+        image, text, attentions = amif.co_attention(image, text, None, mask, "image_text", True)
         _, plan = network.transport(image[:, 1:], text, content_mask(ids, mask, network.special_ids))  # (B, p, t)
     else:
         inside = network.encode_with_maps(images, ids, mask, return_weights=True)[2]

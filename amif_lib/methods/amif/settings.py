@@ -32,30 +32,15 @@ class ObjectiveSpec(Strict):
     # Stage 2, local alignment and hard negatives (section 3.3)
     weight_local: float = Field(1.0, ge=0, description="weight of L_local (Table 3); UNITER weighs transport .1")
     weight_hard_negatives: float = Field(1.0, ge=0, description="weight of L_HN (Table 3)")
-    weight_global: float = Field(0.0, ge=0, description="weight of stage 1's loss in stage 2 (point 9)")
-    pair_positives: Literal["per_type", "image_text", "none"] = Field(
+    pair_positives: Literal["per_type", "none"] = Field(
         "per_type",
-        description="positives beside Eq. 13's negatives, which alone a constant solves: one per pair type, or of "
-        "image and text only, where the head may answer by pair type and a third less is computed (point 16)",
+        description="beside each of Eq. 13's negatives, which alone a constant solves, a positive; none: as printed "
+        "(point 16)",
     )
-    negative_temperature: float = Field(
-        1.0,
-        gt=0,
-        description="exponent 1/T on the distribution that negatives are drawn from; below 1 sharpens (point 19)",
-    )
-    transport_on: Literal["fused", "unimodal"] = Field(
-        "fused", description="co-attended tokens (Eq. 9), or the encoders' own (point 29)"
-    )
-    transport_solver: Literal["ipot", "exact"] = Field(
-        "ipot", description="IPOT (paper), or POT's network simplex on a CPU"
-    )
-    transport_beta: float = Field(0.5, gt=0, description="IPOT's proximal weight (UNITER's)")
-    transport_iterations: int = Field(50, gt=0, description="IPOT's iterations (UNITER's)")
 
     def reads_both_views(self, stage: str) -> bool:
         """Whether a stage reads both views of a study; else only the drawn one is made."""
-        aligned = self.global_intra == "both" and (stage == "stage1" or self.weight_global > 0)
-        return aligned or (stage == "stage2" and self.weight_hard_negatives > 0)
+        return self.global_intra == "both" if stage == "stage1" else self.weight_hard_negatives > 0
 
 
 class TeacherSpec(Strict):
@@ -113,8 +98,7 @@ def _names(section: str, names: str) -> set[str]:
 STARTING = _names("init", "image text tokenizer vocabulary") | {"data.tokenizer_questions"}  # runs without a parent
 ALIGNING = _names("objective", "global_intra labels temperature teacher_temperature positive_weight")
 ALIGNING |= {"data.text_length"}  # stage 1 and stage 2
-PAIRING = _names("objective", "weight_local weight_hard_negatives weight_global pair_positives negative_temperature")
-PAIRING |= _names("objective", "transport_on transport_solver transport_beta transport_iterations")  # stage 2
+PAIRING = _names("objective", "weight_local weight_hard_negatives pair_positives")  # stage 2
 KNOWLEDGE = _names("knowledge", "gate max_tokens")  # fine-tuning with knowledge
 ANSWERING = _names("data", "questions training_file language augment_questions max_questions blank_images")
 ANSWERING |= _names("data", "question_length answer_length") | {"knowledge.source"} | KNOWLEDGE  # fine-tuning

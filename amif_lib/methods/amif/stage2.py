@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.settings import ObjectiveSpec
-from amif_lib.methods.amif.stage1 import global_loss_names, global_losses, pick
+from amif_lib.methods.amif.stage1 import pick
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks.fusion import PAIR_TYPES, PairType
 from amif_lib.networks.pixels import keyed
@@ -31,26 +31,24 @@ class Stage2(nn.Module):
         self.amif, self.objective, self.seed = amif, objective, seed
         self.special_ids = special_ids  # [CLS] and [SEP]
         o = objective
-        weights = {"local": o.weight_local, "hard_negatives": o.weight_hard_negatives, "global": o.weight_global}
-        self.weights = {name: weight for name, weight in weights.items() if weight > 0}  # Table 3
-        with_positive = {"per_type": PAIR_TYPES, "image_text": ("image_text",), "none": ()}
-        self.with_positive = with_positive[o.pair_positives]  # point 16
+        weights = {"local": o.weight_local, "hard_negatives": o.weight_hard_negatives}  # Table 3 (point 9)
+        self.weights = {name: weight for name, weight in weights.items() if weight > 0}
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        """Named losses (Eq. 9, Eq. 13, and Eq. 8 where stage 2 keeps it), and statistics to be logged."""
-        amif, o, mask, out = self.amif, self.objective, batch.mask, {}
+        """Named losses (Eq. 9 and Eq. 13), and statistics to be logged."""
+        amif, mask, out = self.amif, batch.mask, {}
         text = amif.text_encoder(batch.ids, mask)  # R_i: (B, t, d)
         views = amif.encode_views(batch.views)  # (B, V, p+1, d)
         image = pick(views, batch.view)  # V_i: (B, p+1, d)
         fused = amif.co_attention(image, text, None, mask, "image_text")[:2]  # (B, p+1, d), (B, t, d)
 
         if "local" in self.weights:
-            x, y = fused if o.transport_on == "fused" else (image, text)
-            words = content_mask(batch.ids, mask, self.special_ids)  # (B, t)
-            cost, plan = self.transport(x[:, 1:], y, words)  # Eq. 10, without [CLS] and [SEP] (point 24)
+            x, y = fused[0][:, 1:], fused[1]  # (B, p, d), (B, t, d), co-attended (point 29)
+            words = content_mask(batch.ids, mask, self.special_ids)  # (B, t): without [CLS] and [SEP] (point 24)
+            cost, plan = self.transport(x, y, words)  # Eq. 10
             out["local"] = transport.transport_cost(plan, cost).mean()  # Eq. 9, on positives only (point 28)
             if batch.step % 10 == 0:
-                found = collapse.collapse(x[:, 1:], y, plan, None, words, cost)
+                found = collapse.collapse(x, y, plan, None, words, cost)
                 out |= {f"collapse/{name}": torch.tensor(value) for name, value in found.items()}
 
         if "hard_negatives" in self.weights:
@@ -65,25 +63,19 @@ class Stage2(nn.Module):
                 m, valid, _ = mined[kind]
                 negative = amif.co_attention(a, take(b, m), a_mask, take(b_mask, m), kind)[:2]
                 losses.append(self.classify(negative, 1, valid))  # Eq. 12
-                if kind in self.with_positive:
+                if self.objective.pair_positives == "per_type":  # point 16
                     positive = fused if kind == "image_text" else amif.co_attention(a, b, a_mask, b_mask, kind)[:2]
                     losses.append(self.classify(positive, 0, valid))
                 out[f"skipped_{kind}"] = (~valid).sum()
             loss, right = torch.stack(losses).unbind(1)
             out["hard_negatives"] = loss.sum()  # Eq. 13: over pairs, each a mean over samples (point 22)
             out["pair_accuracy"] = right.mean().detach()
-
-        if "global" in self.weights:
-            kept = global_losses(amif, o, batch, views[:, :, 0], text[:, 0])
-            out["global"] = sum(kept[name] for name in global_loss_names(o))  # Eq. 8 (point 9)
         return out
 
     def transport(self, patches: Tensor, words: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, p, d) and words (B, t, d), of which `real` (B, t) take part -> cost and plan, (B, p, t) each."""
-        o, cost = self.objective, transport.cosine_cost(patches, words)  # Eq. 10 (point 23)
-        if o.transport_solver == "exact":
-            return cost, transport.exact(cost, None, real)
-        return cost, transport.ipot(cost, None, real, o.transport_beta, o.transport_iterations)
+        cost = transport.cosine_cost(patches, words)  # Eq. 10 (point 23)
+        return cost, transport.ipot(cost, None, real)
 
     @torch.no_grad()
     def mine(self, batch: PretrainingBatch, views: Tensor | None, text: Tensor | None) -> dict[PairType, Negatives]:
@@ -109,7 +101,7 @@ class Stage2(nn.Module):
             q = contrastive.soft_labels(contrastive.similarity(*sides[kind]), tau, 0.0, diagonal)  # (N, N)
             exclude = same | other_view if kind == "image_image" else same
             stream = keyed(self.seed, batch.step, number, MINING)
-            drawn = hard_negatives.sample(q, diagonal, exclude, stream, temperature=o.negative_temperature)
+            drawn = hard_negatives.sample(q, diagonal, exclude, stream)
             mined[kind] = Negatives(*(each[rows] for each in drawn))  # (N, ...) -> (B, ...)
         return mined
 
