@@ -68,7 +68,7 @@ def test_page_needs_nothing_else_and_begins_with_the_result(page):
     assert not re.search(r"<(script|link|iframe)|src=\"(?!data:image/png;base64,)", page)
     text = " ".join(unescape(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)).split())
     first = text[text.index("Reproduction report") :]
-    said = ("of 12 comparisons over 5 replicates", "The full model (AMiF) answers", "shown another case's image")
+    said = ("of 12 comparisons over 5 replicates", "The full model answers", "shown another case's image")
     places = [first.find(part) for part in (*said, "synthetic demo data; not comparable with the paper")]
     assert -1 not in places and places == sorted(places)
     commit = stored.load_run(required_runs("table4", "demo")[0]).commit

@@ -64,7 +64,7 @@ def test_baseline_rows(demo):
         assert cell(whole.cells, row, "overall")["ours"] == pytest.approx(100 * count / 12), row
     # baselines that rank nothing are the same under both protocols
     assert cell(whole.cells, "most_frequent", "overall", "strict@1")["ours"] == pytest.approx(100 * 4 / 12)
-    said = "The full model (ours, answer vocabulary, gate) answers 91.7 ["
+    said = "The full model answers 91.7 ["
     assert layout.full_model(whole).startswith(said) and "shown another case's image 33.3 [" in layout.full_model(whole)
     # with other images the answers 0 to 7 are wrong, and answer 5 is as wrong with its own: seven of twelve change
     assert "58% of its answers change with the image" in layout.full_model(whole)

@@ -91,7 +91,8 @@ def sentence(found: pd.DataFrame) -> str:
     said += f": {listed}." if listed else "."
     rest = found[found["finding"].str.startswith("not shown")]
     reach = rest[["ci_low", "ci_high"]].abs().max(axis=None)
-    return f"{said} For {len(rest)} others, differences beyond ±{reach:.1f} points are excluded." if len(rest) else said
+    where = "In each" if len(rest) == len(found) else f"In {len(rest)} others"
+    return f"{said} {where}, differences beyond ±{reach:.1f} points are excluded." if len(rest) else said
 
 
 def readable(found: pd.DataFrame) -> pd.DataFrame:

@@ -61,7 +61,8 @@ def full_model(table: Table) -> str:
     heads = {line.row: line for line in table.lines if line.entry and line.headline and line.row in texts}
     out = []
     for row, line in heads.items():
-        said = f"The full model ({line.label}) answers {texts[row]} percent of the test questions"
+        which = f" ({line.label})" if len(heads) > 1 else ""
+        said = f"The full model{which} answers {texts[row]} percent of the test questions"
         for kind, how in WITHOUT_ITS_IMAGE.items():
             if text := texts.get(f"{kind}:{line.headline}"):
                 said += f", {how} {text}"
