@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import runpy
@@ -15,6 +16,7 @@ from amif_lib.app import walkthrough
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
+from amif_lib.objectives.transport import ipot
 
 PARTS = {path.stem[:3]: path for path in sorted(paths.NOTEBOOKS.glob("02?_*.ipynb"))}
 
@@ -123,6 +125,7 @@ def test_every_function_of_the_objectives_that_amif_uses_appears() -> None:
 def test_numbers_in_prose_are_those_of_the_settings(part: str) -> None:
     steps = {step.stage: step for step in experiments.load_spec(walkthrough.ROW)[0].lineage()}
     settings = vars(steps["stage2"].objective) | vars(steps["stage2"].model)
+    settings |= {name: each.default for name, each in inspect.signature(ipot).parameters.items()}
     for text in cells(part, "markdown"):
         for name, value in re.findall(r"`(\w+) = ([\d.]+)`", text):
             assert float(value) == settings[name], name
