@@ -311,6 +311,26 @@ def test_a_setting_changes_the_stage_that_first_reads_it():
     assert identity.data_sets(tiny_arl.run()) == ["phantom_vqa_rad"]
 
 
+def test_the_content_of_knowledge_files_is_part_of_an_identity(tmp_path, monkeypatch):
+    def ids(source, root):
+        monkeypatch.setenv("DATA_ROOT", str(root))
+        return [step.run_id for step in tiny_arl.run(knowledge={"source": source}).lineage()]
+
+    for source, name in (("own.tsv", "own.tsv"), *(("slake", f"slake/KG/{name}") for name in knowledge_graph.OF_SLAKE)):
+        for root in (tmp_path / "here", tmp_path / "elsewhere"):
+            for file in ("own.tsv", *(f"slake/KG/{name}" for name in knowledge_graph.OF_SLAKE)):
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                (root / file).write_text("nodule\tin\tlung\nmass\tin\tlung\n")
+        before = ids(source, tmp_path / "here")
+        assert ids(source, tmp_path / "elsewhere") == before
+        (tmp_path / "here" / name).write_text("nodule\tin\tlung\nmass\tin\tbrain\n")
+        assert not set(before) & set(ids(source, tmp_path / "here"))
+        (tmp_path / "here" / name).unlink()
+        with pytest.raises(InputError, match=f"{name}: cannot be read") as error:
+            ids(source, tmp_path / "here")
+        assert "\n" not in str(error.value)
+
+
 def test_rows_of_tables_may_be_of_either_method():
     run = experiments.build_run("demo", {"method": "arl", "objective": {"weight_itm": 0.0}}, "phantom_vqa_rad")
     assert [step.stage for step in run.lineage()] == ["pretrain", "finetune"] and run.parent.teacher is None

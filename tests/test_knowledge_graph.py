@@ -46,6 +46,9 @@ def test_the_longest_word_that_matches_is_linked_whatever_its_case_number_and_sp
         ("There is no evidence of pneumothorax; consolidation .", ("consolidation",)),
         ("Possible mass without surrounding edema", ("mass",)),
         ("the left lung is clear", ()),
+        ("No mass, nodule present", ()),  # a comma alone does not end what "no" denies
+        ("No mass, but a nodule is present", ("nodule",)),
+        ("Edema, however no mass", ("edema",)),
     ],
 )
 def test_findings_are_those_that_a_text_affirms(text, found):

@@ -1,6 +1,6 @@
 """Medical knowledge as triples (head, relation, tail), and a linker that finds their entities in a text.
 
-Of the reports at hand (the default; needs no file), of SLAKE's knowledge graph, or of a user's own file.
+Triples come from the reports themselves (the default; needs no file), SLAKE's knowledge graph or a user's file.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.data.manifests import sha256
 
 DICTIONARY = Path(__file__).with_name("dictionary.csv")  # findings and anatomy, with the words that name each
-LEAST = 3  # times that an entity must be named in the reports, or named together with another
-NAMES = "alias"  # the relation whose tail is another word for its head, and no entity
+LEAST = 3  # reports that must name an entity, and sentences that must name two entities together
+NAMES = "alias"  # the relation whose tail is not an entity but another word for the head
 OF_SLAKE = ("en_disease.csv", "en_organ.csv", "en_organ_rel.csv")
 LISTED = ("symptom", "cause", "treatment")  # SLAKE's relations whose value is a list, with commas
 PROSE = "description"  # SLAKE's relation whose value is free text
 NEGATION = re.compile(r"\b(no|not|without|free of|absence of|negative for|clear of|neither|nor)\b", re.IGNORECASE)
 SENTENCE = re.compile(r"[^.;!?]+")
+SCOPE_END = re.compile(r"[.;!?]|,\s*(?:but|however|although|though|yet)\b", re.IGNORECASE)  # of a negation
 
 Triple = tuple[str, str, str]
 
@@ -44,16 +46,16 @@ class Mention(NamedTuple):
 
 
 class Linker(Protocol):
-    """What finds entities; `DictionaryLinker` is built in, scispaCy's could stand in its place."""
+    """Finds entities. `DictionaryLinker` is built in; scispaCy's linker could replace it."""
 
     def link(self, text: str) -> list[Mention]:
-        """Mentions in a text, in order, none inside another."""
+        """Mentions in a text, in order, without overlap."""
 
 
 class DictionaryLinker:
-    """Finds words and phrases, the longest that match; case, white space and a plural s make no difference.
+    """Finds words and phrases and takes the longest match; case, white space and a plural s make no difference.
 
-    `words` maps each to its entity; `where` is what an InputError names if there are none.
+    `words` maps each word to its entity. If `words` is empty, an InputError names `where`.
     """
 
     def __init__(self, words: Mapping[str, str], where: str = "linker"):
@@ -65,7 +67,7 @@ class DictionaryLinker:
         self.pattern = re.compile(rf"(?<!\w)({longest_first})(?:e?s)?(?!\w)", re.IGNORECASE)
 
     def link(self, text: str) -> list[Mention]:
-        """Mentions in a text, in order, none inside another."""
+        """Mentions in a text, in order, without overlap."""
         return [Mention(m.start(), m.end(), self.entity_of[_key(m[1])]) for m in self.pattern.finditer(text)]
 
 
@@ -74,10 +76,14 @@ def _key(word: str) -> str:
 
 
 def affirmed(text: str, mentions: Iterable[Mention]) -> list[Mention]:
-    """The mentions that no negation stands before in their sentence: not the nodule of "no mass or nodule"."""
+    """The mentions that are not negated.
+
+    A negation such as "no" denies everything after it, up to the end of the sentence or to a comma followed by "but",
+    "however", "although", "though" or "yet": "no mass, nodule present" denies the nodule as well.
+    """
     kept = []
     for mention in mentions:
-        start = max(text.rfind(stop, 0, mention.start) for stop in ".;!?") + 1  # of its sentence
+        start = max((stop.end() for stop in SCOPE_END.finditer(text, 0, mention.start)), default=0)
         if not NEGATION.search(text, start, mention.start):
             kept.append(mention)
     return kept
@@ -98,7 +104,7 @@ def dictionary_linker() -> DictionaryLinker:
 
 
 def findings(text: str) -> tuple[str, ...]:
-    """The findings of the built-in dictionary that a text affirms, sorted: labels of a study, CheXpert's fashion."""
+    """The findings of the built-in dictionary that a text affirms, sorted: labels in the style of CheXpert."""
     named = {mention.entity for mention in affirmed(text, dictionary_linker().link(text))}
     return tuple(sorted(entity for entity in named if dictionary()["kind"][entity] == "finding"))
 
@@ -118,7 +124,7 @@ class KnowledgeGraph:
     relations: tuple[str, ...]
     triples: np.ndarray  # (n, 3): numbers of head, relation and tail
     words: dict[str, str]  # word -> entity
-    left_out: int = 0  # triples with an end that the reports do not name
+    left_out: int = 0  # triples whose head or tail too few reports name
 
     @cached_property
     def linker(self) -> DictionaryLinker:
@@ -126,22 +132,22 @@ class KnowledgeGraph:
 
 
 def read(source: str, texts: Sequence[str]) -> KnowledgeGraph:
-    """The knowledge that a run uses with its reports `texts`, as ARL has it: triples whose ends the reports both name.
+    """The knowledge that a run uses with its reports `texts`: as in ARL, triples whose head and tail the reports name.
 
     Args:
-        source: `reports` (triples of the built-in dictionary and of what the reports say together), `slake` (the folder
-            KG of the SLAKE set) or a file under $DATA_ROOT: lines of head, relation and tail with tabs between. There
-            the relation `alias` gives its head another word; an entity must have one, or be in the dictionary.
-        texts: the reports; an entity counts where they name it `LEAST` times.
+        source: `reports` (triples of the built-in dictionary and of entities that the reports name together), `slake`
+            (the folder KG of the SLAKE set) or a file under $DATA_ROOT whose lines are head, relation and tail,
+            separated by tabs. In that file the relation `alias` gives another word for its head; every entity needs
+            an alias, unless it is in the dictionary.
+        texts: the reports. An entity is used if at least `LEAST` reports name it.
 
     Raises:
-        InputError: a file that is absent, of another form or with an unknown entity (names file and line), or no
-            triple left.
+        InputError: a file is absent, has another form or an unknown entity (names file and line), or no triple is left.
     """
     if source == "reports":
         words, triples, where = _words_of_dictionary(), of_reports(texts), "the reports"
     else:
-        path = paths.data_root() / ("slake/KG" if source == "slake" else Path(source).expanduser())
+        path = _path(source)
         words, triples = of_slake(path) if source == "slake" else of_file(path)
         where = paths.shown(path)
     linker = DictionaryLinker(words, where)
@@ -158,11 +164,33 @@ def read(source: str, texts: Sequence[str]) -> KnowledgeGraph:
     return KnowledgeGraph(entities, relations, np.array(numbers), words, len(set(triples)) - len(kept))
 
 
+def content(source: str) -> dict[str, str]:
+    """SHA-256 of the files that a source is read from, by name; of none for `reports`.
+
+    Raises InputError where one cannot be read.
+    """
+    if source == "reports":
+        return {}
+    files = [_path(source) / name for name in OF_SLAKE] if source == "slake" else [_path(source)]
+    try:
+        return {path.name: sha256(path) for path in files}
+    except OSError as error:
+        raise _unreadable(Path(error.filename), error.strerror) from None
+
+
+def _path(source: str) -> Path:
+    return paths.data_root() / ("slake/KG" if source == "slake" else Path(source).expanduser())
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(f"{paths.shown(path)}: cannot be read ({reason}); name another file, or `reports`")
+
+
 def of_reports(texts: Sequence[str]) -> list[Triple]:
     """Triples of the dictionary (anatomy, part of, anatomy) and of sentences that name two entities together.
 
-    Those are (finding, located in, anatomy) and (finding, occurs with, finding), where a sentence affirms the findings,
-    in at least `LEAST` sentences and more often than by chance (positive pointwise mutual information).
+    A sentence that affirms its findings gives (finding, located in, anatomy) and (finding, occurs with, finding). A
+    triple is kept if at least `LEAST` sentences give it, more than by chance (positive pointwise mutual information).
     """
     table, linker = dictionary(), dictionary_linker()
     single, pairs, sentences = Counter(), Counter(), 0
@@ -182,9 +210,9 @@ def of_reports(texts: Sequence[str]) -> list[Triple]:
 
 
 def of_slake(folder: Path) -> tuple[dict[str, str], list[Triple]]:
-    """Words and triples of SLAKE's `KG` folder: lines `head#relation#tail` after a header, values of which may hold #.
+    """Words and triples of SLAKE's `KG` folder: lines `head#relation#tail` after a header; a tail may contain #.
 
-    Lists are split, free text is left out. An entity's words are its name and its aliases.
+    Lists are split and free text is left out. An entity's words are its name and its aliases.
     """
     triples = []
     for name in OF_SLAKE:
@@ -196,7 +224,7 @@ def of_slake(folder: Path) -> tuple[dict[str, str], list[Triple]]:
 
 
 def of_file(path: Path) -> tuple[dict[str, str], list[Triple]]:
-    """Words and triples of a user's file: lines of head, relation and tail with tabs between."""
+    """Words and triples of a user's file: head, relation and tail on each line, separated by tabs."""
     lines, words = _lines(path, "\t"), _words_of_dictionary()
     words |= {head: head for _, (head, relation, _) in lines if relation == NAMES}
     for number, (head, relation, tail) in lines:
@@ -209,18 +237,17 @@ def of_file(path: Path) -> tuple[dict[str, str], list[Triple]]:
 
 
 def _without_aliases(words: dict[str, str], triples: list[Triple]) -> tuple[dict[str, str], list[Triple]]:
-    """Words with the aliases that stand among the triples, and the other triples."""
+    """The words with the aliases that the triples give, and the triples that give no alias."""
     aliases = {tail: head for head, relation, tail in triples if relation == NAMES}
     return words | aliases, [triple for triple in triples if triple[1] != NAMES]
 
 
 def _lines(path: Path, separator: str, splits: int = -1) -> list[tuple[int, Triple]]:
-    """Number and columns of every line that is not empty, in lower case."""
+    """Line number and columns, in lower case, of every line that is not empty."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise InputError(f"{paths.shown(path)}: cannot be read ({reason}); name another file, or `reports`") from None
+        raise _unreadable(path, getattr(error, "strerror", None) or "not UTF-8") from None
     out = []
     for number, line in enumerate(lines, start=1):
         columns = tuple(" ".join(part.lower().split()) for part in line.split(separator, splits))

@@ -1,4 +1,4 @@
-"""What names a run: a short hash of the settings that its stage reads (no defaults), its parent and the data."""
+"""What names a run: a short hash of the settings that its stage reads (no defaults), its parent, data and files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ def run_id(run: RunSpec) -> str:
     """Twelve hexadecimal digits that name the run's directory; equal runs of different tables share it.
 
     Settings at their defaults are left out, so that a setting that is added leaves the ids of other runs as they are.
+    Raises InputError where a file that the method's `files_read` lists, if it has one, cannot be read.
     """
+    settings = methods.settings(run.method)
+    files = settings.files_read(run) if hasattr(settings, "files_read") else {}
     changed = settings_read(run, run.model_dump(mode="json", exclude_defaults=True))
     parent = run_id(run.parent) if run.parent else None
-    return digest({**changed, "parent": parent, "manifests": {name: data_digest(name) for name in data_sets(run)}})
+    content = {**changed, "parent": parent, "manifests": {name: data_digest(name) for name in data_sets(run)}}
+    return digest(content | ({"files": files} if files else {}))

@@ -1,6 +1,6 @@
-"""Entities of a knowledge graph as vectors: TransE, graph attention on top, and where a text's tokens name them.
+"""Vectors for the entities of a knowledge graph (TransE, then graph attention), and which tokens of a text name them.
 
-Shapes: E entities, R relations, n triples, k dimensions; B texts of t tokens, e entities of a text.
+Shapes: E entities, R relations, n triples, k dimensions; B texts of t tokens, e entities in a text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amif_lib.data.knowledge_graph import Linker
 
-MARGIN, NEGATIVES, STEPS, RATE = 5.0, 25, 400, 0.05  # of `transe`; ARL's margin and negatives
+MARGIN, NEGATIVES, STEPS, RATE = 5.0, 25, 400, 0.05  # of `transe`; margin and negatives are ARL's
 
 
 def transe(
@@ -22,8 +22,8 @@ def transe(
 ) -> tuple[Tensor, Tensor]:
     """Vectors of entities (E, k) and relations (R, k) with head + relation near tail (TransE, Bordes et al., 2013).
 
-    triples (n, 3). In every step each triple, whose L1 distance is to be smaller by a margin than those of triples with
-    another head or another tail; such that are triples themselves do not count.
+    triples (n, 3). Each step compares each triple with negatives: the same triple with a random head or a random tail.
+    Its L1 distance should be smaller than theirs by a margin. A negative that is itself a known triple is ignored.
     """
     bound = 6 / dim**0.5
     table, moves = (torch.empty(n, dim).uniform_(-bound, bound, generator=generator) for n in (entities, relations))
@@ -36,13 +36,13 @@ def transe(
         head = torch.rand(len(h), generator=generator) < 0.5  # (n',): which end is replaced
         h_, t_ = torch.where(head, other, h), torch.where(head, t, other)
         worse = distance(table[h_], moves[r], table[t_])  # (n',)
-        real = torch.isin(_key(h_, r, t_, entities), known)  # (n',): no negative
+        real = torch.isin(_key(h_, r, t_, entities), known)  # (n',): not a negative
         loss = F.relu(MARGIN + distance(table[h], moves[r], table[t]) - worse)[~real].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            table /= table.norm(dim=1, keepdim=True)  # else the loss falls by growing vectors
+            table /= table.norm(dim=1, keepdim=True)  # without this, longer vectors would lower the loss
     return table.detach(), moves.detach()
 
 
@@ -52,9 +52,10 @@ def distance(head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
 
 
 def filtered_mrr(triples: Tensor, table: Tensor, relations: Tensor) -> float:
-    """Mean reciprocal rank of each triple's tail, and of its head, among the entities that make no other triple.
+    """Mean reciprocal rank of the right tail and the right head of each triple, by distance (1 is perfect).
 
-    triples (n, 3), table (E, k), relations (R, k). Of equally near ones half rank before.
+    triples (n, 3), table (E, k), relations (R, k). Other entities that also make a known triple are left out of the
+    ranking ("filtered"). Half of the entities at the same distance count as nearer.
     """
     every, reciprocal = torch.arange(len(table)), []
     known = _key(*triples.unbind(1), len(table))  # (n,)
@@ -75,7 +76,7 @@ def _key(head: Tensor, relation: Tensor, tail: Tensor, entities: int) -> Tensor:
 
 
 class GraphAttention(nn.Module):
-    """A layer of a graph attention network (Veličković et al., 2018): torch_geometric's `GATConv`, in plain torch."""
+    """A layer of a graph attention network (Veličković et al., 2018); the same as torch_geometric's `GATConv`."""
 
     def __init__(self, width: int, out: int, heads: int):
         super().__init__()
@@ -86,7 +87,7 @@ class GraphAttention(nn.Module):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
-        """x (E, k), edges (2, m) from source to target, with one of each entity to itself -> (E, heads * out)."""
+        """x (E, k) -> (E, heads * out). edges (2, m): source and target; each entity also needs an edge to itself."""
         x = self.linear(x).float().unflatten(1, self.source.shape)  # (E, h, c), fp32
         source, target = edges
         score = F.leaky_relu((x * self.source).sum(-1)[source] + (x * self.target).sum(-1)[target], 0.2)  # (m, h)
@@ -99,7 +100,7 @@ class GraphAttention(nn.Module):
 
 
 class EntityEncoder(nn.Module):
-    """TransE's table, trained further, and two layers of graph attention over the triples, in both directions."""
+    """TransE's table, trained further, and two layers of graph attention over the triples in both directions."""
 
     def __init__(self, entities: int, triples: Tensor, dim: int, heads: int = 8, dropout: float = 0.0):
         super().__init__()
@@ -121,10 +122,10 @@ class EntityEncoder(nn.Module):
 def linked(
     linker: Linker, number_of: Mapping[str, int], tokenizer: Any, ids: Tensor, mask: Tensor, most: int = 24
 ) -> tuple[Tensor, Tensor]:
-    """The entities that texts name, each once, and the tokens of all its mentions.
+    """The entities that each text names, each listed once, and the tokens of all their mentions.
 
-    ids and mask (B, t) of WordPiece tokens -> numbers (B, e), -1 behind a text's last one, and spans (B, e, t). Texts
-    are read from their tokens, so that what was cut off names nothing. At most the first `most` entities of a text.
+    ids and mask (B, t) of WordPiece tokens -> entity numbers (B, e), padded with -1, and spans (B, e, t). The texts are
+    rebuilt from their tokens, so a part that was cut off names no entity. Only the first `most` entities are used.
     """
     found: list[dict[int, list[int]]] = []  # by text: the tokens of each entity
     special = set(tokenizer.all_special_ids)

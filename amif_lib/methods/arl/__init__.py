@@ -1,4 +1,4 @@
-"""ARL: align, reason and learn with medical knowledge. What training and stored runs ask of a method."""
+"""ARL: align, reason and learn with medical knowledge. These functions are called by training and stored runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amif_lib.core.errors import InputError
 
 
 def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
-    """The knowledge that a run's reports name; `notes` gets what `metrics.json` says of it."""
+    """The knowledge that a run's reports name; a summary for `metrics.json` is added to `notes`."""
     from amif_lib.methods.arl.knowledge import gather_knowledge
 
     found = gather_knowledge(spec, studies)
@@ -19,7 +19,7 @@ def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
 
 
 def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any], extras: Any = None) -> Any:
-    """The module of the run's stage with its starting weights; `notes` gets what `metrics.json` says of them."""
+    """The module of the run's stage with its starting weights; a summary for `metrics.json` is added to `notes`."""
     from amif_lib.methods.arl.network import Backbone
     from amif_lib.methods.arl.pretraining import Pretraining
     from amif_lib.networks import pretrained
@@ -38,7 +38,7 @@ def _fine_tuning(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dic
     from amif_lib.networks import pretrained, tokenizers
 
     if spec.parent is None:
-        raise InputError("a fine-tuning of ARL has no parent, which brings the knowledge: give the pre-training's run")
+        raise InputError("a fine-tuning of ARL has no parent, which has the knowledge: give a pre-training run")
     folder, data = spec.parent.directory / "model", spec.data
     classes = None
     if spec.objective.answer_head == "classifier":  # as in the public code: the answers of all splits
@@ -74,5 +74,5 @@ def model(folder: Path) -> Any:
 
 
 def maps(run: Any) -> dict[str, Any] | None:
-    """None: patch maps are AMiF's."""
+    """None: only AMiF has patch maps."""
     return None

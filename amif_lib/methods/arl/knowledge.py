@@ -1,4 +1,4 @@
-"""What pre-training knows of each study: the entities that its report names, and its labels."""
+"""What pre-training knows about each study: the entities that its report names, and its label."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amif_lib.core import paths
 from amif_lib.data import knowledge_graph
 from amif_lib.data.knowledge_graph import KnowledgeGraph
-from amif_lib.data.manifests import sha256
 from amif_lib.data.records import Study, StudyImage
 from amif_lib.networks import entities
 from amif_lib.networks.pixels import keyed
@@ -22,13 +20,13 @@ TRANSE = 2**31 + 2  # a stream of its own
 
 @dataclass
 class Knowledge:
-    """The graph of a run's reports, TransE's vectors of its E entities, and what each study says."""
+    """The knowledge graph of a run, TransE's vectors of its E entities, and what each study's report names."""
 
     graph: KnowledgeGraph
     table: Tensor  # (E, k)
-    entities: dict[str, Tensor]  # of each study: which entities its report names, (E,) of 0 and 1
-    labels: dict[str, int]  # of each study: a number for the set of findings that its report affirms
-    folds: dict[str, int]  # of each study: all batches may mix
+    entities: dict[str, Tensor]  # by study: which entities its report names, (E,) of 0 and 1
+    labels: dict[str, int]  # by study: a number for the set of findings that its report affirms
+    folds: dict[str, int]  # by study: 0 for all, since a batch may mix any studies
     metrics: dict[str, Any]
 
     def of(self, study: Study, shown: Sequence[StudyImage]) -> dict[str, Tensor]:
@@ -61,6 +59,6 @@ def gather_knowledge(spec: Any, studies: Sequence[Study]) -> Knowledge:
     metrics = {"entities": len(graph.entities), "relations": relations, "triples": len(triples)}
     metrics |= {"triples_left_out": graph.left_out, "transe_mrr": entities.filtered_mrr(triples, table, moves)}
     metrics |= {"entities_of_a_report": float(torch.stack(list(named.values())).sum(1).mean()), "labels": len(known)}
-    if source not in ("reports", "slake"):
-        metrics["file_sha256"] = sha256(paths.data_root() / source)
+    if files := knowledge_graph.content(source):
+        metrics["files_sha256"] = files
     return Knowledge(graph, table, named, labels, dict.fromkeys(named, 0), metrics)

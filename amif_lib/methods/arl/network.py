@@ -30,7 +30,7 @@ ENTITY_HEADS = 4
 
 
 class KnowledgeLayer(CoAttentionLayer):
-    """A text layer of the fusion beside which the text's entities look at each other and at the image."""
+    """A text layer of the fusion. The text's entities attend to each other and to the image, then join their tokens."""
 
     def __init__(self, width: int, heads: int, dropout: float, dim: int):
         super().__init__(width, heads, dropout)
@@ -44,8 +44,10 @@ class KnowledgeLayer(CoAttentionLayer):
     def with_entities(
         self, text: Tensor, image: Tensor, mask: Tensor, z: Tensor, known: Tensor, spans: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """text (B, t, d), image (B, p+1, d), entities z (B, e, k), of which `known` (B, e) are there, on the tokens
-        `spans` (B, e, t) -> text (B, t, d) and entities (B, e, k)."""
+        """text (B, t, d), image (B, p+1, d), entities z (B, e, k) -> text (B, t, d) and entities (B, e, k).
+
+        `known` (B, e) is False for padding; `spans` (B, e, t) marks the tokens that name each entity.
+        """
         z = self.entity_self_attention(z, mask=known)  # (B, e, k)
         z = self.entity_cross_attention(z, self.image_to_entity(image))  # (B, e, k)
         text = self.self_attention(text, mask=mask)  # (B, t, d)
@@ -56,7 +58,7 @@ class KnowledgeLayer(CoAttentionLayer):
 
 
 class KnowledgeFusion(nn.Module):
-    """Co-attention of image and text in L layers, each reading the other's tokens of the layer before."""
+    """Co-attention of image and text in L layers; each stream attends to the other's output of the layer before."""
 
     def __init__(self, spec: ModelSpec, knowledge: KnowledgeSpec):
         super().__init__()
@@ -82,15 +84,15 @@ class KnowledgeFusion(nn.Module):
         spans: Tensor,
         layers: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """image (B, p+1, d) and text (B, t, d), fused by the first `layers`, or all: the same shapes.
+        """Fuse image (B, p+1, d) and text (B, t, d) by the first `layers` (default: all); shapes stay the same.
 
-        z (B, e, k): vectors of the text's entities, whose `numbers` (B, e) are -1 where there is none; spans (B, e, t).
+        z (B, e, k): vectors of the text's entities; numbers (B, e): -1 is padding; spans (B, e, t): their tokens.
         """
         types = self.type_embedding.weight
         image, text = self.image_linear(image) + types[1], self.text_linear(text) + types[0]
         known = numbers >= 0  # (B, e)
         spans = spans & known[..., None]  # (B, e, t)
-        known = torch.cat([torch.ones_like(known[:, :1]), known[:, 1:]], dim=1)  # softmax over nothing is not a number
+        known = torch.cat([torch.ones_like(known[:, :1]), known[:, 1:]], dim=1)  # a softmax over no entity would be NaN
         streams = list(zip(self.image_stream, self.text_stream, strict=True))[:layers]
         for image_layer, text_layer in streams:
             before = image
@@ -103,7 +105,7 @@ class KnowledgeFusion(nn.Module):
 
 
 class Backbone(nn.Module):
-    """What pre-training hands on to fine-tuning: encoders, entities, fusion and the poolers of both modalities."""
+    """The part that fine-tuning takes over from pre-training: encoders, entities, fusion and both poolers."""
 
     def __init__(self, spec: ModelSpec, knowledge: KnowledgeSpec, graph: KnowledgeGraph, tokenizer: Any):
         super().__init__()
@@ -129,9 +131,9 @@ class Backbone(nn.Module):
         named: tuple[Tensor, Tensor],
         layers: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `KnowledgeFusion`, from all entities (E, k) and what `link` gives."""
+        """Apply `KnowledgeFusion`, given the vectors of all entities (E, k) and the result of `link`."""
         numbers, spans = named
-        z = F.pad(entities, (0, 0, 0, 1))[numbers]  # (E + 1, k), the last one zero, at -1 -> (B, e, k)
+        z = F.pad(entities, (0, 0, 0, 1))[numbers]  # (E + 1, k), whose last row, index -1, is zero -> (B, e, k)
         return self.fusion(image, text, mask, z, numbers, spans, layers)
 
     def pool(self, image: Tensor, text: Tensor) -> Tensor:
@@ -139,14 +141,14 @@ class Backbone(nn.Module):
         return torch.cat([self.text_pooler(text[:, 0]).tanh(), self.image_pooler(image[:, 0]).tanh()], dim=-1)
 
     def config(self) -> dict[str, Any]:
-        """What `config.json` says: sizes, and the knowledge itself."""
+        """The content of `config.json`: the sizes and the knowledge graph."""
         graph = {"entities": self.graph.entities, "relations": self.graph.relations, "words": self.graph.words}
         graph |= {"triples": np.asarray(self.graph.triples).tolist()}
         return {"model": self.spec.model_dump(), "knowledge": self.knowledge.model_dump(), "graph": graph}
 
 
 def stored_graph(folder: Path) -> KnowledgeGraph:
-    """The knowledge that a stored network was trained with."""
+    """The knowledge graph that a stored network was trained with."""
     content = pretrained.config(folder).get("graph")
     if not isinstance(content, dict):
         raise InputError(f"{folder / 'config.json'}: no knowledge graph; give the model/ folder of a run of ARL")
@@ -155,7 +157,7 @@ def stored_graph(folder: Path) -> KnowledgeGraph:
 
 
 class ARLForVQA(Answerer):
-    """ARL answers questions: from all fused tokens by the kit's answer decoder, or by ARL's own classes."""
+    """ARL with an answer head: the kit's answer decoder on all fused tokens, or ARL's own classifier."""
 
     def __init__(
         self,
@@ -177,14 +179,14 @@ class ARLForVQA(Answerer):
 
     def encode(self, images: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, 3, H, W), question ids and mask (B, t) -> fused tokens (B, p+1+t, d) and their mask."""
-        image = self.arl.image_encoder(images).expand(len(ids), -1, -1)  # (B, p+1, d); a blank one serves all
+        image = self.arl.image_encoder(images).expand(len(ids), -1, -1)  # (B, p+1, d); one blank image serves all
         text = self.arl.text_encoder(ids, mask)  # (B, t, d)
         entities = self.arl.entity_encoder()  # (E, k)
         image, text = self.arl.fuse(image, text, mask, entities, self.arl.link(ids, mask))
         return torch.cat([image, text], dim=1), torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
 
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
-        """Loss of each answer (B,): its language-modelling loss, or the classes' binary cross-entropy."""
+        """Loss of each answer (B,): language-modelling loss (decoder) or binary cross-entropy over the classes."""
         if not isinstance(self.decoder, Classifier):
             return super().forward(images, ids, mask, answers, answer_mask)
         right = self.decoder.number([row[real].tolist() for row, real in zip(answers, answer_mask, strict=True)])
@@ -193,18 +195,18 @@ class ARLForVQA(Answerer):
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
 
     def logits(self, memory: Tensor) -> Tensor:
-        """Of each class, from the fused tokens: (B, p+1+t, d) -> (B, A)."""
+        """Logits of the A classes from the fused tokens: (B, p+1+t, d) -> (B, A)."""
         patches = (self.spec.image_size // self.spec.patch_size) ** 2
         return self.decoder(self.arl.pool(memory, memory[:, patches + 1 :])).float()
 
     def score(self, memory: Tensor, memory_mask: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
-        """Log-likelihoods (B, K) of K answers given as token ids, from what `encode` gives."""
+        """Log-likelihoods (B, K) of K answers, given as token ids; memory is the result of `encode`."""
         if not isinstance(self.decoder, Classifier):
             return super().score(memory, memory_mask, answers)
         return F.logsigmoid(self.logits(memory))[:, self.decoder.number(answers)]  # (B, A) -> (B, K)
 
     def write(self, memory: Tensor, memory_mask: Tensor) -> list[str]:
-        """The answers (B,) that the decoder writes, or the likeliest classes, from what `encode` gives."""
+        """The answers (B,), written by the decoder or the most likely classes; memory is the result of `encode`."""
         if not isinstance(self.decoder, Classifier):
             return super().write(memory, memory_mask)
         best = self.logits(memory).argmax(1)  # (B,)
@@ -247,7 +249,7 @@ class Classifier(nn.Module):
         return self.layers(joint)  # (B, 2d) -> (B, A)
 
     def number(self, answers: Sequence[Sequence[int]]) -> Tensor:
-        """The classes (K,) of answers given as token ids. Raises InputError for one that is no class."""
+        """The class numbers (K,) of answers given as token ids. Raises InputError if an answer is not a class."""
         try:
             return torch.tensor([self.number_of[tuple(answer)] for answer in answers])
         except KeyError:

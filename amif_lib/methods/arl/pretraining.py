@@ -1,7 +1,7 @@
 """ARL's pre-training: alignment through knowledge, and three pretext tasks on the fused tokens.
 
-Shapes: this process's B = N / P samples, p patches (+1 [CLS]), t text tokens, d width; E entities of k dimensions, e of
-them in a text.
+Shapes: B = N / P samples of this process, p patches (+1 [CLS]), t text tokens, d width; E entities of k dimensions, of
+which a text names e.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from amif_lib.objectives import hard_negatives, masked_modelling
 from amif_lib.objectives.contrastive import similarity
 from amif_lib.objectives.distributed import gather, own_rows, world_size
 
-TEXT_SHARE, IMAGE_SHARE = 0.15, 0.75  # what masked modelling hides
+TEXT_SHARE, IMAGE_SHARE = 0.15, 0.75  # of words and patches that masked modelling hides
 DECODER_BLOCKS = 4  # of masked image modelling
-DRAWS = 2**31 + 1  # a number that no sample has: these streams are apart from those that samples are drawn with
+DRAWS = 2**31 + 1  # no sample has this number, so these random streams differ from those that draw samples
 
 
 class Pretraining(nn.Module):
-    """The network with the heads that pre-training alone needs, and its four losses."""
+    """The network with the heads that only pre-training needs, and its four losses."""
 
     def __init__(self, backbone: Backbone, objective: ObjectiveSpec, seed: int, text_length: int):
         super().__init__()
@@ -45,7 +45,7 @@ class Pretraining(nn.Module):
         self.special_ids, self.mask_id = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.mask_token_id
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        """Named losses, and shares of right answers to be logged."""
+        """The losses by name, and accuracies for the log."""
         arl, mask, out = self.arl, batch.mask, {}
         rows = torch.arange(len(batch.view), device=batch.view.device)
         images = batch.views[rows, batch.view]  # (B, V, 3, H, W) -> (B, 3, H, W)
@@ -68,7 +68,7 @@ class Pretraining(nn.Module):
     def masked_language(
         self, batch: PretrainingBatch, image: Tensor, entities: Tensor, named: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
-        """Masked words from the image (B, p+1, d), the other words and the entities that no masked word names."""
+        """Predict masked words from image (B, p+1, d), other words and the entities that no masked word names."""
         ids, masked = self.hide(batch, named[1])  # (B, t) each
         with torch.no_grad():
             count = gather(masked.sum()[None]).sum().clamp_min(1) / world_size()  # a mean over the global batch
@@ -84,7 +84,7 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def hide(self, batch: PretrainingBatch, spans: Tensor) -> tuple[Tensor, Tensor]:
-        """The ids (B, t) with 15% of words and entities masked, an entity at all its mentions, and which (B, t)."""
+        """Mask 15% of words and entities, an entity at all its mentions: ids (B, t) and which are masked (B, t)."""
         length, position = batch.ids.shape[1], torch.arange(batch.ids.shape[1], device=spans.device)
         first = spans.int().argmax(-1, keepdim=True)  # (B, e, 1): position of an entity's first token
         unit = torch.where(spans.any(1), (spans * first).sum(1), position)  # (B, t); spans do not overlap
@@ -98,7 +98,7 @@ class Pretraining(nn.Module):
     def masked_image(
         self, batch: PretrainingBatch, images: Tensor, text: Tensor, entities: Tensor, named: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """The patches removed before the encoder, from what the first half of the fusion makes of the rest."""
+        """Predict the patches that were removed before the encoder, from the first half of the fusion's layers."""
         side = self.arl.spec.image_size // self.arl.spec.patch_size
         kept, removed = masked_modelling.split_patches(self.draws(batch, 2, side**2), IMAGE_SHARE)  # (B, p-k), (B, k)
         visible = self.arl.image_encoder(images, kept)  # (B, 1 + p-k, d)
@@ -110,7 +110,7 @@ class Pretraining(nn.Module):
     def matching(
         self, batch: PretrainingBatch, image: Tensor, text: Tensor, entities: Tensor, named: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
-        """Does the text (B, t, d) belong to the image? In half of the pairs the image is another sample's."""
+        """Predict whether text (B, t, d) and image belong together; half of the pairs have another sample's image."""
         partner, other = self.negatives(batch)  # (B,) each
         fused = self.arl.fuse(gather(image)[partner], text, batch.mask, entities, named)  # (B, p+1, d), (B, t, d)
         logits = self.match_head(self.arl.pool(*fused)).float()  # (B, 2)
@@ -119,9 +119,9 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def negatives(self, batch: PretrainingBatch) -> tuple[Tensor, Tensor]:
-        """Whose image of the global batch each own text is shown with (B,), and whether it is another's (B,).
+        """For each text: which image of the global batch it is paired with (B,), and whether it is another's (B,).
 
-        That one is of another study, with another text and other labels; a text without such a partner keeps its own.
+        Another image comes from another study with another text and label; without such an image a text keeps its own.
         """
         label = gather(batch.extras["label"])  # (N,)
         exclude = hard_negatives.duplicates(gather(batch.group), gather(batch.text_key)) | (label[:, None] == label)
@@ -132,30 +132,30 @@ class Pretraining(nn.Module):
         return torch.where(other, drawn.index, own)[rows], other[rows]  # (N,) -> (B,)
 
     def draws(self, batch: PretrainingBatch, number: int, *shape: int) -> Tensor:
-        """Uniform numbers (B, *shape) for this process's samples, the same however samples are split over processes."""
+        """Uniform numbers (B, *shape) for this process's samples; they do not depend on the number of processes."""
         total = len(batch.ids) * world_size()
         drawn = torch.rand(total, *shape, generator=keyed(self.seed, batch.step, number, DRAWS))  # (N, ...)
         return drawn[own_rows(total)].to(batch.ids.device)  # (N, ...) -> (B, ...)
 
 
 def without(named: tuple[Tensor, Tensor], masked: Tensor) -> tuple[Tensor, Tensor]:
-    """Entities but those that a masked token names: numbers (B, e) and spans (B, e, t), masked (B, t)."""
+    """Remove the entities that a masked token names: numbers (B, e) and spans (B, e, t); masked (B, t)."""
     numbers, spans = named
     return torch.where((spans & masked[:, None]).any(-1), -1, numbers), spans
 
 
 def multi_hot(numbers: Tensor, entities: int) -> Tensor:
-    """Numbers (B, e), -1 where there is none -> which of all entities are among them, (B, E) of 0 and 1."""
+    """Entity numbers (B, e), padded with -1 -> which of all E entities they are, (B, E) of 0 and 1."""
     return torch.zeros(len(numbers), entities + 1, device=numbers.device).scatter(1, numbers + 1, 1.0)[:, 1:]
 
 
 def alignment_loss(features: Tensor, entities: Tensor, target: Tensor) -> Tensor:
-    """Multi-label cross-entropy: which entities (E, k) do features (B, k) belong to? target (B, E) of 0 and 1."""
+    """Multi-label cross-entropy: which entities (E, k) the features (B, k) name; target (B, E) of 0 and 1."""
     return F.binary_cross_entropy_with_logits(similarity(features, entities), target)  # (B, E)
 
 
 class AlignmentHead(nn.Module):
-    """From an encoder's [CLS] token to the space of entities; the last ReLU is in the public code."""
+    """Maps an encoder's [CLS] token to the space of entities; the last ReLU is as in the public code."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
@@ -180,7 +180,7 @@ class WordHead(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """A masked autoencoder's decoder, half as wide as the network: pixels of all patches from the tokens of some."""
+    """A masked autoencoder's decoder, half as wide as the network: predicts all patches from those kept."""
 
     def __init__(self, width: int, heads: int, image_size: int, patch_size: int, dropout: float):
         super().__init__()
@@ -195,7 +195,7 @@ class PatchDecoder(nn.Module):
 
     @in_rows
     def forward(self, tokens: Tensor, kept: Tensor) -> Tensor:
-        """tokens (B, 1 + p-k, d) of [CLS] and the kept patches, at positions (B, p-k) -> (B, p, 3 size^2)."""
+        """tokens (B, 1 + p-k, d) of [CLS] and the patches at positions `kept` (B, p-k) -> (B, p, 3 size^2)."""
         x = self.embed(tokens)  # (B, 1 + p-k, d/2)
         everywhere = self.mask_token.to(x.dtype).expand(len(x), self.side**2, -1)  # (B, p, d/2)
         patches = everywhere.scatter(1, kept[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])  # (B, p, d/2)
@@ -206,7 +206,7 @@ class PatchDecoder(nn.Module):
 
 
 def sine_positions(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column (side^2, width), a quarter of the width each."""
+    """Sines and cosines of row and column: (side^2, width), a quarter of the width for each."""
     quarter = -(-width // 4)
     rate = 10_000 ** (-torch.arange(quarter) / quarter)  # (width/4,)
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")

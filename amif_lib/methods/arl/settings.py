@@ -1,4 +1,4 @@
-"""ARL's own settings (`objective` and `knowledge` of a run), and what each stage does not read."""
+"""ARL's own settings (`objective` and `knowledge` of a run), and what each stage does and does not read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from amif_lib.core.settings import Strict
+from amif_lib.data import knowledge_graph
 
 
 class ObjectiveSpec(Strict):
-    """Pre-training's losses, and how a fine-tuned network answers."""
+    """The losses of pre-training, and how a fine-tuned network answers."""
 
     weight_mlm: float = Field(1.0, ge=0, description="weight of masked language modelling, whole entities masked")
     weight_mim: float = Field(1.0, ge=0, description="weight of masked image modelling")
@@ -24,12 +25,12 @@ class ObjectiveSpec(Strict):
     )
 
     def reads_both_views(self, stage: str) -> bool:
-        """Whether a stage reads both views of a study; else only the drawn one is made."""
+        """Whether a stage reads both views of a study; if not, only the drawn view is made."""
         return False
 
 
 class KnowledgeSpec(Strict):
-    """Where entities come from, and whether the fusion reads them."""
+    """Where the entities come from, and whether the fusion reads them."""
 
     source: str = Field(
         "reports",
@@ -64,3 +65,8 @@ def not_read(run: Any) -> set[str]:
         return ANSWERING | {"model.projection_dim"}
     decoder = {"init.decoder"} | _names("model", "decoder_layers decoder_cross_layers")
     return STARTING | PRETRAINING | (decoder if run.objective.answer_head == "classifier" else set())
+
+
+def files_read(run: Any) -> dict[str, str]:
+    """SHA-256 of the knowledge files that a run reads, by name; a fine-tuning has the graph of its parent."""
+    return knowledge_graph.content(run.knowledge.source) if run.stage == "pretrain" else {}
