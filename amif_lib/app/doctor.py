@@ -104,5 +104,5 @@ def main(all: bool = False) -> int:
     for scale in NEEDS:
         print("".join(f"SCALE={scale}: {reason}\n" for reason in obstacles(scale, devices)), end="")
         if sources := needs_of(scale)[1]:
-            print(f"SCALE={scale}: weights, fetched from the hub at first use: {', '.join(sources)}")
+            print(f"SCALE={scale}: weights that it starts from: {', '.join(sources)}")
     return 0
