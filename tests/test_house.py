@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "amif_lib"
 # Ceilings, in lines; the aim of each stands behind it. They go down with every commit that deletes something, never up.
 MOST = {
-    "reading road": 4300,
-    "library": 15150,
+    "reading road": 4240,
+    "library": 14990,
     "tests": 10480,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }
-AIM = {"reading road": 3600, "library": 15150, "tests": 9000, "table and page notebooks": 1200}
+AIM = {"reading road": 3600, "library": 11000, "tests": 9000, "table and page notebooks": 1200}
 ROAD = ("objectives", "networks", "methods/amif", "training")
 BESIDE = ("arl", "mlip")  # methods for comparison, counted apart
 PAGES = ("11", "12", "13", "14", "15", "16", "20", "21", "40", "90")
