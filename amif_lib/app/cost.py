@@ -78,7 +78,7 @@ def in_words(scale: str, runs: list[RunSpec], missing: list[RunSpec]) -> str:
     def hours(these: list[RunSpec]) -> float:
         return sum(START + samples(run) * seconds[run.stage] for run in these) / SIDE_BY_SIDE[scale] / 3600
 
-    time = "not known, since nothing of this scale was measured yet; run one row first, such as ROWS=table4:6."
+    time = "not known, since nothing of this scale was measured yet; train one first, such as make table1."
     if {run.stage for run in runs} <= set(seconds):
         to_do = f"{hours(missing):.1f} h of it to do, teachers and tables aside"
         time = f"about {hours(runs):.1f} h, {to_do}; measured {where}."
