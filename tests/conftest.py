@@ -41,6 +41,16 @@ def users_files_stay_as_they_are():
     assert [_state(ROOT / name) for name in ("results", "data")] == before, "a test has written into results/ or data/"
 
 
+@pytest.fixture(scope="module")
+def own_results(tmp_path_factory: pytest.TempPathFactory):
+    """A results folder for one test file, whose trainings show no progress."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AMIF_RESULTS", str(tmp_path_factory.mktemp("results")))
+    patch.setenv("AMIF_HEADLESS", "1")
+    yield
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the real data sets: `$DATA_ROOT`, or `shared/data` beside the clone."""

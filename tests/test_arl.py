@@ -22,6 +22,8 @@ from amif_lib.training import checkpoint, loop
 from amif_lib.training.prepare import prepare
 from tests import tiny_arl
 
+pytestmark = pytest.mark.usefixtures("own_results")
+
 TASKS = ("mlm", "mim", "itm", "align")
 
 
@@ -217,17 +219,8 @@ def test_without_knowledge_it_is_plain_co_attention():
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AMIF_RESULTS", str(tmp_path_factory.mktemp("results")))
-    patch.setenv("AMIF_HEADLESS", "1")
-    yield
-    patch.undo()
-
-
 @pytest.fixture(scope="module")
-def finished():
+def finished(own_results):
     run = tiny_arl.run()
     for spec in run.lineage():
         loop.fit(spec)

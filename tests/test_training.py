@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data.load import load_questions
 from amif_lib.experiments import stored
@@ -20,18 +19,11 @@ from amif_lib.training import batches, checkpoint, loop, predict
 from amif_lib.training.prepare import about_questions, drawn, prepare
 from tests import tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AMIF_RESULTS", str(tmp_path_factory.mktemp("results")))
-    patch.setenv("AMIF_HEADLESS", "1")
-    yield paths.results()
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("own_results")
 
 
 @pytest.fixture(scope="module")
-def finished():
+def finished(own_results):
     """A tiny run with both stages behind it, trained once for this file."""
     run = tiny.run()
     for spec in run.lineage():
