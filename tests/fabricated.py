@@ -150,7 +150,7 @@ def write_table(
         positions = wrong.get(row.row, positions)
         for run in row.runs:
             write_run(run, wrong_at(*positions), blank=wrong_at(*range(8)))
-            for stage in run.lineage()[:-1]:
+            for stage in run.trainings()[:-1]:
                 write_run(stage)
     for run in selection.blank_runs(name, scale):
         write_run(run, wrong_at(*range(9)))

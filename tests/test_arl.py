@@ -222,7 +222,7 @@ def test_without_knowledge_it_is_plain_co_attention():
 @pytest.fixture(scope="module")
 def finished(own_results):
     run = tiny_arl.run()
-    for spec in run.lineage():
+    for spec in run.trainings():
         loop.fit(spec)
     return run
 
@@ -265,7 +265,7 @@ def test_the_classes_of_arl_answer_too(finished):
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
-    whole = next(spec for spec in finished.lineage() if spec.stage == stage)
+    whole = next(spec for spec in finished.trainings() if spec.stage == stage)
     expected, kept = stored.load_run(whole).history, whole.directory.with_name(f"kept-{stage}")
     whole.directory.rename(kept)
     save = checkpoint.save
@@ -287,7 +287,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkey
 
 def test_a_setting_changes_the_stage_that_first_reads_it():
     def ids(**changes):
-        return {step.stage: step.run_id for step in tiny_arl.run(**changes).lineage()}
+        return {step.stage: step.run_id for step in tiny_arl.run(**changes).trainings()}
 
     before = ids()
     for change, first in (
@@ -300,14 +300,14 @@ def test_a_setting_changes_the_stage_that_first_reads_it():
         changed = [stage for stage, own in ids(**change).items() if own != before[stage]]
         assert changed == {"pretrain": ["pretrain", "finetune"], "finetune": ["finetune"], None: []}[first], change
     known = {name for name, _ in settings_page.leaves("arl")}
-    assert all(not_read(step) <= known for step in tiny_arl.run().lineage())
+    assert all(not_read(step) <= known for step in tiny_arl.run().trainings())
     assert identity.data_sets(tiny_arl.run()) == ["phantom_vqa_rad"]
 
 
 def test_the_content_of_knowledge_files_is_part_of_an_identity(tmp_path, monkeypatch):
     def ids(source, root):
         monkeypatch.setenv("DATA_ROOT", str(root))
-        return [step.run_id for step in tiny_arl.run(knowledge={"source": source}).lineage()]
+        return [step.run_id for step in tiny_arl.run(knowledge={"source": source}).trainings()]
 
     for source, name in (("own.tsv", "own.tsv"), *(("slake", f"slake/KG/{name}") for name in knowledge_graph.OF_SLAKE)):
         for root in (tmp_path / "here", tmp_path / "elsewhere"):
@@ -326,9 +326,9 @@ def test_the_content_of_knowledge_files_is_part_of_an_identity(tmp_path, monkeyp
 
 def test_rows_of_tables_may_be_of_either_method():
     run = experiments.build_run("demo", {"method": "arl", "objective": {"weight_itm": 0.0}}, "phantom_vqa_rad")
-    assert [step.stage for step in run.lineage()] == ["pretrain", "finetune"] and run.parent.teacher is None
+    assert [step.stage for step in run.trainings()] == ["pretrain", "finetune"] and run.parent.teacher is None
     own = experiments.build_run("demo", {}, "phantom_vqa_rad")
-    assert [step.stage for step in own.lineage()] == ["stage1", "stage2", "finetune"]
+    assert [step.stage for step in own.trainings()] == ["stage1", "stage2", "finetune"]
     assert (run.model, run.train) == (own.model, own.train)  # the same towers, the same fine-tuning
 
 

@@ -118,7 +118,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[experiments.
     """A results folder with the runs behind row 6 of Table 4, a table, logs and things that must survive."""
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    runs = experiments.load_spec("demo/table4/6")[0].lineage() + experiments.load_spec("demo/table4/1")[:1]
+    runs = experiments.load_spec("demo/table4/6")[0].trainings() + experiments.load_spec("demo/table4/1")[:1]
     for run in runs:
         run.directory.mkdir(parents=True)
         (run.directory / "spec.json").write_text(run.model_dump_json())

@@ -62,7 +62,7 @@ def drawn(tmp_path_factory):
         fabricated.write_table("table1", "demo", {"demo": (0, 5), "published3064": ()})  # the sweep's 0.01 as well
         for table, looks in (("table2", {"4": 0.1, "8": 0.6}), ("table4", {"5": 0.2, "6": 0.5})):
             rows = experiments.rows(table, "demo", only=tuple(looks))
-            for row, run in ((each, run) for each in rows for tip in each.runs for run in tip.lineage()):
+            for row, run in ((each, run) for each in rows for tip in each.runs for run in tip.trainings()):
                 if not results.is_finished(run):
                     fabricated.write_run(run, fabricated.wrong_at(0) if run.stage == "finetune" else None)
                 if run.stage == "stage2" and table == "table2":  # Table 4 shares that of row 8
@@ -126,7 +126,7 @@ def test_examples_without_regions_are_drawn_without_outline_and_not_scored(tmp_p
     fabricated.install(monkeypatch, tmp_path, SETS)
     monkeypatch.setattr(map_figures, "tables_of", lambda scale: ("table1",))
     map_scores.rows_of.cache_clear()
-    for run in experiments.rows("table1", "demo")[0].runs[0].lineage():
+    for run in experiments.rows("table1", "demo")[0].runs[0].trainings():
         fabricated.write_run(run, fabricated.wrong_at(0) if run.stage == "finetune" else None)
         maps = made_up_maps("phantom_vqa_rad", ("transport_plan", "attention", "gate"), 0, 0.5)
         maps.coverage[:] = 0

@@ -31,7 +31,7 @@ SETS = ("phantom_vqa_rad", "phantom_slake")
 
 
 def ids(run) -> dict[str, str]:
-    return {step.stage: step.run_id for step in run.lineage()}
+    return {step.stage: step.run_id for step in run.trainings()}
 
 
 # --- which settings are part of which stage's identity ----------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_every_declared_setting_exists():
     """A misspelt name in `not_read` would do nothing."""
     known = {name for name, _ in settings_page.leaves()} | {"teacher"}
     run = tiny.run(knowledge={"source": "none"})
-    for step in run.lineage():
+    for step in run.trainings():
         assert methods.settings(step.method).not_read(step) <= known
 
 
@@ -99,7 +99,7 @@ def state(step):
     except InputError as error:
         return str(error)
 runs = {name: rows.load_spec(name)[0] for name in ("demo/table4/6", "demo/table4/5")}
-steps = {name: [(step.stage, step.run_id, state(step)) for step in run.lineage()] for name, run in runs.items()}
+steps = {name: [(step.stage, step.run_id, state(step)) for step in run.trainings()] for name, run in runs.items()}
 print(json.dumps(steps))
 """
 
@@ -123,7 +123,7 @@ def test_a_setting_that_a_user_adds_changes_the_rows_that_set_it_in_the_stages_t
         return json.loads(done.stdout)
 
     for name in (unchanged, changed):
-        for step in experiments.load_spec(name)[0].lineage():
+        for step in experiments.load_spec(name)[0].trainings():
             finish(step)
     before = said("")
     assert all(finished is True for steps in before.values() for _, _, finished in steps)

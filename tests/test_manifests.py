@@ -70,7 +70,7 @@ def test_generated_sets_share_no_case_and_specs_name_only_known_sets() -> None:
     assert len(seeds) == len(set(seeds))
     for scale in ("demo", "small", "paper"):
         rows = [row for table in experiments.tables_of(scale) for row in experiments.rows(table, scale)]
-        runs = [run for row in rows for last in row.runs for run in last.lineage()]
+        runs = [run for row in rows for last in row.runs for run in last.trainings()]
         assert {name for run in runs for name in experiments.data_sets(run)} <= set(KNOWN)
 
 

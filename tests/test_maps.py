@@ -145,11 +145,11 @@ def test_a_map_peaks_at_the_one_patch_that_cross_attention_looks_at(tokenizer, p
 
 
 @pytest.fixture(scope="module")
-def lineage(tmp_path_factory):
+def trainings(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("AMIF_RESULTS", str(tmp_path_factory.mktemp("results")))
     patch.setenv("AMIF_HEADLESS", "1")
-    runs = tiny.run(**CHANGES).lineage()
+    runs = tiny.run(**CHANGES).trainings()
     for spec in runs:
         loop.fit(spec)
         stored_maps.ensure(spec)
@@ -161,9 +161,9 @@ def file_of(run, name):
     return stored_maps.read(run.directory / name)
 
 
-def test_question_maps_are_those_of_explain(lineage):
+def test_question_maps_are_those_of_explain(trainings):
     """Rows from all parts of the batch, one by one without padding; questions of different length share a batch."""
-    kept, model = file_of(lineage[2], stored_maps.MAPS), stored.load_run(lineage[2]).model()
+    kept, model = file_of(trainings[2], stored_maps.MAPS), stored.load_run(trainings[2]).model()
     questions = {q.question_id: q for q in load_questions("phantom_vqa_rad")}
     lengths = set()
     for row in (0, 1, 7, 60, len(kept) - 1):
@@ -176,9 +176,9 @@ def test_question_maps_are_those_of_explain(lineage):
     assert len(lengths) > 1
 
 
-def test_questions_are_the_first_that_name_what_the_image_shows(lineage):
+def test_questions_are_the_first_that_name_what_the_image_shows(trainings):
     """From the annotation files and label maps themselves; examples are the first of each label and image."""
-    kept, folder = file_of(lineage[2], stored_maps.MAPS), manifests.location("phantom_vqa_rad")
+    kept, folder = file_of(trainings[2], stored_maps.MAPS), manifests.location("phantom_vqa_rad")
     about = json.loads((folder / "question_regions.json").read_text(encoding="utf-8"))
     numbers = json.loads((folder / "masks.json").read_text(encoding="utf-8"))["labels"]
     expected = []
@@ -196,9 +196,9 @@ def test_questions_are_the_first_that_name_what_the_image_shows(lineage):
     assert kept.pictures.std() > 0 and kept.outlines.any((1, 2)).all()
 
 
-def test_a_report_map_recomputed_alone_of_a_study_that_no_stage_is_trained_on(lineage):
+def test_a_report_map_recomputed_alone_of_a_study_that_no_stage_is_trained_on(trainings):
     """The first row from the saved weights: image, report, co-attention, plan, the word's columns."""
-    run = lineage[1]
+    run = trainings[1]
     kept = file_of(run, stored_maps.MAPS)
     held_out = {study.study_id: study for study in load_studies(patch_maps.HELD_OUT)}
     trained_on = {study.study_id for study in pretraining_studies(run.data, run.model.stored_side)}
@@ -224,9 +224,9 @@ def vectors_of(run, names):
     return torch.stack([found.vectors[found.rows["text", name]] for name in names])
 
 
-def test_label_matrices_are_distributions_of_the_first_batch(lineage):
-    run = stored.load_run(lineage[0])
-    batch, studies = drawn(lineage[0])(0)
+def test_label_matrices_are_distributions_of_the_first_batch(trainings):
+    run = stored.load_run(trainings[0])
+    batch, studies = drawn(trainings[0])(0)
     kept, n = labels.label_matrices(run, batch, studies), run.spec.train.batch_size
     texts = vectors_of(run.spec, [study.study_id for study in studies])
     q = (texts @ texts.T / run.spec.objective.teacher_temperature).softmax(1).numpy()
@@ -237,9 +237,9 @@ def test_label_matrices_are_distributions_of_the_first_batch(lineage):
         np.testing.assert_allclose(kept[name].astype(float).sum(1), 1, atol=5e-3)
 
 
-def test_mined_negatives_are_those_that_training_drew(lineage):
+def test_mined_negatives_are_those_that_training_drew(trainings):
     """The last step's draw; probabilities by hand from the teacher's texts."""
-    run = lineage[1]
+    run = trainings[1]
     table = labels.mined_negatives(stored.load_run(run), *drawn(run)(-1))
     assert set(table["pair"]) == {"image_text", "image_image", "text_text"}
     part = table[table["pair"] == "text_text"].reset_index(drop=True)
@@ -257,25 +257,25 @@ def test_mined_negatives_are_those_that_training_drew(lineage):
         assert line["same_findings"] == (line["findings"] == line["negative_findings"])
 
 
-def test_done_once_and_not_of_a_run_without_maps(lineage):
-    path = lineage[2].directory / stored_maps.MAPS
+def test_done_once_and_not_of_a_run_without_maps(trainings):
+    path = trainings[2].directory / stored_maps.MAPS
     kept = path.read_bytes()
     path.unlink()
-    stored_maps.ensure(lineage[2])
+    stored_maps.ensure(trainings[2])
     assert path.read_bytes() == kept and len(kept) < 300_000  # equal input, equal file
-    assert stored_maps.ensure(lineage[0]) is None  # stage 1
-    run = stored.load_run(lineage[2])
-    run.spec = blank_image_run(lineage[2])
+    assert stored_maps.ensure(trainings[0]) is None  # stage 1
+    run = stored.load_run(trainings[2])
+    run.spec = blank_image_run(trainings[2])
     assert patch_maps.word_maps(run) is None
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_examples_without_regions_are_the_first_about_another_answer_word_and_image(
-    lineage, monkeypatch, capsys, stage
+    trainings, monkeypatch, capsys, stage
 ):
     monkeypatch.setattr(patch_maps.regions, "known", lambda name: False)  # as real sets
     monkeypatch.setattr(patch_maps, "SHOWN", ("vqa_med_2019", "phantom_vqa_rad"))
-    run = stored.load_run(lineage[stage])
+    run = stored.load_run(trainings[stage])
     kept = stored_maps.Maps(**patch_maps.word_maps(run))
     questions = load_questions("phantom_vqa_rad")
     answers = " ".join(q.answer.lower() for q in questions if q.split == "train").replace(",", " ").split()

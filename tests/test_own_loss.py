@@ -41,8 +41,8 @@ def folder(tmp_path, monkeypatch):
 def test_the_identity_follows_what_the_loss_computes_and_nothing_else():
     run = tiny.run()
     named = own_loss.with_loss(run, defined(LOSS, scale=1), "mine")
-    assert [step.label for step in named.lineage()] == ["mine"] * 3
-    assert not {step.run_id for step in named.lineage()} & {step.run_id for step in run.lineage()}
+    assert [step.label for step in named.trainings()] == ["mine"] * 3
+    assert not {step.run_id for step in named.trainings()} & {step.run_id for step in run.trainings()}
 
     def of(text: str, **names) -> str:
         return own_loss.with_loss(run, defined(text, **names), "another name").run_id
@@ -129,7 +129,7 @@ def test_a_reader_who_edits_the_loss_sees_it_trained_beside_the_baseline(tmp_pat
     status, said = executed(tmp_path, json.loads(named)["cells"])
     assert status == 0, capfd.readouterr()
     runs = {path.parent.name: stored.load_run(path.parent) for path in paths.results().glob("runs/*/provenance.json")}
-    for step in tiny.run().lineage():
+    for step in tiny.run().trainings():
         assert not runs.pop(step.run_id).spec.own_loss, "the kit's row has the kit's loss"
     assert {run.spec.stage: run.spec.label for run in runs.values()} == dict.fromkeys(
         ("stage1", "stage2", "finetune"), "tau doubled"

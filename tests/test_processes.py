@@ -101,7 +101,7 @@ NOTEBOOKS = ("03_stage1_global_alignment", "04_stage2_local_alignment_and_mining
 def runs(folder):
     """(run in this process, run by a notebook's two processes) of every stage."""
     patch, found = pytest.MonkeyPatch(), []
-    for spec, notebook in zip(tiny.run(finetune={"epochs": 1}).lineage(), NOTEBOOKS, strict=True):
+    for spec, notebook in zip(tiny.run(finetune={"epochs": 1}).trainings(), NOTEBOOKS, strict=True):
         patch.setenv("AMIF_RESULTS", str(folder / "one"))
         loop.fit(spec)
         own = load_run(spec)

@@ -40,7 +40,7 @@ def demo(tmp_path_factory):
             for run in row.runs:
                 wrong = {5, run.seed, *((0, 1, 3, 6) if row.row == "no_pretraining" else (8,))}
                 write_run(run, wrong_at(*wrong), blank=wrong_at(*range(8)))
-                for stage in run.lineage()[:-1]:
+                for stage in run.trainings()[:-1]:
                     write_run(stage)
         plan("table1", "table4")
         yield

@@ -233,7 +233,7 @@ def test_equal_runs_of_two_tables_are_one_job() -> None:
 
 def test_trainings_of_a_method_for_comparison_need_no_notebook() -> None:
     plan, run = jobs.Plan(jobs.Request("demo")), experiments.build_run("demo", {"method": "arl"}, "phantom_vqa_rad")
-    for step in run.lineage():
+    for step in run.trainings():
         jobs._add_training(plan, (step,), "ARL")
     assert [(each.rule, each.command[:3]) for each in plan.jobs] == [
         (stage, ("-m", "amif_lib", "run")) for stage in ("pretrain", "finetune")

@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_nothing_half_made(root: Path, monkeypatch: pytest.Mo
 
 
 def test_workers_and_copies_see_the_same_views(tmp_path: Path) -> None:
-    stage1 = tiny.run().lineage()[0]
+    stage1 = tiny.run().trainings()[0]
     studies = load.load_studies("phantom_mimic_cxr")[:8]
     tokenizer = tokenizers.train([s.text for s in studies], 400, tmp_path)
     data = PretrainingData(studies, stage1, tokenizer, None)

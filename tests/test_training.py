@@ -26,13 +26,13 @@ pytestmark = pytest.mark.usefixtures("own_results")
 def finished(own_results):
     """A tiny run with both stages behind it, trained once for this file."""
     run = tiny.run()
-    for spec in run.lineage():
+    for spec in run.trainings():
         loop.fit(spec)
     return run
 
 
 def test_a_run_leaves_what_its_readers_need(finished):
-    for spec in finished.lineage():
+    for spec in finished.trainings():
         assert stored.is_finished(spec)
         run = stored.load_run(spec)
         assert run.spec == spec and len(run.history) == run.metrics["steps"]
@@ -98,7 +98,7 @@ def test_a_set_of_one_case_has_no_other(finished, tmp_path):
 
 @pytest.mark.parametrize("stage", ["stage1", "finetune"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
-    whole = next(spec for spec in finished.lineage() if spec.stage == stage)
+    whole = next(spec for spec in finished.trainings() if spec.stage == stage)
     expected, kept = stored.load_run(whole).history, whole.directory.with_name(f"kept-{stage}")
     whole.directory.rename(kept)
     save = checkpoint.save
@@ -168,7 +168,7 @@ def test_every_sample_is_in_exactly_one_batch_of_an_epoch_and_folds_do_not_mix()
 
 
 def test_no_stage_replays_the_batches_views_and_draws_of_another(finished):
-    one, two, _ = finished.lineage()
+    one, two, _ = finished.trainings()
     data = [prepare(spec).data for spec in (one, two)]
     plans = [[keys for _, _, keys in batches.steps_of(d, s)] for d, s in zip(data, (one, two), strict=True)]
     assert plans[0] != plans[1]
@@ -179,7 +179,7 @@ def test_no_stage_replays_the_batches_views_and_draws_of_another(finished):
 
 
 def test_a_view_that_no_loss_reads_is_not_made_and_the_other_is_the_same(finished):
-    stage1 = finished.lineage()[0]
+    stage1 = finished.trainings()[0]
     data = prepare(stage1).data
     both = [data[3, i, 1.0, 8] for i in range(6)]
     assert {sample["view"] for sample in both} == {0, 1}
@@ -194,7 +194,7 @@ def test_a_view_that_no_loss_reads_is_not_made_and_the_other_is_the_same(finishe
 
 def test_of_fixed_views_a_sample_shows_no_others(finished):
     """The views of a frozen EfficientNet-lite0; here the network itself is left out."""
-    data, fine_tuning = prepare(finished.lineage()[0]).data, prepare(finished).data
+    data, fine_tuning = prepare(finished.trainings()[0]).data, prepare(finished).data
     frozen = finished.model.model_copy(update={"image_form": "lite0"})
     for each in (data, fine_tuning):
         each.spec = each.spec.model_copy(update={"model": frozen})
@@ -210,7 +210,7 @@ def test_of_fixed_views_a_sample_shows_no_others(finished):
 
 
 def test_the_batch_of_a_step_can_be_drawn_again(finished):
-    stage2 = finished.lineage()[1]
+    stage2 = finished.trainings()[1]
     batch, studies = drawn(stage2)(-1)
     assert batch.step == stored.load_run(stage2).metrics["steps"] - 1 and len(studies) == len(batch.ids) == 8
 
@@ -245,7 +245,7 @@ def test_the_learning_rate_rises_then_falls_in_a_line():
 
 def test_a_diverged_training_is_an_error_and_no_finished_run(finished, monkeypatch):
     """Also where only the last update diverges, whose loss no step sees."""
-    run = tiny.run(seed=5, stage1={"batch_size": 24}).lineage()[0]  # two epochs of one step
+    run = tiny.run(seed=5, stage1={"batch_size": 24}).trainings()[0]  # two epochs of one step
     real = torch.optim.AdamW.step
 
     def step(self, *arguments, **named):
@@ -256,7 +256,7 @@ def test_a_diverged_training_is_an_error_and_no_finished_run(finished, monkeypat
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(InputError, match=r"the loss is nan at step 1; lower train.learning_rate"):
         loop.fit(run)
-    last = tiny.run(seed=5, stage1={"batch_size": 24, "epochs": 1}).lineage()[0]
+    last = tiny.run(seed=5, stage1={"batch_size": 24, "epochs": 1}).trainings()[0]
     with pytest.raises(InputError, match=r"is not finite after the last step; lower train.learning_rate"):
         loop.fit(last)
     assert not stored.is_finished(run) and not stored.is_finished(last)
@@ -316,9 +316,9 @@ def refuses(run, message):
 def test_missing_parent_unknown_set_and_unsuitable_settings_stop_before_training():
     refuses(tiny.run(seed=77, stage2={"epochs": 5}), "parent run .* is not finished")
     with pytest.raises(InputError, match="has no manifest"):
-        loop.fit(tiny.run(data={"pretrain": ["nowhere"]}).lineage()[0])
-    refuses(tiny.run(stage1={"batch_size": 200}).lineage()[0], "batch_size: 200 exceeds")
-    stage1 = tiny.run(seed=3).lineage()[0]
+        loop.fit(tiny.run(data={"pretrain": ["nowhere"]}).trainings()[0])
+    refuses(tiny.run(stage1={"batch_size": 200}).trainings()[0], "batch_size: 200 exceeds")
+    stage1 = tiny.run(seed=3).trainings()[0]
     refuses(stage1.model_copy(update={"teacher": None}), "needs a teacher")
     same = stage1.teacher.model_copy(update={"data": ("phantom_mimic_cxr",)})
     refuses(stage1.model_copy(update={"teacher": same}), "also the student's")

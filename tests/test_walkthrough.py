@@ -123,7 +123,7 @@ def test_every_function_of_the_objectives_that_amif_uses_appears() -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_numbers_in_prose_are_those_of_the_settings(part: str) -> None:
-    steps = {step.stage: step for step in experiments.load_spec(walkthrough.ROW)[0].lineage()}
+    steps = {step.stage: step for step in experiments.load_spec(walkthrough.ROW)[0].trainings()}
     settings = vars(steps["stage2"].objective) | vars(steps["stage2"].model)
     settings |= {name: each.default for name, each in inspect.signature(ipot).parameters.items()}
     for text in cells(part, "markdown"):

@@ -143,7 +143,7 @@ def _add_table(plan: Plan, table: str, only: tuple[str, ...], library: str) -> s
     for runs in table_rows.required_notebooks(table, scale, selection):
         sets = ", ".join(run.data.questions for run in runs)
         for run in runs:
-            for step in run.lineage()[:-1]:
+            for step in run.trainings()[:-1]:
                 _add_training(plan, (step,), f"for {run.label}, seed {step.seed}")
         _add_training(plan, runs, f"{runs[0].label}, {sets}, seed {runs[0].seed}")
         needs |= dict.fromkeys(map(_metrics, runs))

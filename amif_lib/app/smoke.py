@@ -77,7 +77,7 @@ def main(batch: int = 2, steps: int = 1) -> None:
     with tempfile.TemporaryDirectory(prefix="amif-smoke-") as folder:
         os.environ["AMIF_RESULTS"] = f"{folder}/results"
         print("writing checkpoints of the paper's size with random weights", flush=True)
-        for spec in specification(Path(folder), batch, steps).lineage():
+        for spec in specification(Path(folder), batch, steps).trainings():
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             done = load_run(launch.train(spec, processes=1))

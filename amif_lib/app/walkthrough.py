@@ -48,7 +48,7 @@ def trained(model: str = "") -> dict[str, Run]:
         found = [Run(own.directory)]
     if not found or found[0].spec.stage != "finetune":
         raise InputError(f"no trained demo model is here; this makes one, in about half an hour: {MAKES}")
-    runs = {step.stage: Run(found[0].directory.parent / step.run_id) for step in found[0].spec.lineage()}
+    runs = {step.stage: Run(found[0].directory.parent / step.run_id) for step in found[0].spec.trainings()}
     for run in runs.values():
         if not (run.directory / "model" / "model.safetensors").is_file():
             raise InputError(f"{paths.shown(run.directory)}: no weights; this makes them: {MAKES}")

@@ -20,7 +20,7 @@ def with_loss(run: RunSpec, loss: Loss, name: str, stage: str = "stage1") -> Run
 
     Raises InputError as `source` does, and where the run has no such stage.
     """
-    if stage not in [step.stage for step in run.lineage()]:
+    if stage not in [step.stage for step in run.trainings()]:
         raise InputError(f"run {run.run_id}: has no {stage} whose loss could be replaced")
     changes: dict[str, Any] = {"label": name or "own loss"}
     if run.stage == stage:

@@ -225,7 +225,7 @@ def load_spec(spec: str) -> list[RunSpec]:
         raise InputError(f"spec={spec!r}: give a .yaml or .json run file, or <scale>/<table>[/<row>[/<stage>]]")
     found = [run for row in rows(parts[1], parts[0], only=tuple(parts[2:3])) for run in row.runs]
     if len(parts) == 4:
-        found = [step for run in found for step in run.lineage() if step.stage == parts[3]]
+        found = [step for run in found for step in run.trainings() if step.stage == parts[3]]
         if not found:
             raise InputError(f"spec={spec!r}: that row has no {parts[3]} run")
     return list({run.run_id: run for run in found}.values())

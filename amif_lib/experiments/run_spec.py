@@ -189,6 +189,6 @@ class RunSpec(Strict):
         """Whether its training file holds answers of test questions, so that protocol `strict` cannot be claimed."""
         return self.data.training_file in LEAKING_FILES
 
-    def lineage(self) -> list[RunSpec]:
-        """This run and its ancestors, first stage first."""
-        return [*(self.parent.lineage() if self.parent else []), self]
+    def trainings(self) -> list[RunSpec]:
+        """The trainings that make this run: those of the stages before it, then its own."""
+        return [*(self.parent.trainings() if self.parent else []), self]

@@ -169,7 +169,7 @@ def provenance(spec: RunSpec | None = None, processes: int = 1, seconds: float =
         "processes": processes,
         "wall_time_s": round(seconds, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seeds": {run.stage: run.seed for run in spec.lineage()} if spec else {},
+        "seeds": {run.stage: run.seed for run in spec.trainings()} if spec else {},
         "files": file_digests(spec.directory) if spec else {},
     }
 

@@ -112,7 +112,7 @@ def leak_worth() -> Drawn:
 def training_curves(scale: str) -> Drawn:
     """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
     full = [run for row in map_scores.rows_of("table1", scale) if not row.extra for run in row.runs]
-    ids = dict.fromkeys(run.run_id for each in full for run in each.lineage())
+    ids = dict.fromkeys(run.run_id for each in full for run in each.trainings())
     runs = [stored.load_run(run_id) for run_id in ids if (paths.run_dir(run_id) / "metrics.jsonl").is_file()]
     caption = "Total loss of the full model, running mean over 1/40 of the steps. " + scale_note(scale)
     return figures.training_curves(runs), figures.training_data(runs), caption

@@ -68,7 +68,7 @@ def rows_of(name: str, scale: str) -> tuple[Row, ...]:
 
 def with_maps(finetunings: Iterable[RunSpec], stage: str) -> list[str]:
     """The ids of the runs of a stage behind these fine-tunings that hold maps, each once."""
-    ids = dict.fromkeys(run.run_id for each in finetunings for run in each.lineage() if run.stage == stage)
+    ids = dict.fromkeys(run.run_id for each in finetunings for run in each.trainings() if run.stage == stage)
     return [run_id for run_id in ids if (paths.run_dir(run_id) / MAPS).is_file()]
 
 

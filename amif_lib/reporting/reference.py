@@ -48,7 +48,7 @@ def store(scale: str) -> Path:
     runs = report.all_runs([tables.collect(name, scale) for name in names])
     rows = Selection.planned(names[0], scale).headlines("table1", scale)
     heads = [run for row in rows for run in row.runs if run.seed == 0]
-    shown = {run.run_id for head in heads for run in head.lineage()}
+    shown = {run.run_id for head in heads for run in head.trainings()}
     part = target.with_name(f".{scale}.part")
     shutil.rmtree(part, ignore_errors=True)
     for file in (file for pattern in COPIED for file in sorted(source.glob(pattern))):
@@ -75,13 +75,13 @@ def _copy_run(run: Run, folder: Path, shown: bool) -> None:
             if (run.directory / part / PREDICTIONS).is_file():
                 found = read_predictions(run.directory / part)
                 write_predictions(folder / part, *smaller(*found, MARGIN if shown and part == Path() else 0))
-    first = all(step.seed == 0 for step in run.spec.lineage())
+    first = all(step.seed == 0 for step in run.spec.trainings())
     if first and (run.directory / stored_maps.MAPS).is_file() and not _withheld(run):
         _copy(run.directory / stored_maps.MAPS, folder / stored_maps.MAPS)
 
 
 def _copy_weights(run: RunSpec, folder: Path) -> None:
-    steps = run.lineage()
+    steps = run.trainings()
     sources = {step.run_id: step.directory / "model" for step in steps}
     if teacher := settings.teacher_id(steps[0]):
         sources[teacher] = settings.cache(steps[0]) / "fold0"
@@ -95,7 +95,7 @@ def _copy_weights(run: RunSpec, folder: Path) -> None:
 
 def _withheld(run: Run) -> bool:
     """Whether images or texts that may not be passed on went into a run."""
-    return bool(manifests.notice({name for step in run.spec.lineage() for name in data_sets(step)}))
+    return bool(manifests.notice({name for step in run.spec.trainings() for name in data_sets(step)}))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -67,7 +67,7 @@ def write(scale: str) -> Path:
 
 def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
     """Every finished run behind the tables, pre-training first, each once."""
-    specs = {spec.run_id: spec for table in collected for run in table.runs for spec in run.lineage()}
+    specs = {spec.run_id: spec for table in collected for run in table.runs for spec in run.trainings()}
     runs = [stored.load_run(spec) for spec in specs.values() if stored.is_finished(spec)]
     return sorted(runs, key=lambda run: list(STAGES).index(run.spec.stage))
 
@@ -127,7 +127,7 @@ def settings_that_differ(scale: str) -> pd.DataFrame:
     compared |= {row.label: row.runs[0] for row in Selection().headlines("table1", scale)}
     values: dict[str, dict[tuple[str, str], str]] = {}
     for label, run in compared.items():
-        flat = [(step.stage, pd.json_normalize(settings_read(step)).iloc[0].to_dict()) for step in run.lineage()]
+        flat = [(step.stage, pd.json_normalize(settings_read(step)).iloc[0].to_dict()) for step in run.trainings()]
         values[label] = {(name, STAGES[stage]): str(value) for stage, own in flat for name, value in own.items()}
     frame = pd.DataFrame(values).fillna("").rename_axis(["setting", "stage"])
     frame = frame[frame.ne(frame["SCALE=paper"], axis=0).any(axis=1)].drop(["seed", "stage"], level=0, errors="ignore")

@@ -219,7 +219,7 @@ def finish(spec: RunSpec, prepared: Prepared, history: list[dict[str, Any]], ste
             metrics["shuffled_left_out"] = metrics["test_questions"] - found
         metrics["evaluation_time_s"] = round(time.time() - started, 1)
     if rank() == 0:
-        manifests.mark(folder, {name for step in spec.lineage() for name in data_sets(step)})
+        manifests.mark(folder, {name for step in spec.trainings() for name in data_sets(step)})
         files.write_json(folder / "metrics.json", metrics)
         spent = seconds + time.time() - started
         files.write_json(folder / "provenance.json", stored.provenance(spec, world_size(), spent))
