@@ -14,6 +14,7 @@ from amif_lib.app.run_notebook import read_notebook
 from amif_lib.core import files, paths
 
 FOLDER = paths.ROOT / "lab"
+WITHOUT_NEWS = paths.PACKAGE / "app" / "jupyter"  # else JupyterLab asks over the first page whether it may send news
 MADE_FROM = ".made_from.json"  # in the folder of the copies: the digest of the original that each was made from
 
 
@@ -24,6 +25,8 @@ def main(copies: int, arguments: list[str]) -> int:
         print(f"{paths.shown(FOLDER)}/: kept as you left them: {', '.join(kept)}")
         print("For a fresh copy of one, delete it there and call make lab again.")
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # kernels inherit it
+    settings = [str(WITHOUT_NEWS), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
+    environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(settings)
     first = f"--LabApp.default_url=/lab/tree/{folder.name}/00_start_here.ipynb"
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={paths.ROOT}", first, *arguments]
     return subprocess.call(command, cwd=paths.ROOT, env=environment)
