@@ -8,7 +8,7 @@ READER := $(if $(LIGHT),.venv-light/bin/python -m amif_lib,$(RUN))
 AUDITOR := $(if $(wildcard .venv/.installed),$(RUN),.venv-light/bin/python -m amif_lib)
 export SCALE MACHINE DATASETS ROWS SEEDS PRETRAIN_SEEDS DATA_ROOT FROM COPIES
 
-.PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep contrasts audit figures report test smoke-paper \
+.PHONY: help env doctor reproduce plan table1 table2 table3 table4 table5 sweep contrasts methods audit figures report test smoke-paper \
         lab data data-check settings bench clean lock ready ready-light minilm
 
 help: ## list the targets
@@ -38,6 +38,9 @@ sweep: ready ## accuracy against lambda (Figure 6), with the runs it needs
 
 contrasts: ready ## the contrasts named beforehand, with as many replicates as specs/contrasts.yaml says
 	@$(RUN) reproduce --tables contrasts
+
+methods: ready ## AMiF beside ARL, MLIP and plain contrast under one budget, one replicate (PRETRAIN_SEEDS=5: what the reference has)
+	@$(RUN) reproduce --tables methods --pretrain-seeds $(or $(PRETRAIN_SEEDS),1)
 
 figures: $(if $(LIGHT),ready-light,ready) ## every figure that the stored runs allow; no training
 	@$(READER) figures

@@ -132,7 +132,9 @@ def test_small_scale_fetches_its_weights_without_dependencies(place: Place) -> N
 def test_help_lists_targets_that_exist_and_work(place: Place) -> None:
     listed = re.findall(r"^  make ([a-z0-9-]+)", place.make("help"), flags=re.M)
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    promised = "help env doctor reproduce plan table1 sweep contrasts figures report audit test smoke-paper lab data"
+    promised = (
+        "help env doctor reproduce plan table1 sweep contrasts methods figures report audit test smoke-paper lab data"
+    )
     assert {*promised.split(), "data-check", "settings", "bench", "clean"} <= set(listed)
     assert all(re.search(rf"^{name}:", text, flags=re.M) for name in listed)
 

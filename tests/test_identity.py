@@ -265,6 +265,25 @@ def test_ablations_may_have_fewer_question_sets_and_contrasts_have_their_own_num
         assert ours.run_id == theirs.run_id
 
 
+def test_methods_share_the_runs_of_other_tables_and_a_row_needs_settings_of_its_scale():
+    ours = {row.row: row.runs for row in experiments.rows("methods", "demo")}
+    shared = {"full": ("contrasts", "full"), "no_pretraining": ("contrasts", "no_pretraining")}
+    shared |= {"no_pretraining_plain": ("table4", "1"), "clip": ("table2", "1")}
+    for row, (table, other) in shared.items():
+        (theirs,) = experiments.rows(table, "demo", pretrain_seeds=5, only=(other,))
+        assert [run.run_id for run in ours[row]] == [run.run_id for run in theirs.runs]
+    methods = experiments.scale_settings("demo")["methods"]
+    assert set(ours) == {*shared, *methods} and {len(runs) for runs in ours.values()} == {5}
+    for run in (runs[0] for row, runs in ours.items() if row in methods):
+        full = ours["full"][0]
+        assert run.model == full.model and run.data == full.data and run.train == full.train
+        spent = [[step.train.epochs for step in each.trainings()[:-1]] for each in (run, full)]
+        assert sum(spent[0]) == sum(spent[1]) and run.parent.data.pretrain == full.parent.data.pretrain
+    for scale in ("small", "base", "paper"):
+        others = experiments.scale_settings(scale).get("methods", {})
+        assert set(experiments.row_names("methods", scale)) == {*shared, *others}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

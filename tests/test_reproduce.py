@@ -241,6 +241,19 @@ def test_trainings_of_a_method_for_comparison_need_no_notebook() -> None:
     assert plan.jobs[1].needs == (f"runs/{run.parent.run_id}/metrics.json",)
 
 
+def test_the_plan_of_methods_trains_each_configuration_once_and_is_no_part_of_reproduce() -> None:
+    made = jobs.make_plan(jobs.Request("demo", ("methods",), pretrain_seeds=1))
+    rows = experiments.row_names("methods", "demo")
+    of_others = len(experiments.scale_settings("demo")["methods"])
+    kinds = [each.rule for each in made.jobs]
+    # the full model and plain contrast have stage 1, the full model stage 2; the question-only baseline is one more
+    expected = {"teacher": 1, "stage1": 2, "stage2": 1, "pretrain": of_others, "finetune": len(rows) + 1, "table": 1}
+    assert {rule: kinds.count(rule) for rule in expected} == expected
+    (table,) = (each for each in made.jobs if each.rule == "table")
+    assert table.outputs == ("demo/tables/methods.csv",) and len(table.needs) == len(rows) + 1
+    assert not any("methods" in each.name for each in jobs.make_plan(jobs.Request("demo")).jobs)
+
+
 def test_trainings_share_the_machine(monkeypatch) -> None:
     monkeypatch.delenv("AMIF_PROCESSES", raising=False)
     for cores, gpus, machine, expected in ((2, 0, "laptop", (1, 2, 0)), (16, 4, "workstation", (4, 4, 1))):

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.reporting import show, table_figures, tables
+from amif_lib.reporting import contrasts, show, table_figures, table_rows, tables
 from amif_lib.reporting.table_rows import Selection
 from tests import fabricated
 from tests.fabricated import write_table
@@ -57,6 +57,31 @@ def test_table_notebook(runs, capsys, monkeypatch, notebook, table):
     if table in ("table2", "table3", "table4"):  # each row is explained in prose
         rows = {line.row for line in names["table"].lines if line.entry}
         assert [row for row in rows if f"| {row} |" not in page] == []
+
+
+def test_notebook_of_methods(monkeypatch, tmp_path, capsys):
+    """The rows of the methods that the scale has, judged by replicates; what is printed elsewhere stands apart."""
+    fabricated.install(monkeypatch, tmp_path)
+    wrong = {"no_pretraining": (0, 1, 3), "clip": (1, 3), "arl": (3,), "full": (5,)}
+    write_table("methods", "demo", wrong, Selection(pretrain_seeds=1))
+    plan = {"selection": {"pretrain_seeds": 1}, "jobs": [{"rule": "table", "name": "methods"}]}
+    paths.plan("demo").parent.mkdir(parents=True)
+    paths.plan("demo").write_text(json.dumps(plan), encoding="utf-8")
+    assert table_rows.planned_tables("demo")[-1] == "methods"
+    names, words = execute("17_methods", monkeypatch)
+    assert "Runs: your own" in capsys.readouterr().out and "77.68 by answer_type" in words
+    assert "Teaching run: every configuration was trained once" in words
+    assert {path.name for path in names["written"]} >= {"methods.csv", "methods_seeds.csv", "methods.md"}
+    found = names["found"].set_index(["contrast", "outcome"])
+    assert found.loc[("AMiF", "closed"), "difference"] == pytest.approx(200 / 7)  # two of seven
+    assert found.loc[("ARL", "open"), "difference"] == pytest.approx(20)  # one of five
+    synthetic = names["table"].cells["ours"].map("{:.2f}".format)
+    assert not set(synthetic) & set(names["wide"].to_numpy().ravel()) and names["table"].published.empty
+    # with five replicates of each row, although the contrasts have trained eight of two of them
+    write_table("methods", "demo", wrong, Selection(pretrain_seeds=5))
+    write_table("contrasts", "demo", {"full": (5,)}, Selection(only=("full", "no_pretraining")))
+    found = contrasts.contrasts(tables.collect("methods", "demo", Selection()))
+    assert set(found["replicates"]) == {5} and "over 5 replicates" in contrasts.sentence(found)
 
 
 def test_whose_runs_are_read(runs, monkeypatch, tmp_path):

@@ -24,6 +24,7 @@ NOTEBOOKS = {
     "table4": "14_table4",
     "table5": "15_table5",
     "lambda_sweep": "16_lambda_sweep",
+    "methods": "17_methods",
     "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }

@@ -182,8 +182,17 @@ def row_names(table: str, scale: str) -> list[str]:
     return list(_listed(table, scale))
 
 
+def is_judged(table: str) -> bool:
+    """Whether a table names contrasts, the differences that a page may call findings."""
+    return "contrasts" in table_settings(table)
+
+
 def _listed(table: str, scale: str) -> dict[str, dict[str, Any]]:
-    entries = table_settings(table)["rows"]
+    """A table's rows at a scale by name; one of a method that the scale has no settings for is left out."""
+    known = {"amif", *scale_settings(scale).get("methods", {})}
+    entries = [
+        each for each in table_settings(table)["rows"] if each.get("settings", {}).get("method", "amif") in known
+    ]
     return {str(entry["row"]): entry for entry in entries if scale in entry.get("scales", (scale,))}
 
 

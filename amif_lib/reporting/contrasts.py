@@ -1,4 +1,4 @@
-"""The few comparisons named beforehand in `specs/contrasts.yaml`, tested over replicates and images, Holm over all.
+"""The comparisons that a table such as `specs/contrasts.yaml` names, tested over replicates and images, Holm over all.
 
 Nothing else that the kit prints is a finding (DESIGN.md, "What may be said of a result").
 """
@@ -27,7 +27,7 @@ METHOD = (
 
 
 def contrasts(table: Table) -> pd.DataFrame:
-    """The contrasts of the collected table `contrasts`, a line per outcome (open and closed average), `COLUMNS`.
+    """The contrasts of a collected table that names some, a line per outcome (open and closed average), `COLUMNS`.
 
     Differences, intervals and `detectable` are in points. A contrast without one of its rows (ROWS=) is left out.
     """

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
 from amif_lib.reporting import contrasts, tables
-from amif_lib.reporting.table_rows import CONTRASTS, PAPER_SETS, SCALE_NOTES, Selection, dataset_name, real_name
+from amif_lib.reporting.table_rows import PAPER_SETS, SCALE_NOTES, Selection, dataset_name, real_name
 from amif_lib.reporting.tables import SPLITS, Table
 from amif_lib.scoring import protocols
 
@@ -37,7 +37,7 @@ def heading(table: Table) -> str:
 
 def parts(table: Table) -> list[Part]:
     """What every page shows of a table; the first part, which is the result, has no heading."""
-    if table.name == CONTRASTS:
+    if experiments.is_judged(table.name):
         found = contrasts.readable(contrasts.contrasts(table))
         configurations = ("Accuracies of the configurations, in percent", accuracies(table), [READING])
         return [("", found, [contrasts.METHOD]), configurations]
@@ -178,7 +178,7 @@ def differences(table: Table) -> pd.DataFrame:
 def markdown(table: Table) -> str:
     """The whole table as one Markdown page, result first."""
     out = [f"# {heading(table)}", f"**{SCALE_NOTES[table.scale]}**"]
-    out += [contrasts.sentence(contrasts.contrasts(table))] if table.name == CONTRASTS else []
+    out += [contrasts.sentence(contrasts.contrasts(table))] if experiments.is_judged(table.name) else []
     for title, frame, texts in parts(table):
         out += [f"## {title}"] if title else []
         out += [frame.to_markdown(index=False, disable_numparse=True), *texts]
@@ -213,7 +213,7 @@ def latex(table: Table) -> str:
 def write(name: str, scale: str, selection: Selection | None = None) -> list[Path]:
     """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `_seeds.csv`, `.md` and `.tex`; returns their paths.
 
-    The table `contrasts` has the contrasts in its `.csv` and `.md`, and `_seeds.csv`.
+    A table that names contrasts has these in its `.csv` and `.md`, and `_seeds.csv`.
     """
     return store(tables.collect(name, scale, selection))
 
@@ -221,7 +221,7 @@ def write(name: str, scale: str, selection: Selection | None = None) -> list[Pat
 def store(table: Table) -> list[Path]:
     """Write a collected table's files; one that holds the same text keeps its time, by which workflows go."""
     texts = {"_seeds.csv": _csv(tables.seeds(table)), ".md": markdown(table)}
-    if table.name == CONTRASTS:
+    if experiments.is_judged(table.name):
         texts = {".csv": _csv(contrasts.contrasts(table), "%.6g"), **texts}
     else:
         texts = {".csv": _csv(table.cells), "_tests.csv": _csv(table.tests, "%.6g"), **texts, ".tex": latex(table)}

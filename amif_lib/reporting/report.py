@@ -73,10 +73,13 @@ def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
 
 
 def result(collected: Sequence[tables.Table]) -> list[str]:
-    """The result in plain words: contrasts, then the full model with and without the right image."""
-    said = [contrasts.sentence(contrasts.contrasts(table)) for table in collected if table.name == CONTRASTS]
-    said.append(layout.full_model(next((table for table in collected if table.name != CONTRASTS), collected[0])))
-    if CONTRASTS not in [table.name for table in collected]:
+    """The result in plain words: the contrasts of each table, then the full model with and without the right image."""
+    said, others = [], [table for table in collected if not experiments.is_judged(table.name)]
+    for table in (table for table in collected if experiments.is_judged(table.name)):
+        about = "" if table.name == CONTRASTS else f"{layout.short_name(table.name)}. "
+        said.append(about + contrasts.sentence(contrasts.contrasts(table)))
+    said.append(layout.full_model([*others, *collected][0]))
+    if not said[:-1]:
         said.append(
             "Teaching run: nothing is said about the method. The command make contrasts trains replicates of the "
             "configurations to be compared."

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
+from amif_lib.experiments.rows import is_judged
 from amif_lib.reporting import figures, layout, map_scores, table_figures
 from amif_lib.reporting.table_rows import planned_tables, required_runs
 from amif_lib.reporting.tables import Table
@@ -47,8 +48,9 @@ def show(table: Table) -> list[Path]:
     figures.use_style()
     figure, data, caption = table_figures.draw(table)
     for place, (title, frame, texts) in enumerate(layout.parts(table)):
-        rows = frame.set_index("row").rename_axis(None)
-        display(Markdown(f"### {title or 'Overall accuracy'}"), rows, Markdown("\n\n".join(texts)))
+        rows = frame.set_index(frame.columns[0]).rename_axis(None)
+        title = title or ("Differences named beforehand" if is_judged(table.name) else "Overall accuracy")
+        display(Markdown(f"### {title}"), rows, Markdown("\n\n".join(texts)))
         if place == 0:
             display(figure, Markdown(caption))
     plt.close(figure)  # else JupyterLab shows it once more below the cell

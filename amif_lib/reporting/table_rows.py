@@ -14,6 +14,7 @@ PAPER_SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")  # the four sets of
 NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_2019": "VQA-2019", "avg": "Avg",
          "medpix2_questions": "MedPix-2.0 questions"}  # fmt: skip
 CONTRASTS = "contrasts"  # the table of the configurations that contrasts compare
+BESIDE = ("methods",)  # tables beside the paper's, with contrasts of their own
 BASELINES = ("most_frequent", "nearest_question")  # those that a table shows; the others are in its notes
 QUESTION_ONLY = "question_only"  # the full model trained and tested on blank images
 OTHER_IMAGES = {  # its predictions on other images at test time only: folder of the run, label
@@ -107,14 +108,14 @@ def required_runs(name: str, scale: str, selection: Selection | None = None) -> 
 def planned_tables(scale: str) -> list[str]:
     """The tables that the scale's last plan makes, or, without a plan, those that the scale names.
 
-    Contrasts come first. They are there if all their runs are finished, whatever was planned last; and after a plan of
-    contrasts alone so are the scale's tables.
+    Contrasts come first. They and the tables `BESIDE` are there if all their runs are finished, whatever was planned
+    last; and after a plan of these alone so are the scale's tables.
     """
-    path, whole = paths.plan(scale), [CONTRASTS, *experiments.tables_of(scale)]
-    if not path.is_file():
-        planned = whole[1:]
-    else:
+    path, tables = paths.plan(scale), experiments.tables_of(scale)
+    optional, planned = [CONTRASTS, *BESIDE], list(tables)
+    if path.is_file():
         planned = [job["name"] for job in files.read_yaml(path)["jobs"] if job["rule"] == "table"]
-    optional = whole if planned == [CONTRASTS] else [CONTRASTS]
+    whole = [CONTRASTS, *tables, *BESIDE]
+    optional = whole if set(planned) <= set(optional) else optional
     more = [name for name in optional if name not in planned and not stored.missing(required_runs(name, scale))]
     return sorted({*planned, *more}, key=[*whole, *planned].index)

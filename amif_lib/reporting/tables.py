@@ -16,7 +16,7 @@ import pandas as pd
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
-from amif_lib.experiments.rows import RunSpec
+from amif_lib.experiments.rows import RunSpec, is_judged
 from amif_lib.reporting.table_lines import PAPER, Line, average_name, lines_of, on_all_sets
 from amif_lib.reporting.table_rows import Selection, is_synthetic, real_name
 from amif_lib.scoring import baselines, protocols, statistics
@@ -61,7 +61,8 @@ class Table:
 def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     """Score a table's stored runs and the baselines beside them (default selection: that of the scale's last plan).
 
-    A row that is a configuration of the contrasts has all its finished replicates. Raises InputError where a run is
+    A row that is a configuration of the contrasts has all its finished replicates, but in a table with contrasts of its
+    own, whose rows have equally many. Raises InputError where a run is
     missing (naming rows and command), a prediction file is damaged, or a run answered other questions than the present
     data has.
     """
@@ -70,7 +71,7 @@ def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     blank = selection.blank_runs(name, scale)
     asked = [(f"row {row.row}", run) for row in rows for run in row.runs]
     _refuse_missing(name, scale, [*asked, *(("question-only baseline", run) for run in blank)])
-    repeated = selection.replicates(scale)
+    repeated = {} if is_judged(name) else selection.replicates(scale)
     rows = [row.model_copy(update={"runs": _with_replicates(row.runs, repeated)}) for row in rows]
     blank, lines = _with_replicates(blank, repeated), []
     for dataset in dict.fromkeys(run.data.questions for row in rows for run in row.runs):
