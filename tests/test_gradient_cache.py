@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from amif_lib.core.errors import InputError
+from amif_lib.methods.amif.network import AMiFForVQA
+from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks.rows import limit_rows
+from amif_lib.networks.sizes import ModelSpec
 from amif_lib.training.gradient_cache import GradientCache
 from tests import tiny
 
@@ -23,8 +26,8 @@ def gradients(module) -> dict[str, torch.Tensor]:
 
 
 def run_on(module):
-    def run(part, last):
-        out = module(part)
+    def run(batch):
+        out = module(batch)
         out["total"] = tiny.total(module, out)
         out["total"].backward()
         return out
@@ -58,6 +61,21 @@ def test_out_of_memory_halves_the_rows_and_changes_no_gradient(stage, monkeypatc
         torch.testing.assert_close(own[name], value, atol=1e-5 * largest, rtol=1e-3)
 
 
+def test_questions_of_one_blank_image_in_rows_have_the_same_losses_and_gradients():
+    torch.manual_seed(0)
+    module = AMiFForVQA(ModelSpec(**tiny.MODEL), KnowledgeSpec(), torch.arange(5, 20))
+    ids, answers = torch.randint(5, 400, (7, 6)), torch.randint(5, 400, (7, 4))
+    inputs = torch.randn(1, 3, 32, 32), ids, torch.ones(7, 6).bool(), answers, torch.ones(7, 4).bool()
+    found = []
+    for rows in (0, 3):
+        limit_rows(module, rows)
+        module.zero_grad()
+        loss = module(*inputs)  # (B,)
+        loss.sum().backward()
+        found.append((loss, gradients(module)))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
 def test_random_states_are_those_of_the_first_time():
     """Dropout draws alike when a part is computed again; else gradients and loss would be of different networks."""
     module = tiny.pretraining("stage1", model={"dropout": 0.5})
@@ -80,11 +98,11 @@ def test_random_states_are_those_of_the_first_time():
 def test_one_row_that_does_not_fit_and_a_bad_setting_are_said_plainly(monkeypatch):
     module = tiny.pretraining("stage1")
 
-    def full(part, last):
+    def full(batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.delenv("AMIF_MICRO_BATCH", raising=False)
-    with pytest.raises(InputError, match="one sample at a time"):
+    with pytest.raises(InputError, match="AMIF_MICRO_BATCH=1; set a smaller model"):
         GradientCache(module, 8).step(tiny.batch(8), full)
     monkeypatch.setenv("AMIF_MICRO_BATCH", "few")
     with pytest.raises(InputError, match="AMIF_MICRO_BATCH='few': give a whole number"):

@@ -18,7 +18,6 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.training import launch, loop
-from amif_lib.training.gradient_cache import TooManyRows
 
 HOLD = (
     "import sys, time\nfrom pathlib import Path\nfrom amif_lib.core.files import exclusive\n"
@@ -92,7 +91,6 @@ def test_processes_share_the_threads_and_take_a_gpu_each(run, monkeypatch, tmp_p
     text = " ".join(line)
     assert "torch.distributed.run --nproc_per_node 2" in text
     assert text.endswith(f"-m amif_lib.training.loop --spec {tmp_path}/spec.json")
-    assert environment.get("ACCELERATE_USE_CPU") == (None if gpus else "true")
     assert environment["OMP_NUM_THREADS"] == "3" and environment["OMP_WAIT_POLICY"] == "PASSIVE"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", int(line[line.index("--master_port") + 1])))  # nothing listens there
@@ -121,40 +119,6 @@ def test_a_failing_subprocess_raises_with_the_end_of_its_log(run, monkeypatch) -
     script(monkeypatch, "print('step 1'); raise SystemExit('CUDA out of memory')")
     with pytest.raises(RuntimeError, match=r"(?s)exit status 1.*train\.log.*step 1.*CUDA out of memory"):
         launch.train(run, 2)
-
-
-OUT_OF_MEMORY = """
-import os, pathlib, sys
-rows = int(os.environ.get("AMIF_MICRO_BATCH", 64))
-print("rows", rows)
-if rows > 16:
-    (pathlib.Path(sys.argv[1]).parent / "fewer_rows").write_text(str(rows // 2))
-    sys.exit(1)
-"""
-
-
-def test_processes_that_run_out_of_memory_are_started_again_with_fewer_rows(run, monkeypatch, capsys) -> None:
-    script(monkeypatch, OUT_OF_MEMORY)
-    launch.train(run, 2)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if line.startswith("rows")] == ["rows 64", "rows 32", "rows 16"]
-    assert "out of memory: started again with AMIF_MICRO_BATCH=16, from the last stored step" in lines
-    script(monkeypatch, "import sys; sys.exit(1)")  # another failure, after one of memory, is not tried again
-    (run.directory / "fewer_rows").write_text("8")
-    with pytest.raises(RuntimeError, match="exit status 1"):
-        launch.train(run, 2)
-
-
-def test_a_training_process_leaves_word_of_how_many_rows_to_try(run, monkeypatch, tmp_path) -> None:
-    def fails(spec) -> None:
-        raise TooManyRows(48)
-
-    monkeypatch.setattr(loop, "fit", fails)
-    (tmp_path / "spec.json").write_text(run.model_dump_json())
-    monkeypatch.setattr(sys, "argv", ["train", "--spec", str(tmp_path / "spec.json")])
-    with pytest.raises(InputError, match=r"out of memory with 48 samples .* AMIF_MICRO_BATCH=24"):
-        loop.main()
-    assert (run.directory / launch.FEWER_ROWS).read_text() == "24\n"
 
 
 WITH_A_WORKER = """

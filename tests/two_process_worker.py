@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -85,13 +84,12 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
         module.zero_grad()
     micro = GradientCache(module, -(-SAMPLES // world_size()))  # $AMIF_MICRO_BATCH rows at a time, if set
 
-    def run(part: object, last: bool) -> dict[str, torch.Tensor]:
-        with contextlib.nullcontext() if last or world_size() == 1 else wrapped.no_sync():
-            total = tiny.total(module, wrapped(part))
-            total.backward()
+    def run(whole: object) -> dict[str, torch.Tensor]:
+        total = tiny.total(module, wrapped(whole))
+        total.backward()
         return {"total": total}
 
-    total = micro.step(batch, run)["total"].clone()
+    total = micro.step(batch, run)["total"].detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
         total /= world_size()

@@ -59,11 +59,3 @@ class QuestionBatch(Batch):
     answer_mask: Tensor  # (B, L)
     weight: Tensor  # (B,)
     total: int  # questions in the global batch
-
-    def split(self, rows: int) -> list[QuestionBatch]:
-        """Parts of at most `rows` questions, whose losses add up to that of the whole."""
-        size = len(self.ids)
-        return [
-            self.map(lambda x, start=start: x[start : start + rows] if len(x) == size else x)
-            for start in range(0, size, rows)
-        ]

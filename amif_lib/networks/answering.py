@@ -14,6 +14,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import images
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.ranking import rank_answers
+from amif_lib.networks.rows import in_rows
 
 
 class Answerer(nn.Module):
@@ -23,6 +24,7 @@ class Answerer(nn.Module):
     their mask (B, S), the answer decoder `decoder`, and `spec`, `tokenizer`, `question_length` and `answer_length`.
     """
 
+    @in_rows
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
         """Language-modelling loss of each answer (B,), summed over its tokens."""
         memory, memory_mask = self.encode(images, ids, mask)

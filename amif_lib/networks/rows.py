@@ -15,27 +15,29 @@ def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates the `forward` of a module that treats every row of a batch on its own.
 
     At most the module's `rows_at_once` rows (`limit_rows`) run at a time, under activation checkpointing if gradients
-    are wanted. Tensors have the batch as their first dimension; outputs are tensors, or tuples and lists of them.
+    are wanted. Tensors have the batch as their first dimension, or one row that serves all (a blank image); outputs
+    are tensors, or tuples and lists of them.
     """
 
     @functools.wraps(forward)
     def run(self: nn.Module, *inputs: Any, **named: Any) -> Any:
-        size, rows = getattr(self, "rows_at_once", 0), len(inputs[0])
+        size = getattr(self, "rows_at_once", 0)
+        rows = max(len(x) for x in (*inputs, *named.values()) if isinstance(x, Tensor))
         if not size or rows <= size:
             return forward(self, *inputs, **named)
+
+        def part(x: Any, start: int) -> Any:
+            return x[start : start + size] if isinstance(x, Tensor) and len(x) == rows else x  # (B, ...) -> (b, ...)
+
         parts = []
         for start in range(0, rows, size):
-            own = [_part(x, start, size) for x in inputs]
-            call = functools.partial(forward, self, **{name: _part(x, start, size) for name, x in named.items()})
+            own = [part(x, start) for x in inputs]
+            call = functools.partial(forward, self, **{name: part(x, start) for name, x in named.items()})
             parts.append(checkpoint(call, *own, use_reentrant=False) if torch.is_grad_enabled() else call(*own))
         return _joined(parts)
 
     run.in_rows = True  # see limit_rows
     return run
-
-
-def _part(x: Any, start: int, size: int) -> Any:
-    return x[start : start + size] if isinstance(x, Tensor) else x  # (B, ...) -> (b, ...)
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -1,8 +1,7 @@
-"""A global batch that does not fit into memory, computed some rows at a time without changing what is minimised.
+"""A batch that does not fit into memory: some rows at a time, without changing what is minimised (gradient caching).
 
-Encoders and co-attention run on a few rows at a time and are computed again in the backward pass (`networks.rows`),
-while the losses see the outputs of all rows (Gao et al., 2021, arXiv:2101.06983); a fine-tuning's loss is a sum over
-questions, and gradients of its parts add up.
+Encoders, fusion and the answering network run on a few rows at a time and are computed again in the backward pass
+(`networks.rows`), while the losses see the outputs of all rows (Gao et al., 2021, arXiv:2101.06983).
 """
 
 from __future__ import annotations
@@ -15,20 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
-from amif_lib.methods.batch import QuestionBatch
 from amif_lib.networks.rows import limit_rows
 from amif_lib.objectives.distributed import world_size
 from amif_lib.training.launch import asked
 
 log = logging.getLogger(__name__)
-
-
-class TooManyRows(InputError):
-    """One of several processes ran out of memory with `rows` rows at a time; all are to try `fewer`."""
-
-    def __init__(self, rows: int):
-        self.fewer = max(1, rows // 2)
-        super().__init__(f"out of memory with {rows} samples at a time; start again with AMIF_MICRO_BATCH={self.fewer}")
 
 
 class GradientCache:
@@ -38,40 +28,34 @@ class GradientCache:
     """
 
     def __init__(self, module: nn.Module, rows: int):
-        self.module, self.whole = module, rows
-        self.rows = min(asked("AMIF_MICRO_BATCH") or rows, rows)
+        self.module, self.rows = module, rows
+        if (few := asked("AMIF_MICRO_BATCH") or rows) < rows:
+            self._limit(few)
 
-    def step(self, batch: Any, run: Callable[[Any, bool], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Losses of a whole batch with their gradients: `run(part, last)` of each part.
+    def step(self, batch: Any, forward_backward: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """`forward_backward(batch)`: losses and their gradients; where memory runs out, again with fewer rows.
 
-        Where memory runs out, again with fewer rows; of several processes none can do so alone, and `launch.train`
-        starts all of them again on TooManyRows.
+        Raises InputError where one row is too much, and of several processes, of which none can repeat a step alone.
         """
         while True:
             gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-            cpu, total = torch.get_rng_state(), {}
+            cpu = torch.get_rng_state()
             try:
-                for number, part in enumerate(parts := self._parts(batch), start=1):
-                    for name, value in run(part, number == len(parts)).items():
-                        total[name] = total.get(name, 0) + value.detach()
-                return total
+                return forward_backward(batch)
             except torch.OutOfMemoryError:
-                if world_size() > 1 and self.rows > 1:
-                    raise TooManyRows(self.rows) from None
+                remedy = f"start again with AMIF_MICRO_BATCH={self.rows // 2}"
+                if self.rows == 1:
+                    remedy = "set a smaller model.image_size or data.text_length, or use a larger GPU"
+                if self.rows == 1 or world_size() > 1:
+                    raise InputError(f"out of memory with AMIF_MICRO_BATCH={self.rows}; {remedy}") from None
             # outside the handler, which holds on to what the failed step had in memory
-            if self.rows == 1:
-                remedy = "set a smaller model.image_size or data.text_length, or use a larger GPU"
-                raise InputError(f"out of memory with one sample at a time; {remedy}")
-            self.rows = (self.rows + 1) // 2
-            torch.cuda.empty_cache()
+            self._limit((self.rows + 1) // 2)
             log.warning("out of memory: %d rows at a time from now on; the objective is the whole batch's", self.rows)
+            torch.cuda.empty_cache()
             torch.set_rng_state(cpu)
             torch.cuda.set_rng_state_all(gpus)
             self.module.zero_grad()
 
-    def _parts(self, batch: Any) -> list[Any]:
-        """What is run one after the other: parts of a batch of questions, or a whole pre-training batch, in rows."""
-        if isinstance(batch, QuestionBatch):
-            return batch.split(self.rows)
-        limit_rows(self.module, self.rows if self.rows < self.whole else 0)
-        return [batch]
+    def _limit(self, rows: int) -> None:
+        self.rows = rows
+        limit_rows(self.module, rows)

@@ -23,7 +23,6 @@ from amif_lib.experiments.run_spec import RunSpec
 
 TAIL = 30  # lines of a failed training's log that the error repeats
 WAIT_POLICY = "PASSIVE"  # waiting threads sleep: where they spin, small steps beside another job take ten times as long
-FEWER_ROWS = "fewer_rows"  # in the run's folder: one of several processes ran out of memory, and how many rows to try
 
 
 def train(spec: RunSpec | str | Path, processes: int | None = None, loss: Loss | None = None) -> Path:
@@ -84,8 +83,6 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
     environment = {"OMP_WAIT_POLICY": WAIT_POLICY, **os.environ, "PYTHONUNBUFFERED": "1", "AMIF_HEADLESS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
-    if not gpus:
-        environment["ACCELERATE_USE_CPU"] = "true"
     launcher = ["torch.distributed.run", "--nproc_per_node", str(processes)]
     address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     loop = ["-m", "amif_lib.training.loop", "--spec", str(spec_file)]
@@ -100,28 +97,11 @@ def free_port() -> int:
 
 
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
-    """Train in a subprocess; where its processes run out of memory it is started again, with fewer rows at a time."""
+    """Train in a subprocess, whose lines are passed on as they come and kept in `train.log`."""
     stored.refuse_another(run)
-    spec_file, fewer, log = (run.directory / name for name in ("spec.json", FEWER_ROWS, "train.log"))
+    spec_file, path, tail = run.directory / "spec.json", run.directory / "train.log", deque(maxlen=TAIL)
     files.write_json(spec_file, run.model_dump(mode="json"))
-    settings: dict[str, str] = {}
-    while True:
-        fewer.unlink(missing_ok=True)
-        line, environment = command(run, processes, spec_file)
-        status, tail = _logged(log, line, environment | settings, lock)
-        if not status:
-            return
-        if not fewer.is_file():
-            what = f"training {run.run_id} failed (exit status {status})"
-            raise RuntimeError(f"{what}; {paths.shown(log)} ends:\n{tail}")
-        rows = fewer.read_text(encoding="utf-8").strip()
-        settings = {"AMIF_MICRO_BATCH": rows}
-        print(f"out of memory: started again with AMIF_MICRO_BATCH={rows}, from the last stored step")
-
-
-def _logged(path: Path, line: list[str], environment: dict[str, str], lock: int | None) -> tuple[int, str]:
-    """Exit status and last lines of a command, whose lines are passed on as they come and kept in the file `path`."""
-    tail: deque[str] = deque(maxlen=TAIL)
+    line, environment = command(run, processes, spec_file)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     pipes |= {"encoding": "utf-8", "errors": "replace"}
     held = () if lock is None else (lock,)  # an orphan keeps the lock for as long as it lives
@@ -132,10 +112,13 @@ def _logged(path: Path, line: list[str], environment: dict[str, str], lock: int 
                 print(text, end="", flush=True)
                 print(text, end="", flush=True, file=log)
                 tail.append(text)
-        return child.wait(), "".join(tail)
+        status = child.wait()
     except BaseException:  # interrupted in the notebook or the kernel is going down: take the training along
         for sent in (signal.SIGTERM, signal.SIGKILL):  # politely first
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(child.pid, sent)
                 child.wait(15)
         raise
+    if status:
+        what = f"training {run.run_id} failed (exit status {status})"
+        raise RuntimeError(f"{what}; {paths.shown(path)} ends:\n{''.join(tail)}")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import math
@@ -36,8 +35,8 @@ from amif_lib.objectives import collapse
 from amif_lib.objectives.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.training import checkpoint, predict
 from amif_lib.training.batches import loader, seed_of, steps_of
-from amif_lib.training.gradient_cache import GradientCache, TooManyRows
-from amif_lib.training.launch import FEWER_ROWS, asked
+from amif_lib.training.gradient_cache import GradientCache
+from amif_lib.training.launch import asked
 from amif_lib.training.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
@@ -77,13 +76,12 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
             files.write_text(folder / "loss.py", f"{spec.own_loss}\n")
     bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=rank() == 0)
 
-    def forward_backward(part: Any, last: bool) -> dict[str, Tensor]:
-        """Losses of a part of a batch, its gradients added to those before; after the last they are exchanged."""
-        with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            out = module(part)
-            out["total"] = sum(weight * out[name] for name, weight in prepared.module.weights.items())
-            accelerator.backward(out["total"])
-        return out
+    def forward_backward(batch: Any) -> dict[str, Tensor]:
+        """The named losses of a batch and their weighted sum, whose gradients are made."""
+        losses = module(batch)
+        losses["total"] = sum(weight * losses[name] for name, weight in prepared.module.weights.items())
+        accelerator.backward(losses["total"])
+        return losses
 
     for epoch, step, batch in batches(prepared, plan[first_step:]):
         losses = cache.step(batch.to(accelerator.device), forward_backward)
@@ -117,19 +115,15 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
 # --- before the loop ---------------------------------------------------------------------------------------------
 
 
-def on_gpu() -> bool:
-    """Whether this process trains on a GPU."""
-    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
-
-
 def start(spec: RunSpec) -> Accelerator:
     """Accelerate, on the device and in the precision that the run asks for; on a CPU the same bits on every run."""
+    gpu = torch.cuda.is_available()
     # Else some backward passes add in whatever order threads arrive; on a GPU, attention has no orderly version.
-    torch.use_deterministic_algorithms(not on_gpu(), warn_only=True)
+    torch.use_deterministic_algorithms(not gpu, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and orders nothing
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as the gate of Table 4 row 5
-    bf16 = spec.train.precision == "bf16" or (spec.train.precision == "auto" and on_gpu())  # point 50
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not on_gpu(), kwargs_handlers=[unused])
+    bf16 = spec.train.precision == "bf16" or (spec.train.precision == "auto" and gpu)  # point 50
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not gpu, kwargs_handlers=[unused])
 
 
 def use(loss: Loss, module: nn.Module) -> None:
@@ -172,7 +166,7 @@ def batches(prepared: Prepared, plan: list[tuple[int, int, list[tuple]]]) -> Ite
     """Epoch, step and batch of every planned step."""
     workers = asked("AMIF_WORKERS", least=0)  # that decode and augment ahead; 0: this process does
     if workers is None:
-        workers = min(8, (os.cpu_count() or 2) // world_size()) if on_gpu() else 0
+        workers = min(8, (os.cpu_count() or 2) // world_size()) if torch.cuda.is_available() else 0
     feed = loader(prepared.data, [keys for _, _, keys in plan], workers)
     yield from ((epoch, step, batch) for (epoch, step, _), batch in zip(plan, feed, strict=True))
 
@@ -245,11 +239,7 @@ def main() -> None:
     parser.add_argument("--spec", required=True, help="run file, or <scale>/<table>/<row>/<stage>")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for spec in load_spec(parser.parse_args().spec):
-        try:
-            fit(spec)
-        except TooManyRows as error:  # for whoever started the processes, to start them again
-            files.write_text(spec.directory / FEWER_ROWS, f"{error.fewer}\n")
-            raise
+        fit(spec)
 
 
 if __name__ == "__main__":

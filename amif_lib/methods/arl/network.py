@@ -185,6 +185,7 @@ class ARLForVQA(Answerer):
         image, text = self.arl.fuse(image, text, mask, entities, self.arl.link(ids, mask))
         return torch.cat([image, text], dim=1), torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)
 
+    @in_rows
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
         """Loss of each answer (B,): language-modelling loss (decoder) or binary cross-entropy over the classes."""
         if not isinstance(self.decoder, Classifier):
