@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
+from amif_lib.app.labels_and_negatives import label_matrices, mined_negatives
 from amif_lib.core.errors import InputError
 from amif_lib.data import images, manifests
 from amif_lib.data.load import load_questions, load_studies, pretraining_studies
 from amif_lib.experiments import stored, stored_maps
 from amif_lib.experiments.rows import blank_image_run
-from amif_lib.methods.amif import knowledge, labels, patch_maps, teacher
+from amif_lib.methods.amif import figure_maps, knowledge, teacher
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.patch_maps import word_positions
 from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.sizes import ModelSpec
@@ -111,36 +114,6 @@ def test_a_word_that_is_absent_or_cut_off_is_refused(vqa, tokenizer, picture, wo
         make(tokenizer, question_length=7).explain(picture, QUESTION, "lung")
 
 
-class FixedImage(torch.nn.Module):
-    """Image tokens that are zero but for one patch (and [CLS], as strong as asked)."""
-
-    def __init__(self, patch, cls):
-        super().__init__()
-        tokens = torch.zeros(1, 1 + SIDE**2, 32)
-        tokens[0, 0, 0], tokens[0, 1 + patch, 0] = cls, 8.0
-        self.register_buffer("tokens", tokens)
-
-    def forward(self, images):
-        return self.tokens
-
-
-@pytest.mark.parametrize(("patch", "cls"), [(0, 0.0), (6, 0.0), (15, 8.0)])
-def test_a_map_peaks_at_the_one_patch_that_cross_attention_looks_at(tokenizer, picture, patch, cls):
-    model = make(tokenizer, fusion_layers=1)
-    model.amif.image_encoder = FixedImage(patch, cls)
-    model.amif.co_attention.pair_embedding.weight.data.zero_()
-    attention = model.amif.co_attention.text_stream[0].cross_attention
-    for layer in (attention.query, attention.key):
-        layer.weight.data.zero_()
-        layer.bias.data.zero_()
-    first = [0, 16]  # the first channel of either head
-    attention.query.bias.data[first] = 4.0  # every word asks for channel 0 ...
-    attention.key.weight.data[first, 0] = 1.0  # ... which a patch's key is
-    found = model.explain(picture, QUESTION, "nodule")["attention"]
-    assert int(found.flatten().argmax()) == patch and float(found.max()) > 0.98
-    assert float(found.sum()) == pytest.approx(1, abs=1e-5)  # also where [CLS] takes half of the attention
-
-
 # --- what is stored of a run -----------------------------------------------------------------------------------------
 
 
@@ -187,7 +160,7 @@ def test_questions_are_the_first_that_name_what_the_image_shows(trainings):
             shown = np.asarray(Image.open(folder / "masks" / f"{question.image_id}.png")) == numbers[label]
             if label in question.question.lower() and shown.any():
                 expected.append((question.question_id, question.image_id, label, shown))
-    expected = expected[: patch_maps.MOST]
+    expected = expected[: figure_maps.MOST]
     assert [row[:3] for row in expected] == list(zip(kept.ids, kept.image_ids, kept.labels, strict=True))
     for row in (0, len(kept) // 2):  # 96 pixels on a grid of 4 x 4
         share = expected[row][3].reshape(4, 24, 4, 24).mean((1, 3))
@@ -200,22 +173,21 @@ def test_a_report_map_recomputed_alone_of_a_study_that_no_stage_is_trained_on(tr
     """The first row from the saved weights: image, report, co-attention, plan, the word's columns."""
     run = trainings[1]
     kept = file_of(run, stored_maps.MAPS)
-    held_out = {study.study_id: study for study in load_studies(patch_maps.HELD_OUT)}
+    held_out = {study.study_id: study for study in load_studies(figure_maps.HELD_OUT)}
     trained_on = {study.study_id for study in pretraining_studies(run.data, run.model.stored_side)}
     assert set(kept.ids) <= set(held_out) and not set(kept.ids) & trained_on
     assert set(kept.values) == {"transport_plan", "attention"}
     assert all(word in text for word, text in zip(kept.words, kept.texts, strict=True))
     study = held_out[kept.ids[0]]
     picture = next(i for i in study.images if i.image_id == kept.image_ids[0])
-    tokenizer, amif = tokenizers.load(run.directory / "model"), AMiF(run.model).eval()
-    amif.load(run.directory / "model")
+    tokenizer, amif = (each.from_pretrained(run.directory / "model") for each in (AutoTokenizer, AMiF))
     ids, mask = tokenizers.encode(tokenizer, [study.text], run.data.text_length)
     image = pixels.to_tensor(images.as_stored(picture.path, run.model.stored_side), run.model.image_size)[None]
     with torch.inference_mode():
         x, y, _ = amif.co_attention(amif.image_encoder(image), amif.text_encoder(ids, mask), None, mask, "image_text")
         columns = tokenizers.content_mask(ids, mask, (tokenizer.cls_token_id, tokenizer.sep_token_id))
         plan = transport.ipot(transport.cosine_cost(x[:, 1:], y), None, columns)[0]
-    wanted = plan[:, patch_maps.word_positions(tokenizer, ids[0].tolist(), kept.words[0])].sum(1)
+    wanted = plan[:, word_positions(tokenizer, ids[0].tolist(), kept.words[0])].sum(1)
     np.testing.assert_allclose(kept.values["transport_plan"][0].ravel(), wanted.numpy(), rtol=1e-3, atol=1e-7)
 
 
@@ -227,7 +199,7 @@ def vectors_of(run, names):
 def test_label_matrices_are_distributions_of_the_first_batch(trainings):
     run = stored.load_run(trainings[0])
     batch, studies = drawn(trainings[0])(0)
-    kept, n = labels.label_matrices(run, batch, studies), run.spec.train.batch_size
+    kept, n = label_matrices(run, batch, studies), run.spec.train.batch_size
     texts = vectors_of(run.spec, [study.study_id for study in studies])
     q = (texts @ texts.T / run.spec.objective.teacher_temperature).softmax(1).numpy()
     np.testing.assert_allclose(kept["t2t_teacher"], q, atol=1e-3)
@@ -240,7 +212,7 @@ def test_label_matrices_are_distributions_of_the_first_batch(trainings):
 def test_mined_negatives_are_those_that_training_drew(trainings):
     """The last step's draw; probabilities by hand from the teacher's texts."""
     run = trainings[1]
-    table = labels.mined_negatives(stored.load_run(run), *drawn(run)(-1))
+    table = mined_negatives(stored.load_run(run), *drawn(run)(-1))
     assert set(table["pair"]) == {"image_text", "image_image", "text_text"}
     part = table[table["pair"] == "text_text"].reset_index(drop=True)
     names = list(part["id"])
@@ -266,17 +238,17 @@ def test_done_once_and_not_of_a_run_without_maps(trainings):
     assert stored_maps.ensure(trainings[0]) is None  # stage 1
     run = stored.load_run(trainings[2])
     run.spec = blank_image_run(trainings[2])
-    assert patch_maps.word_maps(run) is None
+    assert figure_maps.word_maps(run) is None
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_examples_without_regions_are_the_first_about_another_answer_word_and_image(
     trainings, monkeypatch, capsys, stage
 ):
-    monkeypatch.setattr(patch_maps.regions, "known", lambda name: False)  # as real sets
-    monkeypatch.setattr(patch_maps, "SHOWN", ("vqa_med_2019", "phantom_vqa_rad"))
+    monkeypatch.setattr(figure_maps.regions, "known", lambda name: False)  # as real sets
+    monkeypatch.setattr(figure_maps, "SHOWN", ("vqa_med_2019", "phantom_vqa_rad"))
     run = stored.load_run(trainings[stage])
-    kept = stored_maps.Maps(**patch_maps.word_maps(run))
+    kept = stored_maps.Maps(**figure_maps.word_maps(run))
     questions = load_questions("phantom_vqa_rad")
     answers = " ".join(q.answer.lower() for q in questions if q.split == "train").replace(",", " ").split()
     texts = {q.question_id: q.question for q in questions if q.split == "test"}
@@ -284,7 +256,7 @@ def test_examples_without_regions_are_the_first_about_another_answer_word_and_im
         own = [w.strip("?.,") for w in texts[key].split()]
         own = [w for w in own if len(w) >= 5 and w.isalpha() and w.lower() in answers]
         assert word == max(own, key=len)
-    n = patch_maps.EXAMPLES
+    n = figure_maps.EXAMPLES
     assert len(kept) == len(set(kept.labels)) == len(set(kept.image_ids)) == n and kept.examples.tolist() == [
         0,
         1,
@@ -293,5 +265,5 @@ def test_examples_without_regions_are_the_first_about_another_answer_word_and_im
     ]
     assert not kept.coverage.any() and not kept.outlines.any() and kept.pictures.std() > 0
     assert set(kept.values) == {"transport_plan", "attention", *(["gate"] if stage == 2 else [])}
-    monkeypatch.setattr(patch_maps.manifests, "may_show", lambda name, kind: kind == "texts")
-    assert patch_maps.word_maps(run) is None and "no text that may be shown" in capsys.readouterr().out
+    monkeypatch.setattr(figure_maps.manifests, "may_show", lambda name, kind: kind == "texts")
+    assert figure_maps.word_maps(run) is None and "no text that may be shown" in capsys.readouterr().out

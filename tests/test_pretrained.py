@@ -111,8 +111,8 @@ def test_clip_gives_its_own_tokens_and_its_positions_are_interpolated(tmp_path):
     expected = clip.vision_model(pixel_values=picture).pooler_output  # CLIP's normed [CLS]
     torch.testing.assert_close(encoder(picture)[:, 0], expected)
     assert "17 -> 37" in load_image(tmp_path, image_size=48)
-    with pytest.raises(InputError, match=r"are \('quick_gelu', True, 2\), the model's \('gelu', True, 2\)"):
-        load_image(tmp_path, image_form="clip_gelu")
+    with pytest.raises(InputError, match=r"are \('quick_gelu', True, 2\), the model's \('gelu', False, 2\)"):
+        load_image(tmp_path, image_form="vit")
 
 
 def test_a_bert_gives_its_own_tokens(tmp_path):

@@ -29,22 +29,10 @@ class DecoderLayer(nn.Module):
         self.cross_attention = Attention(width, heads, dropout) if cross else None
         self.feed_forward = FeedForward(width, dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        memory: KeysValues | None,
-        memory_mask: Tensor | None,
-        past: list[Tensor] | None = None,
-    ) -> Tensor:
-        """x (B, L, d), keys and values of the memory; `past`, where given, is extended by x's own."""
-        own = None
-        if past is not None:
-            new = self.self_attention.keys_values(x)
-            past[:] = [torch.cat(pair, dim=2) for pair in zip(past, new, strict=True)] if past else new
-            own = (past[0], past[1])  # each (B, h, L_past + L, d/h)
-        causal = past is None and (mask is None or mask.dim() == 2)  # a 4-D mask says all by itself
-        x = self.self_attention(x, mask=mask, causal=causal, kept=own)  # (B, L, d)
+    def forward(self, x: Tensor, mask: Tensor | None, memory: KeysValues | None, memory_mask: Tensor | None) -> Tensor:
+        """x (B, L, d), keys and values of the memory -> (B, L, d); masks as for `AnswerDecoder.run`."""
+        causal = mask is None or mask.dim() == 2
+        x = self.self_attention(x, mask=mask, causal=causal)  # (B, L, d)
         if self.cross_attention is not None:
             x = self.cross_attention(x, mask=memory_mask, kept=memory)  # (B, L, d)
         return self.feed_forward(x)
@@ -104,7 +92,6 @@ class AnswerDecoder(nn.Module):
         mask: Tensor | None,
         memory: Sequence[KeysValues | None],
         memory_mask: Tensor | None,
-        past: Sequence[list[Tensor]] | None = None,
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
@@ -113,7 +100,7 @@ class AnswerDecoder(nn.Module):
         A mask (B, L) marks real tokens; one of (B or 1, 1, L, L) says which sees which, in place of causality.
         """
         for i in range(len(self.layers))[start:stop]:
-            x = self.layers[i](x, mask, memory[i], memory_mask, None if past is None else past[i])
+            x = self.layers[i](x, mask, memory[i], memory_mask)  # (B, L, d)
         return x
 
     def project(self, x: Tensor) -> Tensor:
@@ -133,15 +120,11 @@ class AnswerDecoder(nn.Module):
     @torch.no_grad()
     def generate(self, memory: Tensor, memory_mask: Tensor | None, start: int, end: int, max_length: int) -> Tensor:
         """Greedy free generation: (B, <= max_length) token ids, [CLS] first, `end` repeated after the end."""
-        ids = torch.full((memory.shape[0], 1), start, device=memory.device)  # (B, 1)
-        done = torch.zeros(memory.shape[0], dtype=torch.bool, device=memory.device)
+        ids = torch.full((len(memory), 1), start, device=memory.device)  # (B, 1)
         remembered = self.remember(memory)
-        past: list[list[Tensor]] = [[] for _ in self.layers]  # keys and values of the tokens written so far
-        while ids.shape[1] < max_length and not bool(done.all()):
-            position = torch.tensor([ids.shape[1] - 1], device=memory.device)
-            x = self.run(self.embed(ids[:, -1:], position), None, remembered, memory_mask, past)  # (B, 1, d)
+        while ids.shape[1] < max_length and not bool((ids[:, -1] == end).all()):
+            x = self.run(self.embed(ids), None, remembered, memory_mask)  # (B, L, d)
             best = self.project(x[:, -1]).argmax(-1)  # (B,)
-            best = torch.where(done, end, best)
-            done |= best == end
+            best = torch.where(ids[:, -1] == end, end, best)  # (B,)
             ids = torch.cat([ids, best[:, None]], dim=1)  # (B, L) -> (B, L + 1)
         return ids

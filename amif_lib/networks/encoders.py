@@ -12,7 +12,7 @@ from amif_lib.networks.rows import in_rows
 from amif_lib.networks.sizes import ModelSpec
 
 # Form of the ViT (`model.image_form`): activation, whether a norm comes before the blocks, epsilon of the norms.
-FORMS = {"clip": ("quick_gelu", True, 1e-5), "clip_gelu": ("gelu", True, 1e-5), "vit": ("gelu", False, 1e-6)}
+FORMS = {"clip": ("quick_gelu", True, 1e-5), "vit": ("gelu", False, 1e-6)}
 FORMS["lite0"] = FORMS["clip"]  # which reads the map of a frozen EfficientNet-lite0, one token a place
 
 

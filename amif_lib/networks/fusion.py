@@ -148,14 +148,12 @@ class GatedCrossAttention(nn.Module):
         self.gate = nn.Linear(width, width)
         self.feed_forward = FeedForward(width, dropout)
 
-    def encode_knowledge(self, knowledge: Tensor, mask: Tensor | None = None) -> Tensor:
+    def encode_knowledge(self, knowledge: Tensor) -> Tensor:
         """Token embeddings of the answer vocabulary (1, M, d) -> F_p (1, M, d); once per batch, not per sample."""
-        return self.knowledge_feed_forward(self.knowledge_attention(knowledge, mask=mask))
+        return self.knowledge_feed_forward(self.knowledge_attention(knowledge))
 
-    def forward(
-        self, joint: Tensor, knowledge: Tensor, mask: Tensor | None = None, use_gate: bool = True
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, joint: Tensor, knowledge: Tensor, use_gate: bool = True) -> tuple[Tensor, Tensor]:
         """joint F_i (B, S, d) and encoded knowledge F_p (1, M, d) -> F'_i (B, S, d) and the gate G (B, S, d)."""
-        fused = self.cross_attention(joint, knowledge, mask)  # F_{p,i}, Eq. 14: (B, S, d)
+        fused = self.cross_attention(joint, knowledge)  # F_{p,i}, Eq. 14: (B, S, d)
         gate = torch.sigmoid(self.gate(fused)) if use_gate else torch.ones_like(fused)  # Eq. 15 (point 35): (B, S, d)
         return self.feed_forward(gate * fused + (1 - gate) * joint), gate  # Eq. 16

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
-from amif_lib.networks import pixels, tokenizers
+from amif_lib.networks import pixels, renaming, tokenizers
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LITE0 = "efficientnet-lite0"
@@ -142,7 +141,7 @@ def load_image_encoder(vit: nn.Module, source: str) -> str:
     own = (vit.config.hidden_act, not isinstance(vit.pre_layrnorm, nn.Identity), vit.config.num_attention_heads)
     if found != own:
         what = f"activation, norm before the blocks and heads are {found}, the model's {own}"
-        forms = "clip: quick_gelu, True; clip_gelu: gelu, True; vit: gelu, False"
+        forms = "clip: quick_gelu, True; vit: gelu, False"
         raise InputError(f"weights {source!r}: {what}; change model.image_form ({forms}) or model.image_heads")
     name = "embeddings.position_embedding.weight"
     before, wanted = len(state[name]), vit.embeddings.position_embedding.num_embeddings
@@ -179,7 +178,7 @@ def load_text_encoder(bert: nn.Module, source: str, tokenizer: Any) -> str:
 def load_decoder(decoder: nn.Module, source: str, tokenizer: Any) -> str:
     """Load such a BERT into an `AnswerDecoder`; cross-attention and a head that it lacks stay random."""
     state, theirs = _bert(source, decoder.layers[0].self_attention.heads)
-    state = renamed(state, DECODER)
+    state = renaming.renamed(state, renaming.DECODER)
     changed = fit_tables(state, decoder, source, theirs, tokenizer)
     return load_into(decoder, state, source, changed, may_miss=("cross_attention", "head_"))
 
@@ -219,11 +218,6 @@ def interpolate_positions(table: Tensor, positions: int) -> Tensor:
     return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])  # (1, d, m, m) -> (1 + m*m, d)
 
 
-def renamed(state: dict[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """The same tensors with every (old, new) of `pairs` replaced in their names, in this order."""
-    return {reduce(lambda name, pair: name.replace(*pair), pairs, name): value for name, value in state.items()}
-
-
 def _bert(source: str, heads: int) -> tuple[dict[str, Tensor], Any]:
     """A BERT's tensors by the names of `BertModel`, and its tokenizer; refused where it is another kind of BERT."""
     if source.startswith(OPEN_CLIP):
@@ -237,51 +231,20 @@ def _bert(source: str, heads: int) -> tuple[dict[str, Tensor], Any]:
     found = (sizes["model_type"], sizes.get("hidden_act"), sizes.get("num_attention_heads"))
     if found != (wanted := ("bert", "gelu", heads)):
         raise InputError(f"weights {source!r}: {found}, not {wanted}; name another or change model.text_heads")
-    return {name.removeprefix("bert."): value for name, value in renamed(state, FIRST_BERTS).items()}, tokenizer
+    state = renaming.renamed(state, renaming.FIRST_BERTS)
+    return {name.removeprefix("bert."): value for name, value in state.items()}, tokenizer
 
 
 def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int]]:
-    """Tensors of a timm ViT by the names of transformers' CLIP; its activation, first norm and heads."""
+    """Tensors of a timm ViT, as BiomedCLIP has one, by the names of transformers' CLIP; activation, norm, heads."""
     visual = load_open_clip(source.removeprefix(OPEN_CLIP))[0].visual
-    if not hasattr(getattr(visual, "trunk", None), "norm_pre"):  # timm's, as BiomedCLIP has
+    trunk = getattr(visual, "trunk", None)
+    if not hasattr(trunk, "norm_pre"):
         remedy = "of open_clip's own name the Hugging Face CLIP of the same weights"
         raise InputError(f"weights {source!r}: the image tower is no timm ViT; {remedy}")
     statistics = torch.tensor([visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"]])
     if not torch.allclose(statistics, torch.stack([pixels.MEAN, pixels.STD]), atol=1e-6):
         raise InputError(f"weights {source!r}: image statistics {statistics.tolist()} are not CLIP's; name another")
-    state = {}
-    for name, value in renamed(visual.trunk.state_dict(), VIT).items():
-        if ".attn.qkv." in name:
-            parts = zip("qkv", value.chunk(3), strict=True)  # (3d, d) -> 3 x (d, d)
-            state |= {name.replace("attn.qkv.", f"self_attn.{part}_proj."): each for part, each in parts}
-        else:
-            state[name] = value
-    state["embeddings.class_embedding"] = state["embeddings.class_embedding"].flatten()  # (1, 1, d) -> (d,)
-    positions = state["embeddings.position_embedding.weight"][0]  # (1, 1 + n*n, d) -> (1 + n*n, d)
-    positions = torch.cat([positions[:1], positions[1:] + state.pop("embeddings.patch_embedding.bias", 0)])
-    state["embeddings.position_embedding.weight"] = positions
-    block = visual.trunk.blocks[0]
-    activation = type(block.mlp.act).__name__.lower()
-    return state, (activation, not isinstance(visual.trunk.norm_pre, nn.Identity), block.attn.num_heads)
-
-
-# fmt: off
-# What a checkpoint's names hold, and what it becomes, one after the other.
-FIRST_BERTS = ((".gamma", ".weight"), (".beta", ".bias"))
-DECODER = (  # from BERT's names to those of `AnswerDecoder`
-    ("embeddings.word_embeddings", "word_embeddings"), ("embeddings.position_embeddings", "position_embeddings"),
-    ("embeddings.token_type_embeddings", "token_type_embeddings"), ("embeddings.LayerNorm", "embedding_norm"),
-    ("cls.predictions.transform.dense", "head_transform"), ("cls.predictions.transform.LayerNorm", "head_norm"),
-    ("cls.predictions.bias", "head_bias"), ("encoder.layer.", "layers."), (".crossattention.", ".cross_attention."),
-    (".attention.", ".self_attention."), ("attention.self.", "attention."),
-    ("attention.output.dense", "attention.output"), ("attention.output.LayerNorm", "attention.norm"),
-    (".intermediate.dense", ".feed_forward.inner"), (".output.dense", ".feed_forward.output"),
-    (".output.LayerNorm", ".feed_forward.norm"),
-)
-VIT = (  # from timm's ViT to transformers' CLIP
-    ("norm.weight", "post_layernorm.weight"), ("norm.bias", "post_layernorm.bias"), ("blocks.", "encoder.layers."),
-    ("attn.proj", "self_attn.out_proj"), (".norm", ".layer_norm"), ("norm_pre", "pre_layrnorm"),
-    ("cls_token", "embeddings.class_embedding"), ("pos_embed", "embeddings.position_embedding.weight"),
-    ("patch_embed.proj.", "embeddings.patch_embedding."),
-)
-# fmt: on
+    block = trunk.blocks[0]
+    form = (type(block.mlp.act).__name__.lower(), not isinstance(trunk.norm_pre, nn.Identity), block.attn.num_heads)
+    return renaming.clip_from_timm(trunk.state_dict()), form

@@ -1,12 +1,14 @@
 """Exact answer ranking: the log-likelihood of every candidate answer under an autoregressive decoder.
 
-All candidates of a question are one packed sequence, the nodes of their prefix trie: each prefix is computed once.
+Many candidates begin alike: of `left lung` and `left kidney`, `[CLS] left` is computed once. Each distinct prefix is a
+node of a tree (a trie); all nodes are one sequence, in which a node sees its own beginnings only. The log-probability
+of a next token is an edge, and a candidate's log-likelihood the sum of the edges on its path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import takewhile
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +33,6 @@ def rank_answers(
     memory: Tensor,
     memory_mask: Tensor,
     candidates: Sequence[Sequence[int]],
-    *,
-    chunk: int | None = None,
 ) -> Tensor:
     """Log-likelihood of each candidate answer for each question (supplement section 6).
 
@@ -48,8 +48,6 @@ def rank_answers(
         What the decoder cross-attends to, one row per question; True or 1 where it is real.
     candidates
         K sequences `[CLS] ... [SEP]` of token ids. [CLS] starts the decoder and is not scored; [SEP] is.
-    chunk
-        Most tokens in one forward pass: bounds the memory taken, changes a result by no more than rounding.
 
     Returns
     -------
@@ -66,7 +64,7 @@ def rank_answers(
     memory = memory.masked_fill(~memory_mask[..., None], 0)  # NaN behind the mask times 0 would stay NaN
     ordered = sorted(set(sequences))  # U distinct candidates; neighbours share prefixes
     if isinstance(decoder, AnswerDecoder):
-        scores = _rank_trie(decoder, memory, memory_mask, ordered, chunk or at_once(memory.device)[0])  # (B, U)
+        scores = _rank_trie(decoder, memory, memory_mask, ordered)  # (B, U)
     else:
         scores = torch.stack([_rank_one(decoder, memory, memory_mask, tokens) for tokens in ordered], dim=1)  # (B, U)
     if len(wrong := (~scores.isfinite().all(1)).nonzero()):
@@ -75,17 +73,16 @@ def rank_answers(
     return scores[:, [column[sequence] for sequence in sequences]]  # (B, U) -> (B, K)
 
 
-def _rank_trie(
-    decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, ordered: list[Tokens], chunk: int
-) -> Tensor:
+def _rank_trie(decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, ordered: list[Tokens]) -> Tensor:
     """`rank_answers` of sorted candidates -> (B, U). A node, at the position that is its depth, sees its ancestors."""
-    tries = [pack_trie(part, memory.device) for part in cut(ordered, min(MOST_NODES, chunk))]
+    tries = [pack_trie(part, memory.device) for part in cut(ordered, MOST_NODES)]
     # Layers below the first cross-attention know nothing of the question: they run once for all questions.
     blind, nothing, begun = decoder.blind_layers, [None] * len(decoder.layers), []
     for trie in tries:
         x = decoder.embed(trie.tokens[None], trie.depths)  # (1, N, d)
         begun.append(decoder.run(x, trie.sees[None, None], nothing, None, stop=blind))  # (1, N, d)
-    questions, rows = max(1, chunk // max(len(trie.tokens) for trie in tries)), []  # how many in one pass
+    questions = max(1, at_once(memory.device)[0] // max(len(trie.tokens) for trie in tries))  # in one pass
+    rows = []
     for few, few_mask in zip(memory.split(questions), memory_mask.split(questions), strict=True):
         remembered, scores = decoder.remember(few), []  # keys and values of the memory, once per question
         for trie, x in zip(tries, begun, strict=True):
@@ -110,44 +107,35 @@ class Trie(NamedTuple):
 def cut(ordered: Sequence[Tokens], most: int) -> Iterable[list[Tokens]]:
     """Sorted candidates in runs whose tries have at most `most` nodes (one candidate at least)."""
     run: list[Tokens] = []
-    nodes = 0
+    nodes: set[Tokens] = set()
     for sequence in ordered:
-        new = len(sequence) - 1  # the last token is never read
-        pairs = zip(run[-1][:-1], sequence[:-1], strict=False) if run else ()
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        if run and nodes + new - shared > most:
+        own = {sequence[:length] for length in range(1, len(sequence))}
+        if run and len(nodes | own) > most:
             yield run
-            run, nodes, shared = [], 0, 0
+            run, nodes = [], set()
         run.append(sequence)
-        nodes += new - shared
+        nodes |= own
     yield run
 
 
 def pack_trie(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> Trie:
     """The trie of these candidates; its nodes are their distinct prefixes, the whole candidates left out."""
-    nodes: dict[Tokens, int] = {}  # prefix -> node
-    edges: dict[tuple[int, int], int] = {}  # (node, next token) -> edge
-    ancestors, paths = [], []
-    for sequence in sequences:
-        above, path = [], []
-        for length in range(1, len(sequence)):
-            node = nodes.setdefault(sequence[:length], len(nodes))
-            above.append(node)
-            if node == len(ancestors):
-                ancestors.append(list(above))
-            path.append(edges.setdefault((node, sequence[length]), len(edges)))
-        paths.append(torch.tensor(path))
-    sees = np.zeros((len(nodes), len(nodes)), dtype=bool)
-    for node, above in enumerate(ancestors):
-        sees[node, above] = True
-    ends = torch.tensor(list(edges), device=device)  # (E, 2)
+    prefixes = dict.fromkeys(sequence[:length] for sequence in sequences for length in range(1, len(sequence)))
+    node = {prefix: number for number, prefix in enumerate(prefixes)}
+    steps = [[(node[each[:length]], each[length]) for length in range(1, len(each))] for each in sequences]
+    edge = {step: number for number, step in enumerate(dict.fromkeys(chain(*steps)))}
+    sees = np.zeros((len(node), len(node)), dtype=bool)
+    for prefix, row in node.items():
+        sees[row, [node[prefix[:length]] for length in range(1, len(prefix) + 1)]] = True
+    paths = [torch.tensor([edge[step] for step in own]) for own in steps]
+    ends = torch.tensor(list(edge), device=device)  # (E, 2)
     return Trie(
-        tokens=torch.tensor([prefix[-1] for prefix in nodes], device=device),
-        depths=torch.tensor([len(prefix) - 1 for prefix in nodes], device=device),
+        tokens=torch.tensor([prefix[-1] for prefix in node], device=device),
+        depths=torch.tensor([len(prefix) - 1 for prefix in node], device=device),
         sees=torch.from_numpy(sees).to(device),
         edge_nodes=ends[:, 0],
         edge_tokens=ends[:, 1],
-        paths=nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=len(edges)).to(device),
+        paths=nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=len(edge)).to(device),
     )
 
 

@@ -21,12 +21,12 @@ class ModelSpec(Strict):
     image_size: int = Field(288, gt=0, description="side of the square input image, pixels")
     patch_size: int = Field(16, gt=0, description="side of a patch, pixels")
     image_layers: int = Field(12, gt=0, description="ViT blocks; METER and M3AE cut the last (point 52)")
-    image_form: Literal["clip", "clip_gelu", "vit", "lite0"] = Field(
+    image_form: Literal["clip", "vit", "lite0"] = Field(
         "clip",
         description="which ViT, as starting weights ask for: OpenAI's CLIP (QuickGELU, layer norm before the blocks), "
-        "the same with GELU (open_clip's own), or timm's (GELU, no norm before the blocks), which is BiomedCLIP's; "
-        "lite0: the first, on the last map of a frozen EfficientNet-lite0 in place of pixels, with patch_size 32 and "
-        "two fixed views of each image, whose maps are computed once",
+        "or timm's (GELU, no norm before the blocks), which is BiomedCLIP's; lite0: the first, on the last map of a "
+        "frozen EfficientNet-lite0 in place of pixels, with patch_size 32 and two fixed views of each image, whose "
+        "maps are computed once",
     )
     image_heads: int = Field(12, gt=0, description="attention heads of the image encoder")
     text_layers: int = Field(12, gt=0, description="layers of the text encoder")

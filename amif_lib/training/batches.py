@@ -25,6 +25,8 @@ from amif_lib.objectives.distributed import rank, world_size
 
 FIXED_VIEWS = 2  # of an image, and in pre-training of each of the two places, for an encoder that computes each once
 TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
+Key = tuple[int, int, float, int]  # of a sample: step, index, weight (0: a filler), samples in the global batch
+Plan = list[tuple[int, int, list[Key]]]  # epoch, step, this process's samples
 
 
 def stream(spec: RunSpec) -> tuple[int, int]:
@@ -81,9 +83,9 @@ def global_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def steps_of(data: PretrainingData | QuestionData, spec: RunSpec) -> list[tuple[int, int, list[tuple]]]:
-    """(epoch, step, this process's sample keys) of every step of a run."""
-    steps: list[tuple[int, int, list[tuple]]] = []
+def steps_of(data: PretrainingData | QuestionData, spec: RunSpec) -> Plan:
+    """Every step of a run."""
+    steps: Plan = []
     for epoch in range(spec.train.epochs):
         key, drop_last = (*stream(spec), epoch), spec.stage != "finetune"
         for batch in global_batches(len(data), spec.train.batch_size, key, data.folds, drop_last):
@@ -127,11 +129,11 @@ class PretrainingData(Dataset):
     def __len__(self) -> int:
         return len(self.studies)
 
-    def __getitem__(self, key: tuple[int, int, float, int]) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> dict[str, Any]:
         step, index, _, _ = key
         study, spec = self.studies[index], self.spec
-        own = (*stream(spec), step, index)
-        generator = pixels.keyed(*own)
+        generator = pixels.keyed(*stream(spec), step, index)
+
         several = len(study.images) > 1
         pair = torch.randperm(len(study.images), generator=generator)[:2].sort().values.tolist() if several else [0, 0]
         view = int(torch.randint(2, (1,), generator=generator))  # which of the two is V_i
@@ -142,13 +144,14 @@ class PretrainingData(Dataset):
         for slot, picture in zip(slots, pictures, strict=True):
             draws = view_draws(spec, picture.image_id, slot, step, index, 1 + slot)
             views.append(pixels.augment(self.images[picture.image_id], spec.model.image_size, strength, draws))
+
         tokens = torch.tensor(self.tokens[index])
         dropped = (torch.rand(len(tokens), generator=generator) < TOKEN_DROP) & ~torch.isin(tokens, self.special)
         return {
             "views": torch.stack(views),  # (V, 3, H, W)
             "view": view if self.both_views else 0,
-            "tokens": tokens,
-            "copy": torch.where(dropped, self.mask_token, tokens),
+            "tokens": tokens,  # (t,)
+            "copy": torch.where(dropped, self.mask_token, tokens),  # (t,)
             "view_label": [2 * self.view_number[picture.view] + several for picture in pictures],
             "group": self.group[index],
             "text_key": self.text_key[index],
@@ -185,7 +188,7 @@ class QuestionData(Dataset):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, key: tuple[int, int, float, int]) -> dict[str, Any]:
+    def __getitem__(self, key: Key) -> dict[str, Any]:
         step, index, weight, total = key
         sample = {"tokens": self.tokens[index], "answer": self.answers[index], "weight": weight, "total": total}
         if not self.blank:
@@ -206,8 +209,8 @@ class QuestionData(Dataset):
         return QuestionBatch(pictures, ids, mask, answers, answer_mask, weight, samples[0]["total"])
 
 
-def loader(dataset: Any, keys: Sequence[Sequence[tuple]], workers: int) -> DataLoader:
-    """Batches in the given order of sample keys; `workers` processes decode and augment ahead (0: in this process)."""
+def loader(dataset: Any, keys: Sequence[Sequence[Key]], workers: int) -> DataLoader:
+    """A batch per list of keys; `workers` processes decode and augment ahead (0: in this process)."""
     return DataLoader(
         dataset,
         batch_sampler=keys,

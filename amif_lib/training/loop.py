@@ -34,7 +34,7 @@ from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.objectives import collapse
 from amif_lib.objectives.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.training import checkpoint, predict
-from amif_lib.training.batches import loader, seed_of, steps_of
+from amif_lib.training.batches import Plan, loader, seed_of, steps_of
 from amif_lib.training.gradient_cache import GradientCache
 from amif_lib.training.launch import asked
 from amif_lib.training.prepare import Prepared, prepare
@@ -67,9 +67,9 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
     optimizer, schedule = make_optimizer(prepared.module, spec, steps)
     torch.manual_seed(seed_of(spec, 1, rank()))  # dropout
     first_step, spent = checkpoint.restore(folder, prepared.module, optimizer, schedule)
-    module, optimizer = accelerator.prepare(prepared.module.train(), optimizer)
-    cache = GradientCache(prepared.module, -(-spec.train.batch_size // world_size()))
     history, saved = history_before(folder, first_step), time.time()
+    module, optimizer = accelerator.prepare(prepared.module.train(), optimizer)  # of several processes, in DDP
+    cache = GradientCache(prepared.module, -(-spec.train.batch_size // world_size()))
     if rank() == 0:
         files.write_json(folder / "spec.json", spec.model_dump(mode="json"))
         if loss:
@@ -91,19 +91,21 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
         line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
         line |= over_processes(losses)
         schedule.step()
+
         if not math.isfinite(line["total"]):
-            raise InputError(
-                f"run {spec.run_id}: the loss is {line['total']} at step {step}; lower train.learning_rate"
-            )
+            what = f"the loss is {line['total']} at step {step}"
+            raise InputError(f"run {spec.run_id}: {what}; lower train.learning_rate")
         history.append(line)
         if rank() == 0:
             with (folder / LINES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         bar.step(1, loss=line["total"])
+
         if step + 1 < steps and agreed(time.time() - saved > SAVE_EVERY):
             checkpoint.save(folder, prepared.module, optimizer, schedule, step + 1, spent + time.time() - started)
             saved = time.time()
     bar.close()
+
     if odd := [name for name, value in prepared.module.named_parameters() if not value.isfinite().all()]:
         raise InputError(f"run {spec.run_id}: {odd[0]} is not finite after the last step; lower train.learning_rate")
     finish(spec, prepared, history, steps, spent + time.time() - started)
@@ -162,7 +164,7 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def batches(prepared: Prepared, plan: list[tuple[int, int, list[tuple]]]) -> Iterator[tuple[int, int, Any]]:
+def batches(prepared: Prepared, plan: Plan) -> Iterator[tuple[int, int, Any]]:
     """Epoch, step and batch of every planned step."""
     workers = asked("AMIF_WORKERS", least=0)  # that decode and augment ahead; 0: this process does
     if workers is None:

@@ -93,7 +93,7 @@ def model(folder: Path) -> Any:
 
 
 def maps(run: Any) -> dict[str, Any] | None:
-    """A run's patch maps of words whose regions are known, for figures: `patch_maps.word_maps`."""
-    from amif_lib.methods.amif.patch_maps import word_maps
+    """A run's patch maps of words whose regions are known, for figures: `figure_maps.word_maps`."""
+    from amif_lib.methods.amif.figure_maps import word_maps
 
     return word_maps(run)

@@ -5,6 +5,7 @@ Shapes: B samples, p image patches (+1 [CLS]), t text tokens, M knowledge tokens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
+from amif_lib.methods.amif.patch_maps import patch_maps, word_positions
 from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import pretrained, tokenizers
 from amif_lib.networks.answering import Answerer
@@ -21,6 +23,7 @@ from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initialise
 from amif_lib.networks.fusion import CoAttention, GatedCrossAttention
 from amif_lib.networks.sizes import ModelSpec
+from amif_lib.networks.tokenizers import content_mask
 
 
 class Backbone(nn.Module):
@@ -52,9 +55,13 @@ class AMiF(Backbone):
         """Write weights and `config.json`."""
         pretrained.save(self, {"architecture": "AMiF", "model": self.spec.model_dump()}, folder)
 
-    def load(self, folder: Path) -> str:
-        """Load weights written by `save`; every tensor must match."""
-        return pretrained.load_into(self, pretrained.read_state(folder), str(folder))
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> AMiF:
+        """Load from a folder written by `save`; every tensor must match. Returned in evaluation mode."""
+        with torch.random.fork_rng():  # the random weights that are replaced take nothing from the caller's stream
+            amif = cls(ModelSpec(**pretrained.config(folder)["model"]))
+        pretrained.load_into(amif, pretrained.read_state(folder), str(folder))
+        return amif.eval()
 
 
 class Projection(nn.Module):
@@ -131,16 +138,22 @@ class AMiFForVQA(Answerer):
 
     @torch.inference_mode()
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
-        """Patch maps (n, n) for one word of the question; raises InputError where the word is absent.
+        """Patch maps (n, n) for one word of the question: `attention`, `transport_plan` and `gate` (`patch_maps`).
 
-        `attention` of the word in the last co-attention layer, mean over heads, sum 1; mass that `transport_plan` moves
-        between patch and word; `gate` of the patch, mean over channels (absent without a gate).
+        Raises InputError where the word is absent.
         """
-        from amif_lib.methods.amif.patch_maps import look, word_positions  # which itself knows this class
-
         pictures, ids, mask = self.inputs(image, question)
-        found = look(self, pictures, ids, mask, [word_positions(self.tokenizer, ids[0].tolist(), word)])
+        found = self.word_maps(pictures, ids, mask, [word_positions(self.tokenizer, ids[0].tolist(), word)])
         return {name: values[0] for name, values in found.items()}
+
+    def word_maps(
+        self, images: Tensor, ids: Tensor, mask: Tensor, places: Sequence[Sequence[int]]
+    ) -> dict[str, Tensor]:
+        """Patch maps (B, n, n) of a word of each question, at `places` of its tokens: images (B, 3, H, W), (B, t)."""
+        inside = self.encode_with_maps(images, ids, mask, return_weights=True)[2]
+        real = content_mask(ids, mask, (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id))  # (B, t)
+        gate = inside["gate"] if self.knowledge.gate else None
+        return patch_maps(inside["image"], inside["text"], real, places, inside["attentions"], gate)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), `config.json` and the tokenizer to `folder`."""

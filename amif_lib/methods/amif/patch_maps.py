@@ -1,59 +1,48 @@
-"""Where a trained network looks for a word: patch maps of attention, transport plan and gate; training reads none."""
+"""Where a network looks for a word of its text: maps over the image's patches. Training reads none.
+
+Shapes: B samples, p patches (+1 [CLS]) on a grid of n x n, t text tokens, h heads, d width.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from amif_lib.core.errors import InputError
-from amif_lib.data import manifests, regions, store
-from amif_lib.data.load import load_questions, load_studies
-from amif_lib.methods.amif import labels
-from amif_lib.methods.amif.network import AMiFForVQA
-from amif_lib.methods.amif.stage2 import Stage2
-from amif_lib.networks import pixels, tokenizers
-from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import transport
 
-HELD_OUT = "phantom_teacher"  # studies drawn apart: the soft labels' teacher is trained on them, no student ever is
-SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
-MOST, EXAMPLES = 150, 4  # words per run, those with a picture
-PICTURE = 96  # side of an example's picture, pixels
 
-
-@torch.inference_mode()
-def look(
-    network: AMiFForVQA | Stage2, images: Tensor, ids: Tensor, mask: Tensor, places: Sequence[Sequence[int]]
+def patch_maps(
+    image: Tensor,
+    text: Tensor,
+    real: Tensor,
+    places: Sequence[Sequence[int]],
+    attentions: list[list[Tensor]],
+    gate: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Maps (B, n, n) of a word of each text, at `places` of its tokens: images (B, 3, H, W), ids and mask (B, t)."""
-    if isinstance(network, Stage2):
-        amif, gate = network.amif, None
-        image, text = amif.image_encoder(images), amif.text_encoder(ids, mask)  # (B, p+1, d), (B, t, d)
-        image, text, attentions = amif.co_attention(image, text, None, mask, "image_text", True)
-        _, plan = network.transport(image[:, 1:], text, content_mask(ids, mask, network.special_ids))  # (B, p, t)
-    else:
-        inside = network.encode_with_maps(images, ids, mask, return_weights=True)[2]
-        special = (network.tokenizer.cls_token_id, network.tokenizer.sep_token_id)
-        cost = transport.cosine_cost(inside["image"][:, 1:], inside["text"])  # (B, p, t)
-        plan = transport.ipot(cost, None, content_mask(ids, mask, special))  # (B, p, t)
-        attentions, gate = inside["attentions"], inside["gate"] if network.knowledge.gate else None
-    word = torch.zeros(ids.shape, device=ids.device)  # (B, t): 1 on the word's pieces
+    """Maps (B, n, n) of a word of each text, by name, from what co-attention gives with `return_weights`.
+
+    `attention` of the word in the last layer, mean over heads, sum 1; the mass that `transport_plan` moves between
+    patch and word; `gate` of the patch, mean over channels. A map is absent without layers, or without a gate.
+
+    image (B, p+1, d) and text (B, t, d); real (B, t): words, without [CLS], [SEP] and padding; places: of the word's
+    pieces in each text; attentions: of each layer (B, h, p+1, t) and (B, h, t, p+1); gate (B, p+1+t, d).
+    """
+    word = torch.zeros(real.shape, device=real.device)  # (B, t): 1 on the word's pieces
     for row, own in zip(word, places, strict=True):
         row[list(own)] = 1
-    out = {"transport_plan": (plan * word[:, None]).sum(-1)}  # (B, p, t) -> (B, p)
+    cost = transport.cosine_cost(image[:, 1:], text)  # (B, p, t)
+    plan = transport.ipot(cost, None, real)  # (B, p, t)
+    out = {"transport_plan": (plan * word[:, None]).sum(-1)}  # (B, p)
     if attentions:
-        attention = attentions[-1][1].mean(1)  # of text on image, in the last layer: (B, h, t, p+1) -> (B, t, p+1)
+        attention = attentions[-1][1].mean(1)  # text on image: (B, h, t, p+1) -> (B, t, p+1)
         on_patches = (attention * word[..., None]).sum(1)[:, 1:]  # (B, p), [CLS] left out
         out["attention"] = on_patches / on_patches.sum(1, keepdim=True)
     if gate is not None:
-        out["gate"] = gate[:, 1 : plan.shape[1] + 1].mean(-1)  # (B, p+1+t, d) -> (B, p)
+        out["gate"] = gate[:, 1 : image.shape[1]].mean(-1)  # (B, p+1+t, d) -> (B, p)
     side = round(plan.shape[1] ** 0.5)
     return {name: values.float().unflatten(1, (side, side)) for name, values in out.items()}
 
@@ -68,76 +57,3 @@ def word_positions(tokenizer: Any, tokens: list[int], word: str) -> list[int]:
         if tokens[start:end] == pieces and not goes_on:
             return list(range(start, end))
     raise InputError(f"explain: {word!r} is not a word of the question")
-
-
-def word_maps(run: Any) -> dict[str, Any] | None:
-    """Fields of `stored_maps.Maps`; None for stage 1, blank images, and where no text may be shown or read.
-
-    Generated data: the first `MOST` words that name a finding which the image shows. Real data, which has no regions:
-    `EXAMPLES` test questions.
-    """
-    spec = run.spec
-    if spec.stage == "stage1" or spec.data.blank_images:
-        return None
-    tokenizer, (name, asked) = tokenizers.load(run.directory / "model"), words_asked(spec)
-    length = spec.data.text_length if name == HELD_OUT else spec.data.question_length
-    found = []  # row, its tokens, and the word's places among them
-    for row in asked:
-        ids = tokenizer(row.read, truncation=True, max_length=length)["input_ids"]
-        with contextlib.suppress(InputError):  # the word is cut off
-            found.append((row, ids, word_positions(tokenizer, ids, row.word)))
-    if not found:
-        print(f"{spec.stage} {run.run_id}: no maps: no text that may be shown names what its image shows")
-        return None
-    table = pd.DataFrame([row for row, *_ in found])
-    examples = table.drop_duplicates("label").drop_duplicates("image_id").index[:EXAMPLES].tolist()
-    if located := regions.known(name):
-        found, examples = found[:MOST], [i for i in examples if i < MOST]
-    else:
-        found, examples = [found[i] for i in examples], list(range(len(examples)))
-    rows, tokens, places = zip(*found, strict=True)
-    pictures, side = store.pictures([name], spec.model.stored_side), spec.model.image_size // spec.model.patch_size
-    images = torch.stack([pixels.to_tensor(pictures[row.image_id], spec.model.image_size) for row in rows])
-    padded = tokenizer.pad({"input_ids": list(tokens)}, return_tensors="pt")
-    values = look(_network(run, tokenizer), images, padded["input_ids"], padded["attention_mask"].bool(), places)
-    masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side)) for row in rows]
-    grey = [pictures[rows[i].image_id].convert("L").resize((PICTURE, PICTURE), Image.BICUBIC) for i in examples]
-    return {
-        "data_set": name,
-        **{f"{field}s": np.array([getattr(row, field) for row in rows]) for field in regions.Asked._fields[:5]},
-        "coverage": np.stack([regions.coverage(mask, side) for mask in masks]),  # (n, s, s)
-        "values": {kind: maps.numpy() for kind, maps in values.items()},  # (n, s, s)
-        "examples": np.array(examples),
-        "pictures": np.stack(grey),
-        "outlines": np.stack([regions.coverage(masks[i], PICTURE) >= 0.5 for i in examples]),
-    }
-
-
-def words_asked(spec: Any) -> tuple[str, list[regions.Asked]]:
-    """A data set that the run was not trained on, and its words: test questions, for stage 2 reports held out.
-
-    A stage 2 on real data has no reports held out: its words are of test questions of the first of `SHOWN` that is here
-    and kept apart from pre-training.
-    """
-    data, own = spec.data, spec.stage == "finetune"
-    if not own and all(map(regions.known, data.pretrain)):
-        studies = load_studies(HELD_OUT, stored_side=spec.model.stored_side)
-        return HELD_OUT, regions.named_in_reports(HELD_OUT, studies)
-    for name in [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against]:
-        try:
-            questions = load_questions(name, **(data.question_settings if own else {}))
-        except InputError:  # the set is not here
-            continue
-        if not manifests.withheld([name], "images") and not manifests.withheld([name], "texts"):
-            tested = [q for q in questions if q.split == "test" and q.language == "en"]
-            return name, (
-                regions.named_in_questions(name, tested) if regions.known(name) else regions.answer_words(questions)
-            )
-    return "", []
-
-
-def _network(run: Any, tokenizer: Any) -> AMiFForVQA | Stage2:
-    if run.spec.stage == "finetune":
-        return AMiFForVQA.from_pretrained(run.directory / "model")
-    special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    return Stage2(labels.trained(run), run.spec.objective, run.spec.seed, special).eval()

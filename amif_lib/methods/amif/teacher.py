@@ -59,7 +59,7 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
         path = _embedded(spec, studies)
     keys = [("image", image.image_id) for study in studies for image in study.images]
     keys = list(dict.fromkeys([*keys, *(("text", study.study_id) for study in studies)]))
-    found = vectors.read(path, keys)
+    found = vectors.read(path, keys)  # (n, e)
     if teacher.noise:
         found = with_noise(keys, found, teacher.noise)
     rows = {key: row for row, key in enumerate(keys)}
@@ -84,7 +84,7 @@ def towers(spec: Any) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _locked(spec: Any) -> Iterator[Path]:
-    """The teacher's cache; other processes wait."""
+    """The folder of the teacher's weights and vectors, in which one process at a time makes what is absent."""
     folder = cache(spec)
     lock = folder.with_name(f".{folder.name}.lock")
     with files.writing(folder, files.PREPARED), files.exclusive(lock, f"teacher {folder.name}"):
@@ -92,7 +92,7 @@ def _locked(spec: Any) -> Iterator[Path]:
 
 
 def _embedded(spec: Any, studies: Sequence[Study]) -> Path:
-    """The cache's file of vectors before noise, made now where it is absent."""
+    """The file of the teacher's vectors, before noise, of all images and texts; made now where it is absent."""
     path = cache(spec) / "embeddings.parquet"
     if path.is_file():
         return path
@@ -133,7 +133,7 @@ def _models(
                 names, training = spec.data.pretrain, [s for s in studies if folds[s.study_id] != fold]
             else:
                 names, training = teacher.data, [s for n in teacher.data for s in load_studies(n, stored_side=side)]
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)  # of a training that was cut off
             teacher_models.train(training, teacher, aside, store.pictures(names, side))
             aside.replace(own)
         models[fold] = teacher_models.load_trained(teacher, own)

@@ -1,4 +1,4 @@
-"""What pre-training asked for and drew: soft labels beside the student's probabilities, and mined negatives."""
+"""For notebooks 03 and 04: soft labels beside the student's probabilities, and the hard negatives of a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def label_matrices(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) 
 
     Pairs are image to text (`i2t`) and text to text (`t2t`), (N, N) each; `findings` names what each sample shows.
     """
-    o, amif, batch = run.spec.objective, trained(run), batch.map(lambda x: x[:HEAT_MAP])
+    o, batch = run.spec.objective, batch.map(lambda x: x[:HEAT_MAP])
+    amif = AMiF.from_pretrained(run.directory / "model")
     views, text = amif.encode_views(batch.views)[:, :, 0], amif.text_encoder(batch.ids, batch.mask)[:, 0]  # [CLS]
     v, r = pick(amif.image_projection(views), batch.view), amif.text_projection(text)  # (N, e)
     teacher_r = batch.extras.get("teacher_text", r)
@@ -38,7 +39,7 @@ def label_matrices(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) 
         if batch.extras:
             q = o.model_copy(update={"labels": "soft", "positive_weight": 0.0})
             out[f"{pair}_teacher"] = distributions(*sides, q)[1]
-    out = {name: values.float().numpy().astype(np.float16) for name, values in out.items()}
+    out = {name: values.numpy() for name, values in out.items()}
     return out | {"findings": np.array([_shows(study) for study in studies[:HEAT_MAP]])}
 
 
@@ -50,10 +51,11 @@ def mined_negatives(run: Any, batch: PretrainingBatch, studies: Sequence[Study])
     known: `same_findings` of sample and negative, and how often a negative has the same ones if it is drawn by these
     probabilities (`p_same`) or uniformly (`uniform_same`). Texts and ids stand where they may be shown.
     """
-    stage = Stage2(trained(run), run.spec.objective, run.spec.seed, special_ids=(0, 0))  # mining reads no tokens
+    amif = AMiF.from_pretrained(run.directory / "model")
+    stage = Stage2(amif, run.spec.objective, run.spec.seed, special_ids=(0, 0))  # mining reads no tokens
     views = text = None  # the teacher's vectors are enough
     if not batch.extras:
-        views, text = stage.amif.encode_views(batch.views), stage.amif.text_encoder(batch.ids, batch.mask)
+        views, text = amif.encode_views(batch.views), amif.text_encoder(batch.ids, batch.mask)
     sets, lines = run.spec.data.pretrain, []
     named = not manifests.withheld(sets, "texts")  # else neither texts nor ids may leave the data's folder
     shown = np.array([_shows(study) for study in studies])  # (N,)
@@ -73,14 +75,6 @@ def mined_negatives(run: Any, batch: PretrainingBatch, studies: Sequence[Study])
                 line |= {"text": studies[i].text[:400], "negative_text": studies[j].text[:400]}
             lines.append(line)
     return pd.DataFrame(lines)
-
-
-def trained(run: Any) -> AMiF:
-    """The stored network of a pre-training in evaluation mode."""
-    with torch.random.fork_rng():
-        amif = AMiF(run.spec.model)
-    amif.load(run.directory / "model")
-    return amif.eval()
 
 
 def _shows(study: Study) -> str:

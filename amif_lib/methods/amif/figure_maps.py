@@ -1,0 +1,106 @@
+"""The patch maps that are stored of a run, for figures: of which words, over which images, beside which regions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from amif_lib.core.errors import InputError
+from amif_lib.data import manifests, regions, store
+from amif_lib.data.load import load_questions, load_studies
+from amif_lib.methods.amif.network import AMiF, AMiFForVQA
+from amif_lib.methods.amif.patch_maps import patch_maps, word_positions
+from amif_lib.networks import pixels, tokenizers
+from amif_lib.networks.tokenizers import content_mask
+
+HELD_OUT = "phantom_teacher"  # studies drawn apart: the soft labels' teacher is trained on them, no student ever is
+SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
+MOST, EXAMPLES = 150, 4  # words per run, those with a picture
+PICTURE = 96  # side of an example's picture, pixels
+
+
+def word_maps(run: Any) -> dict[str, Any] | None:
+    """Fields of `stored_maps.Maps`; None for stage 1, blank images, and where no text may be shown or read.
+
+    Generated data: the first `MOST` words that name a finding which the image shows. Real data, which has no regions:
+    `EXAMPLES` test questions.
+    """
+    spec = run.spec
+    if spec.stage == "stage1" or spec.data.blank_images:
+        return None
+    tokenizer, (name, asked) = tokenizers.load(run.directory / "model"), words_asked(spec)
+    length = spec.data.text_length if name == HELD_OUT else spec.data.question_length
+    found = []  # row, its tokens, and the word's places among them
+    for row in asked:
+        ids = tokenizer(row.read, truncation=True, max_length=length)["input_ids"]
+        with contextlib.suppress(InputError):  # the word is cut off
+            found.append((row, ids, word_positions(tokenizer, ids, row.word)))
+    if not found:
+        print(f"{spec.stage} {run.run_id}: no maps: no text that may be shown names what its image shows")
+        return None
+    table = pd.DataFrame([row for row, *_ in found])
+    examples = table.drop_duplicates("label").drop_duplicates("image_id").index[:EXAMPLES].tolist()
+    if located := regions.known(name):
+        found, examples = found[:MOST], [i for i in examples if i < MOST]
+    else:
+        found, examples = [found[i] for i in examples], list(range(len(examples)))
+    rows, tokens, places = zip(*found, strict=True)
+    pictures, side = store.pictures([name], spec.model.stored_side), spec.model.image_size // spec.model.patch_size
+    images = torch.stack([pixels.to_tensor(pictures[row.image_id], spec.model.image_size) for row in rows])
+    padded = tokenizer.pad({"input_ids": list(tokens)}, return_tensors="pt")
+    values = _maps(run, tokenizer, images, padded["input_ids"], padded["attention_mask"].bool(), places)
+    masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side)) for row in rows]
+    grey = [pictures[rows[i].image_id].convert("L").resize((PICTURE, PICTURE), Image.BICUBIC) for i in examples]
+    return {
+        "data_set": name,
+        **{f"{field}s": np.array([getattr(row, field) for row in rows]) for field in regions.Asked._fields[:5]},
+        "coverage": np.stack([regions.coverage(mask, side) for mask in masks]),  # (n, s, s)
+        "values": {kind: maps.numpy() for kind, maps in values.items()},  # (n, s, s)
+        "examples": np.array(examples),
+        "pictures": np.stack(grey),
+        "outlines": np.stack([regions.coverage(masks[i], PICTURE) >= 0.5 for i in examples]),
+    }
+
+
+def words_asked(spec: Any) -> tuple[str, list[regions.Asked]]:
+    """A data set that the run was not trained on, and its words: test questions, for stage 2 reports held out.
+
+    A stage 2 on real data has no reports held out: its words are of test questions of the first of `SHOWN` that is here
+    and kept apart from pre-training.
+    """
+    data, own = spec.data, spec.stage == "finetune"
+    if not own and all(map(regions.known, data.pretrain)):
+        studies = load_studies(HELD_OUT, stored_side=spec.model.stored_side)
+        return HELD_OUT, regions.named_in_reports(HELD_OUT, studies)
+    for name in [data.questions] if own else [name for name in SHOWN if name in data.decontaminate_against]:
+        try:
+            questions = load_questions(name, **(data.question_settings if own else {}))
+        except InputError:  # the set is not here
+            continue
+        if manifests.may_show(name, "images") and manifests.may_show(name, "texts"):
+            if not regions.known(name):
+                return name, regions.answer_words(questions)
+            tested = [q for q in questions if q.split == "test" and q.language == "en"]
+            return name, regions.named_in_questions(name, tested)
+    return "", []
+
+
+@torch.inference_mode()
+def _maps(
+    run: Any, tokenizer: Any, images: Tensor, ids: Tensor, mask: Tensor, places: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    """`patch_maps` by a run's stored network: images (B, 3, H, W), ids and mask (B, t) -> (B, n, n) each."""
+    if run.spec.stage == "finetune":
+        return AMiFForVQA.from_pretrained(run.directory / "model").word_maps(images, ids, mask, places)
+    amif = AMiF.from_pretrained(run.directory / "model")
+    image, text = amif.image_encoder(images), amif.text_encoder(ids, mask)  # (B, p+1, d), (B, t, d)
+    image, text, attentions = amif.co_attention(image, text, None, mask, "image_text", True)
+    real = content_mask(ids, mask, (tokenizer.cls_token_id, tokenizer.sep_token_id))  # (B, t)
+    return patch_maps(image, text, real, places, attentions)
