@@ -251,7 +251,8 @@ def test_the_plan_of_methods_trains_each_configuration_once_and_is_no_part_of_re
     assert {rule: kinds.count(rule) for rule in expected} == expected
     (table,) = (each for each in made.jobs if each.rule == "table")
     assert table.outputs == ("demo/tables/methods.csv",) and len(table.needs) == len(rows) + 1
-    assert not any("methods" in each.name for each in jobs.make_plan(jobs.Request("demo")).jobs)
+    assert ("transfer" in kinds) == ("transfer" in experiments.scale_settings("demo"))  # frozen encoders of these runs
+    assert not any(each.name in ("methods", "transfer") for each in jobs.make_plan(jobs.Request("demo")).jobs)
 
 
 def test_trainings_share_the_machine(monkeypatch) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import matplotlib
+import pandas as pd
 import pytest
 
 matplotlib.use("Agg")
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.experiments import stored
 from amif_lib.reporting import contrasts, show, table_figures, table_rows, tables
 from amif_lib.reporting.table_rows import Selection
 from tests import fabricated
@@ -82,6 +84,25 @@ def test_notebook_of_methods(monkeypatch, tmp_path, capsys):
     write_table("contrasts", "demo", {"full": (5,)}, Selection(only=("full", "no_pretraining")))
     found = contrasts.contrasts(tables.collect("methods", "demo", Selection()))
     assert set(found["replicates"]) == {5} and "over 5 replicates" in contrasts.sentence(found)
+
+
+def test_what_arl_and_mlip_print_is_that_of_the_papers_and_doubtful_numbers_are_marked():
+    arl, mlip = (pd.read_csv(paths.published() / f"{name}.csv") for name in ("arl_vqa", "mlip_tables"))
+    same = stored.published("table1").query("row == 'ARL'")
+    columns = ["dataset", "split", "value"]
+    assert arl[columns].to_numpy().tolist() == same[columns].to_numpy().tolist()
+    assert arl["mark"].notna().tolist() == [False, False, True, False, False, True, True]
+    guess = mlip["metric"].map({"AUROC": 50, "accuracy": 100 / 3})
+    below = mlip[mlip["value"] < guess]
+    assert below["mark"].str.startswith("below ").all() and below["labels"].tolist().count("zero-shot") == 24
+    assert mlip.loc[mlip["labels"] == "zero-shot", "mark"].str.contains("no target").all()
+    one = mlip[mlip["row"].str.fullmatch("mlip|mlip_vit_b_16")].set_index(["source", "dataset"])
+    for key, values in {  # read again from the paper
+        ("Table 1", "RSNA"): [12.3, 17.2, 19.1, 25.8],
+        ("Table 2", "SIIM"): [40.2, 51.6, 60.8, 68.1],
+        ("Table 3", "COVIDx"): [34.8, 75.3, 86.3, 92.5],
+    }.items():
+        assert one.loc[[key], "value"].tolist() == values
 
 
 def test_whose_runs_are_read(runs, monkeypatch, tmp_path):

@@ -84,6 +84,7 @@ OPTIONS = FROM_MAKE | {
     "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
 }
 PAGES = ("00", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # train nothing, pictures small
+METHODS = ("17", "18")  # where their runs are in the reference
 
 MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"
@@ -250,12 +251,13 @@ def settings() -> None:
 def reference(scale: str, notebooks: list[str]) -> int:
     """Store a scale's reference and the executed copies of `PAGES`, or the copies of the named notebooks alone."""
     from amif_lib.app import run_notebook
-    from amif_lib.reporting import reference
+    from amif_lib.reporting import reference, table_rows
 
     if not notebooks:
         print(f"Reference: {paths.shown(reference.store(scale))}")
     os.environ["FROM"] = "reference"  # the copies show what a fresh clone does
-    for name in notebooks or (PAGES if scale == "demo" else ()):
+    pages = [*PAGES, *(METHODS if "methods" in table_rows.planned_tables(scale) else ())] if scale == "demo" else []
+    for name in notebooks or pages:
         found = sorted(paths.NOTEBOOKS.glob(f"{name}*.ipynb"))
         if len(found) != 1:
             raise InputError(f"{name}: the beginning of {len(found)} notebooks; give the number of one, such as 02a")

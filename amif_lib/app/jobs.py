@@ -25,6 +25,7 @@ NOTEBOOKS = {
     "table5": "15_table5",
     "lambda_sweep": "16_lambda_sweep",
     "methods": "17_methods",
+    "transfer": "18_transfer",
     "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
@@ -112,6 +113,9 @@ def make_plan(request: Request) -> Plan:
     first, data = f"{scale}/{next(iter(rows))}", str(paths.data_root())
     made = [_add_notebook(plan, "data", f"{scale}/data/check.csv", ("spec", first), code=data)]
     made += [_add_table(plan, table, only, library) for table, only in rows.items()]
+    if "methods" in rows and not request.rows and "transfer" in experiments.scale_settings(scale):  # of the same runs
+        out, needs = f"{scale}/tables/transfer.csv", (f"{scale}/tables/methods.csv",)
+        made.append(_add_notebook(plan, "transfer", out, ("scale", scale), needs, library))
     figures = ["-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
     if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
         figures.append("--notebook")  # the notebook about maps, where all the runs that it shows are planned
@@ -187,7 +191,7 @@ def _add_notebook(
     plan: Plan, name: str, output: str, given: tuple[str, str], needs: tuple[str, ...] = (), code: str = ""
 ) -> str:
     """Add the job that executes a notebook which trains nothing; returns its output."""
-    rule, job = (name, plan.request.scale) if name in ("data", "report") else ("table", name)
+    rule, job = (name, plan.request.scale) if name in ("data", "report", "transfer") else ("table", name)
     source = _path(name)
     reads = ("-p", "source", "runs") if name != "data" else ()
     command = (*_execute(source, paths.shown(plan.folder / "notebooks" / source.name)), "-p", *given, *reads)
