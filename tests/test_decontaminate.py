@@ -28,13 +28,7 @@ def test_real_overlap_of_medpix_with_vqa_rad(
 ) -> None:
     """19 shared ids, 23 pairs alike by both hashes, 20 cases with 92 images dropped. Hashes 2364 images: about 14 s."""
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    kept = datasets.load_studies("medpix2", decontaminate_against=("vqa_rad",))
-    everything = datasets.load_studies("medpix2")
-    pairs = decontaminate.find("medpix2", everything, ("vqa_rad",))
-    summary = decontaminate.summarise(everything, pairs)
-    assert (summary["shared_ids"], summary["alike_by_hash"]) == (19, 23)
-    assert (summary["groups_dropped"], summary["images_dropped"]) == (20, 92)
-    assert (summary["groups_left"], summary["images_left"]) == (651, 1958)
+    kept, pairs = decontaminate.apply("medpix2", datasets.load_studies("medpix2"), ("vqa_rad",))
     assert len({s.group_id for s in kept}) == 651 and sum(len(s.images) for s in kept) == 1958
     assert not {s.group_id for s in kept} & set(pairs["group_id"])
     # what either rule misses: two re-cropped copies under the same id, six copies under an other id
@@ -44,8 +38,10 @@ def test_real_overlap_of_medpix_with_vqa_rad(
     # which images they are stands in one private file; what a notebook shows are counts
     logged = pd.read_csv(tmp_path / "results" / "private" / "decontamination" / "medpix2.csv", dtype={"group_id": str})
     assert len(logged) == len(pairs) == 25 and logged["image"].tolist() == pairs["image"].tolist()
-    shown = decontaminate.counts("medpix2", ("vqa_rad",))
-    assert tuple(shown) == decontaminate.COUNTS and shown["groups_dropped"] == 20 and shown["kept_out"] == "vqa_rad"
+    assert decontaminate.counts("medpix2", ("vqa_rad",)) == {
+        "data_set": "medpix2", "kept_out": "vqa_rad", "not_on_disk": "", "shared_ids": 19, "alike_by_hash": 23,
+        "shared_pictures": 25, "groups_dropped": 20, "images_dropped": 92, "groups_left": 651,
+        "images_left": 1958}  # fmt: skip
 
 
 def picture(seed: int, size: int = 96) -> Image.Image:
@@ -82,34 +78,32 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Study], 
 
 
 def test_whole_cases_are_dropped_by_id_and_by_hash(sets: tuple[list[Study], list[Path]]) -> None:
-    studies, _ = sets
-    kept, pairs = decontaminate.apply("made", studies, ("protected",))
+    studies, protected = sets
+    for path in (studies[0].images[0].path.with_name("MPX4_synpic13.jpg"), protected[2]):
+        path.write_bytes(path.read_bytes()[:300])  # neither can be decoded: they are like nothing
+    kept, pairs = decontaminate.apply("medpix2", studies, ("vqa_rad",))
     assert [study.group_id for study in kept] == ["id alike", "other"]
     assert set(zip(pairs["group_id"], pairs["protected_image"], pairs["same_id"], strict=True)) == {
         ("copied", "synpic900.png", False), ("same id", "synpic901.jpg", True)}  # fmt: skip
-    summary = decontaminate.summarise(studies, pairs)
-    assert summary == {"shared_ids": 1, "alike_by_hash": 1, "shared_pictures": 2, "groups_dropped": 2,
-                       "images_dropped": 3, "groups_left": 2, "images_left": 2}  # fmt: skip
 
 
 def test_cache_follows_the_content(sets: tuple[list[Study], list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     _, protected = sets
-    first = decontaminate.hashes(protected, "made")[0]
+    first = decontaminate.hashes(protected, "vqa_rad")
     with Image.open(protected[2]) as image:
         expected = [int(str(function(image)), 16) for function in (imagehash.dhash, imagehash.phash)]
     assert first[2].tolist() == expected
     called: list[Image.Image] = []
     original = imagehash.dhash
     monkeypatch.setattr(imagehash, "dhash", lambda grey: called.append(grey) or original(grey))
-    assert (decontaminate.hashes(protected, "made")[0] == first).all() and not called
+    assert (decontaminate.hashes(protected, "vqa_rad") == first).all() and not called
     picture(9).save(protected[2])  # same name, other content
-    assert (decontaminate.hashes(protected, "made")[0][2] != first[2]).any() and len(called) == 1
+    assert (decontaminate.hashes(protected, "vqa_rad")[2] != first[2]).any() and len(called) == 1
 
 
-@pytest.mark.parametrize("block", [7, 4_000_000])
-def test_pairs_alike_are_those_of_brute_force(block: int) -> None:
-    """Hashes with few differing bits, compared bit by bit in Python, whatever the block size."""
-    rng = np.random.default_rng(block)
+def test_pairs_alike_are_those_of_brute_force() -> None:
+    """Hashes with few differing bits, compared bit by bit in Python."""
+    rng = np.random.default_rng(0)
     base = rng.integers(0, 2**64, (4, 2), dtype=np.uint64)
 
     def near(n: int) -> np.ndarray:
@@ -127,9 +121,8 @@ def test_pairs_alike_are_those_of_brute_force(block: int) -> None:
         for j, b in enumerate(other.tolist())
         if all(bin(x ^ y).count("1") <= 4 for x, y in zip(a, b, strict=True))
     }
-    found = list(decontaminate.alike_pairs(own, other, block))
+    found = list(decontaminate.alike_pairs(own, other))
     assert set(found) == expected and len(found) == len(expected) > 20
-    assert not list(decontaminate.alike_pairs(own[:0], other)) and not list(decontaminate.alike_pairs(own, other[:0]))
 
 
 def test_a_protected_set_that_is_absent_is_an_error_unless_skipped(
@@ -140,9 +133,9 @@ def test_a_protected_set_that_is_absent_is_an_error_unless_skipped(
     manifests.folder_of(manifests.load("vqa_rad")).mkdir(parents=True)  # annotations without images
     assert decontaminate.missing(("vqa_rad", "phantom_vqa_rad")) == ["vqa_rad"]
     with pytest.raises(InputError, match=r"protected set vqa_rad is not on disk .*decontaminate_absent: skip"):
-        decontaminate.apply("made", [], ("vqa_rad",))
+        decontaminate.apply("medpix2", [], ("vqa_rad",))
     with caplog.at_level(logging.WARNING, logger="amif_lib"):
-        kept, pairs = decontaminate.apply("made", [], ("vqa_rad",), "skip")
+        kept, pairs = decontaminate.apply("medpix2", [], ("vqa_rad",), "skip")
     assert kept == [] and pairs.empty and "not kept out, since not on disk: vqa_rad" in caplog.text
 
 
@@ -161,20 +154,17 @@ def test_which_images_are_protected(monkeypatch: pytest.MonkeyPatch, reader: str
     assert len(decontaminate.protected_images("vqa_rad")) == 4
 
 
-def test_article_ids() -> None:
+def test_articles_have_one_id_and_an_earlier_set_keeps_them() -> None:
+    """The second set loses the articles of the first; groups that are no articles are left alone."""
     same = ["PMC7654321", "7654321", "pmc7654321", " PMC7654321.1", 7654321]
     assert {article_id(given) for given in same} == {"pmc:7654321"}
     assert article_id(doi="https://doi.org/10.1007/S41019-025") == article_id("", "doi:10.1007/s41019-025.") != ""
     assert article_id("PMC12", "10.1000/x") == "pmc:12" and article_id(None, None) == article_id("PMCX", "none") == ""
 
+    def studies(*groups: str) -> list[Study]:
+        return [Study(str(number), (), "text", group_id=group) for number, group in enumerate(groups)]
 
-def test_repeated_articles() -> None:
-    """The second set loses the articles of the first; groups that are no articles are left alone."""
-
-    def study(name: str, group: str) -> Study:
-        return Study(name, (), "text", group_id=group)
-
-    roco = [study("r1", article_id("PMC1")), study("r2", article_id("PMC1")), study("r3", "case 9")]
-    medicat = [study("m1", article_id("1")), study("m2", article_id(doi="10.1000/a")), study("m3", "case 9")]
-    kept = decontaminate.without_repeated_articles({"roco": roco, "medicat": medicat})
-    assert [s.study_id for s in kept] == ["r1", "r2", "r3", "m2", "m3"]
+    roco = studies(article_id("PMC1"), article_id("PMC1"), "case 9")
+    medicat = studies(article_id("1"), article_id(doi="10.1000/a"), "case 9")
+    kept = datasets.without_repeated_articles({"roco": roco, "medicat": medicat})
+    assert kept == {"roco": roco, "medicat": medicat[1:]}

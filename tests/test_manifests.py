@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from amif_lib.app import cli
@@ -18,8 +15,8 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import check, manifests
 from amif_lib.experiments import rows as experiments
+from tests.tiny_set import ANNOTATIONS, IMAGES, TinySet
 
-CLONE = Path(__file__).parents[1]
 PAPER_SETS = ["pathvqa", "slake", "vqa_med_2019", "vqa_rad"]
 QUESTION_SETS = [*PAPER_SETS, "medpix2_questions"]
 GENERATED = ["phantom_medicat", "phantom_mimic_cxr", "phantom_roco", "phantom_shapes", "phantom_teacher"]
@@ -74,11 +71,11 @@ def test_generated_sets_share_no_case_and_specs_name_only_known_sets() -> None:
         assert {name for run in runs for name in experiments.data_sets(run)} <= set(KNOWN)
 
 
-def test_what_does_not_describe_the_data_itself_is_not_in_its_digest(own_set: Path) -> None:
+def test_what_does_not_describe_the_data_itself_is_not_in_its_digest(tiny: TinySet) -> None:
     digest = manifests.data_digest("tiny")
-    rewrite(quirks=["tabs"], citation="another", variants=[], mirrors=[])
+    tiny.write(quirks=["tabs"], citation="another", variants=[], mirrors=[])
     assert manifests.data_digest("tiny") == digest
-    rewrite(splits=[])
+    tiny.write(splits=[])
     assert manifests.data_digest("tiny") != digest
 
 
@@ -94,47 +91,14 @@ def test_what_may_be_shown_decides_the_folder(tmp_path: Path, monkeypatch: pytes
     assert manifests.folder_for(wanted, texts=["mimic_cxr"]) == private
 
 
-# --- a set of two folders --------------------------------------------------------------------------------------------
+# --- a small set on disk ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def own_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small question set with its manifest, in folders of its own."""
-    folder = tmp_path / "data root" / "tiny"
-    images = folder / "VQA_RAD Image Folder"
-    images.mkdir(parents=True)
-    for i, name in enumerate(("b.jpg", "a.jpg", "Z.jpg")):
-        Image.new("L", (9, 9), 40 * i).save(images / name)
-    record = {"question": "Is it?", "answer_type": "CLOSED"}
-    asked = (("a.jpg", "Yes", "freeform"), ("b.jpg", "ct", "para"), ("Z.jpg", "no", "test_freeform"))
-    content = [{**record, "qid": i, "image_name": name, "answer": answer, "phrase_type": kind}
-               for i, (name, answer, kind) in enumerate(asked)]  # fmt: skip
-    annotations = folder / "VQA_RAD Dataset Public.json"
-    annotations.write_text(json.dumps(content), encoding="utf-8")
-    manifest = yaml.safe_load((CLONE / "data_manifests" / "vqa_rad.yaml").read_text(encoding="utf-8"))
-    digest = hashlib.sha256(annotations.read_bytes()).hexdigest()
-    names = sorted((path.name for path in images.iterdir()), key=str.encode)  # bytewise: capitals first
-    lines = "".join(f"{hashlib.sha256((images / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
-    size = sum((images / name).stat().st_size for name in names)
-    manifest.update(
-        name="tiny", folder="tiny", variants=[{"name": "official1797", "rule": "all", "train": 2, "test": 1}],
-        files=[{"path": annotations.name, "bytes": annotations.stat().st_size, "sha256": digest},
-               {"path": "Readme.docx", "bytes": 3, "sha256": "0" * 64, "required": False, "role": "documentation"}],
-        trees=[{"path": images.name, "count": 3, "bytes": size, "sha256": hashlib.sha256(lines.encode()).hexdigest()}],
-        splits=[{"name": "train", "questions": 2, "images": 2, "closed_field": 2, "closed_yes_no": 1},
-                {"name": "test", "questions": 1, "images": 1, "distinct_answers": 1}],
-    )  # fmt: skip
-    (tmp_path / "manifests").mkdir()
-    (tmp_path / "manifests" / "tiny.yaml").write_text(yaml.safe_dump(manifest), encoding="utf-8")
-    monkeypatch.setattr(paths, "MANIFESTS", tmp_path / "manifests")
-    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data root"))
-    return folder
-
-
-def rewrite(**changes) -> None:
-    path = paths.MANIFESTS / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
-    manifests.load.cache_clear()
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinySet:
+    made = TinySet(tmp_path, monkeypatch)
+    made.place()
+    return made
 
 
 def status(name: str = "tiny") -> dict[str, str]:
@@ -151,24 +115,24 @@ def status(name: str = "tiny") -> dict[str, str]:
         ({"name": "other"}, "name: 'other' must equal"),
     ],
 )
-def test_bad_manifest_names_the_field(own_set: Path, changes: dict, message: str) -> None:
-    rewrite(**changes)
+def test_bad_manifest_names_the_field(tiny: TinySet, changes: dict, message: str) -> None:
+    tiny.write(**changes)
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         manifests.load("tiny")
     assert "tiny.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_complete_set_is_ok(own_set: Path, capsys) -> None:
+def test_a_complete_set_is_ok(tiny: TinySet, capsys) -> None:
     found = status()  # its optional Readme.docx is absent
     assert set(found.values()) == {"ok"} and len(found) == 3 + 4 + 3 + 1
-    assert manifests.location("tiny") == own_set
+    assert manifests.location("tiny") == tiny.home
     check.require(check.check(["tiny"]))
     assert cli.main(["data-check", "--datasets", "tiny"]) == 0
     assert re.search(r"\| tiny +\| VQA_RAD Image Folder +\| ok ", capsys.readouterr().out)
 
 
-def test_changes_are_found(own_set: Path, capsys) -> None:
-    images, annotations = own_set / "VQA_RAD Image Folder", own_set / "VQA_RAD Dataset Public.json"
+def test_changes_are_found(tiny: TinySet, capsys) -> None:
+    images, annotations = tiny.home / IMAGES, tiny.home / ANNOTATIONS
     good = annotations.read_text(encoding="utf-8")
     annotations.write_text(good.replace("Is it?", "Is ot?"), encoding="utf-8")  # same length
     assert status()[annotations.name] == "changed"
@@ -192,7 +156,7 @@ def test_changes_are_found(own_set: Path, capsys) -> None:
     assert status()[annotations.name] == "missing"
     state, said = check.presence("tiny")
     assert state == "partly there" and "VQA_RAD Dataset Public.json is missing" in said
-    shutil.rmtree(own_set)
+    shutil.rmtree(tiny.home)
     assert status() == {"folder": "missing"}
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from amif_lib.core.errors import InputError
+from amif_lib.core.files import sha256
 from amif_lib.data import load as datasets
 from amif_lib.data import manifests
 from amif_lib.data.readers import files, pathvqa, slake, vqa_med_2019, vqa_rad
@@ -37,7 +38,7 @@ def put(path: Path, content: object) -> None:
 def refused(name: str, root: Path, message: str, **choices: str) -> None:
     """Reading ends in an InputError of one line that matches `message`."""
     with pytest.raises(InputError, match=message) as caught:
-        files.require_images(READERS[name].read(root, LAYOUT[name], **choices), root)
+        files.with_images(READERS[name].read(root, LAYOUT[name], **choices), root)
     assert "\n" not in str(caught.value)
 
 
@@ -56,12 +57,8 @@ def train_and_test(name: str) -> tuple[list[Question], list[Question]]:
     return tuple([q for q in questions if q.split == split] for split in ("train", "test"))
 
 
-def test_real_vqa_rad_counts_and_quirks(raw: list[dict]) -> None:
+def test_quirks_of_the_real_vqa_rad(raw: list[dict]) -> None:
     train, test = train_and_test("default")
-    assert (len(train), len(test), len({q.image_id for q in train + test})) == (1797, 451, 314)
-    assert (sum(q.closed_field for q in test), sum(q.closed_yes_no for q in test)) == (272, 251)
-    assert (sum(q.closed_field for q in train), sum(q.closed_yes_no for q in train)) == (1027, 942)
-    assert len({q.answer for q in train}) == 433 and len({q.answer for q in test}) == 121
     assert sum(q.answer not in {q.answer for q in train} for q in test) == 115  # out of reach of training answers
     by_id = {q.question_id: q for q in train + test}
     integers = {str(r["qid"]): r["answer"] for r in raw if isinstance(r["answer"], int)}
@@ -184,9 +181,7 @@ def annotations(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_real_slake_is_as_its_manifest_expects(annotations: Path) -> None:
     manifest = manifests.load("slake")
-    assert {manifests.sha256(annotations / entry.path) for entry in manifest.files} == {
-        f.sha256 for f in manifest.files
-    }
+    assert all(sha256(annotations / entry.path) == entry.sha256 for entry in manifest.files)
     found = datasets.counts("slake", images=False)
     assert found == {split.name: split.counts() for split in manifest.splits}
     for v in manifest.variants:

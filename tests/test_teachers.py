@@ -13,9 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from amif_lib.core import paths
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import manifests
 from amif_lib.data import vectors as files_of_vectors
 from amif_lib.data.load import load_studies, pretraining_studies
 from amif_lib.experiments import rows as experiments
@@ -124,7 +123,7 @@ def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_fi
         path, [*keys[::-1], ("text", "no study of the run")], np.concatenate([given[::-1], vectors(1)])
     )
     prepared = prepare.prepare(run)  # what a training reads
-    assert prepared.notes["teacher"]["file_sha256"] == manifests.sha256(path)
+    assert prepared.notes["teacher"]["file_sha256"] == files.sha256(path)
     found = teachers.embeddings(run, studies)
     unit = given / np.linalg.norm(given, axis=1, keepdims=True)
     np.testing.assert_allclose(found.vectors[[found.rows[key] for key in keys]], unit, rtol=1e-5)

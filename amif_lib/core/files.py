@@ -119,6 +119,12 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
+def sha256(path: Path) -> str:
+    """Of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def whole_lines(path: Path) -> list[str]:
     """Lines of an append-only text file; a last line without line end, as a killed writer leaves it, is left out."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from amif_lib.core import paths, progress
+from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import PREPARED, write_text
+from amif_lib.core.files import PREPARED, sha256, write_text
 from amif_lib.data import load, manifests
 from amif_lib.data.manifests import FileEntry, Manifest, TreeEntry
 
@@ -85,32 +85,23 @@ def _file(entry: FileEntry, path: Path) -> Found:
         return ("missing", "not there") if entry.required else ("ok", "absent, optional")
     if (size := path.stat().st_size) != entry.bytes:
         return "changed", f"{size} bytes, expected {entry.bytes}"
-    same = manifests.sha256(path) == entry.sha256
+    same = sha256(path) == entry.sha256
     return "ok" if same else "changed", f"{size} bytes, sha256 {'as' if same else 'not as'} recorded"
 
 
 def _tree(tree: TreeEntry, folder: Path) -> Found:
     """Contents are read only where a digest is recorded."""
-    files = [path for path in folder.glob("*") if path.is_file()]
+    files = {os.fsencode(path.name): path for path in folder.glob("*") if path.is_file()}
     if len(files) != tree.count:
         status = "missing" if not files else "partial" if len(files) < tree.count else "changed"
         return status, f"{len(files)} of {tree.count} files"
-    if tree.bytes and (size := sum(path.stat().st_size for path in files)) != tree.bytes:
+    if tree.bytes and (size := sum(path.stat().st_size for path in files.values())) != tree.bytes:
         return "changed", f"{len(files)} files, {size} bytes, expected {tree.bytes}"
-    if tree.sha256 and (found := tree_digest(files)) != tree.sha256:
-        return "changed", f"{len(files)} files, digest {found[:12]}, expected {tree.sha256[:12]}"
-    return "ok", f"{len(files)} files, {'digest as recorded' if tree.sha256 else 'no digest recorded'}"
-
-
-def tree_digest(files: Iterable[Path]) -> str:
-    """The digest of a folder's files that `TreeEntry` describes."""
-    files, total = sorted(files, key=lambda path: os.fsencode(path.name)), hashlib.sha256()
-    bar = progress.bar(len(files), "checksums", show=len(files) > 5000)
-    for path in files:
-        total.update(f"{manifests.sha256(path)}  ".encode() + os.fsencode(path.name) + b"\n")
-        bar.step()
-    bar.close()
-    return total.hexdigest()
+    if not tree.sha256:
+        return "ok", f"{len(files)} files, no digest recorded"
+    lines = b"".join(sha256(path).encode() + b"  " + name + b"\n" for name, path in sorted(files.items()))
+    same = hashlib.sha256(lines).hexdigest() == tree.sha256
+    return "ok" if same else "changed", f"{len(files)} files, digest {'as' if same else 'not as'} recorded"
 
 
 def _counts(manifest: Manifest) -> Iterator[tuple[str, Found]]:

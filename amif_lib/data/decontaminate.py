@@ -8,11 +8,12 @@ patients.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,14 +35,11 @@ MAX_BITS = 4
 PROTECTED_SPLITS = dict.fromkeys(("slake", "pathvqa"), ("test",)) | dict.fromkeys(
     ("vqa_med_2019", "medpix2_questions"), ("val", "test")
 )
-SYNPIC = re.compile(r"synpic\d+")
-COUNTS = ("data_set", "kept_out", "not_on_disk", "shared_ids", "alike_by_hash", "shared_pictures", "groups_dropped",
-          "images_dropped", "groups_left", "images_left")  # fmt: skip
-COLUMNS = ("data_set", "protected_set", "group_id", "image", "protected_image", "same_id", "dhash_bits", "phash_bits")
+COLUMNS = ["data_set", "protected_set", "group_id", "image", "protected_image", "same_id", "dhash_bits", "phash_bits"]
 
 
 def apply(
-    name: str, studies: Sequence[Study], against: tuple[str, ...], absent: Absent = "error"
+    name: str, studies: Sequence[Study], against: Sequence[str], absent: Absent = "error"
 ) -> tuple[list[Study], pd.DataFrame]:
     """The studies without the groups that share a picture with a protected set, and the pairs of pictures (`find`).
 
@@ -61,15 +59,14 @@ def apply(
         )
     if gone:
         log.warning("not kept out, since not on disk: %s", ", ".join(gone))
-    against = tuple(protected for protected in against if protected not in gone)
+    against = [protected for protected in against if protected not in gone]
     pairs = find(name, studies, against)
     bound = next(filter(manifests.is_credentialed, (name, *against)), "")
     folder = (manifests.derived_folder(bound) if bound else paths.results() / "private") / "decontamination"
     write_text(folder / f"{name}.csv", pairs.to_csv(index=False), PREPARED if bound else RESULTS)
-    found = summarise(studies, pairs)
-    said = "{groups_dropped} groups with {images_dropped} images dropped, for {shared_pictures} pictures shared with"
-    log.info("%s: %s %s", name, said.format(**found), ", ".join(against) or "no set (none is on disk)")
     dropped = set(pairs["group_id"])
+    said = "%s: %d groups dropped, for %d pictures shared with %s"
+    log.info(said, name, len(dropped), len(pairs), ", ".join(against) or "no set (none is on disk)")
     return [study for study in studies if _group(study) not in dropped], pairs
 
 
@@ -84,29 +81,24 @@ def _has_pictures(name: str) -> bool:
     return folder.is_dir() and (not form.trees or any(any((folder / tree.path).glob("*")) for tree in form.trees))
 
 
-def summarise(studies: Sequence[Study], pairs: pd.DataFrame) -> dict[str, int]:
-    """Counts of a decontamination: shared ids, pairs alike by both hashes, groups and images dropped and left."""
-    dropped = set(pairs["group_id"])
-    left = [study for study in studies if _group(study) not in dropped]
-    n_images = sum(len(study.images) for study in left)
+def counts(name: str, against: Sequence[str], absent: Absent = "error", stored_side: int = 0) -> dict[str, str | int]:
+    """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, and counts."""
+    gone = missing(against)
+    studies = load.load_studies(name, stored_side=stored_side)
+    left, pairs = apply(name, studies, against, absent)
+    n_images, n_left = (sum(len(study.images) for study in part) for part in (studies, left))
     return {
+        "data_set": name,
+        "kept_out": ", ".join(protected for protected in against if protected not in gone),
+        "not_on_disk": ", ".join(gone),
         "shared_ids": pairs.loc[pairs["same_id"], "protected_image"].nunique(),
         "alike_by_hash": int((pairs[["dhash_bits", "phash_bits"]] <= MAX_BITS).all(axis=1).sum()),
         "shared_pictures": len(pairs),
-        "groups_dropped": len(dropped),
-        "images_dropped": sum(len(study.images) for study in studies) - n_images,
-        "groups_left": len({_group(study) for study in left}),
-        "images_left": n_images,
+        "groups_dropped": pairs["group_id"].nunique(),
+        "images_dropped": n_images - n_left,
+        "groups_left": len(set(map(_group, left))),
+        "images_left": n_left,
     }
-
-
-def counts(name: str, against: tuple[str, ...], absent: Absent = "error", stored_side: int = 0) -> dict[str, str | int]:
-    """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, `summarise`."""
-    gone = missing(against)
-    studies = load.load_studies(name, stored_side=stored_side)
-    _, pairs = apply(name, studies, against, absent)
-    kept_out = ", ".join(protected for protected in against if protected not in gone)
-    return {"data_set": name, "kept_out": kept_out, "not_on_disk": ", ".join(gone), **summarise(studies, pairs)}
 
 
 def _group(study: Study) -> str:
@@ -114,26 +106,26 @@ def _group(study: Study) -> str:
     return study.group_id or study.study_id
 
 
-def find(name: str, studies: Sequence[Study], against: tuple[str, ...]) -> pd.DataFrame:
+def find(name: str, studies: Sequence[Study], against: Sequence[str]) -> pd.DataFrame:
     """Every pair of an image of the studies and a protected image that are the same picture, one line each.
 
-    Columns: `COLUMNS`; `same_id` (the MedPix ids agree), `dhash_bits` and `phash_bits` (Hamming distances, 64 where an
-    image cannot be decoded: it is compared by its id alone, and a warning counts such images).
+    Columns: `COLUMNS`; `same_id` (the MedPix ids agree), `dhash_bits` and `phash_bits` (Hamming distances).
     """
     own = [(_group(study), image.path) for study in studies for image in study.images]
-    own_hashes, own_bad = hashes([path for _, path in own], name)  # (n, 2)
+    own_hashes = hashes([path for _, path in own], name)  # (n, 2)
+    own_by_id = defaultdict(list)
+    for i, (_, path) in enumerate(own):
+        own_by_id[_medpix_id(path)].append(i)
     rows = []
     for protected in against:
         other = protected_images(protected)
-        other_hashes, other_bad = hashes(other, protected)  # (m, 2)
-        same = set(same_ids([path for _, path in own], other))
-        alike = {(i, j) for i, j in alike_pairs(own_hashes, other_hashes) if i not in own_bad and j not in other_bad}
-        for i, j in sorted(same | alike):
-            unknown = i in own_bad or j in other_bad
-            bits = (64, 64) if unknown else np.bitwise_count(own_hashes[i] ^ other_hashes[j])
-            (group, path), by_id = own[i], (i, j) in same
-            rows.append((name, protected, group, path.name, other[j].name, by_id, *map(int, bits)))
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"same_id": bool, "dhash_bits": int, "phash_bits": int})
+        other_hashes = hashes(other, protected)  # (m, 2)
+        by_id = {(i, j) for j, path in enumerate(other) if (known := _medpix_id(path)) for i in own_by_id[known]}
+        for i, j in sorted(by_id | set(alike_pairs(own_hashes, other_hashes))):
+            bits = np.bitwise_count(own_hashes[i] ^ other_hashes[j])
+            (group, path), same_id = own[i], (i, j) in by_id
+            rows.append((name, protected, group, path.name, other[j].name, same_id, *map(int, bits)))
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"same_id": bool, "dhash_bits": int, "phash_bits": int})
 
 
 def protected_images(name: str) -> list[Path]:
@@ -144,48 +136,20 @@ def protected_images(name: str) -> list[Path]:
     return sorted({question.image_path for question in load.load_questions(name) if question.split in splits})
 
 
-def alike_pairs(own: np.ndarray, other: np.ndarray, block: int = 4_000_000) -> Iterator[tuple[int, int]]:
-    """Index pairs `(i, j)` with `own[i]` and `other[j]` (uint64 `(n, 2)`, `(m, 2)`) within `MAX_BITS` by both hashes.
-
-    `block` bounds how many pairs are compared at once, and so the memory (about 10 bytes for each).
-    """
-    rows = max(1, block // max(1, len(other)))
-    for start in range(0, len(own) if len(other) else 0, rows):
-        first = own[start : start + rows, 0, None]  # (rows, 1)
-        i, j = np.nonzero(np.bitwise_count(first ^ other[:, 0]) <= MAX_BITS)
-        i += start
-        both = np.bitwise_count(own[i, 1] ^ other[j, 1]) <= MAX_BITS
-        yield from zip(i[both].tolist(), j[both].tolist(), strict=True)
+def _medpix_id(path: Path) -> str:
+    found = re.search(r"synpic\d+", path.stem.lower())
+    return found[0] if found else ""
 
 
-def same_ids(own: Sequence[Path], other: Sequence[Path]) -> Iterator[tuple[int, int]]:
-    """Index pairs of files that carry the same MedPix id."""
-    first, second = ([SYNPIC.search(path.stem.lower()) for path in files] for files in (own, other))
-    by_id: dict[str, list[int]] = defaultdict(list)
-    for j in (j for j, found in enumerate(second) if found):
-        by_id[second[j][0]].append(j)
-    yield from ((i, j) for i, found in enumerate(first) if found for j in by_id[found[0]])
+def alike_pairs(own: np.ndarray, other: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Index pairs `(i, j)` with `own[i]` and `other[j]` (uint64 `(n, 2)`, `(m, 2)`) within `MAX_BITS` by both."""
+    for j, one in enumerate(other):
+        alike = (np.bitwise_count(own ^ one) <= MAX_BITS).all(axis=1)  # (n,)
+        yield from ((int(i), j) for i in np.flatnonzero(alike))
 
 
-def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> list[Study]:
-    """The studies of all sets in order, without those of an article that an earlier set has; the log counts them.
-
-    ROCO and MedICaT are both drawn from PubMed Central's open articles. Only group ids made by `records.article_id`
-    are compared; a PMCID and a DOI of one article do not meet, so readers give the PMCID where they know it.
-    """
-    seen: set[str] = set()
-    out: list[Study] = []
-    for name, studies in sets.items():
-        kept = [study for study in studies if study.group_id not in seen]
-        if len(kept) < len(studies):
-            log.info("%s: %d studies of an earlier set's articles dropped", name, len(studies) - len(kept))
-        out += kept
-        seen |= {study.group_id for study in kept if study.group_id.startswith(("pmc:", "doi:"))}
-    return out
-
-
-def hashes(files: Sequence[Path], name: str) -> tuple[np.ndarray, set[int]]:
-    """Difference hash and perceptual hash of each image, uint64 `(n, 2)`, and the rows that could not be decoded.
+def hashes(files: Sequence[Path], name: str) -> np.ndarray:
+    """Difference hash and perceptual hash of each image, uint64 `(n, 2)`.
 
     Kept under `.amif/hashes/<set>.json` beside the data, by path, size and time of change of the file. Raises
     InputError where that folder cannot be written.
@@ -199,20 +163,18 @@ def hashes(files: Sequence[Path], name: str) -> tuple[np.ndarray, set[int]]:
     new = {key: path for key, path in zip(keys, files, strict=True) if key not in cache}
     if new:
         cache |= zip(new, images.in_parallel(_hash, list(new.values()), f"{name}: hashing images"), strict=True)
-        write_text(cache_file, json.dumps({key: cache[key] for key in sorted(cache) if cache[key]}, indent=0), PREPARED)
-    bad = {row for row, key in enumerate(keys) if not cache[key]}
-    if bad:
-        log.warning("%s: %d of %d images cannot be decoded and are compared by id alone", name, len(bad), len(files))
-    found = [[int(value, 16) for value in cache[key] or ("0", "0")] for key in keys]
-    return np.array(found, np.uint64).reshape(-1, 2), bad
+        write_text(cache_file, json.dumps(cache, indent=0, sort_keys=True), PREPARED)
+    return np.array([[int(value, 16) for value in cache[key]] for key in keys], np.uint64).reshape(-1, 2)
 
 
 def _hash(path: Path) -> list[str]:
-    """Both hashes, hexadecimal; empty for an image that cannot be decoded."""
+    """Both hashes, hexadecimal; of an image that cannot be decoded a digest of the file, which is like no hash."""
     import imagehash
 
     try:
         grey = images.load_rgb(path).convert("L")
     except InputError:
-        return []
+        log.warning("an image that cannot be decoded is compared with the protected ones by its MedPix id alone")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return [digest[:16], digest[16:32]]
     return [str(imagehash.dhash(grey)), str(imagehash.phash(grey))]

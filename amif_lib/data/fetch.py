@@ -8,9 +8,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +23,6 @@ from amif_lib.data.manifests import Download, Manifest
 
 RETRIES = 2
 TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces that arrive
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, shutil.ReadError, zlib.error, EOFError, RuntimeError)
 WHY = {
     "credentialed": "credentialed data, not downloaded by this kit",
     "per-article": "its images come from many articles, and this kit does not download them in bulk",
@@ -39,18 +35,19 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
     Exit status 0 also where sets were skipped since they need an account, a form or work by hand; 1 where a download or
     the check of what it gave failed.
     """
-    wanted = {name: wanted_of(name) for name in names}
-    print(table(wanted).to_markdown(index=False) + "\n")
+    wanted = {name: wanted_of(manifests.load(name)) for name in names}
+    print(pd.DataFrame(map(_about, wanted.items())).to_markdown(index=False) + "\n")
+    failed = []
     for name, sources in wanted.items():
         manifest = manifests.load(name)
         if presence(name)[0] != "found" and (not sources or manifest.access.level == "per-article"):
-            print(steps(manifest) + "\n")
-    failed = []
-    for name in filter(wanted.get, () if dry_run else wanted):
-        print(f"[{name}] fetching into {paths.shown(_folder(name))}", flush=True)
+            print(_steps(manifest) + "\n")
+        if dry_run or not sources:
+            continue
+        print(f"[{name}] fetching into {paths.shown(manifests.folder_of(manifest))}", flush=True)
         try:
             fetch(name)
-            if manifests.load(name).access.level == "open":  # of the others, only lists came
+            if manifest.access.level == "open":  # of the others, only lists came
                 found = check([name])
                 print(f"[{name}] data check: {(found['status'] == 'ok').sum()} of {len(found)} ok")
                 require(found)
@@ -62,33 +59,25 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
     return int(bool(failed))
 
 
-def wanted_of(name: str) -> list[Download]:
+def wanted_of(manifest: Manifest) -> list[Download]:
     """What is to be fetched of a set, at a glance: without network and without checksums."""
-    manifest = manifests.load(name)
-    if manifest.access.level not in ("open", "per-article") or presence(name)[0] == "found":
+    if manifest.access.level not in ("open", "per-article") or presence(manifest.name)[0] == "found":
         return []
-    return [source for source in manifest.downloads if source.unpack or not (_folder(name) / source.target).is_file()]
+    folder = manifests.folder_of(manifest)
+    return [source for source in manifest.downloads if source.unpack or not (folder / source.target).is_file()]
 
 
-def _folder(name: str) -> Path:
-    return manifests.folder_of(manifests.load(name))
-
-
-def table(wanted: dict[str, list[Download]]) -> pd.DataFrame:
+def _about(wanted: tuple[str, list[Download]]) -> dict[str, str]:
     """For people: set, what is fetched from where, how much as far as it is known, where to."""
-    rows = []
-    for name, sources in wanted.items():
-        size = sum(source.bytes for source in sources)
-        there = presence(name)[0] == "found"
-        none = "nothing: " + ("it is there" if there else WHY.get(manifests.load(name).access.level, "by hand"))
-        what = [f"{s.target} from {_public(s.url)}" + " (untried)" * (not s.exercised) for s in sources]
-        about = f"{size / 1e9:.2f} GB" if size else "unknown" if sources else "-"
-        where = paths.shown(_folder(name))
-        rows.append({"set": name, "what is fetched": ", ".join(what) or none, "size": about, "where": where})
-    return pd.DataFrame(rows)
+    name, sources = wanted
+    manifest, size = manifests.load(name), sum(source.bytes for source in sources)
+    none = "it is there" if presence(name)[0] == "found" else WHY.get(manifest.access.level, "by hand")
+    what = ", ".join(f"{source.target} from {_public(source.url)}" for source in sources) or f"nothing: {none}"
+    about = f"{size / 1e9:.2f} GB" if size else "unknown" if sources else "-"
+    return {"set": name, "what is fetched": what, "size": about, "where": paths.shown(manifests.folder_of(manifest))}
 
 
-def steps(manifest: Manifest) -> str:
+def _steps(manifest: Manifest) -> str:
     """How a person gets a set that is not fetched."""
     why = WHY.get(manifest.access.level, "not complete, and there is nothing more to fetch")
     lines = [f"[{manifest.name} {manifest.version}] SKIPPED: {why}."]
@@ -104,16 +93,14 @@ def fetch(name: str) -> None:
 
     Raises InputError for whatever keeps a file from coming; then nothing of it is left in the set's folder.
     """
-    folder = _folder(name)
+    manifest = manifests.load(name)
+    folder = manifests.folder_of(manifest)
     with writing(folder, "set DATA_ROOT to a folder with room that you may write to"):
-        for source in wanted_of(name):
+        for source in wanted_of(manifest):
             with TemporaryDirectory(prefix=".fetching", dir=folder) as staging:
-                got = _download(source, Path(staging))
-                if source.unpack:
-                    _unpack(got, Path(staging) / "unpacked")
-                    _settle(Path(staging) / "unpacked", folder / source.unpack)
-                else:
-                    _settle(got, folder / source.target)
+                got = _get(source, Path(staging))
+                for file in sorted(got.rglob("*")) if source.unpack else [got]:
+                    _settle(file, folder / (source.unpack or source.target) / file.relative_to(got))
 
 
 def _public(text: object) -> str:
@@ -121,7 +108,8 @@ def _public(text: object) -> str:
     return re.sub(r"(://)[^/\s]*@|\?[^\s'\")]*", r"\1", " ".join(str(text).split()))
 
 
-def _download(source: Download, staging: Path) -> Path:
+def _get(source: Download, staging: Path) -> Path:
+    """The file that was fetched into `staging`, or the folder that it was unpacked into there."""
     import pooch
     from huggingface_hub import hf_hub_download
 
@@ -130,28 +118,26 @@ def _download(source: Download, staging: Path) -> Path:
         if source.kind == "huggingface":
             kept = paths.data_root() / ".amif" / "hub" / source.url  # kept after a break, so that it goes on from there
             where = {"repo_type": "dataset", "revision": source.revision or None, "local_dir": kept}
-            return Path(hf_hub_download(source.url, source.file, **where))
-        file, known = Path(source.target).name, f"sha256:{source.sha256}" if source.sha256 else None
-        web = pooch.create(staging, "", registry={file: known}, urls={file: source.url}, retry_if_failed=RETRIES)
-        return Path(web.fetch(file, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)))
-    except Exception as error:  # of many kinds, which all mean that the file did not come
+            got = Path(hf_hub_download(source.url, source.file, **where))
+        else:
+            file, known = Path(source.target).name, f"sha256:{source.sha256}" if source.sha256 else None
+            web = pooch.create(staging, "", registry={file: known}, urls={file: source.url}, retry_if_failed=RETRIES)
+            got = Path(web.fetch(file, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)))
+        if not source.unpack:
+            return got
+        safe = {} if got.suffix == ".zip" else {"filter": "data"}  # of zip files, only what stays in the folder comes
+        shutil.unpack_archive(got, staging / "unpacked", **safe)
+        return staging / "unpacked"
+    except Exception as error:  # of many kinds, which all mean that the file did not come, or is cut or unsafe
         if getattr(error, "errno", None):  # but for those of the disk
             raise
         said = f"{source.target}: {_public(source.url)} {source.file}: {_public(error)}"
         raise InputError(f"{said}; check the network, or fetch it by hand and put it there") from None
 
 
-def _unpack(archive: Path, folder: Path) -> None:
-    try:
-        shutil.unpack_archive(archive, folder, **({} if archive.suffix == ".zip" else {"filter": "data"}))
-    except BROKEN as error:
-        raise InputError(f"{archive.name}: cut, damaged or unsafe ({_public(error)}); fetch it again") from None
-
-
-def _settle(source: Path, home: Path) -> None:
-    """Move a file, or a folder's files, to their place; what is there already stays."""
-    for path in [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]:
-        there = home / path.relative_to(source)
-        if not there.exists() and "__MACOSX" not in path.parts and not path.name.startswith((".DS_", "._")):
-            there.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(there)
+def _settle(file: Path, home: Path) -> None:
+    """Move a file to its place, if it is free; what a Mac adds to archives stays out."""
+    junk = "__MACOSX" in file.parts or file.name.startswith((".DS_", "._"))
+    if file.is_file() and not home.exists() and not junk:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(home)

@@ -19,7 +19,7 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.manifests import sha256
+from amif_lib.core.files import sha256
 
 DICTIONARY = Path(__file__).with_name("dictionary.csv")  # findings and anatomy, with the words that name each
 LEAST = 3  # reports that must name an entity, and sentences that must name two entities together

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.data.readers import files
 from amif_lib.data.records import Question, Study
 
-SPLITS = ("train", "val", "test", "all")
+log = logging.getLogger(__name__)
 
 
-def load_studies(
-    name: str,
-    *,
-    decontaminate_against: tuple[str, ...] = (),
-    decontaminate_absent: Literal["error", "skip"] = "error",
-    stored_side: int = 0,
-) -> list[Study]:
+def load_studies(name: str, *, stored_side: int = 0) -> list[Study]:
     """The pre-training studies of a data set; a phantom set is generated first where it is absent.
 
     That is the official train split of MIMIC-CXR and ROCO; of MedICaT, which has no splits, and of MedPix-2.0, which
@@ -29,9 +25,6 @@ def load_studies(
 
     Args:
         name: manifest name of a pre-training set.
-        decontaminate_against: manifest names of sets whose images must not be pre-trained on (`decontaminate`): a whole
-            case (study, article) is dropped when one of its images is the same picture as a protected one.
-        decontaminate_absent: whether a protected set that is not on disk is an error, or skipped with a warning.
         stored_side: prepare the images at this short side, pixels, and leave out those that cannot be decoded
             (`store.usable`); 0: records only.
 
@@ -43,10 +36,6 @@ def load_studies(
         from amif_lib.data import store  # needs Hugging Face's datasets, which the light environment has not
 
         studies = store.usable(name, stored_side, studies)
-    if decontaminate_against:
-        from amif_lib.data import decontaminate
-
-        studies, _ = decontaminate.apply(name, studies, tuple(decontaminate_against), decontaminate_absent)
     return studies
 
 
@@ -55,15 +44,34 @@ def pretraining_studies(data: Any, stored_side: int) -> list[Study]:
 
     Images are stored at the short side `stored_side`, pixels; what cannot be decoded is left out.
     """
-    choices = {key: getattr(data, key) for key in ("decontaminate_against", "decontaminate_absent")}
-    sets = {name: load_studies(name, stored_side=stored_side, **choices) for name in data.pretrain}
-    sets = {name: [replace(study, data_set=name) for study in studies] for name, studies in sets.items()}
-    found = [study for studies in sets.values() for study in studies]
-    if data.repeated_articles == "drop":
-        from amif_lib.data import decontaminate
+    from amif_lib.data import decontaminate
 
-        found = decontaminate.without_repeated_articles(sets)
+    sets = {}
+    for name in data.pretrain:
+        studies = load_studies(name, stored_side=stored_side)
+        if data.decontaminate_against:
+            studies, _ = decontaminate.apply(name, studies, data.decontaminate_against, data.decontaminate_absent)
+        sets[name] = [replace(study, data_set=name) for study in studies]
+    if data.repeated_articles == "drop":
+        sets = without_repeated_articles(sets)
+    found = [study for studies in sets.values() for study in studies]
     return found[: data.max_studies or None]
+
+
+def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> dict[str, list[Study]]:
+    """The sets without the studies of an article that an earlier set has; the log counts them.
+
+    ROCO and MedICaT are both drawn from PubMed Central's open articles. Only group ids made by `records.article_id`
+    are compared; a PMCID and a DOI of one article do not meet, so readers give the PMCID where they know it.
+    """
+    seen: set[str] = set()
+    out = {}
+    for name, studies in sets.items():
+        out[name] = [study for study in studies if study.group_id not in seen]
+        seen |= {study.group_id for study in studies if study.group_id.startswith(("pmc:", "doi:"))}
+        if repeated := len(studies) - len(out[name]):
+            log.info("%s: %d studies of an earlier set's articles dropped", name, repeated)
+    return out
 
 
 def load_questions(
@@ -91,7 +99,12 @@ def load_questions(
         files.check_one_of(language, getattr(reader, "LANGUAGES", ("en",)), f"data set {name}: language:")
         choices["language"] = language
     questions: list[Question] = _read(name, "questions", **choices)
-    return files.require_images(questions, manifests.location(name)) if images else questions
+    return files.with_images(questions, manifests.location(name)) if images else questions
+
+
+def variant_settings(reader: str, variant: str) -> dict[str, Any]:
+    """What `load_questions` takes for a variant of a set: SLAKE's are languages, the others' training files."""
+    return {"language" if reader == "slake" else "training_file": variant}
 
 
 def load(name: str, *, images: bool = True) -> list[Study] | list[Question]:
@@ -107,26 +120,20 @@ def image_paths(name: str) -> list[Path]:
 
 def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:
     """Counts per split and over all (`all`), under the names that a manifest's `splits` use."""
-    records = load(name, images=images)
-    parts = {split: [record for record in records if split in (record.split, "all")] for split in SPLITS}
-    return {split: _count(part) for split, part in parts.items() if part}
-
-
-def _count(part: list[Study] | list[Question]) -> dict[str, int]:
-    if isinstance(part[0], Study):
-        return {"studies": len(part), "images": sum(len(study.images) for study in part)}
-    return {
-        "questions": len(part),
-        "images": len({question.image_id for question in part}),
-        "closed_field": sum(question.closed_field for question in part),
-        "closed_yes_no": sum(question.closed_yes_no for question in part),
-        "distinct_answers": len({question.answer for question in part}),
-    }
-
-
-def variant_settings(reader: str, variant: str) -> dict[str, Any]:
-    """What `load_questions` takes for a variant of a set: SLAKE's are languages, the others' training files."""
-    return {"language" if reader == "slake" else "training_file": variant}
+    records, out = load(name, images=images), {}
+    for split in ("train", "val", "test", "all"):
+        part = [record for record in records if split in (record.split, "all")]
+        if part and isinstance(part[0], Study):
+            out[split] = {"studies": len(part), "images": sum(len(study.images) for study in part)}
+        elif part:
+            out[split] = {
+                "questions": len(part),
+                "images": len({question.image_id for question in part}),
+                "closed_field": sum(question.closed_field for question in part),
+                "closed_yes_no": sum(question.closed_yes_no for question in part),
+                "distinct_answers": len({question.answer for question in part}),
+            }
+    return out
 
 
 def _reader(name: str, role: str) -> Any:

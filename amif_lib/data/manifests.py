@@ -6,7 +6,6 @@ and what decides its use (licence, redistribution); prose belongs into the data 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from importlib import import_module
@@ -19,7 +18,6 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import digest, read_yaml
 
-GENERATOR = "amif_lib.phantom.generate"  # writes generated sets; called by name, for the phantom lies above the data
 DATA_FIELDS = {"name", "version", "reader", "layout", "files", "trees", "splits", "generator"}
 KINDS = ("images", "texts")  # of what `redistribution` allows
 NOTICE = "NOT_FOR_REDISTRIBUTION.txt"
@@ -81,21 +79,19 @@ class Variant(Entry):
 class Download(Entry):
     """A file that `make data` fetches, and where it goes."""
 
-    kind: Literal["http", "huggingface", "zenodo", "osf", "github"]
-    url: str  # the address; of `huggingface`, the repository id
-    file: str = ""  # of `huggingface`: the path in the repository at `revision`
+    kind: Literal["http", "huggingface"]
+    url: str  # the address; of `huggingface` the repository, in which `file` is the path at `revision`
+    file: str = ""
     revision: str = ""
     target: str
     bytes: NonNegativeInt = 0  # to plan with; 0: not known
     sha256: Sha256 = ""
     unpack: str = ""  # folder that the archive is unpacked into; "": kept as it is
-    exercised: bool = False  # whether the kit's makers ever fetched from this address
 
 
 class Access(Entry):
     level: Literal["open", "credentialed", "per-article", "generated"]
-    steps: tuple[str, ...] = ()
-    env_vars: tuple[str, ...] = ()  # that say where the set lies
+    steps: tuple[str, ...] = ()  # how a person gets the set
 
 
 class Licence(Entry):
@@ -124,7 +120,6 @@ class Form(Entry):
 
 
 class Manifest(Form):
-    schema_version: Literal[1]
     name: str
     title: str
     reader: str  # a module of `data.readers`
@@ -139,8 +134,9 @@ class Manifest(Form):
     splits: tuple[SplitEntry, ...] = ()
     variants: tuple[Variant, ...] = ()
     generator: Generator | None = None
+    # for people, the audit (notebook 21) and the tests
     evidence: dict[Literal["verified", "documented"], tuple[str, ...]] = {}  # computed from the files, or read of them
-    homepage: str = ""  # from here on for people
+    homepage: str = ""
     mirrors: tuple[dict[str, Any], ...] = ()
     quirks: tuple[str, ...] = ()  # what the reader evens out, one line each
     leakage: dict[str, Any] = {}  # how its images are told in other sets, and what is known to be shared
@@ -170,18 +166,16 @@ def load(name: str) -> Manifest:
     return manifest
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # --- where the data lie ----------------------------------------------------------------------------------------------
+
+
+def _root(manifest: Manifest) -> Path:
+    return paths.phantom_root() if manifest.generator else paths.data_root()
 
 
 def folder_of(manifest: Manifest) -> Path:
     """Where the set's folder is expected, whether it is there or not."""
-    return (paths.phantom_root() if manifest.generator else paths.data_root()) / manifest.folder
+    return _root(manifest) / manifest.folder
 
 
 def location(name: str) -> Path:
@@ -190,7 +184,8 @@ def location(name: str) -> Path:
     manifest = load(name)
     folder = folder_of(manifest)
     if made := manifest.generator:
-        import_module(GENERATOR).generate(folder, made.kind, made.seed, made.size, made.counts)
+        phantom = import_module("amif_lib.phantom.generate")  # by name: the phantom lies above the data
+        phantom.generate(folder, made.kind, made.seed, made.size, made.counts)
     elif not folder.is_dir():
         raise InputError(f"data set {name}: no folder {folder}; {how_to_get(manifest)}")
     return folder
@@ -222,9 +217,8 @@ def data_digest(name: str) -> str:
 
 
 def derived_folder(name: str) -> Path:
-    """Where what is derived from the set goes (`paths.prepared_root`); a name without a manifest is a user's set."""
-    generated = name in names() and load(name).generator
-    return paths.prepared_root(paths.phantom_root() if generated else paths.data_root())
+    """Where what is derived from the set goes (`paths.prepared_root`)."""
+    return paths.prepared_root(_root(load(name)))
 
 
 # --- what of a set may be shown: asked by whatever draws its images or prints its texts ------------------------------
@@ -233,7 +227,7 @@ def derived_folder(name: str) -> Path:
 def is_credentialed(name: str) -> bool:
     """Whether a data use agreement binds who holds the set: what names a record, or shows one, is written beside the
     data (`derived_folder`) and nowhere under `results/`; only counts are shown."""
-    return name in names() and load(name).access.level == "credentialed"
+    return load(name).access.level == "credentialed"
 
 
 def may_show(name: str, kind: Literal["images", "texts"]) -> bool:
@@ -272,7 +266,6 @@ def notice(data_sets: Collection[str]) -> str:
 
 def mark(run_folder: Path, data_sets: Collection[str]) -> None:
     """Put the notice, where there is one, into a run's folder and beside its weights."""
-    text = notice(data_sets)
-    for place in (run_folder, run_folder / "model") if text else ():
-        if place.is_dir():
+    if text := notice(data_sets):
+        for place in (run_folder, run_folder / "model"):
             (place / NOTICE).write_text(text, encoding="utf-8")

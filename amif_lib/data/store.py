@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # of what is stored and how; raised with every change of it
 TEXTS = ("image_id", "view", "text", "reason")  # text: the study's; reason: why the image is left out, else empty
 FEATURES = datasets.Features(dict.fromkeys(TEXTS, datasets.Value("string")) | {"image": datasets.Image()})
+Entry = tuple[StudyImage, str]  # an image and its study's text
 Records = TypeVar("Records", Study, Question)
 _found: dict[tuple[Path, Path, int], Path] = {}  # what this process has found or made, by folders and short side
 
@@ -78,8 +79,6 @@ def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Quest
     entries = _entries(name, records)
     file = home / f"{short_side}-{_digest(entries)}.arrow"
     if not file.is_file():
-        if not home.is_relative_to(root.parent):
-            log.info("%s: stored images go to %s (AMIF_PREPARED names another folder)", name, paths.shown(home))
         with writing(home, PREPARED), exclusive(home / ".lock", f"the image store of {name}"):
             if not file.is_file():  # else made by the process that was waited for
                 _write(name, file, short_side, entries, root)
@@ -93,9 +92,9 @@ def listed(file: Path) -> dict[str, str]:
     return dict(zip(*(table.column(key).to_pylist() for key in ("image_id", "reason")), strict=True))
 
 
-def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[tuple[StudyImage, str]]:
+def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[Entry]:
     """Every image of the records once, in the order of the ids, with its study's text."""
-    found: dict[str, tuple[StudyImage, str]] = {}
+    found: dict[str, Entry] = {}
     for record in records:
         study = isinstance(record, Study)
         for image in record.images if study else [StudyImage(record.image_id, record.image_path)]:
@@ -105,7 +104,7 @@ def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[t
     return [found[image_id] for image_id in sorted(found)]
 
 
-def _digest(entries: Sequence[tuple[StudyImage, str]]) -> str:
+def _digest(entries: Sequence[Entry]) -> str:
     digest = hashlib.sha256(f"{VERSION} {images.QUALITY}".encode())
     for image, text in entries:
         stat = image.path.stat() if image.path.exists() else None
@@ -114,7 +113,7 @@ def _digest(entries: Sequence[tuple[StudyImage, str]]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _write(name: str, file: Path, short_side: int, entries: Sequence[tuple[StudyImage, str]], root: Path) -> None:
+def _write(name: str, file: Path, short_side: int, entries: Sequence[Entry], root: Path) -> None:
     """Encode the images into the file, and list the bad ones beside it."""
     bad = []
     rows = images.in_parallel(partial(_row, short_side), entries, f"{name}: preparing images at {short_side} px")
@@ -130,10 +129,11 @@ def _write(name: str, file: Path, short_side: int, entries: Sequence[tuple[Study
         if bad:
             listing = pd.DataFrame(bad, columns=["image_id", "file", "reason"])
             listing.to_csv(file.with_suffix(".bad.csv"), index=False)
-    log.info("%s: %d images stored at %d px, %d left out", name, len(entries) - len(bad), short_side, len(bad))
+    stored, home = len(entries) - len(bad), paths.shown(file.parent)
+    log.info("%s: %d images stored at %d px in %s, %d left out", name, stored, short_side, home, len(bad))
 
 
-def _row(short_side: int, entry: tuple[StudyImage, str]) -> dict[str, Any]:
+def _row(short_side: int, entry: Entry) -> dict[str, Any]:
     image, text = entry
     row = {"image_id": image.image_id, "view": image.view, "text": text, "reason": "", "image": None}
     try:

@@ -20,7 +20,6 @@ import psutil
 from amif_lib import methods
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.manifests import sha256
 from amif_lib.experiments.identity import difference, run_id
 from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predictions
 from amif_lib.experiments.rows import parse
@@ -178,7 +177,7 @@ def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the files that a run is read from, by path relative to its folder."""
     kinds = (".safetensors", ".parquet", ".json", ".jsonl")
     found = [path for path in sorted(folder.rglob("*")) if path.suffix in kinds and path.name != "provenance.json"]
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in found}
+    return {path.relative_to(folder).as_posix(): files.sha256(path) for path in found}
 
 
 def _git(*arguments: str) -> str:

@@ -1,7 +1,6 @@
-"""Phantom: synthetic radiology studies, drawn from random cases and written in the real data sets' own layouts.
+"""Writes phantom sets: synthetic studies, drawn from random cases, in the real data sets' own layouts.
 
-Pictures, texts, questions and masks follow from the cases, and the cases from the seed; readers see only what the
-real set ships.
+Pictures, texts, questions and masks follow from the cases, and the cases from the seed.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, i
     `root` and then moved, so that a half-written one is never read.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
-    code = hashlib.sha256(b"".join(path.read_bytes().replace(b"\r\n", b"\n") for path in sources)).hexdigest()[:12]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     stamp = {"kind": kind, "seed": seed, "size": size, "counts": dict(counts), "code": code}
     if _stamp_of(root) == stamp:
         return
@@ -39,15 +38,14 @@ def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, i
         if _stamp_of(root) == stamp:  # made by the process that was waited for
             return
         with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as beside:
-            made = sets.Set(Path(beside) / "set", seed, size)
-            made.root.mkdir()
-            (shapes.shapes if kind == "shapes" else getattr(sets, kind))(made, dict(counts))
-            if kind != "shapes":
-                made.finish()
-            made.write_json("generator.json", stamp)
+            out = sets.Writer(Path(beside) / "set", seed, size)
+            out.root.mkdir()
+            (shapes.shapes if kind == "shapes" else getattr(sets, kind))(out, dict(counts))
+            out.finish()
+            out.write_json("generator.json", stamp)
             if root.exists():
                 root.replace(Path(beside) / "old")
-            made.root.replace(root)
+            out.root.replace(root)
 
 
 def _stamp_of(root: Path) -> Any:

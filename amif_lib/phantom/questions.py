@@ -17,7 +17,6 @@ from amif_lib.phantom.drawing import KINDS_OF, LABELS, visible
 from amif_lib.phantom.texts import MODALITY, REGION
 
 NOUN = {kind: kind for kind in ("cardiomegaly", "hydrocephalus")} | {"infarct": "an infarct"}
-SIDED = ("nodule", "consolidation", "pleural effusion", "pneumothorax", "infarct", "mass", "hemorrhage")
 # Question type and key: share of the set. Presence questions take what the others leave.
 SHARES = {
     "MODALITY/open": 0.08, "MODALITY/closed": 0.08, "PLANE/open": 0.08, "PLANE/closed": 0.06, "ORGAN/open": 0.07,
@@ -118,7 +117,7 @@ def candidates(image: str, case: Case) -> list[Candidate]:
         if kind == "nodule":
             wordings = (f"How many {kind}s are there?", f"What is the number of {kind}s?")
             ask("COUNT/open", kind, len(entries), *wordings, about=kind)
-        if kind in SIDED and view != "lateral":
+        if side and view != "lateral":
             ask("POS/side", kind, side, f"Which side is the {kind} on?", f"On which side is the {kind}?", about=kind)
             ask("POS/choice", kind, side, f"Is the {kind} on the left or on the right?", about=kind)
             for name in ("left", "right"):

@@ -1,6 +1,6 @@
 """The phantom's sets, each written in the official layout of a real one, with that set's quirks on purpose.
 
-Beside a set are files that no reader opens: `latents.json`, `masks/<image id>.png` with `masks.json` and, of questions,
+Beside a set are files that no reader opens: `latents.json` (the cases), `masks/<image id>.png` with `masks.json`, and
 `question_regions.json` (by question id, as the reader gives it, the mask labels that the question asks about).
 """
 
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from amif_lib.phantom import questions, texts
 from amif_lib.phantom.cases import Case, draw_case, stream
@@ -29,8 +28,8 @@ SPLITS = ("train", "val", "test")
 Counts = dict[str, int]
 
 
-class Set:
-    """A set under way: its cases are drawn into files, and what is known of them is kept for beside the set."""
+class Writer:
+    """Writes the files of a set into a folder, and keeps what is known of its cases, to be written beside them."""
 
     def __init__(self, root: Path, seed: int, size: int) -> None:
         self.root, self.seed, self.size = root, seed, size
@@ -74,8 +73,7 @@ class Set:
         """Latents and regions: ground truth for scoring maps."""
         self.write_json("latents.json", [vars(case) for case in self.cases])
         self.write_json("masks.json", {"labels": LABELS, "findings": FINDINGS, "images": self.masks})
-        if self.regions:
-            self.write_json("question_regions.json", self.regions)
+        self.write_json("question_regions.json", self.regions)
 
 
 # --- pre-training ----------------------------------------------------------------------------------------------------
@@ -83,83 +81,77 @@ class Set:
 POSITIONS = {"frontal": ("PA", "postero-anterior"), "lateral": ("LATERAL", "lateral")}
 
 
-def mimic_cxr(made: Set, counts: Counts) -> None:
-    """Studies of one or two views with reports, in the folders and tables of MIMIC-CXR-JPG."""
+def mimic_cxr(out: Writer, counts: Counts) -> None:
+    """MIMIC-CXR-JPG's folders and tables: studies of one or two views, with reports."""
     rows = []
     for index in range(counts["studies"]):
-        case = made.case(index, several=True)
-        subject, study = (start + 10_000 * made.seed + index for start in (10_000_000, 50_000_000))
+        case = out.case(index, several=True)
+        subject, study = (start + 10_000 * out.seed + index for start in (10_000_000, 50_000_000))
         folder = f"files/p{str(subject)[:2]}/p{subject}/s{study}"
-        made.write(f"mimic-cxr-reports/{folder}.txt", texts.report(case, stream(made.seed, index, 1)).splitlines())
+        out.write(f"mimic-cxr-reports/{folder}.txt", texts.report(case, stream(out.seed, index, 1)).splitlines())
         for view in case.views:
-            dicom = hashlib.sha256(f"{made.seed} {index} {view}".encode()).hexdigest()[:40]
-            made.draw(case, view, f"mimic-cxr-jpg/{folder}/{dicom}.jpg", dicom)
+            dicom = hashlib.sha256(f"{out.seed} {index} {view}".encode()).hexdigest()[:40]
+            out.draw(case, view, f"mimic-cxr-jpg/{folder}/{dicom}.jpg", dicom)
             position, code = POSITIONS.get(view, ("", view))
-            about = {"PerformedProcedureStepDescription": texts.procedure(case), "ViewPosition": position}
             ids = {"dicom_id": dicom, "subject_id": subject, "study_id": study, "split": "train"}
-            rows.append(ids | about | {"ViewCodeSequence_CodeMeaning": code, "Rows": made.size, "Columns": made.size})
+            rows.append(ids | {"ViewPosition": position, "ViewCodeSequence_CodeMeaning": code})
     table, packed = pd.DataFrame(rows), {"method": "gzip", "mtime": 0}
     for name, part in (("metadata", table.drop(columns="split")), ("split", table.iloc[:, :4])):
-        part.to_csv(made.root / "mimic-cxr-jpg" / f"mimic-cxr-2.0.0-{name}.csv.gz", index=False, compression=packed)
+        part.to_csv(out.root / "mimic-cxr-jpg" / f"mimic-cxr-2.0.0-{name}.csv.gz", index=False, compression=packed)
 
 
-def roco(made: Set, counts: Counts) -> None:
-    """ROCO's lists and images: articles of one or two figures, some of them in two splits; some images gone."""
-    lists: dict[str, list[str]] = defaultdict(list)
+def roco(out: Writer, counts: Counts) -> None:
+    """ROCO's lists and images: articles of one or two figures; some rows lack a caption, some images are gone."""
+    folder, captions, licences = "data/train/radiology", [], ["ROCO_ID,PMC_ID,CC"]
     for index in range(counts["studies"]):
-        split = {18: "validation", 19: "test"}.get(index % 20, "train")
-        folder, name = f"data/{split}/radiology", f"ROCO_{90_000 + index:05d}"  # above the real set's ids
-        article, figure = f"PMC{990_000_000 + 1000 * made.seed + index * 2 // 3}", f"phantom-g{index:03d}.jpg"
-        case, rng = made.case(index), stream(made.seed, index, 1)
+        if index % 20 >= 18:  # would be in the validation or test split, which nothing reads
+            continue
+        name = f"ROCO_{90_000 + index:05d}"  # above the real set's ids
+        article = f"PMC{990_000_000 + 1000 * out.seed + index * 2 // 3}"
+        case, rng = out.case(index), stream(out.seed, index, 1)
         text = "" if index % 50 == 31 else texts.caption(case, rng)
         licence = choose(rng, ("CC BY", "CC BY", "CC BY-NC", "CC BY-NC-SA", "NO-CC CODE"))
-        lists[f"{folder}/captions.txt"].append(f"{name}\t {text}")
-        lists[f"{folder}/licences.txt"].append(f"{name},{article}_{figure},{licence}")
-        link = f"wget -r ftp://phantom.invalid/{article}.tar.gz -P /path/to/Dir"
-        lists[f"{folder}/dlinks.txt"].append(f"{name}\t{link}\t{figure}")
-        lists[f"{folder}/keywords.txt"].append("\t".join([name, *case.kinds(case.views[0])]))
+        captions.append(f"{name}\t {text}")
+        licences.append(f"{name},{article}_phantom-g{index:03d}.jpg,{licence}")
         if index % 40 != 20:  # else the article's archive is gone
-            made.draw(case, case.views[0], f"{folder}/images/{name}.jpg", name)
-    for file, lines in lists.items():
-        made.write(file, [*(["ROCO_ID,PMC_ID,CC"] if file.endswith("licences.txt") else []), *lines])
+            out.draw(case, case.views[0], f"{folder}/images/{name}.jpg", name)
+    out.write(f"{folder}/captions.txt", captions)
+    out.write(f"{folder}/licences.txt", licences)
 
 
-def medicat(made: Set, counts: Counts) -> None:
-    """MedICaT's release: figures of papers, every tenth no radiology, some captions null, some images gone."""
+def medicat(out: Writer, counts: Counts) -> None:
+    """MedICaT's release: figures of papers; every tenth is no radiology, some captions are null, some images gone."""
     records = []
     for index in range(counts["studies"]):
-        paper = hashlib.sha1(f"phantom {made.seed} {index // 2}".encode()).hexdigest()
-        uri, rng = f"{2 + index % 5}-Figure{1 + index % 2}-1.png", stream(made.seed, index, 1)
-        file, radiology, case = f"release/figures/{paper}_{uri}", index % 10 != 9, made.case(index)
+        paper = hashlib.sha1(f"phantom {out.seed} {index // 2}".encode()).hexdigest()
+        uri, rng = f"{2 + index % 5}-Figure{1 + index % 2}-1.png", stream(out.seed, index, 1)
+        file, radiology, case = f"release/figures/{paper}_{uri}", index % 10 != 9, out.case(index)
         label = choose(rng, ("Figure 1. ", "Figure 2: ", "Fig. 3. ", "Fig 4 ", "FIGURE 5 | "))
         text = label + (texts.caption(case, rng) if radiology else "Photomicrograph of a synthetic specimen, × 400.")
         if radiology and index % 40 != 20:
-            made.draw(case, case.views[0], file, Path(file).stem)
-        elif not radiology:
-            blotches = rng.integers(0, 255, (12, 12)).astype(np.uint8)
-            Image.fromarray(blotches).resize((made.size, made.size)).save(made.root / file)
-        doi = f"10.0000/phantom.{made.seed}.{index // 2}"
+            out.draw(case, case.views[0], file, Path(file).stem)
+        doi = f"10.0000/phantom.{out.seed}.{index // 2}"
         licence = choose(rng, ("cc-by", "cc-by-nc", "cc-by-nc-nd", "")) or None
-        access = {"doi": doi, "doi_url": f"https://doi.invalid/{doi}", "oa": {"is_oa": True, "license": licence}}
+        access = {"doi": doi, "oa": {"is_oa": True, "license": licence}}
         # every twentieth has no caption of its own, every fortieth none at all
         captions = {"s2_caption": None if index % 20 == 13 else text,
                     "s2orc_caption": None if index % 40 == 33 or index % 7 == 0 else text}  # fmt: skip
         about = {"radiology": radiology, "oa_info": None if index % 9 == 4 else access}
         records.append({"pdf_hash": paper, "fig_uri": uri, **captions, **about})
     file = "release/s2_full_figures_oa_nonroco_combined_medical_top4_public.jsonl"
-    made.write(file, map(json.dumps, records))
+    out.write(file, map(json.dumps, records))
 
 
 # --- questions -------------------------------------------------------------------------------------------------------
 
 
-def vqa_rad(made: Set, counts: Counts) -> None:
+def vqa_rad(out: Writer, counts: Counts) -> None:
     """VQA-RAD's one JSON file: records of fourteen keys; numbers are integers, the first qid is text."""
     records: list[dict[str, Any]] = []
     for number, split in enumerate(("train", "test")):
-        name, file = f"phantom{made.seed}{{:04d}}", "VQA_RAD Image Folder/{}.jpg"
-        part = made.draw_split(counts[f"{split}_images"], name, file)
-        rng = np.random.default_rng([made.seed, number, 9])
+        name, file = f"phantom{out.seed}{{:04d}}", "VQA_RAD Image Folder/{}.jpg"
+        part = out.draw_split(counts[f"{split}_images"], name, file)
+        rng = np.random.default_rng([out.seed, number, 9])
         for item in questions.draw(part, counts[f"{split}_questions"], rng):
             several, qid = len(item.wordings) > 1, len(records)
             first, second = (int(i) for i in (*rng.permutation(len(item.wordings)), 0)[:2])
@@ -173,8 +165,8 @@ def vqa_rad(made: Set, counts: Counts) -> None:
                 "question_relation": "strict agreement" if several else "NULL", "question_frame": "NULL",
                 "question_type": item.kind, "answer": item.answer, "answer_type": "CLOSED" if item.closed else "OPEN",
             })  # fmt: skip
-            made.regions[str(qid)] = list(item.about)
-    made.write_json("VQA_RAD Dataset Public.json", records)
+            out.regions[str(qid)] = list(item.about)
+    out.write_json("VQA_RAD Dataset Public.json", records)
 
 
 SLAKE_FILES = {"train": "train.json", "val": "validate.json", "test": "test.json"}
@@ -184,26 +176,26 @@ LOCATION = {"chest": "Lung", "head": "Brain"}
 SLAKE_MODALITY = {"x-ray": "X-Ray", "CT": "CT", "MRI": "MRI"}
 
 
-def slake(made: Set, counts: Counts) -> None:
+def slake(out: Writer, counts: Counts) -> None:
     """English and Chinese questions, each language with its own split of the same images, as in the release.
 
     The English test images (and those of validation) are Chinese training images: training on both languages leaks.
     """
     english, rows, qid = {}, defaultdict(list), SLAKE_FIRST_QID
     for split in SPLITS:
-        english[split] = made.draw_split(counts[f"{split}_images"], "xmlab{}", "imgs/{}/source.jpg")
+        english[split] = out.draw_split(counts[f"{split}_images"], "xmlab{}", "imgs/{}/source.jpg")
     shown = [*english["test"], *english["val"], *english["train"]]  # Chinese: the other way round
     cuts = np.cumsum([0, *(counts[f"{split}_images"] for split in SPLITS)])
     for number, split in enumerate(SPLITS):
-        rng, wanted = np.random.default_rng([made.seed, number, 9]), counts[f"{split}_questions"]
+        rng, wanted = np.random.default_rng([out.seed, number, 9]), counts[f"{split}_questions"]
         items = [(item, "en") for item in questions.draw(english[split], wanted, rng)]
         part, wanted = shown[cuts[number] : cuts[number + 1]], counts[f"{split}_questions_zh"]
         items += [(item, "zh") for item in questions.draw(part, wanted, rng, questions.SHARES_ZH)]
         for place, (item, language) in enumerate(items):
             rows[split].append(_slake_row(item, language, place, qid))
-            made.regions[str(qid)] = list(item.about)
+            out.regions[str(qid)] = list(item.about)
             qid += 1
-        made.write_json(SLAKE_FILES[split], rows[split])
+        out.write_json(SLAKE_FILES[split], rows[split])
 
 
 def _slake_row(item: Candidate, language: str, place: int, qid: int) -> dict[str, Any]:
@@ -225,15 +217,15 @@ def _slake_row(item: Candidate, language: str, place: int, qid: int) -> dict[str
     }  # fmt: skip
 
 
-def pathvqa(made: Set, counts: Counts) -> None:
+def pathvqa(out: Writer, counts: Counts) -> None:
     """The pickle files of the official release: `image, question, answer`, no id and no field for open or closed."""
     for number, split in enumerate(SPLITS):
         name, file = f"{split}_{{:04d}}", f"images/{split}/{{}}.jpg"
-        part = made.draw_split(counts[f"{split}_images"], name, file)
+        part = out.draw_split(counts[f"{split}_images"], name, file)
         asked = part[: len(part) - len(part) // 20]  # some images of the release have no question
         rows: list[dict[str, str]] = []
         on_image: Counter = Counter()
-        rng = np.random.default_rng([made.seed, number, 9])
+        rng = np.random.default_rng([out.seed, number, 9])
         for place, item in enumerate(questions.draw(asked, counts[f"{split}_questions"], rng)):
             question, answer = item.wordings[place % len(item.wordings)].lower(), str(item.answer).lower()
             question = question.replace(" ", "  ", 1) if place % 31 == 5 else question
@@ -244,16 +236,16 @@ def pathvqa(made: Set, counts: Counts) -> None:
             for text in written:
                 rows.append({"image": item.image, "question": question, "answer": text})
                 on_image[item.image] += 1
-                made.regions[f"{item.image}-{on_image[item.image]}"] = list(item.about)
-        path = made.root / "qas" / split / f"{split}_qa.pkl"
+                out.regions[f"{item.image}-{on_image[item.image]}"] = list(item.about)
+        path = out.root / "qas" / split / f"{split}_qa.pkl"
         path.parent.mkdir(parents=True)
         # through JSON, so that equal texts are distinct objects and the bytes depend on the content alone
         path.write_bytes(pickle.dumps(json.loads(json.dumps(rows)), protocol=4))
 
 
-M19_FOLDERS = {"train": "ImageClef-2019-VQA-Med-Training", "val": "ImageClef-2019-VQA-Med-Validation",
-               "test": "VQAMed2019Test"}  # fmt: skip
-M19_IMAGES = {"train": "Train_images", "val": "Val_images", "test": "VQAMed2019_Test_Images"}
+M19_FOLDERS = {"train": ("ImageClef-2019-VQA-Med-Training", "Train_images"),
+               "val": ("ImageClef-2019-VQA-Med-Validation", "Val_images"),
+               "test": ("VQAMed2019Test", "VQAMed2019_Test_Images")}  # fmt: skip
 M19_CATEGORY = {"MODALITY": "Modality", "PLANE": "Plane", "ORGAN": "Organ", "ABN": "Abnormality"}
 M19_SHARES = {"MODALITY/open": 0.14, "MODALITY/closed": 0.11, "PLANE/open": 0.15, "PLANE/closed": 0.1,
               "ORGAN/open": 0.15, "ORGAN/closed": 0.1, "ABN/open": 0.15, "ABN/closed": 0.1}  # fmt: skip
@@ -264,7 +256,7 @@ M19_REFERENCE = {"chest": "chest#thorax#lung, mediastinum, pleura", "head": "hea
                  "axial": "axial (transverse)"}  # fmt: skip
 
 
-def vqa_med_2019(made: Set, counts: Counts) -> None:
+def vqa_med_2019(out: Writer, counts: Counts) -> None:
     """Text files with `|` between fields: of training and validation, one file of all questions and one per category.
 
     A training or validation image has at most one question of a category, a test image one question. More cases are
@@ -272,17 +264,17 @@ def vqa_med_2019(made: Set, counts: Counts) -> None:
     """
     first = 0
     for number, split in enumerate(SPLITS):
-        test, folder = split == "test", M19_FOLDERS[split]
-        part = [(f"phantom{made.seed}{i:04d}", made.case(i)) for i in range(first, first + counts[f"{split}_images"])]
+        test, (folder, pictures) = split == "test", M19_FOLDERS[split]
+        part = [(f"phantom{out.seed}{i:04d}", out.case(i)) for i in range(first, first + counts[f"{split}_images"])]
         first += len(part)
-        rng = np.random.default_rng([made.seed, number, 9])
+        rng = np.random.default_rng([out.seed, number, 9])
         once = (lambda item: item.image) if test else (lambda item: (item.image, item.kind))
         items = questions.draw(part, counts[f"{split}_questions"], rng, M19_SHARES, once)
         items.sort(key=lambda item: list(M19_CATEGORY).index(item.kind))  # by category, as the release
         asked = {item.image for item in items}
         for image_id, case in part:
             if image_id in asked:
-                made.draw(case, case.views[0], f"{folder}/{M19_IMAGES[split]}/{image_id}.jpg", image_id)
+                out.draw(case, case.views[0], f"{folder}/{pictures}/{image_id}.jpg", image_id)
         on_image: Counter = Counter()
         lines: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
         for place, item in enumerate(items):
@@ -290,13 +282,12 @@ def vqa_med_2019(made: Set, counts: Counts) -> None:
             question = question.replace(" ", " \t", 1) if place % 83 == 2 else question  # as in the release
             answer = M19_REFERENCE.get(answer, answer) if test and place % 3 == 0 else answer
             on_image[item.image] += 1
-            made.regions[f"{item.image}-{on_image[item.image]}"] = list(item.about)
+            out.regions[f"{item.image}-{on_image[item.image]}"] = list(item.about)
             lines[M19_CATEGORY[item.kind]].append((item.image, question, answer))
         every = [(image, category.lower(), q, a) for category, rows in lines.items() for image, q, a in rows]
         if test:
-            made.write(f"{folder}/VQAMed2019_Test_Questions.txt", (f"{image}|{q}" for image, _, q, _ in every))
-            made.write(f"{folder}/VQAMed2019_Test_Questions_w_Ref_Answers.txt", map("|".join, every))
+            out.write(f"{folder}/VQAMed2019_Test_Questions_w_Ref_Answers.txt", map("|".join, every))
             continue
-        made.write(f"{folder}/All_QA_Pairs_{split}.txt", (f"{image}|{q}|{a}" for image, _, q, a in every))
+        out.write(f"{folder}/All_QA_Pairs_{split}.txt", (f"{image}|{q}|{a}" for image, _, q, a in every))
         for place, (category, rows) in enumerate(lines.items(), start=1):
-            made.write(f"{folder}/QAPairsByCategory/C{place}_{category}_{split}.txt", map("|".join, rows))
+            out.write(f"{folder}/QAPairsByCategory/C{place}_{category}_{split}.txt", map("|".join, rows))

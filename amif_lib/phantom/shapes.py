@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from amif_lib.phantom.cases import stream
-from amif_lib.phantom.sets import Set
+from amif_lib.phantom.sets import Writer
 
 COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 90, 200), "yellow": (240, 210, 40),
            "purple": (148, 70, 190), "orange": (255, 127, 14), "white": (240, 240, 240)}  # fmt: skip
@@ -28,31 +28,28 @@ OUTLINES = {  # corners about the centre, in halves of the side; a circle has a 
 NUMBERS = ("One shape", "Two shapes", "Three shapes")
 
 
-def shapes(made: Set, counts: dict[str, int]) -> None:
+def shapes(out: Writer, counts: dict[str, int]) -> None:
     """One, two or three shapes in different quarters of a plain ground, and every one named in the caption."""
     folder = "data/train/radiology"  # the name is ROCO's; nothing here is radiology
-    (made.root / folder / "images").mkdir(parents=True)
-    captions, licences, latents = [], ["ROCO_ID,PMC_ID,CC"], {}
+    (out.root / folder / "images").mkdir(parents=True)
+    captions, licences = [], ["ROCO_ID,PMC_ID,CC"]
     for index in range(counts["studies"]):
-        rng = stream(made.seed, index, 0)
+        rng = stream(out.seed, index, 0)
         ground, chosen = str(rng.choice(list(GROUNDS))), sorted(rng.permutation(4)[: rng.integers(1, 4)])
-        picture = Image.new("RGB", (4 * made.size, 4 * made.size), GROUNDS[ground])  # reduced at the end
-        drawn, said = [], []
+        picture = Image.new("RGB", (4 * out.size, 4 * out.size), GROUNDS[ground])  # reduced at the end
+        said = []
         for place in (list(PLACES)[i] for i in chosen):
             shape, colour, size = (str(rng.choice(list(kinds))) for kinds in (OUTLINES, COLOURS, SIZES))
             centre = np.round(np.add(PLACES[place], rng.uniform(-0.06, 0.06, 2)), 3)
-            corners = 4 * made.size * (centre + SIZES[size] * np.array(OUTLINES[shape]))
+            corners = 4 * out.size * (centre + SIZES[size] * np.array(OUTLINES[shape]))
             ImageDraw.Draw(picture).polygon([tuple(corner) for corner in corners], fill=COLOURS[colour])
-            drawn.append({"shape": shape, "colour": colour, "size": size, "place": place, "centre": centre.tolist()})
             said.append(f"a {size} {colour} {shape} in the {place}")
         name = f"ROCO_{80_000 + index:05d}"
-        latents[name] = {"ground": ground, "shapes": drawn}
         listed = " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
         captions.append(f"{name}\t {NUMBERS[len(said) - 1]} on a {ground} ground: {listed}.")
-        licences.append(f"{name},PMC{980_000_000 + 10_000 * made.seed + index}_shapes-g{index:04d}.jpg,CC BY")
-        pixels = np.asarray(picture.resize((made.size, made.size), Image.Resampling.LANCZOS), float)  # (S, S, 3)
+        licences.append(f"{name},PMC{980_000_000 + 10_000 * out.seed + index}_shapes-g{index:04d}.jpg,CC BY")
+        pixels = np.asarray(picture.resize((out.size, out.size), Image.Resampling.LANCZOS), float)  # (S, S, 3)
         pixels = np.clip(pixels + rng.normal(0, 4, pixels.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(made.root / folder / "images" / f"{name}.jpg", quality=92)
-    made.write(f"{folder}/captions.txt", captions)
-    made.write(f"{folder}/licences.txt", licences)
-    made.write_json("latents.json", latents)
+        Image.fromarray(pixels).save(out.root / folder / "images" / f"{name}.jpg", quality=92)
+    out.write(f"{folder}/captions.txt", captions)
+    out.write(f"{folder}/licences.txt", licences)

@@ -57,8 +57,8 @@ POINTERS = ("(arrow)", "(white arrow)", "(arrowhead)")
 REMARKS = (" – same patient", " obtained after ≈ 3 months", " (pixels of 1 × 1 mm)")
 
 
-def procedure(case: Case) -> str:
-    """The examination as the report and the metadata name it."""
+def _procedure(case: Case) -> str:
+    """The examination as the report names it."""
     if case.study == "xr_chest":
         return "CHEST (PA AND LAT)" if "lateral" in case.views else "CHEST (SINGLE VIEW)"
     return f"{MODALITY[case.study]} {REGION[case.study]}".upper()
@@ -100,7 +100,7 @@ def report(case: Case, rng: np.random.Generator) -> str:
     impression = " ".join(sentence(state(case, kind, rng)) for kind in present)
     impression = impression or choose(rng, NORMAL[REGION[case.study]])
     parts = {
-        "EXAMINATION": procedure(case),
+        "EXAMINATION": _procedure(case),
         "INDICATION": "___ year old patient, synthetic.",
         "COMPARISON": choose(rng, ("None.", "___.")),
         "FINDINGS": " ".join(findings),

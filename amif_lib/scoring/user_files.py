@@ -147,8 +147,8 @@ def _json(text: str, shown: str) -> dict[str, Any]:
     lines = {f"{shown}, line {n}": line for n, line in enumerate(text.split("\n"), start=1) if line.strip()}
     first = next(iter(lines.values()), "").strip()
     if (len(lines) > 1 or shown.lower().endswith(".jsonl")) and first.startswith("{") and first.endswith("}"):
-        return {place: parse_json(line, place, once=True) for place, line in lines.items()}
-    return _numbered(_records(parse_json(text, shown, once=True), shown), shown) if lines else {}
+        return {place: parse_json(line, place) for place, line in lines.items()}
+    return _numbered(_records(parse_json(text, shown), shown), shown) if lines else {}
 
 
 def _records(content: Any, shown: str) -> list[Any]:

@@ -13,7 +13,6 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data.records import Question, Study, normalise_answer
 
-YES_NO = ("yes", "no")
 NUMBERS = ("qid", "img_id", "answer")  # the keys whose values may be whole numbers
 MOST_MISSING = 0.1  # share of the images that ROCO and MedICaT list but that may be absent: articles lose theirs
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ def question(
     field.
     """
     accepted = tuple(map(normalise_answer, answers))
-    closed = accepted[0] in YES_NO
+    closed = accepted[0] in ("yes", "no")
     more = {"image_id": image.stem, "closed_field": closed, "closed_yes_no": closed} | more
     return Question(str(question_id), image_path=image, question=one_line(text), answers=accepted, split=split, **more)
 
@@ -57,11 +56,13 @@ def decode(raw: bytes, where: str) -> str:
     """The text of `read_text`. Raises InputError, beginning with `where`, for any other encoding."""
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
-        if "\0" in text[:200]:
-            raise ValueError("UTF-16, or no text")
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise InputError(f"{where}: not UTF-8 ({error}); save it as UTF-8 or fetch the file again") from None
-    return text
+        if "\0" not in text[:200]:
+            return text
+        said = f"{where}: not UTF-8 (UTF-16, or no text)"
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        said = f"{where}, line {line}: not UTF-8 ({error})"
+    raise InputError(f"{said}; save it as UTF-8 or fetch the file again")
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -69,22 +70,17 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
     Only a line feed ends a line: captions hold other characters that Python's `splitlines` would split at.
     """
-    found = False
-    for number, raw in enumerate(read_bytes(path).split(b"\n"), start=1):
-        where = f"{paths.shown(path)}, line {number}"
-        line = decode(raw, where).rstrip("\r")
-        if line.strip():
-            found = True
-            yield where, line
-    if not found:
+    lines = read_text(path).split("\n")
+    if not any(map(str.strip, lines)):
         raise InputError(f"{paths.shown(path)}: no records; fetch the file again")
+    yield from ((f"{paths.shown(path)}, line {n}", line) for n, line in enumerate(lines, start=1) if line.strip())
 
 
-def parse_json(written: str, where: str, once: bool = False) -> Any:
-    """JSON, in which NaN and Infinity are null. `once`: a name that an object has twice is an error."""
+def parse_json(written: str, where: str) -> Any:
+    """JSON, in which NaN and Infinity are null. Raises InputError, also for a name that an object has twice."""
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:  # json keeps the last of equal names, and says nothing
-        if once and len(dict(found)) < len(found):
+        if len(dict(found)) < len(found):
             name = Counter(name for name, _ in found).most_common(1)[0][0]
             raise InputError(f"{where}: {name!r} occurs twice in an object; keep one")
         return dict(found)
@@ -145,34 +141,20 @@ def images_of(record: Question | Study) -> list[Path]:
     return [image.path for image in record.images] if isinstance(record, Study) else [record.image_path]
 
 
-def absent_of(images: Iterable[Path]) -> set[Path]:
-    """Those that do not exist, by one listing of each folder: faster than many look-ups on a network disk."""
-    wanted = set(images)
-    there = {path for folder in {path.parent for path in wanted} if folder.is_dir() for path in folder.iterdir()}
-    return wanted - there
+def with_images(records: list[Question] | list[Study], root: Path, may_lack: float = 0) -> list[Any]:
+    """The records whose images all exist. Up to the share `may_lack` of the images may be absent, which is logged.
 
-
-def require_images(records: list[Question] | list[Study], root: Path) -> list[Any]:
-    """The records. Raises InputError, naming the first and the number of images found, where an image is absent."""
-    wanted = {path: record for record in records for path in images_of(record)}
-    if absent := absent_of(wanted):
-        path, record = next((path, record) for path, record in wanted.items() if path in absent)
-        of = f"study {record.study_id}" if isinstance(record, Study) else f"question {record.question_id}"
-        number = f"{len(wanted) - len(absent)} of {len(wanted)} images found under {paths.shown(root)}"
-        raise InputError(f"{paths.shown(path)}: image of {of} is missing; {number}: fetch the others")
-    return records
-
-
-def without_absent(studies: list[Study], source: Path) -> list[Study]:
-    """The studies of one image each whose image exists; how many were left out is logged.
-
-    Raises:
-        InputError: more than `MOST_MISSING` of the images are absent; names the list `source` and the first of them.
+    Raises InputError, naming the first absent image and how many were found, where more are.
     """
-    absent = absent_of(study.images[0].path for study in studies)
-    said = f"{paths.shown(source)}: {len(absent)} of the {len(studies)} listed images are absent"
-    if len(absent) > MOST_MISSING * len(studies):
-        raise InputError(f"{said}, first {paths.shown(min(absent))}; fetch them")
+    wanted = {path: record for record in records for path in images_of(record)}
+    # one listing of each folder: faster than many look-ups on a network disk
+    there = {path for folder in {path.parent for path in wanted} if folder.is_dir() for path in folder.iterdir()}
+    absent = [path for path in wanted if path not in there]
+    found = f"{len(wanted) - len(absent)} of {len(wanted)} images found under {paths.shown(root)}"
+    if len(absent) > may_lack * len(wanted):
+        record = wanted[absent[0]]
+        of = f"study {record.study_id}" if isinstance(record, Study) else f"question {record.question_id}"
+        raise InputError(f"{paths.shown(absent[0])}: image of {of} is missing; {found}: fetch the others")
     if absent:
-        log.info("%s, left out", said)
-    return [study for study in studies if study.images[0].path not in absent]
+        log.info("%s; records of the others are left out", found)
+    return [record for record in records if there.issuperset(images_of(record))]

@@ -16,7 +16,7 @@ from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import check_keys, check_once, one_line, read_json_lines, without_absent
+from amif_lib.data.readers.files import MOST_MISSING, check_keys, check_once, one_line, read_json_lines, with_images
 from amif_lib.data.records import Study, StudyImage, article_id
 
 TYPES = {"s2_caption": str | None, "s2orc_caption": str | None, "radiology": bool, "oa_info": dict | None}
@@ -61,4 +61,4 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         studies.append(Study(name, (image,), text, "train", group, extra))
     if without:
         log.info("%s: %d figures without caption left out", paths.shown(source), without)
-    return without_absent(studies, source)
+    return with_images(studies, root / layout["images"], MOST_MISSING)

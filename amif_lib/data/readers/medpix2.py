@@ -42,7 +42,7 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         text = caption if findings in ("", caption) else f"{caption} {findings}"
         images = tuple(StudyImage(r["image_id"], root / r["file"], text_of(r.get("plane")).lower()) for r in group)
         studies.append(Study(f"{case}-{numbers[case]}", images, text, SPLITS[group[0]["split"]], case))
-    return files.require_images(studies, root)
+    return files.with_images(studies, root)
 
 
 def records(root: Path, layout: Mapping[str, str]) -> list[Record]:

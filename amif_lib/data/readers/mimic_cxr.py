@@ -19,12 +19,12 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import one_line, read_text, require_images
+from amif_lib.data.readers.files import one_line, read_text, with_images
 from amif_lib.data.records import Study, StudyImage
 
 log = logging.getLogger(__name__)
 
-SPLITS = {"train": "train", "validate": "val", "test": "test"}
+SPLITS = ("train", "validate", "test")
 LATERAL = ("LATERAL", "LL", "XTABLE LATERAL", "SWIMMERS", "left lateral", "lateral")
 FRONTAL = ("AP", "PA", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD", "LPO", "RPO", "LAO", "RAO")
 NAMED = ("antero-posterior", "postero-anterior")  # frontal, in the column of codes
@@ -32,9 +32,9 @@ VIEWS = dict.fromkeys(LATERAL, "lateral") | dict.fromkeys((*FRONTAL, *NAMED), "f
 
 # A header stands at the start of a line and ends in a colon. In capitals it always counts; in mixed case only where its
 # name is known and the line before it ends a sentence or is blank, so that a broken line does not make one.
-AS_IMPRESSION = ("impression", "impressions", "impression and recommendation", "conclusion", "conclusions")
-AS_FINDINGS = ("findings", "finding", "findings and impression", "findings/impression")
-SECTIONS = dict.fromkeys(AS_FINDINGS, "findings") | dict.fromkeys(AS_IMPRESSION, "impression")
+FINDINGS = ("findings", "finding", "findings and impression", "findings/impression")
+IMPRESSION = ("impression", "impressions", "impression and recommendation", "conclusion", "conclusions")
+SECTIONS = dict.fromkeys(FINDINGS, "findings") | dict.fromkeys(IMPRESSION, "impression")
 # Sections about the examination and not about what it shows ("NDICATION" is a misspelling that occurs)
 OTHER = re.compile(
     r"ndication|history|comparison|technique|exam|reason|recommendation|notification|clinical|wet read|addendum|dose|"
@@ -43,7 +43,6 @@ OTHER = re.compile(
 HEADER = re.compile(r"^[ \t]*([A-Za-z][A-Za-z /,()&'_-]{1,60}?)[ \t]*:", re.MULTILINE)
 TITLE = re.compile(r"^\s*(?:FINAL|WET READ|PRELIMINARY) (?:REPORT|ADDENDUM)[ \t]*$", re.MULTILINE)
 BLANK_LINES = re.compile(r"\n\s*\n")
-DEIDENTIFIED = re.compile(r"_{2,}")  # what de-identification removed
 
 
 def sections(report: str) -> dict[str, str]:
@@ -66,16 +65,13 @@ def sections(report: str) -> dict[str, str]:
 def _sections(part: str) -> dict[str, str]:
     """The sections of one document: a final report, an addendum or a wet read."""
     headers = [match for match in HEADER.finditer(part) if _is_header(match, part)]
-    if not headers:
-        text = _clean(part)
-        return {"text": text} if text else {}
-    out: dict[str, str] = {}
+    first, *ends = [match.start() for match in headers] + [len(part)]
+    loose = [part[:first]]  # paragraphs that no header introduces
     unnamed: list[str] = []  # text under headers of no known name
-    loose = [part[: headers[0].start()]]  # paragraphs that no header introduces
+    out: dict[str, str] = {}
     current = ""
-    for match, following in zip(headers, [*headers[1:], None], strict=True):
-        end = following.start() if following else len(part)
-        name, text = " ".join(match[1].lower().split()), part[match.end() : end]
+    for match, end in zip(headers, ends, strict=True):
+        name, text = _name(match), part[match.end() : end]
         if name in SECTIONS:
             current = SECTIONS[name]
             if _clean(text):
@@ -90,21 +86,23 @@ def _sections(part: str) -> dict[str, str]:
     if "findings" not in out and (text := _clean(" ".join(unnamed))):
         out["findings"] = text
     if not out and (text := _clean(" ".join(loose))):
-        return {"text": text}
+        out["text"] = text
     return out
 
 
+def _name(match: re.Match[str]) -> str:
+    return " ".join(match[1].lower().split())
+
+
 def _is_header(match: re.Match[str], part: str) -> bool:
-    if match[1].isupper():
-        return True
-    name = " ".join(match[1].lower().split())
     line = part.rfind("\n", 0, max(match.start() - 1, 0)) + 1  # where the line before starts
-    before = part[line : match.start()].strip()
-    return (name in SECTIONS or OTHER.search(name) is not None) and before[-1:] in ("", ".", ":", ";", "!", "?", "_")
+    ended = part[line : match.start()].strip()[-1:] in ("", ".", ":", ";", "!", "?", "_")
+    return match[1].isupper() or (ended and (_name(match) in SECTIONS or OTHER.search(_name(match)) is not None))
 
 
 def _clean(text: str) -> str:
-    text = re.sub(r" (?=[.,;:](?:\s|$))", "", one_line(DEIDENTIFIED.sub(" ", text)))
+    text = re.sub(r"_{2,}", " ", text)  # what de-identification removed
+    text = re.sub(r" (?=[.,;:](?:\s|$))", "", one_line(text))
     return text if any(character.isalnum() for character in text) else ""
 
 
@@ -112,11 +110,6 @@ def report_text(report: str) -> str:
     """The text of a study: findings and impression, what there is of them, or a report without headers; else empty."""
     found = sections(report)
     return " ".join(found[name] for name in ("findings", "impression", "text") if name in found)
-
-
-def view_of(position: str, code: str) -> str:
-    """`frontal`, `lateral`, another named plane in lower case, or `""` where the metadata is blank."""
-    return VIEWS.get(position) or VIEWS.get(code) or (code or position).lower()
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -130,8 +123,8 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
-def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("train",)) -> list[Study]:
-    """The studies of the given splits, images sorted by DICOM id; a study without any report text is left out.
+def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
+    """The studies of the training split, images sorted by DICOM id; a study without any report text is left out.
 
     `layout`: `images` and `reports`, folders; `metadata` and `split`, files in `images`.
     """
@@ -142,21 +135,20 @@ def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("t
     if len(unknown := table.loc[~table["split"].isin(SPLITS), "dicom_id"]):
         said = f"image {unknown.iloc[0]} has no split among {', '.join(SPLITS)}; is it the official file?"
         raise InputError(f"{paths.shown(images / layout['split'])}: {said}")
-    table["split"] = table["split"].map(SPLITS)
-    table = table[table["split"].isin(splits)].sort_values(["subject_id", "study_id", "dicom_id"], kind="stable")
+    table = table[table["split"] == "train"].sort_values(["subject_id", "study_id", "dicom_id"])
 
     studies, empty = [], 0
-    for (subject, study, part), rows in table.groupby(["subject_id", "study_id", "split"], sort=False):
+    for (subject, study), rows in table.groupby(["subject_id", "study_id"], sort=False):
         folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
         text = report_text(read_text(reports / folder / f"s{study}.txt"))
         if not text:
             empty += 1
             continue
-        views = tuple(
-            StudyImage(dicom, images / folder / f"s{study}" / f"{dicom}.jpg", view_of(position, meaning))
-            for dicom, position, meaning in zip(rows["dicom_id"], rows["ViewPosition"], rows[code], strict=True)
-        )
-        studies.append(Study(study, views, text, part, subject))
+        pictures = []
+        for dicom, position, meaning in zip(rows["dicom_id"], rows["ViewPosition"], rows[code], strict=True):
+            view = VIEWS.get(position) or VIEWS.get(meaning) or (meaning or position).lower()  # "": not recorded
+            pictures.append(StudyImage(dicom, images / folder / f"s{study}" / f"{dicom}.jpg", view))
+        studies.append(Study(study, tuple(pictures), text, "train", subject))
     if empty:
         log.info("%s: %d studies without report text left out", root.name, empty)
-    return require_images(studies, root)
+    return with_images(studies, root)

@@ -1,10 +1,10 @@
 """Reader for ROCO (Radiology Objects in COntext) in the layout of its repository, images as its `fetch.py` puts them.
 
-    <data>/{train,validation,test}/radiology/captions.txt   ROCO_00002 <tab> caption, which starts with a blank
-    <data>/.../radiology/licences.txt                       ROCO_ID,PMC_ID,CC   (PMC_ID: article, "_", file name)
-    <data>/.../radiology/images/ROCO_00002.jpg
+    <data>/train/radiology/captions.txt   ROCO_00002 <tab> caption, which starts with a blank
+    <data>/train/radiology/licences.txt   ROCO_ID,PMC_ID,CC   (PMC_ID: article, "_", file name)
+    <data>/train/radiology/images/ROCO_00002.jpg
 
-Keywords, CUIs and semantic types are not read, nor is `non-radiology/`.
+Validation and test split, `non-radiology/`, keywords, CUIs and semantic types are not read.
 """
 
 from __future__ import annotations
@@ -16,30 +16,25 @@ from pathlib import Path
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data.readers.files import check_once, one_line, read_lines, without_absent
+from amif_lib.data.readers.files import MOST_MISSING, check_once, one_line, read_lines, with_images
 from amif_lib.data.records import Study, StudyImage, article_id
 
-FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 ROCO_ID = re.compile(r"ROCO_\d+")
 ARTICLE = re.compile(r"PMC\d+")
 log = logging.getLogger(__name__)
 
 
-def read(root: Path, layout: Mapping[str, str], *, splits: tuple[str, ...] = ("train",)) -> list[Study]:
-    """One study per image with a caption; `group_id` is the PMC article (its own id where licences.txt lacks it).
+def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
+    """One study per image of the training split with a caption; `group_id` is the PMC article (its own id where
+    licences.txt lacks it).
 
     Articles lose their archives: listed images that do not exist are left out and counted, up to `files.MOST_MISSING`
-    of a split's, as are rows without caption. `layout`: `data`, the folder of the splits. The splits are not by
-    article: one article may supply images to several.
+    of them, as are rows without caption. `layout`: `data`, the folder of the splits. The splits are not by article: one
+    article may supply images to several.
     """
+    folder = root / layout["data"] / "train" / "radiology"
+    source, licences = folder / "captions.txt", _licences(folder / "licences.txt")
     seen: dict[str, str] = {}
-    folders = {split: root / layout["data"] / FOLDERS[split] / "radiology" for split in splits}
-    return [study for split, folder in folders.items() for study in _read_split(folder, split, seen)]
-
-
-def _read_split(folder: Path, split: str, seen: dict[str, str]) -> list[Study]:
-    source = folder / "captions.txt"
-    licences = _licences(folder / "licences.txt")
     without, studies = 0, []
     for where, line in read_lines(source):
         name, _, caption = line.partition("\t")
@@ -53,10 +48,10 @@ def _read_split(folder: Path, split: str, seen: dict[str, str]) -> list[Study]:
         article, licence = licences.get(name, ("", ""))
         image = StudyImage(name, folder / "images" / f"{name}.jpg")
         extra = {"licence": licence} if licence else {}
-        studies.append(Study(name, (image,), caption, split, article_id(article) or name, extra))
+        studies.append(Study(name, (image,), caption, "train", article_id(article) or name, extra))
     if without:
         log.info("%s: %d rows without caption left out", paths.shown(source), without)
-    return without_absent(studies, source)
+    return with_images(studies, folder / "images", MOST_MISSING)
 
 
 def _licences(path: Path) -> dict[str, tuple[str, str]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import manifests, store, vectors
+from amif_lib.data import store, vectors
 from amif_lib.data.load import load_studies
 from amif_lib.data.records import Study, StudyImage
 from amif_lib.data.vectors import Key
@@ -66,7 +66,7 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     out = Embeddings(rows, torch.from_numpy(found), assign_folds(studies, teacher.cross_fit))
     out.metrics = describe(out, studies, spec) | {"studies": len(studies), "stored_side": stored_side(spec)}
     if from_file:
-        out.metrics["file_sha256"] = manifests.sha256(path)
+        out.metrics["file_sha256"] = files.sha256(path)
     _publish(spec, out.metrics)
     return out
 
