@@ -154,7 +154,7 @@ def test_slake_quirks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_slake(tmp_path / "a slake", rows)
     with caplog.at_level(logging.INFO, "amif_lib"):
         english = slake.read(root, LAYOUT["slake"])
-    assert "1 question without an answer left out (qid 1622)" in caplog.text
+    assert "the question without an answer is left out (qid 1622)" in caplog.text
     got = {q.question_id: q for q in english}
     assert list(got) == ["1", "2", "3", "4", "901", "902"] and english[-2].split == "val"
     assert [(got[i].answers, got[i].closed_field, got[i].closed_yes_no) for i in "1234"] == [

@@ -168,13 +168,13 @@ def hashes(files: Sequence[Path], name: str) -> np.ndarray:
 
 
 def _hash(path: Path) -> list[str]:
-    """Both hashes, hexadecimal; of an image that cannot be decoded a digest of the file, which is like no hash."""
+    """Both hashes, hexadecimal; of an image that cannot be decoded a digest of its path, which is like no hash."""
     import imagehash
 
     try:
         grey = images.load_rgb(path).convert("L")
     except InputError:
         log.warning("an image that cannot be decoded is compared with the protected ones by its MedPix id alone")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = hashlib.sha256(str(path).encode()).hexdigest()
         return [digest[:16], digest[16:32]]
     return [str(imagehash.dhash(grey)), str(imagehash.phash(grey))]

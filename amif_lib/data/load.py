@@ -115,7 +115,7 @@ def load(name: str, *, images: bool = True) -> list[Study] | list[Question]:
 
 def image_paths(name: str) -> list[Path]:
     """Every image file that a record of the set names, each once."""
-    return sorted({path for record in load(name) for path in files.images_of(record)})
+    return sorted({image.path for record in load(name) for image in record.images})
 
 
 def counts(name: str, *, images: bool = True) -> dict[str, dict[str, int]]:

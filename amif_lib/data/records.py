@@ -62,6 +62,10 @@ class Question:
     def answer(self) -> str:
         return self.answers[0]
 
+    @property
+    def images(self) -> tuple[StudyImage, ...]:
+        return (StudyImage(self.image_id, self.image_path),)
+
 
 def normalise_answer(text: object) -> str:
     """`str(x).strip().lower()` with inner white space collapsed: the normalisation of every count the kit reports."""

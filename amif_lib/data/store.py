@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +36,7 @@ _found: dict[tuple[Path, Path, int], Path] = {}  # what this process has found o
 
 
 def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Records]:
-    """The records whose images could be stored (now, if need be); a study loses its bad images, or is left out.
+    """The records whose images could all be stored (now, if need be).
 
     Raises:
         InputError: more than `images.MOST_BAD` of the images are bad, or the image of a test question is; the folder
@@ -50,14 +49,11 @@ def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Recor
     remedy = f"fetch the images that {paths.shown(file.with_suffix('.bad.csv'))} lists again"
     if len(bad) > images.MOST_BAD * len(reasons):
         raise InputError(f"{said}, more than {images.MOST_BAD:.0%}; {remedy}")
-    kept: list[Records] = []
+    kept = []
     for record in records:
-        if isinstance(record, Study):
-            whole = tuple(picture for picture in record.images if picture.image_id not in bad)
-            kept += [replace(record, images=whole)] if whole else []
-        elif record.image_id not in bad:
+        if bad.isdisjoint(image.image_id for image in record.images):
             kept.append(record)
-        elif record.split != "train":  # what is evaluated on is whole or not at all
+        elif isinstance(record, Question) and record.split != "train":  # what is evaluated on is whole or not at all
             raise InputError(f"{said}, one of a {record.split} question; {remedy}")
     if bad:
         log.info("%s; %d records left out with them; %s", said, len(records) - len(kept), remedy)
@@ -96,9 +92,8 @@ def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[E
     """Every image of the records once, in the order of the ids, with its study's text."""
     found: dict[str, Entry] = {}
     for record in records:
-        study = isinstance(record, Study)
-        for image in record.images if study else [StudyImage(record.image_id, record.image_path)]:
-            known, _ = found.setdefault(image.image_id, (image, record.text if study else ""))
+        for image in record.images:
+            known, _ = found.setdefault(image.image_id, (image, getattr(record, "text", "")))
             if known.path != image.path:
                 raise InputError(f"data set {name}: two files have the image id {known.path.stem}; make ids unique")
     return [found[image_id] for image_id in sorted(found)]

@@ -137,16 +137,12 @@ def check_once(key: str, seen: dict[str, str], where: str) -> None:
     seen[key] = where
 
 
-def images_of(record: Question | Study) -> list[Path]:
-    return [image.path for image in record.images] if isinstance(record, Study) else [record.image_path]
-
-
 def with_images(records: list[Question] | list[Study], root: Path, may_lack: float = 0) -> list[Any]:
     """The records whose images all exist. Up to the share `may_lack` of the images may be absent, which is logged.
 
     Raises InputError, naming the first absent image and how many were found, where more are.
     """
-    wanted = {path: record for record in records for path in images_of(record)}
+    wanted = {image.path: record for record in records for image in record.images}
     # one listing of each folder: faster than many look-ups on a network disk
     there = {path for folder in {path.parent for path in wanted} if folder.is_dir() for path in folder.iterdir()}
     absent = [path for path in wanted if path not in there]
@@ -157,4 +153,4 @@ def with_images(records: list[Question] | list[Study], root: Path, may_lack: flo
         raise InputError(f"{paths.shown(absent[0])}: image of {of} is missing; {found}: fetch the others")
     if absent:
         log.info("%s; records of the others are left out", found)
-    return [record for record in records if there.issuperset(images_of(record))]
+    return [record for record in records if there.issuperset(image.path for image in record.images)]

@@ -32,7 +32,7 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     `layout`: `annotations`, a file, and `images`, a folder; in the official layout also `cases` (`Case_topic.json`) and
     `splits` (the folder of the split lists).
     """
-    groups: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[tuple[str, str], list[Record]] = {}  # by case and caption
     for record in records(root, layout):
         groups.setdefault((record["case_id"], one_line(record["caption"])), []).append(record)
     studies, numbers = [], Counter()
