@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import knowledge_graph
-from amif_lib.data.load import load_questions, pretraining_studies
+from amif_lib.data.load import pretraining_studies
 from amif_lib.experiments import identity, settings_page, stored
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.predictions import read_predictions
@@ -18,7 +18,7 @@ from amif_lib.methods.arl.network import stored_graph
 from amif_lib.methods.arl.settings import not_read
 from amif_lib.networks import pretrained, tokenizers
 from amif_lib.objectives import masked_modelling
-from amif_lib.training import checkpoint, loop
+from amif_lib.training import loop
 from amif_lib.training.prepare import prepare
 from tests import tiny_arl
 
@@ -228,15 +228,9 @@ def finished(own_results):
 
 
 def test_a_run_leaves_answers_and_its_model_gives_them_again(finished):
-    frame, candidates = read_predictions(finished.directory)
-    assert len(frame) == 24 and all(len(row) == len(candidates) for row in frame.log_likelihoods)
     metrics = stored.load_run(finished.parent).metrics
     assert metrics["knowledge"]["entities"] > 5 and set(metrics["last_epoch"]) >= {*TASKS, "mlm_accuracy", "total"}
-    model, row = stored.load_run(finished).model(), frame.iloc[3]
-    question = next(q for q in load_questions("phantom_vqa_rad") if q.question_id == row.question_id)
-    ranked = model.rank(question.image_path, question.question, candidates.answer.tolist()).set_index("answer")
-    assert ranked.log_likelihood[candidates.answer].tolist() == pytest.approx(row.log_likelihoods.tolist(), abs=1e-4)
-    assert isinstance(model.answer(question.image_path, question.question), str)
+    tiny_arl.same_answers_again(finished)
 
 
 def test_weights_and_knowledge_travel_from_pre_training_into_fine_tuning(finished):
@@ -266,21 +260,8 @@ def test_the_classes_of_arl_answer_too(finished):
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
     whole = next(spec for spec in finished.trainings() if spec.stage == stage)
-    expected, kept = stored.load_run(whole).history, whole.directory.with_name(f"kept-{stage}")
-    whole.directory.rename(kept)
-    save = checkpoint.save
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        if arguments[4] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1)
-    monkeypatch.setattr(checkpoint, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        loop.fit(whole)
-    monkeypatch.setattr(checkpoint, "save", save)
-    loop.fit(whole)
+    expected = stored.load_run(whole).history
+    tiny_arl.train_interrupted(whole, monkeypatch)
     again = stored.load_run(whole).history
     assert again.total.tolist() == pytest.approx(expected.total.tolist(), rel=1e-4)
 

@@ -15,7 +15,7 @@ LIBRARY = ROOT / "amif_lib"
 MOST = {
     "reading road": 4240,
     "library": 15010,
-    "tests": 10560,
+    "tests": 10740,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }

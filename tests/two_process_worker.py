@@ -21,7 +21,7 @@ from amif_lib.objectives.distributed import agreed, gather_objects, own_rows, ra
 from amif_lib.training import predict
 from amif_lib.training.batches import share
 from amif_lib.training.gradient_cache import GradientCache
-from tests import tiny, tiny_arl
+from tests import tiny, tiny_arl, tiny_mlip
 
 SAMPLES = 8
 QUESTIONS = 11
@@ -32,12 +32,14 @@ OBJECTIVES = {
     "stage2": {},
     "stage2 without a teacher": {"labels": "one_hot"},
     "arl": {},
+    "mlip": {},
 }
 
 
 def pretraining_case(name: str) -> tuple[torch.nn.Module, PretrainingBatch]:
-    if name == "arl":
-        module, whole = tiny_arl.pretraining(), tiny_arl.batch(SAMPLES, step=10)
+    if name in ("arl", "mlip"):
+        of = {"arl": tiny_arl, "mlip": tiny_mlip}[name]
+        module, whole = of.pretraining(), of.batch(SAMPLES, step=10)
     else:
         module = tiny.pretraining(name[:6], **OBJECTIVES[name])
         whole = tiny.batch(SAMPLES, teacher="without" not in name, step=10)
@@ -96,6 +98,8 @@ def gradients(case: str) -> dict[str, torch.Tensor]:
     out = {f"{case}/{name}": p.grad for name, p in module.named_parameters() if p.grad is not None} | {
         f"{case}/total": total
     }
+    if hasattr(module, "after_step"):
+        out |= {f"{case}/{name}": value for name, value in module.after_step().items()}
     parts = gather_objects(drawn)
     for kind in parts[0]:
         out[f"{case}/negatives/{kind}"] = torch.tensor([index for part in parts for index in part[kind]])

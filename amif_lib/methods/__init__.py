@@ -7,7 +7,7 @@ from types import ModuleType
 
 from amif_lib.core.errors import InputError
 
-METHODS = {"amif": "amif_lib.methods.amif", "arl": "amif_lib.methods.arl"}
+METHODS = {"amif": "amif_lib.methods.amif", "arl": "amif_lib.methods.arl", "mlip": "amif_lib.methods.mlip"}
 
 
 def settings(method: str) -> ModuleType:

@@ -5,16 +5,34 @@ Shapes: E entities, R relations, n triples, k dimensions; B texts of t tokens, e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amif_lib.data.knowledge_graph import Linker
+from amif_lib.data import knowledge_graph
+from amif_lib.data.knowledge_graph import KnowledgeGraph, Linker
+from amif_lib.networks.pixels import keyed
 
 MARGIN, NEGATIVES, STEPS, RATE = 5.0, 25, 400, 0.05  # of `transe`; margin and negatives are ARL's
+TRANSE = 2**31 + 2  # a stream of its own
+
+
+def read_graph(source: str, texts: Sequence[str], dim: int, seed: int) -> tuple[KnowledgeGraph, Tensor, dict[str, Any]]:
+    """The graph that `knowledge.source` names, TransE's vectors (E, k) of its entities, and what `metrics.json` says.
+
+    Raises InputError where the knowledge cannot be used (`knowledge_graph.read`).
+    """
+    graph = knowledge_graph.read(source, texts)
+    triples, entities, relations = torch.from_numpy(graph.triples), len(graph.entities), len(graph.relations)
+    table, moves = transe(triples, entities, relations, dim, keyed(seed, TRANSE))
+    metrics = {"entities": entities, "relations": relations, "triples": len(triples)}
+    metrics |= {"triples_left_out": graph.left_out, "transe_mrr": filtered_mrr(triples, table, moves)}
+    if files := knowledge_graph.content(source):
+        metrics["files_sha256"] = files
+    return graph, table, metrics
 
 
 def transe(

@@ -1,4 +1,4 @@
-r"""Global alignment: soft labels and the KL loss (paper section 3.2.1, Eq. 1-8).
+r"""Global alignment: soft labels and the KL loss (paper section 3.2.1, Eq. 1-8), and InfoNCE as MLIP has it.
 
 Rows are queries (say, images), all N of the global batch or a block of them; columns its N candidates (say, reports).
 """
@@ -15,9 +15,9 @@ NEARLY_ONE_HOT, NEARLY_FLAT = 0.9, 2.0
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Dot products of rows (B, e) and columns (N, e) -> (B, N), in fp32 whatever the caller's autocast."""
+    """Dot products of rows (..., B, e) and columns (..., N, e) -> (..., B, N), in fp32 whatever the autocast."""
     with torch.autocast(a.device.type, enabled=False):
-        return a.float() @ b.float().T  # (B, N)
+        return a.float() @ b.float().mT  # (..., B, N)
 
 
 @torch.no_grad()
@@ -75,6 +75,64 @@ def soft_label_kl(logits: Tensor, targets: Tensor) -> Tensor:
     logits, targets = logits.float(), targets.float()
     log_p = torch.log_softmax(logits, dim=-1)  # (B, N)
     return (torch.xlogy(targets, targets) - targets * log_p).sum(dim=-1).mean()  # (B, N) -> (B,) -> scalar
+
+
+def info_nce(similarity: Tensor, temperature: float, positive_index: Tensor) -> Tensor:
+    r"""InfoNCE (van den Oord et al., 2018) in one direction (MLIP, Eq. 4); :math:`\log N` on constant similarities.
+
+    .. math::
+        -\frac{1}{B} \sum_i \log \frac{\exp(s_{i j^+(i)} / \tau)}{\sum_{k=1}^{N} \exp(s_{ik} / \tau)}
+
+    Parameters
+    ----------
+    similarity : Tensor, shape (B, N)
+        Cosine similarities :math:`s_{ij}` of B queries and N candidates.
+    temperature : float
+        :math:`\tau > 0`.
+    positive_index : LongTensor, shape (B,)
+        Column :math:`j^+(i)` of each row's positive.
+
+    Returns
+    -------
+    Tensor
+        A scalar, fp32 whatever the input's type.
+    """
+    return F.cross_entropy(similarity.float() / temperature, positive_index)
+
+
+def token_info_nce(similarity: Tensor, temperature: float, weights: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""InfoNCE between the tokens of one sample, in both directions, weighted (MLIP, Eq. 11).
+
+    .. math::
+        -\frac{1}{2B} \sum_{i=1}^{B} \sum_{j=1}^{n} w_i^j \left(
+        \log \frac{\exp(s_i^{jj} / \tau)}{\sum_k \exp(s_i^{jk} / \tau)} +
+        \log \frac{\exp(s_i^{jj} / \tau)}{\sum_k \exp(s_i^{kj} / \tau)} \right)
+
+    The paper also divides by n; its weights, like those here, already sum to 1.
+
+    Parameters
+    ----------
+    similarity : Tensor, shape (B, n, n)
+        Cosine similarities :math:`s_i^{jk}` of token j and of what belongs to token k.
+    temperature : float
+        :math:`\tau > 0`.
+    weights : Tensor, shape (B, n)
+        :math:`w_i^j \ge 0`, 0 at padding.
+    mask : BoolTensor, shape (B, n), optional
+        True at a real token; None where all are real.
+
+    Returns
+    -------
+    Tensor
+        A scalar, fp32 whatever the input's type.
+    """
+    logits = similarity.float() / temperature  # (B, n, n)
+    if mask is not None:  # a padded token keeps itself: without any candidate its loss would be NaN
+        padding = ~(mask[:, None] & mask[:, :, None]) & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+        logits = logits.masked_fill(padding, -torch.inf)
+    own = logits.diagonal(dim1=1, dim2=2)  # (B, n)
+    losses = logits.logsumexp(2) + logits.logsumexp(1) - 2 * own  # (B, n)
+    return (weights * losses).sum(1).mean() / 2
 
 
 @torch.no_grad()

@@ -88,6 +88,8 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
         norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
+        if hasattr(prepared.module, "after_step"):  # weights that follow others without a gradient
+            losses |= prepared.module.after_step()
         line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
         line |= over_processes(losses)
         schedule.step()

@@ -13,9 +13,6 @@ from amif_lib.data import knowledge_graph
 from amif_lib.data.knowledge_graph import KnowledgeGraph
 from amif_lib.data.records import Study, StudyImage
 from amif_lib.networks import entities
-from amif_lib.networks.pixels import keyed
-
-TRANSE = 2**31 + 2  # a stream of its own
 
 
 @dataclass
@@ -40,8 +37,8 @@ def gather_knowledge(spec: Any, studies: Sequence[Study]) -> Knowledge:
 
     Raises InputError where the knowledge cannot be used (`knowledge_graph.read`).
     """
-    source = spec.knowledge.source
-    graph = knowledge_graph.read(source, [study.text for study in studies])
+    texts = [study.text for study in studies]
+    graph, table, metrics = entities.read_graph(spec.knowledge.source, texts, spec.knowledge.dim, spec.seed)
     numbers = {entity: number for number, entity in enumerate(graph.entities)}
     named, found, labels = {}, {}, {}
     for study in studies:
@@ -53,12 +50,5 @@ def gather_knowledge(spec: Any, studies: Sequence[Study]) -> Knowledge:
         found[study.study_id] = knowledge_graph.findings(study.text)
     known = {each: number for number, each in enumerate(sorted(set(found.values())))}
     labels = {name: known[each] for name, each in found.items()}
-    triples, relations = torch.from_numpy(graph.triples), len(graph.relations)
-    generator = keyed(spec.seed, TRANSE)
-    table, moves = entities.transe(triples, len(graph.entities), relations, spec.knowledge.dim, generator)
-    metrics = {"entities": len(graph.entities), "relations": relations, "triples": len(triples)}
-    metrics |= {"triples_left_out": graph.left_out, "transe_mrr": entities.filtered_mrr(triples, table, moves)}
     metrics |= {"entities_of_a_report": float(torch.stack(list(named.values())).sum(1).mean()), "labels": len(known)}
-    if files := knowledge_graph.content(source):
-        metrics["files_sha256"] = files
     return Knowledge(graph, table, named, labels, dict.fromkeys(named, 0), metrics)

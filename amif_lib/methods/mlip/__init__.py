@@ -1,0 +1,69 @@
+"""MLIP: contrast at three levels, with divergence encoders. These functions are called by training and stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
+    """The knowledge that a run's reports name; a summary for `metrics.json` is added to `notes`."""
+    from amif_lib.methods.mlip.pretraining import Knowledge
+    from amif_lib.networks.entities import read_graph
+
+    texts = [study.text for study in studies]
+    graph, table, notes["knowledge"] = read_graph(spec.knowledge.source, texts, spec.knowledge.dim, spec.seed)
+    return Knowledge(graph, table, {study.study_id: 0 for study in studies})
+
+
+def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any], extras: Any = None) -> Any:
+    """The module of the run's stage with its starting weights; a summary for `metrics.json` is added to `notes`."""
+    from amif_lib.methods.mlip.network import MLIP
+    from amif_lib.methods.mlip.pretraining import Pretraining
+    from amif_lib.networks import pretrained
+
+    if spec.stage == "finetune":
+        return _fine_tuning(spec, tokenizer, notes)
+    mlip = MLIP(spec.model)
+    notes["weights"] = pretrained.load_towers(mlip, spec.init.image, spec.init.text, tokenizer)
+    notes["prototypes"] = spec.objective.prototypes or max(2, spec.train.batch_size // 2)
+    return Pretraining(mlip, spec.objective, extras, tokenizer, notes["prototypes"], spec.seed)
+
+
+def _fine_tuning(spec: Any, tokenizer: Any, notes: dict[str, Any]) -> Any:
+    from amif_lib.methods.amif.finetune import FineTuning  # the loss of an answer, the same for all methods
+    from amif_lib.methods.mlip.network import MLIPForVQA
+    from amif_lib.networks import pretrained
+
+    model = MLIPForVQA(spec.model, tokenizer, spec.data.question_length, spec.data.answer_length)
+    if spec.parent is None:
+        notes["weights"] = pretrained.load_towers(model.mlip, spec.init.image, spec.init.text, tokenizer)
+    else:
+        state = pretrained.read_state(spec.parent.directory / "model")
+        notes["weights"] = [pretrained.load_into(model.mlip, state, f"run {spec.parent.run_id}")]
+    if spec.init.decoder != "random":
+        notes["weights"].append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
+    notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    return FineTuning(model)
+
+
+def save(module: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the weights of a stage's module, its configuration and the tokenizer to `folder`."""
+    if hasattr(module, "model"):
+        module.model.save_pretrained(folder)
+    else:
+        module.mlip.save(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def model(folder: Path) -> Any:
+    """The fine-tuned network in `folder`, in evaluation mode on the CPU."""
+    from amif_lib.methods.mlip.network import MLIPForVQA
+
+    return MLIPForVQA.from_pretrained(folder)
+
+
+def maps(run: Any) -> dict[str, Any] | None:
+    """None: only AMiF has patch maps."""
+    return None
