@@ -16,7 +16,7 @@ from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import candidate_frame, question_frame, write_predictions
-from amif_lib.experiments.rows import RunSpec
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.reporting import map_scores
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring import baselines

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from amif_lib.app import doctor, lab, run_notebook
+from amif_lib.app import lab, run_notebook
 from amif_lib.core import paths
 from amif_lib.reporting import architecture
 
@@ -78,14 +78,6 @@ def test_what_the_readme_shows_and_links_is_there() -> None:
     pictures = [path for path in linked if path.suffix == ".png"]
     assert len(pictures) == 3 and all(path.stat().st_size < 60_000 for path in pictures)
     assert len([path for path in linked if path.suffix == ".ipynb"]) > 5
-
-
-def test_doctor_is_short(capsys) -> None:
-    assert len(doctor.summary({"0: a GPU": 80.0})) == 5
-    doctor.main()
-    short = capsys.readouterr().out.splitlines()
-    doctor.main(all=True)
-    assert len(short) <= 25 and len(capsys.readouterr().out.splitlines()) > len(short)
 
 
 @pytest.mark.skipif(not COMMITTED, reason="no demo model is committed")

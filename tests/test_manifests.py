@@ -14,6 +14,7 @@ from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import check, manifests
+from amif_lib.experiments import identity
 from amif_lib.experiments import rows as experiments
 from tests.tiny_set import ANNOTATIONS, IMAGES, TinySet
 
@@ -68,7 +69,7 @@ def test_generated_sets_share_no_case_and_specs_name_only_known_sets() -> None:
     for scale in ("demo", "small", "paper"):
         rows = [row for table in experiments.tables_of(scale) for row in experiments.rows(table, scale)]
         runs = [run for row in rows for last in row.runs for run in last.trainings()]
-        assert {name for run in runs for name in experiments.data_sets(run)} <= set(KNOWN)
+        assert {name for run in runs for name in identity.data_sets(run)} <= set(KNOWN)
 
 
 def test_what_does_not_describe_the_data_itself_is_not_in_its_digest(tiny: TinySet) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments.rows import RunSpec
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.settings import ObjectiveSpec
 from amif_lib.methods.amif.stage1 import Stage1

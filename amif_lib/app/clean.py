@@ -7,7 +7,7 @@ import shutil
 from amif_lib.core import paths
 
 CACHES = ("__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache", ".snakemake")
-WORKFLOW = (".snakemake", "logs", "specs", "preview.json", "preview.config.json", "plan.config.json")
+WORKFLOW = (".snakemake", "logs", "specs", "preview.json")
 OTHERS = ("runs", "paper", "reference", "private")  # folders of results/ that are not a scale's
 
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import pkgutil
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "AMIF_PREPARED", "HF_HOME")
+PAGES = ("00", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # train nothing, pictures small
+METHODS = ("17", "18")  # where their runs are in the reference
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,10 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     if origin := options.pop("from", ""):
         os.environ["FROM"] = origin
-    module, _, function = COMMANDS[options.pop("command")][0].partition(":")
+    function, *_ = COMMANDS[options.pop("command")]
     try:
         paths.from_reference()  # refuses any other FROM
-        return getattr(import_module(f"amif_lib.{module}"), function)(**options) or 0
+        return pkgutil.resolve_name(f"amif_lib.{function}")(**options) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,9 +46,11 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.replace(",", " ").split())
 
 
-NAMES, FLAG, FILE = {"type": _names, "default": ""}, {"action": "store_true"}, {"metavar": "FILE"}
-COLUMN = {"metavar": "COLUMN", "default": ""}
-FROM_MAKE = {  # options whose default is the environment variable of that name, which make passes on
+# The default of these is the environment variable of that name, such as SCALE, which make passes on.
+FROM_MAKE = ("--scale", "--machine", "--datasets", "--rows", "--seeds", "--pretrain-seeds", "--copies")
+NAMES, FLAG = {"type": _names, "default": ""}, {"action": "store_true"}
+FILE, COLUMN = {"metavar": "FILE"}, {"metavar": "COLUMN", "default": ""}
+OPTIONS = {
     "--scale": {"default": "demo", "help": "demo (default), small, base or paper"},
     "--machine": {"default": "laptop", "help": "laptop (default), workstation or slurm"},
     "--tables": NAMES | {"help": "names of tables, comma-separated (default: all of the scale)"},
@@ -57,19 +58,12 @@ FROM_MAKE = {  # options whose default is the environment variable of that name,
     "--rows": NAMES | {"help": "rows of the tables, comma-separated, as 6 or table4:6 (default: all)"},
     "--seeds": {"type": int, "default": 1, "help": "fine-tunings per cell (default: 1)"},
     "--pretrain-seeds": {"type": int, "help": "pre-trainings per cell (default: as many as the table names, or 1)"},
-}
-OPTIONS = FROM_MAKE | {
-    "--copies": {"type": int, "choices": (0, 1), "default": 1, "help": "0: open the originals in notebooks/"},
-    "arguments": {"nargs": "*", "help": "JupyterLab's own options, after --"},
-    "--batch": {"type": int, "default": 2, "help": "samples a step (the paper: 256)"},
-    "--steps": {"type": int, "default": 1, "help": "optimiser steps of each training"},
+    "--from": {"metavar": "reference", "help": "read committed results (or FROM=reference)"},
     "spec": {"help": "a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]"},
     "name": {"help": "for example table1 or lambda_sweep"},
-    "--from": {"metavar": "reference", "help": "read committed results (or FROM=reference)"},
     "--allow-none": FLAG | {"help": "runs that allow no figure are no error"},
     "--notebook": FLAG | {"help": "execute notebook 20 about maps as well"},
     "--dry-run": FLAG | {"help": "only say what would be fetched"},
-    "--runs": FLAG | {"help": "all finished runs, tables and reports of your own too"},
     "files": FILE | {"nargs": "*", "help": "CSV, JSON, JSON lines, parquet; or a data set with a manifest"},
     "--train": FILE | {"nargs": "+", "default": [], "help": "files of training questions only"},
     "--test": FILE | {"nargs": "+", "default": [], "help": "files of test questions only"},
@@ -79,17 +73,18 @@ OPTIONS = FROM_MAKE | {
     "--dataset": {"default": "", "help": "a question set, such as vqa_rad (a run folder says it itself)"},
     "--training-file": {"default": "", "help": "what the baselines learn from, such as published3064"},
     "--language": {"default": "", "help": "of SLAKE's questions: en or zh (default: en)"},
-    "--all": FLAG | {"help": "every package, and all that each scale lacks"},
-    "notebooks": {"nargs": "*", "help": "only make the executed copies of these anew, such as 02a"},
     "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
+    "--batch": {"type": int, "default": 2, "help": "samples a step (the paper: 256)"},
+    "--steps": {"type": int, "default": 1, "help": "optimiser steps of each training"},
+    "--copies": {"type": int, "choices": (0, 1), "default": 1, "help": "0: open the originals in notebooks/"},
+    "arguments": {"nargs": "*", "help": "JupyterLab's own options, after --"},
+    "notebooks": {"nargs": "*", "help": "only make the executed copies of these anew, such as 02a"},
+    "--runs": FLAG | {"help": "all finished runs, tables and reports of your own too"},
 }
-PAGES = ("00", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # train nothing, pictures small
-METHODS = ("17", "18")  # where their runs are in the reference
-
 MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"
 COMMANDS = {  # name: the function that is called with the options by their names; the options; what it does
-    "doctor": ("app.doctor:main", "--all", "say what this machine can run and what is missing"),
+    "doctor": ("app.doctor:main", "", "say what this machine can run and what is missing"),
     "reproduce": ("app.reproduce:reproduce", MANY, "run what is missing of a scale, from its data check to its report"),
     "plan": ("app.reproduce:show_plan", MANY, "list the jobs of reproduce and what they cost, without running any"),
     "run": ("app.cli:run", "spec", "train one run, or a table's row on all question sets"),
@@ -104,18 +99,14 @@ COMMANDS = {  # name: the function that is called with the options by their name
     "bench": ("app.cli:bench", "--scale", "time data feed, ranking, transport and training here (notebook 40)"),
     "audit": ("app.cli:audit", "", "recompute the paper's own numbers against each other and the annotation files"),
     "settings": ("app.cli:settings", "", "list every setting with its default and alternatives"),
-    "reference": (
-        "app.cli:reference",
-        "notebooks --scale",
-        "copy a scale's tables, figures, runs and executed notebooks to results/reference/",
-    ),
+    "reference": ("app.cli:reference", "notebooks --scale", "copy a scale's results to results/reference/"),
     "lab": ("app.lab:main", "--copies arguments", "open the notebooks in JupyterLab, as working copies in lab/"),
     "clean": ("app.clean:main", "--runs", "remove caches and workflow state; never data"),
 }
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands. Defaults of `FROM_MAKE` are those of the environment at this moment."""
+    """The parser of all commands, with the environment's settings as defaults."""
     about = "AMiF Kit: an independent reproduction of AMiF for medical visual question answering. Not for clinical use."
     end = "Settings come from options or from the environment (SCALE=small python -m amif_lib reproduce)."
     whole = argparse.ArgumentParser(prog="python -m amif_lib", description=about, epilog=end)
@@ -123,11 +114,9 @@ def parser() -> argparse.ArgumentParser:
     for name, (_, options, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         for option in options.split():
-            settings = dict(OPTIONS[option])
-            if option in FROM_MAKE or option == "--copies":
-                variable = option.removeprefix("--").upper().replace("-", "_")
-                settings["default"] = os.environ.get(variable) or settings.get("default")
-            command.add_argument(option, **settings)
+            variable = option.removeprefix("--").replace("-", "_").upper()
+            given = os.environ.get(variable) if option in FROM_MAKE else None
+            command.add_argument(option, **OPTIONS[option] | ({"default": given} if given else {}))
     return whole
 
 
@@ -179,17 +168,17 @@ def report(scale: str) -> int:
 
 
 def fetch_data(scale: str, datasets: tuple[str, ...], dry_run: bool) -> int:
-    from amif_lib.app.doctor import needs_of
+    from amif_lib.app import doctor
     from amif_lib.data import fetch
 
-    return fetch.main(list(datasets) or needs_of(scale)[0], dry_run)
+    return fetch.main(list(datasets) or doctor.data_sets(scale), dry_run)
 
 
 def check_data(scale: str, datasets: tuple[str, ...]) -> int:
-    from amif_lib.app.doctor import needs_of
+    from amif_lib.app import doctor
     from amif_lib.data import check
 
-    found = check.check(list(datasets) or needs_of(scale)[0])
+    found = check.check(datasets or doctor.data_sets(scale))
     print(found.to_markdown(index=False))
     bad = ~found["status"].isin(("ok", "partial"))  # partial: the set can be used, as far as it is there
     if bad.any():
@@ -221,7 +210,7 @@ def score(file: Path, out: Path | None, **chosen: str) -> None:
     _write_csv(found.table, out, [file])
 
 
-def _write_csv(table: pd.DataFrame, path: Path | None, read: list[str | Path]) -> None:
+def _write_csv(table: Any, path: Path | None, read: list[str | Path]) -> None:
     from amif_lib.core import files
 
     if path and path.resolve() in {Path(name).resolve() for name in read}:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
 
 from amif_lib.core import files, paths
 from amif_lib.data import manifests
@@ -39,15 +38,14 @@ def studies(name: str) -> int:
 
 def measured(folder: Path, scale: str) -> dict[str, float]:
     """Seconds a sample by stage over the finished runs of a scale below a folder; empty where there are none."""
-    totals: dict[str, np.ndarray] = {}  # stage -> seconds, samples
-    for path in folder.glob("*/metrics.json"):
-        if not path.with_name("spec.json").is_file():  # of a teacher
-            continue
-        run, metrics = files.read_yaml(path.with_name("spec.json")), files.read_yaml(path)
-        if run["scale"] == scale:
-            own = np.array([metrics["train_time_s"], metrics["samples"]])
-            totals[run["stage"]] = totals.get(run["stage"], 0) + own
-    return {stage: seconds / count for stage, (seconds, count) in totals.items()}
+    seconds, count = Counter(), Counter()
+    for path in folder.glob("*/spec.json"):
+        run, metrics = files.read_yaml(path), path.with_name("metrics.json")
+        if run["scale"] == scale and metrics.is_file():
+            took = files.read_yaml(metrics)
+            seconds[run["stage"]] += took["train_time_s"]
+            count[run["stage"]] += took["samples"]
+    return {stage: seconds[stage] / count[stage] for stage in count}
 
 
 def parameters(m: ModelSpec) -> int:

@@ -11,8 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from amif_lib.app.jobs import Job, read
 from amif_lib.core import files, paths
@@ -21,18 +21,15 @@ from amif_lib.training import launch
 EVERY = 30  # seconds between the lines of a job that runs on
 
 
-def duration(seconds: float) -> str:
-    """`8 s`, `2 min 05 s`, `3 h 20 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+def since(started: float) -> timedelta:
+    """Time since `started` (seconds since 1970), which prints as 0:02:05."""
+    return timedelta(seconds=round(time.time() - started))
 
 
-def tail(log: Path, lines: int = 1) -> list[str]:
-    """The last lines of a log that are not empty."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+def tail(log: Path, lines: int) -> str:
+    """The last lines of a log that are not empty, indented."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return "\n".join(f"    {line.rstrip()}" for line in [line for line in text.splitlines() if line.strip()][-lines:])
 
 
 @contextlib.contextmanager
@@ -59,8 +56,8 @@ def claimed_gpus(wanted: int, total: int) -> Iterator[str]:
         yield ",".join(taken)
 
 
-def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 0) -> dict[str, Any]:
-    """Run a job's command with its output in `log`; returns name, log, start and exit status."""
+def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 0) -> int:
+    """Run a job's command with its output in `log`; returns its exit status."""
     own = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment = {"OMP_WAIT_POLICY": launch.WAIT_POLICY, **os.environ, **own}
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -71,6 +68,8 @@ def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 
 
     say("started")
     with claimed_gpus(gpus, total_gpus) as devices, log.open("ab") as output:
+        output.write(f"--- {time.ctime()} ---\n".encode())
+        output.flush()
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices
         command, streams = [sys.executable, *job.command], {"stdout": output, "stderr": subprocess.STDOUT}
@@ -82,16 +81,18 @@ def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 
                 try:
                     status = child.wait(EVERY)
                 except subprocess.TimeoutExpired:
-                    say(f"{duration(time.time() - started)}: {' '.join(tail(log))[:110] or 'running'}")
+                    say(f"{since(started)}: {tail(log, 1)[:110].strip()}")
         finally:
             if status is None:
                 child.terminate()  # the notebook runner ends its kernel
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(20)
                 child.kill()
-    lasted = duration(time.time() - started)
-    say(f"FAILED after {lasted} (exit status {status})" if status else f"done in {lasted}")
-    return {"job": str(job), "log": str(log), "started": started, "status": status}
+    if status:
+        say(f"FAILED after {since(started)} (exit status {status}); {paths.shown(log)} ends:\n{tail(log, 15)}")
+    else:
+        say(f"done in {since(started)}")
+    return status
 
 
 def main() -> int:
@@ -104,9 +105,7 @@ def main() -> int:
     options = parser.parse_args()
     job = next(job for job in read(options.plan) if options.makes in job.outputs)
     log = options.plan.resolve().parent / "logs" / f"{job.rule}_{job.name}.log"
-    note = run(job, log, options.threads, *map(int, options.gpus.split("/")))
-    files.write_json(log.with_suffix(".json"), note)
-    return note["status"]
+    return run(job, log, options.threads, *map(int, options.gpus.split("/")))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 from amif_lib.app.run_notebook import code_digest
@@ -29,8 +31,6 @@ NOTEBOOKS = {
     "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
-# What a person reads of a rule
-TITLES = {"finetune": "fine-tune", "pretrain": "pre-train", "stage1": "stage 1", "stage2": "stage 2"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Job:
         return all((paths.results() / output).is_file() for output in self.outputs)
 
     def __str__(self) -> str:
-        return f"{TITLES.get(self.rule, self.rule):<9}  {self.label or self.name}"
+        return f"{self.rule:<9} {self.label or self.name}"
 
 
 @dataclass
@@ -109,54 +109,54 @@ def read(plan: Path) -> list[Job]:
 
 def make_plan(request: Request) -> Plan:
     """The jobs that a request needs. Raises InputError for an unknown scale, table, row or question set."""
-    scale, plan, library, rows = request.scale, Plan(request), _library(), _rows(request)
-    first, data = f"{scale}/{next(iter(rows))}", str(paths.data_root())
-    made = [_add_notebook(plan, "data", f"{scale}/data/check.csv", ("spec", first), code=data)]
-    made += [_add_table(plan, table, only, library) for table, only in rows.items()]
+    scale, plan, rows = request.scale, Plan(request), _rows(request)
+    of_any_table = {"spec": f"{scale}/{next(iter(rows))}"}
+    made = [_add_notebook(plan, "data", f"{scale}/data/check.csv", of_any_table, code=str(paths.data_root()))]
+    made += [_add_table(plan, table, only) for table, only in rows.items()]
     if "methods" in rows and not request.rows and "transfer" in experiments.scale_settings(scale):  # of the same runs
-        out, needs = f"{scale}/tables/transfer.csv", (f"{scale}/tables/methods.csv",)
-        made.append(_add_notebook(plan, "transfer", out, ("scale", scale), needs, library))
+        out, given = f"{scale}/tables/transfer.csv", {"scale": scale, "source": "runs"}
+        made.append(_add_notebook(plan, "transfer", out, given, (f"{scale}/tables/methods.csv",)))
     figures = ["-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
     if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
         figures.append("--notebook")  # the notebook about maps, where all the runs that it shows are planned
-    code = f"{code_digest(_path('maps'))}:{library}"
-    out = f"{scale}/figures/figures.csv"
-    made.append(plan.add(Job("figures", scale, (out,), tuple(figures), tuple(made), code=code)))
-    _add_notebook(plan, "report", f"{scale}/report.html", ("scale", scale), tuple(made), library)
+    out = (f"{scale}/figures/figures.csv",)
+    made.append(plan.add(Job("figures", scale, out, tuple(figures), tuple(made), code=_all_code())))
+    _add_notebook(plan, "report", f"{scale}/report.html", {"scale": scale, "source": "runs"}, made)
     return plan
 
 
 def _rows(request: Request) -> dict[str, tuple[str, ...]]:
-    """Tables, each with those of the rows asked for (`6`, or `table4:6`) that it has; none asked for: all tables."""
+    """Tables, each with those of the rows asked for (`6`, or `table4:6`) that it has; none asked for: all of all."""
     tables = request.tables or experiments.tables_of(request.scale)
     known = {table: experiments.row_names(table, request.scale) for table in tables}
-    if unknown := set(request.rows) - {n for t, rows in known.items() for row in rows for n in (row, f"{t}:{row}")}:
+    if not request.rows:
+        return dict.fromkeys(tables, ())
+    found = {t: tuple(row for row in rows if {row, f"{t}:{row}"} & set(request.rows)) for t, rows in known.items()}
+    names = {name for table, rows in found.items() for row in rows for name in (row, f"{table}:{row}")}
+    if unknown := [row for row in request.rows if row not in names]:
         listed = "; ".join(f"{table}: {' '.join(rows)}" for table, rows in known.items())
-        wrong = ", ".join(sorted(unknown))
-        raise InputError(f"ROWS: {wrong}: no such row at scale {request.scale}; choose from {listed}")
-    asked = {t: tuple(row for row in rows if {row, f"{t}:{row}"} & set(request.rows)) for t, rows in known.items()}
-    return {table: rows for table, rows in asked.items() if rows or not request.rows}
+        raise InputError(f"ROWS: {', '.join(unknown)}: no such row at scale {request.scale}; choose from {listed}")
+    return {table: rows for table, rows in found.items() if rows}
 
 
-def _add_table(plan: Plan, table: str, only: tuple[str, ...], library: str) -> str:
+def _add_table(plan: Plan, table: str, only: tuple[str, ...]) -> str:
     """Add the trainings behind a table's rows and the job that makes the table of them; returns its file."""
     from amif_lib.reporting import table_rows
 
-    asked, scale = plan.request, plan.request.scale
+    asked, scale, needs = plan.request, plan.request.scale, []
     selection = table_rows.Selection(asked.question_sets, only, asked.seeds, asked.pretrain_seeds)
-    needs: dict[str, None] = {}  # in order, each once
     for runs in table_rows.required_notebooks(table, scale, selection):
         sets = ", ".join(run.data.questions for run in runs)
         for run in runs:
             for step in run.trainings()[:-1]:
                 _add_training(plan, (step,), f"for {run.label}, seed {step.seed}")
         _add_training(plan, runs, f"{runs[0].label}, {sets}, seed {runs[0].seed}")
-        needs |= dict.fromkeys(map(_metrics, runs))
-    out, code = f"{scale}/tables/{table}.csv", f"{library}:{files.digest(asdict(asked))}"
+        needs += map(_metrics, runs)
+    out, code = f"{scale}/tables/{table}.csv", files.digest(asdict(asked))
     if table in NOTEBOOKS:
-        return _add_notebook(plan, table, out, ("spec", f"{scale}/{table}"), tuple(needs), code)
+        return _add_notebook(plan, table, out, {"spec": f"{scale}/{table}", "source": "runs"}, needs, code)
     command = ("-m", "amif_lib", "table", table, "--scale", scale)
-    return plan.add(Job("table", table, (out,), command, tuple(needs), code=code))
+    return plan.add(Job("table", table, (out,), command, tuple(needs), code=f"{_all_code()}:{code}"))
 
 
 def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
@@ -170,36 +170,36 @@ def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
     ids, first = tuple(new), next(iter(new.values()))
     name = ids[0] if len(ids) == 1 else files.digest(ids)
     spec = paths.shown(plan.folder / "specs" / f"{name}.json")
-    needs = [_metrics(run.parent) for run in new.values() if run.parent]
+    needs = list(dict.fromkeys(_metrics(run.parent) for run in new.values() if run.parent))
     if not first.parent and (teacher := teacher_id(first)):
         command = ("-m", "amif_lib.training.prepare", "--spec", spec)
         needs.append(plan.add(Job("teacher", teacher, (f"runs/{teacher}/metrics.json",), command, label=label)))
     code, command = "", ("-m", "amif_lib", "run", spec)  # a method for comparison has no notebooks of stages
     if first.method == "amif":
-        notebook, (folder, *others) = _path(first.stage), [paths.shown(paths.run_dir(run)) for run in ids]
-        copies = [part for other in others for part in ("--copy-to", other)]
+        notebook, (folder, *others) = _path(first.stage), map(paths.run_dir, ids)
         explore = str(plan.request.scale == "demo")  # by hand what the training then does: seconds at demo only
-        given = ("-p", "spec", spec, "-p", "explore", explore)
-        command = (*_execute(notebook, f"{folder}/{notebook.name}"), *given, *copies)
+        copies = [part for other in others for part in ("--copy-to", paths.shown(other))]
+        command = (*_execute(notebook, folder, {"spec": spec, "explore": explore}), *copies)
         code = code_digest(notebook)
     made = ("metrics.json", *((PREDICTIONS, CANDIDATES) if first.stage == "finetune" else ()))
     outputs = tuple(f"runs/{run}/{file}" for run in ids for file in made)
-    plan.add(Job(first.stage, name, outputs, command, tuple(dict.fromkeys(needs)), label, code, ids))
+    plan.add(Job(first.stage, name, outputs, command, tuple(needs), label, code, ids))
 
 
 def _add_notebook(
-    plan: Plan, name: str, output: str, given: tuple[str, str], needs: tuple[str, ...] = (), code: str = ""
+    plan: Plan, name: str, output: str, given: dict[str, str], needs: Sequence[str] = (), code: str = ""
 ) -> str:
     """Add the job that executes a notebook which trains nothing; returns its output."""
     rule, job = (name, plan.request.scale) if name in ("data", "report", "transfer") else ("table", name)
-    source = _path(name)
-    reads = ("-p", "source", "runs") if name != "data" else ()
-    command = (*_execute(source, paths.shown(plan.folder / "notebooks" / source.name)), "-p", *given, *reads)
-    return plan.add(Job(rule, job, (output,), command, needs, code=f"{code_digest(source)}:{code}"))
+    command = _execute(_path(name), plan.folder / "notebooks", given)
+    return plan.add(Job(rule, job, (output,), command, tuple(needs), code=f"{_all_code()}:{code}"))
 
 
-def _execute(notebook: Path, out: str) -> tuple[str, ...]:
-    return ("-m", "amif_lib.app.run_notebook", paths.shown(notebook), "--out", out)
+def _execute(notebook: Path, folder: Path, given: dict[str, str]) -> tuple[str, ...]:
+    """Arguments for Python that execute a notebook with these parameters, its executed copy in a folder."""
+    copy = paths.shown(folder / notebook.name)
+    parameters = [part for pair in given.items() for part in ("-p", *pair)]
+    return ("-m", "amif_lib.app.run_notebook", paths.shown(notebook), "--out", copy, *parameters)
 
 
 def _path(notebook: str) -> Path:
@@ -210,9 +210,10 @@ def _metrics(run: RunSpec) -> str:
     return f"runs/{run.run_id}/metrics.json"
 
 
-def _library() -> str:
-    """Digest of the whole library: tables and report are cheap and are made anew whenever any of it changes."""
-    total = hashlib.sha256()
+@cache
+def _all_code() -> str:
+    """Digest of library and notebooks: tables and report are cheap and are made anew whenever any of them changes."""
+    total = hashlib.sha256("".join(map(code_digest, sorted(paths.NOTEBOOKS.glob("*.ipynb")))).encode())
     for path in sorted(paths.PACKAGE.rglob("*.py")) + sorted(paths.published().glob("*.csv")):
         total.update(path.read_bytes())
     return total.hexdigest()[:12]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from amif_lib.app.run_notebook import read_notebook
 from amif_lib.core import files, paths
+from amif_lib.data.manifests import sha256
 
 FOLDER = paths.ROOT / "lab"
 WITHOUT_NEWS = paths.PACKAGE / "app" / "jupyter"  # else JupyterLab asks over the first page whether it may send news
@@ -41,10 +41,10 @@ def make_copies(originals: Path, copies: Path) -> list[str]:
     made_from, kept = files.read_yaml(record) if record.is_file() else {}, []
     for original in sorted(path for kind in ("*.ipynb", "*.py") for path in originals.rglob(kind)):
         name = original.relative_to(originals).as_posix()
-        copy, new = copies / name, _digest(original)
+        copy, new = copies / name, sha256(original)
         if ".ipynb_checkpoints" in name:
             continue
-        if copy.is_file() and _digest(copy) not in (new, made_from.get(name)):
+        if copy.is_file() and sha256(copy) not in (new, made_from.get(name)):
             kept.append(name if made_from.get(name) == new else f"{name} (older than its original)")
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +52,6 @@ def make_copies(originals: Path, copies: Path) -> list[str]:
         made_from[name] = new
     files.write_json(record, made_from)
     return kept
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def notebook_map() -> str:

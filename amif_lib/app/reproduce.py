@@ -15,12 +15,12 @@ from typing import Any
 import psutil
 
 from amif_lib.app import cost, doctor
-from amif_lib.app.job import duration, tail
-from amif_lib.app.jobs import Plan, Request, make_plan
+from amif_lib.app.job import since, tail
+from amif_lib.app.jobs import Request, make_plan
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import check
-from amif_lib.experiments.rows import data_sets
+from amif_lib.experiments.identity import data_sets
 from amif_lib.training.launch import asked
 
 MACHINES = ("laptop", "workstation", "slurm")
@@ -37,20 +37,27 @@ def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
         remedy = f"set DATA_ROOT, or fetch the open ones with make data SCALE={scale}"
         raise InputError(f"data sets not found: {', '.join(absent)}; {remedy}")
     with files.exclusive(plan.folder / ".lock", f"SCALE={scale} in {paths.shown(paths.results())}") as lock:
-        started = time.time()
+        started, messages = time.time(), plan.folder / "logs" / "workflow.log"
         command = _command(plan.write(), machine, use) + (["--nolock"] if lock is not None else [])
-        status = _run(command, plan.folder / "logs" / "workflow.log", lock, quiet=machine != "slurm")
-        notes = _jobs_run(plan, started)
+        status = _run(command, messages, lock, quiet=machine != "slurm")
+    logs = [log for log in messages.parent.glob("*.log") if log != messages and log.stat().st_mtime >= started]
     if status:
-        _report_failures(plan, notes)
+        left = sum(not job.is_done() for job in plan.jobs)
+        if not logs:  # no job has said why
+            print(f"{paths.shown(messages)} ends:\n{tail(messages, 15)}")
+        print(
+            f"\nSCALE={scale}: {left} of {len(plan.jobs)} jobs are left. Correct what FAILED, then call the same ",
+            end="",
+        )
+        print("command: what is finished is kept, what was cut off resumes.", flush=True)
         return 1
     for job in plan.jobs:
         text = (paths.results() / job.outputs[0]).with_suffix(".md")
         if job.rule == "table" and text.is_file():
             print("\n" + text.read_text(encoding="utf-8").partition("\n## Notes")[0].rstrip())
             print(f"\nTests, notes and runs: {paths.shown(text)}")
-    done = f"jobs run: {len(notes)}, in {duration(time.time() - started)}"
-    print(f"\nSCALE={scale}: {done if notes else f'nothing to do, all {len(plan.jobs)} jobs are done'}.")
+    done = f"jobs run: {len(logs)}, in {since(started)}"
+    print(f"\nSCALE={scale}: {done if logs else f'nothing to do, all {len(plan.jobs)} jobs are done'}.")
     print(f"Report: {paths.shown(paths.results() / plan.jobs[-1].outputs[0])}", flush=True)
     return 0
 
@@ -102,13 +109,12 @@ def shares(machine: str, scale: str) -> dict[str, Any]:
 
 
 def _command(plan: Path, machine: str, use: dict[str, Any]) -> list[str]:
-    config = plan.with_suffix(".config.json")
-    files.write_json(config, {"plan": str(plan), **use})
     app = paths.PACKAGE / "app"
-    places = ["--snakefile", app / "Snakefile", "--directory", paths.results(), "--configfile", config]
+    places = ["--snakefile", app / "Snakefile", "--directory", paths.results()]
     places += ["--workflow-profile", app / "profiles" / machine]
     limits = ["--resources", f"mem_mb={use['memory']}", f"gpu={use['gpus']}"] if use["memory"] else []
-    return [sys.executable, "-m", "snakemake", *map(str, places), *limits]
+    config = ["--config", f"plan={plan}", *(f"{name}={value}" for name, value in use.items())]
+    return [sys.executable, "-m", "snakemake", *map(str, places), *limits, *config]
 
 
 def _environment() -> dict[str, str]:
@@ -157,21 +163,3 @@ def _pending(command: list[str]) -> set[str]:
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     head = next(line for line in lines if line[0] == "output_file")
     return {line[0] for line in lines if len(line) == len(head) and line[-1] not in ("no update", "plan")}
-
-
-# --- what came of it -------------------------------------------------------------------------------------------------
-
-
-def _jobs_run(plan: Plan, started: float) -> list[dict[str, Any]]:
-    """What the plan's jobs that began after `started` (seconds since 1970) noted when they ended."""
-    notes = [files.read_yaml(path) for path in (plan.folder / "logs").glob("*.json")]
-    return [note for note in notes if note["started"] >= started]
-
-
-def _report_failures(plan: Plan, notes: list[dict[str, Any]]) -> None:
-    failed = {note["job"]: Path(note["log"]) for note in notes if note["status"]}
-    for job, log in (failed or {"workflow": plan.folder / "logs" / "workflow.log"}).items():
-        print(f"\n{job}: failed; {paths.shown(log)} ends:\n" + "\n".join("    " + line for line in tail(log, 15)))
-    left = sum(not job.is_done() for job in plan.jobs)
-    print(f"\n{left} of {len(plan.jobs)} jobs are left. Correct the cause, then call the same command: ", end="")
-    print("what is finished is kept, what was cut off resumes.", flush=True)

@@ -20,12 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-
-SOCKET_PATH_LIMIT = 100  # bytes; macOS allows 104 for a Unix socket's path, Linux 108
 
 
 def read_notebook(notebook: Path) -> dict[str, Any]:
@@ -49,52 +45,29 @@ def code_digest(notebook: Path) -> str:
 def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
     """The given texts as values of the types that the notebook's `parameters` cell declares.
 
-    Raises InputError for a name that the cell does not declare, and for a text that is not of the declared type.
+    Raises InputError for a name that the cell does not declare, and for a text that is no value of Python.
     """
     import papermill
 
     read_notebook(notebook)
-    declared, out = papermill.inspect_notebook(_plain(notebook)), {}
+    declared, values = papermill.inspect_notebook(_plain(notebook)), {}
     for name, text in given.items():
         if name not in declared:
             known = f"its parameters cell declares: {', '.join(declared)}"
             raise InputError(f"{paths.shown(notebook)}: no parameter {name!r}; {known}")
-        kind = type(ast.literal_eval(declared[name]["default"]))
         try:
-            out[name] = TypeAdapter(kind).validate_strings(text)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"]
-            raise InputError(f"{paths.shown(notebook)}: parameter {name}={text!r}: {said}") from None
-    return out
+            wants_text = isinstance(ast.literal_eval(declared[name]["default"]), str)
+            values[name] = text if wants_text else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise InputError(
+                f"{paths.shown(notebook)}: parameter {name}={text!r}: not a number or truth value"
+            ) from None
+    return values
 
 
 def _plain(path: Path) -> str:
     """A path for papermill, which would replace {name} in it by a parameter."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-@contextlib.contextmanager
-def _private_kernel() -> Iterator[dict[str, Any]]:
-    """A `python3` kernel of this interpreter in a folder of its own; yields the kernel manager's settings."""
-    with tempfile.TemporaryDirectory(prefix="amif-", ignore_cleanup_errors=True) as folder:
-        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
-        files.write_json(Path(folder) / "kernels" / "python3" / "kernel.json", kernel)
-        before = dict(os.environ)
-        os.environ |= {
-            "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, before.get("JUPYTER_PATH")])),
-            "JUPYTER_RUNTIME_DIR": folder,
-            "IPYTHONDIR": f"{folder}/ipython",  # no start-up files of the user, no shared history database
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), before.get("PYTHONPATH")])),
-            "AMIF_HEADLESS": "1",
-        }
-        sockets = f"{folder}/k"  # <folder>/k-1 to k-5; TCP where the path's length forbids them
-        too_long = len(os.fsencode(f"{sockets}-1")) > SOCKET_PATH_LIMIT
-        try:
-            yield {"transport": "tcp"} if too_long else {"transport": "ipc", "ip": sockets}
-        finally:
-            os.environ.clear()
-            os.environ |= before
 
 
 def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> None:
@@ -106,13 +79,15 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
     import papermill
     from traitlets.config import Config
 
+    if out.resolve() == notebook.resolve():
+        raise InputError(f"--out {out}: the executed copy must not overwrite the notebook")
     values, out = parameters(notebook, given or {}), out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     shown = {"stdout_file": sys.stdout, "stderr_file": sys.stdout, "progress_bar": False, "autosave_cell_every": 30}
     kernel = {"kernel_name": "python3", "language": "python", "cwd": str(paths.ROOT), "start_timeout": 180}
     try:
-        with _private_kernel() as manager:
-            config = Config({"KernelManager": manager})
+        with _own_kernel() as sockets:
+            config = Config({"KernelManager": {"transport": "ipc", "ip": sockets}})
             papermill.execute_notebook(_plain(notebook), _plain(out), values, config=config, **kernel, **shown)
     finally:
         if out.is_file():
@@ -120,6 +95,23 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
             for folder in (str(out.parent), str(paths.results()), str(paths.ROOT), str(Path(sys.prefix).parent)):
                 text = text.replace(json.dumps(folder)[1:-1] + "/", "")
             out.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _own_kernel() -> Iterator[str]:
+    """Let `python3` be a kernel of this interpreter; yields where its sockets go: files, since ports may be taken."""
+    with tempfile.TemporaryDirectory(prefix="amif-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # a short path
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
+        files.write_json(Path(folder) / "kernels" / "python3" / "kernel.json", kernel)
+        before = dict(os.environ)
+        os.environ |= {"JUPYTER_PATH": folder, "JUPYTER_RUNTIME_DIR": folder, "AMIF_HEADLESS": "1"}
+        os.environ["IPYTHONDIR"] = f"{folder}/ipython"  # no start-up files of the user, no shared history database
+        try:
+            yield f"{folder}/k"  # k-1 to k-5
+        finally:
+            os.environ.clear()
+            os.environ |= before
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,15 +125,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
     try:
-        if options.out.resolve() == options.notebook.resolve():
-            raise InputError(f"--out {options.out}: the executed copy must not overwrite the notebook")
         run(options.notebook, options.out, dict(options.given))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception as error:  # papermill, nbclient and the kernel raise many kinds; each is reported, none hidden
-        said = re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")
-        if type(error).__name__ == "DeadKernelError":
+        kind = type(error).__name__
+        said = re.sub(r"\x1b\[[0-9;]*m", "", f"{kind}: {error}")  # without colours
+        if kind == "DeadKernelError":
             said = "the kernel ended without a message; most often the machine ran out of memory (see make doctor)"
         print(f"error: {paths.shown(options.notebook)}: {said}\nexecuted copy: {options.out}", file=sys.stderr)
         return 1

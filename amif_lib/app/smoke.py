@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from amif_lib.core import paths
-from amif_lib.experiments import rows as experiments
+from amif_lib.experiments.run_spec import RunSpec, parse
 
 PRETRAIN = ("phantom_mimic_cxr", "phantom_roco", "phantom_medicat")
 
@@ -53,7 +53,7 @@ def write_open_clip(folder: Path) -> str:
     return f"local-dir:{folder}"
 
 
-def specification(folder: Path, batch: int = 2, steps: int = 1) -> experiments.RunSpec:
+def specification(folder: Path, batch: int = 2, steps: int = 1) -> RunSpec:
     """A paper-size fine-tuning with both pre-training stages behind it, `steps` steps each."""
     bert, teacher = write_bert(folder / "bert"), write_open_clip(folder / "teacher")
     init = {"image": write_clip(folder / "clip"), "text": bert, "decoder": bert, "tokenizer": bert}
@@ -63,7 +63,7 @@ def specification(folder: Path, batch: int = 2, steps: int = 1) -> experiments.R
     shared = {"scale": "paper", "init": init, "data": data, "train": train}
     stage1 = shared | {"stage": "stage1", "teacher": {"source": teacher}}
     stage2 = stage1 | {"stage": "stage2", "parent": stage1}
-    return experiments.parse(shared | {"stage": "finetune", "parent": stage2}, "smoke-paper")
+    return parse(shared | {"stage": "finetune", "parent": stage2}, "smoke-paper")
 
 
 def main(batch: int = 2, steps: int = 1) -> None:

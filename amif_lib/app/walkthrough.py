@@ -40,12 +40,12 @@ def trained(model: str = "") -> dict[str, Run]:
     Raises InputError with the command that makes one where there is none.
     """
     own = load_spec(ROW)[0]
-    committed = sorted(paths.reference("demo").glob("runs/*/model/config.json"))
-    found = [run for path in committed if (run := Run(path.parents[1])).spec.stage == "finetune"]
+    committed = [Run(path.parents[1]) for path in sorted(paths.reference("demo").glob("runs/*/model/config.json"))]
+    found = [run for run in committed if run.spec.stage == "finetune"]
     if model:
         found = [load_run(model)]
     elif not found and is_finished(own):
-        found = [Run(own.directory)]
+        found = [load_run(own)]
     if not found or found[0].spec.stage != "finetune":
         raise InputError(f"no trained demo model is here; this makes one, in about half an hour: {MAKES}")
     runs = {step.stage: Run(found[0].directory.parent / step.run_id) for step in found[0].spec.trainings()}
@@ -74,13 +74,7 @@ class Drawn(NamedTuple):
 
     records: list[Any]  # Study or Question
     pictures: dict[str, Image.Image]  # by image id
-    findings: dict[str, list[str]]  # by image id
-    regions: dict[str, np.ndarray]  # by image id: the number of what each pixel shows
-    labels: dict[str, int]  # those numbers, by name
-
-    def region(self, image_id: str, label: str) -> np.ndarray:
-        """Where an image shows a label: (H, W) of booleans."""
-        return self.regions[image_id] == self.labels[label]
+    findings: dict[str, dict[str, np.ndarray]]  # by image id: each finding, and where it is: (H, W) of booleans
 
 
 def draw_studies(seed: int, number: int) -> Drawn:
@@ -102,15 +96,17 @@ def _draw(kind: str, seed: int, counts: dict[str, int], read: Any) -> Drawn:
         folder = Path(name) / kind
         generate(folder, kind, seed, SIZE, counts)
         records = read(folder, manifests.load(f"phantom_{kind}").layout)
-        files = {}
-        for record in records:
-            parts = record.images if isinstance(record, Study) else [record]
-            files |= {part.image_id: getattr(part, "path", None) or part.image_path for part in parts}
-        pictures = {image_id: images.as_stored(path, SIZE) for image_id, path in files.items()}
+        if kind == "vqa_rad":
+            files = {question.image_id: question.image_path for question in records}
+        else:
+            files = {image.image_id: image.path for study in records for image in study.images}
         about = json.loads((folder / "masks.json").read_text(encoding="utf-8"))
-        shown = {i: [label for label in about["findings"] if label in about["images"][i]["areas"]] for i in files}
-        masks = {i: np.asarray(Image.open(folder / "masks" / f"{i}.png")) for i in files}
-    return Drawn(records, pictures, shown, masks, about["labels"])
+        pictures = {i: images.as_stored(path, SIZE) for i, path in files.items()}
+        findings = {}
+        for i in files:
+            mask, areas = np.asarray(Image.open(folder / "masks" / f"{i}.png")), about["images"][i]["areas"]
+            findings[i] = {each: mask == about["labels"][each] for each in about["findings"] if each in areas}
+    return Drawn(records, pictures, findings)
 
 
 def name_of(drawn: Drawn, study: Study) -> str:
@@ -172,9 +168,8 @@ def overlay(
 
 def bars(axis: Axes, values: Mapping[str, float], colour: str | Sequence[str]) -> None:
     """A bar with its number for each name, the first at the top."""
-    axis.barh(list(values), list(values.values()), color=colour)
-    for place, value in enumerate(values.values()):
-        axis.text(value, place, f" {value:.2f}", va="center", fontsize="x-small")
+    drawn = axis.barh(list(values), list(values.values()), color=colour)
+    axis.bar_label(drawn, fmt="{:.2f}", fontsize="x-small", padding=2)
     axis.set(xticks=[], xlim=(0, 1.25 * max(values.values())))
     axis.invert_yaxis()
     axis.tick_params(axis="y", labelsize="x-small")

@@ -10,7 +10,6 @@ from amif_lib.core.errors import InputError
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parent  # the clone: notebooks/, results/, data_manifests/ lie here
 SPECS = PACKAGE / "specs"
-WORKFLOW = PACKAGE / "app" / "workflow"
 NOTEBOOKS = ROOT / "notebooks"
 MANIFESTS = ROOT / "data_manifests"
 

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from amif_lib import methods
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import read_yaml
 from amif_lib.core.settings import Strict
-from amif_lib.experiments.identity import data_sets, run_id
-from amif_lib.experiments.run_spec import RunSpec
-
-__all__ = ["Row", "RunSpec", "data_sets", "run_id"]
+from amif_lib.experiments.run_spec import RunSpec, parse
 
 SHARED = ("method", "model", "init", "data", "objective", "knowledge")  # what a run's stages have in common
 OF_AMIF = ("objective", "knowledge", "teacher")  # of a scale's sections
-
-
-def parse(content: dict[str, Any], where: str) -> RunSpec:
-    """Validate a run specification. Raises InputError in one line, which names `where` it came from and the field."""
-    try:
-        return RunSpec.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place, inner = first["loc"], first.get("ctx", {}).get("error")
-        if isinstance(inner, ValidationError):  # of a section that the method checks
-            first = inner.errors()[0]
-            place += first["loc"]
-        said = "unknown key; amif_lib/specs/SETTINGS.md has all" if first["type"] == "extra_forbidden" else first["msg"]
-        raise InputError(f"{where}: {'.'.join(map(str, place)) or '(whole)'}: {said}") from None
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -79,11 +58,11 @@ def _settings(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise InputError(f"{what}: unknown; choose one of {known}")
-    return copy.deepcopy(_read_once(path, path.stat().st_mtime_ns))  # callers take it apart
+    return _read(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _read_once(path: Path, _changed: int) -> Any:
+def _read(path: Path, _changed: int) -> dict[str, Any]:
     return read_yaml(path)  # a table of thirty rows would parse its scale's file hundreds of times
 
 
@@ -97,42 +76,45 @@ def build_run(
     `stage1`, `stage2` and `finetune`. A scale's question set may hold data settings and a `finetune` of its own, its
     `methods` what other methods than AMiF have in place of its own `objective`, `teacher` and `knowledge`.
     """
-    base, changes = scale_settings(scale), dict(settings)
-    starts, sets, other = base.pop("starts", {}), base.pop("question_sets"), base.pop("methods", {})
-    start = changes.pop("start", base.pop("defaults", {}).get("start", ""))
-    method, until = changes.get("method", "amif"), changes.pop("pretraining", "all")
+    base, method = scale_settings(scale), settings.get("method", "amif")
+    starts, start = base.get("starts", {}), settings.get("start", base.get("defaults", {}).get("start", ""))
     if start and start not in starts:
         raise InputError(f"scale {scale}: unknown start {start!r}; choose one of {', '.join(starts)}")
+    of_set = dict(_known_set(scale, question_set) or {})
+    if method != "amif":
+        own = base.get("methods", {}).get(method, {})
+        base = merge({name: value for name, value in base.items() if name not in OF_AMIF}, own)
+    for changes in (starts.get(start, {}), {"finetune": of_set.pop("finetune", {})}, settings):
+        base = merge(base, changes)
+    shared = {"scale": scale} | {name: base[name] for name in SHARED if name in base}
+    run, teacher = None, base.get("teacher")
+    for stage in _pretraining(method, settings.get("pretraining", "all")):
+        reads = stage == "stage2" or base.get("objective", {}).get("labels", "soft") == "soft"
+        own = {"stage": stage, "seed": pretrain_seed, "train": base.get(stage, {}), "parent": run}
+        run = shared | own | {"teacher": teacher if reads else None}
+    data = base["data"] | {"questions": question_set} | of_set | settings.get("data", {})
+    own = {"stage": "finetune", "seed": seed, "train": base.get("finetune", {}), "data": data, "parent": run}
+    if run is None and "teacher" in base.get("init", {}).values():
+        own["teacher"] = teacher or {}
+    return parse(shared | own, f"specs, scale {scale}, {question_set}")
+
+
+def _pretraining(method: str, until: str) -> list[str]:
+    """The stages before fine-tuning: all of the method, those up to the named one, or none."""
     *stages, _ = methods.settings(method).STAGES
     if until not in (*stages, "all", "none"):
         raise InputError(f"pretraining: {until!r} is not one of {', '.join(('all', *stages, 'none'))}")
-    if until != "all":
-        stages = stages[: stages.index(until) + 1] if until in stages else []
-    if method != "amif":
-        base = merge({k: v for k, v in base.items() if k not in OF_AMIF}, other.get(method, {}))
-    _require_set(scale, question_set, sets)
-    of_set = dict(sets[question_set] or {})
-    base = merge(base, starts.get(start, {}))
-    base["finetune"] = merge(base.get("finetune", {}), of_set.pop("finetune", {}))
-    base = merge(base, changes)
-    shared = {"scale": scale, **{name: base[name] for name in SHARED if name in base}}
-    parent: dict[str, Any] | None = None
-    for stage in stages:
-        teacher = stage == "stage2" or shared.get("objective", {}).get("labels", "soft") == "soft"
-        own = {"stage": stage, "seed": pretrain_seed, "train": base.get(stage, {}), "parent": parent}
-        parent = shared | own | {"teacher": base.get("teacher") if teacher else None}
-    data = merge(merge(shared["data"], {"questions": question_set, **of_set}), changes.get("data", {}))
-    own = {"stage": "finetune", "seed": seed, "train": base.get("finetune", {}), "data": data, "parent": parent}
-    run = shared | own
-    if parent is None and "teacher" in run.get("init", {}).values():
-        run["teacher"] = base.get("teacher", {})
-    return parse(run, f"specs, scale {scale}, {question_set}")
+    return {"all": stages, "none": []}[until] if until in ("all", "none") else stages[: stages.index(until) + 1]
 
 
-def _require_set(scale: str, question_set: str, known: Any) -> None:
+def _known_set(scale: str, question_set: str) -> dict[str, Any] | None:
+    """What a scale's file says of a question set. Raises InputError where the scale has no such set."""
+    known = scale_settings(scale)["question_sets"]
     if question_set not in known:
-        known = ", ".join(known)
-        raise InputError(f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {known}")
+        raise InputError(
+            f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(known)}"
+        )
+    return known[question_set]
 
 
 def rows(
@@ -150,7 +132,7 @@ def rows(
     """
     names = question_sets or sets_of(table, scale)
     for asked in names:
-        _require_set(scale, asked, scale_settings(scale)["question_sets"])
+        _known_set(scale, asked)
     if pretrain_seeds is None:
         pretrain_seeds = table_settings(table).get("replicates", {}).get(scale, 1)
     if min(seeds, pretrain_seeds) < 1:

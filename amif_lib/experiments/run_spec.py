@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from amif_lib import methods
 from amif_lib.core import paths
+from amif_lib.core.errors import InputError
 from amif_lib.core.settings import Strict
 from amif_lib.networks.sizes import ModelSpec
 
@@ -192,3 +193,17 @@ class RunSpec(Strict):
     def trainings(self) -> list[RunSpec]:
         """The trainings that make this run: those of the stages before it, then its own."""
         return [*(self.parent.trainings() if self.parent else []), self]
+
+
+def parse(content: dict[str, Any], where: str) -> RunSpec:
+    """Validate a run specification. Raises InputError in one line, which names `where` it came from and the field."""
+    try:
+        return RunSpec.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, inner = first["loc"], first.get("ctx", {}).get("error")
+        if isinstance(inner, ValidationError):  # of a section that the method checks
+            first = inner.errors()[0]
+            place += first["loc"]
+        said = "unknown key; amif_lib/specs/SETTINGS.md has all" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"{where}: {'.'.join(map(str, place)) or '(whole)'}: {said}") from None

@@ -22,8 +22,7 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments.identity import difference, run_id
 from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predictions
-from amif_lib.experiments.rows import parse
-from amif_lib.experiments.run_spec import RunSpec
+from amif_lib.experiments.run_spec import RunSpec, parse
 
 VERSIONED = ("torch", "transformers", "accelerate", "open_clip_torch", "tokenizers", "numpy", "pandas", "pillow")
 CODE = ("amif_lib", "data_manifests")  # what of the clone decides results

@@ -15,7 +15,8 @@ from scipy.stats import norm
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored_maps
-from amif_lib.experiments.rows import Row, RunSpec
+from amif_lib.experiments.rows import Row
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored_maps import MAPS, Maps
 from amif_lib.reporting.table_rows import Selection
 

@@ -10,7 +10,8 @@ import pandas as pd
 
 from amif_lib.core.errors import InputError
 from amif_lib.experiments.predictions import PREDICTIONS, read_predictions
-from amif_lib.experiments.rows import Row, RunSpec
+from amif_lib.experiments.rows import Row
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.reporting.table_rows import BASELINES, OTHER_IMAGES, PAPER_SETS, PROTOCOLS, QUESTION_ONLY, real_name
 from amif_lib.scoring import baselines, protocols
 from amif_lib.scoring.protocols import Protocol

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
-from amif_lib.experiments.rows import RunSpec
+from amif_lib.experiments.run_spec import RunSpec
 
 PROTOCOLS = ("paper", "strict")
 PAPER_SETS = ("vqa_rad", "slake", "pathvqa", "vqa_med_2019")  # the four sets of the paper's Avg column

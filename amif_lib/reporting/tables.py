@@ -16,7 +16,8 @@ import pandas as pd
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
-from amif_lib.experiments.rows import RunSpec, is_judged
+from amif_lib.experiments.rows import is_judged
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.reporting.table_lines import PAPER, Line, average_name, lines_of, on_all_sets
 from amif_lib.reporting.table_rows import Selection, is_synthetic, real_name
 from amif_lib.scoring import baselines, protocols, statistics
