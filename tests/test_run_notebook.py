@@ -53,8 +53,7 @@ def test_parameters_kernel_folder_and_output(tmp_path: Path) -> None:
         parameters='spec = "x"\ncount = 3\nrate = 0.5\nflag = False',
     )
     out = tmp_path / "made" / "{braces}.ipynb"
-    given = ["-p", "spec", "{}", "-p", "count", "7", "-p", "rate", "1.0", "-p", "flag", "True"]
-    given[given.index("{}")] = "a b"
+    given = ["-p", "spec", "a b", "-p", "count", "7", "-p", "rate", "1.0", "-p", "flag", "True"]
     jupyter = dict.fromkeys(("JUPYTER_DATA_DIR", "JUPYTER_PATH"), str(tmp_path / "share" / "jupyter"))
     done = call(str(source), "--out", str(out), *given, **jupyter)
     assert done.returncode == 0, done.stderr

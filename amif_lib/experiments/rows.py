@@ -87,24 +87,31 @@ def build_run(
     for changes in (starts.get(start, {}), {"finetune": of_set.pop("finetune", {})}, settings):
         base = merge(base, changes)
     shared = {"scale": scale} | {name: base[name] for name in SHARED if name in base}
-    run, teacher = None, base.get("teacher")
+    parent, soft = None, base.get("objective", {}).get("labels", "soft") == "soft"
     for stage in _pretraining(method, settings.get("pretraining", "all")):
-        reads = stage == "stage2" or base.get("objective", {}).get("labels", "soft") == "soft"
-        own = {"stage": stage, "seed": pretrain_seed, "train": base.get(stage, {}), "parent": run}
-        run = shared | own | {"teacher": teacher if reads else None}
+        teacher = base.get("teacher") if soft or stage == "stage2" else None  # stage 2 may still mine with it
+        of_stage = {"stage": stage, "seed": pretrain_seed, "train": base.get(stage, {}), "teacher": teacher}
+        parent = shared | of_stage | {"parent": parent}
     data = base["data"] | {"questions": question_set} | of_set | settings.get("data", {})
-    own = {"stage": "finetune", "seed": seed, "train": base.get("finetune", {}), "data": data, "parent": run}
-    if run is None and "teacher" in base.get("init", {}).values():
-        own["teacher"] = teacher or {}
-    return parse(shared | own, f"specs, scale {scale}, {question_set}")
+    run = shared | {
+        "stage": "finetune",
+        "seed": seed,
+        "train": base.get("finetune", {}),
+        "data": data,
+        "parent": parent,
+    }
+    if parent is None and "teacher" in base.get("init", {}).values():
+        run["teacher"] = base.get("teacher", {})
+    return parse(run, f"specs, scale {scale}, {question_set}")
 
 
 def _pretraining(method: str, until: str) -> list[str]:
     """The stages before fine-tuning: all of the method, those up to the named one, or none."""
     *stages, _ = methods.settings(method).STAGES
-    if until not in (*stages, "all", "none"):
-        raise InputError(f"pretraining: {until!r} is not one of {', '.join(('all', *stages, 'none'))}")
-    return {"all": stages, "none": []}[until] if until in ("all", "none") else stages[: stages.index(until) + 1]
+    parts = {"all": stages, **{stage: stages[: n + 1] for n, stage in enumerate(stages)}, "none": []}
+    if until not in parts:
+        raise InputError(f"pretraining: {until!r} is not one of {', '.join(parts)}")
+    return parts[until]
 
 
 def _known_set(scale: str, question_set: str) -> dict[str, Any] | None:
@@ -153,9 +160,8 @@ def rows(
             for name in own
             for seed in range(pretrain_seeds * seeds)  # each training its own, whatever it starts from
         )
-        about = {"paper_row": str(entry.get("paper_row", "")), "extra": entry.get("extra", False)}
-        about |= {"references": tuple(map(str, entry.get("reference", ()))), "runs": runs}
-        out.append(Row(table=table, row=key, label=entry["label"], **about))
+        about = {name: entry[name] for name in ("label", "paper_row", "extra") if name in entry}
+        out.append(Row(table=table, row=key, references=tuple(entry.get("reference", ())), runs=runs, **about))
     return out
 
 
