@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -89,11 +88,9 @@ def test_processes_share_the_threads_and_take_a_gpu_each(run, monkeypatch, tmp_p
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     line, environment = launch.command(run, 2, tmp_path / "spec.json")
     text = " ".join(line)
-    assert "torch.distributed.run --nproc_per_node 2" in text
+    assert "torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2" in text
     assert text.endswith(f"-m amif_lib.training.loop --spec {tmp_path}/spec.json")
     assert environment["OMP_NUM_THREADS"] == "3" and environment["OMP_WAIT_POLICY"] == "PASSIVE"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", int(line[line.index("--master_port") + 1])))  # nothing listens there
     if gpus:
         with pytest.raises(InputError, match="8 processes asked for, 2 GPUs visible"):
             launch.command(run, 8, tmp_path / "spec.json")

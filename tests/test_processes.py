@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from amif_lib.experiments.predictions import read_predictions
 from amif_lib.experiments.stored import load_run
 from amif_lib.training import loop
-from amif_lib.training.launch import free_port
+from amif_lib.training.launch import TORCHRUN
 from tests import tiny
 from tests import two_process_worker as worker
 
@@ -32,10 +32,7 @@ VARIANTS = {
 
 
 def gradients(processes: int, out: Path, rows: int = 0) -> dict[str, torch.Tensor]:
-    several = (
-        f"-m torch.distributed.run --nproc_per_node {processes} --master_addr 127.0.0.1 --master_port {free_port()}"
-    )
-    launcher = several.split() if processes > 1 else []
+    launcher = [*TORCHRUN, "--nproc_per_node", str(processes)] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "tests.two_process_worker", str(out), str(processes)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "AMIF_MICRO_BATCH": str(rows or "")}
     done = subprocess.run(

@@ -16,7 +16,7 @@ from amif_lib.experiments import stored
 from amif_lib.experiments.predictions import read_predictions
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.training import batches, checkpoint, loop, predict
-from amif_lib.training.prepare import about_questions, drawn, prepare
+from amif_lib.training.prepare import about_questions, prepare
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("own_results")
@@ -207,12 +207,6 @@ def test_of_fixed_views_a_sample_shows_no_others(finished):
     questions[1] = replace(questions[1], image_id=questions[0].image_id)
     shown = [fine_tuning[step, index, 1.0, 8]["image"].numpy().tobytes() for step in range(8) for index in (0, 1)]
     assert len(set(shown)) == 2  # questions about an image share its views
-
-
-def test_the_batch_of_a_step_can_be_drawn_again(finished):
-    stage2 = finished.trainings()[1]
-    batch, studies = drawn(stage2)(-1)
-    assert batch.step == stored.load_run(stage2).metrics["steps"] - 1 and len(studies) == len(batch.ids) == 8
 
 
 # --- optimiser, precision, divergence ---------------------------------------------------------------------------------

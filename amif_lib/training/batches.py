@@ -23,7 +23,7 @@ from amif_lib.networks import pixels
 from amif_lib.networks.tokenizers import token_ids
 from amif_lib.objectives.distributed import rank, world_size
 
-FIXED_VIEWS = 2  # of an image, and in pre-training of each of the two places, for an encoder that computes each once
+FIXED_VIEWS = 2  # that an image has (in pre-training: for each of its two places), if a frozen encoder keeps their maps
 TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
 Key = tuple[int, int, float, int]  # of a sample: step, index, weight (0: a filler), samples in the global batch
 Plan = list[tuple[int, int, list[Key]]]  # epoch, step, this process's samples
@@ -40,7 +40,7 @@ def seed_of(spec: RunSpec, *more: int) -> int:
 
 
 def view_draws(spec: RunSpec, image_id: str, slot: int, *key: int) -> torch.Generator:
-    """What a view is drawn with: a stream of its own, or for a frozen encoder one of the image's `FIXED_VIEWS`."""
+    """The random stream of a view: its own, or for a frozen encoder that of one of the image's `FIXED_VIEWS`."""
     own = pixels.keyed(*stream(spec), *key)
     if spec.model.image_form != "lite0":
         return own

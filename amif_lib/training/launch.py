@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import deque
@@ -21,6 +20,7 @@ from amif_lib.experiments.own_loss import Loss
 from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.run_spec import RunSpec
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1")  # on a free port
 TAIL = 30  # lines of a failed training's log that the error repeats
 WAIT_POLICY = "PASSIVE"  # waiting threads sleep: where they spin, small steps beside another job take ten times as long
 
@@ -83,17 +83,8 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
     environment = {"OMP_WAIT_POLICY": WAIT_POLICY, **os.environ, "PYTHONUNBUFFERED": "1", "AMIF_HEADLESS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
-    launcher = ["torch.distributed.run", "--nproc_per_node", str(processes)]
-    address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    loop = ["-m", "amif_lib.training.loop", "--spec", str(spec_file)]
-    return [sys.executable, "-m", *launcher, *address, *loop], environment
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    launcher = [*TORCHRUN, "--nproc_per_node", str(processes)]
+    return [sys.executable, *launcher, "-m", "amif_lib.training.loop", "--spec", str(spec_file)], environment
 
 
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:

@@ -61,7 +61,7 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
     if loss:
-        use(loss, prepared.module)
+        replace_loss(prepared.module, loss)
     plan = steps_of(prepared.data, spec)
     steps = len(plan)
     optimizer, schedule = make_optimizer(prepared.module, spec, steps)
@@ -130,8 +130,8 @@ def start(spec: RunSpec) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not gpu, kwargs_handlers=[unused])
 
 
-def use(loss: Loss, module: nn.Module) -> None:
-    """Replace the loss of a stage's module; its terms are added up as they are. Raises InputError where it has none."""
+def replace_loss(module: nn.Module, loss: Loss) -> None:
+    """Train a stage's module on another loss, whose terms are added up. Raises InputError where it has none."""
 
     def forward(self: nn.Module, batch: Any) -> dict[str, Tensor]:
         terms = loss(self, batch)

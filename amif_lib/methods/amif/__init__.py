@@ -1,4 +1,4 @@
-"""AMiF: alignment, mining and fusion. What training and stored runs ask of a method; imports torch when asked."""
+"""AMiF: alignment, mining and fusion. These functions are called by training and stored runs; torch comes with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amif_lib.core.errors import InputError
 
 
 def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
-    """The teacher's `Embeddings` of a run's studies, or None; `notes` gets what `metrics.json` says of them."""
+    """The teacher's `Embeddings` of a run's studies, or None; a summary for `metrics.json` is added to `notes`."""
     from amif_lib.methods.amif import settings, teacher
 
     if not (teacher_id := settings.teacher_id(spec)):
@@ -21,7 +21,7 @@ def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
 
 
 def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any], extras: Any = None) -> Any:
-    """The module of the run's stage with its starting weights; `notes` gets what `metrics.json` says of them."""
+    """The module of the run's stage with its starting weights; a summary for `metrics.json` is added to `notes`."""
     from amif_lib.methods.amif.network import AMiF
     from amif_lib.methods.amif.stage1 import Stage1
     from amif_lib.methods.amif.stage2 import Stage2

@@ -19,7 +19,7 @@ from amif_lib.objectives.distributed import gather, own_rows
 
 
 class Stage1(nn.Module):
-    """Images, views and texts of a study drawn together, by the teacher's soft labels or by one-hot ones."""
+    """Aligns images, views and texts of a study, with the teacher's soft labels or with one-hot labels."""
 
     def __init__(self, amif: AMiF, objective: ObjectiveSpec):
         super().__init__()

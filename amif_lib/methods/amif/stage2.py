@@ -1,4 +1,4 @@
-"""Stage 2: local alignment by optimal transport (Eq. 9-10), and pairs told from mined hard negatives (Eq. 11-13).
+"""Stage 2: local alignment by optimal transport (Eq. 9-10), and mining of hard negatives (Eq. 11-13).
 
 Shapes: this process's B = N / P samples, V views, p patches (+1 [CLS]), t text tokens, d width.
 """
@@ -24,7 +24,7 @@ MINING = 2**31  # a number that no sample has: mining's stream is apart from tho
 
 
 class Stage2(nn.Module):
-    """Patches and words of a study drawn together, and its pairs told from hard negatives."""
+    """Aligns patches and words of a study, and learns to distinguish its pairs from hard negatives."""
 
     def __init__(self, amif: AMiF, objective: ObjectiveSpec, seed: int, special_ids: tuple[int, int]):
         super().__init__()
@@ -93,7 +93,7 @@ class Stage2(nn.Module):
         sides = {"image_text": (pick(v, gather(batch.view)), r), "image_image": v.unbind(1), "text_text": (r, r)}
         same = hard_negatives.duplicates(gather(batch.group), gather(batch.text_key))  # (N, N), point 20
         label = gather(batch.view_label)[:, 1]  # (N,): of the second view, which a mined image takes the place of
-        other_view = label[:, None] != label  # (N, N): such a pair would be told by the kind of view
+        other_view = label[:, None] != label  # (N, N): the kind of view alone would give such a pair away
         diagonal, rows = torch.arange(len(r), device=r.device), own_rows(len(r))
         mined = {}
         for number, kind in enumerate(PAIR_TYPES):
