@@ -17,7 +17,6 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import candidate_frame, question_frame, write_predictions
 from amif_lib.experiments.run_spec import RunSpec
-from amif_lib.reporting import map_scores
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring import baselines
 
@@ -82,7 +81,6 @@ def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad
 
     monkeypatch.setattr(experiments, "scale_settings", settings)
     monkeypatch.setenv("AMIF_RESULTS", str(folder))
-    map_scores.rows_of.cache_clear()
     monkeypatch.setattr(datasets, "load_questions", questions)
     for module in (identity, baselines):
         monkeypatch.setattr(module, "data_digest", lambda name: f"manifest-{name}")

@@ -125,7 +125,6 @@ def test_examples_without_regions_are_drawn_without_outline_and_not_scored(tmp_p
     """At a scale with Table 1 alone, as `small`: the full model, with nothing beside it."""
     fabricated.install(monkeypatch, tmp_path, SETS)
     monkeypatch.setattr(map_figures, "tables_of", lambda scale: ("table1",))
-    map_scores.rows_of.cache_clear()
     for run in experiments.rows("table1", "demo")[0].runs[0].trainings():
         fabricated.write_run(run, fabricated.wrong_at(0) if run.stage == "finetune" else None)
         maps = made_up_maps("phantom_vqa_rad", ("transport_plan", "attention", "gate"), 0, 0.5)
@@ -140,50 +139,33 @@ def test_examples_without_regions_are_drawn_without_outline_and_not_scored(tmp_p
         assert "no known region" in caption
         plt.close(figure)
     with pytest.raises(InputError, match="no run of SCALE=demo holds maps"):
-        map_scores.table("demo", ("table1",))
+        map_scores.table("demo")
 
 
-def test_what_is_missing_is_left_out_with_its_reason_and_its_old_picture_goes(drawn, capsys):
+def test_what_cannot_be_drawn_is_left_out_with_its_reason_and_its_old_picture_goes(drawn, monkeypatch, capsys):
+    before = {name: path.read_bytes() for name, path in drawn.items()}
     path = experiments.rows("lambda_sweep", "demo", only=("0.5",))[0].runs[0].directory / "metrics.json"
     kept = path.read_bytes()
     path.unlink()
-    try:
-        names = {p.name for p in figure_set.draw_all("demo", only=("fig6_lambda", "training_curves"))}
-    finally:
-        path.write_bytes(kept)
-    assert "left out: fig6_lambda: lambda_sweep at scale demo lacks row 0.5" in capsys.readouterr().out
-    assert "fig6_lambda.png" not in names and not drawn["fig6_lambda.png"].exists()
-    assert drawn["fig5_gated_attention.png"].exists()
-    figure_set.draw_all("demo", only=("fig6_lambda",))
-
-
-def test_pictures_that_may_not_be_shown_are_not(drawn, monkeypatch, capsys):
-    monkeypatch.setattr(manifests, "may_show", lambda name, kind: False)
-    shows = ("fig4_local_alignment", "fig5_gated_attention")
-    with pytest.raises(InputError, match="no figure can be drawn"):
-        figure_set.draw_all("demo", only=shows)
-    assert capsys.readouterr().out.count("images not shown, since its terms do not allow it") == 2
-    assert not drawn["fig4_local_alignment.png"].exists()
-    monkeypatch.undo()
-    figure_set.draw_all("demo", only=shows)
-
-
-def test_nothing_stored_is_an_error_unless_allowed(monkeypatch, tmp_path, capsys):
-    fabricated.install(monkeypatch, tmp_path, SETS)
-    with pytest.raises(InputError, match="figure 'fig7': unknown; choose from fig4_local_alignment"):
-        figure_set.draw_all("demo", only=("fig7",))
-    with pytest.raises(InputError, match="no figure can be drawn; train its runs first"):
-        figure_set.draw_all("demo")
-    assert capsys.readouterr().out.count("left out: ") == len(FIGURES)
-    assert cli.main(["figures", "--allow-none"]) == 0
-    assert pd.read_csv(tmp_path / "demo" / "figures" / figure_set.INDEX).empty
-
-
-def test_equal_runs_give_equal_files(drawn):
-    before = {name: path.read_bytes() for name, path in drawn.items()}
-    again = figure_set.draw_all("demo", only=("fig5_gated_attention", "map_scores"))
-    assert len(again) == 10 and all(path.read_bytes() == before[path.name] for path in again)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifests, "may_show", lambda name, kind: False)
+        names = {path.stem for path in figure_set.draw_all("demo")}
+    path.write_bytes(kept)
+    said = capsys.readouterr().out
+    assert "left out: fig6_lambda: lambda_sweep at scale demo lacks row 0.5" in said
+    assert said.count("images not shown, since its terms do not allow it") == 2
+    assert names == {"map_scores", "training_curves"}
+    assert not any(drawn[f"{name}.png"].exists() for name in FIGURES - names)
+    again = figure_set.draw_all("demo")
+    assert {path.name: path.read_bytes() for path in again} == before  # equal runs give equal files
     assert numbers(drawn, "training_curves")["loss"].tolist()[:3] == pytest.approx([2.0, 1.0, 2 / 3], rel=1e-5)
+
+
+def test_without_runs_nothing_is_drawn_and_each_figure_says_why(monkeypatch, tmp_path, capsys):
+    fabricated.install(monkeypatch, tmp_path, SETS)
+    assert cli.main(["figures"]) == 0
+    assert capsys.readouterr().out.count("left out: ") == len(FIGURES)
+    assert pd.read_csv(tmp_path / "demo" / "figures" / figure_set.INDEX).empty
 
 
 def test_notebook_20_shows_the_stored_maps(drawn, monkeypatch):

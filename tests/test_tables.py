@@ -188,8 +188,6 @@ def test_pages_say_what_they_are(four):
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert len({line.count(" & ") for line in body}) == 1
     assert not re.search(r"(?<!\\)[#_](?![^%]*$)", "".join(body))
-    part = tables.collect("table4", "demo", Selection(("phantom_slake",), only=("3", "6")))
-    assert "without the paper's row 1, 2, 4, 5." in layout.markdown(part)
 
 
 def test_lambda_sweep_is_compared_with_its_middle_and_has_no_paper_column(monkeypatch, tmp_path):

@@ -61,7 +61,6 @@ OPTIONS = {
     "--from": {"metavar": "reference", "help": "read committed results (or FROM=reference)"},
     "spec": {"help": "a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]"},
     "name": {"help": "for example table1 or lambda_sweep"},
-    "--allow-none": FLAG | {"help": "runs that allow no figure are no error"},
     "--notebook": FLAG | {"help": "execute notebook 20 about maps as well"},
     "--dry-run": FLAG | {"help": "only say what would be fetched"},
     "files": FILE | {"nargs": "*", "help": "CSV, JSON, JSON lines, parquet; or a data set with a manifest"},
@@ -89,7 +88,7 @@ COMMANDS = {  # name: the function that is called with the options by their name
     "plan": ("app.reproduce:show_plan", MANY, "list the jobs of reproduce and what they cost, without running any"),
     "run": ("app.cli:run", "spec", "train one run, or a table's row on all question sets"),
     "table": ("app.cli:table", "name --scale --from", "make one table from stored runs, without training"),
-    "figures": ("app.cli:figures", "--scale --from --allow-none --notebook", "draw every figure that the runs allow"),
+    "figures": ("app.cli:figures", "--scale --from --notebook", "draw every figure that the runs allow"),
     "report": ("app.cli:report", "--scale --from", "make the report page from stored runs, without training"),
     "smoke-paper": ("app.smoke:main", "--batch --steps", "one step of each training at the paper's full size"),
     "data": ("app.cli:fetch_data", "--scale --datasets --dry-run", "fetch what is open, say how to get the other sets"),
@@ -143,13 +142,13 @@ def _execute(notebook: str, scale: str, *given: str) -> int:
     return run_notebook.main([str(source), "--out", str(out), "-p", "scale", scale, *given])
 
 
-def figures(scale: str, allow_none: bool, notebook: bool) -> int:
+def figures(scale: str, notebook: bool) -> int:
     import matplotlib
 
     from amif_lib.reporting import figure_set
 
     matplotlib.use("Agg")  # no window
-    for path in figure_set.draw_all(scale, allow_none=allow_none):
+    for path in figure_set.draw_all(scale):
         if path.suffix in (".png", ".csv"):
             print(paths.shown(path))
     source = os.environ.get("FROM") or "runs"

@@ -116,7 +116,7 @@ def make_plan(request: Request) -> Plan:
     if "methods" in rows and not request.rows and "transfer" in experiments.scale_settings(scale):  # of the same runs
         out, given = f"{scale}/tables/transfer.csv", {"scale": scale, "source": "runs"}
         made.append(_add_notebook(plan, "transfer", out, given, (f"{scale}/tables/methods.csv",)))
-    figures = ["-m", "amif_lib", "figures", "--scale", scale, "--allow-none"]
+    figures = ["-m", "amif_lib", "figures", "--scale", scale]
     if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
         figures.append("--notebook")  # the notebook about maps, where all the runs that it shows are planned
     out = (f"{scale}/figures/figures.csv",)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from amif_lib.reporting.audit_sources import OURS, SETS, cells, hundredths, test_counts, test_size
+from amif_lib.reporting.audit_sources import OURS, SETS, cells, hundredths, test_counts
 from amif_lib.reporting.table_rows import dataset_name
 
 DISAGREE = "cells and average disagree"
@@ -129,15 +129,3 @@ def comparable(name: str, split: str, rival: str) -> bool:
         return True
     nearest = open_share().set_index(["data_set", "row"])["nearest"]
     return nearest.get((name, OURS)) == nearest.get((name, rival))
-
-
-def asked(first: str, second: str, name: str, split: str) -> int:
-    """How many test questions two figures are of; overall a size at which both are k of n, else the default files'.
-
-    VQA-2019 is in use with 500 questions and with 375, without those of abnormality.
-    """
-    if split != "overall":
-        return test_size(name, split)
-    sizes = test_counts().query("data_set == @name")["total"].unique()
-    figures = [hundredths(cell, name) for cell in (first, second)]
-    return int(next((n for n in sizes if all(counts_printing(int(n), value) for value in figures)), sizes[0]))

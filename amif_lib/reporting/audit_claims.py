@@ -16,8 +16,7 @@ from amif_lib.reporting.audit_power import DISCORDANCE
 from amif_lib.reporting.audit_sources import SETS, hundredths, points
 from amif_lib.reporting.table_rows import dataset_name
 
-RESULT = ["claim", "where", "says", "dataset", "split", "paper", "recomputed", "verdict", "smallest_p", "needed"]
-RESULT += ["beyond_noise", "note"]
+RESULT = ["claim", "where", "says", "dataset", "split", "paper", "recomputed", "verdict", "note"]
 UNCHECKED = {"figure": "the figure's values are printed nowhere", "map": "pictures only, no numbers in the paper"}
 
 
@@ -27,39 +26,44 @@ def claims(discordance: float = DISCORDANCE) -> pd.DataFrame:
     `recomputed`: the difference or lead in points, the spread for `close`, the number of questions for `size`.
     `verdict`: `ok`, `wrong`, `is the Open lead`, `cells and average disagree` (right by the printed average, not by the
     cells), `not comparable`, `cannot be checked`, for a size `differs`, for rows said to be close `within noise` where
-    their spread is below what so many questions can show, which does not show them equal. `smallest_p` is the exact
-    two-sided McNemar p if no question is lost; `needed` the smallest difference with p < .05 at this share of
-    discordant questions, `beyond_noise` whether the claim reaches it. Empty where no test applies.
+    their spread is below what so many questions can show at this share of discordant ones, which does not show them
+    equal.
     """
     rows = []
     for record in pd.read_csv(paths.published() / "claims.csv", dtype=str, keep_default_na=False).to_dict("records"):
+        record["paper"] = float(record["paper"] or "nan")
         if record["kind"] in UNCHECKED:
             found = {"verdict": "cannot be checked", "note": UNCHECKED[record["kind"]]}
+        elif record["kind"] == "size":
+            found = _size(record)
         else:
-            found = _size(record) if record["kind"] == "size" else _compared(record, discordance)
-        empty = {"recomputed": float("nan"), "beyond_noise": ""}
-        rows.append(record | {"paper": float(record["paper"] or "nan")} | empty | found)
+            found = _close(record, discordance) if record["kind"] == "close" else _compared(record)
+        rows.append(record | found)
     return pd.DataFrame(rows, columns=RESULT)
 
 
-def _compared(record: dict[str, str], discordance: float) -> dict[str, object]:
-    """Verdict on a claim that compares cells: a row with another or its best rival, or rows said to be close."""
-    kind, where, paper = record["kind"], (record["dataset"], record["split"]), float(record["paper"] or "nan")
+def _close(record: dict[str, str], discordance: float) -> dict[str, object]:
+    """Verdict on a claim that the rows `first` are close, whatever those of `second` have."""
+    where = record["dataset"], record["split"]
+    values = [points(cell, *where) for cell in record["first"].split()]
+    spread, notes = max(values) - min(values), []
+    if near := spread < audit_power.needed(record["dataset"], discordance):
+        notes.append("too small to be told apart on so many questions, which does not show them equal")
+    notes += [f"{cell} ({points(cell, *where):.2f}) is left out" for cell in record["second"].split()]
+    verdict = "within noise" if near else "wrong"
+    return {"recomputed": round(spread, 4), "verdict": verdict, "note": "; ".join(notes)}
+
+
+def _compared(record: dict[str, str]) -> dict[str, object]:
+    """Verdict on a claim that compares a row with another or with its best rival."""
+    kind, where, paper = record["kind"], (record["dataset"], record["split"]), record["paper"]
     first, second, notes = record["first"], record["second"], []
     if kind in ("best", "lead"):
         second = _rival(first, *where)
         notes.append(f"next: {second.removeprefix('table1:')} {points(second, *where):.2f}")
-    elif kind == "close":
-        notes += [f"{cell} ({points(cell, *where):.2f}) is left out" for cell in second.split()]
-        second, *_, first = sorted(first.split(), key=lambda cell: points(cell, *where))
-    lead = points(first, *where) - points(second, *where)
-    verdict, averages = "ok" if lead > 0 else "wrong", record["dataset"] == "avg"
-    same = audit.comparable(*where, second.removeprefix("table1:"))
-    if kind == "close":
-        near = lead < audit_power.needed(record["dataset"], discordance)
-        verdict = "within noise" if near else "wrong"
-        notes.insert(0, "too small to be told apart on so many questions, which does not show them equal" * near)
-    elif kind == "best" and not same:
+    lead, averages = points(first, *where) - points(second, *where), record["dataset"] == "avg"
+    verdict = "ok" if lead > 0 else "wrong"
+    if kind == "best" and not audit.comparable(*where, second.removeprefix("table1:")):
         verdict = "not comparable"
         notes.append("the two rows count different questions as open (see the implied open share)")
     elif kind == "best" and averages:
@@ -78,14 +82,7 @@ def _compared(record: dict[str, str], discordance: float) -> dict[str, object]:
         printed = (hundredths(first, *where) - hundredths(second, *where)) / 100
         verdict = audit.DISAGREE if abs(printed - paper) <= 0.0151 else "wrong"
         notes.append(f"{lead:.3f} from the cells, {printed:.2f} from the printed averages (see the table of averages)")
-    found = {"recomputed": round(lead, 4), "verdict": verdict, "note": "; ".join(filter(None, notes))}
-    if same:
-        n = 0 if averages else audit.asked(first, second, *where)
-        moved = audit_power.in_questions(first, second, *where, n) if n else 0
-        found["needed"] = audit_power.needed(record["dataset"], discordance, n)
-        found["smallest_p"] = float(audit_power.mcnemar_p(max(0, moved), 0)) if n else float("nan")
-        found["beyond_noise"] = "yes" if lead >= found["needed"] else "no"
-    return found
+    return {"recomputed": round(lead, 4), "verdict": verdict, "note": "; ".join(notes)}
 
 
 def _rival(cell: str, dataset: str, split: str) -> str:

@@ -15,7 +15,6 @@ from amif_lib.reporting import figures, layout
 from amif_lib.reporting.table_rows import dataset_name
 
 NOTEBOOK = paths.NOTEBOOKS / "21_paper_audit.ipynb"
-UNREMARKABLE = ("ok", "unique", "fits", "within noise", "beyond noise")
 
 
 def run_cells() -> None:
@@ -51,13 +50,12 @@ def write(
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table as texts: up to four digits, sets by their usual names, verdicts that object in bold."""
+    """A table as texts: up to four digits, sets by their usual names."""
 
-    def text(column: str, value: object) -> str:
+    def text(value: object) -> str:
         if isinstance(value, float) and value == value:
             return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-        value = "" if pd.isna(value) else dataset_name(value) if column in ("data_set", "dataset") else str(value)
-        return f"**{value}**" if column == "verdict" and value not in UNREMARKABLE else value
+        return "" if pd.isna(value) else str(value)
 
-    out = pd.DataFrame({column: [text(column, value) for value in frame[column].tolist()] for column in frame})
-    return out.rename(columns=lambda column: column.replace("_", " "))
+    named = {column: frame[column].map(dataset_name) for column in ("data_set", "dataset") if column in frame}
+    return frame.assign(**named).astype(object).map(text).rename(columns=lambda column: column.replace("_", " "))

@@ -16,16 +16,11 @@ from amif_lib.core import paths
 from amif_lib.reporting import audit
 from amif_lib.reporting import audit_sources as sources
 from amif_lib.reporting.audit_sources import OURS, SETS
+from amif_lib.scoring.statistics import mcnemar_p
 
 ALPHA = 0.05  # for chance over questions; the spread over seeds comes on top
 DISCORDANCE = 0.10  # share of discordant questions that verdicts assume unless told otherwise
 NOT_AT_BEST = "p >= .05 even if none is lost"  # a verdict of the exact two-sided test
-
-
-def mcnemar_p(wins: ArrayLike, losses: ArrayLike) -> np.ndarray:
-    """Exact two-sided McNemar p of `wins` against `losses` discordant questions (arrays are broadcast)."""
-    wins, losses = np.asarray(wins), np.asarray(losses)
-    return np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5))
 
 
 def most_losses(discordant: ArrayLike) -> np.ndarray:
@@ -57,18 +52,29 @@ def standard_error(discordance: float) -> float:
     return float(np.sqrt(sum(discordance / n for n in map(sources.test_size, SETS))) / len(SETS))
 
 
-def needed(dataset: str, discordance: float, n: int = 0) -> float:
-    """The smallest significant difference in points on a set (of `n` questions, if not the default files'); of two Avg
-    columns by the normal approximation."""
+def needed(dataset: str, discordance: float) -> float:
+    """The smallest significant difference in points on a set; of two Avg columns by the normal approximation."""
     if dataset == "avg":
         return 100 * float(norm.isf(ALPHA / 2)) * standard_error(discordance)
-    return smallest_difference(n or sources.test_size(dataset), discordance)
+    return smallest_difference(sources.test_size(dataset), discordance)
 
 
 def in_questions(first: str, second: str, name: str, split: str, n: int) -> int:
     """The difference of two cells, to the nearest, in questions of `n`."""
     right = [round(sources.hundredths(cell, name, split) * n / 10_000) for cell in (first, second)]
     return right[0] - right[1]
+
+
+def asked(first: str, second: str, name: str, split: str) -> int:
+    """How many test questions two figures are of; overall a size at which both are k of n, else the default files'.
+
+    VQA-2019 is in use with 500 questions and with 375, without those of abnormality.
+    """
+    if split != "overall":
+        return sources.test_size(name, split)
+    sizes = sources.test_counts().query("data_set == @name")["total"].unique()
+    figures = [sources.hundredths(cell, name) for cell in (first, second)]
+    return int(next((n for n in sizes if all(audit.counts_printing(int(n), value) for value in figures)), sizes[0]))
 
 
 def leads() -> pd.DataFrame:
@@ -85,7 +91,7 @@ def leads() -> pd.DataFrame:
             continue
         own, others = by_row[OURS], by_row.drop(OURS)
         first, second = f"table1:{OURS}", f"table1:{others.idxmax()}"
-        n, same = audit.asked(first, second, name, split), audit.comparable(name, split, others.idxmax())
+        n, same = asked(first, second, name, split), audit.comparable(name, split, others.idxmax())
         questions = in_questions(first, second, name, split, n)
         p = float(mcnemar_p(questions, 0)) if same and questions > 0 else float("nan")
         about = {"data_set": name, "split": split, "value": own / 100, "rank": 1 + int((others > own).sum())}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,9 +12,9 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import load
 from amif_lib.experiments import stored
-from amif_lib.reporting import figures, map_figures, map_scores, tables
+from amif_lib.reporting import figures, map_figures, tables
 from amif_lib.reporting.figures import BLUE, GREY, ORANGE, Drawn, scale_note
-from amif_lib.reporting.table_rows import dataset_name
+from amif_lib.reporting.table_rows import dataset_name, planned_rows
 from amif_lib.scoring import leaks
 
 INDEX = "figures.csv"  # which figures there are, with their captions; written last
@@ -26,16 +26,13 @@ TRAINING_FILES = {
 }
 
 
-def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -> list[Path]:
+def draw_all(scale: str) -> list[Path]:
     """Draw what the stored runs allow into `results/<scale>/figures/`, each as PDF, SVG, PNG, CSV and caption.
 
-    `only` names the figures to draw (default: all), such as `fig6_lambda`. A figure whose runs are absent is left out,
-    one line says which and why, and an earlier copy of it is removed, so that none out of date remains. Returns the
-    files; raises InputError where nothing at all can be drawn, unless `allow_none`.
+    A figure whose runs are absent is left out, one line says which and why, and an earlier copy of it is removed, so
+    that none out of date remains. Returns the files.
     """
     figures.use_style()
-    map_scores.rows_of.cache_clear()  # the plan may be another one by now
-    folder, written, captions = paths.scale_dir(scale) / "figures", [], {}
     drawings: dict[str, Callable[[], Drawn]] = {
         "fig4_local_alignment": lambda: map_figures.local_alignment(scale),
         "fig5_gated_attention": lambda: map_figures.gated_attention(scale),
@@ -43,23 +40,19 @@ def draw_all(scale: str, only: Collection[str] = (), allow_none: bool = False) -
         "map_scores": lambda: map_figures.scores(scale),
         "training_curves": lambda: training_curves(scale),
     }
-    if unknown := sorted(set(only) - set(drawings)):
-        raise InputError(f"figure {unknown[0]!r}: unknown; choose from {', '.join(drawings)}")
-    for name in only or drawings:
+    folder, written, captions = paths.scale_dir(scale) / "figures", [], {}
+    for name, draw in drawings.items():
         for old in folder.glob(f"{name}.*"):
             old.unlink()
         try:
-            figure, data, captions[name] = drawings[name]()
+            figure, data, captions[name] = draw()
         except InputError as error:
             print(f"left out: {name}: {error}")
             continue
         written += figures.save(figure, folder / name, data, captions[name])
         plt.close(figure)
-    if not written and not allow_none:
-        raise InputError(f"SCALE={scale}: no figure can be drawn; train its runs first (make reproduce SCALE={scale})")
-    if not only:
-        index = pd.DataFrame(captions.items(), columns=["figure", "caption"])
-        files.write_text(folder / INDEX, index.to_csv(index=False, lineterminator="\n"))
+    index = pd.DataFrame(captions.items(), columns=["figure", "caption"])
+    files.write_text(folder / INDEX, index.to_csv(index=False, lineterminator="\n"))
     return written
 
 
@@ -111,7 +104,7 @@ def leak_worth() -> Drawn:
 
 def training_curves(scale: str) -> Drawn:
     """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
-    full = [run for row in map_scores.rows_of("table1", scale) if not row.extra for run in row.runs]
+    full = [run for row in planned_rows("table1", scale) if not row.extra for run in row.runs]
     ids = dict.fromkeys(run.run_id for each in full for run in each.trainings())
     runs = [stored.load_run(run_id) for run_id in ids if (paths.run_dir(run_id) / "metrics.jsonl").is_file()]
     caption = "Total loss of the full model, running mean over 1/40 of the steps. " + scale_note(scale)

@@ -16,18 +16,12 @@ from PIL import Image
 from amif_lib.core import files
 from amif_lib.core.errors import InputError
 from amif_lib.experiments.stored import Run
-from amif_lib.reporting.table_rows import SCALE_NOTES, dataset_name
+from amif_lib.reporting.table_rows import SCALE_NOTES, STAGES, dataset_name
 
 Drawn = tuple[Figure, pd.DataFrame, str]  # a figure, the numbers in it, its caption
 
 DPI = 200
 BLUE, GREY, ORANGE = "#0173b2", "#767676", "#d55e00"
-STAGES = {
-    "stage1": "Stage 1: global alignment",
-    "stage2": "Stage 2: local alignment, hard negatives",
-    "pretrain": "Pre-training of a method for comparison",
-    "finetune": "Fine-tuning",
-}
 
 
 def use_style() -> None:

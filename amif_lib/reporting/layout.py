@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html as _html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,12 +72,9 @@ def full_model(table: Table) -> str:
 
 
 def question_sets(table: Table) -> str:
-    """The question sets with their numbers of test questions, and the paper's rows that this selection leaves out."""
+    """The question sets with their numbers of test questions."""
     counts = table.cells[table.cells["split"] == "overall"].groupby("dataset")["n_questions"].first()
-    said = f"Test questions: {', '.join(f'{dataset_name(name)} {counts[name]:,}' for name in table.datasets)}."
-    run = {line.entry.paper_row for line in table.lines if line.entry}
-    lacking = [] if table.name == "table1" else [row for row in table.published["row"].unique() if row not in run]
-    return f"{said} Part of the table: without the paper's row {', '.join(lacking)}." if lacking else said
+    return f"Test questions: {', '.join(f'{dataset_name(name)} {counts[name]:,}' for name in table.datasets)}."
 
 
 def trainings(table: Table) -> str:
@@ -186,11 +182,8 @@ def markdown(table: Table) -> str:
 
 
 def html(frame: pd.DataFrame, kind: str = "numbers") -> str:
-    """A frame as an HTML table in a box that scrolls sideways, cells in `**` bold; `kind` is the box's class."""
-    safe = frame.map(lambda value: re.sub(r"^\*\*(.*)\*\*$", r"<strong>\1</strong>", _html.escape(str(value))))
-    safe.columns = [_html.escape(str(column)) for column in frame.columns]
-    table = safe.to_html(index=False, escape=False, border=0, na_rep="")
-    return f'<div class="scroll {kind}" tabindex="0">{table}</div>'
+    """A frame as an HTML table in a box that scrolls sideways; `kind` is the box's class."""
+    return f'<div class="scroll {kind}" tabindex="0">{frame.to_html(index=False, border=0)}</div>'
 
 
 def page(template: str, content: Mapping[str, object]) -> str:
@@ -220,7 +213,7 @@ def write(name: str, scale: str, selection: Selection | None = None) -> list[Pat
 
 def store(table: Table) -> list[Path]:
     """Write a collected table's files; one that holds the same text keeps its time, by which workflows go."""
-    texts = {"_seeds.csv": _csv(tables.seeds(table)), ".md": markdown(table)}
+    texts = {"_seeds.csv": _csv(table.seeds), ".md": markdown(table)}
     if experiments.is_judged(table.name):
         texts = {".csv": _csv(contrasts.contrasts(table), "%.6g"), **texts}
     else:

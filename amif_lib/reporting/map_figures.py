@@ -18,7 +18,7 @@ from amif_lib.experiments.rows import tables_of
 from amif_lib.experiments.stored_maps import Maps
 from amif_lib.reporting import map_scores
 from amif_lib.reporting.figures import BLUE, GREY, Drawn, estimates, scale_note
-from amif_lib.reporting.table_rows import dataset_name
+from amif_lib.reporting.table_rows import STAGES, dataset_name, planned_rows
 
 RULE = "Examples by a rule and not by looking: in file order, the first {n} {what}. "
 WITH_REGIONS = "whose text names a finding that the image shows, each with another finding. White: the known region"
@@ -31,7 +31,6 @@ FLAT = (
     "highest over its mean cell. "
 )
 NAMES = {"transport_plan": "transport plan", "attention": "attention", "gate": "gate"}
-STAGES = {"stage2": "stage 2", "finetune": "fine-tuned"}
 SCORED = {"model": ("o", BLUE, "the row's model, simultaneous 95% interval")}
 
 
@@ -72,11 +71,11 @@ def gated_attention(scale: str) -> Drawn:
 def _columns(scale: str, stage: str, kind: str, wanted: dict[str, tuple[str, str]]) -> list[Column]:
     """A column per title, table and row; at a scale without that table the last one alone, of Table 1's full model."""
     if next(iter(wanted.values()))[0] not in tables_of(scale):
-        full = next(row.row for row in map_scores.rows_of("table1", scale) if not row.extra)
+        full = next(row.row for row in planned_rows("table1", scale) if not row.extra)
         wanted = {list(wanted)[-1]: ("table1", full)}
     columns = []
     for title, (table, row) in wanted.items():
-        runs = [run for entry in map_scores.rows_of(table, scale) if entry.row == row for run in entry.runs]
+        runs = [run for entry in planned_rows(table, scale) if entry.row == row for run in entry.runs]
         found = map_scores.with_maps(runs, stage)
         if not found:
             raise InputError(f"{table} row {row}: no {stage} run holds maps (of real data, where images may be shown)")

@@ -6,7 +6,7 @@ One measure for attention, transport plan and gate: the share of a map inside th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,9 @@ from scipy.stats import norm
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored_maps
-from amif_lib.experiments.rows import Row
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored_maps import MAPS, Maps
-from amif_lib.reporting.table_rows import Selection
+from amif_lib.reporting.table_rows import planned_rows
 
 TABLES = ("table2", "table4")  # whose rows are scored: stage 2 and the fine-tuning are ablated there
 COLUMNS = ["table", "row", "label", "stage", "map", "inside", "area", "elsewhere", "lead", "low", "high"]
@@ -61,32 +60,27 @@ def score(values: np.ndarray, coverage: np.ndarray, images: Sequence[str]) -> di
 # --- over the tables' rows ---
 
 
-@lru_cache(maxsize=32)
-def rows_of(name: str, scale: str) -> tuple[Row, ...]:
-    """The rows of a table with the runs of the scale's last plan. Kept, since expanding a table takes a second."""
-    return tuple(Selection.planned(name, scale).rows(name, scale))
-
-
 def with_maps(finetunings: Iterable[RunSpec], stage: str) -> list[str]:
     """The ids of the runs of a stage behind these fine-tunings that hold maps, each once."""
     ids = dict.fromkeys(run.run_id for each in finetunings for run in each.trainings() if run.stage == stage)
     return [run_id for run_id in ids if (paths.run_dir(run_id) / MAPS).is_file()]
 
 
-def table(scale: str, tables: Iterable[str] = TABLES) -> pd.DataFrame:
-    """One line per row, stage and kind of map of the tables' rows that have maps with regions, columns `COLUMNS`.
+def table(scale: str) -> pd.DataFrame:
+    """One line per row, stage and kind of map of the rows of `TABLES` that have maps with regions, columns `COLUMNS`.
 
     Rows that share their runs are listed once. `low` and `high` are intervals of the lead that hold together: 95% for
     all of the `n_scores` lines (Bonferroni). Raises InputError where no run holds maps with regions.
     """
     lines, known = [], set()
-    for name, row, stage in ((n, row, s) for n in tables for row in rows_of(n, scale) for s in ("stage2", "finetune")):
-        ids = tuple(with_maps(row.runs, stage))
-        if ids not in known:
-            known.add(ids)
-            about = {"table": name, "row": row.row, "label": row.label, "stage": stage, "scale": scale}
-            about |= {"n_runs": len(ids), "run_ids": " ".join(ids)}
-            lines += [about | found for found in _of_runs(ids)]
+    for name in TABLES:
+        for row, stage in product(planned_rows(name, scale), ("stage2", "finetune")):
+            ids = tuple(with_maps(row.runs, stage))
+            if ids not in known:
+                known.add(ids)
+                about = {"table": name, "row": row.row, "label": row.label, "stage": stage, "scale": scale}
+                about |= {"n_runs": len(ids), "run_ids": " ".join(ids)}
+                lines += [about | found for found in _of_runs(ids)]
     if not lines:
         raise InputError(f"no run of SCALE={scale} holds maps; regions are known of demo data only")
     out = pd.DataFrame(lines).assign(n_scores=len(lines))

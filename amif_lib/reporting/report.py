@@ -19,10 +19,8 @@ from amif_lib.experiments import stored
 from amif_lib.experiments.identity import data_sets, settings_read
 from amif_lib.experiments.stored import Run
 from amif_lib.reporting import contrasts, figure_set, figures, layout, table_figures, tables
-from amif_lib.reporting.table_rows import CONTRASTS, PROTOCOLS, SCALE_NOTES, Selection, planned_tables
-from amif_lib.scoring import protocols
+from amif_lib.reporting.table_rows import CONTRASTS, SCALE_NOTES, STAGES, Selection, planned_tables
 
-STAGES = {"stage1": "stage 1", "stage2": "stage 2", "pretrain": "pre-training", "finetune": "fine-tuning"}
 FIRST = ("fig4", "fig5", "fig6", "map_scores", "training_curves")  # figures in this order, then the others by name
 
 
@@ -42,7 +40,7 @@ def write(scale: str) -> Path:
             figure, *about = table_figures.draw(table)
             figures.save(figure, table_figures.path(table), *about)
             plt.close(figure)
-    figure_set.draw_all(scale, allow_none=True)
+    figure_set.draw_all(scale)
     runs = all_runs(collected)
     sets = sorted({name for run in runs for name in data_sets(run.spec)})
     content = {
@@ -54,7 +52,6 @@ def write(scale: str) -> Path:
         "result": result(collected),
         "tables": [section(table) for table in collected],
         "figures": pictures(folder / "figures"),
-        "protocols": [protocols.PROTOCOLS[name] for name in PROTOCOLS],
         "settings": settings_that_differ(scale),
         "n_runs": len(runs),
         "provenance": provenance(runs),

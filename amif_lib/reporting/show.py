@@ -11,7 +11,7 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
 from amif_lib.experiments.rows import is_judged
-from amif_lib.reporting import figures, layout, map_scores, table_figures
+from amif_lib.reporting import figures, layout, table_figures
 from amif_lib.reporting.table_rows import planned_tables, required_runs
 from amif_lib.reporting.tables import Table
 
@@ -27,7 +27,6 @@ def read_from(source: str, scale: str, *tables: str) -> str:
     if source not in ("", "runs", "reference"):
         raise InputError(f'source = {source!r}: unknown; use "runs", "reference", or "" for what is there')
     os.environ["FROM"] = ""
-    map_scores.rows_of.cache_clear()  # of the other runs' plan
     if not source and paths.reference(scale).is_dir():
         needed = [run for name in tables or planned_tables(scale) for run in required_runs(name, scale)]
         source = "reference" if ASKED or stored.missing(needed) else "runs"

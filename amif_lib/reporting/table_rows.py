@@ -21,6 +21,7 @@ OTHER_IMAGES = {  # its predictions on other images at test time only: folder of
     "blank_at_test": ("blank_test", "blank images"),
     "shuffled_at_test": ("shuffled_test", "another case's image"),
 }
+STAGES = {"stage1": "stage 1", "stage2": "stage 2", "pretrain": "pre-training", "finetune": "fine-tuning"}
 SCALE_NOTES = {
     "demo": "synthetic demo data; not comparable with the paper",
     "small": "a small model on real VQA-RAD, trained on a laptop without the paper's weights and data; not comparable "
@@ -89,6 +90,11 @@ class Selection:
                 first, *more = (run for run in row.runs if run.data.questions == name)
                 found[first.run_id] = [run for run in more if stored.is_finished(run)]
         return found
+
+
+def planned_rows(name: str, scale: str) -> list[experiments.Row]:
+    """The rows of a table with the runs of the scale's last plan."""
+    return Selection.planned(name, scale).rows(name, scale)
 
 
 def required_notebooks(name: str, scale: str, selection: Selection | None = None) -> list[tuple[RunSpec, ...]]:

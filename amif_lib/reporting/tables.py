@@ -41,14 +41,6 @@ class Table:
     lines: list[Line]
     published: pd.DataFrame  # the paper's numbers of this table; empty where it prints none
 
-    @cached_property
-    def cells(self) -> pd.DataFrame:
-        return cells(self)
-
-    @cached_property
-    def tests(self) -> pd.DataFrame:
-        return tests(self)
-
     @property
     def datasets(self) -> list[str]:
         return list(dict.fromkeys(line.dataset for line in self.lines))
@@ -57,6 +49,64 @@ class Table:
     def runs(self) -> list[RunSpec]:
         """The fine-tunings behind the lines, each once."""
         return list({run.run_id: run for line in self.lines for run in line.runs}.values())
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One line per cell, columns `COLUMNS`; several question sets are averaged without weights, as the paper's Avg.
+
+        The 95% interval is from resampling images, `ours_sd` over runs. `delta` to the published number is filled like
+        for like only: real data, protocol `paper`, scale base or paper. A protocol such as `paper/answer_type` is the
+        same scoring split by the other definition of closed.
+        """
+        known = self.published.set_index(["row", "dataset", "split"])["value"].to_dict()
+        like_for_like = self.scale in ("base", "paper") and not any(map(is_synthetic, self.datasets))
+        out = []
+        for own, dataset, split, protocol, definition in _wanted(self.lines):
+            parts = [part for line in own if len((part := line.right(protocol, split, definition))[1])]  # (S, n), (n,)
+            if parts:
+                found = statistics.bootstrap(*parts[0]) if len(parts) == 1 else statistics.bootstrap_mean(parts)
+                runs = min(len(right) for right, _ in parts)
+                each = np.mean([right[:runs].mean(1) for right, _ in parts], axis=0)  # (S,)
+                title = protocol.title if definition == protocol.closed else f"{protocol.title}/{definition}"
+                key = (own[0].entry.paper_row if own[0].entry else "", real_name(dataset), split)
+                paper = known.get(key, np.nan) if title == "paper" else np.nan
+                cell = dict(zip(KEYS, (self.name, own[0].row, own[0].label, dataset, split, title), strict=True))
+                cell |= {"ours": 100 * found.value, "ci_low": 100 * found.low, "ci_high": 100 * found.high}
+                cell |= {"ours_sd": 100 * each.std(ddof=1) if runs > 1 else np.nan, "n_seeds": runs, "paper": paper}
+                cell |= {"n_questions": sum(len(images) for _, images in parts), "scale": self.scale}
+                cell |= {"delta": cell["ours"] - paper if like_for_like else np.nan}
+                out.append(cell | {"run_ids": " ".join(dict.fromkeys(run for line in own for run in line.run_ids))})
+        return pd.DataFrame(out, columns=COLUMNS)
+
+    @cached_property
+    def tests(self) -> pd.DataFrame:
+        """Rows against their references and baselines under the protocol `paper`, by split: columns `TEST_COLUMNS`.
+
+        `difference` is in points, its 95% interval from resampling images; `detectable` the smallest difference between
+        such models that these images show in 80% of draws.
+        """
+        pairs, whole = comparisons(self.lines), on_all_sets(self.lines)
+        compared = [([line], [other], line.dataset) for line, other in pairs]
+        for row, against in dict.fromkeys((line.row, other.row) for line, other in pairs):
+            if row in whole and against in whole:
+                compared.append((whole[row], whole[against], average_name(self.lines)))
+        found = [_difference(*each, split) for each, split in product(compared, SPLITS)]
+        frame = pd.DataFrame([row for row in found if row], columns=TEST_COLUMNS)
+        return frame.assign(table=self.name, protocol=PAPER.title, scale=self.scale)
+
+    @cached_property
+    def seeds(self) -> pd.DataFrame:
+        """Each run's own accuracy in percent, columns `SEED_COLUMNS`: what mean and spread of a cell are made of."""
+        out = []
+        for line in (line for line in self.lines if line.runs):
+            for name, split in product(line.scored, SPLITS):
+                protocol = protocols.PROTOCOLS[name]
+                right, images = line.right(protocol, split)
+                for run, own in zip(line.runs, right, strict=True) if len(images) else ():
+                    about = (self.name, line.row, line.label, line.dataset, split, protocol.title)
+                    first = run.parent and run.parent.seed
+                    out.append((*about, first, run.seed, run.run_id, 100 * own.mean(), self.scale))
+        return pd.DataFrame(out, columns=SEED_COLUMNS).astype({"pretrain_seed": "Int64", "seed": "Int64"})
 
 
 def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
@@ -89,55 +139,20 @@ def known_answers(scale: str, dataset: str, runs: Sequence[RunSpec]) -> dict[str
 
 
 def _refuse_missing(name: str, scale: str, asked: list[tuple[str, RunSpec]]) -> None:
-    lacking = {run.run_id for run in stored.missing(run for _, run in asked)}
-    named = [
-        f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}"
-        for row, run in asked
-        if run.run_id in lacking
-    ]
-    remedy = f"run `make reproduce SCALE={scale}`, or notebook 05_finetune_vqa with spec={scale}/{name}"
-    if paths.from_reference():
-        remedy = "FROM=reference reads committed results only; leave it unset to run them yourself"
-    if named:
-        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
-        raise InputError(f"{name} at scale {scale} lacks {', '.join(named[:4])}{more}; {remedy}")
+    if lacking := [(row, run) for row, run in asked if not stored.is_finished(run)]:
+        row, run = lacking[0]
+        said = f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}"
+        said += f" and {len(lacking) - 1} more" if lacking[1:] else ""
+        remedy = f"run `make reproduce SCALE={scale}`"
+        if paths.from_reference():
+            remedy = "FROM=reference reads committed results only; leave it unset to run them yourself"
+        raise InputError(f"{name} at scale {scale} lacks {said}; {remedy}")
 
 
 def _with_replicates(runs: Sequence[RunSpec], repeated: dict[str, list[RunSpec]]) -> tuple[RunSpec, ...]:
     """A row's runs, each once, with the further replicates that the contrasts trained; by seed."""
     whole = [also for run in runs for also in (run, *repeated.get(run.run_id, ()))]
     return tuple({run.run_id: run for run in sorted(whole, key=lambda run: run.seed)}.values())
-
-
-# --- accuracies ---
-
-
-def cells(table: Table) -> pd.DataFrame:
-    """One line per cell, columns `COLUMNS`; several question sets are averaged without weights, as the paper's Avg.
-
-    The 95% interval is from resampling images, `ours_sd` over runs. `delta` to the published number is filled like for
-    like only: real data, protocol `paper`, scale base or paper. A protocol such as `paper/answer_type` is the same
-    scoring split by the other definition of closed.
-    """
-    known = table.published.set_index(["row", "dataset", "split"])["value"].to_dict()
-    like_for_like = table.scale in ("base", "paper") and not any(map(is_synthetic, table.datasets))
-    out = []
-    for own, dataset, split, protocol, definition in _wanted(table.lines):
-        parts = [part for line in own if len((part := line.right(protocol, split, definition))[1])]  # (S, n), (n,) each
-        if parts:
-            found = statistics.bootstrap(*parts[0]) if len(parts) == 1 else statistics.bootstrap_mean(parts)
-            runs = min(len(right) for right, _ in parts)
-            each = np.mean([right[:runs].mean(1) for right, _ in parts], axis=0)  # (S,)
-            title = protocol.title if definition == protocol.closed else f"{protocol.title}/{definition}"
-            key = (own[0].entry.paper_row if own[0].entry else "", real_name(dataset), split)
-            paper = known.get(key, np.nan) if title == "paper" else np.nan
-            cell = dict(zip(KEYS, (table.name, own[0].row, own[0].label, dataset, split, title), strict=True))
-            cell |= {"ours": 100 * found.value, "ci_low": 100 * found.low, "ci_high": 100 * found.high}
-            cell |= {"ours_sd": 100 * each.std(ddof=1) if runs > 1 else np.nan, "n_seeds": runs, "paper": paper}
-            cell |= {"n_questions": sum(len(images) for _, images in parts), "scale": table.scale}
-            cell |= {"delta": cell["ours"] - paper if like_for_like else np.nan}
-            out.append(cell | {"run_ids": " ".join(dict.fromkeys(run for line in own for run in line.run_ids))})
-    return pd.DataFrame(out, columns=COLUMNS)
 
 
 def _wanted(lines: list[Line]) -> Iterator[tuple[list[Line], str, str, Protocol, str]]:
@@ -153,37 +168,7 @@ def _wanted(lines: list[Line]) -> Iterator[tuple[list[Line], str, str, Protocol,
             yield own, average_name(lines), split, protocol, protocol.closed
 
 
-def seeds(table: Table) -> pd.DataFrame:
-    """Each run's own accuracy in percent, columns `SEED_COLUMNS`: what mean and spread of a cell are made of."""
-    out = []
-    for line in (line for line in table.lines if line.runs):
-        for name, split in product(line.scored, SPLITS):
-            protocol = protocols.PROTOCOLS[name]
-            right, images = line.right(protocol, split)
-            for run, own in zip(line.runs, right, strict=True) if len(images) else ():
-                about = (table.name, line.row, line.label, line.dataset, split, protocol.title)
-                first = run.parent and run.parent.seed
-                out.append((*about, first, run.seed, run.run_id, 100 * own.mean(), table.scale))
-    return pd.DataFrame(out, columns=SEED_COLUMNS).astype({"pretrain_seed": "Int64", "seed": "Int64"})
-
-
 # --- differences on the trained models at hand; what may be said of the method is said by contrasts ---
-
-
-def tests(table: Table) -> pd.DataFrame:
-    """Rows against their references and baselines under the protocol `paper`, by split: columns `TEST_COLUMNS`.
-
-    `difference` is in points, its 95% interval from resampling images; `detectable` the smallest difference between
-    such models that these images show in 80% of draws.
-    """
-    pairs, whole = comparisons(table.lines), on_all_sets(table.lines)
-    compared = [([line], [other], line.dataset) for line, other in pairs]
-    for row, against in dict.fromkeys((line.row, other.row) for line, other in pairs):
-        if row in whole and against in whole:
-            compared.append((whole[row], whole[against], average_name(table.lines)))
-    found = [_difference(*each, split) for each, split in product(compared, SPLITS)]
-    frame = pd.DataFrame([row for row in found if row], columns=TEST_COLUMNS)
-    return frame.assign(table=table.name, protocol=PAPER.title, scale=table.scale)
 
 
 def comparisons(lines: list[Line]) -> list[tuple[Line, Line]]:

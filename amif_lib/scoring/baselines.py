@@ -50,12 +50,13 @@ def most_frequent_answer(questions: Sequence[Question]) -> pd.DataFrame:
 
 def most_frequent_answer_by_form(questions: Sequence[Question]) -> pd.DataFrame:
     """As `most_frequent_answer`, separately for questions that start like a yes/no question (is, does, are ...)."""
+
+    def form(question: Question) -> bool:
+        return bool(_YES_NO.match(question.question))
+
     training = _training(questions)
-    by_form: dict[bool, list[Question]] = {True: [], False: []}
-    for question in training:
-        by_form[bool(_YES_NO.match(question.question))].append(question)
-    answers = {form: _commonest(some or training) for form, some in by_form.items()}
-    return _answered(questions, lambda question: answers[bool(_YES_NO.match(question.question))])
+    answers = {one: _commonest([q for q in training if form(q) == one] or training) for one in (True, False)}
+    return _answered(questions, lambda question: answers[form(question)])
 
 
 def nearest_question(questions: Sequence[Question]) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -66,39 +66,28 @@ def report(name: str) -> pd.DataFrame:
 
 
 def lines(questions: Sequence[Question], data_set: str = "", training_file: str = "") -> pd.DataFrame:
-    """One line per training part and test part, with the columns `COLUMNS`.
+    """Training against test questions, with the columns `COLUMNS`: one line, unless they are in several languages.
 
-    The training part is `train` and, where there are validation questions, `train+val`. Where the questions are in
-    several languages, each language's test questions are compared with each language's training questions and with all.
+    Then each language's test questions are compared with the training questions of each language and with all.
     """
-    languages = list(dict.fromkeys(q.language for q in questions))
-    rows = []
-    for language in languages:
+    languages, rows = list(dict.fromkeys(q.language for q in questions)), []
+    for language, learnt in product(languages, dict.fromkeys([*languages, "+".join(languages)])):
+        train = [q for q in questions if q.split == "train" and q.language in learnt.split("+")]
         test = [q for q in questions if q.split == "test" and q.language == language]
-        label = f"{language} test" if len(languages) > 1 else "test"
-        for training, train in _training_parts(questions, languages):
-            if train and test:
-                about = {"data_set": data_set, "training_file": training_file, "training": training, "test": label}
-                rows.append(about | measure(train, test))
+        training, tested = (f"{learnt} train", f"{language} test") if len(languages) > 1 else ("train", "test")
+        if train and test:
+            about = {"data_set": data_set, "training_file": training_file, "training": training, "test": tested}
+            rows.append(about | measure(train, test))
     if not rows:
         splits = ", ".join(sorted({q.split for q in questions})) or "none"
         raise InputError(f"leaks: need training and test questions, found only: {splits}; name files of both")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _training_parts(questions: Sequence[Question], languages: list[str]) -> Iterator[tuple[str, list[Question]]]:
-    groups = {language: [language] for language in languages} | {"+".join(languages): languages}
-    splits = ("train", "train+val") if any(q.split == "val" for q in questions) else ("train",)
-    for (group, chosen), split in product(groups.items(), splits):
-        part = [q for q in questions if q.split in split.split("+") and q.language in chosen]
-        yield f"{group} {split}" if len(languages) > 1 else split, part
-
-
 def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
     """The counts (`MEANINGS`) and percentages of test questions against training questions."""
     images, test_images = ({q.image_id for q in part} for part in (training, test))
     vocabulary = {answer for q in training for answer in q.answers}
-    has_wordings = any(q.extra.get(key) for q in test for key in WORDINGS)
     found: dict[str, float] = {
         "n_train": len(training),
         "n_test": len(test),
@@ -106,10 +95,12 @@ def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str,
         "test_images": len(test_images),
         "test_images_in_train": len(test_images & images),
         "on_train_image": sum(q.image_id in images for q in test),
-        "paraphrase_in_train": sum(in_training(training, test, WORDINGS)) if has_wordings else float("nan"),
+        "paraphrase_in_train": float("nan"),
         "repeated_in_train": sum(in_training(training, test)),
         "unseen_answer": sum(not vocabulary.intersection(q.answers) for q in test),
     }
+    if any(q.extra.get(key) for q in test for key in WORDINGS):
+        found["paraphrase_in_train"] = sum(in_training(training, test, WORDINGS))
     both = [*(replace(q, split="train") for q in training), *test]
     for name, baseline in SCORES.items():
         scored = protocols.score(baselines.BASELINES[baseline][1](both), None, protocols.PROTOCOLS["generate"])
@@ -137,15 +128,10 @@ def in_training(training: Sequence[Question], test: Sequence[Question], wordings
 
 
 def worth(files: Mapping[str, Sequence[Question]], leaking: str) -> pd.DataFrame:
-    """What a leaking training file adds: accuracy on the test questions that it gives away, and on the others.
+    """Accuracy (%, 95% interval over images) on the test questions that the training file `leaking` holds with their
+    answers, in any wording, and on the others: a line per baseline, training file and part (`leaked`, `other`).
 
-    Args:
-        files: the set's questions by training file, the default first; the test questions are the same in all.
-        leaking: which of them leaks; it gives a test question away where it has it, in any wording, with its answer.
-
-    Returns:
-        One line per baseline, training file and part (`leaked`, `other`): `system, training_file, part, n, accuracy,
-        ci_low, ci_high` (%; 95%, images resampled).
+    `files`: the set's questions by training file; the test questions are the same in all.
     """
     test = [q for q in files[leaking] if q.split == "test"]
     leaked = np.array(in_training([q for q in files[leaking] if q.split == "train"], test, WORDINGS))

@@ -27,40 +27,36 @@ COLUMNS = {
         *("file_name", "figure_path"),
     ),
     "split": ("split", "phrase_type", "subset"),
-    "question_id": ("qid", "question_id", "qid_unique", "id"),
     "rephrase": ("question_rephrase", "q_rephase"),
     "frame": ("question_frame", "q_framed"),
     "closed": ("answer_type",),
     "language": ("q_lang", "language", "lang"),
 }
-REQUIRED = ("question", "answer", "image")
 CLOSED = {"closed": True, "yes/no": True, "open": False, "number": False, "other": False}
-NULLS = ("", "null", "none", "nan")  # how a missing wording or link is written
+NULLS = ("", "null", "none", "nan")  # how a missing wording is written
 
 
 def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     """The questions of a file (`user_files.read`), and a line that says which field was read as what.
 
-    `split` (train, val or test), where given, holds for all of them; else it is a record's own field, or what the
-    file's name says, which also beats a field that puts all records into another split: VQA-RAD's test questions
-    circulate with the `phrase_type` of training. A conflict is said. Raises InputError, naming file, record and field:
-    missing, empty or not understood.
+    `split` (train, val or test), where given, holds for all of them. Else it is what the file's name says where the
+    records' own field puts all of them into one split, and otherwise that field: VQA-RAD's test questions circulate
+    with the `phrase_type` of training. Raises InputError, naming file, record and field: missing, empty or not
+    understood.
     """
     table, shown = user_files.read(path), paths.shown(Path(path))
-    names = user_files.name_columns(table, COLUMNS)
-    if absent := [field for field in REQUIRED if field not in names]:
-        raise user_files.lacking(absent[0], table, COLUMNS, shown)
-    notes, by_name = [], _split_of_name(Path(path))
+    names, notes = user_files.name_columns(table, COLUMNS), []
+    for field in ("question", "answer", "image"):
+        if field not in names:
+            raise user_files.lacking(field, table, COLUMNS, shown)
     in_field = {user_files.split_of(cell) for cell in table[names["split"]]} if "split" in names else set()
-    if not (split or by_name or in_field):
+    by_name = {known for word in re.split(r"[^a-z]+", Path(path).stem.lower()) if (known := user_files.split_of(word))}
+    if not (split or in_field or len(by_name) == 1):
         raise InputError(f"{shown}: neither a field nor its name says which split it is; use --train or --test FILE")
-    if not split and len(in_field) < 2 and by_name:
-        split = by_name
-        notes.append(f"every record is {split}, by the file's name")
-    if {by_name, *in_field} - {"", split} - (set() if split else in_field):
-        said = f"its {names['split']} says {' and '.join(sorted(in_field))}, " if in_field else ""
-        said += f"its name {by_name}, " if by_name else ""
-        notes.append(f"CONFLICT: {said}read as {split or 'the records say'}; --train or --test FILE decides")
+    if not split and len(in_field) < 2 and len(by_name) == 1:
+        (split,) = by_name
+        against = f" and against its {names['split']}; --train or --test FILE decides" if in_field - by_name else ""
+        notes.append(f"every record is {split}, by the file's name{against}")
     if split:
         names.pop("split", None)
     questions = user_files.each(table.assign(number=range(len(table))), lambda record: _question(record, names, split))
@@ -96,41 +92,38 @@ def compare(
 
 def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -> Question:
     """A record's question. ValueError says what is wrong with it."""
-    question, answers, image = (
-        record[names["question"]],
-        _answers(record[names["answer"]]),
-        _image(record[names["image"]]),
-    )
-    if not (user_files.is_text(question) and str(question).strip()):
+    cells = {field: record[name] for field, name in names.items()}
+    answers, image = _answers(cells.pop("answer")), _image(cells.pop("image"))
+    if not (user_files.is_text(cells["question"]) and str(cells["question"]).strip()):
         raise ValueError(f"{names['question']} is missing, empty or not text; mend or remove the record")
     if not answers:
         raise ValueError(f"{names['answer']} is missing, empty or not text; give a text or a list of texts")
     if not image:
         raise ValueError(f"{names['image']} is missing, or neither a name nor a picture; mend or remove the record")
-    text = {kind: user_files.whole(record[name]) for kind, name in names.items() if kind not in ("answer", "image")}
-    optional = {kind: value for kind, value in text.items() if value.lower() not in NULLS}
+    text = {field: user_files.whole(cell) for field, cell in cells.items()}
     if not (split := split or user_files.split_of(text["split"])):
         raise ValueError(f"{names['split']} is {text['split']!r}; use train, val or test")
-    if "closed" in text and text["closed"].lower() not in CLOSED:
+    closed = yes_no = answers[0] in ("yes", "no")
+    if "closed" in text and (closed := CLOSED.get(text["closed"].lower())) is None:
         raise ValueError(f"{names['closed']} is {text['closed']!r}; use OPEN or CLOSED")
-    yes_no = answers[0] in ("yes", "no")
+    optional = {field: cell for field, cell in text.items() if cell.lower() not in NULLS}
     return Question(
-        question_id=optional.get("question_id", str(record["number"])),
+        question_id=str(record["number"]),
         image_id="/".join(user_files.image_parts(image)),
         image_path=Path(image),
         question=" ".join(text["question"].split()),
         answers=answers,
         split=split,
-        closed_field=CLOSED[text["closed"].lower()] if "closed" in text else yes_no,
+        closed_field=closed,
         closed_yes_no=yes_no,
         language=optional.get("language", "en"),
-        extra={kind: optional[kind] for kind in leaks.WORDINGS if kind in optional},
+        extra={field: optional[field] for field in leaks.WORDINGS if field in optional},
     )
 
 
-def _answers(value: Any) -> tuple[str, ...]:
+def _answers(cell: Any) -> tuple[str, ...]:
     """Accepted answers of a text or number, or a list of them or of `{"answer": ...}`; empty: it is none of these."""
-    given = value if isinstance(value, list) else [value]
+    given = cell if isinstance(cell, list) else [cell]
     given = [one.get("answer") if isinstance(one, dict) else one for one in given]
     is_text = all(map(user_files.is_text, given))
     return tuple(normalise_answer(user_files.whole(one)) for one in given) if is_text else ()
@@ -139,10 +132,5 @@ def _answers(value: Any) -> tuple[str, ...]:
 def _image(cell: Any) -> str:
     """An image's name; of the hub's `{bytes, path}` the path or, without one, a digest of the bytes."""
     if isinstance(cell, dict):
-        cell = cell.get("path") or hashlib.sha256(cell.get("bytes") or b"").hexdigest() * bool(cell.get("bytes"))
+        cell = cell.get("path") or (hashlib.sha256(cell["bytes"]).hexdigest() if cell.get("bytes") else None)
     return user_files.whole(cell) if user_files.is_text(cell) else ""
-
-
-def _split_of_name(path: Path) -> str:
-    found = {split for word in re.split(r"[^a-z]+", path.stem.lower()) if (split := user_files.split_of(word))}
-    return found.pop() if len(found) == 1 else ""

@@ -17,8 +17,8 @@ import pandas as pd
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests
-from amif_lib.data.records import Question, normalise_answer
-from amif_lib.experiments.predictions import CANDIDATES, question_frame, read_predictions
+from amif_lib.data.records import Question
+from amif_lib.experiments.predictions import question_frame, read_predictions
 from amif_lib.experiments.stored import Run
 from amif_lib.scoring import baselines, prediction_files, protocols, statistics
 from amif_lib.scoring.protocols import PROTOCOLS, Protocol
@@ -37,7 +37,7 @@ NOTES = {protocol.title: protocol.note for protocol in (*PROTOCOLS.values(), AS_
 EXPLAINED = (
     "Accuracies are percentages, differences points; 95% intervals are from resampling images, since questions on one "
     "image are not independent. p values (exact McNemar) are not adjusted for their number. detectable: the smallest "
-    "difference that so many questions could have shown. lenient: wrong answers that a lenient reading would accept."
+    "difference that so many questions could have shown. lenient: wrong answers that contain an accepted one."
 )
 
 
@@ -47,7 +47,7 @@ class Score:
 
     `table` has the columns `dataset, training_file, language, protocol, split (overall|open|closed), definition
     (yes_no|answer_type, empty for overall), system, label, n, correct, accuracy, ci_low, ci_high`, in percent. Lines of
-    the predictions have `lenient`, the number of wrong answers that a `reading` makes right; those of baselines the
+    the predictions have `lenient`, the number of wrong answers that `contains` accepts; those of baselines the
     predictions' paired difference to them, in points: `difference, difference_low, difference_high, detectable`
     (`statistics.detectable`), `wins` and `losses` (questions that only the predictions, only the baseline has right)
     and `mcnemar_p`.
@@ -68,8 +68,7 @@ def score_file(
     """Score a file of answers, or a run folder of the kit, on all test questions of a question set.
 
     Args:
-        path: a file (`prediction_files.read`), a run folder, its `predictions.parquet` or a folder in it, such as the
-            same model's answers on blank images.
+        path: a file (`prediction_files.read`) or a run folder.
         dataset: manifest name of the question set; a run says it itself.
         training_file: what baselines and ceiling learn from (`load.load_questions`).
         language: of SLAKE's questions.
@@ -79,25 +78,26 @@ def score_file(
         InputError: unreadable predictions, a test question without one; names the place.
     """
     path, shown = Path(path), paths.shown(Path(path))
-    folder = path if path.is_dir() else path.parent if path.with_name(CANDIDATES).is_file() else None
     asked = {"dataset": dataset, "training_file": training_file, "language": language}
-    if folder:
-        asked = _of_spec(folder, asked)
+    if path.is_dir():
+        asked = _of_spec(Run(path), asked)
     asked, questions = _questions(**asked)
     variants = manifests.load(asked["dataset"]).variants
     leaks = any(one.leaks and one.name in (asked["training_file"], asked["language"]) for one in variants)
-    if folder:
-        frame, candidates = _of_run(folder, questions)
+    if path.is_dir():
+        frame, candidates = _of_run(path, questions)
         used = [protocol for protocol in PROTOCOLS.values() if not (leaks and protocol.name == "strict")]
         notes = [f"{shown}: a run of the kit, {len(frame)} test questions on {frame['image_id'].nunique()} images."]
     else:
         given = prediction_files.read(path, questions, prediction, identity)
-        frame, candidates, used = question_frame(questions), None, [AS_GIVEN]
-        frame = frame[~frame["question_id"].isin(given.ambiguous)].reset_index(drop=True)
-        frame["generated"] = given.answers.loc[frame["question_id"]].to_numpy()
         questions = [q for q in questions if q.question_id not in given.ambiguous]
+        frame, candidates, used = question_frame(questions), None, [AS_GIVEN]
+        frame["generated"] = given.answers.loc[frame["question_id"]].to_numpy()
         notes = _about_file(given, frame, shown)
-    scored = {protocol: _with_reading(protocols.score(frame, candidates, protocol), frame["gold"]) for protocol in used}
+    scored = {protocol: protocols.score(frame, candidates, protocol) for protocol in used}
+    for own in scored.values():
+        answers = zip(own["prediction"], frame["gold"], own["correct"], strict=True)
+        own["lenient"] = [not right and any(contains(text, one) for one in gold) for text, gold, right in answers]
     if scored[used[0]]["correct"].all():
         said = "every answer is the accepted one: was that read, or did the system see it?"
         notes.insert(0, f"{WARNING}: {said} (--prediction COLUMN)")
@@ -106,16 +106,15 @@ def score_file(
     learnt = f"Baselines and ceiling learn from the {sum(q.split == 'train' for q in questions)} training questions of"
     held = " These hold answers to test questions, so that strict@1 is not scored and the baselines know them too."
     notes.append(f"{learnt} {', '.join(asked.values())}.{held * leaks}")
-    found = scored[used[0]].groupby("reading")["question_id"].agg(["size", "first"]).drop("", errors="ignore")
-    if kinds := [f"{one.size} {one.Index} (first: question {one.first})" for one in found.itertuples()]:
-        said = f"{sum(found['size'])} wrong answers would be right under a lenient reading (not scored)"
-        notes.append(f"{used[0].title}: {said}: {'; '.join(kinds)}.")
+    if (lenient := scored[used[0]].query("lenient")["question_id"]).size:
+        said = f"{len(lenient)} wrong answers contain an accepted one (not scored; first: question {lenient.iloc[0]})"
+        notes.append(f"{used[0].title}: {said}.")
     table = _table(scored, questions).assign(**asked)
     return Score(table[[*asked, *table.columns.drop(list(asked))]], tuple(notes))
 
 
 def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question]) -> pd.DataFrame:
-    """`Score.table` of what `protocols.score` gives, with a column `reading`."""
+    """`Score.table` of what `protocols.score` gives, with a column `lenient`."""
     beside = {}
     for name in BESIDE:
         beside[name] = protocols.score(baselines.BASELINES[name][1](questions), None, PROTOCOLS["generate"])
@@ -130,7 +129,7 @@ def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question
             row |= {"label": label, "n": len(right), "correct": int(right.sum()), "accuracy": 100 * share.value}
             row |= {"ci_low": 100 * share.low, "ci_high": 100 * share.high}
             if system == "predictions":
-                row["lenient"] = int((own["reading"][part] != "").sum())
+                row["lenient"] = int(own["lenient"][part].sum())
             elif system in COMPARED:
                 row |= _comparison(own["correct"][part], right, images)
             rows.append(row)
@@ -139,39 +138,27 @@ def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question
 
 def _comparison(ours: pd.Series, theirs: pd.Series, images: pd.Series) -> dict[str, float]:
     gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, images)], draws=10_000)  # no Wilson: no share
-    test = statistics.mcnemar(ours, theirs)
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
     points = {name: 100 * value for name, value in (points | {"detectable": statistics.detectable(gap)}).items()}
-    return points | {"wins": test.wins, "losses": test.losses, "mcnemar_p": test.p}
+    wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    return points | {"wins": wins, "losses": losses, "mcnemar_p": float(statistics.mcnemar_p(wins, losses))}
 
 
-def _with_reading(scored: pd.DataFrame, gold: pd.Series) -> pd.DataFrame:
-    """Add the column `reading` of wrong answers; it is empty where an answer is right, or none makes it right."""
-    answers = zip(scored["prediction"], gold, scored["correct"], strict=True)
-    return scored.assign(
-        reading=["" if right else max((reading(text, one) for one in own), key=bool) for text, own, right in answers]
+def contains(text: str, gold: str) -> bool:
+    """Whether an answer has the accepted one's words in it; of yes and no, whether it begins with it or has it alone.
+
+    Case, punctuation and articles do not count, nor what models put around an answer: `\\boxed{The x-ray.}</s>`.
+    """
+    words, wanted = (
+        [word for word in re.findall(r"\w+", unicodedata.normalize("NFKC", one).lower()) if word not in _ARTICLES]
+        for one in (text, gold)
     )
-
-
-def reading(text: str, gold: str) -> str:
-    """The mildest reading by which a wrong answer is the accepted one; empty if there is none."""
-    words, wanted = _words(text), _words(gold)
-    if words == wanted != []:
-        return "without punctuation, articles, \\boxed{}, end-of-sequence tokens and invisible signs"
     if gold in ("yes", "no"):
-        return "by the yes or no in them" * (words[:1] == wanted or {"yes", "no"} & set(words) == {gold})
-    return "as they contain it" * bool(wanted and f" {' '.join(wanted)} " in f" {' '.join(words)} ")
+        return words[:1] == wanted or {"yes", "no"} & set(words) == {gold}
+    return bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(words)} "
 
 
-def _words(text: str) -> list[str]:
-    """The words of an answer, without what models and people add: `\\boxed{The x-ray.}</s>` -> x, ray."""
-    text = "".join(sign for sign in unicodedata.normalize("NFKC", text) if unicodedata.category(sign) != "Cf")
-    text = re.sub(r"</?s>|<eos>|<pad>|<\|\w+\|>|\[(sep|eos|pad)\]", " ", text, flags=re.IGNORECASE)
-    text = normalise_answer(re.sub(r"\\boxed\{(.*?)\}", r"\1", text))
-    text = "".join(" " if unicodedata.category(sign).startswith("P") else sign for sign in text)
-    return [word for word in text.split() if word not in ("a", "an", "the")]
-
-
+_ARTICLES = ("a", "an", "the")
 SCORES = ["part", "label", "n", "correct", "accuracy", "ci_low", "ci_high", "lenient"]
 DIFFERENCES = ["difference", "difference_low", "difference_high", "detectable", "wins", "losses", "mcnemar_p"]
 
@@ -191,10 +178,9 @@ def page(score: Score) -> str:
 # --- questions and predictions brought together ---
 
 
-def _of_spec(folder: Path, asked: dict[str, str]) -> dict[str, str]:
+def _of_spec(run: Run, asked: dict[str, str]) -> dict[str, str]:
     """The questions that a run was trained on; InputError where others are asked for."""
-    data = Run(folder if (folder / "spec.json").is_file() else folder.parent).spec.data
-    own = {"dataset": data.questions, **data.question_settings}
+    own = {"dataset": run.spec.data.questions, **run.spec.data.question_settings}
     for name, value in asked.items():
         if value not in ("", own[name]):
             raise InputError(f"--{name.replace('_', '-')} {value}: this run has {own[name]}; leave the option out")
@@ -228,9 +214,10 @@ def _of_run(folder: Path, questions: Sequence[Question]) -> tuple[pd.DataFrame, 
 
 def _about_file(given: prediction_files.PredictionFile, frame: pd.DataFrame, shown: str) -> list[str]:
     """How a file was read, and what of it is not scored."""
-    columns = ", ".join(f"{kind} = {name}" for kind, name in given.fields.items())
-    about = f"{len(frame)} test questions on {frame['image_id'].nunique()} images"
-    notes = [f"{shown}: {about}. Read: {columns}.", *given.notes]
+    columns = ", ".join(f"{field} = {name}" for field, name in given.fields.items())
+    notes = [f"{shown}: {len(frame)} test questions on {frame['image_id'].nunique()} images. Read: {columns}."]
+    if given.note:
+        notes.append(given.note)
     if given.ambiguous:
         said = f"{len(given.ambiguous)} test questions are not scored, since several records may answer them"
         notes.insert(0, f"{WARNING}: {said} (first: {given.ambiguous[0]}).")

@@ -30,15 +30,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class McNemar:
-    """Questions that only the first system answers correctly (`wins`), only the second (`losses`), and the exact p."""
-
-    wins: int
-    losses: int
-    p: float
-
-
-@dataclass(frozen=True)
 class Contrast:
     """A mean difference with its standard error over replicates and images, and what a t distribution makes of it.
 
@@ -65,15 +56,13 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """Exact two-sided McNemar test of two systems on the same questions; both (n,) of 0 and 1."""
-    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    if first.shape != second.shape or first.ndim != 1:
-        raise InputError(f"paired test: shapes {first.shape}, {second.shape}; give the same questions, equally ordered")
-    from scipy.stats import binomtest
+def mcnemar_p(wins: ArrayLike, losses: ArrayLike) -> np.ndarray:
+    """Exact two-sided McNemar p, where only the first of two systems is right on `wins` questions, only the second on
+    `losses` (arrays are broadcast)."""
+    from scipy.stats import binom
 
-    wins, losses = int((first & ~second).sum()), int((~first & second).sum())
-    return McNemar(wins, losses, float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0)
+    wins, losses = np.asarray(wins), np.asarray(losses)
+    return np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -136,14 +125,14 @@ def contrast(parts: Sequence[Part]) -> Contrast:
     return Contrast(value, error, df, value - reach * error, value + reach * error, float(p), float(detectable))
 
 
-def detectable(difference: Estimate, power: float = 0.8) -> float:
-    """The smallest true difference that a two-sided test at 5% finds with this power: (z_0.975 + z_power) SE.
+def detectable(difference: Estimate) -> float:
+    """The smallest true difference that a two-sided test at 5% finds with a power of 80%: (z_0.975 + z_0.8) SE.
 
     SE is the bootstrap's, its interval's half width over z_0.975 (Bloom, Evaluation Review 19(5), 1995). NaN where
     the two systems never differ, which says nothing of a difference.
     """
     z = NormalDist().inv_cdf
-    return (z(0.975) + z(power)) * (difference.high - difference.low) / 2 / z(0.975) or NAN
+    return (z(0.975) + z(0.8)) * (difference.high - difference.low) / 2 / z(0.975) or NAN
 
 
 # --- bootstrap: images are resampled, runs are not -----------------------------------------------------------------

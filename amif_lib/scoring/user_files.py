@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ def read(path: Path | str) -> pd.DataFrame:
     """One row per record, column names in lower case, cells as they stand in the file.
 
     CSV (commas, semicolons or tabs), JSON, JSON lines, parquet and xlsx are told by their content. JSON may hold a list
-    of records, an object with one such list, one list per split (which becomes the column `split`), pandas' column-wise
-    form, or an object from question id to answer. The index is a record's place: `x.csv, line 8` or `x.json, record 2`.
-    A field that a record lacks is NaN, one that is null (or NaN) in the file is None.
+    of records, an object with one such list, pandas' column-wise form, or an object from question id to answer. The
+    index is a record's place: `x.csv, line 8` or `x.json, record 2`. A field that a record lacks is NaN, one that is
+    null (or NaN) in the file is None.
     Raises InputError, naming file and line: unreadable, cut off, no records, ragged or doubled columns, a pickle.
     """
     path, shown = Path(path), paths.shown(Path(path))
@@ -65,15 +65,14 @@ def each(table: pd.DataFrame, function: Callable[[dict[str, Any]], Any]) -> list
     return out
 
 
-Names = Mapping[str, tuple[str, ...]]  # what the column of a field may be called, most telling name first
-
-
-def name_columns(table: pd.DataFrame, known: Names) -> dict[str, str]:
+def name_columns(table: pd.DataFrame, known: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Which column holds what: of each field's known names the first that is there."""
     return {field: name for field, names in known.items() if (name := next((n for n in names if n in table), ""))}
 
 
-def lacking(field: str, table: pd.DataFrame, known: Names, shown: str, fix: str = "") -> InputError:
+def lacking(
+    field: str, table: pd.DataFrame, known: Mapping[str, Sequence[str]], shown: str, fix: str = ""
+) -> InputError:
     """The error that no column holds a field; `fix` is what can be done beside renaming one."""
     said = f"no column for the {field} (known names: {', '.join(known[field])}); its columns are "
     return InputError(f"{shown}: {said}{', '.join(sorted(table))}; rename one{fix}")
@@ -158,34 +157,28 @@ def _records(content: Any, shown: str) -> list[Any]:
     if not isinstance(content, dict):
         raise InputError(f"{shown}: must hold a list of records, or an object from question id to answer")
     lists = {key: part for key, part in content.items() if isinstance(part, list) and isinstance((*part, 0)[0], dict)}
-    if lists and all(map(split_of, lists)):
-        return [{"split": key} | record for key, part in lists.items() for record in part]
     if len(lists) > 1:
-        raise InputError(f"{shown}: holds the lists {', '.join(lists)}; give one list of records, or one per split")
+        raise InputError(f"{shown}: holds the lists {', '.join(lists)}; give one list of records")
     if lists:
         return next(iter(lists.values()))
-    kinds = {type(value) for value in content.values()}
-    if kinds == {dict} and {"answer", "prediction", "pred", "response", "question"} & {key.lower() for key in content}:
-        return pd.DataFrame(content, dtype=object).to_dict("records")  # pandas' column-wise form
-    return [{"question_id": key} | (value if kinds == {dict} else {"answer": value}) for key, value in content.items()]
+    if all(isinstance(value, dict) for value in content.values()):  # pandas' column-wise form
+        return pd.DataFrame(content, dtype=object).to_dict("records")
+    return [{"question_id": key, "answer": value} for key, value in content.items()]
 
 
 def _rows(text: str, shown: str) -> dict[str, dict[str, str]]:
     """The cells of a CSV file by name, by the place of their line; a cell may hold line ends."""
-    first, _, rest = text.partition("\n")
-    separator = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line that Excel writes
-    delimiter = separator[1] if separator else max(",;\t|", key=first.count)
-    reader = csv.reader(io.StringIO(rest if separator else text, newline=""), delimiter=delimiter, strict=True)
+    delimiter = max(",;\t|", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        lines = [(f"{shown}, line {reader.line_num + bool(separator)}", cells) for cells in reader if cells]
+        lines = [(f"{shown}, line {reader.line_num}", cells) for cells in reader if cells]
     except csv.Error as error:
-        place = f"{shown}, line {reader.line_num + bool(separator)}"
+        place = f"{shown}, line {reader.line_num}"
         raise InputError(f"{place}: not valid CSV ({error}), perhaps cut off; mend it") from None
     header = [name.strip().lower() for name in lines[0][1]] if lines else []
     if doubled := [name for n, name in enumerate(header) if name in header[:n]]:
         raise InputError(f"{shown}: the header names {doubled[0]!r} twice; rename one column")
     for place, cells in lines[1:]:
         if len(cells) != len(header):
-            said = f"not {len(header)} cells as in the header"
-            raise InputError(f"{place}: {said}; put answers with {delimiter!r} in quotes")
+            raise InputError(f"{place}: not {len(header)} cells as in the header; quote answers with {delimiter!r}")
     return {place: dict(zip(header, cells, strict=True)) for place, cells in lines[1:]}
