@@ -119,7 +119,7 @@ def test_small_predictions_keep_every_choice_and_with_a_margin_the_probabilities
     frame["log_likelihoods"] = list((-20 - 60 * rng.random((60, 40))).astype(np.float32))
     write_predictions(tmp_path / "whole", frame, candidates)
     before = read_predictions(tmp_path / "whole")[0]
-    write_predictions(tmp_path / "small", *reference.smaller(before, candidates, margin))
+    write_predictions(tmp_path / "small", reference.smaller(before, candidates, margin), candidates)
     after, same = read_predictions(tmp_path / "small")
     pd.testing.assert_frame_equal(same, candidates)
     for protocol in PROTOCOLS.values():

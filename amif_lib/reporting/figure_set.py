@@ -108,4 +108,4 @@ def training_curves(scale: str) -> Drawn:
     ids = dict.fromkeys(run.run_id for each in full for run in each.trainings())
     runs = [stored.load_run(run_id) for run_id in ids if (paths.run_dir(run_id) / "metrics.jsonl").is_file()]
     caption = "Total loss of the full model, running mean over 1/40 of the steps. " + scale_note(scale)
-    return figures.training_curves(runs), figures.training_data(runs), caption
+    return *figures.training_curves(runs), caption

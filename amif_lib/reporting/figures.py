@@ -111,8 +111,11 @@ def estimates(
     return figure
 
 
-def training_data(runs: Sequence[Run]) -> pd.DataFrame:
-    """Loss of each run, `stage, label, run_id, step, loss`: the running mean of the total over 1/40 of the steps."""
+def training_curves(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
+    """Loss against step, one panel per stage and a colour per label, and the plotted numbers.
+
+    The loss is the running mean of the total over 1/40 of the steps.
+    """
     if not runs:
         raise InputError("training curves: no run given")
     parts = []
@@ -122,12 +125,7 @@ def training_data(runs: Sequence[Run]) -> pd.DataFrame:
         about = {"stage": STAGES[run.spec.stage], "label": label, "run_id": run.run_id, "step": run.history["step"]}
         loss = run.history["total"].rolling(max(1, len(run.history) // 40), min_periods=1).mean()
         parts.append(pd.DataFrame(about | {"loss": loss}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def training_curves(runs: Sequence[Run]) -> Figure:
-    """Loss against step, one panel per stage and a colour per label."""
-    data = training_data(runs)
+    data = pd.concat(parts, ignore_index=True)
     panels = list(data.groupby("stage", sort=False))
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.0), squeeze=False)
     for axis, (stage, part) in zip(axes[0], panels, strict=True):
@@ -135,4 +133,4 @@ def training_curves(runs: Sequence[Run]) -> Figure:
         curves = {"x": "step", "y": "loss", "hue": "label", "units": "run_id", "estimator": None, "legend": legend}
         sns.lineplot(part, **curves, ax=axis)
         axis.set_title(stage)
-    return figure
+    return figure, data

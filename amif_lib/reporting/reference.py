@@ -29,10 +29,10 @@ from amif_lib.reporting import figures, report, tables
 from amif_lib.reporting.table_rows import Selection, planned_tables
 
 CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the teacher together
-LARGEST = {".ipynb": 250_000, ".svg": 400_000}  # bytes; a larger file is left out
+NOTEBOOK = 250_000  # bytes; a larger one is left out
 COLOURS = (256, 128, 64, 32)  # of the pictures in an executed notebook: the first number with which it is small enough
 COPIED = [f"{folder}/*{ending}" for folder in ("tables", "figures") for ending in (".csv", ".md", ".tex", ".txt")]
-COPIED += ["figures/*.png", "figures/*.svg", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]
+COPIED += ["figures/*.png", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]
 MARGIN = 10.0  # nats below the best candidate: what lies further below holds next to no probability
 
 
@@ -73,8 +73,9 @@ def _copy_run(run: Run, folder: Path, shown: bool) -> None:
     if run.spec.stage == "finetune" and manifests.may_show(run.spec.data.questions, "texts"):
         for part in (Path(), Path(stored.BLANK_TEST), Path(stored.SHUFFLED_TEST)):
             if (run.directory / part / PREDICTIONS).is_file():
-                found = read_predictions(run.directory / part)
-                write_predictions(folder / part, *smaller(*found, MARGIN if shown and part == Path() else 0))
+                frame, candidates = read_predictions(run.directory / part)
+                frame = smaller(frame, candidates, MARGIN if shown and part == Path() else 0)
+                write_predictions(folder / part, frame, candidates)
     first = all(step.seed == 0 for step in run.spec.trainings())
     if first and (run.directory / stored_maps.MAPS).is_file() and not _withheld(run):
         _copy(run.directory / stored_maps.MAPS, folder / stored_maps.MAPS)
@@ -99,15 +100,15 @@ def _withheld(run: Run) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file unless it is too large; in a text the clone's own path, which says where it lay, is left out."""
-    content, limit = source.read_bytes(), LARGEST.get(source.suffix, float("inf"))
+    """Copy a file, unless it is a notebook that is too large; the clone's own path in a text is left out."""
+    content = source.read_bytes()
     if source.suffix in (".json", ".ipynb"):
         content = content.replace(f"{paths.ROOT.as_posix()}/".encode(), b"")
     if source.suffix == ".ipynb":
         content = _small_notebook(json.loads(content))
-    if len(content) > limit:
-        print(f"left out: {paths.shown(source)}: {len(content) / 1000:.0f} kB, above {limit / 1000:.0f} kB")
-        return
+        if len(content) > NOTEBOOK:
+            print(f"left out: {paths.shown(source)}: {len(content) / 1000:.0f} kB, above {NOTEBOOK / 1000:.0f} kB")
+            return
     with files.atomic_write(target) as partial:
         partial.write_bytes(content)
 
@@ -135,12 +136,12 @@ def _small_notebook(notebook: dict[str, Any]) -> bytes:
         for data, png in pictures:
             data["image/png"] = base64.b64encode(figures.small_png(png, colours)).decode()
         text = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
-        if len(text) <= LARGEST[".ipynb"]:
+        if len(text) <= NOTEBOOK:
             break
     return text
 
 
-def smaller(frame: pd.DataFrame, candidates: pd.DataFrame, margin: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+def smaller(frame: pd.DataFrame, candidates: pd.DataFrame, margin: float) -> pd.DataFrame:
     """Predictions whose log-likelihoods compress well, and by which every protocol chooses the same answers.
 
     Of each set of candidates that a protocol ranks, those within `margin` nats of the best are kept; all others get one
@@ -152,4 +153,4 @@ def smaller(frame: pd.DataFrame, candidates: pd.DataFrame, margin: float) -> tup
     for ranked in (test, train, train | val):
         kept |= ranked & (exact >= np.where(ranked, exact, -np.inf).max(1, keepdims=True) - margin)
     low = np.where(kept, exact, 0).min(1, keepdims=True) - 100
-    return frame.assign(log_likelihoods=list(np.where(kept, exact, low))), candidates
+    return frame.assign(log_likelihoods=list(np.where(kept, exact, low)))
