@@ -131,7 +131,7 @@ def test_figure_has_a_panel_per_set_and_the_data_that_it_shows(runs):
     assert list(data["accuracy"]) == list(cells["ours"]) and len(data) == len(cells)
     drawn = [point for axis in figure.axes for points in axis.collections for point in points.get_offsets()[:, 0]]
     assert set(cells["ours"].round(6)) <= {round(float(x), 6) for x in drawn}
-    assert "not comparable" in caption and "one training a point" in caption
+    assert "not comparable" in caption and "the spread between trainings is not in them" in caption
 
 
 def test_figure_on_real_data_has_the_papers_number_beside_ours(monkeypatch, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,9 +40,7 @@ def write(
         frames.append({"title": title, "file": written[-1].name, "frame": readable(frame)})
     for name, (figure, data, caption) in pictures.items():
         written += figures.save(figure, folder / "figures" / name, data, caption)
-        picture = base64.b64encode((folder / "figures" / f"{name}.png").read_bytes()).decode()
-        width = round(110 * figure.get_figwidth())  # CSS pixels
-        drawn.append({"name": name, "caption": caption, "data": picture, "width": width})
+        drawn.append(figures.embedded(folder / "figures" / f"{name}.png", folder))
     content = {"words": words, "tables": frames, "figures": drawn}
     files.write_text(folder / "audit.html", layout.page("audit.html.j2", content))
     return [*written, folder / "audit.html"]

@@ -80,7 +80,7 @@ def lambda_curve(cells: pd.DataFrame) -> Drawn:
     columns = ["dataset", "lambda", "ours", "ours_sd", "ci_low", "ci_high", "n_seeds", "n_questions", "run_ids"]
     caption = (
         "Fig. 6 of the paper: overall accuracy (protocol paper) against the weight λ of the positive pair, "
-        f"{figures.intervals(part['n_seeds'])} Dotted: the paper's choice, 0.01. The paper prints no numbers for this "
+        f"{figures.INTERVALS} Dotted: the paper's choice, 0.01. The paper prints no numbers for this "
         f"figure. Each panel has an axis of its own. {scale_note(part['scale'].iloc[0])}"
     )
     return figure, part[columns], caption

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -21,6 +24,7 @@ from amif_lib.reporting.table_rows import SCALE_NOTES, STAGES, dataset_name
 Drawn = tuple[Figure, pd.DataFrame, str]  # a figure, the numbers in it, its caption
 
 DPI = 200
+INTERVALS = "with 95% intervals from resampling images; the spread between trainings is not in them."
 BLUE, GREY, ORANGE = "#0173b2", "#767676", "#d55e00"
 
 
@@ -52,6 +56,18 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
     return written
 
 
+def embedded(png: Path, page: Path) -> dict[str, Any]:
+    """A saved figure for a page in the folder `page`: 110 CSS pixels to the inch that it was drawn for, and links."""
+    with Image.open(png) as image:
+        width, height = (round(110 * side / DPI) for side in image.size)
+    links = {"plotted numbers": png.with_suffix(".csv"), "vector graphics": png.with_suffix(".svg")}
+    links = {title: os.path.relpath(file, page) for title, file in links.items() if file.is_file()}
+    text = png.with_suffix(".txt")
+    caption = text.read_text(encoding="utf-8").strip() if text.is_file() else png.stem.replace("_", " ")
+    data = base64.b64encode(png.read_bytes()).decode()
+    return {"data": data, "width": width, "height": height, "caption": caption, "links": links}
+
+
 def small_png(png: bytes, colours: int = 256) -> bytes:
     """A PNG with a palette and so a third of the size: reports embed it, and a clone holds many."""
     small, out = Image.open(io.BytesIO(png)).convert("RGB").quantize(colours, dither=Image.Dither.NONE), io.BytesIO()
@@ -62,13 +78,6 @@ def small_png(png: bytes, colours: int = 256) -> bytes:
 def scale_note(scale: str) -> str:
     """The last sentence of a caption: what the scale is worth."""
     return f"SCALE={scale}: {SCALE_NOTES[scale]}."
-
-
-def intervals(trainings: pd.Series) -> str:
-    """What the intervals of accuracies hold, by the number of trainings behind each point."""
-    if trainings.max() == 1:
-        return "95% intervals from resampling images; one training a point, so no spread between trainings is in them."
-    return "95% intervals from resampling images; a point that stands for several trainings is their mean."
 
 
 def estimates(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from PIL import Image
 
 from amif_lib.core import files, paths
 from amif_lib.data import manifests
@@ -93,25 +90,15 @@ def section(table: tables.Table) -> dict[str, Any]:
 
 
 def pictures(folder: Path) -> list[dict[str, Any]]:
-    """Every figure of the scale for embedding, with its size in CSS pixels: 110 to the inch that it was drawn for.
+    """Every figure of the scale; those of tables repeat what the tables say (`repeats`).
 
-    Under FROM=reference, what only notebooks draw is the committed copy. Figures of tables repeat what the tables say
-    (`repeats`).
+    Under FROM=reference, what only notebooks draw is the committed copy.
     """
     places = (paths.scale_source(folder.parent.name) / "figures", folder)
     found = {path.stem: path for place in places for path in sorted(place.glob("*.png"))}
     order = dict.fromkeys(name for start in (*FIRST, "") for name in sorted(found) if name.startswith(start))
-    out = []
-    for path in map(found.get, order):
-        with Image.open(path) as image:
-            width, height = (round(110 * side / figures.DPI) for side in image.size)
-        links = {"plotted numbers": path.with_suffix(".csv"), "vector graphics": path.with_suffix(".svg")}
-        links = {title: os.path.relpath(file, folder.parent) for title, file in links.items() if file.is_file()}
-        caption = path.with_suffix(".txt")
-        text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else path.stem.replace("_", " ")
-        about = {"data": base64.b64encode(path.read_bytes()).decode(), "width": width, "height": height}
-        out.append(about | {"caption": text, "links": links, "repeats": path.stem.startswith("accuracy_")})
-    return out
+    shown = {name: figures.embedded(found[name], folder.parent) for name in order}
+    return [picture | {"repeats": name.startswith("accuracy_")} for name, picture in shown.items()]
 
 
 # --- facts about the runs ---

@@ -40,7 +40,7 @@ def draw(table: Table) -> Drawn:
     figure = figures.estimates(shown.assign(row=shown["row"].map(labels)), LOOKS)
     caption = (
         f"{short_name(table.name)}: overall accuracy under the protocol paper, "
-        f"{figures.intervals(table.cells['n_seeds'])} {figures.scale_note(table.scale)}"
+        f"{figures.INTERVALS} {figures.scale_note(table.scale)}"
     )
     return figure, data, caption
 

@@ -62,34 +62,44 @@ def lines_of(
     baselines without a model. Raises InputError where a run answered other questions than these.
     """
     head_of = {run.run_id: row.row for row in heads for run in row.runs}
-    out: list[Line] = []
-
-    def add(row: str, label: str, runs: Sequence[RunSpec], folder: str = "", **more: object) -> None:
-        own = tuple({run.run_id: run for run in runs if run.data.questions == dataset}.values())
-        if own and all((run.directory / folder / PREDICTIONS).is_file() for run in own):  # else of other question sets
-            answers = [read_predictions(run.directory / folder) for run in own]
-            for run, (frame, _) in zip(own, answers, strict=True):
-                if not _questions(frame).equals(_questions(known[BASELINES[0]])):
-                    said = f"row {row} (run {run.run_id}): its questions on {dataset} are not those of the present data"
-                    raise InputError(f"{said} (ids, images, answers, definitions of closed); fine-tune it again")
-            more = {"headline": head_of.get(own[0].run_id, "")} | more
-            if folder:
-                more["changed"] = changed(own, answers)
-            out.append(Line(row, label, dataset, scored(answers, own), own, **more))
-
+    asked, out, full = known[BASELINES[0]], [], {}
     for row in rows:
-        add(row.row, row.label, row.runs, entry=row)
-    full = {line.headline: line for line in reversed(out)}
+        if own := _on(dataset, row.runs):
+            head = head_of.get(own[0].run_id, "")
+            out.append(Line(row.row, row.label, dataset, scored(_answers(row.row, own, asked), own), own, row, head))
+            full.setdefault(head, own)
     for name in BASELINES:
         if name != "nearest_question" or known[name]["image_in_training"].any():  # else the most frequent answer again
             out.append(Line(name, baselines.BASELINES[name][0], dataset, scored([(known[name], None)])))
     for head in heads:
         start = f", {head.label.removeprefix('AMiF, ')}" if len(heads) > 1 else ""
-        if head is heads[0]:
-            label = f"question only (trained on blank images){start}"
-            add(f"{QUESTION_ONLY}:{head.row}", label, blank, headline=head.row)
-        for name, (folder, images) in OTHER_IMAGES.items() if head.row in full else ():
-            add(f"{name}:{head.row}", f"{images} at test time only{start}", full[head.row].runs, folder)
+        if head is heads[0] and (own := _on(dataset, blank)):
+            row, label = f"{QUESTION_ONLY}:{head.row}", f"question only (trained on blank images){start}"
+            out.append(Line(row, label, dataset, scored(_answers(row, own, asked), own), own, headline=head.row))
+        for name, (folder, images) in OTHER_IMAGES.items():
+            own = full.get(head.row, ())
+            if own and all((run.directory / folder / PREDICTIONS).is_file() for run in own):
+                row, label = f"{name}:{head.row}", f"{images} at test time only{start}"
+                answers = _answers(row, own, asked, folder)
+                share = changed(own, answers)
+                out.append(Line(row, label, dataset, scored(answers, own), own, headline=head.row, changed=share))
+    return out
+
+
+def _on(dataset: str, runs: Sequence[RunSpec]) -> tuple[RunSpec, ...]:
+    """The runs on a question set, each once."""
+    return tuple({run.run_id: run for run in runs if run.data.questions == dataset}.values())
+
+
+def _answers(row: str, runs: Sequence[RunSpec], known: pd.DataFrame, folder: str = "") -> list[Answers]:
+    """What the runs stored, in a folder of theirs; InputError where they were asked other questions than `known`."""
+    out = [read_predictions(run.directory / folder) for run in runs]
+    for run, (frame, _) in zip(runs, out, strict=True):
+        if not _questions(frame).equals(_questions(known)):
+            said = (
+                f"row {row} (run {run.run_id}): its questions on {run.data.questions} are not those of the present data"
+            )
+            raise InputError(f"{said} (ids, images, answers, definitions of closed); fine-tune it again")
     return out
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -96,23 +95,17 @@ BASELINES: dict[str, tuple[str, Callable[[Sequence[Question]], pd.DataFrame]]] =
 }
 
 
-def stored_path(scale: str, dataset: str, training_file: str, language: str = "en") -> Path:
-    """The file of `stored`: of the scale's or the private results, or, under FROM=reference, of the reference."""
-    if paths.from_reference():
-        folder = paths.reference(scale) / "baselines"
-    else:
-        folder = manifests.folder_for(paths.scale_dir(scale) / "baselines", texts=[dataset])  # it holds the questions
-    which = training_file if language == "en" else f"{training_file}-{language}"
-    return folder / f"{dataset}-{which}-{data_digest(dataset)}-{RULES}.parquet"
-
-
 def stored(scale: str, dataset: str, training_file: str, language: str = "en") -> dict[str, pd.DataFrame]:
     """Every baseline's answers on a question set, by name: read where they are stored, else computed and stored.
 
     They lie in `results/<scale>/baselines/`, so that tables can be made again without the data (under
     `results/private/` where the set's texts may not be shown). Raises InputError where neither file nor data exist.
     """
-    path = stored_path(scale, dataset, training_file, language)
+    folder = paths.reference(scale) / "baselines"
+    if not paths.from_reference():
+        folder = manifests.folder_for(paths.scale_dir(scale) / "baselines", texts=[dataset])  # it holds the questions
+    which = training_file if language == "en" else f"{training_file}-{language}"
+    path = folder / f"{dataset}-{which}-{data_digest(dataset)}-{RULES}.parquet"
     if not path.is_file():
         if paths.from_reference():
             raise InputError(f"{paths.shown(path)}: no such file; the reference holds no answers of {dataset}")
@@ -120,8 +113,5 @@ def stored(scale: str, dataset: str, training_file: str, language: str = "en") -
         whole = pd.concat([make(questions).assign(baseline=name) for name, (_, make) in BASELINES.items()])
         with files.atomic_write(path) as aside:
             whole.to_parquet(aside, index=False)
-    whole = pd.read_parquet(path)
-    return {
-        name: part.drop(columns="baseline").reset_index(drop=True)
-        for name, part in whole.groupby("baseline", sort=False)
-    }
+    groups = pd.read_parquet(path).groupby("baseline", sort=False)
+    return {name: part.drop(columns="baseline").reset_index(drop=True) for name, part in groups}

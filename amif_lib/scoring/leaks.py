@@ -22,7 +22,7 @@ from amif_lib.scoring import baselines, protocols, statistics
 log = logging.getLogger(__name__)
 WORDINGS = ("rephrase", "frame")  # keys of `Question.extra` that hold the question in other words
 SCORES = {"ceiling": "vocabulary_ceiling", "lookup": "nearest_question", "most_frequent": "most_frequent"}
-PARTS = {  # column ending -> split and definition of `protocols.accuracy_table`
+PARTS = {  # column ending -> split and definition of closed
     "overall": ("overall", "answer_type"),
     "open": ("open", "answer_type"),
     "closed": ("closed", "answer_type"),
@@ -104,7 +104,7 @@ def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str,
     both = [*(replace(q, split="train") for q in training), *test]
     for name, baseline in SCORES.items():
         scored = protocols.score(baselines.BASELINES[baseline][1](both), None, protocols.PROTOCOLS["generate"])
-        accuracy = protocols.accuracy_table(scored).set_index(["split", "definition"])["accuracy"]
+        accuracy = protocols.accuracies(scored)
         found |= {f"{name}_{part}": round(accuracy[key], 2) for part, key in PARTS.items()}
     return found
 

@@ -6,13 +6,13 @@ Nothing here runs a model, since a run stores the log-likelihood of every answer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from amif_lib.core.errors import InputError
 from amif_lib.data.records import close_punctuation, normalise_answer
-from amif_lib.scoring.statistics import wilson
 
 DEFINITIONS = {"yes_no": "closed_yes_no", "answer_type": "closed_field"}  # of closed -> column of predictions
 
@@ -98,20 +98,7 @@ def select(scored: pd.DataFrame, split: str, definition: str) -> pd.Series:
     return {"open": ~closed, "closed": closed, "overall": pd.Series(True, index=scored.index)}[split]
 
 
-def accuracy_table(scored: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy per split and definition of closed, in percent.
-
-    Rows are tidy: `split (open|closed|overall), definition (yes_no|answer_type), correct, n, accuracy, ci_low,
-    ci_high`, the interval being Wilson's at 95%. It takes questions as independent; tables resample images instead
-    (`statistics.bootstrap`). A split without questions has n = 0 and no accuracy.
-    """
-    rows = []
-    for definition in DEFINITIONS:
-        for split in ("open", "closed", "overall"):
-            part = scored["correct"][select(scored, split, definition)]
-            correct, n = int(part.sum()), len(part)
-            low, high = wilson(correct, n) if n else (np.nan, np.nan)
-            accuracy = correct / n if n else np.nan
-            percent = {"accuracy": 100 * accuracy, "ci_low": 100 * low, "ci_high": 100 * high}
-            rows.append({"split": split, "definition": definition, "correct": correct, "n": n, **percent})
-    return pd.DataFrame(rows)
+def accuracies(scored: pd.DataFrame) -> pd.Series:
+    """Accuracy in percent by split (open, closed, overall) and definition of closed; NaN where there is no question."""
+    parts = product(("open", "closed", "overall"), DEFINITIONS)
+    return pd.Series({part: 100 * scored["correct"][select(scored, *part)].mean() for part in parts})
