@@ -11,13 +11,13 @@ from amif_lib.experiments.stored import Run
 from amif_lib.scoring import protocols, statistics
 
 
-def side_by_side(runs: Sequence[Run], protocol: str = "paper") -> pd.DataFrame:
+def side_by_side(runs: Sequence[Run]) -> pd.DataFrame:
     """Accuracy of each run and its difference from the first, percent, open and closed, with 95% intervals over images.
 
     One training each: the intervals hold for these trained models and not for their losses, so each row says "teaching
     run". Raises InputError where runs are of other test questions.
     """
-    scored = [protocols.score(run.predictions, run.candidates, protocols.PROTOCOLS[protocol]) for run in runs]
+    scored = [protocols.score(run.predictions, run.candidates, protocols.PROTOCOLS["paper"]) for run in runs]
     rows, first = [], scored[0]
     for run, own in zip(runs, scored, strict=True):
         if own["question_id"].tolist() != first["question_id"].tolist():

@@ -32,6 +32,11 @@ COLUMNS = {
     "closed": ("answer_type",),
     "language": ("q_lang", "language", "lang"),
 }
+SPLITS = {  # what files call them; freeform, para and frame are VQA-RAD's `phrase_type`
+    "train": ("train", "training", "trainset", "freeform", "para", "frame"),
+    "val": ("val", "valid", "validate", "validation", "valset", "dev"),
+    "test": ("test", "testing", "testset", "test_freeform", "test_para", "test_frame"),
+}
 CLOSED = {"closed": True, "yes/no": True, "open": False, "number": False, "other": False}
 NULLS = ("", "null", "none", "nan")  # how a missing wording is written
 
@@ -49,8 +54,8 @@ def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     for field in ("question", "answer", "image"):
         if field not in names:
             raise user_files.lacking(field, table, COLUMNS, shown)
-    in_field = {user_files.split_of(cell) for cell in table[names["split"]]} if "split" in names else set()
-    by_name = {known for word in re.split(r"[^a-z]+", Path(path).stem.lower()) if (known := user_files.split_of(word))}
+    in_field = {split_of(cell) for cell in table[names["split"]]} if "split" in names else set()
+    by_name = {known for word in re.split(r"[^a-z]+", Path(path).stem.lower()) if (known := split_of(word))}
     if not (split or in_field or len(by_name) == 1):
         raise InputError(f"{shown}: neither a field nor its name says which split it is; use --train or --test FILE")
     if not split and len(in_field) < 2 and len(by_name) == 1:
@@ -63,7 +68,7 @@ def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     if "closed" not in names:
         notes.append("no answer_type, so closed means that the answer is yes or no")
     counts = Counter(q.split for q in questions)
-    found = ", ".join(f"{counts[name]} {name}" for name in user_files.SPLITS if counts[name])
+    found = ", ".join(f"{counts[name]} {name}" for name in SPLITS if counts[name])
     fields = ", ".join(kind if kind == name else f"{kind} = {name}" for kind, name in names.items())
     return questions, "; ".join([f"{shown}: {found}; fields: {fields}", *notes])
 
@@ -82,12 +87,17 @@ def compare(
             found, said = read(name, split)
             say(said)
             questions += [q for q in found if split or q.split not in given]
-    parts = {split: [q for q in questions if q.split == split] for split in user_files.SPLITS}
+    parts = {split: [q for q in questions if q.split == split] for split in SPLITS}
     names, said = user_files.image_names(*([q.image_id for q in part] for part in parts.values()))
     if said:
         say(said)
     pairs = zip(chain(*parts.values()), chain(*names), strict=True)
     return leaks.lines([replace(question, image_id=name) for question, name in pairs])
+
+
+def split_of(text: object) -> str:
+    """`train`, `val` or `test` of what files call them (`SPLITS`), else an empty text."""
+    return next((split for split, known in SPLITS.items() if str(text).strip().lower() in known), "")
 
 
 def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -> Question:
@@ -101,7 +111,7 @@ def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -
     if not image:
         raise ValueError(f"{names['image']} is missing, or neither a name nor a picture; mend or remove the record")
     text = {field: user_files.whole(cell) for field, cell in cells.items()}
-    if not (split := split or user_files.split_of(text["split"])):
+    if not (split := split or split_of(text["split"])):
         raise ValueError(f"{names['split']} is {text['split']!r}; use train, val or test")
     closed = yes_no = answers[0] in ("yes", "no")
     if "closed" in text and (closed := CLOSED.get(text["closed"].lower())) is None:

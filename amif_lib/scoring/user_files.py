@@ -19,12 +19,6 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data.readers.files import decode, parse_json, read_bytes
 
-SPLITS = {  # what files call them; freeform, para and frame are VQA-RAD's `phrase_type`
-    "train": ("train", "training", "trainset", "freeform", "para", "frame"),
-    "val": ("val", "valid", "validate", "validation", "valset", "dev"),
-    "test": ("test", "testing", "testset", "test_freeform", "test_para", "test_frame"),
-}
-
 
 def read(path: Path | str) -> pd.DataFrame:
     """One row per record, column names in lower case, cells as they stand in the file.
@@ -86,11 +80,6 @@ def is_text(value: object) -> bool:
 def whole(value: object) -> str:
     """A cell as text, whole numbers without the `.0` that pandas gives them: 2.0 and "2.0" are `2`."""
     return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())
-
-
-def split_of(text: object) -> str:
-    """`train`, `val` or `test` of what files call them (`SPLITS`), else an empty text."""
-    return next((split for split, known in SPLITS.items() if str(text).strip().lower() in known), "")
 
 
 def image_parts(name: str) -> tuple[str, ...]:
