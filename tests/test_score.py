@@ -258,6 +258,8 @@ def test_columns_can_be_chosen(made: Path, capsys) -> None:
     path = write(made / "x.csv", csv(rows(nr="@qid", answer="@gold", llava="@model", gpt="@gold")))
     assert cli.main(["score", str(path), "--dataset", "vqa_rad", "--prediction", "llava", "--id", "nr"]) == 0
     assert "question id = nr" in capsys.readouterr().out.replace("accepted answer = answer, ", "")
+    same = write(made / "y.csv", csv(rows(nr="@qid", answer="@model")))
+    assert cell(scored(same, identity="nr").table, "predictions", "overall")["correct"] == 2
     assert cli.main(["score", str(path), "--dataset", "vqa_rad", "--prediction", "x"]) == 2
     assert "--prediction x: no such column" in capsys.readouterr().err
 

@@ -96,7 +96,7 @@ def _columns(records: pd.DataFrame, shown: str, prediction: str, identity: str) 
     names = user_files.name_columns(records, COLUMNS)
     found = [prediction] if prediction else [name for name in COLUMNS["prediction"] if name in records]
     if not found and "answer" in records:
-        found = [*(name for name in records if name not in KNOWN), "answer"]
+        found = [*(name for name in records if name not in {*KNOWN, identity}), "answer"]
     if not found:
         raise user_files.lacking("prediction", records, COLUMNS, shown, " or use --prediction COLUMN")
     if len(found) > 1:
@@ -160,7 +160,7 @@ def _match(
         )
         if theirs == ours:
             return table.assign(id=ids), [], said.format(len(ids), len(ids), "order and words")
-        asked = Counter(ours)
+        asked = Counter(ours)  # how many questions look alike
         found = table["answer"].groupby(np.array(theirs)).agg(["first", "nunique", "size"]).reindex(ours).set_axis(ids)
         clear = (found["nunique"] == 1) & (found["size"] >= [asked[key] for key in ours])
         if found["size"].notna().all() and clear.any():
