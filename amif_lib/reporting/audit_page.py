@@ -55,4 +55,5 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
         return "" if pd.isna(value) else str(value)
 
     named = {column: frame[column].map(dataset_name) for column in ("data_set", "dataset") if column in frame}
-    return frame.assign(**named).astype(object).map(text).rename(columns=lambda column: column.replace("_", " "))
+    texts = frame.assign(**named).astype(object).map(text)
+    return texts.rename(columns=lambda column: column.replace("_", " ")).rename_axis(columns=None)
