@@ -25,7 +25,7 @@ from amif_lib.data import manifests
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import read_predictions, write_predictions
-from amif_lib.reporting import figure_set, layout, reference, report
+from amif_lib.reporting import figure_set, layout, reference, report, tables
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring.protocols import PROTOCOLS, score
 from amif_lib.training import launch
@@ -47,7 +47,7 @@ def clone(tmp_path, monkeypatch):
     jobs = [{"rule": "table", "name": name} for name in ("table1", "table4")]
     paths.plan("demo").write_text(json.dumps({"selection": {"seeds": 1, "rows": []}, "jobs": jobs}), encoding="utf-8")
     for name in ("table1", "table4"):
-        layout.write(name, "demo")
+        layout.write(tables.collect(name, "demo"))
     return tmp_path
 
 
@@ -144,10 +144,10 @@ def test_missing_runs_are_refused_and_the_old_reference_stays(kept, monkeypatch)
 
 def test_tables_from_reference_are_those_that_were_stored(kept, monkeypatch):
     with pytest.raises(InputError, match="make reproduce SCALE=demo"):  # not taken for runs without being asked
-        layout.write("table4", "demo")
+        layout.write(tables.collect("table4", "demo"))
     monkeypatch.setenv("FROM", "reference")
     before = content(paths.reference("demo"))
-    for path in (path for name in ("table1", "table4") for path in layout.write(name, "demo")):
+    for path in (path for name in ("table1", "table4") for path in layout.write(tables.collect(name, "demo"))):
         assert path.parent == kept / "elsewhere" / "from_reference" / "demo" / "tables"
         assert path.read_bytes() == before[f"tables/{path.name}"], path.name
     monkeypatch.setattr(figure_set, "draw_all", lambda *_, **__: [])

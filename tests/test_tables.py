@@ -102,7 +102,7 @@ def test_differences_by_hand(demo):
     assert (one["ci_low"], one["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
     assert one["detectable"] == pytest.approx(100 * statistics.detectable(expected))
     alone = tables.collect("table4", "demo", Selection(only=("1",)))
-    assert alone.tests.empty and layout.store(alone)[3].is_file()
+    assert alone.tests.empty and layout.write(alone)[3].is_file()
 
 
 def test_rows_that_saw_test_answers_are_marked_and_never_strict(monkeypatch, demo):
@@ -200,7 +200,7 @@ def test_lambda_sweep_is_compared_with_its_middle_and_has_no_paper_column(monkey
 
 
 def test_written_files_are_the_same_each_time_and_an_edited_one_is_made_anew(demo):
-    written = layout.write("table4", "demo")
+    written = layout.write(tables.collect("table4", "demo"))
     names = [f"table4{ending}" for ending in (".csv", "_tests.csv", "_seeds.csv", ".md", ".tex")]
     assert [path.name for path in written] == names
     numbers = ["ours", "ours_sd", "ci_low", "ci_high", "paper", "delta", "n_seeds", "n_questions"]
@@ -209,7 +209,7 @@ def test_written_files_are_the_same_each_time_and_an_edited_one_is_made_anew(dem
     np.testing.assert_allclose(back[numbers].astype(float), cells[numbers].astype(float), atol=6e-5)
     before = [path.read_bytes() for path in written]
     written[0].write_text("edited by hand", encoding="utf-8")
-    layout.store(tables.collect("table4", "demo"))
+    layout.write(tables.collect("table4", "demo"))
     assert [path.read_bytes() for path in written] == before
 
 
@@ -244,7 +244,7 @@ def test_contrasts_are_tested_over_replicates_and_images(monkeypatch, tmp_path):
     assert list(found["p_holm"]) == pytest.approx(list(statistics.holm(found["p"])), nan_ok=True)
     said = layout.markdown(whole)
     assert "of 12 comparisons over 5 replicates" in said and "differences beyond ±" in said
-    written = {path.name: path for path in layout.store(whole)}
+    written = {path.name: path for path in layout.write(whole)}
     assert set(written) == {"contrasts.csv", "contrasts_seeds.csv", "contrasts.md"}
     assert list(pd.read_csv(written["contrasts.csv"])) == contrasts.COLUMNS
     # Table 4's rows that are configurations of the contrasts have their replicates, the others one training

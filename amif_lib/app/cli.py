@@ -128,9 +128,9 @@ def run(spec: str) -> None:
 
 
 def table(name: str, scale: str) -> None:
-    from amif_lib.reporting import layout
+    from amif_lib.reporting import layout, tables
 
-    for path in layout.write(name, scale):
+    for path in layout.write(tables.collect(name, scale)):
         print(path.read_text(encoding="utf-8") if path.suffix == ".md" else paths.shown(path))
 
 

@@ -32,7 +32,7 @@ def write(scale: str) -> Path:
     collected = [tables.collect(name, scale) for name in planned_tables(scale)]
     figures.use_style()
     for table in collected:
-        layout.store(table)
+        layout.write(table)
         if table.name != CONTRASTS:
             figure, *about = table_figures.draw(table)
             figures.save(figure, table_figures.path(table), *about)
@@ -48,6 +48,7 @@ def write(scale: str) -> Path:
         "commits": sorted({run.commit[:12] + run.commit[40:] for run in runs}),
         "result": result(collected),
         "tables": [section(table) for table in collected],
+        "notes": dict.fromkeys(note for table in collected for note in layout.notes(table)),
         "figures": pictures(folder / "figures"),
         "settings": settings_that_differ(scale),
         "n_runs": len(runs),
@@ -85,8 +86,7 @@ def section(table: tables.Table) -> dict[str, Any]:
     """What the page shows of a table."""
     names = sorted((paths.scale_dir(table.scale) / "tables").glob(f"{table.name}[._]*"))
     about = {"name": table.name, "title": layout.heading(table), "short": layout.short_name(table.name)}
-    about |= {"notes": layout.notes(table), "files": [f"tables/{path.name}" for path in names]}
-    return about | {"parts": layout.parts(table)}
+    return about | {"parts": layout.parts(table), "files": [f"tables/{path.name}" for path in names]}
 
 
 def pictures(folder: Path) -> list[dict[str, Any]]:

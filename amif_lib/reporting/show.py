@@ -54,4 +54,4 @@ def show(table: Table) -> list[Path]:
             display(figure, Markdown(caption))
     plt.close(figure)  # else JupyterLab shows it once more below the cell
     display(Markdown("### How to read it\n\n" + "\n".join(f"- {note}" for note in layout.notes(table))))
-    return [*layout.store(table), *figures.save(figure, table_figures.path(table), data, caption)]
+    return [*layout.write(table), *figures.save(figure, table_figures.path(table), data, caption)]
