@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from amif_lib.core import files, paths
@@ -15,10 +14,10 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.experiments.identity import data_sets, settings_read
 from amif_lib.experiments.stored import Run
-from amif_lib.reporting import contrasts, figure_set, figures, layout, table_figures, tables
+from amif_lib.reporting import contrasts, figure_set, figures, layout, tables
 from amif_lib.reporting.table_rows import CONTRASTS, SCALE_NOTES, STAGES, Selection, planned_tables
 
-FIRST = ("fig4", "fig5", "fig6", "map_scores", "training_curves")  # figures in this order, then the others by name
+FIRST = ("accuracy_by_type", "fig4", "fig5", "fig6", "map_scores", "training_curves")  # then the others, by name
 
 
 def write(scale: str) -> Path:
@@ -30,13 +29,8 @@ def write(scale: str) -> Path:
     """
     folder = paths.scale_dir(scale)
     collected = [tables.collect(name, scale) for name in planned_tables(scale)]
-    figures.use_style()
     for table in collected:
         layout.write(table)
-        if table.name != CONTRASTS:
-            figure, *about = table_figures.draw(table)
-            figures.save(figure, table_figures.path(table), *about)
-            plt.close(figure)
     figure_set.draw_all(scale)
     runs = all_runs(collected)
     sets = sorted({name for run in runs for name in data_sets(run.spec)})
@@ -90,15 +84,15 @@ def section(table: tables.Table) -> dict[str, Any]:
 
 
 def pictures(folder: Path) -> list[dict[str, Any]]:
-    """Every figure of the scale; those of tables repeat what the tables say (`repeats`).
+    """Every figure of the scale but those that notebooks draw of a table, which is on the page itself.
 
     Under FROM=reference, what only notebooks draw is the committed copy.
     """
     places = (paths.scale_source(folder.parent.name) / "figures", folder)
     found = {path.stem: path for place in places for path in sorted(place.glob("*.png"))}
     order = dict.fromkeys(name for start in (*FIRST, "") for name in sorted(found) if name.startswith(start))
-    shown = {name: figures.embedded(found[name], folder.parent) for name in order}
-    return [picture | {"repeats": name.startswith("accuracy_")} for name, picture in shown.items()]
+    kept = [name for name in order if name in FIRST or not name.startswith("accuracy_")]
+    return [figures.embedded(found[name], folder.parent) for name in kept]
 
 
 # --- facts about the runs ---

@@ -54,4 +54,5 @@ def show(table: Table) -> list[Path]:
             display(figure, Markdown(caption))
     plt.close(figure)  # else JupyterLab shows it once more below the cell
     display(Markdown("### How to read it\n\n" + "\n".join(f"- {note}" for note in layout.notes(table))))
-    return [*layout.write(table), *figures.save(figure, table_figures.path(table), data, caption)]
+    path = paths.scale_dir(table.scale) / "figures" / f"accuracy_{table.name}"
+    return [*layout.write(table), *figures.save(figure, path, data, caption)]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
-from amif_lib.core import paths
 from amif_lib.reporting import figures
 from amif_lib.reporting.figures import BLUE, GREY, ORANGE, Drawn
 from amif_lib.reporting.layout import row_labels, short_name
@@ -43,8 +40,3 @@ def draw(table: Table) -> Drawn:
         f"{figures.INTERVALS} {figures.scale_note(table.scale)}"
     )
     return figure, data, caption
-
-
-def path(table: Table) -> Path:
-    """Where the figure is saved, without the ending: `results/<scale>/figures/accuracy_<table>`."""
-    return paths.scale_dir(table.scale) / "figures" / f"accuracy_{table.name}"
