@@ -11,7 +11,6 @@ from pathlib import Path
 
 from amif_lib.app.run_notebook import read_notebook
 from amif_lib.core import files, paths
-from amif_lib.data.manifests import sha256
 
 FOLDER = paths.ROOT / "lab"
 WITHOUT_NEWS = paths.PACKAGE / "app" / "jupyter"  # else JupyterLab asks over the first page whether it may send news
@@ -41,10 +40,10 @@ def make_copies(originals: Path, copies: Path) -> list[str]:
     made_from, kept = files.read_yaml(record) if record.is_file() else {}, []
     for original in sorted(path for kind in ("*.ipynb", "*.py") for path in originals.rglob(kind)):
         name = original.relative_to(originals).as_posix()
-        copy, new = copies / name, sha256(original)
+        copy, new = copies / name, files.sha256(original)
         if ".ipynb_checkpoints" in name:
             continue
-        if copy.is_file() and sha256(copy) not in (new, made_from.get(name)):
+        if copy.is_file() and files.sha256(copy) not in (new, made_from.get(name)):
             kept.append(name if made_from.get(name) == new else f"{name} (older than its original)")
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
