@@ -28,8 +28,8 @@ def since(started: float) -> timedelta:
 
 def tail(log: Path, lines: int) -> str:
     """The last lines of a log that are not empty, indented."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    return "\n".join(f"    {line.rstrip()}" for line in [line for line in text.splitlines() if line.strip()][-lines:])
+    kept = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return "\n".join(f"    {line}" for line in kept[-lines:])
 
 
 @contextlib.contextmanager
