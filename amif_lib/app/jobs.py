@@ -213,7 +213,7 @@ def _metrics(run: RunSpec) -> str:
 @cache
 def _all_code() -> str:
     """Digest of library and notebooks: tables and report are cheap and are made anew whenever any of them changes."""
-    total = hashlib.sha256("".join(map(code_digest, sorted(paths.NOTEBOOKS.glob("*.ipynb")))).encode())
+    total = hashlib.sha256("".join(code_digest(_path(name)) for name in NOTEBOOKS).encode())
     for path in sorted(paths.PACKAGE.rglob("*.py")) + sorted(paths.published().glob("*.csv")):
         total.update(path.read_bytes())
     return total.hexdigest()[:12]
