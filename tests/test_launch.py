@@ -16,7 +16,7 @@ import torch
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
-from amif_lib.training import launch, loop
+from amif_lib.training import launch
 
 HOLD = (
     "import sys, time\nfrom pathlib import Path\nfrom amif_lib.core.files import exclusive\n"
@@ -54,31 +54,15 @@ def test_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path: Path, capsys: py
         assert lock.read_text().startswith(f"process {os.getpid()} on")
 
 
-def test_a_finished_run_is_returned_as_it_is(run, monkeypatch, capsys, tmp_path) -> None:
-    (tmp_path / "run.json").write_text(run.model_dump_json(), encoding="utf-8")
-    monkeypatch.setattr(launch.stored, "is_finished", lambda spec: True)
-    monkeypatch.setattr(loop, "fit", None)  # calling it would fail
-    assert launch.train(run) == launch.train(tmp_path / "run.json") == run.directory
-    assert "is finished" in capsys.readouterr().out
-
-
-def test_numbers_asked_for_in_the_environment(monkeypatch) -> None:
-    monkeypatch.delenv("AMIF_WORKERS", raising=False)
-    assert launch.asked("AMIF_WORKERS", 0) is None
-    monkeypatch.setenv("AMIF_WORKERS", "0")
-    assert launch.asked("AMIF_WORKERS", 0) == 0
-    with pytest.raises(InputError, match="at least 1"):
-        launch.asked("AMIF_WORKERS")
-    monkeypatch.setenv("AMIF_WORKERS", "many")
-    with pytest.raises(InputError, match="AMIF_WORKERS='many': give a whole number of at least 0"):
-        launch.asked("AMIF_WORKERS", 0)
-
-
-def test_bad_requests(run) -> None:
+def test_bad_requests(run, monkeypatch) -> None:
     with pytest.raises(InputError, match=r"names \d+ runs, one is needed"):
         launch.train("demo/table4")
     with pytest.raises(InputError, match="processes=0"):
         launch.train(run, 0)
+    for text, least in (("0", 1), ("many", 0)):
+        monkeypatch.setenv("AMIF_WORKERS", text)
+        with pytest.raises(InputError, match=f"AMIF_WORKERS={text!r}: give a whole number of at least {least}"):
+            launch.asked("AMIF_WORKERS", least)
 
 
 @pytest.mark.parametrize("gpus", [0, 2])

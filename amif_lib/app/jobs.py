@@ -119,8 +119,8 @@ def make_plan(request: Request) -> Plan:
     figures = ["-m", "amif_lib", "figures", "--scale", scale]
     if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
         figures.append("--notebook")  # the notebook about maps, where all the runs that it shows are planned
-    out = (f"{scale}/figures/figures.csv",)
-    made.append(plan.add(Job("figures", scale, out, tuple(figures), tuple(made), code=_all_code())))
+    out, code = (f"{scale}/figures/figures.csv",), f"{code_digest(_path('maps'))}:{_library()}"
+    made.append(plan.add(Job("figures", scale, out, tuple(figures), tuple(made), code=code)))
     _add_notebook(plan, "report", f"{scale}/report.html", {"scale": scale, "source": "runs"}, made)
     return plan
 
@@ -156,7 +156,7 @@ def _add_table(plan: Plan, table: str, only: tuple[str, ...]) -> str:
     if table in NOTEBOOKS:
         return _add_notebook(plan, table, out, {"spec": f"{scale}/{table}", "source": "runs"}, needs, code)
     command = ("-m", "amif_lib", "table", table, "--scale", scale)
-    return plan.add(Job("table", table, (out,), command, tuple(needs), code=f"{_all_code()}:{code}"))
+    return plan.add(Job("table", table, (out,), command, tuple(needs), code=f"{_library()}:{code}"))
 
 
 def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
@@ -191,8 +191,8 @@ def _add_notebook(
 ) -> str:
     """Add the job that executes a notebook which trains nothing; returns its output."""
     rule, job = (name, plan.request.scale) if name in ("data", "report", "transfer") else ("table", name)
-    command = _execute(_path(name), plan.folder / "notebooks", given)
-    return plan.add(Job(rule, job, (output,), command, tuple(needs), code=f"{_all_code()}:{code}"))
+    command, code = _execute(_path(name), plan.folder / "notebooks", given), f"{_library()}:{code}"
+    return plan.add(Job(rule, job, (output,), command, tuple(needs), code=f"{code_digest(_path(name))}:{code}"))
 
 
 def _execute(notebook: Path, folder: Path, given: dict[str, str]) -> tuple[str, ...]:
@@ -211,9 +211,9 @@ def _metrics(run: RunSpec) -> str:
 
 
 @cache
-def _all_code() -> str:
-    """Digest of library and notebooks: tables and report are cheap and are made anew whenever any of them changes."""
-    total = hashlib.sha256("".join(code_digest(_path(name)) for name in NOTEBOOKS).encode())
+def _library() -> str:
+    """Digest of the whole library: tables and report are cheap and are made anew whenever any of it changes."""
+    total = hashlib.sha256()
     for path in sorted(paths.PACKAGE.rglob("*.py")) + sorted(paths.published().glob("*.csv")):
         total.update(path.read_bytes())
     return total.hexdigest()[:12]
