@@ -21,7 +21,7 @@ from tests.tiny_set import ANNOTATIONS, IMAGES, TinySet
 PAPER_SETS = ["pathvqa", "slake", "vqa_med_2019", "vqa_rad"]
 QUESTION_SETS = [*PAPER_SETS, "medpix2_questions"]
 GENERATED = ["phantom_medicat", "phantom_mimic_cxr", "phantom_roco", "phantom_shapes", "phantom_teacher"]
-GENERATED += [f"phantom_{name}" for name in PAPER_SETS]
+GENERATED += ["phantom_transfer", *(f"phantom_{name}" for name in PAPER_SETS)]
 KNOWN = [*GENERATED, *QUESTION_SETS, "medicat", "medpix2", "mimic_cxr", "roco"]
 
 

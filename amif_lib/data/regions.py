@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,9 +47,16 @@ def findings(name: str, image_id: str) -> list[str]:
 
 def mask(name: str, image_id: str, label: str) -> np.ndarray:
     """Where an image shows a label: (H, W) of booleans, at the image's own size."""
-    number = _read(name, paths.phantom_root(), "masks.json")["labels"][label]
-    with Image.open(manifests.location(name) / "masks" / f"{image_id.removesuffix('.png')}.png") as picture:
-        return np.asarray(picture) == number
+    return next(masks(name, [image_id], [label]))[0]
+
+
+def masks(name: str, image_ids: Iterable[str], labels: Sequence[str]) -> Iterator[np.ndarray]:
+    """Where each image shows each of F labels: (F, H, W) of booleans, at the image's own size."""
+    numbers = _read(name, paths.phantom_root(), "masks.json")["labels"]
+    wanted, folder = np.array([numbers[label] for label in labels])[:, None, None], manifests.location(name) / "masks"
+    for image_id in image_ids:
+        with Image.open(folder / f"{image_id.removesuffix('.png')}.png") as picture:
+            yield np.asarray(picture) == wanted
 
 
 def coverage(region: np.ndarray, side: int) -> np.ndarray:

@@ -62,11 +62,14 @@ def read_state(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{folder}: weights cannot be read ({short(error)}); fetch them again") from None
 
 
-def save(module: nn.Module, content: dict[str, Any], folder: Path) -> None:
-    """Write weights and `config.json` with `content`; a folder never holds half a file of weights."""
+def save(module: nn.Module, content: dict[str, Any], folder: Path, **heads: nn.Module) -> None:
+    """Write weights, also of `heads` by name, and `config.json`; a folder never holds half a file of weights."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / "model.safetensors.part"
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, aside)
+    state = module.state_dict()
+    for name, head in heads.items():
+        state |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
+    save_file({name: value.contiguous() for name, value in state.items()}, aside)
     aside.replace(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -117,14 +120,17 @@ def load_into(
 
 def load_towers(network: nn.Module, image: str, text: str, tokenizer: Any) -> list[str]:
     """Starting weights of a network's two encoders, as `init` names them; a line on each that is not `random`."""
-    reports, trunk = [], network.image_encoder.trunk
-    if image == LITE0 or (image != "random" and trunk is not None):
-        reports.append(load_lite0(trunk, image))
-    elif image != "random":
-        reports.append(load_image_encoder(network.image_encoder.vit, image))
+    reports = load_image_tower(network.image_encoder, image)
     if text != "random":
         reports.append(load_text_encoder(network.text_encoder.bert, text, tokenizer))
     return reports
+
+
+def load_image_tower(encoder: nn.Module, source: str) -> list[str]:
+    """Starting weights of an image encoder, as `init` names them; a line on them unless it is `random`."""
+    if source == LITE0 or (source != "random" and encoder.trunk is not None):
+        return [load_lite0(encoder.trunk, source)]
+    return [load_image_encoder(encoder.vit, source)] if source != "random" else []
 
 
 def load_image_encoder(vit: nn.Module, source: str) -> str:

@@ -92,6 +92,20 @@ def model(folder: Path) -> Any:
     return AMiFForVQA.from_pretrained(folder)
 
 
+def zero_shot(run: Any, labels: Any) -> Any:
+    """Scores of images for labels, given as `prompts.Prompts`, in the space of Eq. 1: see `prompts.scorer`."""
+    from amif_lib.methods import prompts
+    from amif_lib.methods.amif.network import AMiF
+
+    amif = AMiF.from_pretrained(run.directory / "model").eval()
+    return prompts.scorer(
+        run,
+        labels,
+        lambda tokens: amif.image_projection(tokens[:, 0]),
+        lambda ids, mask: amif.text_projection(amif.text_encoder(ids, mask)[:, 0]),
+    )
+
+
 def maps(run: Any) -> dict[str, Any] | None:
     """A run's patch maps of words whose regions are known, for figures: `figure_maps.word_maps`."""
     from amif_lib.methods.amif.figure_maps import word_maps

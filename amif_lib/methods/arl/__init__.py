@@ -62,7 +62,8 @@ def save(module: Any, tokenizer: Any, folder: Path) -> None:
     if hasattr(module, "model"):
         module.model.save_pretrained(folder)
     else:
-        pretrained.save(module.arl, {"architecture": "ARL"} | module.arl.config(), folder)
+        content = {"architecture": "ARL"} | module.arl.config()
+        pretrained.save(module.arl, content, folder, image_align=module.image_align)
         tokenizer.save_pretrained(folder)
 
 
@@ -71,6 +72,34 @@ def model(folder: Path) -> Any:
     from amif_lib.methods.arl.network import ARLForVQA
 
     return ARLForVQA.from_pretrained(folder)
+
+
+def zero_shot(run: Any, prompts: Any) -> Any:
+    """As AMiF's, in ARL's own way: the logits of the entities that the affirming prompts name, their mean for a label.
+
+    ARL has no space that images and texts share; it aligns both to entities. A denying prompt names the same entities
+    and is not read. A label whose prompts name no entity gets 0 for every image.
+    """
+    import torch
+
+    from amif_lib.methods.arl.network import Backbone, stored_graph
+    from amif_lib.methods.arl.pretraining import AlignmentHead, multi_hot
+    from amif_lib.networks import pretrained, tokenizers
+
+    spec, folder = run.spec, run.directory / "model"
+    tokenizer, state = tokenizers.load(folder), pretrained.read_state(folder)
+    with torch.random.fork_rng():
+        arl = Backbone(spec.model, spec.knowledge, stored_graph(folder), tokenizer).eval()
+        head = AlignmentHead(spec.model.width, spec.knowledge.dim)
+    pretrained.load_into(arl, state, f"run {run.run_id}")
+    head.load_state_dict({name: state[f"image_align.{name}"] for name in head.state_dict()})
+    entities, named = arl.entity_encoder(), []  # (E, k)
+    for affirming, _ in prompts:
+        numbers, _ = arl.link(*tokenizers.encode(tokenizer, affirming, spec.data.text_length))  # (texts, e)
+        named.append(multi_hot(numbers, len(entities)).sum(0))  # (E,)
+    weights = torch.stack(named)  # (K, E)
+    directions = weights / weights.sum(1, keepdim=True).clamp_min(1) @ entities  # (K, k)
+    return lambda tokens: head(tokens[:, 0]) @ directions.T
 
 
 def maps(run: Any) -> dict[str, Any] | None:

@@ -64,6 +64,26 @@ def model(folder: Path) -> Any:
     return MLIPForVQA.from_pretrained(folder)
 
 
+def zero_shot(run: Any, labels: Any) -> Any:
+    """Scores of images for labels, given as `prompts.Prompts`, by v* and t* of Eq. 3: see `prompts.scorer`."""
+    import torch
+
+    from amif_lib.methods import prompts
+    from amif_lib.methods.mlip.network import MLIP
+    from amif_lib.methods.mlip.pretraining import unit
+    from amif_lib.networks import pretrained
+
+    with torch.random.fork_rng():
+        mlip = MLIP(run.spec.model).eval()
+    pretrained.load_into(mlip, pretrained.read_state(run.directory / "model"), f"run {run.run_id}")
+    return prompts.scorer(
+        run,
+        labels,
+        lambda tokens: unit(mlip.image_projection(tokens)[0][:, 0]),
+        lambda ids, mask: unit(mlip.text_projection(mlip.text_encoder(ids, mask), mask)[0][:, 0]),
+    )
+
+
 def maps(run: Any) -> dict[str, Any] | None:
     """None: only AMiF has patch maps."""
     return None

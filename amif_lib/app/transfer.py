@@ -1,0 +1,109 @@
+"""What a frozen image encoder is worth for other tasks: features and scores of stored pre-trainings (notebook 18)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from amif_lib import methods
+from amif_lib.core import files, paths
+from amif_lib.core.errors import InputError
+from amif_lib.data import labelled, store
+from amif_lib.data.labelled import Labelled
+from amif_lib.experiments import rows, stored
+from amif_lib.experiments.run_spec import RunSpec
+from amif_lib.networks import pixels, pretrained
+from amif_lib.networks.encoders import ImageEncoder
+from amif_lib.scoring import transfer as scores
+from amif_lib.training.batches import seed_of
+
+BATCH = 64
+LOSSES = ("global", "local", "category", "itm", "swap")  # of MLIP, one left out in each ablation
+
+
+def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False) -> dict[str, list[RunSpec]]:
+    """By label of a row of the table `methods`, the first training of each replicate: a pre-training, or no such.
+
+    Rows without pre-training start from the same encoder: the first stands for all. Replicates are those that every
+    pre-training has finished, at least one. `ablations` adds MLIP with each of its losses left out.
+    """
+    out: dict[str, list[RunSpec]] = {}
+    for row in rows.rows("methods", scale, only=only):
+        own = [fine_tunings[0].trainings()[0] for fine_tunings in row.notebooks]
+        if own[0].stage != "finetune" or all(runs[0].stage != "finetune" for runs in out.values()):
+            out[row.label] = own
+    for loss in LOSSES if ablations else ():
+        settings = {"method": "mlip", "objective": {f"weight_{loss}": 0.0}}
+        seeds, name = range(len(next(iter(out.values())))), rows.sets_of("methods", scale)[0]
+        runs = [rows.build_run(scale, settings, name, seed, seed).trainings()[0] for seed in seeds]
+        out[f"MLIP without {loss}"] = runs
+    trained = [runs for runs in out.values() if runs[0].stage != "finetune"]
+    finished = [sum(map(stored.is_finished, runs)) for runs in trained]
+    return {label: runs[: max(1, min(finished, default=1))] for label, runs in out.items()}
+
+
+def read_data(scale: str, stored_side: int) -> Labelled:
+    """The labelled images of a scale, which no pre-training may have seen. Raises InputError where it has none."""
+    if not (name := rows.scale_settings(scale).get("transfer")):
+        raise InputError(f"scale {scale}: no labelled images; name a set as `transfer` in specs/scales/{scale}.yaml")
+    return labelled.read(name, stored_side)
+
+
+def encoder(run: RunSpec) -> ImageEncoder:
+    """The image encoder of a stored pre-training, in evaluation mode; of a fine-tuning, the one that it starts from."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(run, 0))
+        found = ImageEncoder(run.model)
+    if run.stage == "finetune":
+        pretrained.load_image_tower(found, run.init.image)
+    else:
+        state, prefix = pretrained.read_state(run.directory / "model"), "image_encoder."
+        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        pretrained.load_into(found, own, f"run {run.run_id}")
+    return found.eval()
+
+
+def prompts_of(data: Labelled) -> list[tuple[list[str], list[str]]]:
+    """For each label the prompts that affirm it and those that deny it, from `specs/prompts.yaml`."""
+    content, out = files.read_yaml(paths.SPECS / "prompts.yaml"), []
+    for label, kind in data.kinds.items():
+        names = [label, *content["names"].get(label, ())]
+        templates = [content.get(kind, {}).get(side, []) for side in ("positive", "negative")]
+        out.append(tuple([text.format(name) for text in texts for name in names] for texts in templates))
+    return out
+
+
+@torch.inference_mode()
+def features(run: RunSpec, data: Labelled) -> tuple[np.ndarray, np.ndarray | None]:
+    """Tokens of the frozen encoder (n, p+1, d), [CLS] first, and zero-shot scores (n, F); None without pre-training."""
+    network, score = encoder(run), None
+    if run.stage != "finetune":
+        score = methods.load(run.method).zero_shot(stored.load_run(run), prompts_of(data))
+    pictures, tokens, scored = store.pictures([data.data_set], run.model.stored_side), [], []
+    for start in range(0, len(data.images), BATCH):
+        ids = data.images["image_id"][start : start + BATCH]
+        images = torch.stack([pixels.to_tensor(pictures[i], run.model.image_size) for i in ids])  # (b, 3, H, W)
+        tokens.append(network(images))  # (b, p+1, d)
+        scored += [score(tokens[-1])] if score else []  # (b, F)
+    return torch.cat(tokens).numpy(), torch.cat(scored).numpy() if scored else None
+
+
+def transfer(run: RunSpec, data: Labelled) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Scores of a run's frozen encoder and examples of its segmentation, see `scoring.transfer.score`.
+
+    `run` is a finished pre-training, or a fine-tuning without one, of which the start is scored; its seed decides which
+    studies make up a share of the labels.
+    """
+    return scores.score(*features(run, data), data, run.seed)
+
+
+def pictured(examples: dict[str, dict[str, np.ndarray]], data: Labelled, side: int) -> dict[str, np.ndarray]:
+    """The examples of several rows, by the row, with their pictures (F, H, W), stored at `side`; or nothing."""
+    first = next(iter(examples.values()))
+    if not first:
+        return {}
+    pictures, size = store.pictures([data.data_set], side), first["mask"].shape[:0:-1]
+    shown = [pictures[i].convert("L").resize(size) for i in data.images["image_id"].iloc[first["row"]]]
+    about = {"label": np.array(list(data.labels)), "picture": np.stack(shown), "mask": first["mask"]}
+    return about | {row: each["predicted"] for row, each in examples.items()}

@@ -1,0 +1,235 @@
+"""What can be read out of a frozen encoder: linear probe, zero-shot classification and segmentation as AUROC and Dice.
+
+Shapes: n images of which m are tested, F labels, d features, s * s patches, D bootstrap draws. Labels that are NaN are
+left out, in training as in testing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import norm, t
+
+from amif_lib.core.errors import InputError
+from amif_lib.data import regions
+from amif_lib.data.labelled import FINDING, Labelled
+
+SHARES = (0.01, 0.1, 1.0)  # of the studies for training whose labels are used
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression, chosen on validation for each label
+THRESHOLDS = np.arange(0.05, 0.95, 0.05)  # of a predicted mask, chosen on validation for each label
+DRAWS = 1000
+KEYS = ["task", "share", "metric", "kind", "label"]
+
+
+def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed: int) -> tuple[pd.DataFrame, dict]:
+    """All scores of an encoder, from its tokens (n, 1 + s * s, d), [CLS] first, and zero-shot scores (n, F).
+
+    A line for each label, and with `label` empty for their mean by kind: task, share of the labels, metric, kind,
+    value with a 95% interval over test studies, and `draws`: the value, then that of each bootstrap draw. `seed`
+    decides which studies a share has. The second part has for each label the number of the first test image that shows
+    it, its mask and the predicted one; it is empty where no regions are known.
+    """
+    split, groups, labels = data.images["split"].to_numpy(), data.images["group"].to_numpy(), data.labels.to_numpy()
+    train, val, test = (np.flatnonzero(split == name) for name in ("train", "val", "test"))
+    truth, weights, out, examples = labels[test], resampled(groups[test]), [], {}
+
+    def add(values: np.ndarray, kinds: pd.Series = data.kinds, **about: object) -> None:
+        """Lines of a metric's values (1 + D, F), of which the first is the value itself and the others are draws."""
+        for kind in kinds.unique():
+            own = values[:, kinds == kind]
+            columns = {"": np.nanmean(own, axis=1)} | dict(zip(kinds.index[kinds == kind], own.T, strict=True))
+            for label, column in columns.items():
+                low, high = np.nanpercentile(column[1:], [2.5, 97.5])
+                line = {"kind": kind, "label": label, "value": column[0], "ci_low": low, "ci_high": high}
+                out.append(about | line | {"draws": column})
+
+    def rank(scores: np.ndarray, **about: object) -> None:
+        """AUROC of scores (m, F), and accuracy of the highest one where an image has one label of a kind."""
+        known = ~np.isnan(truth)  # (m, F)
+        found = [auroc(s[k], y[k], weights[:, k]) for s, y, k in zip(scores.T, truth.T, known.T, strict=True)]
+        add(np.stack(found, axis=1), metric="AUROC", **about)
+        for kind in set(data.kinds) - {FINDING}:
+            own = (data.kinds == kind).to_numpy()
+            right = scores[:, own].argmax(1) == np.nan_to_num(truth[:, own]).argmax(1)  # (m,)
+            asked = weights * known[:, own].all(1)  # (1 + D, m)
+            add(((asked @ right) / asked.sum(1))[:, None], pd.Series({"": kind}), metric="accuracy", **about)
+
+    if zero_shot is not None:
+        rank(zero_shot[test], task="zero-shot", share=0.0)
+    for share in SHARES:
+        taught = train[subset(groups[train], share, seed)]
+        predict = probe(tokens[taught, 0], labels[taught], tokens[val, 0], labels[val])
+        rank(predict(tokens[test, 0]), task="linear probe", share=share)
+        if data.has_regions:
+            predicted = segment(tokens[:, 1:], data, taught, val, test)  # (m, F, H, W)
+            shown = np.stack(list(data.masks(test)))  # (m, F, H, W)
+            overlap = np.where(np.isnan(truth), np.nan, dice(predicted, shown))  # (m, F)
+            for metric, values in {"Dice": overlap, "Dice, positives": np.where(truth == 1, overlap, np.nan)}.items():
+                counted = weights @ ~np.isnan(values)  # (1 + D, F)
+                counted[counted == 0] = np.nan
+                add(weights @ np.nan_to_num(values) / counted, task="segmentation", share=share, metric=metric)
+            first, every = (truth == 1).argmax(0), np.arange(len(data.kinds))  # (F,)
+            examples = {"row": test[first], "mask": shown[first, every], "predicted": predicted[first, every]}
+    return pd.DataFrame(out), examples
+
+
+def subset(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Which rows (n,) are in a random share of the groups, at least one group; a smaller share is part of a larger."""
+    names = np.random.default_rng(seed).permutation(np.unique(groups))
+    return np.isin(groups, names[: max(1, round(share * len(names)))])
+
+
+def probe(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Logistic regression with an L2 penalty for each of F labels, on standardised features; C by the validation loss.
+
+    x (n, d), y (n, F) of 0 to 1 or NaN, the same for validation. Returns a function: (m, d) -> probabilities (m, F).
+    """
+    mean, deviation = x.mean(0), x.std(0) + 1e-6  # (d,)
+
+    def with_bias(features: np.ndarray) -> np.ndarray:
+        return np.column_stack([(features - mean) / deviation, np.ones(len(features))]).astype(np.float32)  # (n, d + 1)
+
+    def objective(flat: np.ndarray, strength: float) -> tuple[float, np.ndarray]:
+        """The penalised loss of weights (d + 1, F), of which the last row is not penalised, and its gradient."""
+        w = flat.reshape(-1, y.shape[1])
+        logits = features @ w.astype(np.float32)  # (n, F)
+        gradient = strength * (features.T @ ((expit(logits) - target) * known)).astype(float)  # (d + 1, F)
+        gradient[:-1] += w[:-1]
+        return strength * losses(logits, target, known).sum() + (w[:-1] ** 2).sum() / 2, gradient.ravel()
+
+    features, held_out = with_bias(x), with_bias(x_val)
+    known, target = ~np.isnan(y), np.nan_to_num(y).astype(np.float32)
+    of_val, options = (np.nan_to_num(y_val).astype(np.float32), ~np.isnan(y_val)), {"maxiter": 300, "ftol": 1e-7}
+    w, tried = np.zeros((features.shape[1], y.shape[1])), []
+    for strength in STRENGTHS:  # from the strongest penalty on, each from the solution before
+        w = minimize(objective, w.ravel(), (strength,), "L-BFGS-B", jac=True, options=options).x.reshape(w.shape)
+        tried.append((losses(held_out @ w.astype(np.float32), *of_val), w))
+    best = np.argmin([loss for loss, _ in tried], axis=0)  # (F,)
+    w = np.stack([tried[k][1][:, label] for label, k in enumerate(best)], axis=1).astype(np.float32)  # (d + 1, F)
+    return lambda some: expit(with_bias(some) @ w)
+
+
+def losses(logits: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each label, summed over the known ones: (n, F) each -> (F,)."""
+    return ((np.logaddexp(0, logits) - target * logits) * known).sum(0, dtype=float)
+
+
+def segment(patches: np.ndarray, data: Labelled, taught: np.ndarray, val: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Predicted masks of the tested images (m, F, H, W), from patch tokens (n, s * s, d).
+
+    A `probe` predicts how much of each patch a label covers; the map is enlarged to the image's size and cut at the
+    threshold with the highest Dice of all validation images' pixels together. (The mean Dice over images is highest if
+    nothing is ever predicted, where most images lack a finding.)
+    """
+    side, labels = round(patches.shape[1] ** 0.5), data.labels.to_numpy()
+
+    def cells(rows: np.ndarray) -> np.ndarray:
+        """The share of each patch that a label covers: (rows * s * s, F)."""
+        out = np.zeros((len(rows), labels.shape[1], side, side))
+        out[np.isnan(labels[rows])] = np.nan
+        for own, row, shown in zip(out, rows, data.masks(rows), strict=True):
+            for label in np.flatnonzero(labels[row] == 1):
+                own[label] = regions.coverage(shown[label], side)
+        return out.transpose(0, 2, 3, 1).reshape(-1, labels.shape[1])
+
+    def maps(rows: np.ndarray) -> np.ndarray:
+        found = predict(np.concatenate(patches[rows])).reshape(len(rows), side, side, -1)  # (n, s, s, F)
+        return enlarged(found.transpose(0, 3, 1, 2), *masks.shape[2:])  # (n, F, H, W)
+
+    masks = np.stack(list(data.masks(val)))  # (n, F, H, W)
+    predict = probe(np.concatenate(patches[taught]), cells(taught), np.concatenate(patches[val]), cells(val))
+    likely = maps(val) * ~np.isnan(labels[val])[:, :, None, None]
+    both = [((likely > cut) & masks).sum((0, 2, 3)) for cut in THRESHOLDS]  # (F,) each
+    sizes = [(likely > cut).sum((0, 2, 3)) + masks.sum((0, 2, 3)) for cut in THRESHOLDS]
+    best = THRESHOLDS[np.argmax(np.divide(both, sizes), axis=0)]  # (F,)
+    return maps(test) > best[:, None, None]
+
+
+def enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Maps over patches (..., s, s) at an image's size, bilinear: (..., H, W)."""
+
+    def weights(length: int) -> np.ndarray:
+        place = (np.arange(length) + 0.5) / length * maps.shape[-1] - 0.5  # in patches
+        rows = [np.interp(place, np.arange(maps.shape[-1]), row) for row in np.eye(maps.shape[-1])]
+        return np.stack(rows, axis=1).astype(maps.dtype)
+
+    return weights(height) @ maps @ weights(width).T  # (H, s) x (..., s, s) x (s, W)
+
+
+def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """2 |A and B| / (|A| + |B|) of masks (..., H, W) -> (...). Where neither has a pixel 1, where only one has any 0.
+
+    Raises InputError for masks of different sizes.
+    """
+    if predicted.shape != truth.shape:
+        raise InputError(f"Dice: masks of {predicted.shape} and {truth.shape} pixels; give both at the image's size")
+    sizes = predicted.sum((-2, -1)) + truth.sum((-2, -1))
+    return np.where(sizes > 0, 2 * (predicted & truth).sum((-2, -1)) / np.maximum(sizes, 1), 1.0)
+
+
+def auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve for each line of weights: scores and truth (m,), weights (D, m) -> (D,).
+
+    The share of pairs of a positive and a negative in which the positive has the higher score, ties counting half;
+    NaN where there is no such pair.
+    """
+    values, place = np.unique(scores, return_inverse=True)
+    positive, negative = np.zeros((2, len(weights), len(values)))  # weight with each score
+    np.add.at(positive, (slice(None), place), weights * truth)
+    np.add.at(negative, (slice(None), place), weights * (1 - truth))
+    pairs = positive.sum(1) * negative.sum(1)
+    won = (positive * (negative.cumsum(1) - negative / 2)).sum(1)
+    return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+
+
+def resampled(groups: np.ndarray) -> np.ndarray:
+    """How often each of m rows counts, (1 + D, m): once, then as often as its group is drawn in each bootstrap draw."""
+    names, index = np.unique(groups, return_inverse=True)
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+    return np.vstack([np.ones_like(index), drawn[:, index]]).astype(float)
+
+
+def table(found: dict[str, list[pd.DataFrame]], against: str) -> pd.DataFrame:
+    """Lines of `score` of each row's replicates, with the change from the row `against` in the same replicate.
+
+    The 95% interval of a change is from the same resampled test studies in both rows.
+    """
+    out = []
+    for row, replicates in found.items():
+        for seed, own in enumerate(replicates):
+            base = found[against][seed].set_index(KEYS)["draws"]
+            for line in own.to_dict("records"):
+                draws, key = line.pop("draws"), tuple(line[name] for name in KEYS)
+                changes = draws - base[key] if row != against and key in base.index else np.full(1, np.nan)
+                low, high = np.percentile(changes[1:], [2.5, 97.5]) if len(changes) > 1 else (np.nan, np.nan)
+                out.append(
+                    {"row": row, "seed": seed} | line | {"change": changes[0], "change_low": low, "change_high": high}
+                )
+    return pd.DataFrame(out)
+
+
+def summary(lines: pd.DataFrame) -> pd.DataFrame:
+    """Means of a `table` over replicates, a line for each row and score, with 95% intervals and `detectable`.
+
+    One replicate: the interval is over test studies and describes that one training. Two: none. Three or more: a t
+    interval that holds for other trainings and other studies; its variance is that between replicates over their
+    number, plus that of resampling studies. `detectable` is the smallest true change that a test at 5% with this error
+    finds in 80% of repetitions.
+    """
+    out = []
+    for key, own in lines.groupby(["row", *KEYS], sort=False):
+        line, number = dict(zip(["row", *KEYS], key, strict=True)) | {"replicates": len(own)}, len(own)
+        for name, low, high in (("value", "ci_low", "ci_high"), ("change", "change_low", "change_high")):
+            line |= {name: own[name].mean(), low: own[low].iloc[0], high: own[high].iloc[0]}
+            error = (own[high] - own[low]).mean() / 2 / norm.ppf(0.975)  # of resampling studies
+            reach, power = norm.ppf([0.975, 0.8])
+            if number > 1:
+                error = np.sqrt(own[name].var(ddof=1) / number + error**2) if number > 2 else np.nan
+                reach, power = t.ppf([0.975, 0.8], number - 1)
+                line |= {low: line[name] - reach * error, high: line[name] + reach * error}
+        out.append(line | {"detectable": (reach + power) * error})  # of the change
+    return pd.DataFrame(out)
