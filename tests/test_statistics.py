@@ -79,15 +79,6 @@ def test_mean_over_data_sets_matches_full_enumeration():
     assert (got.low, got.high) == pytest.approx(tuple(np.percentile(exact, [2.5, 97.5])), abs=0.02)
 
 
-def test_clustering_widens_the_interval_and_singletons_match_the_binomial():
-    correct = np.repeat(np.random.default_rng(0).random(120) < 0.6, 4)  # four questions per image, all alike
-    clustered = statistics.bootstrap(correct, np.repeat(np.arange(120), 4))
-    single = statistics.bootstrap(correct, np.arange(480))
-    assert (clustered.high - clustered.low) == pytest.approx(2 * (single.high - single.low), rel=0.12)
-    share = correct.mean()
-    assert (single.high - single.low) == pytest.approx(2 * 1.96 * math.sqrt(share * (1 - share) / 480), rel=0.1)
-
-
 def test_all_right_or_all_wrong_still_has_an_interval():
     got = statistics.bootstrap(np.zeros(30), np.repeat(np.arange(10), 3))
     assert (got.value, got.low) == (0, 0) and got.high == pytest.approx(statistics.wilson(0, 10)[1])
