@@ -75,8 +75,8 @@ def test_notebook_of_methods(monkeypatch, tmp_path, capsys):
     assert "Teaching run: every configuration was trained once" in words
     assert {path.name for path in names["written"]} >= {"methods.csv", "methods_seeds.csv", "methods.md"}
     found = names["found"].set_index(["contrast", "outcome"])
-    assert found.loc[("AMiF", "closed"), "difference"] == pytest.approx(200 / 7)  # two of seven
-    assert found.loc[("ARL", "open"), "difference"] == pytest.approx(20)  # one of five
+    assert found.loc[("AMiF against no pre-training", "closed"), "difference"] == pytest.approx(200 / 7)  # two of seven
+    assert found.loc[("ARL against no pre-training, no gate", "open"), "difference"] == pytest.approx(20)  # one of five
     synthetic = names["table"].cells["ours"].map("{:.2f}".format)
     assert not set(synthetic) & set(names["wide"].to_numpy().ravel()) and names["table"].published.empty
     # with five replicates of each row, although the contrasts have trained eight of two of them
