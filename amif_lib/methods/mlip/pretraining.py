@@ -99,10 +99,10 @@ class Pretraining(nn.Module):
             e, known = self.entities(batch)  # (B, e, d), (B, e)
         if "local" in self.weights:
             z = self.image_knowledge(p, e, known)  # Eq. 10: (B, p, d)
-            loss = token_info_nce(similarity(unit(p), unit(z)), TAU_LOCAL, clipped(patch_weights))  # Eq. 11
+            of_image = token_info_nce(similarity(unit(p), unit(z)), TAU_LOCAL, clipped(patch_weights))  # Eq. 11
             z = self.text_knowledge(s, e, known)  # (B, n, d)
-            other = token_info_nce(similarity(unit(s), unit(z)), TAU_LOCAL, clipped(token_weights, words), words)
-            out["local"] = (loss + other) / 2  # Eq. 12
+            of_text = token_info_nce(similarity(unit(s), unit(z)), TAU_LOCAL, clipped(token_weights, words), words)
+            out["local"] = (of_image + of_text) / 2  # Eq. 12
         if "category" in self.weights:
             out["category"] = self.category_contrast(p, s, words, e, known)
         if "itm" in self.weights:
