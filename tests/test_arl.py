@@ -300,7 +300,7 @@ def test_the_content_of_knowledge_files_is_part_of_an_identity(tmp_path, monkeyp
         (tmp_path / "here" / name).write_text("nodule\tin\tlung\nmass\tin\tbrain\n")
         assert not set(before) & set(ids(source, tmp_path / "here"))
         (tmp_path / "here" / name).unlink()
-        with pytest.raises(InputError, match=f"{name}: cannot be read") as error:
+        with pytest.raises(InputError, match=f"{name}: no such file") as error:
             ids(source, tmp_path / "here")
         assert "\n" not in str(error.value)
 

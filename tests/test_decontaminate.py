@@ -130,9 +130,13 @@ def test_a_protected_set_that_is_absent_is_an_error_unless_skipped(
 ) -> None:
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     assert decontaminate.missing(("vqa_rad", "phantom_vqa_rad")) == ["vqa_rad"]
-    manifests.folder_of(manifests.load("vqa_rad")).mkdir(parents=True)  # annotations without images
+    (tmp_path / "vqa_rad").mkdir()
+    (tmp_path / "vqa_rad" / "VQA_RAD Dataset Public.json").touch()  # annotations without images
     assert decontaminate.missing(("vqa_rad", "phantom_vqa_rad")) == ["vqa_rad"]
-    with pytest.raises(InputError, match=r"protected set vqa_rad is not on disk .*decontaminate_absent: skip"):
+    with pytest.raises(
+        InputError,
+        match=r"protected set vqa_rad is not on disk.*VQA_RAD Image Folder is missing.*decontaminate_absent: skip",
+    ):
         decontaminate.apply("medpix2", [], ("vqa_rad",))
     with caplog.at_level(logging.WARNING, logger="amif_lib"):
         kept, pairs = decontaminate.apply("medpix2", [], ("vqa_rad",), "skip")

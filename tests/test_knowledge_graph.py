@@ -136,10 +136,10 @@ def test_a_users_file_may_bring_its_own_entities(folder):
         (b"nodule\tin\tlung\nplural effusion\tin\tpleura\n", "own.tsv, line 2: entity 'plural effusion' is unknown"),
         (b"nodule\tin\tlung\n\nnodule in lung\n", "own.tsv, line 3: 1 columns"),
         (b"nodule\tin\t\n", "own.tsv, line 1: 3 columns, some empty"),
-        (b"", "own.tsv: no triple"),
+        (b"", "own.tsv: no records"),
         (b"mass\tin\tbrain\n", "own.tsv: no triple has two ends that 3 of the 10 reports name"),
-        (b"\xff\xfe", "own.tsv: cannot be read"),
-        (None, "own.tsv: cannot be read"),
+        (b"\xff\xfe", "own.tsv, line 1: not UTF-8"),
+        (None, "own.tsv: no such file"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_line_that_names_it(content, message, folder):

@@ -108,6 +108,15 @@ def status(name: str = "tiny") -> dict[str, str]:
     return dict(zip(table["item"], table["status"], strict=True))
 
 
+@pytest.mark.parametrize("name", ["vqa_rad", "pathvqa", "roco", "medicat", "mimic_cxr"])
+def test_an_empty_folder_holds_no_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever the manifest records: files, folders of images, downloads, or nothing but counts."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    assert check.presence(name)[0] == "missing"
+    (tmp_path / name).mkdir()
+    assert check.presence(name)[0] == "missing"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -5,7 +5,6 @@ file that they wrote and in what they printed. A few images that cannot be decod
 from __future__ import annotations
 
 import base64
-import gzip
 import io
 import json
 import logging
@@ -14,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ from PIL import Image
 from amif_lib.app import cli
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import check, decontaminate, manifests
+from amif_lib.data import check, decontaminate, images, manifests
 from amif_lib.reporting import layout, reference, report, tables
 from tests import fabricated
 
@@ -36,9 +34,6 @@ COLOUR = (255, 0, 144)  # every image of theirs is a plane of it
 SPEC = {"stage": "stage1", "scale": "demo", "teacher": {"source": "trained", "data": ["marked_studies"]},
         "data": {"pretrain": ["marked_studies"], "tokenizer_questions": ["marked_questions"],
                  "decontaminate_against": ["marked_questions"]}}  # fmt: skip
-
-
-STUDIES = 120
 
 
 def coloured(image: Image.Image) -> bool:
@@ -192,79 +187,35 @@ def test_run_folders_carry_a_notice(tmp_path: Path) -> None:
         assert "MedPix-2.0" in text and "VQA-RAD:" not in text
 
 
-# --- sets that need a credential -------------------------------------------------------------------------------------
-
-
-def noise(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (9, 9)).astype(np.uint8)).resize((40, 40))
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """`bound`, in MIMIC-CXR's layout, and `asked`, in VQA-RAD's; one picture is in both."""
+def test_nothing_but_counts_leaves_the_folder_of_a_credentialed_set(tmp_path, monkeypatch, capsys, caplog) -> None:
+    caplog.set_level(logging.DEBUG)
     monkeypatch.delenv("AMIF_PREPARED")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(paths, "MANIFESTS", tmp_path / "manifests")
+    monkeypatch.setattr(images, "MOST_BAD", 0.2)
     manifests.load.cache_clear()
     (tmp_path / "manifests").mkdir()
-    write_manifest(tmp_path / "manifests", "bound", "mimic_cxr")
-    write_manifest(tmp_path / "manifests", "asked", "vqa_rad")
-    bound = tmp_path / "data" / "bound"
-    rows = []
-    for number in range(STUDIES):
-        subject, study, dicom = f"{WORD}{number:03d}", f"{WORD}s{number}", f"{WORD}-d{number}"
-        place = Path("files") / f"p{subject[:2]}" / f"p{subject}"
-        image = bound / "mimic-cxr-jpg" / place / f"s{study}" / f"{dicom}.jpg"
-        report = bound / "mimic-cxr-reports" / place / f"s{study}.txt"
-        for path in (image, report):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        noise(number).save(image, quality=95)
-        report.write_text(f"FINDINGS: The lungs are {WORD}.\n", encoding="utf-8")
-        ids = {"dicom_id": dicom, "subject_id": subject, "study_id": study}
-        rows.append(ids | {"ViewPosition": "PA", "split": "train", "ViewCodeSequence_CodeMeaning": ""})
-    for kind in ("metadata", "split"):
-        with gzip.open(bound / "mimic-cxr-jpg" / f"mimic-cxr-2.0.0-{kind}.csv.gz", "wt") as file:
-            pd.DataFrame(rows).drop(columns="split" if kind == "metadata" else "ViewPosition").to_csv(file, index=False)
-    asked = tmp_path / "data" / "asked"
-    (asked / "VQA_RAD Image Folder").mkdir(parents=True)
-    questions = []
-    for number in range(101):
-        name = f"synpic{number}.jpg"
-        noise(STUDIES - 1 + number).save(asked / "VQA_RAD Image Folder" / name, quality=95)  # the first is bound's last
-        questions.append({"qid": number, "phrase_type": "test_freeform" if number == 100 else "freeform",
-                          "image_name": name, "question": "is it?", "answer": "yes",
-                          "answer_type": "CLOSED"})  # fmt: skip
-    (asked / "VQA_RAD Dataset Public.json").write_text(json.dumps(questions), encoding="utf-8")
-    yield tmp_path
-    manifests.load.cache_clear()
-
-
-def image_of(root: Path, number: int) -> Path:
-    return next((root / "data" / "bound").rglob(f"{WORD}-d{number}.jpg"))
-
-
-def test_nothing_but_counts_leaves_the_folder_of_a_credentialed_set(root: Path, capsys, caplog) -> None:
-    caplog.set_level(logging.DEBUG)
-    image_of(root, 7).write_bytes(image_of(root, 8).read_bytes()[:200])
-    kept_back = root / "data" / ".amif" / "check" / "bound.txt"
-    report = next((root / "data" / "bound").rglob(f"s{WORD}s3.txt"))
-    text = report.read_text(encoding="utf-8")
-    report.unlink()
-    assert cli.main(["data-check", "--scale", "small", "--datasets", "bound"]) == 1
-    checked = check.check(["bound"])
-    (root / "results").mkdir(exist_ok=True)
-    checked.to_csv(root / "results" / "check.csv", index=False)
-    with pytest.raises(InputError, match="bound: records is changed: cannot be read; see ") as caught:
+    make_sets(tmp_path / "data", tmp_path / "manifests")
+    listed = tmp_path / "data" / "marked_studies" / "captions.jsonl"
+    text = listed.read_text(encoding="utf-8")
+    listed.write_text(text.replace('"split": "train"', '"split": ""', 1), encoding="utf-8")
+    assert cli.main(["data-check", "--scale", "small", "--datasets", "marked_studies"]) == 1
+    checked = check.check(["marked_studies"])
+    (tmp_path / "results").mkdir()
+    checked.to_csv(tmp_path / "results" / "check.csv", index=False)
+    with pytest.raises(InputError, match="marked_studies: records is changed: cannot be read; see ") as caught:
         check.require(checked)
-    assert WORD not in str(caught.value)
-    assert report.name in kept_back.read_text(encoding="utf-8") and str(kept_back) in checked["detail"].iloc[-1]
-    report.write_text(text, encoding="utf-8")
-    check.require(check.check(["bound"]))
-    shown = decontaminate.counts("bound", ("asked",), stored_side=36)
-    assert (shown["alike_by_hash"], shown["groups_dropped"], shown["images_left"]) == (1, 1, STUDIES - 2)
-    hits = pd.read_csv(root / "data" / ".amif" / "decontamination" / "bound.csv")
-    assert hits["image"].tolist() == [f"{WORD}-d{STUDIES - 1}.jpg"]
-    written = [path for path in (root / "results").rglob("*") if path.is_file()]
-    assert not [path for path in written if WORD in path.name or WORD.encode() in path.read_bytes()]
+    kept_back = tmp_path / "data" / ".amif" / "check" / "marked_studies.txt"
+    assert WORD not in str(caught.value) and str(kept_back) in str(caught.value)
+    assert WORD in kept_back.read_text(encoding="utf-8")
+    listed.write_text(text, encoding="utf-8")
+    check.require(check.check(["marked_studies"]))
+    (listed.parent / "images" / f"{WORD}_synpic1.png").write_bytes(b"no image")  # is left out, and stops nothing
+    shown = decontaminate.counts("marked_studies", ("marked_questions",), stored_side=36)
+    assert (shown["shared_ids"], shown["groups_dropped"], shown["images_left"]) == (1, 1, 4)
+    hits = pd.read_csv(tmp_path / "data" / ".amif" / "decontamination" / "marked_studies.csv")
+    assert hits["image"].tolist() == [f"{WORD}_synpic3.png"]
+    assert marked_files(tmp_path / "results") == set()
     assert WORD not in "".join(capsys.readouterr()) + caplog.text
+    manifests.load.cache_clear()

@@ -46,6 +46,7 @@ def presence(name: str) -> Found:
     if manifest.generator:
         return "found", f"generated when needed, in {paths.shown(folder)}"
     wanted = [entry.path for entry in manifest.files if entry.required] + [tree.path for tree in manifest.trees]
+    wanted = wanted or [source.target for source in manifest.downloads if not source.unpack] or ["."]
     absent = [path for path in wanted if not (folder / path).is_file() and not any((folder / path).glob("*"))]
     if not absent:
         return "found", f"in {paths.shown(folder)}"

@@ -24,6 +24,7 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import PREPARED, RESULTS, write_text
 from amif_lib.data import images, load, manifests
+from amif_lib.data.check import presence
 from amif_lib.data.records import Study
 
 log = logging.getLogger(__name__)
@@ -51,11 +52,9 @@ def apply(
     with `absent="skip"` it is logged and left out.
     """
     if (gone := missing(against)) and absent == "error":
-        folder = manifests.folder_of(manifests.load(gone[0]))
         raise InputError(
-            f"data.decontaminate_against: protected set {gone[0]} is not on disk ({folder}); get it "
-            f"(data_manifests/{gone[0]}.md), or set data.decontaminate_absent: skip to pre-train without keeping its "
-            "pictures out"
+            f"data.decontaminate_against: protected set {gone[0]} is not on disk: {presence(gone[0])[1]}; or set "
+            "data.decontaminate_absent: skip to pre-train without keeping its pictures out"
         )
     if gone:
         log.warning("not kept out, since not on disk: %s", ", ".join(gone))
@@ -71,14 +70,8 @@ def apply(
 
 
 def missing(against: Iterable[str]) -> list[str]:
-    """Those of the protected sets without any picture on disk (a generated set is made when it is asked for)."""
-    return [name for name in against if not manifests.load(name).generator and not _has_pictures(name)]
-
-
-def _has_pictures(name: str) -> bool:
-    form = manifests.form_on_disk(manifests.load(name))
-    folder = manifests.folder_of(form)
-    return folder.is_dir() and (not form.trees or any(any((folder / tree.path).glob("*")) for tree in form.trees))
+    """Those of the protected sets that are not on disk, or not whole (a generated set is made when it is asked for)."""
+    return [name for name in against if presence(name)[0] != "found"]
 
 
 def counts(name: str, against: Sequence[str], absent: Absent = "error", stored_side: int = 0) -> dict[str, str | int]:

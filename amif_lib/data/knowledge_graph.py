@@ -5,6 +5,7 @@ Triples come from the reports themselves (the default; needs no file), SLAKE's k
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ import pandas as pd
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.core.files import sha256
+from amif_lib.data.readers.files import read_bytes, read_lines
 
 DICTIONARY = Path(__file__).with_name("dictionary.csv")  # findings and anatomy, with the words that name each
 LEAST = 3  # reports that must name an entity, and sentences that must name two entities together
@@ -172,18 +173,12 @@ def content(source: str) -> dict[str, str]:
     if source == "reports":
         return {}
     files = [_path(source) / name for name in OF_SLAKE] if source == "slake" else [_path(source)]
-    try:
-        return {path.name: sha256(path) for path in files}
-    except OSError as error:
-        raise _unreadable(Path(error.filename), error.strerror) from None
+    remedy = "name another file, or `reports`"
+    return {path.name: hashlib.sha256(read_bytes(path, remedy)).hexdigest() for path in files}
 
 
 def _path(source: str) -> Path:
     return paths.data_root() / ("slake/KG" if source == "slake" else Path(source).expanduser())
-
-
-def _unreadable(path: Path, reason: str) -> InputError:
-    return InputError(f"{paths.shown(path)}: cannot be read ({reason}); name another file, or `reports`")
 
 
 def of_reports(texts: Sequence[str]) -> list[Triple]:
@@ -227,10 +222,10 @@ def of_file(path: Path) -> tuple[dict[str, str], list[Triple]]:
     """Words and triples of a user's file: head, relation and tail on each line, separated by tabs."""
     lines, words = _lines(path, "\t"), _words_of_dictionary()
     words |= {head: head for _, (head, relation, _) in lines if relation == NAMES}
-    for number, (head, relation, tail) in lines:
+    for where, (head, relation, tail) in lines:
         for entity in (head, tail):
             if relation != NAMES and entity not in words:
-                what = f"{paths.shown(path)}, line {number}: entity {entity!r} is unknown"
+                what = f"{where}: entity {entity!r} is unknown"
                 raise InputError(f"{what}; name it as the dictionary does, or add a line {entity}<tab>{NAMES}<tab>word")
     triples = [(words[head], relation, words.get(tail, tail)) for _, (head, relation, tail) in lines]
     return _without_aliases(words, triples)
@@ -242,18 +237,13 @@ def _without_aliases(words: dict[str, str], triples: list[Triple]) -> tuple[dict
     return words | aliases, [triple for triple in triples if triple[1] != NAMES]
 
 
-def _lines(path: Path, separator: str, splits: int = -1) -> list[tuple[int, Triple]]:
-    """Line number and columns, in lower case, of every line that is not empty."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, getattr(error, "strerror", None) or "not UTF-8") from None
+def _lines(path: Path, separator: str, splits: int = -1) -> list[tuple[str, Triple]]:
+    """Columns, in lower case, of every line that is not empty, each with `<file>, line <n>` for messages."""
     out = []
-    for number, line in enumerate(lines, start=1):
+    for where, line in read_lines(path):
         columns = tuple(" ".join(part.lower().split()) for part in line.split(separator, splits))
-        if line.strip() and (len(columns) != 3 or not all(columns)):
-            what = f"{paths.shown(path)}, line {number}: {len(columns)} columns, some empty: {line[:40]!r}"
+        if len(columns) != 3 or not all(columns):
+            what = f"{where}: {len(columns)} columns, some empty: {line[:40]!r}"
             raise InputError(f"{what}; give head, relation and tail, with {separator!r} between them")
-        if line.strip():
-            out.append((number, columns))
+        out.append((where, columns))
     return out

@@ -31,15 +31,12 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "official17
         files.check_one_of(record["phrase_type"], SPLITS, f"{where}: phrase_type")
         files.check_one_of(record["answer_type"].strip(), ("OPEN", "CLOSED"), f"{where}: answer_type")
         files.check_once(f"qid {record['qid']}", seen, where)
-    parts = {"train": training_records(content, training_file), "test": [r for r in content if _split(r) == "test"]}
+    test = [record for record in content if SPLITS[record["phrase_type"]] == "test"]
+    parts = {"train": training_records(content, test, training_file), "test": test}
     return [_question(record, split, folder) for split, part in parts.items() for record in part]
 
 
-def _split(record: Record) -> str:
-    return SPLITS[record["phrase_type"]]
-
-
-def training_records(content: list[Record], chosen: str) -> list[Record]:
+def training_records(content: list[Record], test: list[Record], chosen: str) -> list[Record]:
     """The records that a training file has, in the file's order.
 
     `official1797`: those of the official split. `image_disjoint`: of these, those on images that no test record asks
@@ -48,8 +45,7 @@ def training_records(content: list[Record], chosen: str) -> list[Record]:
     is what circulates as the 3,064 training questions and agrees with the paper's count. `clean2772`: the same without
     what equals a test question, its rephrasing or its variant on the same image.
     """
-    test = [record for record in content if _split(record) == "test"]
-    official = [record for record in content if _split(record) == "train"]
+    official = [record for record in content if SPLITS[record["phrase_type"]] == "train"]
     if chosen == "official1797":
         return official
     if chosen == "image_disjoint":
@@ -57,7 +53,7 @@ def training_records(content: list[Record], chosen: str) -> list[Record]:
         return [record for record in official if record["image_name"] not in tested]
     out = []
     for record in content:
-        if _split(record) == "train":
+        if SPLITS[record["phrase_type"]] == "train":
             out.append(record)
         if one_line(record.get("question_frame", NULL)) not in (NULL, ""):
             out.append({**record, "qid": f"{record['qid']}-frame", "question": record["question_frame"]})
@@ -77,13 +73,10 @@ def _question(record: Record, split: str, folder: Path) -> Question:
         "rephrase": one_line(record.get("question_rephrase", NULL)).removeprefix(NULL),
         "frame": one_line(record.get("question_frame", NULL)).removeprefix(NULL),
     }
-    return files.question(
-        record["qid"],
-        folder / record["image_name"],
-        record["question"],
-        [record["answer"]],
-        split,
-        closed_field=record["answer_type"].strip() == "CLOSED",
-        question_type=", ".join(TYPES.get(kind, kind) for kind in kinds),
-        extra=extra,
-    )
+    more = {
+        "closed_field": record["answer_type"].strip() == "CLOSED",
+        "question_type": ", ".join(TYPES.get(kind, kind) for kind in kinds),
+        "extra": extra,
+    }
+    image = folder / record["image_name"]
+    return files.question(record["qid"], image, record["question"], [record["answer"]], split, **more)
