@@ -94,7 +94,7 @@ def figure(number: int, **changes: object) -> dict[str, object]:
         "s2_caption": f"Figure {number}. Caption {number}.", "s2orc_caption": None, "s2orc_references": None,
         "radiology": True, "scope": False, "predicted_type": "Medical images",
         "oa_info": {"doi": "10.1/x", "oa": {"is_oa": True, "license": "cc-by-nc"}}}  # fmt: skip
-    return {key: value for key, value in {**made, **changes}.items() if value is not ...}
+    return made | changes
 
 
 def write_medicat(root: Path, *lines: object) -> Path:
@@ -117,7 +117,7 @@ def test_medicat_reads_radiology_figures(tmp_path: Path, caplog: pytest.LogCaptu
         figure(4, s2_caption=None),
         figure(5, s2_caption="Figure 5. ", oa_info=None, s2orc_references=["(Fig 5)"]),
         figure(6, pdf_hash="cd34", oa_info={"oa": {"license": None}}),
-        figure(7, pdf_hash="cd34", oa_info={"oa": None}, s2orc_caption=...),
+        figure(7, pdf_hash="cd34", oa_info={"oa": None}),
     )
     with caplog.at_level(logging.INFO, logger="amif_lib"):
         studies = medicat.read(root, MEDICAT_LAYOUT)
