@@ -36,7 +36,7 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
     the check of what it gave failed.
     """
     wanted = {name: wanted_of(manifests.load(name)) for name in names}
-    print(pd.DataFrame(map(_about, wanted.items())).to_markdown(index=False) + "\n")
+    print(pd.DataFrame([_about(*each) for each in wanted.items()]).to_markdown(index=False) + "\n")
     failed = []
     for name, sources in wanted.items():
         manifest = manifests.load(name)
@@ -67,9 +67,8 @@ def wanted_of(manifest: Manifest) -> list[Download]:
     return [source for source in manifest.downloads if source.unpack or not (folder / source.target).is_file()]
 
 
-def _about(wanted: tuple[str, list[Download]]) -> dict[str, str]:
+def _about(name: str, sources: list[Download]) -> dict[str, str]:
     """For people: set, what is fetched from where, how much as far as it is known, where to."""
-    name, sources = wanted
     manifest, size = manifests.load(name), sum(source.bytes for source in sources)
     none = "it is there" if presence(name)[0] == "found" else WHY.get(manifest.access.level, "by hand")
     what = ", ".join(f"{source.target} from {_public(source.url)}" for source in sources) or f"nothing: {none}"

@@ -25,8 +25,8 @@ def load_studies(name: str, *, stored_side: int = 0) -> list[Study]:
 
     Args:
         name: manifest name of a pre-training set.
-        stored_side: prepare the images at this short side, pixels, and leave out those that cannot be decoded
-            (`store.usable`); 0: records only.
+        stored_side: prepare the images at this short side, pixels, and leave out studies with one that cannot be
+            decoded (`store.usable`); 0: records only.
 
     Raises:
         InputError: unknown set, folder absent, malformed record, missing file; names the file and the fix.
@@ -42,7 +42,7 @@ def load_studies(name: str, *, stored_side: int = 0) -> list[Study]:
 def pretraining_studies(data: Any, stored_side: int) -> list[Study]:
     """The studies that a run pre-trains on: all sets of `RunSpec.data`, one after the other, decontaminated.
 
-    Images are stored at the short side `stored_side`, pixels; what cannot be decoded is left out.
+    Images are stored at the short side `stored_side`, pixels; studies with one that cannot be decoded are left out.
     """
     from amif_lib.data import decontaminate
 

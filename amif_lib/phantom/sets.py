@@ -243,14 +243,14 @@ def pathvqa(out: Writer, counts: Counts) -> None:
         path.write_bytes(pickle.dumps(json.loads(json.dumps(rows)), protocol=4))
 
 
-M19_FOLDERS = {"train": ("ImageClef-2019-VQA-Med-Training", "Train_images"),
+MED_FOLDERS = {"train": ("ImageClef-2019-VQA-Med-Training", "Train_images"),
                "val": ("ImageClef-2019-VQA-Med-Validation", "Val_images"),
                "test": ("VQAMed2019Test", "VQAMed2019_Test_Images")}  # fmt: skip
-M19_CATEGORY = {"MODALITY": "Modality", "PLANE": "Plane", "ORGAN": "Organ", "ABN": "Abnormality"}
-M19_SHARES = {"MODALITY/open": 0.14, "MODALITY/closed": 0.11, "PLANE/open": 0.15, "PLANE/closed": 0.1,
+MED_CATEGORY = {"MODALITY": "Modality", "PLANE": "Plane", "ORGAN": "Organ", "ABN": "Abnormality"}
+MED_SHARES = {"MODALITY/open": 0.14, "MODALITY/closed": 0.11, "PLANE/open": 0.15, "PLANE/closed": 0.1,
               "ORGAN/open": 0.15, "ORGAN/closed": 0.1, "ABN/open": 0.15, "ABN/closed": 0.1}  # fmt: skip
 # What the test references accept beside an answer: alternatives (#) and parts that may be left out (parentheses).
-M19_REFERENCE = {"chest": "chest#thorax#lung, mediastinum, pleura", "head": "head#skull and contents",
+MED_REFERENCE = {"chest": "chest#thorax#lung, mediastinum, pleura", "head": "head#skull and contents",
                  "x-ray": "x-ray (plain film)", "pleural effusion": "pleural effusion#effusion",
                  "consolidation": "(airspace) consolidation", "hemorrhage": "hemorrhage (intracranial)",
                  "axial": "axial (transverse)"}  # fmt: skip
@@ -264,13 +264,13 @@ def vqa_med_2019(out: Writer, counts: Counts) -> None:
     """
     first = 0
     for number, split in enumerate(SPLITS):
-        test, (folder, pictures) = split == "test", M19_FOLDERS[split]
+        test, (folder, pictures) = split == "test", MED_FOLDERS[split]
         part = [(f"phantom{out.seed}{i:04d}", out.case(i)) for i in range(first, first + counts[f"{split}_images"])]
         first += len(part)
         rng = np.random.default_rng([out.seed, number, 9])
         once = (lambda item: item.image) if test else (lambda item: (item.image, item.kind))
-        items = questions.draw(part, counts[f"{split}_questions"], rng, M19_SHARES, once)
-        items.sort(key=lambda item: list(M19_CATEGORY).index(item.kind))  # by category, as the release
+        items = questions.draw(part, counts[f"{split}_questions"], rng, MED_SHARES, once)
+        items.sort(key=lambda item: list(MED_CATEGORY).index(item.kind))  # by category, as the release
         asked = {item.image for item in items}
         for image_id, case in part:
             if image_id in asked:
@@ -280,10 +280,10 @@ def vqa_med_2019(out: Writer, counts: Counts) -> None:
         for place, item in enumerate(items):
             question, answer = item.wordings[place % len(item.wordings)].lower(), str(item.answer).lower()
             question = question.replace(" ", " \t", 1) if place % 83 == 2 else question  # as in the release
-            answer = M19_REFERENCE.get(answer, answer) if test and place % 3 == 0 else answer
+            answer = MED_REFERENCE.get(answer, answer) if test and place % 3 == 0 else answer
             on_image[item.image] += 1
             out.regions[f"{item.image}-{on_image[item.image]}"] = list(item.about)
-            lines[M19_CATEGORY[item.kind]].append((item.image, question, answer))
+            lines[MED_CATEGORY[item.kind]].append((item.image, question, answer))
         every = [(image, category.lower(), q, a) for category, rows in lines.items() for image, q, a in rows]
         if test:
             out.write(f"{folder}/VQAMed2019_Test_Questions_w_Ref_Answers.txt", map("|".join, every))
