@@ -32,7 +32,7 @@ CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the 
 NOTEBOOK = 250_000  # bytes; a larger one is left out
 COLOURS = (256, 128, 64, 32)  # of the pictures in an executed notebook: the first number with which it is small enough
 COPIED = [f"{folder}/*{ending}" for folder in ("tables", "figures") for ending in (".csv", ".md", ".tex", ".txt")]
-COPIED += ["figures/*.png", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]
+COPIED += ["tables/*.npz", "figures/*.png", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]
 MARGIN = 10.0  # nats below the best candidate: what lies further below holds next to no probability
 
 
