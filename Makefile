@@ -18,8 +18,8 @@ help: ## list the targets
 env: ready $(if $(MINILM),minilm) ## build .venv from the lock file, or bring it up to date (PYTHON=…, MINILM=1)
 	@echo "environment: .venv is up to date"
 
-doctor: ready ## what this machine can run, and what is missing
-	@$(RUN) doctor
+doctor: ready ## what this machine can run, and what is missing (ALL=1: versions and weights too)
+	@$(RUN) doctor $(if $(ALL),--all)
 
 reproduce: ready $(if $(filter small,$(SCALE)),minilm) ## run what is missing of a scale and print its tables (SCALE=demo)
 	@$(RUN) reproduce

@@ -72,6 +72,7 @@ OPTIONS = {
     "--dataset": {"default": "", "help": "a question set, such as vqa_rad (a run folder says it itself)"},
     "--training-file": {"default": "", "help": "what the baselines learn from, such as published3064"},
     "--language": {"default": "", "help": "of SLAKE's questions: en or zh (default: en)"},
+    "--all": FLAG | {"help": "versions of packages too, and the weights that each scale starts from"},
     "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
     "--batch": {"type": int, "default": 2, "help": "samples a step (the paper: 256)"},
     "--steps": {"type": int, "default": 1, "help": "optimiser steps of each training"},
@@ -83,7 +84,7 @@ OPTIONS = {
 MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"
 COMMANDS = {  # name: the function that is called with the options by their names; the options; what it does
-    "doctor": ("app.doctor:main", "", "say what this machine can run and what is missing"),
+    "doctor": ("app.doctor:main", "--all", "say what this machine can run and what is missing"),
     "reproduce": ("app.reproduce:reproduce", MANY, "run what is missing of a scale, from its data check to its report"),
     "plan": ("app.reproduce:show_plan", MANY, "list the jobs of reproduce and what they cost, without running any"),
     "run": ("app.cli:run", "spec", "train one run, or a table's row on all question sets"),

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ from amif_lib.experiments import identity
 
 # Rough needs of one training at a time, in GB: main memory, free disk, memory of one GPU (0: none needed).
 NEEDS = {"demo": (2, 1, 0), "small": (4, 2, 0), "base": (32, 60, 22), "paper": (64, 200, 38)}
-PACKAGES = ("torch", "transformers", "accelerate", "open_clip", "jupyterlab", "papermill", "snakemake")
+PACKAGES = ("torch", "transformers", "accelerate", "open_clip_torch", "jupyterlab", "papermill", "snakemake")
 
 
 def cores() -> int:
@@ -36,6 +37,12 @@ def gpus() -> dict[str, float]:
     return {f"{index}: {device.name}": device.total_memory / 1e9 for index, device in enumerate(devices)}
 
 
+def versions() -> dict[str, str]:
+    """The installed ones of the packages that matter, with their versions."""
+    installed = {found.name.lower().replace("-", "_"): found.version for found in metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
 def data_sets(scale: str) -> list[str]:
     """Names of the data sets that a scale's runs read."""
     from amif_lib.app import jobs
@@ -47,7 +54,7 @@ def data_sets(scale: str) -> list[str]:
 def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
     """Why a scale cannot run on this machine with these GPUs, each with its remedy; empty where it can."""
     memory, disk, gpu = NEEDS[scale]
-    packages = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    packages = sorted({*PACKAGES} - {*versions()})
     out = [f"not installed: {', '.join(packages)} (make env)"] if packages else []
     total, free = psutil.virtual_memory().total / 1e9, shutil.disk_usage(paths.ROOT).free / 1e9
     if total < memory:
@@ -78,6 +85,19 @@ def report() -> list[str]:
     return out
 
 
-def main() -> None:
-    """Print the report; what is missing is an answer, not a failure."""
+def weights(scale: str) -> str:
+    """The pre-trained weights and tokenizers that a scale's runs start from."""
+    from amif_lib.app import jobs
+
+    runs = jobs.make_plan(jobs.Request(scale)).runs.values()
+    sources = {s for run in runs for s in (run.init.image, run.init.text, run.init.decoder, run.init.tokenizer)}
+    sources |= {run.teacher.source for run in runs if run.teacher}
+    return ", ".join(sorted(sources - {"random", "trained", "teacher"})) or "none"
+
+
+def main(all: bool = False) -> None:
+    """Print the report; `all`: and versions and weights. What is missing is an answer, not a failure."""
     print("\n".join(report()))
+    if all:
+        print("packages: " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+        print("\n".join(f"SCALE={scale} starts from weights: {weights(scale)}" for scale in NEEDS))
