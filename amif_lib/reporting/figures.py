@@ -68,9 +68,11 @@ def embedded(png: Path, page: Path) -> dict[str, Any]:
     return {"data": data, "width": width, "height": height, "caption": caption, "links": links}
 
 
-def small_png(png: bytes, colours: int = 256) -> bytes:
-    """A PNG with a palette and so a third of the size: reports embed it, and a clone holds many."""
-    small, out = Image.open(io.BytesIO(png)).convert("RGB").quantize(colours, dither=Image.Dither.NONE), io.BytesIO()
+def small_png(png: bytes, colours: int = 256, size: float = 1.0) -> bytes:
+    """A PNG with a palette and so a third of the bytes: reports embed it, and a clone holds many."""
+    picture, out = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
+    picture = picture.resize([round(side * size) for side in picture.size])
+    small = picture.quantize(colours, dither=Image.Dither.NONE)
     small.save(out, format="PNG", optimize=True, dpi=(DPI, DPI))
     return out.getvalue()
 

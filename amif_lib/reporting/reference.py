@@ -30,7 +30,9 @@ from amif_lib.reporting.table_rows import Selection, planned_tables
 
 CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the teacher together
 NOTEBOOK = 250_000  # bytes; a larger one is left out
-COLOURS = (256, 128, 64, 32)  # of the pictures in an executed notebook: the first number with which it is small enough
+# Colours and size of the pictures in an executed notebook: the first with which it is small enough.
+LOOKS = ((256, 1.0), (128, 1.0), (64, 1.0), (32, 1.0), (32, 0.5))
+PICTURE = "picture:"  # tag of a cell whose picture README shows, before its name
 COPIED = [f"{folder}/*{ending}" for folder in ("tables", "figures") for ending in (".csv", ".md", ".tex", ".txt")]
 COPIED += ["tables/*.npz", "figures/*.png", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]
 MARGIN = 10.0  # nats below the best candidate: what lies further below holds next to no probability
@@ -111,6 +113,17 @@ def _copy(source: Path, target: Path) -> None:
             return
     with files.atomic_write(target) as partial:
         partial.write_bytes(content)
+    if source.suffix == ".ipynb":
+        _keep_pictures(json.loads(content)["cells"])
+
+
+def _keep_pictures(cells: list[dict[str, Any]]) -> None:
+    """Write the pictures of the cells that have a tag for it to `results/reference/pictures/`."""
+    for cell in cells:
+        for name in (tag.removeprefix(PICTURE) for tag in cell["metadata"]["tags"] if tag.startswith(PICTURE)):
+            png = next(each["data"]["image/png"] for each in cell["outputs"] if "image/png" in each.get("data", ()))
+            with files.atomic_write(paths.reference("pictures") / f"{name}.png") as partial:
+                partial.write_bytes(base64.b64decode(png))
 
 
 def keep_notebook(executed: Path, scale: str) -> None:
@@ -132,9 +145,9 @@ def _small_notebook(notebook: dict[str, Any]) -> bytes:
         if "text/html" in data:
             data.pop("text/plain", None)
     pictures = [(data, base64.b64decode(data["image/png"])) for data in shown if "image/png" in data]
-    for colours in COLOURS:
+    for look in LOOKS:
         for data, png in pictures:
-            data["image/png"] = base64.b64encode(figures.small_png(png, colours)).decode()
+            data["image/png"] = base64.b64encode(figures.small_png(png, *look)).decode()
         text = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
         if len(text) <= NOTEBOOK:
             break
