@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -39,8 +40,11 @@ def gpus() -> dict[str, float]:
 
 def versions() -> dict[str, str]:
     """The installed ones of the packages that matter, with their versions."""
-    installed = {found.name.lower().replace("-", "_"): found.version for found in metadata.distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def data_sets(scale: str) -> list[str]:
@@ -54,7 +58,7 @@ def data_sets(scale: str) -> list[str]:
 def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
     """Why a scale cannot run on this machine with these GPUs, each with its remedy; empty where it can."""
     memory, disk, gpu = NEEDS[scale]
-    packages = sorted({*PACKAGES} - {*versions()})
+    packages = [name for name in PACKAGES if name not in versions()]
     out = [f"not installed: {', '.join(packages)} (make env)"] if packages else []
     total, free = psutil.virtual_memory().total / 1e9, shutil.disk_usage(paths.ROOT).free / 1e9
     if total < memory:
