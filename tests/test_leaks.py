@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -97,6 +98,32 @@ def questions(folder: Path, made: list[dict]) -> list[Question]:
     names = {"rephrase": "question_rephrase", "frame": "question_frame"}
     plain = [{names.get(key, key): value for key, value in record.items()} for record in made]
     return question_files.read(write(folder / "made.json", plain))[0]
+
+
+def test_counts_against_brute_force(tmp_path: Path) -> None:
+    """Random small sets: every count again, by comparing each pair of a training and a test question."""
+    random.seed(3)
+
+    def any_of(train: list[dict], **wanted: str) -> bool:
+        return any(all(" ".join(t[k].split()).lower() == v for k, v in wanted.items()) for t in train)
+
+    for _ in range(15):
+        made = [
+            {"image": random.choice("abcdef"), "question": random.choice(["q  one", "Q two", "q three"]),
+             "answer": random.choice(["yes", "No", "x", "Y y", "z"]), "split": random.choice(["train", "test"]),
+             "frame": random.choice(["q two", "q nine", ""])}
+            for _ in range(14)
+        ]  # fmt: skip
+        train, test = ([r for r in made if r["split"] == split] for split in ("train", "test"))
+        plain = [{k: " ".join(v.split()).lower() for k, v in r.items()} for r in test]
+        whole = [{k: r[k] for k in ("image", "question", "answer")} for r in plain]
+        got = leaks.lines(questions(tmp_path, made)).iloc[0]
+        assert got["on_train_image"] == sum(any_of(train, image=r["image"]) for r in plain)
+        assert got["unseen_answer"] == sum(not any_of(train, answer=r["answer"]) for r in plain)
+        repeated = [any_of(train, **own) for own in whole]
+        reworded = [any_of(train, **own | {"question": r["frame"]}) for own, r in zip(whole, plain, strict=True)]
+        assert got["repeated_in_train"] == sum(repeated)
+        assert got["paraphrase_in_train"] == sum(map(max, repeated, reworded))
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ EVER = [
 READ = {  # file -> content, and what the page says; every one has 2 of 6 right
     # 1. the gold column is never the prediction
     "response.json": (rows(qid="@qid", answer="@gold", response="@model", correct=True), "prediction = response"),
-    "model_answer.csv": (csv(rows(qid="@qid", answer="@gold", model_answer="@model")), "accepted answer = answer"),
+    "model_answer.csv": (csv(rows(qid="@qid", answer="@gold", model_answer="@model")),
+                         "answer is read as the accepted answer"),
     # 2. known tools
     "lmms.jsonl": (by_lines(LMMS), "matched by order and words"),
     "eval_ever.jsonl": (by_lines(EVER), "prediction = output.raw"),
@@ -206,8 +207,10 @@ READ = {  # file -> content, and what the page says; every one has 2 of 6 right
     "blank_lines.jsonl": ("\n\n".join(map(json.dumps, PLAIN)) + "\n", "question id = qid"),
     "bom.csv": ("\ufeff" + csv(PLAIN).replace("\n", "\r\n"), "question id = qid"),
     # 9. other forms
+    "sep.csv": ("sep=;\r\n" + csv(PLAIN, ";"), "question id = qid"),
     "wrapped.json": ({"model": "x", "predictions": PLAIN}, "question id = qid"),
     "by_column.json": (pd.DataFrame(PLAIN).to_json(), "question id = qid"),
+    "by_id.json": ({str(r["qid"]): {"prediction": r["prediction"]} for r in PLAIN}, "question id = question_id"),
     "index.csv": (pd.DataFrame(PLAIN).to_csv(), "question id = qid"),
 }  # fmt: skip
 

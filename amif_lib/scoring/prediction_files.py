@@ -72,6 +72,8 @@ def read(path: Path | str, questions: Sequence[Question], prediction: str = "", 
     if (nameless := table[table["id"] == ""]).size:
         place = nameless["place"].iloc[0]
         raise InputError(f"{place}: {names['question id']} is missing or no id; give the question's id")
+    if "accepted answer" in names and "accepted answer" in table:  # not where it was matched by
+        note = " ".join(filter(None, (note, _about_accepted(table, test, names["accepted answer"]))))
     table = table.set_index("id")
     if (twice := table[table.index.duplicated()]).size:
         raise InputError(f"{twice['place'].iloc[0]}: question {twice.index[0]} is answered twice; keep one")
@@ -171,3 +173,12 @@ def _match(
         f"{shown}: has no ids of the set, and by {', '.join(chosen)} {len(lacking)} of {len(ids)} test questions "
         f"(first {[*lacking, *ids][0]}) are not in it; give their ids (--id COLUMN)"
     )
+
+
+def _about_accepted(table: pd.DataFrame, test: Sequence[Question], column: str) -> str:
+    """How often the file's accepted answers are the set's: a column that was mistaken shows."""
+    gold = {q.question_id: q.answers for q in test}
+    rows = table[table["id"].isin(gold)]
+    same = sum(answer in gold[name] for name, answer in zip(rows["id"], rows["accepted answer"], strict=True))
+    choice = f" (or use --prediction {column})" if same < len(rows) else ""
+    return f"{column} is read as the accepted answer and not scored; it is the set's in {same} of {len(rows)}{choice}."

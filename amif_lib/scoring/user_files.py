@@ -24,9 +24,9 @@ def read(path: Path | str) -> pd.DataFrame:
     """One row per record, column names in lower case, cells as they stand in the file.
 
     CSV (commas, semicolons or tabs), JSON, JSON lines, parquet and xlsx are told by their content. JSON may hold a list
-    of records, an object with one such list, pandas' column-wise form, or an object from question id to answer. The
-    index is a record's place: `x.csv, line 8` or `x.json, record 2`. A field that a record lacks is NaN, one that is
-    null (or NaN) in the file is None.
+    of records, an object with one such list, pandas' column-wise form, or an object from question id to answer or
+    record. The index is a record's place: `x.csv, line 8` or `x.json, record 2`. A field that a record lacks is NaN,
+    one that is null (or NaN) in the file is None.
     Raises InputError, naming file and line: unreadable, cut off, no records, ragged or doubled columns, a pickle.
     """
     path, shown = Path(path), paths.shown(Path(path))
@@ -150,19 +150,22 @@ def _records(content: Any, shown: str) -> list[Any]:
         raise InputError(f"{shown}: holds the lists {', '.join(lists)}; give one list of records")
     if lists:
         return next(iter(lists.values()))
-    if all(isinstance(value, dict) for value in content.values()):  # pandas' column-wise form
-        return pd.DataFrame(content, dtype=object).to_dict("records")
-    return [{"question_id": key, "answer": value} for key, value in content.items()]
+    nested = all(isinstance(value, dict) for value in content.values())
+    if nested and {"answer", "prediction", "pred", "response", "question"} & {key.lower() for key in content}:
+        return pd.DataFrame(content, dtype=object).to_dict("records")  # pandas' column-wise form
+    return [{"question_id": key} | (value if nested else {"answer": value}) for key, value in content.items()]
 
 
 def _rows(text: str, shown: str) -> dict[str, dict[str, str]]:
     """The cells of a CSV file by name, by the place of their line; a cell may hold line ends."""
-    delimiter = max(",;\t|", key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    first, _, rest = text.partition("\n")
+    separator = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line that Excel writes
+    delimiter = separator[1] if separator else max(",;\t|", key=first.count)
+    reader = csv.reader(io.StringIO(rest if separator else text, newline=""), delimiter=delimiter, strict=True)
     try:
-        lines = [(f"{shown}, line {reader.line_num}", cells) for cells in reader if cells]
+        lines = [(f"{shown}, line {reader.line_num + bool(separator)}", cells) for cells in reader if cells]
     except csv.Error as error:
-        place = f"{shown}, line {reader.line_num}"
+        place = f"{shown}, line {reader.line_num + bool(separator)}"
         raise InputError(f"{place}: not valid CSV ({error}), perhaps cut off; mend it") from None
     header = [name.strip().lower() for name in lines[0][1]] if lines else []
     if doubled := [name for n, name in enumerate(header) if name in header[:n]]:
