@@ -104,6 +104,19 @@ def test_notebooks_of_the_full_model_are_copied_unless_they_are_large(clone, cap
         reference.keep_notebook(folder / "11_table1.ipynb", "demo")
 
 
+def test_the_pictures_of_readme_are_those_of_the_committed_notebooks():
+    found = {}
+    for path in (paths.reference("demo") / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for tag in cell["metadata"]["tags"]:
+                if tag.startswith(reference.PICTURE):
+                    shown = next(each["data"]["image/png"] for each in cell["outputs"] if "data" in each)
+                    found[tag.removeprefix(reference.PICTURE)] = base64.b64decode(shown)
+    assert found == {path.stem: path.read_bytes() for path in paths.reference("pictures").glob("*.png")}
+    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(found) == 3 and all(f"results/reference/pictures/{name}.png" in readme for name in found)
+
+
 @pytest.mark.parametrize("margin", [0, reference.MARGIN])
 def test_small_predictions_keep_every_choice_and_with_a_margin_the_probabilities(tmp_path, margin):
     rng = np.random.default_rng(0)
