@@ -49,7 +49,7 @@ def store(scale: str) -> Path:
     source, target, names = paths.scale_dir(scale), paths.reference(scale), planned_tables(scale)
     runs = report.all_runs([tables.collect(name, scale) for name in names])
     rows = Selection.planned(names[0], scale).headlines("table1", scale)
-    heads = [run for row in rows for run in row.runs if run.seed == 0]
+    heads = [run for row in rows for run in row.runs if run.seed == 0 and stored.is_finished(run)]
     shown = {run.run_id for head in heads for run in head.trainings()}
     part = target.with_name(f".{scale}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -59,7 +59,8 @@ def store(scale: str) -> Path:
         _copy_run(run, part / "runs" / run.run_id, run.run_id in shown)
         for notebook in run.directory.glob("*.ipynb") if run.run_id in shown else ():
             _copy(notebook, part / "notebooks" / notebook.name)
-    _copy_weights(heads[0], part / "runs")
+    for run in heads[:1]:
+        _copy_weights(run, part / "runs")
     asked = files.read_yaml(paths.plan(scale))["selection"] if paths.plan(scale).is_file() else {}
     plan = {"selection": asked, "jobs": [{"rule": "table", "name": name} for name in names]}
     files.write_text(part / "plan.json", json.dumps(plan, indent=1) + "\n")

@@ -24,8 +24,8 @@ OTHER_IMAGES = {  # its predictions on other images at test time only: folder of
 STAGES = {"stage1": "stage 1", "stage2": "stage 2", "pretrain": "pre-training", "finetune": "fine-tuning"}
 SCALE_NOTES = {
     "demo": "synthetic demo data; not comparable with the paper",
-    "small": "a small model on real VQA-RAD, trained on a laptop without the paper's weights and data; not comparable "
-    "with the paper",
+    "small": "a small model on real data (VQA-RAD, MedPix-2.0), trained on a laptop without the paper's weights and "
+    "data; not comparable with the paper",
     "base": "real data, open pre-training sets only; the paper also pre-trains on MIMIC-CXR",
     "paper": "real data at the paper's size",
 }
