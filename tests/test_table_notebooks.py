@@ -109,7 +109,7 @@ def test_whose_runs_are_read(runs, monkeypatch, tmp_path):
     """The user's own where there are all, the committed ones elsewhere, files apart; what was asked for before all."""
     monkeypatch.setenv("FROM", "reference")  # of an earlier page in the same kernel
     assert "your own" in show.read_from("", "demo", "table2") and not paths.from_reference()
-    assert "your own" in show.read_from("", "small", "table1")  # nothing of it is committed
+    assert "your own" in show.read_from("", "base", "table1")  # nothing of it is committed
     assert "committed reference" in show.read_from("reference", "demo", "table2")
     assert paths.scale_dir("demo") == paths.results() / "from_reference" / "demo"
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path))
