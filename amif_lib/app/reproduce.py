@@ -45,11 +45,8 @@ def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
         left = sum(not job.is_done() for job in plan.jobs)
         if not logs:  # no job has said why
             print(f"{paths.shown(messages)} ends:\n{tail(messages, 15)}")
-        print(
-            f"\nSCALE={scale}: {left} of {len(plan.jobs)} jobs are left. Correct what FAILED, then call the same ",
-            end="",
-        )
-        print("command: what is finished is kept, what was cut off resumes.", flush=True)
+        said = f"{left} of {len(plan.jobs)} jobs are left. Correct what FAILED, then call the same command"
+        print(f"\nSCALE={scale}: {said}: what is finished is kept, what was cut off resumes.", flush=True)
         return 1
     for job in plan.jobs:
         text = (paths.results() / job.outputs[0]).with_suffix(".md")

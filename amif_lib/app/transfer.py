@@ -36,8 +36,7 @@ def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False
     for loss in LOSSES if ablations else ():
         settings = {"method": "mlip", "objective": {f"weight_{loss}": 0.0}}
         seeds, name = range(len(next(iter(out.values())))), rows.sets_of("methods", scale)[0]
-        runs = [rows.build_run(scale, settings, name, seed, seed).trainings()[0] for seed in seeds]
-        out[f"MLIP without {loss}"] = runs
+        out[f"MLIP without {loss}"] = [rows.build_run(scale, settings, name, n, n).trainings()[0] for n in seeds]
     trained = [runs for runs in out.values() if runs[0].stage != "finetune"]
     finished = [sum(map(stored.is_finished, runs)) for runs in trained]
     return {label: runs[: max(1, min(finished, default=1))] for label, runs in out.items()}

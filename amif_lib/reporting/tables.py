@@ -13,7 +13,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import stored
 from amif_lib.experiments.rows import is_judged
@@ -143,9 +142,7 @@ def _refuse_missing(name: str, scale: str, asked: list[tuple[str, RunSpec]]) -> 
         row, run = lacking[0]
         said = f"{row} ({run.data.questions}, seed {run.seed}) = run {run.run_id}"
         said += f" and {len(lacking) - 1} more" if lacking[1:] else ""
-        remedy = f"run `make reproduce SCALE={scale}`"
-        if paths.from_reference():
-            remedy = "FROM=reference reads committed results only; leave it unset to run them yourself"
+        remedy = f"run `make {name if is_judged(name) else 'reproduce'} SCALE={scale}`"
         raise InputError(f"{name} at scale {scale} lacks {said}; {remedy}")
 
 

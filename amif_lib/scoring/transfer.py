@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import zoom
 from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import norm, t
@@ -151,13 +152,8 @@ def segment(patches: np.ndarray, data: Labelled, taught: np.ndarray, val: np.nda
 
 def enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     """Maps over patches (..., s, s) at an image's size, bilinear: (..., H, W)."""
-
-    def weights(length: int) -> np.ndarray:
-        place = (np.arange(length) + 0.5) / length * maps.shape[-1] - 0.5  # in patches
-        rows = [np.interp(place, np.arange(maps.shape[-1]), row) for row in np.eye(maps.shape[-1])]
-        return np.stack(rows, axis=1).astype(maps.dtype)
-
-    return weights(height) @ maps @ weights(width).T  # (H, s) x (..., s, s) x (s, W)
+    size = [1.0] * (maps.ndim - 2) + [height / maps.shape[-2], width / maps.shape[-1]]
+    return zoom(maps, size, order=1, mode="nearest", grid_mode=True)
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -44,9 +44,8 @@ def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, 
 
 def _fine_tuning(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any]) -> Any:
     from amif_lib.methods.amif import knowledge
-    from amif_lib.methods.amif.finetune import FineTuning
+    from amif_lib.methods.amif.finetune import fine_tuning
     from amif_lib.methods.amif.network import AMiFForVQA
-    from amif_lib.networks import pretrained
 
     source = spec.knowledge.source
     texts = knowledge.texts(source, [question for question in questions if question.split == "train"])  # point 33
@@ -54,11 +53,8 @@ def _fine_tuning(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dic
     ids, left_out = knowledge.select(texts, tokenizer, limit, words=source == "questions")  # (M,)
     model = AMiFForVQA(spec.model, spec.knowledge, ids, tokenizer, spec.data.question_length, spec.data.answer_length)
     notes["weights"] = _load(model.amif, spec, tokenizer)
-    if spec.init.decoder != "random":
-        notes["weights"].append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
-    notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     notes |= {"knowledge_tokens": len(ids), "knowledge_texts": len(set(texts)), "knowledge_texts_left_out": left_out}
-    return FineTuning(model)
+    return fine_tuning(model, spec, tokenizer, notes)
 
 
 def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from amif_lib.methods.amif.network import AMiFForVQA
 from amif_lib.methods.batch import QuestionBatch
+from amif_lib.networks import pretrained
+from amif_lib.networks.answering import Answerer
 from amif_lib.objectives.distributed import world_size
 
 
 class FineTuning(nn.Module):
-    """The Med-VQA network with its loss."""
+    """A Med-VQA network with its loss, the same for all methods."""
 
-    def __init__(self, model: AMiFForVQA):
+    def __init__(self, model: Answerer):
         super().__init__()
         self.model = model
         self.weights = {"answer": 1.0}
@@ -21,3 +24,11 @@ class FineTuning(nn.Module):
         """Mean over the questions of the global batch; the factor undoes the mean that processes take of gradients."""
         loss = self.model(batch.images, batch.ids, batch.mask, batch.answers, batch.answer_mask)  # (B,)
         return {"answer": (loss * batch.weight).sum() * world_size() / batch.total}
+
+
+def fine_tuning(model: Answerer, spec: Any, tokenizer: Any, notes: dict[str, Any]) -> FineTuning:
+    """The loss around a network, whose answer decoder gets the weights that `init.decoder` names."""
+    if spec.init.decoder != "random":
+        notes["weights"].append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
+    notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    return FineTuning(model)

@@ -13,6 +13,7 @@ from pydantic import Field
 from amif_lib.core.files import digest
 from amif_lib.core.settings import Strict
 from amif_lib.data.manifests import data_digest, derived_folder
+from amif_lib.methods import groups
 from amif_lib.networks import sizes
 
 
@@ -89,36 +90,28 @@ SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "teacher": Teac
 STAGES = ("stage1", "stage2", "finetune")
 
 
-def _names(section: str, names: str) -> set[str]:
-    return {f"{section}.{name}" for name in names.split()}
-
-
 # Settings that only some runs read. A setting that is in none of these groups is read by every stage, and so enters
 # the identity of all runs; that holds for one that is added, until it is listed here.
-STARTING = _names("init", "image text tokenizer vocabulary") | {"data.tokenizer_questions"}  # runs without a parent
-ALIGNING = _names("objective", "global_intra labels temperature teacher_temperature positive_weight")
+ALIGNING = groups.names("objective", "global_intra labels temperature teacher_temperature positive_weight")
 ALIGNING |= {"data.text_length"}  # stage 1 and stage 2
-PAIRING = _names("objective", "weight_local weight_hard_negatives pair_positives")  # stage 2
-KNOWLEDGE = _names("knowledge", "gate max_tokens")  # fine-tuning with knowledge
-ANSWERING = _names("data", "questions training_file language augment_questions max_questions blank_images")
-ANSWERING |= _names("data", "question_length answer_length") | {"knowledge.source"} | KNOWLEDGE  # fine-tuning
-ANSWERING |= {"init.decoder"} | _names("model", "decoder_layers decoder_cross_layers")
-STUDIES = _names("data", "pretrain decontaminate_against decontaminate_absent repeated_articles max_studies")
+PAIRING = groups.names("objective", "weight_local weight_hard_negatives pair_positives")  # stage 2
+KNOWLEDGE = groups.names("knowledge", "gate max_tokens")  # fine-tuning with knowledge
+FINE_TUNING = groups.ANSWERING | {"knowledge.source"} | KNOWLEDGE
 TEACHER = {"teacher"} | {f"teacher.{name}" for name in TeacherSpec.model_fields}
 
 
 def not_read(run: Any) -> set[str]:
     """Dotted settings of a run that its stage does not read."""
-    found = STARTING if run.parent is not None else set()  # weights and tokenizer are the parent's
+    found = groups.STARTING if run.parent is not None else set()  # weights and tokenizer are the parent's
     if run.stage == "stage1":
-        return found | ANSWERING | PAIRING
+        return found | FINE_TUNING | PAIRING
     if run.stage == "stage2":
-        return found | ANSWERING
+        return found | FINE_TUNING
     found = found | ALIGNING | PAIRING
     if not run.starts_from_teacher:
         found |= TEACHER
     if not run.reads_studies:
-        found |= STUDIES
+        found |= groups.STUDIES
     return found if run.knowledge.source != "none" else found | KNOWLEDGE
 
 
@@ -134,7 +127,7 @@ def vectors_id(run: Any) -> str:
     sets = {*run.data.pretrain, *run.data.decontaminate_against, *run.teacher.data}
     content = {
         "teacher": run.teacher.model_dump(mode="json", exclude={"noise"}),
-        "data": {name: value for name, value in run.data if f"data.{name}" in STUDIES},
+        "data": {name: value for name, value in run.data if f"data.{name}" in groups.STUDIES},
         "manifests": {name: data_digest(name) for name in sorted(sets)},
         "stored_side": stored_side(run),
     }

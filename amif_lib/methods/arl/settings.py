@@ -8,6 +8,7 @@ from pydantic import Field
 
 from amif_lib.core.settings import Strict
 from amif_lib.data import knowledge_graph
+from amif_lib.methods import groups
 
 
 class ObjectiveSpec(Strict):
@@ -45,26 +46,19 @@ SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "knowledge": Kn
 STAGES = ("pretrain", "finetune")
 
 
-def _names(section: str, names: str) -> set[str]:
-    return {f"{section}.{name}" for name in names.split()}
-
-
 # Settings that only one of the stages reads; see methods/amif/settings.py.
-STARTING = _names("init", "image text tokenizer vocabulary") | {"data.tokenizer_questions"}  # runs without a parent
-PRETRAINING = _names("objective", "weight_mlm weight_mim weight_itm weight_align negated_entities")
+PRETRAINING = (
+    groups.names("objective", "weight_mlm weight_mim weight_itm weight_align negated_entities") | groups.STUDIES
+)
 PRETRAINING |= {"data.text_length", "model.projection_dim"}
-PRETRAINING |= _names("data", "pretrain decontaminate_against decontaminate_absent repeated_articles max_studies")
-ANSWERING = _names("data", "questions training_file language augment_questions max_questions blank_images")
-ANSWERING |= _names("data", "question_length answer_length") | {"objective.answer_head", "init.decoder"}
-ANSWERING |= _names("model", "decoder_layers decoder_cross_layers")
 
 
 def not_read(run: Any) -> set[str]:
     """Dotted settings of a run that its stage does not read."""
     if run.stage == "pretrain":
-        return ANSWERING | {"model.projection_dim"}
-    decoder = {"init.decoder"} | _names("model", "decoder_layers decoder_cross_layers")
-    return STARTING | PRETRAINING | (decoder if run.objective.answer_head == "classifier" else set())
+        return groups.ANSWERING | {"objective.answer_head", "model.projection_dim"}
+    decoder = {"init.decoder"} | groups.names("model", "decoder_layers decoder_cross_layers")
+    return groups.STARTING | PRETRAINING | (decoder if run.objective.answer_head == "classifier" else set())
 
 
 def files_read(run: Any) -> dict[str, str]:

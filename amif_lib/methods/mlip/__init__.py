@@ -32,7 +32,7 @@ def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, 
 
 
 def _fine_tuning(spec: Any, tokenizer: Any, notes: dict[str, Any]) -> Any:
-    from amif_lib.methods.amif.finetune import FineTuning  # the loss of an answer, the same for all methods
+    from amif_lib.methods.amif.finetune import fine_tuning
     from amif_lib.methods.mlip.network import MLIPForVQA
     from amif_lib.networks import pretrained
 
@@ -42,10 +42,7 @@ def _fine_tuning(spec: Any, tokenizer: Any, notes: dict[str, Any]) -> Any:
     else:
         state = pretrained.read_state(spec.parent.directory / "model")
         notes["weights"] = [pretrained.load_into(model.mlip, state, f"run {spec.parent.run_id}")]
-    if spec.init.decoder != "random":
-        notes["weights"].append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
-    notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    return FineTuning(model)
+    return fine_tuning(model, spec, tokenizer, notes)
 
 
 def save(module: Any, tokenizer: Any, folder: Path) -> None:

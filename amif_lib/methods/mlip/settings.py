@@ -8,6 +8,7 @@ from pydantic import Field
 
 from amif_lib.core.settings import Strict
 from amif_lib.data import knowledge_graph
+from amif_lib.methods import groups
 
 
 class ObjectiveSpec(Strict):
@@ -48,27 +49,20 @@ SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "knowledge": Kn
 STAGES = ("pretrain", "finetune")
 
 
-def _names(section: str, names: str) -> set[str]:
-    return {f"{section}.{name}" for name in names.split()}
-
-
 # Settings that only one of the stages reads; see methods/amif/settings.py.
-STARTING = _names("init", "image text tokenizer vocabulary") | {"data.tokenizer_questions"}  # runs without a parent
-STUDIES = _names("data", "pretrain decontaminate_against decontaminate_absent repeated_articles max_studies")
-PRETRAINING = _names("objective", "weight_global weight_divergence weight_local weight_category weight_itm weight_swap")
-PRETRAINING |= _names("objective", "divergence prototypes") | _names("knowledge", "source dim")
+PRETRAINING = groups.names(
+    "objective", "weight_global weight_divergence weight_local weight_category weight_itm weight_swap"
+)
+PRETRAINING |= groups.names("objective", "divergence prototypes") | groups.names("knowledge", "source dim")
 PRETRAINING |= {"data.text_length", "model.projection_dim"}
-ANSWERING = _names("data", "questions training_file language augment_questions max_questions blank_images")
-ANSWERING |= _names("data", "question_length answer_length") | {"init.decoder"}
-ANSWERING |= _names("model", "fusion_layers fusion_heads decoder_layers decoder_cross_layers")
 
 
 def not_read(run: Any) -> set[str]:
     """Dotted settings of a run that its stage does not read."""
-    starting = STARTING if run.parent is not None else set()  # weights and tokenizer are the parent's
+    starting = groups.STARTING if run.parent is not None else set()  # weights and tokenizer are the parent's
     if run.stage == "pretrain":
-        return starting | ANSWERING
-    return starting | PRETRAINING | (set() if run.reads_studies else STUDIES)
+        return starting | groups.ANSWERING | groups.names("model", "fusion_layers fusion_heads")
+    return starting | PRETRAINING | (set() if run.reads_studies else groups.STUDIES)
 
 
 def files_read(run: Any) -> dict[str, str]:
