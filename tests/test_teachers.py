@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from amif_lib.app import cost
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import vectors as files_of_vectors
@@ -186,6 +187,7 @@ def test_what_a_teacher_has_made_is_taken_and_not_made_again(monkeypatch, tmp_pa
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "another"))
     torch.testing.assert_close(embeddings(run).vectors, whole.vectors, atol=1e-5, rtol=1e-4)
     assert {path.name for path in paths.run_dir(teacher_id(run)).iterdir()} == {"metrics.json", "spec.json"}
+    assert "for the reference" in cost.rates("demo")[1]  # a plan takes the folder of a teacher for no training
 
 
 def test_cross_fitting_embeds_no_case_by_a_model_that_was_trained_on_it(monkeypatch):

@@ -41,7 +41,7 @@ def measured(folder: Path, scale: str) -> dict[str, float]:
     seconds, count = Counter(), Counter()
     for path in folder.glob("*/spec.json"):
         run, metrics = files.read_yaml(path), path.with_name("metrics.json")
-        if run["scale"] == scale and metrics.is_file():
+        if run.get("scale") == scale and metrics.is_file():  # a teacher's folder names no scale
             took = files.read_yaml(metrics)
             seconds[run["stage"]] += took["train_time_s"]
             count[run["stage"]] += took["samples"]
