@@ -108,7 +108,7 @@ def test_maps_of_a_word_by_hand(vqa, picture, inside, word, pieces):
 @pytest.mark.parametrize("word", ["spleen", "hun", "lun", "ß", "", "heart"])
 def test_a_word_that_is_absent_or_cut_off_is_refused(vqa, tokenizer, picture, word):
     """Also the beginning of a longer word ('hun' of 'hung'), an unknown letter, and no word at all."""
-    with pytest.raises(InputError, match="is not a word of the question"):
+    with pytest.raises(InputError, match="is not a word of the text"):
         vqa.explain(picture, QUESTION + " ü", word)
     with pytest.raises(InputError, match="'lung' is not a word"):
         make(tokenizer, question_length=7).explain(picture, QUESTION, "lung")

@@ -227,6 +227,22 @@ def test_decay_and_the_factor_of_random_modules_reach_the_parameters_they_are_me
         assert group["weight_decay"] == (0.0 if plain else 0.01), name
 
 
+def test_what_stage_1_stores_without_training_it_counts_as_random(finished):
+    spec = tiny.run(stage2={"fusion_multiplier": 5.0}).parent
+    module = prepare(spec).module
+    optimizer, _ = loop.make_optimizer(module, spec, 10)
+    fast = {id(p) for g in optimizer.param_groups if g["initial_lr"] == pytest.approx(5e-3) for p in g["params"]}
+    names = {name.split(".")[1] for name, parameter in module.named_parameters() if id(parameter) in fast}
+    assert names == {"co_attention", "pair_head"}
+    assert len(fast) == sum(1 for name, _ in module.named_parameters() if name.split(".")[1] in names)
+
+
+def test_a_stage_2_without_a_loss_is_refused(finished):
+    run = tiny.run(objective={"weight_local": 0.0, "weight_hard_negatives": 0.0}).parent
+    with pytest.raises(InputError, match="weight_local and weight_hard_negatives are both 0"):
+        prepare(run)
+
+
 def test_the_learning_rate_rises_then_falls_in_a_line():
     optimizer, schedule = loop.make_optimizer(nn.Linear(2, 1), tiny.run(finetune={"learning_rate": 1.0}), 20)
     rates = []

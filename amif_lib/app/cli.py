@@ -17,7 +17,7 @@ from amif_lib.core.errors import InputError
 
 FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "AMIF_PREPARED", "HF_HOME")
 PAGES = ("00", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # train nothing, pictures small
-METHODS = ("17", "18")  # where their runs are in the reference
+COMPARED = ("17", "18")  # of all methods, where their runs are in the reference
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,13 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.replace(",", " ").split())
-
-
 # The default of these is the environment variable of that name, such as SCALE, which make passes on.
 FROM_MAKE = ("--scale", "--machine", "--datasets", "--rows", "--seeds", "--pretrain-seeds", "--copies")
-NAMES, FLAG = {"type": _names, "default": ""}, {"action": "store_true"}
+NAMES = {"type": lambda text: tuple(text.replace(",", " ").split()), "default": ""}
+FLAG = {"action": "store_true"}
 FILE, COLUMN = {"metavar": "FILE"}, {"metavar": "COLUMN", "default": ""}
 OPTIONS = {
     "--scale": {"default": "demo", "help": "demo (default), small, base or paper"},
@@ -157,10 +154,10 @@ def figures(scale: str, notebook: bool) -> int:
 
 
 def report(scale: str) -> int:
-    from amif_lib.reporting import report
+    from amif_lib.reporting import report as page
 
     if paths.from_reference():  # the light environment has no notebook runner
-        report.write(scale)
+        page.write(scale)
     elif status := _execute("90_reproduction_report", scale, "-p", "source", "runs"):
         return status
     print(f"Report: {paths.shown(paths.scale_dir(scale) / 'report.html')}")
@@ -245,7 +242,7 @@ def reference(scale: str, notebooks: list[str]) -> int:
     if not notebooks:
         print(f"Reference: {paths.shown(reference.store(scale))}")
     os.environ["FROM"] = "reference"  # the copies show what a fresh clone does
-    pages = [*PAGES, *(METHODS if "methods" in table_rows.planned_tables(scale) else ())] if scale == "demo" else []
+    pages = [*PAGES, *(COMPARED if "methods" in table_rows.planned_tables(scale) else ())] if scale == "demo" else []
     for name in notebooks or pages:
         found = sorted(paths.NOTEBOOKS.glob(f"{name}*.ipynb"))
         if len(found) != 1:

@@ -76,8 +76,9 @@ def in_words(scale: str, runs: list[RunSpec], missing: list[RunSpec]) -> str:
     def hours(these: list[RunSpec]) -> float:
         return sum(START + samples(run) * seconds[run.stage] for run in these) / SIDE_BY_SIDE[scale] / 3600
 
-    time = "not known, since nothing of this scale was measured yet; train one first, such as make table1."
-    if {run.stage for run in runs} <= set(seconds):
+    if unknown := sorted({run.stage for run in runs} - set(seconds)):
+        time = f"not known, since no training of {' and '.join(unknown)} was measured at this scale; finish one first."
+    else:
         to_do = f"{hours(missing):.1f} h of it to do, teachers and tables aside"
         time = f"about {hours(runs):.1f} h, {to_do}; measured {where}."
     return f"time: {time}\ndisk: about {disk(runs) / 1e9:.1f} GB (downloads: python -m amif_lib data --dry-run)."

@@ -1,4 +1,4 @@
-"""What names a run: a short hash of the settings that its stage reads (no defaults), its parent, data and files."""
+"""What names a run: a short hash of the settings that its stage reads, except defaults, its parent, data and files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OFF = (0, "", "none", [])  # defaults with which a setting does nothing
 
 
 def settings_read(run: RunSpec, content: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Settings by dotted name that the run's stage reads; label, scale and parent are none of them.
+    """Settings by dotted name that the run's stage reads; label, scale and parent are left out.
 
     They are the run's own, or those in `content`: a stored specification, or the run's without its defaults.
     """

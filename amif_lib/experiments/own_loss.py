@@ -40,8 +40,8 @@ def check(run: RunSpec, loss: Loss | None) -> None:
 def source(loss: Loss) -> str:
     """Source of a function, without comments, and of what it reads outside: the notebook's functions and plain values.
 
-    Imports are named, not read. Raises InputError for what is no plain function, and where it reads something else of
-    the notebook, such as a tensor, which no text would tell from another.
+    Imports are named, not read. Raises InputError for what is no plain function, and where it reads another kind of
+    variable of the notebook, such as a tensor, whose values no source shows.
     """
     texts: dict[str, str] = {}
     _collect(loss, texts)

@@ -154,11 +154,12 @@ def rows(
         own = [name for name in names if _has_set(entry, name)]
         if not (wanted and own):  # the row may be of other question sets than those asked for
             continue
-        label = f"{table} row {key}: {entry['label']}"
+        label, settings = f"{table} row {key}: {entry['label']}", entry.get("settings", {})
         runs = tuple(
-            build_run(scale, entry.get("settings", {}), name, seed, seed // seeds).model_copy(update={"label": label})
+            build_run(scale, settings, name, first * seeds + n, first).model_copy(update={"label": label})
             for name in own
-            for seed in range(pretrain_seeds * seeds)  # each training its own, whatever it starts from
+            for first in range(pretrain_seeds)
+            for n in range(seeds)  # a seed of its own for each fine-tuning, whatever it starts from
         )
         about = {name: entry[name] for name in ("label", "paper_row", "extra") if name in entry}
         out.append(Row(table=table, row=key, references=tuple(entry.get("reference", ())), runs=runs, **about))

@@ -23,7 +23,7 @@ from amif_lib.networks import pixels
 from amif_lib.networks.tokenizers import token_ids
 from amif_lib.objectives.distributed import rank, world_size
 
-FIXED_VIEWS = 2  # that an image has (in pre-training: for each of its two places), if a frozen encoder keeps their maps
+FIXED_VIEWS = 2  # augmentations of an image (in pre-training: for each of its two places), where maps are computed once
 TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
 Key = tuple[int, int, float, int]  # of a sample: step, index, weight (0: a filler), samples in the global batch
 Plan = list[tuple[int, int, list[Key]]]  # epoch, step, this process's samples

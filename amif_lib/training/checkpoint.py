@@ -18,7 +18,7 @@ STATE = "state.pt"  # in the run's folder
 
 
 def save(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: int, seconds: float) -> None:
-    """Keep what is needed to go on at `step`; where there is no room for it, the state before stays, with a warning."""
+    """Write what is needed to go on at `step`. On a full disk, warn and keep the previous state."""
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     randoms = gather_objects((torch.get_rng_state(), gpu))
     if rank() != 0:

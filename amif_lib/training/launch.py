@@ -1,6 +1,6 @@
 """Start a training: in the calling process, or as a subprocess where several processes train.
 
-So a kernel never forks after CUDA was touched, and a crash leaves a log and an exit status instead of a dead kernel.
+A notebook's kernel is never forked after CUDA has started, and a crash leaves a log and an exit status.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import own_loss, stored
 from amif_lib.experiments.own_loss import Loss
-from amif_lib.experiments.rows import load_spec
 from amif_lib.experiments.run_spec import RunSpec
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1")  # on a free port
@@ -25,22 +24,16 @@ TAIL = 30  # lines of a failed training's log that the error repeats
 WAIT_POLICY = "PASSIVE"  # waiting threads sleep: where they spin, small steps beside another job take ten times as long
 
 
-def train(spec: RunSpec | str | Path, processes: int | None = None, loss: Loss | None = None) -> Path:
+def train(run: RunSpec, processes: int | None = None, loss: Loss | None = None) -> Path:
     """Train one run, unless it is finished, and return its directory `results/runs/<run_id>/`.
 
-    `spec` is a RunSpec, a run file, or `<scale>/<table>/<row>[/<stage>]` where that names a single run. `processes`
-    defaults to $AMIF_PROCESSES, else the number of visible GPUs, else 1; the result does not depend on it. A run that
-    another process is training is waited for. `loss` is for a run of `own_loss.with_loss`, trained in this process.
-    Raises InputError for a bad spec, RuntimeError for a failed subprocess.
+    `processes` defaults to $AMIF_PROCESSES, else the number of visible GPUs, else 1; the result does not depend on it.
+    A run that another process is training is waited for. `loss` is for a run of `own_loss.with_loss`, trained in this
+    process. Raises InputError for what the user can mend, RuntimeError for a failed subprocess.
     """
     import torch
 
     paths.refuse_reference("training")
-    runs = [spec] if isinstance(spec, RunSpec) else load_spec(str(spec))
-    if len(runs) != 1:
-        names = ", ".join(f"{run.run_id} ({run.data.questions or run.stage}: {run.label})" for run in runs[:3])
-        raise InputError(f"spec={spec!r}: names {len(runs)} runs, one is needed: {names}, ...")
-    run = runs[0]
     count = processes if processes is not None else asked("AMIF_PROCESSES") or max(1, torch.cuda.device_count())
     if count < 1:
         raise InputError(f"processes={count}: at least 1")

@@ -122,9 +122,9 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
 def start(spec: RunSpec) -> Accelerator:
     """Accelerate, on the device and in the precision that the run asks for; on a CPU the same bits on every run."""
     gpu = torch.cuda.is_available()
-    # Else some backward passes add in whatever order threads arrive; on a GPU, attention has no orderly version.
+    # Else some backward passes add in the order in which threads arrive. On a GPU, attention has no other backward.
     torch.use_deterministic_algorithms(not gpu, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and orders nothing
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as the gate of Table 4 row 5
     bf16 = spec.train.precision == "bf16" or (spec.train.precision == "auto" and gpu)  # point 50
     return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not gpu, kwargs_handlers=[unused])

@@ -64,7 +64,7 @@ def predict(
     data = QuestionData(asked, spec, model.tokenizer, blank=shown == "blank")
     own = [(0, index, 1.0, 1) for index in range(rank(), len(test), world_size())]
     keys = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-    bf16 = device.type == "cuda" and spec.train.precision == "auto"
+    bf16 = device.type == "cuda" and spec.train.precision != "fp32"  # a CPU answers in fp32, however it was trained
     bar = progress.bar(len(own), f"answering, {shown} images", show=rank() == 0)
     found: list[tuple[int, Any, str]] = []
     for key, batch in zip(keys, loader(data, keys, workers=0), strict=True):

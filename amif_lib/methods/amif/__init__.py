@@ -1,4 +1,4 @@
-"""AMiF: alignment, mining and fusion. These functions are called by training and stored runs; torch comes with them."""
+"""AMiF: alignment, mining and fusion. Training and stored runs call these functions, which import torch when called."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, 
         return _fine_tuning(spec, tokenizer, questions, notes)
     objective, special = spec.objective, (tokenizer.cls_token_id, tokenizer.sep_token_id)
     mines = spec.stage == "stage2" and objective.weight_hard_negatives > 0
+    if spec.stage == "stage2" and not mines and objective.weight_local == 0:
+        remedy = "give one of them a positive weight, or the row `pretraining: stage1`"
+        raise InputError(f"objective: weight_local and weight_hard_negatives are both 0, stage 2 has no loss; {remedy}")
     if spec.stage == "stage2" and spec.parent is None:
         raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
     if objective.labels == "soft" and spec.teacher is None and (spec.stage == "stage1" or mines):
@@ -64,7 +67,12 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
 
     if spec.parent is not None:
         state = pretrained.read_state(spec.parent.directory / "model")
-        return [pretrained.load_into(amif, state, f"run {spec.parent.run_id}")]
+        report = pretrained.load_into(amif, state, f"run {spec.parent.run_id}")
+        if spec.parent.stage == "stage1":  # which does not train these two, and stores them as they started
+            for name, parameter in amif.named_parameters():
+                if name.startswith(("co_attention.", "pair_head.")):
+                    del parameter.loaded
+        return [report]
     image, text = spec.init.image, spec.init.text
     if spec.starts_from_teacher:
         towers = teacher.towers(spec)

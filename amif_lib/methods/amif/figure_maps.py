@@ -20,7 +20,7 @@ from amif_lib.methods.amif.patch_maps import patch_maps, word_positions
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.tokenizers import content_mask
 
-HELD_OUT = "phantom_teacher"  # studies drawn apart: the soft labels' teacher is trained on them, no student ever is
+HELD_OUT = "phantom_teacher"  # generated separately: the soft labels' teacher is trained on it, no student ever is
 SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
 MOST, EXAMPLES = 150, 4  # words per run, those with a picture
 PICTURE = 96  # side of an example's picture, pixels

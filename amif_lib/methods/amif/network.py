@@ -91,7 +91,7 @@ class PairHead(nn.Module):
 class AMiFForVQA(Answerer):
     """AMiF with the gated knowledge fusion decoder: answers questions about an image.
 
-    `knowledge_ids` (M,), the tokens of the prior knowledge, travel with the weights. `source: none`: no gated module.
+    `knowledge_ids` (M,), the tokens of the prior knowledge, are stored like weights. `source: none`: no gated module.
     """
 
     def __init__(

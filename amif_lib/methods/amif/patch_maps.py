@@ -56,4 +56,4 @@ def word_positions(tokenizer: Any, tokens: list[int], word: str) -> list[int]:
         goes_on = end < len(tokens) and tokenizer.convert_ids_to_tokens(tokens[end]).startswith("##")
         if tokens[start:end] == pieces and not goes_on:
             return list(range(start, end))
-    raise InputError(f"explain: {word!r} is not a word of the question")
+    raise InputError(f"{word!r} is not a word of the text, or is unknown to the tokenizer; give another one")

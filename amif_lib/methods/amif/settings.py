@@ -35,8 +35,8 @@ class ObjectiveSpec(Strict):
     weight_hard_negatives: float = Field(1.0, ge=0, description="weight of L_HN (Table 3)")
     pair_positives: Literal["per_type", "none"] = Field(
         "per_type",
-        description="beside each of Eq. 13's negatives, which alone a constant solves, a positive; none: as printed "
-        "(point 16)",
+        description="per_type: a positive for each negative of Eq. 13, without which the answer is always 'negative'; "
+        "none: as printed (point 16)",
     )
 
     def reads_both_views(self, stage: str) -> bool:
@@ -79,8 +79,8 @@ class KnowledgeSpec(Strict):
 
     source: Literal["none", "answers", "questions"] = Field(
         "answers",
-        description="of the training questions: their answers, the words of their texts, or none, which leaves the "
-        "whole module out (points 32 and 33)",
+        description="answers: the training answers; questions: the words of the training questions; none: no gated "
+        "module (points 32 and 33)",
     )
     gate: bool = Field(True, description="False: F' is made of F_{p,i} alone (Eq. 16 with G = 1)")
     max_tokens: int = Field(512, gt=0, description="the most frequent until so many tokens; the rest is counted")
@@ -93,7 +93,7 @@ STAGES = ("stage1", "stage2", "finetune")
 # Settings that only some runs read. A setting that is in none of these groups is read by every stage, and so enters
 # the identity of all runs; that holds for one that is added, until it is listed here.
 ALIGNING = groups.names("objective", "global_intra labels temperature teacher_temperature positive_weight")
-ALIGNING |= {"data.text_length"}  # stage 1 and stage 2
+ALIGNING |= {"data.text_length"}  # stage 1, and stage 2 on top of it
 PAIRING = groups.names("objective", "weight_local weight_hard_negatives pair_positives")  # stage 2
 KNOWLEDGE = groups.names("knowledge", "gate max_tokens")  # fine-tuning with knowledge
 FINE_TUNING = groups.ANSWERING | {"knowledge.source"} | KNOWLEDGE
@@ -135,11 +135,11 @@ def vectors_id(run: Any) -> str:
 
 
 def cache(run: Any) -> Path:
-    """Folder of a teacher's weights and vectors before noise: beside the data, like all that names records."""
+    """Folder of a teacher's weights and vectors before noise: under DATA_ROOT, since they name records."""
     return derived_folder(run.data.pretrain[0]) / "teachers" / vectors_id(run)
 
 
 def stored_side(run: Any) -> int:
     """Short side of the stored images that a run's teacher reads, pixels: the student's, if that is enough for it."""
-    own = run.teacher.image_size if run.teacher.source == "trained" else 224  # what the field's models see
+    own = run.teacher.image_size if run.teacher.source == "trained" else 224  # the input of BiomedCLIP and PubMedCLIP
     return max(run.model.stored_side, sizes.stored_side(own))

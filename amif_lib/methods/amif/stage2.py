@@ -20,6 +20,7 @@ from amif_lib.objectives import collapse, contrastive, hard_negatives, transport
 from amif_lib.objectives.distributed import gather, own_rows, pad_to_common_length
 from amif_lib.objectives.hard_negatives import Negatives
 
+LOOK_EVERY = 10  # steps between two looks at what transport says
 MINING = 2**31  # a number that no sample has: mining's stream is apart from those that samples are drawn with
 
 
@@ -45,9 +46,9 @@ class Stage2(nn.Module):
         if "local" in self.weights:
             x, y = fused[0][:, 1:], fused[1]  # (B, p, d), (B, t, d), co-attended (point 29)
             words = content_mask(batch.ids, mask, self.special_ids)  # (B, t): without [CLS] and [SEP] (point 24)
-            cost, plan = self.transport(x, y, words)  # Eq. 10
+            cost, plan = self.cost_and_plan(x, y, words)  # Eq. 10
             out["local"] = transport.transport_cost(plan, cost).mean()  # Eq. 9, on positives only (point 28)
-            if batch.step % 10 == 0:
+            if batch.step % LOOK_EVERY == 0:
                 found = collapse.collapse(x, y, plan, None, words, cost)
                 out |= {f"collapse/{name}": torch.tensor(value) for name, value in found.items()}
 
@@ -72,7 +73,7 @@ class Stage2(nn.Module):
             out["pair_accuracy"] = right.mean().detach()
         return out
 
-    def transport(self, patches: Tensor, words: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    def cost_and_plan(self, patches: Tensor, words: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, p, d) and words (B, t, d), of which `real` (B, t) take part -> cost and plan, (B, p, t) each."""
         cost = transport.cosine_cost(patches, words)  # Eq. 10 (point 23)
         return cost, transport.ipot(cost, None, real)

@@ -50,7 +50,7 @@ class Embeddings:
 def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     """The embeddings of a run's studies by its teacher, made now where they are absent.
 
-    `results/runs/<teacher_id>/` gets what names no record: `metrics.json` and `spec.json`.
+    `results/runs/<teacher_id>/` gets two files without record ids: `metrics.json` and `spec.json`.
     """
     teacher = spec.teacher
     if from_file := teacher.source.startswith(FILE):
