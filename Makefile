@@ -81,7 +81,7 @@ lock: ## remake requirements.lock after a change of pyproject.toml (needs uv)
 	  --no-emit-find-links --custom-compile-command "make lock" -q --constraint .pins.tmp -o requirements-light.lock; \
 	status=$$?; rm -f .pins.tmp; exit $$status
 
-clean: ready ## remove caches and workflow state; finished runs too with RUNS=1; never data
+clean: ready ## remove caches and logs; with RUNS=1 your finished runs, tables and reports too; never data
 	@$(RUN) clean $(if $(RUNS),--runs)
 
 # A Python that requirements.lock has packages for, as $py.

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from amif_lib.app import clean, cli, doctor
-from amif_lib.core import paths
+from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,21 +117,24 @@ def test_settings_come_from_the_environment_as_make_passes_them(monkeypatch) -> 
 # --- clean ---------------------------------------------------------------------------------------------------------
 
 
-KEPT = ("results/paper/table1.csv", "results/reference/demo/x.csv", "data/phantom/x.png")
-CLEANED = ("results/demo/logs/a.log", "results/.snakemake/x", "amif_lib/__pycache__/x.pyc")
+KEPT = ("results/paper/table1.csv", "results/reference/demo/x.csv", "data/phantom/x.png", "results/private/x.png")
+KEPT += ("results/other/logs/a.log", "results/.ssh/specs/x", "results/logs/x", "results/small/data/vqa_rad/x.json")
+CLEANED = ("results/demo/logs/a.log", "results/.snakemake/log/x", "amif_lib/__pycache__/x.pyc")
+RECORD = "results/.snakemake/metadata/x"  # of the code that made each table
 
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[experiments.RunSpec]:
     """A results folder with the runs behind row 6 of Table 4, a table, logs and things that must survive."""
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "results" / "small" / "data"))
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     runs = experiments.load_spec("demo/table4/6")[0].trainings() + experiments.load_spec("demo/table4/1")[:1]
     for run in runs:
         run.directory.mkdir(parents=True)
         (run.directory / "spec.json").write_text(run.model_dump_json())
         (run.directory / "metrics.json").write_text("{}")
-    for name in (*KEPT, "results/demo/tables/table4.csv", "results/demo/plan.json", *CLEANED):
+    for name in (*KEPT, "results/demo/tables/table4.csv", "results/demo/plan.json", RECORD, *CLEANED):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     return runs
@@ -139,13 +142,22 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[experiments.
 
 def test_clean_leaves_runs_unless_asked_and_always_data_and_committed_results(stored, tmp_path) -> None:
     clean.main()
-    own = ("results/demo/tables/table4.csv", "results/demo/plan.json")
+    own = ("results/demo/tables/table4.csv", "results/demo/plan.json", RECORD)
     assert all((run.directory / "metrics.json").is_file() for run in stored)
     assert all((tmp_path / name).is_file() for name in (*KEPT, *own))
     assert not any((tmp_path / name).exists() for name in CLEANED)
     clean.main(runs=True)
-    assert not (tmp_path / "results/runs").exists() and not (tmp_path / "results/demo").exists()
-    assert all((tmp_path / name).is_file() for name in KEPT)
+    assert not any((tmp_path / "results" / name).exists() for name in ("runs", "demo", ".snakemake"))
+    assert [name for name in KEPT if not (tmp_path / name).is_file()] == []
+
+
+@pytest.mark.parametrize("place", ["demo", "runs"])
+def test_clean_refuses_while_a_job_is_at_work(stored, tmp_path, capsys, place) -> None:
+    folder = stored[0].directory if place == "runs" else tmp_path / "results" / "demo"
+    with files.exclusive(folder / ".lock", "this"):
+        assert cli.main(["clean", "--runs"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "is in use by process" in said and (tmp_path / CLEANED[0]).is_file()
 
 
 # --- doctor --------------------------------------------------------------------------------------------------------
@@ -160,3 +172,12 @@ def test_doctor_weighs_the_machine_in_at_most_25_lines(monkeypatch) -> None:
         monkeypatch.setattr(doctor, "gpus", lambda gpus=gpus: gpus)
         assert tuple(len(doctor.obstacles(scale, gpus)) for scale in doctor.NEEDS) == found
         assert sum(found) < len(doctor.report()) <= 25
+
+
+def test_doctor_measures_the_disk_of_the_results(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(doctor, "data_sets", lambda scale: [])
+    free = {tmp_path: 1e12}  # the clone's own disk is full
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=free.get(Path(path), 0)))
+    for folder, lacks in ((str(tmp_path / "not" / "yet"), False), (str(paths.ROOT), True)):
+        monkeypatch.setenv("AMIF_RESULTS", folder)
+        assert any("set AMIF_RESULTS to a larger disk" in said for said in doctor.obstacles("demo", {})) is lacks

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import shutil
 
-from amif_lib.core import paths
+from amif_lib.core import files, paths
+from amif_lib.core.errors import InputError
 
-CACHES = ("__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache", ".snakemake")
-WORKFLOW = (".snakemake", "logs", "specs", "preview.json")
-OTHERS = ("runs", "paper", "reference", "private")  # folders of results/ that are not a scale's
+CACHES = ("__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache")
+WORKFLOW = ("logs", "specs", "preview.json")  # of a scale
+OWN = ("runs", "audit", "from_reference", ".snakemake")  # .snakemake says which code made a table: it stays with that
 
 
 def main(runs: bool = False) -> None:
-    """Remove caches and workflow state; with `runs` also runs, tables and reports of one's own. Prints what went."""
+    """Remove caches and logs; with `runs` also runs, tables and reports of one's own. Prints what went.
+
+    Raises InputError while a workflow or a training is at work.
+    """
     results = paths.results()
-    scales = [folder for folder in results.glob("*") if folder.is_dir() and folder.name not in (*OTHERS, *WORKFLOW)]
+    scales = [results / path.stem for path in (paths.SPECS / "scales").glob("*.yaml")]
+    for folder in (*scales, *(results.glob("runs/*") if runs else ())):
+        try:
+            for lock in folder.glob(".lock"):
+                with files.exclusive(lock, paths.shown(folder), wait=False):
+                    pass
+        except BlockingIOError as error:
+            raise InputError(f"{error}; nothing was removed, call clean when it has ended") from None
     found = [paths.ROOT / name for name in CACHES]
     for folder in ("amif_lib", "notebooks", "tests"):
         found += [path for name in CACHES for path in (paths.ROOT / folder).rglob(name)]
-    found += [folder / name for folder in (results, *scales) for name in WORKFLOW]
-    found += [*scales, results / "runs"] if runs else []
-    for path in filter(lambda path: path.exists(), found):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    found += [results / ".snakemake" / "log", *(scale / name for scale in scales for name in WORKFLOW)]
+    found += [*scales, *(results / name for name in OWN)] if runs else []
+    kept = (paths.published(), paths.data_root(), paths.phantom_root(), paths.prepared_root(paths.data_root()))
+    holding = {above for folder in kept for above in (folder, *folder.parents)}
+    for path in (path for path in found if path.exists() and path.resolve() not in holding):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
         print(f"removed {paths.shown(path)}")

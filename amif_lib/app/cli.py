@@ -98,7 +98,7 @@ COMMANDS = {  # name: the function that is called with the options by their name
     "settings": ("app.cli:settings", "", "list every setting with its default and alternatives"),
     "reference": ("app.cli:reference", "notebooks --scale", "copy a scale's results to results/reference/"),
     "lab": ("app.lab:main", "--copies arguments", "open the notebooks in JupyterLab, as working copies in lab/"),
-    "clean": ("app.clean:main", "--runs", "remove caches and workflow state; never data"),
+    "clean": ("app.clean:main", "--runs", "remove caches and logs; never data"),
 }
 
 

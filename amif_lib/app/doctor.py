@@ -27,6 +27,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_disk() -> float:
+    """GB free where results go, or will go."""
+    results = paths.results()
+    return shutil.disk_usage(next(folder for folder in (results, *results.parents) if folder.exists())).free / 1e9
+
+
 def gpus() -> dict[str, float]:
     """GPUs that torch can use, with their memory in GB; torch, whose import takes seconds, is asked if a driver is."""
     driver = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or shutil.which("nvidia-smi")
@@ -60,7 +66,7 @@ def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
     memory, disk, gpu = NEEDS[scale]
     packages = [name for name in PACKAGES if name not in versions()]
     out = [f"not installed: {', '.join(packages)} (make env)"] if packages else []
-    total, free = psutil.virtual_memory().total / 1e9, shutil.disk_usage(paths.ROOT).free / 1e9
+    total, free = psutil.virtual_memory().total / 1e9, free_disk()
     if total < memory:
         out.append(f"{total:.0f} GB of memory, about {memory} GB needed")
     if free < disk:
@@ -75,7 +81,7 @@ def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
 def report() -> list[str]:
     """Lines about the machine, then for each scale whether it can run here and what it lacks; at most 25."""
     devices = gpus()
-    memory, free = psutil.virtual_memory().total / 1e9, shutil.disk_usage(paths.ROOT).free / 1e9
+    memory, free = psutil.virtual_memory().total / 1e9, free_disk()
     gpu = ", ".join(f"GPU {name} ({size:.0f} GB)" for name, size in devices.items()) or "no GPU that torch can use"
     out = [
         f"this machine: {platform.system()}, {cores()} cores, {memory:.0f} GB of memory, {free:.0f} GB free, {gpu}",
