@@ -18,9 +18,9 @@ from amif_lib.methods.arl.network import stored_graph
 from amif_lib.methods.arl.settings import not_read
 from amif_lib.networks import pretrained, tokenizers
 from amif_lib.objectives import masked_modelling
-from amif_lib.training import loop
+from amif_lib.training import batches, loop
 from amif_lib.training.prepare import prepare
-from tests import tiny_arl
+from tests import tiny, tiny_arl, tiny_mlip
 
 pytestmark = pytest.mark.usefixtures("own_results")
 
@@ -304,6 +304,29 @@ def test_the_content_of_knowledge_files_is_part_of_an_identity(tmp_path, monkeyp
         with pytest.raises(InputError, match=f"{name}: no such file") as error:
             ids(source, tmp_path / "here")
         assert "\n" not in str(error.value)
+
+
+def test_so_is_the_content_of_the_built_in_dictionary(tmp_path, monkeypatch):
+    before = [step.run_id for step in tiny_arl.run().trainings()]
+    changed = tmp_path / "dictionary.csv"
+    changed.write_text(knowledge_graph.DICTIONARY.read_text(encoding="utf-8") + "thymoma,finding,,\n", encoding="utf-8")
+    monkeypatch.setattr(knowledge_graph, "DICTIONARY", changed)
+    assert not set(before) & {step.run_id for step in tiny_arl.run().trainings()}
+
+
+def test_all_methods_are_fine_tuned_with_the_same_draws_and_no_stage_has_those_of_another():
+    runs = [tiny.run(), tiny_arl.run(), tiny_arl.run("mlip")]
+    streams = [[batches.stream(step) for step in run.trainings()] for run in runs]
+    assert streams[0] == [(0, 0), (0, 1), (0, 2)]  # committed runs of AMiF depend on these
+    assert {own[0] for own in streams} == {(0, 0)} and {own[-1] for own in streams} == {(0, 2)}
+    assert all(len(set(own)) == len(own) for own in streams)
+
+
+@pytest.mark.parametrize("make", [tiny_arl.pretraining, tiny_mlip.pretraining])
+def test_a_pre_training_without_a_loss_is_refused(make):
+    names = ("mlm", "mim", "itm", "align") if make is tiny_arl.pretraining else tiny_mlip.LOSSES
+    with pytest.raises(InputError, match="weights are 0, so pre-training has no loss"):
+        make(**{f"weight_{name}": 0.0 for name in names})
 
 
 def test_rows_of_tables_may_be_of_either_method():

@@ -22,10 +22,9 @@ from amif_lib.objectives.transport import sinkhorn_assignments
 from amif_lib.training import loop
 from amif_lib.training.prepare import prepare
 from tests import tiny, tiny_mlip
+from tests.tiny_mlip import LOSSES
 
 pytestmark = pytest.mark.usefixtures("own_results")
-
-LOSSES = ("global", "local", "category", "itm", "swap")
 
 
 def only(*names: str, **objective: object):
@@ -197,6 +196,30 @@ def test_as_printed_the_divergence_encoder_becomes_its_encoder():
     assert float(gaps["similarity"]["gap_text"]) < 1e-6 < 1e-3 < float(gaps["momentum"]["gap_text"])
     assert float(gaps["inverse"]["gap_text"]) > 1e-3
     assert not any(p.requires_grad for p in module.divergence.parameters())
+
+
+@torch.no_grad()
+def test_the_distance_of_the_encoders_is_that_of_what_is_trained():
+    """Not of a frozen trunk, which both share and which would make it smaller."""
+    frozen = MLIP(ModelSpec(**tiny.MODEL))
+    frozen.text_encoder.frozen = torch.nn.Linear(500, 500).requires_grad_(False)
+    gaps = []
+    for mlip in (MLIP(ModelSpec(**tiny.MODEL)), frozen):
+        module = tiny_mlip.pretraining(mlip=mlip, divergence="momentum")
+        for parameter in module.divergence["text"].bert.parameters():
+            parameter.mul_(1.1)
+        module(tiny_mlip.batch())
+        gaps.append(float(module.after_step()["gap_text"]))
+    assert gaps == pytest.approx([0.1 * 0.995] * 2, rel=1e-3)
+
+
+@torch.no_grad()
+def test_the_vector_for_no_entity_starts_as_long_as_those_of_entities():
+    """Longer, it would fill z, in which a few entities could hardly be heard."""
+    entities, known = tiny_mlip.pretraining().entities(tiny_mlip.batch())
+    lengths = entities.norm(dim=-1)
+    own = lengths[:, 1:][known[:, 1:]]
+    assert own.min() < lengths[0, 0] < own.max()
 
 
 # --- training --------------------------------------------------------------------------------------------------------

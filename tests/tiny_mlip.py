@@ -12,6 +12,8 @@ from amif_lib.methods.mlip.settings import ObjectiveSpec
 from amif_lib.networks.sizes import ModelSpec
 from tests import tiny, tiny_arl
 
+LOSSES = ("global", "local", "category", "itm", "swap")
+
 
 def pretraining(seed: int = 0, mlip: MLIP | None = None, **objective: object) -> Pretraining:
     torch.manual_seed(seed)

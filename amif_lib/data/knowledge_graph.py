@@ -166,15 +166,15 @@ def read(source: str, texts: Sequence[str]) -> KnowledgeGraph:
 
 
 def content(source: str) -> dict[str, str]:
-    """SHA-256 of the files that a source is read from, by name; of none for `reports`.
+    """SHA-256 of the built-in dictionary and of the files that a source is read from, by name.
 
     Raises InputError where one cannot be read.
     """
-    if source == "reports":
-        return {}
-    files = [_path(source) / name for name in OF_SLAKE] if source == "slake" else [_path(source)]
+    of_source = {"reports": [], "slake": [_path("slake") / name for name in OF_SLAKE]}
+    files = {f"data/{DICTIONARY.name}": DICTIONARY}  # ARL's labels are its findings, whatever the source is
+    files |= {path.name: path for path in of_source.get(source, [_path(source)])}
     remedy = "name another file, or `reports`"
-    return {path.name: hashlib.sha256(read_bytes(path, remedy)).hexdigest() for path in files}
+    return {name: hashlib.sha256(read_bytes(path, remedy)).hexdigest() for name, path in files.items()}
 
 
 def _path(source: str) -> Path:

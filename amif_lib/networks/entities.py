@@ -30,9 +30,7 @@ def read_graph(source: str, texts: Sequence[str], dim: int, seed: int) -> tuple[
     table, moves = transe(triples, entities, relations, dim, keyed(seed, TRANSE))
     metrics = {"entities": entities, "relations": relations, "triples": len(triples)}
     metrics |= {"triples_left_out": graph.left_out, "transe_mrr": filtered_mrr(triples, table, moves)}
-    if files := knowledge_graph.content(source):
-        metrics["files_sha256"] = files
-    return graph, table, metrics
+    return graph, table, metrics | {"files_sha256": knowledge_graph.content(source)}
 
 
 def transe(

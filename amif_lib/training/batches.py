@@ -31,7 +31,8 @@ Plan = list[tuple[int, int, list[Key]]]  # epoch, step, this process's samples
 
 def stream(spec: RunSpec) -> tuple[int, int]:
     """What keys a run's random streams: its seed and its stage's number; no stage replays another's draws."""
-    return spec.seed, methods.settings(spec.method).STAGES.index(spec.stage)
+    number = methods.settings(spec.method).STAGES.index(spec.stage)
+    return spec.seed, 2 if spec.stage == "finetune" else number + (number >= 2)  # 2: fine-tuning, in every method
 
 
 def seed_of(spec: RunSpec, *more: int) -> int:

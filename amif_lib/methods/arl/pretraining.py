@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amif_lib.core.errors import InputError
 from amif_lib.methods.arl.network import Backbone
 from amif_lib.methods.arl.settings import ObjectiveSpec
 from amif_lib.methods.batch import PretrainingBatch
@@ -36,6 +37,10 @@ class Pretraining(nn.Module):
         spec, dim, o = backbone.spec, backbone.knowledge.dim, objective
         weights = {"mlm": o.weight_mlm, "mim": o.weight_mim, "itm": o.weight_itm, "align": o.weight_align}
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        if not self.weights:
+            raise InputError(
+                "objective: all four weights are 0, so pre-training has no loss; make one of them positive"
+            )
         self.image_align, self.text_align = (AlignmentHead(spec.width, dim) for _ in range(2))
         self.word_head = WordHead(spec.width, spec.vocab_size)
         self.patch_decoder = PatchDecoder(spec.width, spec.fusion_heads, spec.image_size, spec.patch_size, spec.dropout)

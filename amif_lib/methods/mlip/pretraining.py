@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amif_lib.core.errors import InputError
 from amif_lib.data.knowledge_graph import KnowledgeGraph
 from amif_lib.data.records import Study, StudyImage
 from amif_lib.methods.batch import PretrainingBatch
@@ -60,17 +61,24 @@ class Pretraining(nn.Module):
         weights = {"global": o.weight_global, "local": o.weight_local, "category": o.weight_category}
         weights |= {"itm": o.weight_itm, "swap": o.weight_swap}
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}  # Eq. 20
+        if not self.weights:
+            raise InputError(
+                "objective: all five weights are 0, so pre-training has no loss; make one of them positive"
+            )
         self.number_of = {entity: number for number, entity in enumerate(self.graph.entities)}
         entities, k = knowledge.table.shape
         triples = torch.from_numpy(self.graph.triples)
         self.entity_encoder = EntityEncoder(entities, triples, k, dropout=mlip.spec.dropout)
         self.entity_encoder.table.weight.data.copy_(knowledge.table)
-        self.entity_projection, self.no_entity = nn.Linear(k, dim), nn.Parameter(torch.randn(dim))
+        self.entity_projection = nn.Linear(k, dim)
         self.image_knowledge, self.text_knowledge = (KnowledgeAttention(dim) for _ in range(2))
         self.topic_norm, self.fusion_norm = nn.LayerNorm(dim), nn.LayerNorm(dim, elementwise_affine=False)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(C, dim), dim=1))  # J
         for part in (self.entity_projection, self.image_knowledge, self.text_knowledge):
             initialise(part, width)
+        with torch.no_grad():  # as long as an entity's vector is on average: a longer one would fill z
+            length = self.entity_projection(self.entity_encoder()).norm(dim=1).mean()
+        self.no_entity = nn.Parameter(length * unit(torch.randn(dim)))
         self.tucker = TuckerFusion(dim).requires_grad_(False)  # no loss reaches it: Sinkhorn's u has no gradient
         self.divergence = nn.ModuleDict()  # o_v and o_t
         self.cosines: dict[str, Tensor] = {}  # s of Eq. 7 at the step that is running
@@ -164,7 +172,8 @@ class Pretraining(nn.Module):
             share = {"similarity": float(s), "inverse": 1 - float(s), "momentum": 1 - MOMENTUM}[self.update]
             for own, new in zip(other.state_dict().values(), encoder.state_dict().values(), strict=True):
                 own.lerp_(new, share) if own.is_floating_point() else own.copy_(new)  # theta_o; buffers too
-            pairs = list(zip(encoder.parameters(), other.parameters(), strict=True))
+            pairs = zip(encoder.parameters(), other.parameters(), strict=True)
+            pairs = [pair for pair in pairs if pair[0].requires_grad]  # without a frozen trunk, which both share
             apart, size = sum((a - b).square().sum() for a, b in pairs), sum(a.square().sum() for a, _ in pairs)
             out |= {f"similarity_{side}": s, f"gap_{side}": (apart / size).sqrt()}
         return out
