@@ -6,12 +6,15 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from amif_lib.core.errors import InputError
 from amif_lib.data import decontaminate, manifests
 from amif_lib.data import load as datasets
+from amif_lib.data.readers import medpix2_questions
 from amif_lib.data.records import Question
-from amif_lib.scoring import leaks
+from amif_lib.scoring import leaks, score
 
 NAME = "medpix2_questions"
 KEYS = {"modality": "modality", "plane": "plane", "organ": "location"}
@@ -44,6 +47,29 @@ def test_every_answer_is_what_the_metadata_says(rows, questions: list[Question])
         assert question.answer == ("yes" if asked == value else "no"), question
     assert len({question.question_id for question in questions}) == len(questions)
     assert all(q.image_path.name == Path(rows[q.image_id]["file"]).name for q in questions)
+
+
+def test_case_of_each_image_and_what_is_resampled(rows, questions: list[Question], monkeypatch, tmp_path: Path) -> None:
+    """By its id alone, as tables know an image; and an image that names another case is refused."""
+    images = [question.image_id for question in questions]
+    cases = [rows[image]["case_id"] for image in images]
+    assert datasets.clusters(NAME, images) == cases == [question.extra["case_id"] for question in questions]
+    assert datasets.clusters("vqa_rad", images) == images and len({*cases}) < len({*images})
+    test = {q.question_id: rows[q.image_id]["case_id"] for q in questions if q.split == "test"}
+    (tmp_path / "answers.json").write_text(json.dumps(dict.fromkeys(test, "yes")), encoding="utf-8")
+    line = score.score_file(tmp_path / "answers.json", NAME).table.iloc[0]
+    right = {q.question_id: q.answer == "yes" for q in questions if q.split == "test"}
+    by_case = defaultdict(list)
+    for question, case in test.items():
+        by_case[case].append(right[question])
+    rng, names = np.random.default_rng(7), sorted(by_case)
+    draws = [np.concatenate([by_case[names[i]] for i in rng.integers(0, 153, 153)]).mean() for _ in range(4000)]
+    assert len(names) == 153 and line["accuracy"] == pytest.approx(100 * np.mean([*right.values()]))
+    assert [line["ci_low"], line["ci_high"]] == pytest.approx(100 * np.percentile(draws, [2.5, 97.5]), abs=0.3)
+    wrong = {"case_id": "MPX1", "image_id": "MPX2_synpic3", "file": "x.png", "split": "train", "caption": "a lung"}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(wrong), encoding="utf-8")
+    with pytest.raises(InputError, match=r"captions\.jsonl: image MPX2_synpic3: case_id 'MPX1' is not one of MPX2"):
+        medpix2_questions.read(tmp_path, {"annotations": "captions.jsonl", "images": "images"})
 
 
 def test_counts_by_brute_force(rows, questions: list[Question]) -> None:

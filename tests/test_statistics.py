@@ -13,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from amif_lib.core.errors import InputError
+from amif_lib.data import load
 from amif_lib.scoring import statistics
 
 
@@ -45,7 +46,7 @@ def test_impossible_input_is_refused():
     for correct, n in ((1, 0), (3, 2), (-1, 4)):
         with pytest.raises(InputError, match="0 <= correct <= n"):
             statistics.wilson(correct, n)
-    with pytest.raises(InputError, match="image ids"):
+    with pytest.raises(InputError, match="2 answers, 1 clusters"):
         statistics.bootstrap([1, 0], ["a"])
     with pytest.raises(InputError, match="no data set"):
         statistics.bootstrap_mean([])
@@ -53,7 +54,7 @@ def test_impossible_input_is_refused():
         statistics.contrast([(np.zeros((3, 2)), ["a", "b"]), (np.zeros((4, 2)), ["a", "b"])])
 
 
-# --- bootstrap over images ---
+# --- bootstrap over images or cases ---
 
 
 def all_draws(sums, counts):
@@ -67,6 +68,21 @@ def test_bootstrap_matches_full_enumeration():
     exact = all_draws([1, 0, 2, 1], [2, 1, 3, 1])
     assert got.value == pytest.approx(4 / 7)
     assert (got.low, got.high) == pytest.approx(tuple(np.percentile(exact, [2.5, 97.5])), abs=0.02)
+
+
+def test_images_of_a_case_that_agree_count_once():
+    """Six cases of two images with equally many right answers: wider by case, and as every draw of six cases has it."""
+    counts, sums = [3, 2, 1, 2, 1, 3], [3, 0, 1, 1, 0, 2]  # of each of the case's two images
+    images = [f"MPX{case}_synpic{case}{i}" for case in range(6) for i in (0, 1) for _ in range(counts[case])]
+    right = [n < sums[case] for case in range(6) for _ in (0, 1) for n in range(counts[case])]
+    by_case, by_image, other = (
+        statistics.bootstrap(right, load.clusters(name, images) if name else images, draws=40_000)
+        for name in ("medpix2_questions", "", "vqa_rad")
+    )
+    exact = np.percentile(all_draws(2 * np.array(sums), 2 * np.array(counts)), [2.5, 97.5])
+    assert (by_case.low, by_case.high) == pytest.approx(tuple(exact), abs=0.02)
+    assert by_case.high - by_case.low > 1.2 * (by_image.high - by_image.low)  # sqrt(2) of many cases
+    assert other == by_image and by_case.value == by_image.value == 14 / 24
 
 
 def test_mean_over_data_sets_matches_full_enumeration():
@@ -85,7 +101,7 @@ def test_all_right_or_all_wrong_still_has_an_interval():
     assert statistics.bootstrap(np.ones(4), [1, 1, 2, 3]).low == pytest.approx(statistics.wilson(3, 3)[0])
 
 
-# --- contrasts: replicates and images at once ---
+# --- contrasts: replicates and clusters at once ---
 
 
 def test_contrast_by_hand():

@@ -254,6 +254,38 @@ def test_contrasts_are_tested_over_replicates_and_images(monkeypatch, tmp_path):
     assert counts[["3", "5", "6"]].tolist() == [5, 5, 5] and counts[["1", "2", "4"]].tolist() == [1, 1, 1]
 
 
+def test_of_a_set_with_cases_these_are_resampled_and_of_others_the_images(monkeypatch, tmp_path):
+    """Small's Table 1 has a set of either kind; here five images are of three cases."""
+    cases = {"i1": "A", "i2": "A", "i3": "B", "i4": "B", "i5": "C"}
+    for name in ("TEST", "TRAIN"):
+        asked = [(f"{cases[image]}_synpic{image}", *rest) for image, *rest in getattr(fabricated, name)]
+        monkeypatch.setattr(fabricated, name, asked)
+    fabricated.install(monkeypatch, tmp_path)
+    write_table("table1", "small", {"lite0": (0, 5)})
+    whole, right = tables.collect("table1", "small"), np.array([n not in (0, 5) for n in range(12)], dtype=float)
+    change = right - [n not in range(8) for n in range(12)]  # shown another case's image, 0 to 7 are wrong
+    for name, clusters in (("medpix2_questions", [cases[image] for image in IMAGES]), ("vqa_rad", IMAGES)):
+        got = cell(whole.cells[whole.cells["dataset"] == name], "lite0", "overall")
+        expected = statistics.bootstrap(right, clusters)
+        assert (got["ci_low"], got["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
+        tests = whole.tests[(whole.tests["dataset"] == name) & (whole.tests["split"] == "overall")]
+        got = tests[(tests["row"] == "lite0") & (tests["against"] == "shuffled_at_test:lite0")].iloc[0]
+        expected = statistics.bootstrap(change, clusters)
+        assert (got["ci_low"], got["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
+        assert got["detectable"] == pytest.approx(100 * statistics.detectable(expected))
+    selection = Selection(pretrain_seeds=3)
+    write_table("contrasts", "small", {"full": (5,), "blank": tuple(range(9))}, selection)
+    for row in selection.rows("contrasts", "small"):
+        for run in row.runs if row.row == "full" else ():
+            write_run(run, wrong_at(5, run.seed), blank=wrong_at(*range(8)))
+    found = contrasts.contrasts(tables.collect("contrasts", "small", selection)).iloc[1]  # the image, closed questions
+    closed = np.array([answer in ("yes", "no") for answer in fabricated.GOLD])
+    gaps = [[(n not in (5, r)) - (n not in range(9)) for n in range(12)] for r in range(3)]
+    by_case = np.array([cases[image] for image in IMAGES])[closed]
+    expected = statistics.contrast([(np.array(gaps)[:, closed], by_case)])
+    assert found["p"] == pytest.approx(expected.p) and found["detectable"] == pytest.approx(100 * expected.detectable)
+
+
 @pytest.mark.parametrize(("replicates", "said"), [(1, "Teaching run"), (2, "too few"), (3, "too few for a verdict")])
 def test_few_replicates_give_no_verdict(monkeypatch, tmp_path, replicates, said):
     found = contrasts.contrasts(with_contrasts(monkeypatch, tmp_path, replicates))

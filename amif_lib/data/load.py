@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -100,6 +100,11 @@ def load_questions(
         choices["language"] = language
     questions: list[Question] = _read(name, "questions", **choices)
     return files.with_images(questions, manifests.location(name)) if images else questions
+
+
+def clusters(name: str, image_ids: Iterable[str]) -> list[str]:
+    """What is resampled: the case of each image where a set has cases (its reader's `case_of`), else the image."""
+    return list(map(getattr(_reader(name, "questions"), "case_of", str), image_ids))
 
 
 def variant_settings(reader: str, variant: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The comparisons that a table such as `specs/contrasts.yaml` names, tested over replicates and images, Holm over all.
+"""The comparisons that a table (`specs/contrasts.yaml`) names, tested over replicates and clusters, Holm over all.
 
 Nothing else that the kit prints is a finding (DESIGN.md, "What may be said of a result").
 """
@@ -19,10 +19,10 @@ COLUMNS = ["contrast", "outcome", "row", "against", "difference", "ci_low", "ci_
 COLUMNS += ["standard_error", "df", "replicates", "n_questions", "finding", "scale"]
 METHOD = (
     "A replicate is a fresh pre-training with its fine-tuning. Difference in points, paired by replicate and question; "
-    "replicates and images are crossed random effects (quasi-F, Clark 1973, with Satterthwaite's degrees of freedom), "
-    "and p is corrected by Holm over all lines of this table. Detectable: the smallest true difference that such a "
-    "design finds in 80% of repetitions. Intervals and detectable differences are those of one line alone. Averages "
-    "are over the question sets, without weights."
+    "replicates and images (cases where a set has them) are crossed random effects (quasi-F, Clark 1973, with "
+    "Satterthwaite's degrees of freedom), and p is corrected by Holm over all lines of this table. Detectable: the "
+    "smallest true difference that such a design finds in 80% of repetitions. Intervals and detectable differences are "
+    "those of one line alone. Averages are over the question sets, without weights."
 )
 
 
@@ -48,7 +48,7 @@ def contrasts(table: Table) -> pd.DataFrame:
                 points |= {"detectable": found.detectable, "standard_error": found.error}
                 line = {"contrast": named["name"], "outcome": split, "row": named["row"], "against": named["against"]}
                 line |= {name: 100 * value for name, value in points.items()} | {"p": found.p, "df": found.df}
-                line |= {"replicates": len(parts[0][0]), "n_questions": sum(len(images) for _, images in parts)}
+                line |= {"replicates": len(parts[0][0]), "n_questions": sum(len(clusters) for _, clusters in parts)}
                 out.append(line | {"scale": table.scale})
     frame = pd.DataFrame(out, columns=COLUMNS)
     if len(frame):

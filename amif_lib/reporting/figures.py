@@ -24,7 +24,7 @@ from amif_lib.reporting.table_rows import SCALE_NOTES, STAGES, dataset_name
 Drawn = tuple[Figure, pd.DataFrame, str]  # a figure, the numbers in it, its caption
 
 DPI = 200
-INTERVALS = "with 95% intervals from resampling images; the spread between trainings is not in them."
+INTERVALS = "with 95% intervals from resampling images or cases; the spread between trainings is not in them."
 BLUE, GREY, ORANGE = "#0173b2", "#767676", "#d55e00"
 
 

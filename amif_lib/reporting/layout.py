@@ -19,10 +19,10 @@ from amif_lib.scoring import protocols
 
 Part = tuple[str, pd.DataFrame, list[str]]  # heading, frame of texts, paragraphs below it
 WITHOUT_ITS_IMAGE = {"question_only": "trained on blank images", "shuffled_at_test": "shown another case's image"}
-READING = "mean ± standard deviation over trainings [95% interval over images], protocol paper, closed = yes or no."
+READING = "mean ± standard deviation over trainings [95% interval over images/cases], protocol paper, closed = yes/no."
 TESTS = (
-    "Between these trained models: an interval from resampling images, and the smallest difference that so many images "
-    "could have shown. Another training may differ; what may be said of the method is said by the contrasts."
+    "Between these trained models: an interval from resampling images (cases where a set has them), and the smallest "
+    "difference that so many could have shown. Another training may differ; the contrasts say what holds of the method."
 )
 
 
@@ -80,7 +80,7 @@ def question_sets(table: Table) -> str:
 def trainings(table: Table) -> str:
     """How many trainings stand behind the rows, and what their intervals hold."""
     counts = {len(line.runs) for line in table.lines if line.entry}
-    said = "The intervals hold the choice of test images and not the spread between trainings"
+    said = "The intervals hold the choice of test images or cases and not the spread between trainings"
     if counts == {1}:
         return f"Teaching run: each row was trained once. {said}, so differences say nothing about the method."
     few = " Rows of one training are for orientation only." if 1 in counts else ""

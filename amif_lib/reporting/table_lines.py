@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from amif_lib.core.errors import InputError
+from amif_lib.data import load
 from amif_lib.experiments.predictions import PREDICTIONS, read_predictions
 from amif_lib.experiments.rows import Row
 from amif_lib.experiments.run_spec import RunSpec
@@ -44,13 +45,13 @@ class Line:
         return any(run.saw_test_answers for run in self.runs)
 
     def right(self, protocol: Protocol, split: str = "overall", definition: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """Right answers (S, n) of S runs and image ids (n,) of a split, by a definition of closed (the protocol's).
+        """Right answers (S, n) of S runs and clusters (n,) of a split, by a definition of closed (the protocol's).
 
         The questions have the same order in every line of a question set.
         """
         frame = self.scored[protocol.name]
         frame = frame[protocols.select(frame, split, definition or protocol.closed)]
-        return frame.drop(columns=SAME).to_numpy(float).T, frame["image_id"].to_numpy()
+        return frame.drop(columns=SAME).to_numpy(float).T, np.array(load.clusters(self.dataset, frame["image_id"]))
 
 
 def lines_of(

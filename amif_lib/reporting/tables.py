@@ -53,9 +53,9 @@ class Table:
     def cells(self) -> pd.DataFrame:
         """One line per cell, columns `COLUMNS`; several question sets are averaged without weights, as the paper's Avg.
 
-        The 95% interval is from resampling images, `ours_sd` over runs. `delta` to the published number is filled like
-        for like only: real data, protocol `paper`, scale base or paper. A protocol such as `paper/answer_type` is the
-        same scoring split by the other definition of closed.
+        The 95% interval is from resampling clusters, `ours_sd` over runs. `delta` to the published number is filled
+        like for like only: real data, protocol `paper`, scale base or paper. A protocol such as `paper/answer_type` is
+        the same scoring split by the other definition of closed.
         """
         known = self.published.set_index(["row", "dataset", "split"])["value"].to_dict()
         like_for_like = self.scale in ("base", "paper") and not any(map(is_synthetic, self.datasets))
@@ -72,7 +72,7 @@ class Table:
                 cell = dict(zip(KEYS, (self.name, own[0].row, own[0].label, dataset, split, title), strict=True))
                 cell |= {"ours": 100 * found.value, "ci_low": 100 * found.low, "ci_high": 100 * found.high}
                 cell |= {"ours_sd": 100 * each.std(ddof=1) if runs > 1 else np.nan, "n_seeds": runs, "paper": paper}
-                cell |= {"n_questions": sum(len(images) for _, images in parts), "scale": self.scale}
+                cell |= {"n_questions": sum(len(clusters) for _, clusters in parts), "scale": self.scale}
                 cell |= {"delta": cell["ours"] - paper if like_for_like else np.nan}
                 out.append(cell | {"run_ids": " ".join(dict.fromkeys(run for line in own for run in line.run_ids))})
         return pd.DataFrame(out, columns=COLUMNS)
@@ -81,8 +81,8 @@ class Table:
     def tests(self) -> pd.DataFrame:
         """Rows against their references and baselines under the protocol `paper`, by split: columns `TEST_COLUMNS`.
 
-        `difference` is in points, its 95% interval from resampling images; `detectable` the smallest difference between
-        such models that these images show in 80% of draws.
+        `difference` is in points, its 95% interval from resampling clusters; `detectable` the smallest difference
+        between such models that these questions show in 80% of draws.
         """
         pairs, whole = comparisons(self.lines), on_all_sets(self.lines)
         compared = [([line], [other], line.dataset) for line, other in pairs]
@@ -100,8 +100,8 @@ class Table:
         for line in (line for line in self.lines if line.runs):
             for name, split in product(line.scored, SPLITS):
                 protocol = protocols.PROTOCOLS[name]
-                right, images = line.right(protocol, split)
-                for run, own in zip(line.runs, right, strict=True) if len(images) else ():
+                right, clusters = line.right(protocol, split)
+                for run, own in zip(line.runs, right, strict=True) if len(clusters) else ():
                     about = (self.name, line.row, line.label, line.dataset, split, protocol.title)
                     first = run.parent and run.parent.seed
                     out.append((*about, first, run.seed, run.run_id, 100 * own.mean(), self.scale))
@@ -183,14 +183,14 @@ def _difference(first: list[Line], second: list[Line], dataset: str, split: str)
     """One comparison; `first` and `second` hold a line per question set, the runs of each are paired in order."""
     parts, runs = [], 0
     for line, other in zip(first, second, strict=True):
-        (own, images), (theirs, _) = line.right(PAPER, split), other.right(PAPER, split)
-        if len(images):
+        (own, clusters), (theirs, _) = line.right(PAPER, split), other.right(PAPER, split)
+        if len(clusters):
             runs = min(len(own), len(theirs)) if len(theirs) > 1 else len(own)  # one baseline is paired with all
-            parts.append((own[:runs] - theirs[:runs], images))
+            parts.append((own[:runs] - theirs[:runs], clusters))
     if not parts:
         return {}
     gap = statistics.bootstrap_mean(parts)
     found = {"row": first[0].row, "label": first[0].label, "dataset": dataset, "split": split}
     found |= {"against": second[0].row, "against_label": second[0].label, "difference": 100 * gap.value}
     found |= {"ci_low": 100 * gap.low, "ci_high": 100 * gap.high, "detectable": 100 * statistics.detectable(gap)}
-    return found | {"n_seeds": runs, "n_questions": sum(len(images) for _, images in parts)}
+    return found | {"n_seeds": runs, "n_questions": sum(len(clusters) for _, clusters in parts)}

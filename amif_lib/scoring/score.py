@@ -35,9 +35,10 @@ _GIVEN = (
 AS_GIVEN = Protocol("as given", 1, "generate", "yes_no", _GIVEN)
 NOTES = {protocol.title: protocol.note for protocol in (*PROTOCOLS.values(), AS_GIVEN)}
 EXPLAINED = (
-    "Accuracies are percentages, differences points; 95% intervals are from resampling images, since questions on one "
-    "image are not independent. p values (exact McNemar) are not adjusted for their number. detectable: the smallest "
-    "difference that so many questions could have shown. lenient: wrong answers that contain an accepted one."
+    "Accuracies are percentages, differences points; 95% intervals are from resampling images (cases where a set has "
+    "them), whose questions are not independent. p values (exact McNemar) take questions as independent and are not "
+    "adjusted for their number. detectable: the smallest difference that so many questions could have shown. lenient: "
+    "wrong answers that contain an accepted one."
 )
 
 
@@ -109,11 +110,11 @@ def score_file(
     if (lenient := scored[used[0]].query("lenient")["question_id"]).size:
         said = f"{len(lenient)} wrong answers contain an accepted one (not scored; first: question {lenient.iloc[0]})"
         notes.append(f"{used[0].title}: {said}.")
-    table = _table(scored, questions).assign(**asked)
+    table = _table(scored, questions, asked["dataset"]).assign(**asked)
     return Score(table[[*asked, *table.columns.drop(list(asked))]], tuple(notes))
 
 
-def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question]) -> pd.DataFrame:
+def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question], dataset: str) -> pd.DataFrame:
     """`Score.table` of what `protocols.score` gives, with a column `lenient`."""
     beside = {}
     for name in BESIDE:
@@ -121,23 +122,23 @@ def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question
     rows = []
     for (protocol, own), (split, definition) in product(scored.items(), PARTS):
         part = protocols.select(own, split, definition or "yes_no")
-        images = own["image_id"][part]
+        clusters = load.clusters(dataset, own["image_id"][part])
         for system, frame in {"predictions": own, **beside}.items() if part.any() else ():
             right, label = frame["correct"][part], baselines.BASELINES[system][0] if system in beside else system
-            share = statistics.bootstrap(right, images)
+            share = statistics.bootstrap(right, clusters)
             row = {"protocol": protocol.title, "split": split, "definition": definition, "system": system}
             row |= {"label": label, "n": len(right), "correct": int(right.sum()), "accuracy": 100 * share.value}
             row |= {"ci_low": 100 * share.low, "ci_high": 100 * share.high}
             if system == "predictions":
                 row["lenient"] = int(own["lenient"][part].sum())
             elif system in COMPARED:
-                row |= _comparison(own["correct"][part], right, images)
+                row |= _comparison(own["correct"][part], right, clusters)
             rows.append(row)
     return pd.DataFrame(rows).astype({"lenient": "Int64", "wins": "Int64", "losses": "Int64"})
 
 
-def _comparison(ours: pd.Series, theirs: pd.Series, images: pd.Series) -> dict[str, float]:
-    gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, images)], draws=10_000)  # no Wilson: no share
+def _comparison(ours: pd.Series, theirs: pd.Series, clusters: Sequence[str]) -> dict[str, float]:
+    gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, clusters)], draws=10_000)  # no Wilson: no share
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
     points = {name: 100 * value for name, value in (points | {"detectable": statistics.detectable(gap)}).items()}
     wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())

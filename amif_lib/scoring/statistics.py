@@ -1,4 +1,4 @@
-"""Intervals and paired tests for accuracies over questions that cluster by image.
+"""Intervals and paired tests for accuracies over questions that cluster by image or case (`data.load.clusters`).
 
 Shares are fractions in [0, 1] here, percent in tables; random draws are seeded, so equal input gives equal output.
 """
@@ -17,12 +17,12 @@ from amif_lib.core.errors import InputError
 
 DRAWS = 2000
 NAN = float("nan")
-Part = tuple[ArrayLike, ArrayLike]  # values (n,) or, of several runs, (R, n), and the image of each question (n,)
+Part = tuple[ArrayLike, ArrayLike]  # values (n,) or, of several runs, (R, n), and the cluster of each question (n,)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share or a difference of shares with its 95% interval over images."""
+    """A share or a difference of shares with its 95% interval over clusters."""
 
     value: float
     low: float
@@ -31,7 +31,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A mean difference with its standard error over replicates and images, and what a t distribution makes of it.
+    """A mean difference with its standard error over replicates and clusters, and what a t distribution makes of it.
 
     `detectable` is the smallest true difference that the test finds in 80% of repetitions. All but `value` are NaN for
     fewer than three replicates, and where the replicates never differ from each other.
@@ -76,19 +76,19 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def contrast(parts: Sequence[Part]) -> Contrast:
-    """Difference of two configurations, tested over replicates and images at once.
+    """Difference of two configurations, tested over replicates and clusters at once.
 
     Args:
-        parts: per question set the paired differences (R, n) of R replicates on n questions, and their images (n,).
-            The sets have the same replicates and each its own images; the value is the unweighted mean over sets.
+        parts: per question set the paired differences (R, n) of R replicates on n questions, and their clusters (n,).
+            The sets have the same replicates and each its own clusters; the value is the unweighted mean over sets.
 
-    A result should hold for other replicates and for other images, so both are random effects: a two-way table of
-    replicates by images with one cell each (the sum of the image's differences). Its mean squares give the variance of
-    the mean, (MS_R + MS_I - MS_RI) / (R I), with the degrees of freedom of Satterthwaite (Biometrics Bulletin 2, 1946):
-    the quasi-F test of Clark (Journal of Verbal Learning and Verbal Behavior 12, 1973), with one degree of freedom in
-    the numerator. Where MS_I <= MS_RI, images are estimated to add no variance; their part is then set to 0, which
-    leaves the t test over replicates. That choice looks at the same data, yet by simulation the size stays right: 4.4%
-    of tests without a true difference are below p = .05 with 5 replicates on one set, 4.7% with 8, 5.5 and 5.2% on four
+    A result should hold for other replicates and for other clusters, so both are random effects: a two-way table of
+    replicates by clusters with one cell each (the sum of its differences). Its mean squares give the variance of the
+    mean, (MS_R + MS_I - MS_RI) / (R I), with the degrees of freedom of Satterthwaite (Biometrics Bulletin 2, 1946): the
+    quasi-F test of Clark (Journal of Verbal Learning and Verbal Behavior 12, 1973), with one degree of freedom in the
+    numerator. Where MS_I <= MS_RI, clusters are estimated to add no variance; their part is then set to 0, which leaves
+    the t test over replicates. That choice looks at the same data, yet by simulation the size stays right: 4.4% of
+    tests without a true difference are below p = .05 with 5 replicates on one set, 4.7% with 8, 5.5 and 5.2% on four
     sets.
     """
     arrays = [np.atleast_2d(np.asarray(values, dtype=float)) for values, _ in parts]  # (R, n) per set
@@ -100,21 +100,21 @@ def contrast(parts: Sequence[Part]) -> Contrast:
     if replicates < 3:
         return Contrast(value)
     of_replicates = means.var(ddof=1) / replicates  # MS_R / (R I), of the means over sets
-    of_images, residual, squares = 0.0, 0.0, 0.0  # MS_I / (R I), MS_RI / (R I), their squares over degrees of freedom
-    for values, (_, images) in zip(arrays, parts, strict=True):
-        sums, counts = _by_image(values, images)  # (R, I), (I,)
+    of_clusters, residual, squares = 0.0, 0.0, 0.0  # MS_I / (R I), MS_RI / (R I), their squares over degrees of freedom
+    for values, (_, clusters) in zip(arrays, parts, strict=True):
+        sums, counts = _by_cluster(values, clusters)  # (R, I), (I,)
         if (number := len(counts)) == 1:
-            raise InputError("contrast: the questions of a set are all on one image")
+            raise InputError("contrast: the questions of a set are all of one image or case")
         cells = number * (sums - values.mean() * counts) / counts.sum() / sets  # (R, I), weighted by questions
-        by_image, by_replicate = cells.mean(0), cells.mean(1)  # (I,), (R,)
-        rest = cells - by_image - by_replicate[:, None] + cells.mean()  # (R, I)
-        both, rest_df = by_image.var(ddof=1) / number, (replicates - 1) * (number - 1)
+        by_cluster, by_replicate = cells.mean(0), cells.mean(1)  # (I,), (R,)
+        rest = cells - by_cluster - by_replicate[:, None] + cells.mean()  # (R, I)
+        both, rest_df = by_cluster.var(ddof=1) / number, (replicates - 1) * (number - 1)
         alone = (rest**2).sum() / rest_df / (replicates * number)
-        of_images, residual = of_images + both, residual + alone
+        of_clusters, residual = of_clusters + both, residual + alone
         squares += both**2 / (number - 1) + alone**2 / rest_df
-    if of_images <= residual:
-        of_images, residual, squares = 0.0, 0.0, 0.0
-    variance = of_replicates + of_images - residual
+    if of_clusters <= residual:
+        of_clusters, residual, squares = 0.0, 0.0, 0.0
+    variance = of_replicates + of_clusters - residual
     if variance <= 0:  # the two never differ, or always by the same
         return Contrast(value)
     from scipy.stats import t
@@ -135,49 +135,49 @@ def detectable(difference: Estimate) -> float:
     return (z(0.975) + z(0.8)) * (difference.high - difference.low) / 2 / z(0.975) or NAN
 
 
-# --- bootstrap: images are resampled, runs are not -----------------------------------------------------------------
+# --- bootstrap: clusters are resampled, runs are not ---------------------------------------------------------------
 
 
-def bootstrap(values: ArrayLike, images: ArrayLike, draws: int = DRAWS) -> Estimate:
-    """Accuracy, or mean paired difference, with a percentile interval from resampling images.
+def bootstrap(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> Estimate:
+    """Accuracy, or mean paired difference, with a percentile interval from resampling clusters.
 
-    `values` is (n,) or, for several runs, (R, n), of which the mean over runs is taken; `images` (n,) names each
-    question's image. All answers right or all wrong leave nothing to resample: then the interval is Wilson's over the
-    number of images.
+    `values` is (n,) or, for several runs, (R, n), of which the mean over runs is taken; `clusters` (n,) names each
+    question's cluster. All answers right or all wrong leave nothing to resample: then the interval is Wilson's over the
+    number of clusters.
     """
-    found = bootstrap_mean([(values, images)], draws)
+    found = bootstrap_mean([(values, clusters)], draws)
     if found.value in (0.0, 1.0) and found.low == found.high:
-        count = len(np.unique(np.asarray(images, dtype=str)))
+        count = len(np.unique(np.asarray(clusters, dtype=str)))
         return Estimate(found.value, *wilson(round(found.value * count), count))
     return found
 
 
 def bootstrap_mean(parts: Sequence[Part], draws: int = DRAWS) -> Estimate:
-    """Unweighted mean over data sets (the paper's Avg), the images of each resampled on their own."""
+    """Unweighted mean over data sets (the paper's Avg), the clusters of each resampled on their own."""
     if not parts:
         raise InputError("no data set to average")
     samples, means = [], []
-    for number, (values, images) in enumerate(parts):
+    for number, (values, clusters) in enumerate(parts):
         whole = np.atleast_2d(np.asarray(values, dtype=float)).mean(0)  # (n,)
-        sums, counts = _by_image(whole, images)  # (1, I), (I,)
-        weights = _image_weights(len(counts), draws, number)  # (draws, I)
+        sums, counts = _by_cluster(whole, clusters)  # (1, I), (I,)
+        weights = _cluster_weights(len(counts), draws, number)  # (draws, I)
         samples.append(weights @ sums[0] / (weights @ counts))  # (draws,)
         means.append(whole.mean())
     low, high = np.percentile(np.mean(samples, axis=0), [2.5, 97.5])
     return Estimate(float(np.mean(means)), float(low), float(high))
 
 
-def _by_image(values: ArrayLike, images: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of values and number of questions per image: (S, I) and (I,). Images are ordered by name."""
+def _by_cluster(values: ArrayLike, clusters: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of values and number of questions per cluster: (S, I) and (I,). Clusters are ordered by name."""
     values = np.atleast_2d(np.asarray(values, dtype=float))  # (S, n)
-    names, index = np.unique(np.asarray(images, dtype=str), return_inverse=True)
+    names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     if values.shape[1] != len(index) or not len(index):
-        raise InputError(f"{values.shape[1]} answers, {len(index)} image ids; give one each, at least one")
+        raise InputError(f"{values.shape[1]} answers, {len(index)} clusters; give one each, at least one")
     sums = np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in values])  # (S, I)
     return sums, np.bincount(index, minlength=len(names)).astype(float)
 
 
 @lru_cache(maxsize=40)  # four question sets with their splits: every row of every table uses them
-def _image_weights(count: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `count` images occurs in each bootstrap draw -> (draws, count)."""
+def _cluster_weights(count: int, draws: int, seed: int) -> np.ndarray:
+    """How often each of `count` clusters occurs in each bootstrap draw -> (draws, count)."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws).astype(float)

@@ -56,6 +56,8 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "by_case") 
     """
     first: dict[tuple[str, ...], Record] = {}
     for record in sorted(records(root, layout), key=lambda record: (record["case_id"], record["image_id"])):
+        where = f"{root / layout['annotations']}: image {record['image_id']}: case_id"
+        files.check_one_of(record["case_id"], [case_of(record["image_id"])], where)
         values = {kind: text_of(record.get(key)) for kind, (key, *_) in KINDS.items()}
         first.setdefault((record["case_id"], *values.values()), record | values)
     questions = []
@@ -66,6 +68,11 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "by_case") 
         made = [question for kind in KINDS for question in _questions(part, split, kind, root)]
         questions += sorted(made, key=lambda question: _order(question.question_id))
     return questions
+
+
+def case_of(image_id: str) -> str:
+    """The case of an image, which `read` has compared with the metadata: `MPX1007_synpic46719` is of `MPX1007`."""
+    return image_id.partition("_synpic")[0]
 
 
 def split_of(case: str) -> str:
