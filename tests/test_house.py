@@ -15,7 +15,7 @@ LIBRARY = ROOT / "amif_lib"
 MOST = {
     "reading road": 4250,
     "library": 15270,
-    "tests": 10820,
+    "tests": 10892,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }
