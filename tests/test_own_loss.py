@@ -56,6 +56,8 @@ def test_the_identity_follows_what_the_loss_computes_and_nothing_else():
     assert of(imported, f=functional.relu) != of(imported, f=functional.gelu)
     inner = LOSS.replace("scale * terms[name]", "(lambda x: scale * x)(terms[name])")
     assert of(inner, scale=1) != of(inner, scale=2)
+    keyword = LOSS.replace("batch):", "batch, *, k=given):").replace("scale *", "k *")
+    assert of(keyword, given=1) != of(keyword, given=2)
     assert (
         run.run_id == tiny.run().run_id and own_loss.with_loss(run, defined(LOSS, scale=1), "").run_id == named.run_id
     )

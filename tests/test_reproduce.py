@@ -236,13 +236,14 @@ def test_waiting_threads_of_a_job_sleep(tmp_path, monkeypatch) -> None:
 
 
 def test_gpus_are_claimed_by_one_job_each(tmp_path, monkeypatch) -> None:
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(job.tempfile, "gettempdir", lambda: str(tmp_path))
     with job.claimed_gpus(1, 3) as first, job.claimed_gpus(2, 3) as second:
         assert sorted([first, *second.split(",")]) == ["0", "1", "2"]
     with job.claimed_gpus(3, 3) as again:
         assert again == "0,1,2"
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with job.claimed_gpus(2, 3) as left_alone:
+    with job.claimed_gpus(2, 0) as left_alone:  # SLURM gives them out
         assert left_alone == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    with job.claimed_gpus(1, 2) as one, job.claimed_gpus(1, 2) as other:
+        assert (one, other) == ("4", "7")

@@ -19,6 +19,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import vectors as files_of_vectors
 from amif_lib.data.load import load_studies, pretraining_studies
 from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored
 from amif_lib.methods.amif import teacher as teachers
 from amif_lib.methods.amif import teacher_models
 from amif_lib.methods.amif.settings import teacher_id
@@ -133,8 +134,10 @@ def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_fi
     np.testing.assert_allclose(of["teacher_text"], unit[-len(studies)], rtol=1e-5)
     noisy = teachers.embeddings(stage1(source="file:teachers/x.parquet", data=(), noise=0.5), studies)
     assert not torch.allclose(noisy.vectors, found.vectors, atol=0.01)
+    first = stored.inputs(run)
     files_of_vectors.write(path, keys, given)
-    with pytest.raises(InputError, match=r"x\.parquet: the file changed since teacher .* clean --runs"):
+    assert first["teacher.source"] != stored.inputs(run)["teacher.source"]  # a run of the first is not taken any more
+    with pytest.raises(InputError, match=r"x\.parquet: the file changed since teacher .* delete .*runs"):
         teachers.embeddings(run, studies)
     path.unlink()
     with pytest.raises(InputError, match=r"x\.parquet: no such file; .*DATA_ROOT"):

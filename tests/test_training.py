@@ -46,6 +46,17 @@ def test_a_run_leaves_what_its_readers_need(finished):
     assert sum(p.numel() for p in model.parameters()) == stored.load_run(finished).metrics["parameters"]
 
 
+def test_a_run_is_not_taken_once_its_parent_has_other_weights(finished):
+    made = finished.parent.directory / "provenance.json"
+    before = made.read_text()
+    weights = stored.load_run(finished.parent).provenance["files"]["model/model.safetensors"]
+    made.write_text(before.replace(weights, "0" * 64))
+    with pytest.raises(InputError, match=f"{finished.run_id}: was made of another parent .* delete this folder"):
+        stored.is_finished(finished)
+    made.write_text(before)
+    assert stored.is_finished(finished)
+
+
 def test_stored_log_likelihoods_are_those_of_the_saved_model(finished):
     model = stored.load_run(finished).model()
     frame, candidates = read_predictions(finished.directory)

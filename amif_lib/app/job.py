@@ -36,17 +36,20 @@ def tail(log: Path, lines: int) -> str:
 def claimed_gpus(wanted: int, total: int) -> Iterator[str]:
     """Numbers of `wanted` GPUs that no other job on this machine uses, for CUDA_VISIBLE_DEVICES.
 
-    Snakemake counts GPUs and does not hand them out, so each one has a lock file. Yields "" where SLURM or the user has
-    chosen already, or no GPU is asked for.
+    Snakemake counts GPUs and does not hand them out, so each has a lock file. Of those in CUDA_VISIBLE_DEVICES where
+    the user has named some. Yields "" where no GPU is asked for, or SLURM gives them to the job (`total` is 0).
     """
-    if not wanted or "CUDA_VISIBLE_DEVICES" in os.environ or "SLURM_JOB_ID" in os.environ:
+    if not wanted or not total:
         yield ""
         return
+    names = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
     taken: list[str] = []
     with contextlib.ExitStack() as held:
         while len(taken) < wanted:
-            for index in map(str, range(total)):
-                lock = Path(tempfile.gettempdir()) / f"amif-gpu-{index}.lock"
+            for index in names or map(str, range(total)):
+                lock = (
+                    Path(tempfile.gettempdir()) / f"amif-{os.getuid()}-gpu-{index}.lock"
+                )  # other users have their own
                 with contextlib.suppress(BlockingIOError):
                     if index not in taken and len(taken) < wanted:
                         held.enter_context(files.exclusive(lock, f"GPU {index}", wait=False))

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,13 @@ def digest(content: Any) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, 64 hexadecimal digits."""
+    """Of a file's content, 64 hexadecimal digits; read again only where size or time of change is another."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, _size: int, _changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

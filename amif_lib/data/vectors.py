@@ -43,7 +43,7 @@ def read(path: Path, keys: Sequence[Key]) -> np.ndarray:
         raise InputError(f"{where}: not {form}: {' '.join(str(error).split())[:100]}") from None
     if missing:
         what = f"no vector of {' '.join(map(repr, missing[0]))} ({len(missing)} of {len(keys)} are missing)"
-        raise InputError(f"{where}: {what}; write one for every sample")
+        raise InputError(f"{where}: {what}; write one for every sample (of the kit's own: delete the file's folder)")
     if len(twice := frame[frame.duplicated(["kind", "id"])]):
         raise InputError(f"{where}: {twice['kind'].iloc[0]} {twice['id'].iloc[0]!r} occurs twice; keep one")
     lengths = np.linalg.norm(vectors, axis=1)

@@ -54,7 +54,8 @@ def _collect(function: Any, texts: dict[str, str]) -> None:
     name, around = function.__name__, function.__globals__
     texts[name] = ast.unparse(ast.parse(inspect.getsource(function)))
     outside = {each: around[each] for each in sorted(set(_looked_up(function.__code__))) if each in around}
-    outside |= {f"{name}.{n}": value for n, value in enumerate(function.__defaults__ or ())}
+    defaults = dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {})
+    outside |= {f"{name}.{n}": value for n, value in defaults.items()}
     for each, value in outside.items():
         if isinstance(value, FunctionType) and value.__globals__ is around:
             if each not in texts:

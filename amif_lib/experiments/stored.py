@@ -20,7 +20,7 @@ import psutil
 from amif_lib import methods
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments.identity import difference, run_id
+from amif_lib.experiments.identity import difference, run_id, settings_read
 from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predictions
 from amif_lib.experiments.run_spec import RunSpec, parse
 
@@ -28,6 +28,7 @@ VERSIONED = ("torch", "transformers", "accelerate", "open_clip_torch", "tokenize
 CODE = ("amif_lib", "data_manifests")  # what of the clone decides results
 BLANK_TEST = "blank_test"  # predictions of the same model with blank images at test time only
 SHUFFLED_TEST = "shuffled_test"  # and with another test image in place of each
+BY_PATH = ("init.image", "init.text", "init.decoder", "init.tokenizer", "teacher.source")  # may name files
 
 
 class Run:
@@ -121,14 +122,33 @@ def load_run(run: str | Path | RunSpec) -> Run:
 def is_finished(spec: RunSpec) -> bool:
     """Whether this very run is stored with all that its readers need: metrics, provenance and a fine-tuning's answers.
 
-    Raises InputError where the folder of its name holds a run of other settings.
+    Raises InputError where the folder of its name holds a run of other settings, or one that was made of other files.
     """
     answers = (PREDICTIONS, CANDIDATES) if spec.stage == "finetune" else ()
     names = ("spec.json", "metrics.json", "provenance.json", *answers)
     if not all((spec.directory / name).is_file() for name in names):
         return False
     refuse_another(spec)
+    made, now = load_run(spec).provenance.get("inputs", {}), inputs(spec)
+    if other := [name for name in now if made.get(name, now[name]) != now[name]]:
+        said = f"was made of another {other[0]} than there is now"
+        raise InputError(f"{paths.shown(spec.directory)}: {said}; delete this folder to train it again")
     return True
+
+
+def inputs(spec: RunSpec) -> dict[str, str]:
+    """SHA-256 of what a run starts from, where it is here: its parent's weights, and files that its settings name."""
+    read, found = settings_read(spec), {}
+    if spec.parent and (stored := spec.parent.directory / "provenance.json").is_file():
+        found["parent"] = files.read_yaml(stored).get("files", {}).get("model/model.safetensors")
+    for name in BY_PATH:
+        kind, _, path = str(read.get(name, "")).rpartition(":")
+        place = (paths.data_root() if kind == "file" else Path()) / Path(path).expanduser()
+        if path and place.is_file():
+            found[name] = files.sha256(place)
+        elif path and place.is_dir():
+            found[name] = files.digest(file_digests(place))
+    return {name: value for name, value in found.items() if value}
 
 
 def refuse_another(spec: RunSpec) -> None:
@@ -168,13 +188,14 @@ def provenance(spec: RunSpec | None = None, processes: int = 1, seconds: float =
         "wall_time_s": round(seconds, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seeds": {run.stage: run.seed for run in spec.trainings()} if spec else {},
+        "inputs": inputs(spec) if spec else {},
         "files": file_digests(spec.directory) if spec else {},
     }
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that a run is read from, by path relative to its folder."""
-    kinds = (".safetensors", ".parquet", ".json", ".jsonl")
+    """SHA-256 of the files that a run or a checkpoint is read from, by path relative to its folder."""
+    kinds = (".safetensors", ".bin", ".parquet", ".json", ".jsonl", ".txt")
     found = [path for path in sorted(folder.rglob("*")) if path.suffix in kinds and path.name != "provenance.json"]
     return {path.relative_to(folder).as_posix(): files.sha256(path) for path in found}
 

@@ -187,7 +187,7 @@ def _publish(spec: Any, metrics: dict[str, Any]) -> None:
     if (folder / "metrics.json").is_file():
         made = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if made.get("file_sha256") != metrics.get("file_sha256"):
-            remedy = f"give it another name, or run: python -m amif_lib clean --runs {folder.name}"
+            remedy = f"give it another name, or delete {paths.shown(folder)}"
             what = f"the file changed since teacher {folder.name} was made"
             raise InputError(f"teacher.source {source}: {what}; {remedy}")
         return
