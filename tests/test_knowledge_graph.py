@@ -96,8 +96,13 @@ def folder(tmp_path, monkeypatch):
 def test_slakes_knowledge_is_split_at_lists_and_left_out_as_prose(folder):
     kg = folder / "slake" / "KG"
     kg.mkdir(parents=True)
-    lines = ["disease#attribute#value", "Nodule#location#Lung", "Nodule#symptom#Consolidation, Fever"]
-    lines += ["Nodule#alias#Spot", "Nodule#description#one of two categories#and so on", "nodule#location#lung"]
+    lines = ["disease#attribute#value", "Nodule#location#Lung", "Nodule#symptom#Consolidation, , Fever"]
+    lines += [
+        "Nodule#alias#Spot",
+        "Nodule#alias#Lung",
+        "Nodule#description#one of two categories#and so on",
+        "nodule#location#lung",
+    ]
     (kg / "en_disease.csv").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
     (kg / "en_organ.csv").write_text("organ#attribute#value\nLung#function#breathe\n")
     (kg / "en_organ_rel.csv").write_text("organ#attribute#value\nlower zone#belong to#Lung\n")
@@ -108,6 +113,7 @@ def test_slakes_knowledge_is_split_at_lists_and_left_out_as_prose(folder):
         ("lower zone", "belong to", "lung"),
     }
     assert graph.words["spot"] == "nodule" and graph.left_out == 2  # fever and breathing, which no report names
+    assert "" not in graph.entities and graph.words["lung"] == "lung"  # an alias takes no name from another entity
     with pytest.raises(InputError, match=r"en_disease.csv, line 3: 2 columns"):
         (kg / "en_disease.csv").write_text("disease#attribute#value\n\nNodule#location\n")
         knowledge_graph.read("slake", REPORTS)
@@ -127,6 +133,10 @@ def test_a_users_file_may_bring_its_own_entities(folder):
         (b"nodule\tin\tlung\n\nnodule in lung\n", "own.tsv, line 3: 1 columns"),
         (b"nodule\tin\t\n", "own.tsv, line 1: 3 columns, some empty"),
         (b"", "own.tsv: no records"),
+        (b"heart\talias\tpleura\n", "own.tsv, line 1: 'pleura' is a word for 'pleura' already; leave"),
+        (b"heart\talias\tpump\nlung\talias\tpump\n", "line 2: 'pump' is a word for 'heart' already; leave"),
+        (b"tube\talias\ttube\n", "own.tsv, line 1: head and tail are both 'tube'"),
+        (b"effusion\tin\tpleural effusion\n", "own.tsv, line 1: head and tail are both 'pleural effusion'"),
         (b"mass\tin\tbrain\n", "own.tsv: no triple has two ends that 3 of the 10 reports name"),
         (b"\xff\xfe", "own.tsv, line 1: not UTF-8"),
         (None, "own.tsv: no such file"),
@@ -140,9 +150,17 @@ def test_a_file_that_cannot_be_used_is_one_line_that_names_it(content, message, 
     assert "\n" not in str(error.value)
 
 
-def test_a_linker_needs_words():
-    with pytest.raises(InputError, match="no word to look for"):
-        DictionaryLinker({})
+@pytest.mark.parametrize("words", [{}, {"nodule": "nodule", " ": "blank"}])
+def test_a_linker_needs_words_and_none_that_is_empty(words):
+    with pytest.raises(InputError, match="no word to look for, or an empty one"):
+        DictionaryLinker(words)
+
+
+def test_an_alias_of_a_dictionarys_word_leaves_that_word_to_its_entity(folder):
+    (folder / "own.tsv").write_text("effusion\talias\tfluid layer\neffusion\tin\tpleura\n")
+    graph = knowledge_graph.read("own.tsv", ["Effusion at the pleura, a fluid layer."] * 3)
+    assert names(graph) == {("pleural effusion", "in", "pleura")}
+    assert [mention.entity for mention in graph.linker.link("Effusion: a fluid layer.")] == ["pleural effusion"] * 2
 
 
 # --- vectors of entities ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -25,6 +26,7 @@ from amif_lib.experiments import rows, stored
 from amif_lib.networks import pretrained
 from amif_lib.scoring import transfer as scores
 from amif_lib.training import launch
+from amif_lib.training.prepare import prepare
 from tests import tiny, tiny_arl, tiny_mlip
 from tests.test_table_notebooks import execute
 
@@ -65,6 +67,26 @@ def test_one_label_of_a_kind_is_scored_by_accuracy_too_and_zero_shot_scores_are_
     found, _ = scores.score(RNG.normal(size=(400, 1, 4)), np.eye(3)[right], data, seed=0)
     accuracy = found.query("task == 'zero-shot' and metric == 'accuracy'")
     assert len(accuracy) == 1 and accuracy["value"].item() == (right == truth)[300:].mean()
+
+
+def test_an_answer_of_no_training_image_counts_as_wrong():
+    y = np.eye(3)[RNG.integers(0, 3, 400)]
+    y[300:350] = 0  # half of the test images have an answer that is none of the labels
+    guessed = np.where(y.any(1)[:, None], y, [1, 0, 0])
+    found, _ = scores.score(RNG.normal(size=(400, 1, 4)), guessed, labels_of(y, ["plane"] * 3, np.arange(400)), seed=0)
+    assert found.query("task == 'zero-shot' and metric == 'accuracy'")["value"].item() == 0.5
+
+
+def test_a_label_without_a_positive_example_is_at_chance_and_counted():
+    y = (RNG.random((400, 2)) < 0.3).astype(float)
+    x = RNG.normal(size=(400, 1, 3)) + 9 * y[:, None, :1]
+    few = scores.subset(np.arange(200), 0.01, seed=0)  # two of the images for training
+    y[:200][few] = [[1, 0], [0, 0]]
+    found, _ = scores.score(x, None, labels_of(y, [FINDING] * 2, np.arange(400)), seed=0)
+    probed = found.query("metric == 'AUROC'").set_index(["share", "label"])
+    assert probed.loc[(0.01, "label 1"), ["value", "ci_low", "ci_high"]].tolist() == [0.5] * 3
+    assert probed["learned"].tolist() == [1, 1, 0] + 2 * [2, 1, 1]  # of each share: the mean, then each label
+    assert probed.at[(1.0, "label 0"), "value"] > 0.95
 
 
 def test_auroc_counts_pairs_and_weights_are_repetitions():
@@ -111,6 +133,7 @@ def test_table_and_summary_say_what_one_and_three_replicates_can_say():
 
     one = scores.summary(scores.table({"none": [frame(0.8)], "ours": [frame(0.9)]}, "none")).set_index("row")
     assert one.at["ours", "change"] == pytest.approx(0.1) == one.at["ours", "change_low"]  # the draws move together
+    assert one["detectable"].isna().all()  # other trainings are not known
     assert np.isnan(one.at["none", "change"]) and one.at["ours", "ci_low"] == pytest.approx(0.881)
     several = {"none": [frame(0.8)] * 3, "ours": [frame(0.88), frame(0.9), frame(0.92)]}
     three = scores.summary(scores.table(several, "none")).set_index("row").loc["ours"]
@@ -209,6 +232,27 @@ def test_planted_weights_travel_from_a_stored_pretraining_into_the_features(runs
 
 
 @pytest.mark.parametrize("name", ["amif", "arl", "mlip"])
+def test_the_start_without_pre_training_is_that_of_every_pre_training(runs, name):
+    start = transfer.encoder(runs["none"]).state_dict()
+    first = prepare(runs[name]).module.get_submodule(f"{name}.image_encoder").state_dict()
+    assert all(torch.equal(value, first[key]) for key, value in start.items()) and set(start) == set(first)
+
+
+def test_the_start_without_pre_training_is_always_among_the_rows():
+    found = transfer.pretrainings("demo", ("mlip",))
+    assert list(found) == ["no pre-training", "MLIP"] == list(transfer.pretrainings("demo", ("mlip", "no_pretraining")))
+    assert next(iter(transfer.pretrainings("demo"))) == "no pre-training"
+
+
+def test_arl_without_its_alignment_has_no_zero_shot_scores(runs, data, monkeypatch):
+    run = stored.load_run(runs["arl"])
+    objective = run.spec.objective.model_copy(update={"weight_align": 0.0})
+    other = SimpleNamespace(spec=run.spec.model_copy(update={"objective": objective}), directory=run.directory)
+    monkeypatch.setattr(stored, "load_run", lambda _: other)
+    assert transfer.features(runs["arl"], data)[1] is None
+
+
+@pytest.mark.parametrize("name", ["amif", "arl", "mlip"])
 def test_the_order_of_prompts_does_not_matter_and_denying_reverses_where_it_is_read(runs, data, name):
     prompts, tokens = transfer.prompts_of(data), torch.randn(5, 17, 32)
     score = methods.load(name).zero_shot(stored.load_run(runs[name]), prompts)(tokens)
@@ -230,6 +274,22 @@ def test_segmentation_finds_planted_regions(runs, data):
     assert dice["Dice"] > 0.85 and dice["Dice, positives"] > 0.6
     overlap = scores.dice(examples["predicted"], examples["mask"])
     assert len(overlap) == len(data.kinds) and examples["mask"].any((1, 2)).all() and overlap.mean() > 0.5
+
+
+def test_a_rare_finding_is_predicted_and_one_that_is_not_learned_is_nowhere(data):
+    """Patches hardly know what covers them, for the first label; the second is in no training image."""
+    labels = data.labels[["nodule", "mass"]].copy()
+    labels.loc[data.images["split"] == "train", labels.columns[1]] = 0.0
+    less = Labelled(data.data_set, data.images, labels, data.kinds[list(labels)])
+    shown = np.stack(list(less.masks(np.arange(len(data.images)))))  # (n, 2, H, W)
+    tokens = np.stack([[scores.regions.coverage(mask, 8) for mask in own] for own in shown])
+    tokens = tokens.reshape(len(shown), 2, -1).transpose(0, 2, 1) * 0.3 + RNG.normal(size=(len(shown), 64, 2))
+    split = data.images["split"].to_numpy()
+    train, val, test = (np.flatnonzero(split == name) for name in ("train", "val", "test"))
+    found = scores.segment(tokens, less, train, val, test)
+    assert found[:, 0].any() and not found[:, 1].any()
+    dice = scores.dice(found[:, 0], shown[test, 0])[labels.to_numpy()[test, 0] == 1]
+    assert dice.mean() > 0
 
 
 def test_notebook_on_tiny_runs_and_again_from_what_it_stored(runs, data, monkeypatch, capsys):

@@ -25,11 +25,11 @@ LOSSES = ("global", "local", "category", "itm", "swap")  # of MLIP, one left out
 def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False) -> dict[str, list[RunSpec]]:
     """By label of a row of the table `methods`, the first training of each replicate: a pre-training, or no such.
 
-    Rows without pre-training start from the same encoder: the first stands for all. Replicates are those that every
-    pre-training has finished, at least one. `ablations` adds MLIP with each of its losses left out.
+    Of rows without pre-training the first stands for all, and is always there: changes are measured from it. Replicates
+    are those that every pre-training has finished, at least one. `ablations` adds MLIP without each of its losses.
     """
     out: dict[str, list[RunSpec]] = {}
-    for row in rows.rows("methods", scale, only=only):
+    for row in rows.rows("methods", scale, only=only and ("no_pretraining", *only)):
         own = [fine_tunings[0].trainings()[0] for fine_tunings in row.notebooks]
         if own[0].stage != "finetune" or all(runs[0].stage != "finetune" for runs in out.values()):
             out[row.label] = own
@@ -50,9 +50,9 @@ def read_data(scale: str, stored_side: int) -> Labelled:
 
 
 def encoder(run: RunSpec) -> ImageEncoder:
-    """The image encoder of a stored pre-training, in evaluation mode; of a fine-tuning, the one that it starts from."""
+    """A pre-training's image encoder, in evaluation mode; for a fine-tuning, the one that pre-trainings start from."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed_of(run, 0))
+        torch.manual_seed(seed_of(run.model_copy(update={"stage": methods.settings(run.method).STAGES[0]}), 0))
         found = ImageEncoder(run.model)
     if run.stage == "finetune":
         pretrained.load_image_tower(found, run.init.image)
@@ -78,7 +78,7 @@ def features(run: RunSpec, data: Labelled) -> tuple[np.ndarray, np.ndarray | Non
     """Tokens of the frozen encoder (n, p+1, d), [CLS] first, and zero-shot scores (n, F); None without pre-training."""
     network, score = encoder(run), None
     if run.stage != "finetune":
-        score = methods.load(run.method).zero_shot(stored.load_run(run), prompts_of(data))
+        score = methods.load(run.method).zero_shot(stored.load_run(run), prompts_of(data))  # ARL may have none
     pictures, tokens, scored = store.pictures([data.data_set], run.model.stored_side), [], []
     for start in range(0, len(data.images), BATCH):
         ids = data.images["image_id"][start : start + BATCH]

@@ -60,8 +60,8 @@ class DictionaryLinker:
     """
 
     def __init__(self, words: Mapping[str, str], where: str = "linker"):
-        if not words:
-            raise InputError(f"{where}: no word to look for; give at least one")
+        if not words or not all(map(str.strip, words)):
+            raise InputError(f"{where}: no word to look for, or an empty one; give words that are not empty")
         self.entity_of = {_key(word): entity for word, entity in words.items()}
         spelt = [r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", word))) for word in words]
         longest_first = "|".join(sorted(spelt, key=lambda each: (-len(each), each)))
@@ -212,29 +212,30 @@ def of_slake(folder: Path) -> tuple[dict[str, str], list[Triple]]:
     triples = []
     for name in OF_SLAKE:
         for _, (head, relation, value) in _lines(folder / name, "#", 2)[1:]:
-            values = value.split(", ") if relation in LISTED else [value]
+            values = [each for each in value.split(", ") if each.strip(" ,")] if relation in LISTED else [value]
             triples += [(head, relation, each) for each in values if relation != PROSE]
     words = {name: name for head, relation, tail in triples if relation != NAMES for name in (head, tail)}
-    return _without_aliases(words, triples)
+    aliases = {tail: head for head, relation, tail in triples if relation == NAMES}
+    return aliases | words, [triple for triple in triples if triple[1] != NAMES]  # a name is no other entity's alias
 
 
 def of_file(path: Path) -> tuple[dict[str, str], list[Triple]]:
     """Words and triples of a user's file: head, relation and tail on each line, separated by tabs."""
     lines, words = _lines(path, "\t"), _words_of_dictionary()
-    words |= {head: head for _, (head, relation, _) in lines if relation == NAMES}
+    words = {head: head for _, (head, relation, _) in lines if relation == NAMES} | words
+    for where, (head, relation, tail) in lines:
+        if relation == NAMES and words.setdefault(tail, words[head]) != words[head]:
+            raise InputError(f"{where}: {tail!r} is a word for {words[tail]!r} already; leave the line out")
+    triples = []
     for where, (head, relation, tail) in lines:
         for entity in (head, tail):
-            if relation != NAMES and entity not in words:
+            if entity not in words:
                 what = f"{where}: entity {entity!r} is unknown"
                 raise InputError(f"{what}; name it as the dictionary does, or add a line {entity}<tab>{NAMES}<tab>word")
-    triples = [(words[head], relation, words.get(tail, tail)) for _, (head, relation, tail) in lines]
-    return _without_aliases(words, triples)
-
-
-def _without_aliases(words: dict[str, str], triples: list[Triple]) -> tuple[dict[str, str], list[Triple]]:
-    """The words with the aliases that the triples give, and the triples that give no alias."""
-    aliases = {tail: head for head, relation, tail in triples if relation == NAMES}
-    return words | aliases, [triple for triple in triples if triple[1] != NAMES]
+        if head == tail or (relation != NAMES and words[head] == words[tail]):
+            raise InputError(f"{where}: head and tail are both {words[head]!r}; give two entities, or another word")
+        triples.append((words[head], relation, words[tail]))
+    return words, [triple for triple in triples if triple[1] != NAMES]
 
 
 def _lines(path: Path, separator: str, splits: int = -1) -> list[tuple[str, Triple]]:

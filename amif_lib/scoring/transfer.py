@@ -21,7 +21,7 @@ from amif_lib.data.labelled import FINDING, Labelled
 
 SHARES = (0.01, 0.1, 1.0)  # of the studies for training whose labels are used
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression, chosen on validation for each label
-THRESHOLDS = np.arange(0.05, 0.95, 0.05)  # of a predicted mask, chosen on validation for each label
+ABOVE = np.geomspace(1e-4, 0.5, 20)  # shares of validation's pixels above a threshold, one chosen for each label
 DRAWS = 1000
 KEYS = ["task", "share", "metric", "kind", "label"]
 
@@ -30,7 +30,8 @@ def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed
     """All scores of an encoder, from its tokens (n, 1 + s * s, d), [CLS] first, and zero-shot scores (n, F).
 
     A line for each label, and with `label` empty for their mean by kind: task, share of the labels, metric, kind,
-    value with a 95% interval over test studies, and `draws`: the value, then that of each bootstrap draw. `seed`
+    value with a 95% interval over test studies, and `draws`: the value, then that of each bootstrap draw; `learned`,
+    the number of labels that training images have and others lack (the rest has an AUROC of .5 and empty masks). `seed`
     decides which studies a share has. The second part has for each label the number of the first test image that shows
     it, its mask and the predicted one; it is empty where no regions are known.
     """
@@ -38,7 +39,7 @@ def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed
     train, val, test = (np.flatnonzero(split == name) for name in ("train", "val", "test"))
     truth, weights, out, examples = labels[test], resampled(groups[test]), [], {}
 
-    def add(values: np.ndarray, kinds: pd.Series = data.kinds, **about: object) -> None:
+    def add(values: np.ndarray, learned: np.ndarray, kinds: pd.Series = data.kinds, **about: object) -> None:
         """Lines of a metric's values (1 + D, F), of which the first is the value itself and the others are draws."""
         for kind in kinds.unique():
             own = values[:, kinds == kind]
@@ -46,25 +47,28 @@ def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed
             for label, column in columns.items():
                 low, high = np.nanpercentile(column[1:], [2.5, 97.5])
                 line = {"kind": kind, "label": label, "value": column[0], "ci_low": low, "ci_high": high}
-                out.append(about | line | {"draws": column})
+                own = (data.kinds == kind) & ((data.kinds.index == label) | (label == ""))  # (F,)
+                out.append(about | line | {"learned": learned[own].sum(), "draws": column})
 
-    def rank(scores: np.ndarray, **about: object) -> None:
+    def rank(scores: np.ndarray, learned: np.ndarray, **about: object) -> None:
         """AUROC of scores (m, F), and accuracy of the highest one where an image has one label of a kind."""
         known = ~np.isnan(truth)  # (m, F)
         found = [auroc(s[k], y[k], weights[:, k]) for s, y, k in zip(scores.T, truth.T, known.T, strict=True)]
-        add(np.stack(found, axis=1), metric="AUROC", **about)
+        add(np.stack(found, axis=1), learned, metric="AUROC", **about)
         for kind in set(data.kinds) - {FINDING}:
             own = (data.kinds == kind).to_numpy()
-            right = scores[:, own].argmax(1) == np.nan_to_num(truth[:, own]).argmax(1)  # (m,)
+            shown = np.nan_to_num(truth[:, own])  # (m, labels); zeros where no training image has the answer
+            right = (scores[:, own].argmax(1) == shown.argmax(1)) & shown.any(1)  # (m,)
             asked = weights * known[:, own].all(1)  # (1 + D, m)
-            add(((asked @ right) / asked.sum(1))[:, None], pd.Series({"": kind}), metric="accuracy", **about)
+            add(((asked @ right) / asked.sum(1))[:, None], learned, pd.Series({"": kind}), metric="accuracy", **about)
 
     if zero_shot is not None:
-        rank(zero_shot[test], task="zero-shot", share=0.0)
+        rank(zero_shot[test], np.full(len(data.kinds), np.nan), task="zero-shot", share=0.0)
     for share in SHARES:
         taught = train[subset(groups[train], share, seed)]
         predict = probe(tokens[taught, 0], labels[taught], tokens[val, 0], labels[val])
-        rank(predict(tokens[test, 0]), task="linear probe", share=share)
+        learned = both_classes(labels[taught])  # (F,)
+        rank(predict(tokens[test, 0]), learned, task="linear probe", share=share)
         if data.has_regions:
             predicted = segment(tokens[:, 1:], data, taught, val, test)  # (m, F, H, W)
             shown = np.stack(list(data.masks(test)))  # (m, F, H, W)
@@ -72,7 +76,8 @@ def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed
             for metric, values in {"Dice": overlap, "Dice, positives": np.where(truth == 1, overlap, np.nan)}.items():
                 counted = weights @ ~np.isnan(values)  # (1 + D, F)
                 counted[counted == 0] = np.nan
-                add(weights @ np.nan_to_num(values) / counted, task="segmentation", share=share, metric=metric)
+                values = weights @ np.nan_to_num(values) / counted  # (1 + D, F)
+                add(values, learned, task="segmentation", share=share, metric=metric)
             first, every = (truth == 1).argmax(0), np.arange(len(data.kinds))  # (F,)
             examples = {"row": test[first], "mask": shown[first, every], "predicted": predicted[first, every]}
     return pd.DataFrame(out), examples
@@ -87,7 +92,8 @@ def subset(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
 def probe(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Logistic regression with an L2 penalty for each of F labels, on standardised features; C by the validation loss.
 
-    x (n, d), y (n, F) of 0 to 1 or NaN, the same for validation. Returns a function: (m, d) -> probabilities (m, F).
+    x (n, d), y (n, F) of 0 to 1 or NaN, the same for validation. Returns a function: (m, d) -> probabilities (m, F),
+    which are constant for a label of which y has one class only: the best such regression has no weights.
     """
     mean, deviation = x.mean(0), x.std(0) + 1e-6  # (d,)
 
@@ -111,7 +117,13 @@ def probe(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) ->
         tried.append((losses(held_out @ w.astype(np.float32), *of_val), w))
     best = np.argmin([loss for loss, _ in tried], axis=0)  # (F,)
     w = np.stack([tried[k][1][:, label] for label, k in enumerate(best)], axis=1).astype(np.float32)  # (d + 1, F)
+    w[:-1, ~both_classes(y)] = 0  # not where the optimiser stopped on its way there
     return lambda some: expit(with_bias(some) @ w)
+
+
+def both_classes(y: np.ndarray) -> np.ndarray:
+    """Of which labels some of y (n, F) is above 0 and some below 1: (F,)."""
+    return (y > 0).any(0) & (y < 1).any(0)
 
 
 def losses(logits: np.ndarray, target: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -124,7 +136,8 @@ def segment(patches: np.ndarray, data: Labelled, taught: np.ndarray, val: np.nda
 
     A `probe` predicts how much of each patch a label covers; the map is enlarged to the image's size and cut at the
     threshold with the highest Dice of all validation images' pixels together. (The mean Dice over images is highest if
-    nothing is ever predicted, where most images lack a finding.)
+    nothing is ever predicted, where most images lack a finding.) Thresholds are quantiles of the map on validation, so
+    that a rare label has its own. Nothing is predicted if no threshold has a Dice above 0, or the map is constant.
     """
     side, labels = round(patches.shape[1] ** 0.5), data.labels.to_numpy()
 
@@ -142,11 +155,16 @@ def segment(patches: np.ndarray, data: Labelled, taught: np.ndarray, val: np.nda
         return enlarged(found.transpose(0, 3, 1, 2), *masks.shape[2:])  # (n, F, H, W)
 
     masks = np.stack(list(data.masks(val)))  # (n, F, H, W)
-    predict = probe(np.concatenate(patches[taught]), cells(taught), np.concatenate(patches[val]), cells(val))
-    likely = maps(val) * ~np.isnan(labels[val])[:, :, None, None]
-    both = [((likely > cut) & masks).sum((0, 2, 3)) for cut in THRESHOLDS]  # (F,) each
-    sizes = [(likely > cut).sum((0, 2, 3)) + masks.sum((0, 2, 3)) for cut in THRESHOLDS]
-    best = THRESHOLDS[np.argmax(np.divide(both, sizes), axis=0)]  # (F,)
+    covered = cells(taught)  # (patches, F)
+    predict = probe(np.concatenate(patches[taught]), covered, np.concatenate(patches[val]), cells(val))
+    likely, best = maps(val), np.full(labels.shape[1], np.inf)  # (n, F, H, W), (F,): at infinity nothing is predicted
+    for label in np.flatnonzero(both_classes(covered) & masks.any((0, 2, 3))):
+        known = ~np.isnan(labels[val, label])
+        values, shown = likely[known, label], masks[known, label]  # (n, H, W) each
+        cuts = np.quantile(values, 1 - ABOVE)
+        overlaps = [(shown & (values > cut)).sum() / (shown.sum() + (values > cut).sum()) for cut in cuts]  # Dice / 2
+        if max(overlaps) > 0:
+            best[label] = cuts[np.argmax(overlaps)]
     return maps(test) > best[:, None, None]
 
 
@@ -213,8 +231,8 @@ def summary(lines: pd.DataFrame) -> pd.DataFrame:
 
     One replicate: the interval is over test studies and describes that one training. Two: none. Three or more: a t
     interval that holds for other trainings and other studies; its variance is that between replicates over their
-    number, plus that of resampling studies. `detectable` is the smallest true change that a test at 5% with this error
-    finds in 80% of repetitions.
+    number, plus that of resampling studies. `detectable` (from three on) is the smallest true change that a test at 5%
+    with this error finds in 80% of repetitions.
     """
     out = []
     for key, own in lines.groupby(["row", *KEYS], sort=False):
@@ -222,10 +240,9 @@ def summary(lines: pd.DataFrame) -> pd.DataFrame:
         for name, low, high in (("value", "ci_low", "ci_high"), ("change", "change_low", "change_high")):
             line |= {name: own[name].mean(), low: own[low].iloc[0], high: own[high].iloc[0]}
             error = (own[high] - own[low]).mean() / 2 / norm.ppf(0.975)  # of resampling studies
-            reach, power = norm.ppf([0.975, 0.8])
+            error = np.sqrt(own[name].var(ddof=1) / number + error**2) if number > 2 else np.nan
+            reach, power = t.ppf([0.975, 0.8], number - 1)
             if number > 1:
-                error = np.sqrt(own[name].var(ddof=1) / number + error**2) if number > 2 else np.nan
-                reach, power = t.ppf([0.975, 0.8], number - 1)
                 line |= {low: line[name] - reach * error, high: line[name] + reach * error}
         out.append(line | {"detectable": (reach + power) * error})  # of the change
     return pd.DataFrame(out)

@@ -78,8 +78,11 @@ def zero_shot(run: Any, prompts: Any) -> Any:
     """As AMiF's, in ARL's own way: the logits of the entities that the affirming prompts name, their mean for a label.
 
     ARL has no space that images and texts share; it aligns both to entities. A denying prompt names the same entities
-    and is not read. A label whose prompts name no entity gets 0 for every image.
+    and is not read. A label whose prompts name no entity gets 0 for every image. None where the alignment, which alone
+    trains those logits, was left out.
     """
+    if not run.spec.objective.weight_align:
+        return None
     import torch
 
     from amif_lib.methods.arl.network import Backbone, stored_graph

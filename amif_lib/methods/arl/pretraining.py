@@ -23,7 +23,7 @@ from amif_lib.objectives import hard_negatives, masked_modelling
 from amif_lib.objectives.contrastive import similarity
 from amif_lib.objectives.distributed import gather, own_rows, world_size
 
-TEXT_SHARE, IMAGE_SHARE = 0.15, 0.75  # of words and patches that masked modelling hides
+TEXT_SHARE, IMAGE_SHARE = 0.15, 0.75  # of word pieces and entities, and of patches, that masked modelling hides
 DECODER_BLOCKS = 4  # of masked image modelling
 DRAWS = 2**31 + 1  # no sample has this number, so these random streams differ from those that draw samples
 
@@ -89,7 +89,10 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def hide(self, batch: PretrainingBatch, spans: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask 15% of words and entities, an entity at all its mentions: ids (B, t) and which are masked (B, t)."""
+        """Mask each word piece and each entity, at all its mentions, with a probability of 15%.
+
+        Returns ids (B, t) and which of them are masked (B, t).
+        """
         length, position = batch.ids.shape[1], torch.arange(batch.ids.shape[1], device=spans.device)
         first = spans.int().argmax(-1, keepdim=True)  # (B, e, 1): position of an entity's first token
         unit = torch.where(spans.any(1), (spans * first).sum(1), position)  # (B, t); spans do not overlap
