@@ -10,6 +10,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
+from amif_lib.app import jobs
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
@@ -114,6 +115,34 @@ def test_what_is_planned_and_missing_is_refused(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="make reproduce SCALE=demo"):
         report.write("demo")
     assert not (paths.scale_dir("demo") / "report.html").exists()
+
+
+def test_a_table_keeps_what_it_was_asked_for_whatever_is_planned_later(monkeypatch, tmp_path):
+    fabricated.install(monkeypatch, tmp_path, SETS)
+
+    def made(*names: str, **asked) -> list[str]:
+        jobs.make_plan(jobs.Request("demo", names, **asked)).write()
+        wanted = Selection(
+            asked.get("question_sets", ()), ("1", "6") * ("rows" in asked), pretrain_seeds=asked.get("pretrain_seeds")
+        )
+        for name in names:
+            write_table(name, "demo", {}, wanted)
+        return planned_tables("demo")
+
+    def cells(name: str) -> tuple[int, set[str], set[str]]:
+        found = report.tables.collect(name, "demo")
+        lines = [line for line in found.lines if line.entry]
+        return len(lines[0].runs), {line.row for line in lines}, set(found.datasets)
+
+    assert made("contrasts", pretrain_seeds=3)[0] == "contrasts"
+    before = cells("contrasts")
+    assert before[0] == 3
+    assert made("table4", rows=("1", "6"), question_sets=SETS[:1]) == ["contrasts", "table4"]
+    assert cells("contrasts") == before and cells("table4")[1:] == ({"1", "6"}, {SETS[0]})
+    assert {"contrasts", "table4", "methods"} <= set(made("methods", pretrain_seeds=1))
+    assert cells("contrasts") == before and cells("table4")[1:] == ({"1", "6"}, {SETS[0]})
+    made("table4")
+    assert cells("table4")[2] == set(SETS) and cells("contrasts") == before
 
 
 def test_settings_that_differ():

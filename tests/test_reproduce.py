@@ -15,6 +15,7 @@ import pytest
 from amif_lib.app import doctor, job, jobs, reproduce
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
+from amif_lib.experiments.identity import data_sets
 
 pytest.importorskip("snakemake")
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,7 +102,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     out = clone.call("reproduce", *ROWS)
     kinds = [rule for rule, _, _ in clone.trace()]
     assert {kind: kinds.count(kind) for kind in kinds} == EXPECTED
-    order = [kinds.index(kind) for kind in ("teacher", "stage1", "stage2", "table", "figures", "report")]
+    order = [kinds.index(kind) for kind in ("data", "teacher", "stage1", "stage2", "table", "figures", "report")]
     assert order == sorted(order)
     assert "| a table |" in out and out.count("started") == out.count("done in") == len(clone.plan())
     assert all((clone.root / "results" / path).is_file() for each in clone.plan() for path in each["outputs"])
@@ -126,13 +127,14 @@ def test_changed_code_of_a_notebook_runs_it_again_and_keeps_finished_runs(finish
 
 
 def test_what_was_deleted_is_made_again_and_nothing_else(finished: Clone) -> None:
-    first, second = [each for each in finished.plan() if each["rule"] == "finetune"][:2]
+    first, second, third = [each for each in finished.plan() if each["rule"] == "finetune"]
     results = finished.root / "results"
     shutil.rmtree(results / "runs" / first["runs"][1])
     (results / "runs" / second["runs"][0] / "predictions.parquet").unlink()
+    (results / "runs" / third["runs"][0] / "provenance.json").unlink()  # killed after its metrics were written
     finished.call("reproduce", *ROWS)
     trained = {name: int(made) for rule, name, made in finished.trace() if rule == "finetune"}
-    assert trained == {first["name"]: 3, second["name"]: 1}
+    assert trained == {first["name"]: 4, second["name"]: 1, third["name"]: 1}
 
 
 def test_a_failing_job_is_reported_with_its_log_and_loses_nothing(finished: Clone) -> None:
@@ -145,6 +147,28 @@ def test_a_failing_job_is_reported_with_its_log_and_loses_nothing(finished: Clon
     finished.call("reproduce", *ROWS)
     assert all(made == "0" for rule, _, made in finished.trace() if rule in ("stage1", "stage2", "finetune"))
     assert "nothing to do" in finished.call("reproduce", *ROWS)
+
+
+def test_nothing_is_trained_on_data_that_fail_their_check_and_a_newer_check_trains_nothing(finished: Clone) -> None:
+    (finished.root / "results" / "demo" / "data" / "check.csv").touch()
+    assert "with 0 of 6 trainings" in finished.call("plan", *ROWS)
+    more, changed = (*ROWS[:-1], "1,6,5"), {"DATA_ROOT": str(finished.root / "elsewhere")}
+    finished.call("reproduce", *more, status=1, TEST_FAILS="data", **changed)
+    assert finished.trace() == []
+    said = finished.call("plan", *more, **changed)
+    assert "to do  data" in said and "with 1 of 7 trainings" in said
+    finished.call("reproduce", *more, **changed)
+    assert [rule for rule, *_ in finished.trace()] == ["data", "finetune", "table", "figures", "report"]
+
+
+def test_a_table_of_older_code_is_made_again_after_a_clean(finished: Clone) -> None:
+    finished.call("reproduce", *ROWS)
+    finished.call("clean")
+    assert "nothing to do" in finished.call("reproduce", *ROWS)
+    finished.edit("amif_lib/reporting/__init__.py", '"""', '"""A change. ')
+    said = finished.call("plan", *ROWS)
+    assert "to do  table" in said and "with 0 of 6 trainings" in said
+    finished.trace()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -188,7 +212,7 @@ def test_a_plan_has_every_run_of_every_table_once(scale: str) -> None:
     for table in (each for each in made.jobs if each.rule == "table"):
         runs = {run.run_id for row in experiments.rows(table.name, scale) for run in row.runs}
         runs |= {run.run_id for run in blank if run.data.questions in experiments.sets_of(table.name, scale)}
-        assert {f"runs/{run}/metrics.json" for run in runs} == set(table.needs)
+        assert {f"runs/{run}/provenance.json" for run in runs} == set(table.needs)
 
 
 def test_equal_runs_of_two_tables_are_one_job() -> None:
@@ -213,6 +237,13 @@ def test_the_plan_of_methods_trains_each_configuration_once_and_is_no_part_of_re
     assert table.outputs == ("demo/tables/methods.csv",) and len(table.needs) == len(rows) + 1
     assert ("transfer" in kinds) == ("transfer" in experiments.scale_settings("demo"))  # frozen encoders of these runs
     assert not any(each.name in ("methods", "transfer") for each in jobs.make_plan(jobs.Request("demo")).jobs)
+
+
+def test_the_data_check_reads_every_set_that_the_plan_reads() -> None:
+    for request in (jobs.Request("demo", ("table4",), ("phantom_slake",)), jobs.Request("demo", ("table4", "table1"))):
+        made = jobs.make_plan(request)
+        checked = {name for run in made.jobs[0].runs for name in data_sets(made.runs[run])}
+        assert checked == {name for run in made.runs.values() for name in data_sets(run)}
 
 
 def test_trainings_share_the_machine(monkeypatch) -> None:

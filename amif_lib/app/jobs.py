@@ -12,6 +12,7 @@ from amif_lib.app.run_notebook import code_digest
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
+from amif_lib.experiments.identity import data_sets
 from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS
 from amif_lib.experiments.run_spec import RunSpec
 
@@ -56,11 +57,11 @@ class Job:
     needs: tuple[str, ...] = ()
     label: str = ""
     code: str = ""  # digest of the code that makes the outputs; when it changes, the job runs again
-    runs: tuple[str, ...] = ()  # ids of the runs that a training makes
+    runs: tuple[str, ...] = ()  # ids of the runs that a training makes, or whose data sets are checked
 
     @property
     def trains(self) -> bool:
-        return bool(self.runs) or self.rule == "teacher"
+        return self.rule != "data" and bool(self.runs or self.rule == "teacher")
 
     def is_done(self) -> bool:
         """Whether all its outputs are there."""
@@ -91,14 +92,17 @@ class Plan:
     def write(self, name: str = "plan.json") -> Path:
         """Write the plan and the runs' specification files; returns the plan's path.
 
-        Tables read in `plan.json` which rows and seeds were asked for; a preview takes another name.
+        Tables read in `plan.json` what was asked for of them, now or last; a preview takes another name.
         """
+        from amif_lib.reporting import table_rows
+
         for job in self.jobs:
             if job.runs:
                 listed = [self.runs[run].model_dump(mode="json") for run in job.runs]
                 files.write_json(self.folder / "specs" / f"{job.name}.json", listed)
-        content = {"selection": asdict(self.request), "jobs": [asdict(job) for job in self.jobs]}
-        files.write_json(self.folder / name, content)
+        own = dict.fromkeys((job.name for job in self.jobs if job.rule == "table"), asdict(self.request))
+        asked = table_rows.asked_for(self.request.scale) | own
+        files.write_json(self.folder / name, {"tables": asked, "jobs": [asdict(job) for job in self.jobs]})
         return self.folder / name
 
 
@@ -110,9 +114,8 @@ def read(plan: Path) -> list[Job]:
 def make_plan(request: Request) -> Plan:
     """The jobs that a request needs. Raises InputError for an unknown scale, table, row or question set."""
     scale, plan, rows = request.scale, Plan(request), _rows(request)
-    of_any_table = {"spec": f"{scale}/{next(iter(rows))}"}
-    made = [_add_notebook(plan, "data", f"{scale}/data/check.csv", of_any_table, code=str(paths.data_root()))]
-    made += [_add_table(plan, table, only) for table, only in rows.items()]
+    made = [_add_table(plan, table, only) for table, only in rows.items()]
+    made.insert(0, _add_check(plan))
     if "methods" in rows and not request.rows and "transfer" in experiments.scale_settings(scale):  # of the same runs
         out, given = f"{scale}/tables/transfer.csv", {"scale": scale, "source": "runs"}
         made.append(_add_notebook(plan, "transfer", out, given, (f"{scale}/tables/methods.csv",)))
@@ -151,12 +154,24 @@ def _add_table(plan: Plan, table: str, only: tuple[str, ...]) -> str:
             for step in run.trainings()[:-1]:
                 _add_training(plan, (step,), f"for {run.label}, seed {step.seed}")
         _add_training(plan, runs, f"{runs[0].label}, {sets}, seed {runs[0].seed}")
-        needs += map(_metrics, runs)
+        needs += map(_whole, runs)
     out, code = f"{scale}/tables/{table}.csv", files.digest(asdict(asked))
     if table in NOTEBOOKS:
         return _add_notebook(plan, table, out, {"spec": f"{scale}/{table}", "source": "runs"}, needs, code)
     command = ("-m", "amif_lib", "table", table, "--scale", scale)
     return plan.add(Job("table", table, (out,), command, tuple(needs), code=f"{_library()}:{code}"))
+
+
+def _add_check(plan: Plan) -> str:
+    """Add, before all others, the job that checks the data sets of the plan's runs; returns its file."""
+    of_sets = {tuple(data_sets(run)): run_id for run_id, run in plan.runs.items()}
+    ids, notebook, out = tuple(of_sets.values()), _path("data"), f"{plan.request.scale}/data/check.csv"
+    name, of_data = files.digest(ids), files.digest([str(paths.data_root()), sorted(set().union(*of_sets))])
+    given = {"spec": paths.shown(plan.folder / "specs" / f"{name}.json")}
+    code = f"{code_digest(notebook)}:{_library()}:{of_data}"
+    command = _execute(notebook, plan.folder / "notebooks", given)
+    plan.jobs.insert(0, Job("data", name, (out,), command, label=plan.request.scale, code=code, runs=ids))
+    return out
 
 
 def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
@@ -170,7 +185,7 @@ def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
     ids, first = tuple(new), next(iter(new.values()))
     name = ids[0] if len(ids) == 1 else files.digest(ids)
     spec = paths.shown(plan.folder / "specs" / f"{name}.json")
-    needs = list(dict.fromkeys(_metrics(run.parent) for run in new.values() if run.parent))
+    needs = list(dict.fromkeys(_whole(run.parent) for run in new.values() if run.parent))
     if not first.parent and (teacher := teacher_id(first)):
         command = ("-m", "amif_lib.training.prepare", "--spec", spec)
         needs.append(plan.add(Job("teacher", teacher, (f"runs/{teacher}/metrics.json",), command, label=label)))
@@ -181,7 +196,7 @@ def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
         copies = [part for other in others for part in ("--copy-to", paths.shown(other))]
         command = (*_execute(notebook, folder, {"spec": spec, "explore": explore}), *copies)
         code = code_digest(notebook)
-    made = ("metrics.json", *((PREDICTIONS, CANDIDATES) if first.stage == "finetune" else ()))
+    made = ("metrics.json", "provenance.json", *((PREDICTIONS, CANDIDATES) if first.stage == "finetune" else ()))
     outputs = tuple(f"runs/{run}/{file}" for run in ids for file in made)
     plan.add(Job(first.stage, name, outputs, command, tuple(needs), label, code, ids))
 
@@ -190,7 +205,7 @@ def _add_notebook(
     plan: Plan, name: str, output: str, given: dict[str, str], needs: Sequence[str] = (), code: str = ""
 ) -> str:
     """Add the job that executes a notebook which trains nothing; returns its output."""
-    rule, job = (name, plan.request.scale) if name in ("data", "report", "transfer") else ("table", name)
+    rule, job = (name, plan.request.scale) if name in ("report", "transfer") else ("table", name)
     command, code = _execute(_path(name), plan.folder / "notebooks", given), f"{_library()}:{code}"
     return plan.add(Job(rule, job, (output,), command, tuple(needs), code=f"{code_digest(_path(name))}:{code}"))
 
@@ -206,8 +221,8 @@ def _path(notebook: str) -> Path:
     return paths.NOTEBOOKS / f"{NOTEBOOKS[notebook]}.ipynb"
 
 
-def _metrics(run: RunSpec) -> str:
-    return f"runs/{run.run_id}/metrics.json"
+def _whole(run: RunSpec) -> str:
+    return f"runs/{run.run_id}/provenance.json"  # written last
 
 
 @cache

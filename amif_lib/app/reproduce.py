@@ -39,7 +39,9 @@ def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
     with files.exclusive(plan.folder / ".lock", f"SCALE={scale} in {paths.shown(paths.results())}") as lock:
         started, messages = time.time(), plan.folder / "logs" / "workflow.log"
         command = _command(plan.write(), machine, use) + (["--nolock"] if lock is not None else [])
-        status = _run(command, messages, lock, quiet=machine != "slurm")
+        first = [*command[:3], plan.jobs[0].outputs[0], *command[3:]]  # no training on data that fail their check
+        quiet = machine != "slurm"
+        status = _run(first, messages, lock, quiet) or _run(command, messages, lock, quiet)
     logs = [log for log in messages.parent.glob("*.log") if log != messages and log.stat().st_mtime >= started]
     if status:
         left = sum(not job.is_done() for job in plan.jobs)
@@ -71,7 +73,7 @@ def show_plan(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
     trainings = [job for job in plan.jobs if job.trains]
     print(f"\nSCALE={scale}: {len(todo)} of {len(plan.jobs)} jobs to do, with ", end="")
     print(f"{sum(job in todo for job in trainings)} of {len(trainings)} trainings.")
-    missing = {run for job in todo for run in job.runs if not (paths.run_dir(run) / "metrics.json").is_file()}
+    missing = {run for job in todo for run in job.runs if not (paths.run_dir(run) / "provenance.json").is_file()}
     print(cost.in_words(scale, list(plan.runs.values()), [plan.runs[run] for run in missing]))
 
 

@@ -25,7 +25,7 @@ from amif_lib.experiments.predictions import PREDICTIONS, read_predictions, writ
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored import Run
 from amif_lib.methods.amif import settings
-from amif_lib.reporting import figures, report, tables
+from amif_lib.reporting import figures, report, table_rows, tables
 from amif_lib.reporting.table_rows import Selection, planned_tables
 
 CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the teacher together
@@ -61,8 +61,8 @@ def store(scale: str) -> Path:
             _copy(notebook, part / "notebooks" / notebook.name)
     for run in heads[:1]:
         _copy_weights(run, part / "runs")
-    asked = files.read_yaml(paths.plan(scale))["selection"] if paths.plan(scale).is_file() else {}
-    plan = {"selection": asked, "jobs": [{"rule": "table", "name": name} for name in names]}
+    asked = {name: known for name, known in table_rows.asked_for(scale).items() if name in names}
+    plan = {"tables": asked, "jobs": [{"rule": "table", "name": name} for name in names]}
     files.write_text(part / "plan.json", json.dumps(plan, indent=1) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     part.replace(target)

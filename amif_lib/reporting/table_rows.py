@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
@@ -61,9 +62,8 @@ class Selection:
 
     @classmethod
     def planned(cls, name: str, scale: str) -> Selection:
-        """What the scale's last plan asked for (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`), or all with one seed."""
-        path = paths.plan(scale)
-        asked = files.read_yaml(path)["selection"] if path.is_file() else {}
+        """What was last asked for of this table (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`), or all with one seed."""
+        asked = asked_for(scale).get(name, {})
         rows = {row.removeprefix(f"{name}:") for row in asked.get("rows", ())}
         own = tuple(row for row in experiments.row_names(name, scale) if row in rows)
         return cls(tuple(asked.get("question_sets", ())), own, asked.get("seeds", 1), asked.get("pretrain_seeds"))
@@ -92,8 +92,15 @@ class Selection:
         return found
 
 
+def asked_for(scale: str) -> dict[str, dict[str, Any]]:
+    """What was last asked for of each table that the scale's plans named, whether the last plan names it or not."""
+    plan = files.read_yaml(paths.plan(scale)) if paths.plan(scale).is_file() else {"jobs": []}
+    named = (job["name"] for job in plan["jobs"] if job["rule"] == "table")
+    return dict.fromkeys(named, plan.get("selection", {})) | plan.get("tables", {})  # older plans: one for all tables
+
+
 def planned_rows(name: str, scale: str) -> list[experiments.Row]:
-    """The rows of a table with the runs of the scale's last plan."""
+    """The rows of a table with the runs of its last plan."""
     return Selection.planned(name, scale).rows(name, scale)
 
 

@@ -109,7 +109,7 @@ class Table:
 
 
 def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
-    """Score a table's stored runs and the baselines beside them (default selection: that of the scale's last plan).
+    """Score a table's stored runs and the baselines beside them (default selection: that of its last plan).
 
     A row that is a configuration of the contrasts has all its finished replicates, but in a table with contrasts of its
     own, whose rows have equally many. Raises InputError where a run is
