@@ -158,6 +158,8 @@ def test_changes_are_found(tiny: TinySet, capsys) -> None:
     (images / "b.jpg").unlink()
     found = status()
     assert (found[images.name], found["records"]) == ("partial", "changed")
+    checked = check.check(["tiny"])
+    check.require(checked[checked["status"] != "changed"])  # where records may lack images, part of a set is enough
     assert found["train: questions"] == "ok"  # annotations alone have every count
     detail = check.check(["tiny"]).set_index("item").loc["records", "detail"]
     assert "b.jpg: image of question" in detail and "2 of 3 images found under" in detail

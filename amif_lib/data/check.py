@@ -30,8 +30,8 @@ def check(data_sets: Iterable[str]) -> pd.DataFrame:
 
 
 def require(checked: pd.DataFrame) -> None:
-    """Raise InputError for the first line of a `check` that is not ok."""
-    wrong = checked[checked["status"] != "ok"]
+    """Raise InputError for the first line of a `check` that is not ok; a set that is partly there can be used."""
+    wrong = checked[~checked["status"].isin(("ok", "partial"))]
     for name, item, status, detail in wrong.itertuples(index=False):
         raise InputError(
             f"data set {name}: {item} is {status}: {detail}; complete or replace it, or, if you changed it on purpose, "
