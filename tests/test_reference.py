@@ -239,6 +239,6 @@ def test_every_accuracy_in_the_readme_is_one_of_the_committed_tables():
             spread = f"{cell.ours_sd:.1f}" if cell.ours_sd == cell.ours_sd else ""
             known |= {(f"{cell.ours:.1f}", s, f"{cell.ci_low:.1f}", f"{cell.ci_high:.1f}") for s in {spread, ""}}
     for path in paths.reference().glob("*/tables/contrasts.md"):  # whose CSV has the differences alone
-        cells = re.findall(r"(\d+\.\d) \[(\d+\.\d), (\d+\.\d)\]", path.read_text(encoding="utf-8"))
-        known |= {(value, "", low, high) for value, low, high in cells}
+        cells = re.findall(r"(\d+\.\d)(?: ± (\d+\.\d))? \[(\d+\.\d), (\d+\.\d)\]", path.read_text(encoding="utf-8"))
+        known |= {(value, s, low, high) for value, spread, low, high in cells for s in {spread, ""}}
     assert not [number for number in found if number not in known]
