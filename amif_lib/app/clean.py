@@ -9,7 +9,7 @@ from amif_lib.core.errors import InputError
 
 CACHES = ("__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache")
 WORKFLOW = ("logs", "specs", "preview.json")  # of a scale
-OWN = ("runs", "audit", "from_reference", ".snakemake")  # .snakemake says which code made a table: it stays with that
+OWN = ("runs", "audit", "from_reference", ".snakemake")  # the last records which code made each table
 
 
 def main(runs: bool = False) -> None:

@@ -17,7 +17,7 @@ from amif_lib.core.errors import InputError
 
 FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "AMIF_PREPARED", "HF_HOME")
 PAGES = ("00", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # train nothing, pictures small
-COMPARED = ("17", "18")  # of all methods, where their runs are in the reference
+COMPARED = ("17", "18")  # these show all methods: made only if the reference has the runs of all
 
 
 def main(arguments: list[str] | None = None) -> int:

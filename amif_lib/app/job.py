@@ -36,8 +36,8 @@ def tail(log: Path, lines: int) -> str:
 def claimed_gpus(wanted: int, total: int) -> Iterator[str]:
     """Numbers of `wanted` GPUs that no other job on this machine uses, for CUDA_VISIBLE_DEVICES.
 
-    Snakemake counts GPUs and does not hand them out, so each has a lock file. Of those in CUDA_VISIBLE_DEVICES where
-    the user has named some. Yields "" where no GPU is asked for, or SLURM gives them to the job (`total` is 0).
+    Snakemake counts GPUs and does not hand them out, so each has a lock file. If the user's CUDA_VISIBLE_DEVICES names
+    GPUs, only those are given. Yields "" where no GPU is asked for, or SLURM gives them to the job (`total` is 0).
     """
     if not wanted or not total:
         yield ""
@@ -47,9 +47,7 @@ def claimed_gpus(wanted: int, total: int) -> Iterator[str]:
     with contextlib.ExitStack() as held:
         while len(taken) < wanted:
             for index in names or map(str, range(total)):
-                lock = (
-                    Path(tempfile.gettempdir()) / f"amif-{os.getuid()}-gpu-{index}.lock"
-                )  # other users have their own
+                lock = Path(tempfile.gettempdir()) / f"amif-{os.getuid()}-gpu-{index}.lock"  # of this user alone
                 with contextlib.suppress(BlockingIOError):
                     if index not in taken and len(taken) < wanted:
                         held.enter_context(files.exclusive(lock, f"GPU {index}", wait=False))

@@ -122,7 +122,7 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
 def start(spec: RunSpec) -> Accelerator:
     """Accelerate, on the device and in the precision that the run asks for; on a CPU the same bits on every run."""
     gpu = torch.cuda.is_available()
-    # Else some backward passes add in the order in which threads arrive. On a GPU, attention has no other backward.
+    # Else some backward passes add in the order in which threads arrive. On a GPU, attention offers no other way.
     torch.use_deterministic_algorithms(not gpu, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as the gate of Table 4 row 5

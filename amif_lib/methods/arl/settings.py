@@ -47,10 +47,8 @@ STAGES = ("pretrain", "finetune")
 
 
 # Settings that only one of the stages reads; see methods/amif/settings.py.
-PRETRAINING = (
-    groups.names("objective", "weight_mlm weight_mim weight_itm weight_align negated_entities") | groups.STUDIES
-)
-PRETRAINING |= {"data.text_length", "model.projection_dim"}
+PRETRAINING = groups.names("objective", "weight_mlm weight_mim weight_itm weight_align negated_entities")
+PRETRAINING |= groups.STUDIES | {"data.text_length", "model.projection_dim"}
 
 
 def not_read(run: Any) -> set[str]:
