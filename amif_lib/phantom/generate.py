@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from amif_lib.core import progress
 from amif_lib.core.files import exclusive
 from amif_lib.phantom import sets, shapes
 
@@ -38,10 +39,13 @@ def generate(root: Path, kind: str, seed: int, size: int, counts: Mapping[str, i
         if _stamp_of(root) == stamp:  # made by the process that was waited for
             return
         with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as beside:
-            out = sets.Writer(Path(beside) / "set", seed, size)
+            cases = sum(number for name, number in counts.items() if name == "studies" or name.endswith("_images"))
+            bar = progress.bar(cases, f"drawing {root.name}")
+            out = sets.Writer(Path(beside) / "set", seed, size, bar)
             out.root.mkdir()
             (shapes.shapes if kind == "shapes" else getattr(sets, kind))(out, dict(counts))
             out.finish()
+            bar.close()
             out.write_json("generator.json", stamp)
             if root.exists():
                 root.replace(Path(beside) / "old")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from amif_lib.core.progress import Bar
 from amif_lib.phantom import questions, texts
 from amif_lib.phantom.cases import Case, draw_case, stream
 from amif_lib.phantom.drawing import FINDINGS, LABELS, draw
@@ -31,8 +32,8 @@ Counts = dict[str, int]
 class Writer:
     """Writes the files of a set into a folder, and keeps what is known of its cases, to be written beside them."""
 
-    def __init__(self, root: Path, seed: int, size: int) -> None:
-        self.root, self.seed, self.size = root, seed, size
+    def __init__(self, root: Path, seed: int, size: int, bar: Bar) -> None:
+        self.root, self.seed, self.size, self.bar = root, seed, size, bar
         self.cases: list[Case] = []
         self.masks: dict[str, dict[str, Any]] = {}
         self.regions: dict[str, list[str]] = {}
@@ -52,6 +53,7 @@ class Writer:
         self.masks[image_id] = {"view": view, "areas": named}
         if case not in self.cases[-1:]:
             self.cases.append(case)
+            self.bar.step()
 
     def draw_split(self, number: int, name: str, file: str) -> Part:
         """Draw one image of each of `number` new cases, named by number; `{}` in `file` is the name."""

@@ -51,5 +51,6 @@ def shapes(out: Writer, counts: dict[str, int]) -> None:
         pixels = np.asarray(picture.resize((out.size, out.size), Image.Resampling.LANCZOS), float)  # (S, S, 3)
         pixels = np.clip(pixels + rng.normal(0, 4, pixels.shape), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(out.root / folder / "images" / f"{name}.jpg", quality=92)
+        out.bar.step()
     out.write(f"{folder}/captions.txt", captions)
     out.write(f"{folder}/licences.txt", licences)

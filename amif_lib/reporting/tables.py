@@ -18,7 +18,7 @@ from amif_lib.experiments import stored
 from amif_lib.experiments.rows import is_judged
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.reporting.table_lines import PAPER, Line, average_name, lines_of, on_all_sets
-from amif_lib.reporting.table_rows import Selection, is_synthetic, real_name
+from amif_lib.reporting.table_rows import CONTRASTS, Selection, is_synthetic, real_name
 from amif_lib.scoring import baselines, protocols, statistics
 from amif_lib.scoring.protocols import Protocol
 
@@ -111,17 +111,16 @@ class Table:
 def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     """Score a table's stored runs and the baselines beside them (default selection: that of its last plan).
 
-    A row that is a configuration of the contrasts has all its finished replicates, but in a table with contrasts of its
-    own, whose rows have equally many. Raises InputError where a run is
-    missing (naming rows and command), a prediction file is damaged, or a run answered other questions than the present
-    data has.
+    A row that is a configuration of the contrasts has all its finished replicates, but in another table with contrasts,
+    whose rows have equally many. Raises InputError where a run is missing (naming rows and command), a prediction file
+    is damaged, or a run answered other questions than the present data has.
     """
     selection = selection or Selection.planned(name, scale)
     rows, heads = selection.rows(name, scale), selection.headlines(name, scale)
     blank = selection.blank_runs(name, scale)
     asked = [(f"row {row.row}", run) for row in rows for run in row.runs]
     _refuse_missing(name, scale, [*asked, *(("question-only baseline", run) for run in blank)])
-    repeated = {} if is_judged(name) else selection.replicates(scale)
+    repeated = {} if is_judged(name) and name != CONTRASTS else selection.replicates(scale)
     rows = [row.model_copy(update={"runs": _with_replicates(row.runs, repeated)}) for row in rows]
     blank, lines = _with_replicates(blank, repeated), []
     for dataset in dict.fromkeys(run.data.questions for row in rows for run in row.runs):

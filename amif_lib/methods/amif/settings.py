@@ -1,4 +1,4 @@
-"""AMiF's own settings (`objective`, `teacher` and `knowledge` of a run), and what each stage does not read.
+"""AMiF's own settings (`objective`, `teacher` and `knowledge` of a run), and which of them each stage reads.
 
 What the paper leaves open and no table varies is not a setting but plain code; `READINGS.md` says where.
 """
@@ -90,29 +90,29 @@ SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "teacher": Teac
 STAGES = ("stage1", "stage2", "finetune")
 
 
-# Settings that only some runs read. A setting that is in none of these groups is read by every stage, and so enters
+# Settings that only some stages read. A setting that is in none of these groups is read by every stage, and so enters
 # the identity of all runs; that holds for one that is added, until it is listed here.
 ALIGNING = groups.names("objective", "global_intra labels temperature teacher_temperature positive_weight")
-ALIGNING |= {"data.text_length"}  # stage 1, and stage 2 on top of it
-PAIRING = groups.names("objective", "weight_local weight_hard_negatives pair_positives")  # stage 2
-KNOWLEDGE = groups.names("knowledge", "gate max_tokens")  # fine-tuning with knowledge
-FINE_TUNING = groups.ANSWERING | {"knowledge.source"} | KNOWLEDGE
+ALIGNING |= {"data.text_length"}
+PAIRING = groups.names("objective", "weight_local weight_hard_negatives pair_positives")
+FINE_TUNING = groups.ANSWERING | {"knowledge.source"}
+KNOWLEDGE = groups.names("knowledge", "gate max_tokens")
 TEACHER = {"teacher"} | {f"teacher.{name}" for name in TeacherSpec.model_fields}
 
 
 def not_read(run: Any) -> set[str]:
     """Dotted settings of a run that its stage does not read."""
-    found = groups.STARTING if run.parent is not None else set()  # weights and tokenizer are the parent's
-    if run.stage == "stage1":
-        return found | FINE_TUNING | PAIRING
-    if run.stage == "stage2":
-        return found | FINE_TUNING
-    found = found | ALIGNING | PAIRING
-    if not run.starts_from_teacher:
-        found |= TEACHER
-    if not run.reads_studies:
-        found |= groups.STUDIES
-    return found if run.knowledge.source != "none" else found | KNOWLEDGE
+    fine_tuning = run.stage == "finetune"
+    read = [
+        (groups.STARTING, run.parent is None),  # else weights and tokenizer are the parent's
+        (groups.STUDIES, not fine_tuning or run.reads_studies),
+        (TEACHER, not fine_tuning or run.starts_from_teacher),
+        (ALIGNING, not fine_tuning),  # stage 1, and stage 2 on top of it
+        (PAIRING, run.stage == "stage2"),
+        (FINE_TUNING, fine_tuning),
+        (KNOWLEDGE, fine_tuning and run.knowledge.source != "none"),
+    ]
+    return set().union(*(names for names, is_read in read if not is_read))
 
 
 def teacher_id(run: Any) -> str:
