@@ -107,6 +107,8 @@ def _copy(source: Path, target: Path) -> None:
     content = source.read_bytes()
     if source.suffix in (".json", ".ipynb"):
         content = content.replace(f"{paths.ROOT.as_posix()}/".encode(), b"")
+    if source.suffix == ".jsonl":  # losses by step: four digits are more than a curve shows
+        content = "".join(f"{json.dumps(_rounded(json.loads(line)))}\n" for line in files.whole_lines(source)).encode()
     if source.suffix == ".ipynb":
         content = _small_notebook(json.loads(content))
         if len(content) > NOTEBOOK:
@@ -116,6 +118,10 @@ def _copy(source: Path, target: Path) -> None:
         partial.write_bytes(content)
     if source.suffix == ".ipynb":
         _keep_pictures(json.loads(content)["cells"])
+
+
+def _rounded(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in line.items()}
 
 
 def _keep_pictures(cells: list[dict[str, Any]]) -> None:
