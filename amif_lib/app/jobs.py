@@ -148,13 +148,11 @@ def _add_table(plan: Plan, table: str, only: tuple[str, ...]) -> str:
 
     asked, scale, needs = plan.request, plan.request.scale, []
     selection = table_rows.Selection(asked.question_sets, only, asked.seeds, asked.pretrain_seeds)
-    for runs in table_rows.required_notebooks(table, scale, selection):
-        sets = ", ".join(run.data.questions for run in runs)
-        for run in runs:
-            for step in run.trainings()[:-1]:
-                _add_training(plan, (step,), f"for {run.label}, seed {step.seed}")
-        _add_training(plan, runs, f"{runs[0].label}, {sets}, seed {runs[0].seed}")
-        needs += map(_whole, runs)
+    for run in table_rows.required_runs(table, scale, selection):
+        for step in run.trainings()[:-1]:
+            _add_training(plan, step, f"for {run.label}, seed {step.seed}")
+        _add_training(plan, run, f"{run.label}, {run.data.questions}, seed {run.seed}")
+        needs.append(_whole(run))
     out, code = f"{scale}/tables/{table}.csv", files.digest(asdict(asked))
     if table in NOTEBOOKS:
         return _add_notebook(plan, table, out, {"spec": f"{scale}/{table}", "source": "runs"}, needs, code)
@@ -174,31 +172,27 @@ def _add_check(plan: Plan) -> str:
     return out
 
 
-def _add_training(plan: Plan, runs: tuple[RunSpec, ...], label: str) -> None:
-    """Add the job of runs that one notebook makes: a pre-training, or a row's fine-tunings on all question sets."""
+def _add_training(plan: Plan, run: RunSpec, label: str) -> None:
+    """Add the job of one training, and of the teacher that it starts from."""
     from amif_lib.methods.amif.settings import teacher_id
 
-    new = {run.run_id: run for run in runs if run.run_id not in plan.runs}
-    if not new:
+    if run.run_id in plan.runs:
         return
-    plan.runs |= new
-    ids, first = tuple(new), next(iter(new.values()))
-    name = ids[0] if len(ids) == 1 else files.digest(ids)
-    spec = paths.shown(plan.folder / "specs" / f"{name}.json")
-    needs = list(dict.fromkeys(_whole(run.parent) for run in new.values() if run.parent))
-    if not first.parent and (teacher := teacher_id(first)):
+    plan.runs[run.run_id] = run
+    spec = paths.shown(plan.folder / "specs" / f"{run.run_id}.json")
+    needs = [_whole(run.parent)] if run.parent else []
+    if not run.parent and (teacher := teacher_id(run)):
         command = ("-m", "amif_lib.training.prepare", "--spec", spec)
         needs.append(plan.add(Job("teacher", teacher, (f"runs/{teacher}/metrics.json",), command, label=label)))
     code, command = "", ("-m", "amif_lib", "run", spec)  # a method for comparison has no notebooks of stages
-    if first.method == "amif":
-        notebook, (folder, *others) = _path(first.stage), map(paths.run_dir, ids)
+    if run.method == "amif":
+        notebook = _path(run.stage)
         explore = str(plan.request.scale == "demo")  # by hand what the training then does: seconds at demo only
-        copies = [part for other in others for part in ("--copy-to", paths.shown(other))]
-        command = (*_execute(notebook, folder, {"spec": spec, "explore": explore}), *copies)
+        command = _execute(notebook, run.directory, {"spec": spec, "explore": explore})
         code = code_digest(notebook)
-    made = ("metrics.json", "provenance.json", *((PREDICTIONS, CANDIDATES) if first.stage == "finetune" else ()))
-    outputs = tuple(f"runs/{run}/{file}" for run in ids for file in made)
-    plan.add(Job(first.stage, name, outputs, command, tuple(needs), label, code, ids))
+    made = ("metrics.json", "provenance.json", *((PREDICTIONS, CANDIDATES) if run.stage == "finetune" else ()))
+    outputs = tuple(f"runs/{run.run_id}/{file}" for file in made)
+    plan.add(Job(run.stage, run.run_id, outputs, command, tuple(needs), label, code, (run.run_id,)))
 
 
 def _add_notebook(

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -119,9 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amif_lib.app.run_notebook", description="Execute a notebook.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="where the executed copy goes")
-    several = {"action": "append", "default": []}
-    parser.add_argument("-p", dest="given", nargs=2, metavar=("KEY", "VALUE"), help="a declared parameter", **several)
-    parser.add_argument("--copy-to", type=Path, metavar="FOLDER", help="one more place for the copy", **several)
+    several = {"nargs": 2, "action": "append", "default": []}
+    parser.add_argument("-p", dest="given", metavar=("KEY", "VALUE"), help="a declared parameter", **several)
     options = parser.parse_args(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
     try:
@@ -138,9 +136,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
-        for folder in options.copy_to:
-            if options.out.is_file() and folder.is_dir():
-                shutil.copyfile(options.out, folder / options.out.name)
     return 0
 
 

@@ -30,7 +30,7 @@ def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False
     """
     out: dict[str, list[RunSpec]] = {}
     for row in rows.rows("methods", scale, only=only and ("no_pretraining", *only)):
-        own = [fine_tunings[0].trainings()[0] for fine_tunings in row.notebooks]
+        own = [run.trainings()[0] for run in row.runs if run.data.questions == row.runs[0].data.questions]
         if own[0].stage != "finetune" or all(runs[0].stage != "finetune" for runs in out.values()):
             out[row.label] = own
     for loss in LOSSES if ablations else ():

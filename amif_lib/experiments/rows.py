@@ -36,13 +36,6 @@ class Row(Strict):
     extra: bool = False  # not a row of the paper's, beside the others for comparison
     runs: tuple[RunSpec, ...] = ()  # the fine-tunings: by question set, then by seed
 
-    @property
-    def notebooks(self) -> list[tuple[RunSpec, ...]]:
-        """The fine-tunings that one notebook makes: those of all question sets with one seed."""
-        sets = len({run.data.questions for run in self.runs})
-        repetitions = len(self.runs) // sets if sets else 0
-        return [self.runs[seed::repetitions] for seed in range(repetitions)]
-
 
 def scale_settings(scale: str) -> dict[str, Any]:
     """`specs/scales/<scale>.yaml`: model sizes, data and budgets of a scale."""

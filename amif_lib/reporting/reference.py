@@ -58,7 +58,8 @@ def store(scale: str) -> Path:
     for run in runs:
         _copy_run(run, part / "runs" / run.run_id, run.run_id in shown)
         for notebook in run.directory.glob("*.ipynb") if run.run_id in shown else ():
-            _copy(notebook, part / "notebooks" / notebook.name)
+            if not (part / "notebooks" / notebook.name).is_file():  # of a fine-tuning, that of the first question set
+                _copy(notebook, part / "notebooks" / notebook.name)
     for run in heads[:1]:
         _copy_weights(run, part / "runs")
     asked = {name: known for name, known in table_rows.asked_for(scale).items() if name in names}

@@ -104,18 +104,11 @@ def planned_rows(name: str, scale: str) -> list[experiments.Row]:
     return Selection.planned(name, scale).rows(name, scale)
 
 
-def required_notebooks(name: str, scale: str, selection: Selection | None = None) -> list[tuple[RunSpec, ...]]:
-    """The fine-tunings that a table reads, question-only baselines too, by the notebook that makes them."""
-    selection = selection or Selection.planned(name, scale)
-    needed = [runs for row in selection.rows(name, scale) for runs in row.notebooks]
-    needed += filter(None, [selection.blank_runs(name, scale)])
-    return list({tuple(run.run_id for run in runs): runs for runs in needed}.values())
-
-
 def required_runs(name: str, scale: str, selection: Selection | None = None) -> list[RunSpec]:
-    """Every fine-tuning that a table reads, each once."""
-    needed = [run for runs in required_notebooks(name, scale, selection) for run in runs]
-    return list({run.run_id: run for run in needed}.values())
+    """Every fine-tuning that a table reads, question-only baselines too, each once; of a row by seed."""
+    selection = selection or Selection.planned(name, scale)
+    needed = [run for row in selection.rows(name, scale) for run in sorted(row.runs, key=lambda run: run.seed)]
+    return list({run.run_id: run for run in [*needed, *selection.blank_runs(name, scale)]}.values())
 
 
 def planned_tables(scale: str) -> list[str]:
