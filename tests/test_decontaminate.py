@@ -140,7 +140,7 @@ def test_a_protected_set_that_is_absent_is_an_error_unless_skipped(
         decontaminate.apply("medpix2", [], ("vqa_rad",))
     with caplog.at_level(logging.WARNING, logger="amif_lib"):
         kept, pairs = decontaminate.apply("medpix2", [], ("vqa_rad",), "skip")
-    assert kept == [] and pairs.empty and "not kept out, since not on disk: vqa_rad" in caplog.text
+    assert kept == [] and pairs.empty and "not on disk, so their pictures are not kept out: vqa_rad" in caplog.text
 
 
 @pytest.mark.parametrize(("reader", "splits"), decontaminate.PROTECTED_SPLITS.items())

@@ -92,7 +92,7 @@ def test_make_data_fetches_unpacks_and_checks_once(tiny: Tiny, capsys: pytest.Ca
 
     asked, own = len(tiny.web.seen), tiny.home / ANNOTATIONS
     assert make_data() == 0 and len(tiny.web.seen) == asked
-    assert "nothing: it is there" in capsys.readouterr().out
+    assert "nothing: already there" in capsys.readouterr().out
     shutil.rmtree(tiny.home / IMAGES)
     own.write_bytes(b"[]")  # what is there is not overwritten
     assert make_data() == 1 and tiny.web.seen[asked:] == ["/images.zip"] and tiny.files() == WHOLE
@@ -116,7 +116,7 @@ def test_a_bad_archive_leaves_nothing_and_the_rest_of_the_set_stays(tiny: Tiny, 
     tiny.change(1, url=tiny.web.add(f"/{name}", body), target=name)
     assert make_data() == 1
     said = capsys.readouterr().err
-    assert re.search(f"{name}: http.*{why}.*; check the network, or fetch", said) and "failed: tiny" in said
+    assert re.search(f"{name}: http.*{why}.*; check the network, or put the file", said) and "failed: tiny" in said
     assert tiny.files() == [ANNOTATIONS] and not list(tiny.home.parent.rglob("up"))
 
 
@@ -126,7 +126,7 @@ def test_a_cut_connection_is_tried_again_and_then_given_up(tiny: Tiny, capsys) -
     shutil.rmtree(tiny.home)
     tiny.web.cuts["/annotations"] = 9
     assert make_data() == 1
-    assert "check the network, or fetch it by hand and put it there" in capsys.readouterr().err
+    assert "check the network, or put the file into the set's folder by hand" in capsys.readouterr().err
     assert tiny.files() == []
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 
@@ -193,12 +194,13 @@ def test_a_stored_specification_reads_back_equal_whatever_its_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modle": {}}, "modle: unknown key; amif_lib/specs/SETTINGS.md has all"),
+        ({"modle": {}}, "modle: unknown key; see amif_lib/specs/SETTINGS.md"),
         ({"model": {"widht": 3}}, "model.widht: unknown key"),
         ({"model": {"width": "wide"}}, "model.width: Input should be a valid integer"),
         ({"model": {"width": 100}}, "image_heads 12 does not divide width 100"),
         ({"objective": {"labels": "hard"}}, "objective.labels: Input should be 'soft' or 'one_hot'"),
         ({"train": {"learning_rate": float("inf")}}, "train.learning_rate"),
+        ({"seed": date(2025, 1, 31)}, "seed: Input should be a valid integer"),  # YAML reads 2025-01-31 so
         ({"stage": "stage3"}, "amif has no stage 'stage3'; choose one of stage1, stage2, finetune"),
         ({"init": {"image": "teacher"}}, "init: 'teacher' needs a `teacher` section"),
         ({"init": {"image": "teacher"}, "teacher": {"noise": 1.0}}, "init: 'teacher' needs one pair of towers"),
@@ -213,9 +215,11 @@ def test_a_wrong_specification_is_one_line_that_names_the_field(change, message)
 
 def test_a_run_that_is_not_there_is_named(tmp_path):
     (tmp_path / "run.json").write_text('{"stage": "stage1",', encoding="utf-8")
+    (tmp_path / "folder.yaml").mkdir()
     for name, message in {
         str(tmp_path / "run.json"): "run.json: not valid YAML or JSON",
         str(tmp_path / "absent.yaml"): "no such file",
+        str(tmp_path / "folder.yaml"): "cannot be read .Is a directory",
         "demo": "give a .yaml",
         "huge/table4": "unknown; choose one of",
         "demo/table9": "unknown; choose one of",

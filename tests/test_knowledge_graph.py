@@ -137,7 +137,7 @@ def test_a_users_file_may_bring_its_own_entities(folder):
         (b"heart\talias\tpump\nlung\talias\tpump\n", "line 2: 'pump' is a word for 'heart' already; leave"),
         (b"tube\talias\ttube\n", "own.tsv, line 1: head and tail are both 'tube'"),
         (b"effusion\tin\tpleural effusion\n", "own.tsv, line 1: head and tail are both 'pleural effusion'"),
-        (b"mass\tin\tbrain\n", "own.tsv: no triple has two ends that 3 of the 10 reports name"),
+        (b"mass\tin\tbrain\n", "own.tsv: no usable triple: head and tail must each be named in at least 3 of the 10"),
         (b"\xff\xfe", "own.tsv, line 1: not UTF-8"),
         (None, "own.tsv: no such file"),
     ],

@@ -54,9 +54,12 @@ def test_one_process_at_a_time_and_a_dead_one_lets_go(tmp_path: Path, capsys: py
         assert lock.read_text().startswith(f"process {os.getpid()} on")
 
 
-def test_bad_requests(run, monkeypatch) -> None:
+def test_bad_requests(run, monkeypatch, tmp_path) -> None:
     with pytest.raises(InputError, match="processes=0"):
         launch.train(run, 0)
+    (tmp_path / "some results").touch()  # a file where a folder should be
+    with pytest.raises(InputError, match=r"cannot be written .*; set AMIF_RESULTS"):
+        launch.train(run, 1)
     for text, least in (("0", 1), ("many", 0)):
         monkeypatch.setenv("AMIF_WORKERS", text)
         with pytest.raises(InputError, match=f"AMIF_WORKERS={text!r}: give a whole number of at least {least}"):

@@ -122,7 +122,7 @@ def test_an_empty_folder_holds_no_set(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ({"colour": 1}, "colour: Extra inputs"),
         ({"files": [{"path": "a", "bytes": 1, "sha256": "xyz"}]}, "files.0.sha256"),
-        ({"name": "other"}, "name: 'other' must equal"),
+        ({"name": "other"}, "name: 'other' must be 'tiny'"),
     ],
 )
 def test_bad_manifest_names_the_field(tiny: TinySet, changes: dict, message: str) -> None:

@@ -76,9 +76,9 @@ def test_a_run_trains_on_its_own_loss_only(monkeypatch, capsys):
     run = tiny.run(stage1={"epochs": 1}).parent.parent
     same, doubled = (own_loss.with_loss(run, defined(LOSS, scale=scale), "mine") for scale in (1, 2))
     for given in (None, defined(LOSS, scale=1)):
-        with pytest.raises(InputError, match="is of a loss that a notebook defines, not of the one given"):
+        with pytest.raises(InputError, match="trains on a loss that a notebook defines, not on the one given"):
             loop.fit(doubled, given)
-    with pytest.raises(InputError, match="is of the method's own loss"):
+    with pytest.raises(InputError, match="trains on the method's own loss"):
         launch.train(run, loss=defined(LOSS, scale=1))
     assert not list(paths.results().glob("runs/*/model"))
     launch.train(run, processes=1)
@@ -94,7 +94,7 @@ def test_a_run_trains_on_its_own_loss_only(monkeypatch, capsys):
     found = stored.load_run(doubled)
     assert found.spec == doubled and found.spec.own_loss in (doubled.directory / "loss.py").read_text(encoding="utf-8")
     launch.train(doubled)  # finished: nobody needs the loss any more
-    with pytest.raises(InputError, match="is of a loss that a notebook defines"):
+    with pytest.raises(InputError, match="trains on a loss that a notebook defines"):
         launch.train(doubled, loss=defined(LOSS, scale=3))
 
 

@@ -79,7 +79,7 @@ def test_absent_images_are_left_out_until_more_than_a_tenth(tmp_path: Path, capl
     (images / "ab12_3-Figure4-1.png").unlink()
     with caplog.at_level(logging.INFO, logger="amif_lib"):
         assert len(medicat.read(root, MEDICAT_LAYOUT)) == 9
-    assert "9 of 10 images found under" in caplog.text and "the others are left out" in caplog.text
+    assert "9 of 10 images found under" in caplog.text and "whose images are missing are left out" in caplog.text
     (images / "ab12_3-Figure7-1.png").unlink()
     message = complaint(lambda: medicat.read(root, MEDICAT_LAYOUT))
     assert "3-Figure4-1.png: image of study" in message and "8 of 10 images found under" in message

@@ -121,8 +121,8 @@ def test_deleted_or_damaged_file(tmp_path, name):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda t: pd.concat([t, t.iloc[[1]]]), "question 'q2' is doubled"),
-        (lambda t: t.assign(log_likelihoods=[[0.0, 1.0]] * 4), "question q1 has not one finite log-likelihood"),
+        (lambda t: pd.concat([t, t.iloc[[1]]]), "question 'q2' occurs twice"),
+        (lambda t: t.assign(log_likelihoods=[[0.0, 1.0]] * 4), "question q1 needs one finite log-likelihood"),
     ],
 )
 def test_edited_predictions_are_refused(tmp_path, edit, message):

@@ -305,7 +305,7 @@ def test_bad_options_are_named(made: Path, capsys) -> None:
         said = capsys.readouterr()
         assert message in said.err and said.err.count("\n") == 1 and not said.out, said.err
     assert cli.main(["score", str(path), "--dataset", "vqa_rad", "--out", str(path)]) == 2
-    assert "is a file that is read" in capsys.readouterr().err and json.loads(path.read_text()) == ANSWERS
+    assert "would overwrite an input file" in capsys.readouterr().err and json.loads(path.read_text()) == ANSWERS
 
 
 def test_command_needs_no_torch_and_no_image(made: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_run_is_not_taken_once_its_parent_has_other_weights(finished):
     before = made.read_text()
     weights = stored.load_run(finished.parent).provenance["files"]["model/model.safetensors"]
     made.write_text(before.replace(weights, "0" * 64))
-    with pytest.raises(InputError, match=f"{finished.run_id}: was made of another parent .* delete this folder"):
+    with pytest.raises(InputError, match=f"{finished.run_id}: was trained from another parent .* delete this folder"):
         stored.is_finished(finished)
     made.write_text(before)
     assert stored.is_finished(finished)

@@ -199,6 +199,8 @@ def test_labels_are_what_the_images_show_and_views_that_cannot_show_it_are_not_a
         transfer.read_data("base", 53)
     with pytest.raises(InputError, match="has no labels; name a generated set"):
         labelled.read("roco", 53)
+    with pytest.raises(InputError, match="several questions of one type"):
+        labelled.read("phantom_vqa_rad", 53)
 
 
 def test_a_mask_of_another_size_than_its_image_is_one_line(data, monkeypatch):

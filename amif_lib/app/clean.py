@@ -8,14 +8,14 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 
 CACHES = ("__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache")
-WORKFLOW = ("logs", "specs", "preview.json")  # of a scale
-OWN = ("runs", "audit", "from_reference", ".snakemake")  # the last records which code made each table
+WORKFLOW = ("logs", "specs", "preview.json")  # in the folder of a scale
+OWN = ("runs", "audit", "from_reference", ".snakemake")  # .snakemake records which code made each table
 
 
 def main(runs: bool = False) -> None:
-    """Remove caches and logs; with `runs` also runs, tables and reports of one's own. Prints what went.
+    """Remove caches and logs; with `runs` also the user's runs, tables and reports. Prints what was removed.
 
-    Raises InputError while a workflow or a training is at work.
+    Raises InputError while a workflow or a training is running.
     """
     results = paths.results()
     scales = [results / path.stem for path in (paths.SPECS / "scales").glob("*.yaml")]
@@ -25,7 +25,7 @@ def main(runs: bool = False) -> None:
                 with files.exclusive(lock, paths.shown(folder), wait=False):
                     pass
         except BlockingIOError as error:
-            raise InputError(f"{error}; nothing was removed, call clean when it has ended") from None
+            raise InputError(f"{error}; nothing was removed, run make clean when it has ended") from None
     found = [paths.ROOT / name for name in CACHES]
     for folder in ("amif_lib", "notebooks", "tests"):
         found += [path for name in CACHES for path in (paths.ROOT / folder).rglob(name)]
@@ -35,4 +35,4 @@ def main(runs: bool = False) -> None:
     holding = {above for folder in kept for above in (folder, *folder.parents)}
     for path in (path for path in found if path.exists() and path.resolve() not in holding):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
-        print(f"removed {paths.shown(path)}")
+        print(f"{'could not remove' if path.exists() else 'removed'} {paths.shown(path)}")

@@ -16,21 +16,21 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 
 FOLDERS = ("DATA_ROOT", "AMIF_RESULTS", "AMIF_PHANTOM", "AMIF_PREPARED", "HF_HOME")
-PAGES = ("00", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # train nothing, pictures small
-COMPARED = ("17", "18")  # these show all methods: made only if the reference has the runs of all
+PAGES = ("00", "02a", "02b", "02c", *map(str, range(11, 17)), "20", "21", "23", "90")  # no training, small pictures
+COMPARED = ("17", "18")  # these compare all methods: executed only if the reference has runs of each
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status 0; 1 where something ran and failed; 2 for input that cannot be used."""
     options = vars(parser().parse_args(arguments))
-    for name in FOLDERS:  # relative to where the command was called; the jobs run elsewhere
+    for name in FOLDERS:  # a relative path means the caller's folder, but jobs run in another one
         if os.environ.get(name):
             os.environ[name] = str(Path(os.environ[name]).expanduser().resolve())
     if origin := options.pop("from", ""):
         os.environ["FROM"] = origin
     function, *_ = COMMANDS[options.pop("command")]
     try:
-        paths.from_reference()  # refuses any other FROM
+        paths.from_reference()  # raises InputError for an unknown FROM
         return pkgutil.resolve_name(f"amif_lib.{function}")(**options) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-# The default of these is the environment variable of that name, such as SCALE, which make passes on.
+# Options whose default is the environment variable of the same name, such as SCALE, which make passes on.
 FROM_MAKE = ("--scale", "--machine", "--datasets", "--rows", "--seeds", "--pretrain-seeds", "--copies")
 NAMES = {"type": lambda text: tuple(text.replace(",", " ").split()), "default": ""}
 FLAG = {"action": "store_true"}
@@ -52,13 +52,13 @@ OPTIONS = {
     "--machine": {"default": "laptop", "help": "laptop (default), workstation or slurm"},
     "--tables": NAMES | {"help": "names of tables, comma-separated (default: all of the scale)"},
     "--datasets": NAMES | {"help": "data sets, comma-separated (default: all of the scale)"},
-    "--rows": NAMES | {"help": "rows of the tables, comma-separated, as 6 or table4:6 (default: all)"},
+    "--rows": NAMES | {"help": "rows of the tables, comma-separated, such as 6 or table4:6 (default: all)"},
     "--seeds": {"type": int, "default": 1, "help": "fine-tunings per cell (default: 1)"},
     "--pretrain-seeds": {"type": int, "help": "pre-trainings per cell (default: as many as the table names, or 1)"},
-    "--from": {"metavar": "reference", "help": "read committed results (or FROM=reference)"},
+    "--from": {"metavar": "reference", "help": "reference: use the committed runs (same as FROM=reference)"},
     "spec": {"help": "a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]"},
     "name": {"help": "for example table1 or lambda_sweep"},
-    "--notebook": FLAG | {"help": "execute notebook 20 about maps as well"},
+    "--notebook": FLAG | {"help": "also execute notebook 20 (attention and transport maps)"},
     "--dry-run": FLAG | {"help": "only say what would be fetched"},
     "files": FILE | {"nargs": "*", "help": "CSV, JSON, JSON lines, parquet; or a data set with a manifest"},
     "--train": FILE | {"nargs": "+", "default": [], "help": "files of training questions only"},
@@ -68,19 +68,19 @@ OPTIONS = {
     "--id": COLUMN | {"dest": "identity", "help": "the column of the question ids"},
     "--dataset": {"default": "", "help": "a question set, such as vqa_rad (a run folder says it itself)"},
     "--training-file": {"default": "", "help": "what the baselines learn from, such as published3064"},
-    "--language": {"default": "", "help": "of SLAKE's questions: en or zh (default: en)"},
-    "--all": FLAG | {"help": "versions of packages too, and the weights that each scale starts from"},
-    "--out": FILE | {"type": Path, "help": "write all numbers to this CSV file too"},
-    "--batch": {"type": int, "default": 2, "help": "samples a step (the paper: 256)"},
-    "--steps": {"type": int, "default": 1, "help": "optimiser steps of each training"},
+    "--language": {"default": "", "help": "language of SLAKE's questions: en or zh (default: en)"},
+    "--all": FLAG | {"help": "also show versions of packages and the weights that each scale starts from"},
+    "--out": FILE | {"type": Path, "help": "also write all numbers to this CSV file"},
+    "--batch": {"type": int, "default": 2, "help": "samples per step (default: 2; the paper: 256)"},
+    "--steps": {"type": int, "default": 1, "help": "optimiser steps of each training (default: 1)"},
     "--copies": {"type": int, "choices": (0, 1), "default": 1, "help": "0: open the originals in notebooks/"},
     "arguments": {"nargs": "*", "help": "JupyterLab's own options, after --"},
-    "notebooks": {"nargs": "*", "help": "only make the executed copies of these anew, such as 02a"},
-    "--runs": FLAG | {"help": "all finished runs, tables and reports of your own too"},
+    "notebooks": {"nargs": "*", "help": "only renew the executed copies of these notebooks, such as 02a"},
+    "--runs": FLAG | {"help": "also remove all finished runs, tables and reports of your own"},
 }
 MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"
-COMMANDS = {  # name: the function that is called with the options by their names; the options; what it does
+COMMANDS = {  # name: the function, called with its options as keywords; the options; the help text
     "doctor": ("app.doctor:main", "--all", "say what this machine can run and what is missing"),
     "reproduce": ("app.reproduce:reproduce", MANY, "run what is missing of a scale, from its data check to its report"),
     "plan": ("app.reproduce:show_plan", MANY, "list the jobs of reproduce and what they cost, without running any"),
@@ -91,10 +91,10 @@ COMMANDS = {  # name: the function that is called with the options by their name
     "smoke-paper": ("app.smoke:main", "--batch --steps", "one step of each training at the paper's full size"),
     "data": ("app.cli:fetch_data", "--scale --datasets --dry-run", "fetch what is open, say how to get the other sets"),
     "data-check": ("app.cli:check_data", "--scale --datasets", "check a scale's data sets against their manifests"),
-    "leaks": ("app.cli:leaks", "files --train --test --out", "say what training questions give away about test ones"),
-    "score": ("app.cli:score", SCORE, "score anyone's predictions on the test questions of a set, beside baselines"),
+    "leaks": ("app.cli:leaks", "files --train --test --out", "measure how far training questions give away test ones"),
+    "score": ("app.cli:score", SCORE, "score any model's predictions on a set's test questions, beside baselines"),
     "bench": ("app.cli:bench", "--scale", "time data feed, ranking, transport and training here (notebook 40)"),
-    "audit": ("app.cli:audit", "", "recompute the paper's own numbers against each other and the annotation files"),
+    "audit": ("app.cli:audit", "", "check the paper's numbers against each other and against the annotation files"),
     "settings": ("app.cli:settings", "", "list every setting with its default and alternatives"),
     "reference": ("app.cli:reference", "notebooks --scale", "copy a scale's results to results/reference/"),
     "lab": ("app.lab:main", "--copies arguments", "open the notebooks in JupyterLab, as working copies in lab/"),
@@ -133,7 +133,7 @@ def table(name: str, scale: str) -> None:
 
 
 def _execute(notebook: str, scale: str, *given: str) -> int:
-    """Execute a notebook that has the parameter `scale`; the executed copy goes to the scale's folder."""
+    """Execute a notebook that has the parameter `scale`; its executed copy goes to the scale's folder."""
     from amif_lib.app import run_notebook
 
     source, out = (folder / f"{notebook}.ipynb" for folder in (paths.NOTEBOOKS, paths.scale_dir(scale) / "notebooks"))
@@ -177,7 +177,7 @@ def check_data(scale: str, datasets: tuple[str, ...]) -> int:
 
     found = check.check(datasets or doctor.data_sets(scale))
     print(found.to_markdown(index=False))
-    bad = ~found["status"].isin(("ok", "partial"))  # partial: the set can be used, as far as it is there
+    bad = ~found["status"].isin(("ok", "partial"))  # what is there of a partial set can be used
     if bad.any():
         print(f"\n{bad.sum()} checks failed; data_manifests/<set>.md says where a set comes from", file=sys.stderr)
     return int(bad.any())
@@ -211,9 +211,9 @@ def _write_csv(table: Any, path: Path | None, read: list[str | Path]) -> None:
     from amif_lib.core import files
 
     if path and path.resolve() in {Path(name).resolve() for name in read}:
-        raise InputError(f"--out {path}: is a file that is read; give another name")
+        raise InputError(f"--out {path}: would overwrite an input file; give another name")
     if path:
-        with files.atomic_write(path, "give --out a folder with room that you may write to") as temporary:
+        with files.atomic_write(path, "give --out a writable folder with enough space") as temporary:
             table.to_csv(temporary, index=False)
 
 
@@ -235,18 +235,18 @@ def settings() -> None:
 
 
 def reference(scale: str, notebooks: list[str]) -> int:
-    """Store a scale's reference and the executed copies of `PAGES`, or the copies of the named notebooks alone."""
+    """Store a scale's reference and the executed copies of `PAGES`, or only the copies of the named notebooks."""
     from amif_lib.app import run_notebook
     from amif_lib.reporting import reference, table_rows
 
     if not notebooks:
         print(f"Reference: {paths.shown(reference.store(scale))}")
-    os.environ["FROM"] = "reference"  # the copies show what a fresh clone does
+    os.environ["FROM"] = "reference"  # the copies show what a reader gets in a fresh clone
     pages = [*PAGES, *(COMPARED if "methods" in table_rows.planned_tables(scale) else ())] if scale == "demo" else []
     for name in notebooks or pages:
         found = sorted(paths.NOTEBOOKS.glob(f"{name}*.ipynb"))
         if len(found) != 1:
-            raise InputError(f"{name}: the beginning of {len(found)} notebooks; give the number of one, such as 02a")
+            raise InputError(f"{name}: {len(found)} notebooks have this number; give that of one, such as 02a")
         executed = paths.scale_dir(scale) / "notebooks" / found[0].name
         if status := run_notebook.main([str(found[0]), "--out", str(executed)]):
             return status

@@ -1,4 +1,4 @@
-"""What trainings cost before they start: hours, from seconds a sample of stored runs, and disk."""
+"""What trainings will cost: hours, estimated from the seconds per sample of stored runs, and disk space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE_BYTES = 0.45  # of a stored image, per squared pixel of its short side (me
 
 
 def samples(run: RunSpec) -> int:
-    """Samples that a training passes over, by its manifests' counts before decontamination."""
+    """Samples that a training will see in all epochs, by its manifests' counts before decontamination."""
     if run.stage == "finetune":
         manifest = manifests.load(run.data.questions)
         counts = {variant.name: variant.train for variant in manifest.variants if variant.train}
@@ -31,13 +31,13 @@ def samples(run: RunSpec) -> int:
 
 
 def studies(name: str) -> int:
-    """Studies of a pre-training set: of its training split, or all where it has none; 0 if its card gives no number."""
+    """Studies of a pre-training set: all, or its training split's; 0 if its manifest gives no number."""
     splits = {split.name: split.studies for split in manifests.load(name).splits}
     return splits.get("all") or splits.get("train") or 0
 
 
 def measured(folder: Path, scale: str) -> dict[str, float]:
-    """Seconds a sample by stage over the finished runs of a scale below a folder; empty where there are none."""
+    """Mean seconds per sample, by stage, of the finished runs of a scale in a folder; {} if there are none."""
     seconds, count = Counter(), Counter()
     for path in folder.glob("*/spec.json"):
         run, metrics = files.read_yaml(path), path.with_name("metrics.json")
@@ -49,7 +49,7 @@ def measured(folder: Path, scale: str) -> dict[str, float]:
 
 
 def parameters(m: ModelSpec) -> int:
-    """Parameters of the whole network, norms and biases aside."""
+    """Parameters of the whole network, without norms and biases."""
     layers = m.image_layers + m.text_layers + m.decoder_layers
     cross = 2 * m.fusion_layers * 4 / 3 + m.decoder_cross_layers / 3 + 4 / 3
     return round(12 * m.width**2 * (layers + cross) + m.width * 2 * m.vocab_size)
@@ -64,13 +64,16 @@ def disk(runs: Iterable[RunSpec]) -> float:
 
 
 def rates(scale: str) -> tuple[dict[str, float], str]:
-    """Seconds a sample by stage, of own finished runs or else of the committed ones, and where they were measured."""
+    """Seconds per sample, by stage, of the user's runs or else of the committed ones, and where they were measured."""
     own, reference = (measured(folder / "runs", scale) for folder in (paths.results(), paths.reference(scale)))
-    return reference | own, "on this machine" if own else "for the reference, on two cores"
+    place = "for the reference, on two cores"
+    if own:
+        place = "on this machine" if own.keys() >= reference.keys() else f"partly on this machine, partly {place}"
+    return reference | own, place
 
 
 def in_words(scale: str, runs: list[RunSpec], missing: list[RunSpec]) -> str:
-    """Hours and disk of a plan's runs, and of those that are still to do."""
+    """Lines for `make plan`: hours of all runs and of the missing ones, and disk space."""
     seconds, where = rates(scale)
 
     def hours(these: list[RunSpec]) -> float:
@@ -79,6 +82,6 @@ def in_words(scale: str, runs: list[RunSpec], missing: list[RunSpec]) -> str:
     if unknown := sorted({run.stage for run in runs} - set(seconds)):
         time = f"not known, since no training of {' and '.join(unknown)} was measured at this scale; finish one first."
     else:
-        to_do = f"{hours(missing):.1f} h of it to do, teachers and tables aside"
+        to_do = f"of which {hours(missing):.1f} h are still to do, without teachers and tables"
         time = f"about {hours(runs):.1f} h, {to_do}; measured {where}."
     return f"time: {time}\ndisk: about {disk(runs) / 1e9:.1f} GB (downloads: python -m amif_lib data --dry-run)."

@@ -34,7 +34,7 @@ def free_disk() -> float:
 
 
 def gpus() -> dict[str, float]:
-    """GPUs that torch can use, with their memory in GB; torch, whose import takes seconds, is asked if a driver is."""
+    """GPUs that torch can use, with their memory in GB; without a driver torch, which loads slowly, is not asked."""
     driver = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or shutil.which("nvidia-smi")
     if not driver or importlib.util.find_spec("torch") is None:
         return {}
@@ -45,7 +45,7 @@ def gpus() -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """The installed ones of the packages that matter, with their versions."""
+    """Versions of those of `PACKAGES` that are installed."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -62,7 +62,7 @@ def data_sets(scale: str) -> list[str]:
 
 
 def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
-    """Why a scale cannot run on this machine with these GPUs, each with its remedy; empty where it can."""
+    """Reasons why a scale cannot run on this machine with these GPUs, each with its remedy; [] if it can."""
     memory, disk, gpu = NEEDS[scale]
     packages = [name for name in PACKAGES if name not in versions()]
     out = [f"not installed: {', '.join(packages)} (make env)"] if packages else []
@@ -106,7 +106,7 @@ def weights(scale: str) -> str:
 
 
 def main(all: bool = False) -> None:
-    """Print the report; `all`: and versions and weights. What is missing is an answer, not a failure."""
+    """Print the report; with `all` also versions and weights. Something missing is no failure: the exit status is 0."""
     print("\n".join(report()))
     if all:
         print("packages: " + ", ".join(f"{name} {version}" for name, version in versions().items()))

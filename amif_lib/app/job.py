@@ -1,4 +1,4 @@
-"""Run one job of the workflow: output goes to a log, lines at start, now and then and at the end to the terminal."""
+"""Run one job of the workflow: its output goes to a log, and a line to the terminal at start, end and in between."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from amif_lib.app.jobs import Job, read
 from amif_lib.core import files, paths
 from amif_lib.training import launch
 
-EVERY = 30  # seconds between the lines of a job that runs on
+EVERY = 30  # seconds between two lines of a running job
 
 
 def since(started: float) -> timedelta:
@@ -36,8 +36,8 @@ def tail(log: Path, lines: int) -> str:
 def claimed_gpus(wanted: int, total: int) -> Iterator[str]:
     """Numbers of `wanted` GPUs that no other job on this machine uses, for CUDA_VISIBLE_DEVICES.
 
-    Snakemake counts GPUs and does not hand them out, so each has a lock file. If the user's CUDA_VISIBLE_DEVICES names
-    GPUs, only those are given. Yields "" where no GPU is asked for, or SLURM gives them to the job (`total` is 0).
+    Snakemake counts GPUs but does not assign them, so each has a lock file. If the user's CUDA_VISIBLE_DEVICES names
+    GPUs, only those are used. Yields "" if no GPU is wanted, or if SLURM assigns them (`total` is 0).
     """
     if not wanted or not total:
         yield ""
@@ -102,7 +102,7 @@ def main() -> int:
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--makes", required=True, help="an output of a job in the plan")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--gpus", default="0/0", help="how many of how many")
+    parser.add_argument("--gpus", default="0/0", help="GPUs for this job / GPUs of the machine")
     options = parser.parse_args()
     job = next(job for job in read(options.plan) if options.makes in job.outputs)
     log = options.plan.resolve().parent / "logs" / f"{job.rule}_{job.name}.log"

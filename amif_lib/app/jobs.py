@@ -36,7 +36,7 @@ NOTEBOOKS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asked for. Empty means all that the scale names."""
+    """What the user asked for. Empty means all that the scale names."""
 
     scale: str = "demo"
     tables: tuple[str, ...] = ()
@@ -48,12 +48,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """Arguments for Python, with the files that it needs and makes, relative to the results folder."""
+    """One command of the workflow, with the files that it needs and makes, relative to the results folder."""
 
     rule: str  # data, teacher, a stage of a method, table, figures or report
     name: str  # of the log file: a table, a scale, or a hash of runs
     outputs: tuple[str, ...]
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # arguments for Python
     needs: tuple[str, ...] = ()
     label: str = ""
     code: str = ""  # digest of the code that makes the outputs; when it changes, the job runs again
@@ -73,7 +73,7 @@ class Job:
 
 @dataclass
 class Plan:
-    """Jobs in an order in which each one's needs come first, and the runs behind them by id."""
+    """Jobs, each after those that it needs, and the runs that they make, by id."""
 
     request: Request
     jobs: list[Job] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Plan:
     def write(self, name: str = "plan.json") -> Path:
         """Write the plan and the runs' specification files; returns the plan's path.
 
-        Tables read in `plan.json` what was asked for of them, now or last; a preview takes another name.
+        `plan.json` keeps the latest request for each table, which the table reads; a preview must have another name.
         """
         from amif_lib.reporting import table_rows
 
@@ -121,7 +121,7 @@ def make_plan(request: Request) -> Plan:
         made.append(_add_notebook(plan, "transfer", out, given, (f"{scale}/tables/methods.csv",)))
     figures = ["-m", "amif_lib", "figures", "--scale", scale]
     if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
-        figures.append("--notebook")  # the notebook about maps, where all the runs that it shows are planned
+        figures.append("--notebook")  # the notebook about maps shows runs of these tables
     out, code = (f"{scale}/figures/figures.csv",), f"{code_digest(_path('maps'))}:{_library()}"
     made.append(plan.add(Job("figures", scale, out, tuple(figures), tuple(made), code=code)))
     _add_notebook(plan, "report", f"{scale}/report.html", {"scale": scale, "source": "runs"}, made)
@@ -129,7 +129,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _rows(request: Request) -> dict[str, tuple[str, ...]]:
-    """Tables, each with those of the rows asked for (`6`, or `table4:6`) that it has; none asked for: all of all."""
+    """The tables to make, each with its rows asked for (`6` or `table4:6`); () if none were asked for: all rows."""
     tables = request.tables or experiments.tables_of(request.scale)
     known = {table: experiments.row_names(table, request.scale) for table in tables}
     if not request.rows:
@@ -161,7 +161,7 @@ def _add_table(plan: Plan, table: str, only: tuple[str, ...]) -> str:
 
 
 def _add_check(plan: Plan) -> str:
-    """Add, before all others, the job that checks the data sets of the plan's runs; returns its file."""
+    """Add, as the first job, the one that checks the data sets of the plan's runs; returns its file."""
     of_sets = {tuple(data_sets(run)): run_id for run_id, run in plan.runs.items()}
     ids, notebook, out = tuple(of_sets.values()), _path("data"), f"{plan.request.scale}/data/check.csv"
     name, of_data = files.digest(ids), files.digest([str(paths.data_root()), sorted(set().union(*of_sets))])
@@ -184,10 +184,10 @@ def _add_training(plan: Plan, run: RunSpec, label: str) -> None:
     if not run.parent and (teacher := teacher_id(run)):
         command = ("-m", "amif_lib.training.prepare", "--spec", spec)
         needs.append(plan.add(Job("teacher", teacher, (f"runs/{teacher}/metrics.json",), command, label=label)))
-    code, command = "", ("-m", "amif_lib", "run", spec)  # a method for comparison has no notebooks of stages
+    code, command = "", ("-m", "amif_lib", "run", spec)  # methods for comparison have no notebook for each stage
     if run.method == "amif":
         notebook = _path(run.stage)
-        explore = str(plan.request.scale == "demo")  # by hand what the training then does: seconds at demo only
+        explore = str(plan.request.scale == "demo")  # a few steps by hand, which take seconds at demo scale only
         command = _execute(notebook, run.directory, {"spec": spec, "explore": explore})
         code = code_digest(notebook)
     made = ("metrics.json", "provenance.json", *((PREDICTIONS, CANDIDATES) if run.stage == "finetune" else ()))
@@ -205,7 +205,7 @@ def _add_notebook(
 
 
 def _execute(notebook: Path, folder: Path, given: dict[str, str]) -> tuple[str, ...]:
-    """Arguments for Python that execute a notebook with these parameters, its executed copy in a folder."""
+    """Arguments for Python that execute a notebook with these parameters; its executed copy goes into `folder`."""
     copy = paths.shown(folder / notebook.name)
     parameters = [part for pair in given.items() for part in ("-p", *pair)]
     return ("-m", "amif_lib.app.run_notebook", paths.shown(notebook), "--out", copy, *parameters)
@@ -221,7 +221,7 @@ def _whole(run: RunSpec) -> str:
 
 @cache
 def _library() -> str:
-    """Digest of the whole library: tables and report are cheap and are made anew whenever any of it changes."""
+    """Digest of the whole library: tables and report are cheap, so they are made again whenever any of it changes."""
     total = hashlib.sha256()
     for path in sorted(paths.PACKAGE.rglob("*.py")) + sorted(paths.published().glob("*.csv")):
         total.update(path.read_bytes())

@@ -13,7 +13,7 @@ from amif_lib.app.run_notebook import read_notebook
 from amif_lib.core import files, paths
 
 FOLDER = paths.ROOT / "lab"
-WITHOUT_NEWS = paths.PACKAGE / "app" / "jupyter"  # else JupyterLab asks over the first page whether it may send news
+WITHOUT_NEWS = paths.PACKAGE / "app" / "jupyter"  # settings without JupyterLab's question about news on first start
 MADE_FROM = ".made_from.json"  # in the folder of the copies: the digest of the original that each was made from
 
 
@@ -22,7 +22,7 @@ def main(copies: int, arguments: list[str]) -> int:
     folder = FOLDER if copies else paths.NOTEBOOKS
     if copies and (kept := make_copies(paths.NOTEBOOKS, FOLDER)):
         print(f"{paths.shown(FOLDER)}/: kept as you left them: {', '.join(kept)}")
-        print("For a fresh copy of one, delete it there and call make lab again.")
+        print("For a fresh copy of a notebook, delete it there and run make lab again.")
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # kernels inherit it
     settings = [str(WITHOUT_NEWS), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]
     environment["JUPYTER_CONFIG_PATH"] = os.pathsep.join(settings)
@@ -32,9 +32,9 @@ def main(copies: int, arguments: list[str]) -> int:
 
 
 def make_copies(originals: Path, copies: Path) -> list[str]:
-    """Copy what is not there yet and renew what nobody touched; returns the names of the copies that were changed.
+    """Make missing copies and renew those that nobody changed; returns the names of the others, which are kept.
 
-    A name ends in "(older than its original)" where the original has changed since the copy was made.
+    A name ends in "(older than its original)" if the original has changed since the copy was made.
     """
     record = copies / MADE_FROM
     made_from, kept = files.read_yaml(record) if record.is_file() else {}, []

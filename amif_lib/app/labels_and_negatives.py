@@ -23,11 +23,12 @@ HEAT_MAP = 32  # samples of the soft labels' heat maps
 def label_matrices(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> dict[str, np.ndarray]:
     """Labels H, student's P and teacher's Q of the batch's first N samples: `<pair>_labels`, `_student`, `_teacher`.
 
-    Pairs are image to text (`i2t`) and text to text (`t2t`), (N, N) each; `findings` names what each sample shows.
+    Pairs are image to text (`i2t`) and text to text (`t2t`), (N, N) each; `findings` (N,) names what each sample shows.
     """
     o, batch = run.spec.objective, batch.map(lambda x: x[:HEAT_MAP])
     amif = AMiF.from_pretrained(run.directory / "model")
-    views, text = amif.encode_views(batch.views)[:, :, 0], amif.text_encoder(batch.ids, batch.mask)[:, 0]  # [CLS]
+    views = amif.encode_views(batch.views)[:, :, 0]  # (N, V, d): [CLS] of each view
+    text = amif.text_encoder(batch.ids, batch.mask)[:, 0]  # (N, d)
     v, r = pick(amif.image_projection(views), batch.view), amif.text_projection(text)  # (N, e)
     teacher_r = batch.extras.get("teacher_text", r)
     teacher_v = pick(batch.extras["teacher_views"], batch.view) if batch.extras else v
@@ -47,13 +48,14 @@ def label_matrices(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) 
 def mined_negatives(run: Any, batch: PretrainingBatch, studies: Sequence[Study]) -> pd.DataFrame:
     """The hard negatives of a step, one line per sample and kind of pair; without a teacher, by the final weights.
 
-    `probability` of being drawn, and `uniform` were all allowed samples equally likely. Where what an image shows is
-    known: `same_findings` of sample and negative, and how often a negative has the same ones if it is drawn by these
-    probabilities (`p_same`) or uniformly (`uniform_same`). Texts and ids stand where they may be shown.
+    `probability` is that of drawing this negative, `uniform` the same if all allowed samples were equally likely. If
+    the findings of images are known: whether sample and negative have the `same_findings`, and the probability that
+    they do if drawn by these probabilities (`p_same`) or uniformly (`uniform_same`). Texts and ids are left out if a
+    set does not allow them to be shown.
     """
     amif = AMiF.from_pretrained(run.directory / "model")
     stage = Stage2(amif, run.spec.objective, run.spec.seed, special_ids=(0, 0))  # mining reads no tokens
-    views = text = None  # the teacher's vectors are enough
+    views = text = None  # not needed if the batch has the teacher's vectors
     if not batch.extras:
         views, text = amif.encode_views(batch.views), amif.text_encoder(batch.ids, batch.mask)
     sets, lines = run.spec.data.pretrain, []

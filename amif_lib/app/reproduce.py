@@ -1,4 +1,4 @@
-"""`make reproduce` and `make plan`: write the plan, hand it to Snakemake, and say in plain words what came of it."""
+"""`make reproduce` and `make plan`: write the plan, hand it to Snakemake, and report the outcome."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
     if absent := [name for name in names if check.presence(name)[0] != "found"]:
         remedy = f"set DATA_ROOT, or fetch the open ones with make data SCALE={scale}"
         raise InputError(f"data sets not found: {', '.join(absent)}; {remedy}")
-    with files.exclusive(plan.folder / ".lock", f"SCALE={scale} in {paths.shown(paths.results())}") as lock:
+    place = f"SCALE={scale} in {paths.shown(paths.results())}"
+    with files.exclusive(plan.folder / ".lock", place, remedy=files.RESULTS) as lock:
         started, messages = time.time(), plan.folder / "logs" / "workflow.log"
         command = _command(plan.write(), machine, use) + (["--nolock"] if lock is not None else [])
         first = [*command[:3], plan.jobs[0].outputs[0], *command[3:]]  # no training on data that fail their check
@@ -45,10 +46,10 @@ def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
     logs = [log for log in messages.parent.glob("*.log") if log != messages and log.stat().st_mtime >= started]
     if status:
         left = sum(not job.is_done() for job in plan.jobs)
-        if not logs:  # no job has said why
+        if not logs:  # no job ran, so Snakemake's own messages hold the cause
             print(f"{paths.shown(messages)} ends:\n{tail(messages, 15)}")
-        said = f"{left} of {len(plan.jobs)} jobs are left. Correct what FAILED, then call the same command"
-        print(f"\nSCALE={scale}: {said}: what is finished is kept, what was cut off resumes.", flush=True)
+        said = f"{left} of {len(plan.jobs)} jobs are left. Correct what FAILED, then run the same command"
+        print(f"\nSCALE={scale}: {said}: finished jobs are kept, interrupted trainings resume.", flush=True)
         return 1
     for job in plan.jobs:
         text = (paths.results() / job.outputs[0]).with_suffix(".md")
@@ -62,7 +63,7 @@ def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
 
 
 def show_plan(machine: str = "laptop", datasets: tuple[str, ...] = (), **request: Any) -> None:
-    """Print every job with whether it would run, and what the plan costs, without running anything."""
+    """Print every job, whether it would run, and what the plan costs, without running anything."""
     paths.refuse_reference("plan")
     plan = make_plan(Request(question_sets=datasets, **request))
     scale = plan.request.scale
@@ -78,17 +79,17 @@ def show_plan(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
 
 
 def shares(machine: str, scale: str) -> dict[str, Any]:
-    """How the jobs share a machine: threads, GPUs and memory of one training, and what there is in all.
+    """How the jobs share a machine: threads, GPUs and memory (MB) of one training, and of all together.
 
-    Without a GPU two trainings run side by side, since one gains less from a second core than the next one does.
-    Raises InputError for an unknown machine or one that cannot be used.
+    Without a GPU two trainings run side by side, since a second core speeds up one training only a little. Raises
+    InputError for an unknown machine or one that cannot be used.
     """
     if machine not in MACHINES:
         raise InputError(f"MACHINE={machine}: unknown; choose one of {', '.join(MACHINES)}")
     if importlib.util.find_spec("snakemake") is None:
         raise InputError("Snakemake is not installed; run make env")
     processes, memory = asked("AMIF_PROCESSES") or 1, MEMORY[scale]
-    if machine == "slurm":  # SLURM knows what there is in all
+    if machine == "slurm":  # SLURM itself knows the cluster's limits
         if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
             plugin = "snakemake-executor-plugin-slurm>=2.7"
             raise InputError(f'MACHINE=slurm: its plugin is not installed; .venv/bin/pip install "{plugin}"')
@@ -131,7 +132,7 @@ def _run(command: list[str], log: Path, lock: int | None, quiet: bool) -> int:
         held = () if lock is None else (lock,)
         streams = {"stdin": subprocess.DEVNULL, "stderr": messages if quiet else None}
         child = subprocess.Popen(command, env=_environment(), pass_fds=held, **streams)
-        if lock is not None:  # Snakemake outlives this process if this one is killed
+        if lock is not None:  # if this process is killed, Snakemake goes on and holds the lock
             files.name_holder(lock, child.pid)
         try:
             return child.wait()
@@ -141,7 +142,7 @@ def _run(command: list[str], log: Path, lock: int | None, quiet: bool) -> int:
 
 
 def _stop(child: subprocess.Popen) -> None:
-    """End Snakemake and everything below it, with time to clean up."""
+    """End Snakemake and all its child processes, with time to clean up."""
     with contextlib.suppress(psutil.NoSuchProcess):
         family = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
         for end in (psutil.Process.terminate, psutil.Process.kill):
@@ -150,7 +151,7 @@ def _stop(child: subprocess.Popen) -> None:
                     end(process)
             family = psutil.wait_procs(family, timeout=20)[1]
     child.wait()
-    print("\nstopped; what is finished is kept, the same command continues from here", flush=True)
+    print("\nstopped; finished jobs are kept, the same command continues from here", flush=True)
 
 
 def _pending(command: list[str]) -> set[str]:

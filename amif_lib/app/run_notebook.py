@@ -1,6 +1,6 @@
 """Execute a notebook without a browser: `python -m amif_lib.app.run_notebook NOTEBOOK --out OUT.ipynb -p key value`.
 
-papermill, with unknown parameters refused, the interpreter at hand as kernel, and sockets of its own for each kernel.
+Uses papermill, but refuses unknown parameters, runs this interpreter as kernel, and gives each kernel its own sockets.
 """
 
 from __future__ import annotations
@@ -44,28 +44,25 @@ def code_digest(notebook: Path) -> str:
 def parameters(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
     """The given texts as values of the types that the notebook's `parameters` cell declares.
 
-    Raises InputError for a name that the cell does not declare, and for a text that is no value of Python.
+    Raises InputError for a name that the cell does not declare, or a text that is not a Python literal.
     """
     import papermill
 
     read_notebook(notebook)
-    declared, values = papermill.inspect_notebook(_plain(notebook)), {}
+    declared, values, where = papermill.inspect_notebook(_plain(notebook)), {}, paths.shown(notebook)
     for name, text in given.items():
         if name not in declared:
-            known = f"its parameters cell declares: {', '.join(declared)}"
-            raise InputError(f"{paths.shown(notebook)}: no parameter {name!r}; {known}")
+            raise InputError(f"{where}: no parameter {name!r}; its parameters cell declares: {', '.join(declared)}")
         try:
             wants_text = isinstance(ast.literal_eval(declared[name]["default"]), str)
             values[name] = text if wants_text else ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            raise InputError(
-                f"{paths.shown(notebook)}: parameter {name}={text!r}: not a number or truth value"
-            ) from None
+            raise InputError(f"{where}: parameter {name}={text!r}: not a number, nor True or False") from None
     return values
 
 
 def _plain(path: Path) -> str:
-    """A path for papermill, which would replace {name} in it by a parameter."""
+    """A path with braces escaped, since papermill would replace {name} by a parameter."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
@@ -98,7 +95,7 @@ def run(notebook: Path, out: Path, given: Mapping[str, str] | None = None) -> No
 
 @contextlib.contextmanager
 def _own_kernel() -> Iterator[str]:
-    """Let `python3` be a kernel of this interpreter; yields where its sockets go: files, since ports may be taken."""
+    """Make this interpreter the kernel `python3`; yields the path of its sockets (files, since ports may be taken)."""
     with tempfile.TemporaryDirectory(prefix="amif-", dir="/tmp", ignore_cleanup_errors=True) as folder:  # a short path
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
@@ -114,14 +111,14 @@ def _own_kernel() -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0, 1 when a cell failed, 2 for bad input."""
+    """Execute the notebook of a command line; exit status 0, 1 if a cell failed, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m amif_lib.app.run_notebook", description="Execute a notebook.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="where the executed copy goes")
     several = {"nargs": 2, "action": "append", "default": []}
     parser.add_argument("-p", dest="given", metavar=("KEY", "VALUE"), help="a declared parameter", **several)
     options = parser.parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up below, kernel first
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel and its files are cleaned up
     try:
         run(options.notebook, options.out, dict(options.given))
     except InputError as error:

@@ -1,7 +1,7 @@
 """`make smoke-paper`: an optimiser step of each training at the paper's full size, and ranked answers, on any machine.
 
-Checkpoints of the paper's kinds are written in their hub formats with random weights, so that the real loading code
-runs without a network; with more steps and the paper's batch, it is the benchmark for a GPU.
+Checkpoints of the paper's architectures are written in hub formats with random weights, so that the real loading code
+runs without a network. With more steps and the paper's batch it is a benchmark for a GPU.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def specification(folder: Path, batch: int = 2, steps: int = 1) -> RunSpec:
     init = {"image": write_clip(folder / "clip"), "text": bert, "decoder": bert, "tokenizer": bert}
     train = {"epochs": steps, "batch_size": batch, "learning_rate": 4e-6}
     data = {"pretrain": list(PRETRAIN), "questions": "phantom_vqa_rad"}
-    data |= {"max_studies": batch, "max_questions": batch}  # an epoch is a step
+    data |= {"max_studies": batch, "max_questions": batch}  # one step per epoch
     shared = {"scale": "paper", "init": init, "data": data, "train": train}
     stage1 = shared | {"stage": "stage1", "teacher": {"source": teacher}}
     stage2 = stage1 | {"stage": "stage2", "parent": stage1}

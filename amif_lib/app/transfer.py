@@ -1,4 +1,4 @@
-"""What a frozen image encoder is worth for other tasks: features and scores of stored pre-trainings (notebook 18)."""
+"""Transfer of frozen image encoders to other tasks: features and scores of stored pre-trainings (notebook 18)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ LOSSES = ("global", "local", "category", "itm", "swap")  # of MLIP, one left out
 
 
 def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False) -> dict[str, list[RunSpec]]:
-    """By label of a row of the table `methods`, the first training of each replicate: a pre-training, or no such.
+    """For each row of the table `methods`, by label, the first training of each replicate: its pre-training, if any.
 
-    Of rows without pre-training the first stands for all, and is always there: changes are measured from it. Replicates
-    are those that every pre-training has finished, at least one. `ablations` adds MLIP without each of its losses.
+    Of rows without pre-training only the first is kept; it is always there, since changes are measured against it. All
+    rows have as many replicates as every pre-training has finished, at least one. `ablations` adds MLIP without each of
+    its losses. Raises InputError as `rows.rows` does.
     """
     out: dict[str, list[RunSpec]] = {}
     for row in rows.rows("methods", scale, only=only and ("no_pretraining", *only)):
@@ -43,7 +44,7 @@ def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False
 
 
 def read_data(scale: str, stored_side: int) -> Labelled:
-    """The labelled images of a scale, which no pre-training may have seen. Raises InputError where it has none."""
+    """The labelled images of a scale, which no pre-training may have seen. Raises InputError if it has none."""
     if not (name := rows.scale_settings(scale).get("transfer")):
         raise InputError(f"scale {scale}: no labelled images; name a set as `transfer` in specs/scales/{scale}.yaml")
     return labelled.read(name, stored_side)
@@ -91,14 +92,14 @@ def features(run: RunSpec, data: Labelled) -> tuple[np.ndarray, np.ndarray | Non
 def transfer(run: RunSpec, data: Labelled) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Scores of a run's frozen encoder and examples of its segmentation, see `scoring.transfer.score`.
 
-    `run` is a finished pre-training, or a fine-tuning without one, of which the start is scored; its seed decides which
-    studies make up a share of the labels.
+    `run` is a finished pre-training, or a fine-tuning without one, whose starting weights are scored; its seed decides
+    which studies are in a subset of the labels.
     """
     return scores.score(*features(run, data), data, run.seed)
 
 
 def pictured(examples: dict[str, dict[str, np.ndarray]], data: Labelled, side: int) -> dict[str, np.ndarray]:
-    """The examples of several rows, by the row, with their pictures (F, H, W), stored at `side`; or nothing."""
+    """The examples of several rows, by row, with their pictures (F, H, W), stored at `side`; {} without examples."""
     first = next(iter(examples.values()))
     if not first:
         return {}

@@ -1,4 +1,4 @@
-"""What notebooks 00 and 02a to 02c look at: the trained demo model, cases drawn for the occasion, and pictures."""
+"""For notebooks 00 and 02a to 02c: the trained demo model, newly drawn phantom cases, and plots."""
 
 from __future__ import annotations
 
@@ -31,14 +31,12 @@ from amif_lib.training.batches import PretrainingData
 
 ROW = "demo/table1/demo"  # the full model; its first training is on the first question set
 MAKES = "make table1 DATASETS=phantom_vqa_rad"
-SIZE = 96  # pixels, as the demo's own sets
+SIZE = 96  # pixels, as in the demo's own sets
 
 
 def trained(model: str = "") -> dict[str, Run]:
-    """The runs of a full demo model by stage: of a run id or folder, else the committed one, else the user's own.
-
-    Raises InputError with the command that makes one where there is none.
-    """
+    """The runs of a full demo model, by stage: that of the id or folder `model`, else the committed one, else the
+    user's own. Raises InputError, with the command that makes one, if there is none."""
     own = load_spec(ROW)[0]
     committed = [Run(path.parents[1]) for path in sorted(paths.reference("demo").glob("runs/*/model/config.json"))]
     found = [run for run in committed if run.spec.stage == "finetune"]
@@ -47,16 +45,16 @@ def trained(model: str = "") -> dict[str, Run]:
     elif not found and is_finished(own):
         found = [load_run(own)]
     if not found or found[0].spec.stage != "finetune":
-        raise InputError(f"no trained demo model is here; this makes one, in about half an hour: {MAKES}")
+        raise InputError(f"no trained demo model found; this trains one, in about half an hour: {MAKES}")
     runs = {step.stage: Run(found[0].directory.parent / step.run_id) for step in found[0].spec.trainings()}
     for run in runs.values():
         if not (run.directory / "model" / "model.safetensors").is_file():
-            raise InputError(f"{paths.shown(run.directory)}: no weights; this makes them: {MAKES}")
+            raise InputError(f"{paths.shown(run.directory)}: no weights; this trains them: {MAKES}")
     return runs
 
 
 def teacher_of(stage1: Run) -> teacher_models.Teacher:
-    """The frozen teacher of a stage-1 run, from beside the run where it is committed, else from beside the data."""
+    """The frozen teacher of a stage-1 run: the committed copy beside the run if there is one, else that of the data."""
     beside = stage1.directory.parent / settings.teacher_id(stage1.spec) / "model"
     return teacher_models.load_trained(
         stage1.spec.teacher, beside if beside.is_dir() else settings.cache(stage1.spec) / "fold0"
@@ -65,12 +63,12 @@ def teacher_of(stage1: Run) -> teacher_models.Teacher:
 
 def known_answers(network: AMiFForVQA) -> list[str]:
     """The prior knowledge of a model as texts: the answers of its training questions, the most frequent first."""
-    ends = (network.knowledge_ids == network.tokenizer.sep_token_id).nonzero().flatten() + 1  # each answer ends so
+    ends = (network.knowledge_ids == network.tokenizer.sep_token_id).nonzero().flatten() + 1  # [SEP] ends an answer
     return [tokenizers.decode(network.tokenizer, part) for part in network.knowledge_ids.tensor_split(ends)[:-1]]
 
 
 class Drawn(NamedTuple):
-    """Studies, or questions, that the phantom has just drawn, with what their images show."""
+    """Studies or questions newly drawn by the phantom, with the findings that their images show."""
 
     records: list[Any]  # Study or Question
     pictures: dict[str, Image.Image]  # by image id
@@ -78,7 +76,7 @@ class Drawn(NamedTuple):
 
 
 def draw_studies(seed: int, number: int) -> Drawn:
-    """Studies of one or two views with reports, those of like findings side by side; no model was trained on them."""
+    """Studies of one or two views with reports, sorted by findings; no model was trained on them."""
     drawn = _draw("mimic_cxr", seed, {"studies": number}, mimic_cxr.read)
     drawn.records.sort(key=lambda study: name_of(drawn, study))
     return drawn
@@ -96,10 +94,7 @@ def _draw(kind: str, seed: int, counts: dict[str, int], read: Any) -> Drawn:
         folder = Path(name) / kind
         generate(folder, kind, seed, SIZE, counts)
         records = read(folder, manifests.load(f"phantom_{kind}").layout)
-        if kind == "vqa_rad":
-            files = {question.image_id: question.image_path for question in records}
-        else:
-            files = {image.image_id: image.path for study in records for image in study.images}
+        files = {image.image_id: image.path for record in records for image in record.images}
         about = json.loads((folder / "masks.json").read_text(encoding="utf-8"))
         pictures = {i: images.as_stored(path, SIZE) for i, path in files.items()}
         findings = {}
@@ -139,7 +134,7 @@ def grey(view: torch.Tensor) -> np.ndarray:
 
 
 def matrix(axis: Axes, values: torch.Tensor, rows: Sequence[np.ndarray], columns: Sequence[str], **look: Any) -> Any:
-    """A heat map with the pictures that its rows are of on the left, and the names of its columns below."""
+    """A heat map with the picture of each row on the left and the name of each column below."""
     drawn = axis.imshow(values, **({"cmap": "magma", "vmin": 0} | look))
     for place, picture in enumerate(rows):
         corner = axis.inset_axes((-1.7, place - 0.48, 0.96, 0.96), transform=axis.transData)
@@ -156,7 +151,7 @@ def matrix(axis: Axes, values: torch.Tensor, rows: Sequence[np.ndarray], columns
 def overlay(
     axis: Axes, picture: np.ndarray | Image.Image, patches: torch.Tensor, region: Any = None, **look: Any
 ) -> None:
-    """A map (n, n) over its picture; white lines surround the region that is meant, where one is given."""
+    """A map (n, n) over its picture; a white line surrounds `region`, booleans (H, W), if given."""
     axis.imshow(picture, cmap="gray", extent=(0, 1, 1, 0))
     axis.imshow(patches, extent=(0, 1, 1, 0), **({"cmap": "viridis", "alpha": 0.6, "interpolation": "nearest"} | look))
     if region is not None and region.any():
@@ -167,7 +162,7 @@ def overlay(
 
 
 def bars(axis: Axes, values: Mapping[str, float], colour: str | Sequence[str]) -> None:
-    """A bar with its number for each name, the first at the top."""
+    """Horizontal bars with their names and numbers, the first at the top."""
     drawn = axis.barh(list(values), list(values.values()), color=colour)
     axis.bar_label(drawn, fmt="{:.2f}", fontsize="x-small", padding=2)
     axis.set(xticks=[], xlim=(0, 1.25 * max(values.values())))

@@ -1,4 +1,4 @@
-"""The one exception that the kit raises for input a person can mend."""
+"""The exception that the kit raises for input that the user can correct."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ class InputError(ValueError):
     """
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython prints of it."""
+        """The lines that IPython prints in place of a traceback."""
         return [f"InputError: {self}"]

@@ -1,4 +1,4 @@
-"""Files that others find whole or not at all, locks between processes, and reading of YAML and JSON."""
+"""Atomic writing of files, locks between processes, and reading of YAML and JSON."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ import yaml
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 
-RESULTS = "set AMIF_RESULTS to a folder with room that you may write to"
-PREPARED = "set AMIF_PREPARED to a folder with room that can be written"
+RESULTS = "set AMIF_RESULTS to a writable folder with enough space"
+PREPARED = "set AMIF_PREPARED to a writable folder with enough space"
+LOCK = "its folder must be writable"
 
 
 def temporary_file(path: Path) -> Path:
-    """Where `atomic_write` has a file written first: hidden, in the same folder, one per process."""
+    """The hidden file, one per process, that `atomic_write` fills before it renames it to `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 @contextlib.contextmanager
 def writing(target: Path, remedy: str = RESULTS, folder: Path | None = None) -> Iterator[None]:
-    """Make a folder (`target` itself if none is given) and write `target`; no permission or room is an InputError that
-    names `target` and ends in `remedy`."""
+    """Make `folder` (by default `target` itself) for what the block writes. Raises InputError, which names `target` and
+    ends in `remedy`, if the system refuses (no permission, disk full)."""
     try:
         (folder or target).mkdir(parents=True, exist_ok=True)
         yield
-    except BrokenPipeError:  # of whoever reads what is printed
+    except BrokenPipeError:  # the reader of our output has closed it: no file is at fault
         raise
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
@@ -43,9 +44,9 @@ def writing(target: Path, remedy: str = RESULTS, folder: Path | None = None) -> 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, remedy: str = RESULTS) -> Iterator[Path]:
-    """Make the folder of `path` and give a file to write to, renamed to `path` at the end and removed on any error.
+    """Yield a temporary file in the folder of `path`, renamed to `path` when the block ends, removed if it fails.
 
-    Raises InputError, which ends in `remedy`, where the file or its folder cannot be written or the disk is full.
+    Raises InputError, which ends in `remedy`, if the file or its folder cannot be written or the disk is full.
     """
     if path.is_dir():
         raise InputError(f"{paths.shown(path)}: cannot be written (it is a folder); give the name of a file")
@@ -71,15 +72,16 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, what: str, wait: bool = True) -> Iterator[int | None]:
+def exclusive(path: Path, what: str, wait: bool = True, remedy: str = LOCK) -> Iterator[int | None]:
     """Hold the lock file `path`; yields its descriptor, which a child process inherits to hold the lock too.
 
-    The operating system drops the lock when its last holder ends, so a stale lock cannot exist. Where another process
-    holds it, a line names that process; with `wait` false BlockingIOError does. Yields None, with a note, on a file
-    system without locks.
+    The operating system drops the lock when its last holder ends, so a stale lock cannot exist. If another process
+    holds it, print which one and wait; with `wait=False` raise BlockingIOError instead. On a file system without locks,
+    print a note and yield None. Raises InputError, which ends in `remedy`, if the lock file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with writing(path, remedy, path.parent):
+        file = path.open("a+", encoding="utf-8")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -90,7 +92,7 @@ def exclusive(path: Path, what: str, wait: bool = True) -> Iterator[int | None]:
             print(f"{held}; waiting for it to end", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            print(f"note: no file locks in {paths.shown(path.parent)}; do not start a second job on it", flush=True)
+            print(f"note: no file locks in {paths.shown(path.parent)}; do not start a second job there", flush=True)
             yield None
             return
         name_holder(file.fileno(), os.getpid())
@@ -98,30 +100,31 @@ def exclusive(path: Path, what: str, wait: bool = True) -> Iterator[int | None]:
 
 
 def name_holder(lock: int, process: int) -> None:
-    """Write into a held lock file which process others wait for."""
+    """Write into a lock file which process holds it, for the message of processes that wait."""
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {process} on {socket.gethostname()}".encode(), 0)
 
 
 def read_yaml(path: Path) -> Any:
-    """Content of a YAML or JSON file. Raises InputError with the file's name and the line where it cannot be read."""
+    """Content of a YAML or JSON file. Raises InputError, with the file's name and the line, if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
         return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)  # YAML reads JSON's 5e-05 as text
-    except FileNotFoundError:
-        raise InputError(f"{paths.shown(path)}: no such file") from None
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{paths.shown(path)}: {reason}") from None
     except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).split())
         raise InputError(f"{paths.shown(path)}: not valid YAML or JSON: {detail}") from None
 
 
 def digest(content: Any) -> str:
-    """Twelve hexadecimal digits of a JSON-serialisable value, whatever the order of its keys."""
+    """First 12 hexadecimal digits of the SHA-256 of a JSON-serialisable value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, 64 hexadecimal digits; read again only where size or time of change is another."""
+    """SHA-256 of a file, 64 hexadecimal digits; computed again only if its size or modification time has changed."""
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
 
@@ -133,6 +136,6 @@ def _sha256(path: Path, _size: int, _changed: int) -> str:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Lines of an append-only text file; a last line without line end, as a killed writer leaves it, is left out."""
+    """Lines of an append-only text file, without a last line that a killed writer has left incomplete."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [line for line in text.rpartition("\n")[0].split("\n") if line]

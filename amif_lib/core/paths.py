@@ -28,16 +28,16 @@ def from_reference() -> bool:
 
 
 def refuse_reference(what: str) -> None:
-    """Raise InputError under `FROM=reference` for `what` trains or stores runs: the reference is only read."""
+    """Raise InputError under `FROM=reference`, which is read-only, for the command `what`, which would write runs."""
     if from_reference():
         raise InputError(
-            f"FROM=reference: {what} makes runs, and committed results are only read; use make report or make figures, "
+            f"FROM=reference: {what} makes runs, but committed results are read-only; use make report or make figures, "
             "or leave FROM unset"
         )
 
 
 def reference(scale: str = "") -> Path:
-    """Committed results of our own runs. Always those of the clone, and never written to by what reads them."""
+    """Committed results of our own runs. Always those of the clone; only `python -m amif_lib reference` writes them."""
     return ROOT / "results" / "reference" / scale
 
 
@@ -57,11 +57,10 @@ def phantom_root() -> Path:
 
 
 def prepared_root(base: Path) -> Path:
-    """Where what is derived from data sets goes: `$AMIF_PREPARED`, or `.amif/` in the folder `base` that holds them.
+    """Where files derived from data sets go: `$AMIF_PREPARED`, or `.amif/` in the folder `base` that holds the sets.
 
     Prepared images and hashes name images and hold their content, so they stay with the data and out of `results/`.
-    Where `base` has no write bits (shared data), it is `data/.amif/` of the clone, which is not committed; what is made
-    there says so (`store.ensure`).
+    If `base` has no write bits (shared data), it is `data/.amif/` of the clone, which is not committed.
     """
     chosen = os.environ.get("AMIF_PREPARED")
     if not chosen and base.is_dir() and not (base / ".amif").exists() and not _writable(base):
@@ -74,7 +73,7 @@ def _writable(folder: Path) -> bool:
 
 
 def run_dir(run_id: str) -> Path:
-    """`results/runs/<run_id>/`, whose content DESIGN fixes; under FROM=reference the committed copy of it."""
+    """`results/runs/<run_id>/`; under FROM=reference the committed copy of it."""
     if from_reference():
         return next(iter(reference().glob(f"*/runs/{run_id}")), reference() / "runs" / run_id)
     return results() / "runs" / run_id
@@ -83,22 +82,22 @@ def run_dir(run_id: str) -> Path:
 def scale_dir(scale: str) -> Path:
     """`results/<scale>/`: tables, figures, report and executed notebooks that belong to a scale rather than a run.
 
-    Under FROM=reference it is `results/from_reference/<scale>/`, so that neither reference nor own results are touched.
+    Under FROM=reference `results/from_reference/<scale>/`: neither the reference nor the user's results are changed.
     """
     return results() / "from_reference" / scale if from_reference() else results() / scale
 
 
 def scale_source(scale: str) -> Path:
-    """Where files stored with a scale's runs are read: `scale_dir`, or under FROM=reference the reference itself."""
+    """Where to read files stored with a scale's runs: `results/<scale>/`, or under FROM=reference the reference."""
     return reference(scale) if from_reference() else results() / scale
 
 
 def plan(scale: str) -> Path:
-    """What was asked for when the runs were made (`DATASETS= ROWS= SEEDS=`), written by `make reproduce`."""
+    """The file in which `make reproduce` notes what was asked for (`DATASETS= ROWS= SEEDS=`)."""
     return scale_source(scale) / "plan.json"
 
 
 def shown(path: Path) -> str:
-    """The path as a person wants to read it: relative to the clone where it lies inside, else absolute."""
+    """A path for messages: relative to the clone if it lies inside, else absolute."""
     path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -17,8 +17,8 @@ class Bar(tqdm):
 
 
 def bar(total: int, label: str, show: bool = True) -> Bar:
-    """A bar of `total` steps: redrawn at a terminal or in JupyterLab, there as text, which a reopened notebook still
-    shows; with `AMIF_HEADLESS` or in a pipe a line every ten seconds, since a redrawn bar would be one long line."""
+    """A bar of `total` steps. It is redrawn at a terminal and in JupyterLab (there as text, which a reopened notebook
+    still shows); with `AMIF_HEADLESS` or in a pipe it prints a new line every ten seconds."""
     notebook = "ipykernel" in sys.modules
     if not os.environ.get("AMIF_HEADLESS") and (notebook or sys.stderr.isatty()):
         place = {"file": sys.stdout, "ncols": 100} if notebook else {}

@@ -1,4 +1,4 @@
-"""The base of every settings class: frozen, strict about types, and no unknown key."""
+"""The base of every settings class."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    """A settings class whose unknown keys and wrong types are errors."""
+    """Immutable settings; an unknown key or a value of the wrong type is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,9 +1,9 @@
-"""Keeps cases (studies, articles) with a picture of a protected set (a test set) out of a pre-training set.
+"""Removes from a pre-training set the cases (studies, articles) that share a picture with a protected (test) set.
 
-An image counts as the same picture as a protected one when both names carry the same MedPix id (`synpic...`), or when
-both the difference hash and the perceptual hash (64 bits, grey) differ in at most 4 bits: re-cropped copies escape the
-hashes, copies under another id escape the ids, and the difference hash alone confuses chest radiographs of different
-patients.
+Two images count as the same picture if their file names have the same MedPix id (`synpic...`), or if their difference
+hashes and their perceptual hashes (64 bits each, grey) both differ in at most 4 bits. Both tests are needed: hashes
+miss re-cropped copies, ids miss copies under another id. The difference hash alone confuses chest radiographs of
+different patients.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 Absent = Literal["error", "skip"]
 MAX_BITS = 4
-# By reader: the splits whose images are kept out; of VQA-RAD and of any set not named here all images are, since
-# VQA-RAD's training and test questions share theirs.
+# By reader: the splits whose images are kept out. Of every other set all images are; VQA-RAD is one of these, since its
+# training and test questions share images.
 PROTECTED_SPLITS = dict.fromkeys(("slake", "pathvqa"), ("test",)) | dict.fromkeys(
     ("vqa_med_2019", "medpix2_questions"), ("val", "test")
 )
@@ -42,14 +42,14 @@ COLUMNS = ["data_set", "protected_set", "group_id", "image", "protected_image", 
 def apply(
     name: str, studies: Sequence[Study], against: Sequence[str], absent: Absent = "error"
 ) -> tuple[list[Study], pd.DataFrame]:
-    """The studies without the groups that share a picture with a protected set, and the pairs of pictures (`find`).
+    """The studies outside all groups that share a picture with a protected set, and the pairs of pictures (`find`).
 
     A group is dropped whole, since its other images and its text show the same patient. The pairs name images: they are
     written to `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that
     `manifests.is_credentialed`; only counts may be shown.
 
-    Raises InputError for a protected set that is not on disk, since its pictures could then be pre-trained on unseen;
-    with `absent="skip"` it is logged and left out.
+    Raises InputError for a protected set that is not on disk, since a run could then pre-train on its pictures without
+    anyone noticing; with `absent="skip"` the set is logged and left out.
     """
     if (gone := missing(against)) and absent == "error":
         raise InputError(
@@ -57,12 +57,12 @@ def apply(
             "data.decontaminate_absent: skip to pre-train without keeping its pictures out"
         )
     if gone:
-        log.warning("not kept out, since not on disk: %s", ", ".join(gone))
+        log.warning("not on disk, so their pictures are not kept out: %s", ", ".join(gone))
     against = [protected for protected in against if protected not in gone]
     pairs = find(name, studies, against)
-    bound = next(filter(manifests.is_credentialed, (name, *against)), "")
-    folder = (manifests.derived_folder(bound) if bound else paths.results() / "private") / "decontamination"
-    write_text(folder / f"{name}.csv", pairs.to_csv(index=False), PREPARED if bound else RESULTS)
+    restricted = next(filter(manifests.is_credentialed, (name, *against)), "")
+    folder = (manifests.derived_folder(restricted) if restricted else paths.results() / "private") / "decontamination"
+    write_text(folder / f"{name}.csv", pairs.to_csv(index=False), PREPARED if restricted else RESULTS)
     dropped = set(pairs["group_id"])
     said = "%s: %d groups dropped, for %d pictures shared with %s"
     log.info(said, name, len(dropped), len(pairs), ", ".join(against) or "no set (none is on disk)")
@@ -70,7 +70,7 @@ def apply(
 
 
 def missing(against: Iterable[str]) -> list[str]:
-    """Those of the protected sets that are not on disk, or not whole (a generated set is made when it is asked for)."""
+    """The protected sets that are absent or incomplete on disk (a generated set never is: it is made when needed)."""
     return [name for name in against if presence(name)[0] != "found"]
 
 
@@ -95,7 +95,7 @@ def counts(name: str, against: Sequence[str], absent: Absent = "error", stored_s
 
 
 def _group(study: Study) -> str:
-    """What is dropped as a whole: the study's group, or the study itself where it has none."""
+    """The unit that is dropped as a whole: the study's group, or the study itself if it has none."""
     return study.group_id or study.study_id
 
 
@@ -161,13 +161,13 @@ def hashes(files: Sequence[Path], name: str) -> np.ndarray:
 
 
 def _hash(path: Path) -> list[str]:
-    """Both hashes, hexadecimal; of an image that cannot be decoded a digest of its path, which is like no hash."""
+    """Both hashes, hexadecimal; for an image that cannot be decoded, a digest of its path, which matches no image."""
     import imagehash
 
     try:
         grey = images.load_rgb(path).convert("L")
     except InputError:
-        log.warning("an image that cannot be decoded is compared with the protected ones by its MedPix id alone")
+        log.warning("an image cannot be decoded, so it is compared with the protected ones by its MedPix id alone")
         digest = hashlib.sha256(str(path).encode()).hexdigest()
         return [digest[:16], digest[16:32]]
     return [str(imagehash.dhash(grey)), str(imagehash.phash(grey))]

@@ -22,7 +22,7 @@ from amif_lib.data.check import check, presence, require
 from amif_lib.data.manifests import Download, Manifest
 
 RETRIES = 2
-TIMEOUT = (10, 60)  # seconds: to connect, and between two pieces that arrive
+TIMEOUT = (10, 60)  # seconds: to connect, and to wait for the next bytes
 WHY = {
     "credentialed": "credentialed data, not downloaded by this kit",
     "per-article": "its images come from many articles, and this kit does not download them in bulk",
@@ -32,8 +32,8 @@ WHY = {
 def main(names: Iterable[str], dry_run: bool = False) -> int:
     """Fetch what is missing of the named sets, and check what was fetched.
 
-    Exit status 0 also where sets were skipped since they need an account, a form or work by hand; 1 where a download or
-    the check of what it gave failed.
+    Exit status 1 if a download or the check of a fetched set failed, else 0. Sets that need an account, a form or
+    manual steps are skipped, which is no failure.
     """
     wanted = {name: wanted_of(manifests.load(name)) for name in names}
     print(pd.DataFrame([_about(*each) for each in wanted.items()]).to_markdown(index=False) + "\n")
@@ -47,7 +47,7 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
         print(f"[{name}] fetching into {paths.shown(manifests.folder_of(manifest))}", flush=True)
         try:
             fetch(name)
-            if manifest.access.level == "open":  # of the others, only lists came
+            if manifest.access.level == "open":  # of a per-article set only lists were fetched: its check would fail
                 found = check([name])
                 print(f"[{name}] data check: {(found['status'] == 'ok').sum()} of {len(found)} ok")
                 require(found)
@@ -60,7 +60,7 @@ def main(names: Iterable[str], dry_run: bool = False) -> int:
 
 
 def wanted_of(manifest: Manifest) -> list[Download]:
-    """What is to be fetched of a set, at a glance: without network and without checksums."""
+    """The downloads that a set still needs; asks neither the network nor for checksums."""
     if manifest.access.level not in ("open", "per-article") or presence(manifest.name)[0] == "found":
         return []
     folder = manifests.folder_of(manifest)
@@ -68,16 +68,16 @@ def wanted_of(manifest: Manifest) -> list[Download]:
 
 
 def _about(name: str, sources: list[Download]) -> dict[str, str]:
-    """For people: set, what is fetched from where, how much as far as it is known, where to."""
+    """A line of the printed table: the set, what is fetched and from where, its size if known, and the folder."""
     manifest, size = manifests.load(name), sum(source.bytes for source in sources)
-    none = "it is there" if presence(name)[0] == "found" else WHY.get(manifest.access.level, "by hand")
+    none = "already there" if presence(name)[0] == "found" else WHY.get(manifest.access.level, "by hand")
     what = ", ".join(f"{source.target} from {_public(source.url)}" for source in sources) or f"nothing: {none}"
     about = f"{size / 1e9:.2f} GB" if size else "unknown" if sources else "-"
     return {"set": name, "what is fetched": what, "size": about, "where": paths.shown(manifests.folder_of(manifest))}
 
 
 def _steps(manifest: Manifest) -> str:
-    """How a person gets a set that is not fetched."""
+    """Instructions for a set that the kit cannot fetch."""
     why = WHY.get(manifest.access.level, "not complete, and there is nothing more to fetch")
     lines = [f"[{manifest.name} {manifest.version}] SKIPPED: {why}."]
     lines += [f"  {i}. {step}" for i, step in enumerate(manifest.access.steps, 1)]
@@ -90,32 +90,32 @@ def _steps(manifest: Manifest) -> str:
 def fetch(name: str) -> None:
     """Fetch and unpack what is missing of an open set.
 
-    Raises InputError for whatever keeps a file from coming; then nothing of it is left in the set's folder.
+    Raises InputError if a download fails or its archive is damaged; nothing of that file stays in the set's folder.
     """
     manifest = manifests.load(name)
     folder = manifests.folder_of(manifest)
-    with writing(folder, "set DATA_ROOT to a folder with room that you may write to"):
+    with writing(folder, "set DATA_ROOT to a writable folder with enough space"):
         for source in wanted_of(manifest):
             with TemporaryDirectory(prefix=".fetching", dir=folder) as staging:
                 got = _get(source, Path(staging))
                 for file in sorted(got.rglob("*")) if source.unpack else [got]:
-                    _settle(file, folder / (source.unpack or source.target) / file.relative_to(got))
+                    _move(file, folder / (source.unpack or source.target) / file.relative_to(got))
 
 
 def _public(text: object) -> str:
-    """A message in one line, without what may be secret in its addresses: what stands before an @, and queries."""
+    """A text in one line; parts of its addresses that may be secret (before an @, and queries) are removed."""
     return re.sub(r"(://)[^/\s]*@|\?[^\s'\")]*", r"\1", " ".join(str(text).split()))
 
 
 def _get(source: Download, staging: Path) -> Path:
-    """The file that was fetched into `staging`, or the folder that it was unpacked into there."""
+    """Fetch a file into `staging`; returns the file, or the folder that it was unpacked into."""
     import pooch
     from huggingface_hub import hf_hub_download
 
-    pooch.get_logger().setLevel("WARNING")  # it would print addresses with what is secret in them
+    pooch.get_logger().setLevel("WARNING")  # else it prints addresses, which may hold passwords
     try:
         if source.kind == "huggingface":
-            kept = paths.data_root() / ".amif" / "hub" / source.url  # kept after a break, so that it goes on from there
+            kept = paths.data_root() / ".amif" / "hub" / source.url  # an interrupted download resumes from here
             where = {"repo_type": "dataset", "revision": source.revision or None, "local_dir": kept}
             got = Path(hf_hub_download(source.url, source.file, **where))
         else:
@@ -124,18 +124,18 @@ def _get(source: Download, staging: Path) -> Path:
             got = Path(web.fetch(file, downloader=pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT)))
         if not source.unpack:
             return got
-        safe = {} if got.suffix == ".zip" else {"filter": "data"}  # of zip files, only what stays in the folder comes
+        safe = {} if got.suffix == ".zip" else {"filter": "data"}  # zip members never leave the folder, tar's might
         shutil.unpack_archive(got, staging / "unpacked", **safe)
         return staging / "unpacked"
-    except Exception as error:  # of many kinds, which all mean that the file did not come, or is cut or unsafe
-        if getattr(error, "errno", None):  # but for those of the disk
+    except Exception as error:  # no connection, wrong checksum, damaged archive: libraries raise many kinds
+        if getattr(error, "errno", None):  # a failed write, which `fetch` reports
             raise
         said = f"{source.target}: {_public(source.url)} {source.file}: {_public(error)}"
-        raise InputError(f"{said}; check the network, or fetch it by hand and put it there") from None
+        raise InputError(f"{said}; check the network, or put the file into the set's folder by hand") from None
 
 
-def _settle(file: Path, home: Path) -> None:
-    """Move a file to its place, if it is free; what a Mac adds to archives stays out."""
+def _move(file: Path, home: Path) -> None:
+    """Move a file to `home` unless one is there; files that macOS adds to archives are left out."""
     junk = "__MACOSX" in file.parts or file.name.startswith((".DS_", "._"))
     if file.is_file() and not home.exists() and not junk:
         home.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from amif_lib.core.errors import InputError
 
 Item, Made = TypeVar("Item"), TypeVar("Made")
 
-Image.MAX_IMAGE_PIXELS = 1 << 28  # Pillow refuses what has more than twice as many, as scans of 25,000 px a side have
+Image.MAX_IMAGE_PIXELS = 1 << 28  # Pillow refuses images with over twice as many, such as a scan of 25,000 px a side
 FORMATS = ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "PPM")
 QUALITY = 95  # of stored JPEGs
 MOST_BAD = 0.01  # share of a set's images that training may leave out since they cannot be decoded
@@ -27,11 +27,11 @@ ORIENTATION, PHOTOMETRIC, WHITE_IS_ZERO = 0x0112, 262, 0  # EXIF tag; TIFF tag a
 
 
 class UnreadableImage(ValueError):
-    """Bytes that are no whole image; the message says what is wrong with them, without naming the file."""
+    """Bytes that are not a complete image; the message says what is wrong with them, without naming the file."""
 
 
 def load_rgb(path: Path) -> Image.Image:
-    """Decode an image file to 8-bit RGB (see `decode`). Raises InputError for one that is missing or no whole image."""
+    """Decode an image file to 8-bit RGB (see `decode`). Raises InputError if it is missing or not a complete image."""
     try:
         return decode(path.read_bytes()).convert("RGB")
     except (OSError, UnreadableImage) as error:
@@ -46,8 +46,9 @@ def reason(error: Exception) -> str:
 def decode(data: bytes) -> Image.Image:
     """Decode the content of an image file to 8-bit `L` or `RGB`.
 
-    16-bit and float grey is scaled from its own range to 0..255, transparency is laid on black, CMYK and palettes are
-    converted, and a camera's orientation tag is applied. Raises UnreadableImage: truncated, no image, or too large.
+    16-bit and float grey is scaled from its own range to 0..255, transparent pixels are blended with black, CMYK and
+    palettes are converted, and a camera's orientation tag is applied. Raises UnreadableImage for content that is
+    truncated, not an image, or too large.
     """
     with opened(data) as image:
         return _to_8bit(image)
@@ -55,7 +56,7 @@ def decode(data: bytes) -> Image.Image:
 
 @contextlib.contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
-    """The image file with this content, header read; what goes wrong with it inside the block is an UnreadableImage."""
+    """Open the content of an image file; what goes wrong with it inside the block is raised as UnreadableImage."""
     if not data:
         raise UnreadableImage("empty file")
     try:
@@ -63,29 +64,29 @@ def opened(data: bytes) -> Iterator[Image.Image]:
             yield image
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"too large to decode ({error})") from None
-    except UnidentifiedImageError:  # whose text names an object in memory
+    except UnidentifiedImageError:  # its own text shows only a memory address
         raise UnreadableImage("truncated or not an image (no known image format)") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, OverflowError, IndexError, KeyError) as error:
         raise UnreadableImage(f"truncated or not an image ({' '.join(str(error).split())[:200]})") from None
 
 
 def _to_8bit(image: Image.Image) -> Image.Image:
-    """Any mode as `L` or `RGB`, upright."""
+    """An image of any mode as upright 8-bit `L` or `RGB`."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # deep grey: a plain conversion would clip it
         pixels = np.asarray(image).astype(np.float32)
         inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
-        return _scaled(-pixels if inverted else pixels)  # Pillow inverts 8-bit TIFFs alone
+        return _scaled(-pixels if inverted else pixels)  # Pillow inverts only 8-bit TIFFs itself
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, which are stored inverted
+        image = ImageChops.invert(image)  # Pillow assumes that every CMYK JPEG is inverted, as Adobe's are
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _scaled(pixels: np.ndarray) -> Image.Image:
-    """Numbers (H, W) as 8-bit grey, their own range becoming 0..255; what is not a number is black."""
+    """Pixels (H, W) scaled from their own range to 8-bit grey; NaN and infinity become black."""
     finite = np.isfinite(pixels)
     low, high = (float(pixels[finite].min()), float(pixels[finite].max())) if finite.any() else (0.0, 0.0)
     scaled = (pixels - low) * (255 / (high - low)) if high > low else np.zeros_like(pixels)
@@ -104,8 +105,8 @@ def shrink(image: Image.Image, short_side: int) -> Image.Image:
 def encode(source: bytes, short_side: int) -> bytes:
     """An image file's content as it is stored for training: JPEG at quality 95, shorter side at most `short_side` px.
 
-    Nothing is upscaled, the aspect ratio stays and grey pictures get one channel. A JPEG that already is so is kept
-    byte for byte. Raises UnreadableImage as `decode` does.
+    Nothing is upscaled, the aspect ratio stays and grey pictures get one channel. A JPEG that already has this form is
+    kept byte for byte. Raises UnreadableImage as `decode` does.
     """
     with opened(source) as image:
         size, mode, upright = image.size, image.mode, image.getexif().get(ORIENTATION, 1) == 1
@@ -129,9 +130,9 @@ def _jpeg(picture: Image.Image) -> bytes:
 
 
 def as_stored(source: Path | Image.Image, short_side: int) -> Image.Image:
-    """The picture that training sees of an image: encoded as for storage and decoded again, in memory.
+    """An image as training sees it: encoded as for storage and decoded again, in memory.
 
-    Raises InputError for a file that is missing or no image; names it.
+    Raises InputError, which names the file, if it is missing or not an image.
     """
     if isinstance(source, Image.Image):
         return decode(_jpeg(_reduced(source.copy(), short_side)))
@@ -144,7 +145,7 @@ def as_stored(source: Path | Image.Image, short_side: int) -> Image.Image:
 def in_parallel(function: Callable[[Item], Made], items: Sequence[Item], description: str) -> Iterator[Made]:
     """`function` of each item in order, on all cores, with a progress bar.
 
-    Threads, since decoding and reading leave the interpreter free; at most 256 results wait, so memory stays bounded.
+    Threads suffice, since decoding and reading release Python's global lock; at most 256 results are held in memory.
     """
     bar = progress.bar(len(items), description, show=len(items) >= 500)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -23,7 +23,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data.readers.files import read_bytes, read_lines
 
 DICTIONARY = Path(__file__).with_name("dictionary.csv")  # findings and anatomy, with the words that name each
-LEAST = 3  # reports that must name an entity, and sentences that must name two entities together
+LEAST = 3  # least number of reports that name an entity, and of sentences that name two entities together
 NAMES = "alias"  # the relation whose tail is not an entity but another word for the head
 OF_SLAKE = ("en_disease.csv", "en_organ.csv", "en_organ_rel.csv")
 LISTED = ("symptom", "cause", "treatment")  # SLAKE's relations whose value is a list, with commas
@@ -156,7 +156,8 @@ def read(source: str, texts: Sequence[str]) -> KnowledgeGraph:
     kept = sorted({triple for triple in triples if min(named[triple[0]], named[triple[2]]) >= LEAST})
     if not kept:
         raise InputError(
-            f"{where}: no triple has two ends that {LEAST} of the {len(texts)} reports name; use other knowledge"
+            f"{where}: no usable triple: head and tail must each be named in at least {LEAST} of the {len(texts)} "
+            "reports; choose another knowledge source"
         )
     entities, relations = ({name for triple in kept for name in triple[part]} for part in (slice(0, 3, 2), slice(1, 2)))
     entities, relations = tuple(sorted(entities)), tuple(sorted(relations))
@@ -166,12 +167,12 @@ def read(source: str, texts: Sequence[str]) -> KnowledgeGraph:
 
 
 def content(source: str) -> dict[str, str]:
-    """SHA-256 of the built-in dictionary and of the files that a source is read from, by name.
+    """SHA-256 by file name: of the built-in dictionary and of the files that a source is read from.
 
     Raises InputError where one cannot be read.
     """
     of_source = {"reports": [], "slake": [_path("slake") / name for name in OF_SLAKE]}
-    files = {f"data/{DICTIONARY.name}": DICTIONARY}  # ARL's labels are its findings, whatever the source is
+    files = {f"data/{DICTIONARY.name}": DICTIONARY}  # its findings are ARL's labels, whatever the source of triples
     files |= {path.name: path for path in of_source.get(source, [_path(source)])}
     remedy = "name another file, or `reports`"
     return {name: hashlib.sha256(read_bytes(path, remedy)).hexdigest() for name, path in files.items()}
@@ -216,7 +217,7 @@ def of_slake(folder: Path) -> tuple[dict[str, str], list[Triple]]:
             triples += [(head, relation, each) for each in values if relation != PROSE]
     words = {name: name for head, relation, tail in triples if relation != NAMES for name in (head, tail)}
     aliases = {tail: head for head, relation, tail in triples if relation == NAMES}
-    return aliases | words, [triple for triple in triples if triple[1] != NAMES]  # a name is no other entity's alias
+    return aliases | words, [triple for triple in triples if triple[1] != NAMES]  # own names override aliases
 
 
 def of_file(path: Path) -> tuple[dict[str, str], list[Triple]]:
@@ -239,7 +240,7 @@ def of_file(path: Path) -> tuple[dict[str, str], list[Triple]]:
 
 
 def _lines(path: Path, separator: str, splits: int = -1) -> list[tuple[str, Triple]]:
-    """Columns, in lower case, of every line that is not empty, each with `<file>, line <n>` for messages."""
+    """Columns, in lower case, of every line that is not empty, after `<file>, line <n>` for messages."""
     out = []
     for where, line in read_lines(path):
         columns = tuple(" ".join(part.lower().split()) for part in line.split(separator, splits))

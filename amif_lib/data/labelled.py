@@ -1,6 +1,6 @@
-"""Images with labels, for what is read out of a frozen encoder: linear probes, zero-shot classification, segmentation.
+"""Images with labels, to test a frozen encoder by linear probes, zero-shot classification and segmentation.
 
-Cases and studies are split by `medpix2_questions.split_of`. No pre-training may see those that are tested.
+Cases and studies are split by `medpix2_questions.split_of`. Pre-training must not see those of the test split.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests, regions
 from amif_lib.data.readers.medpix2_questions import split_of
 
-FINDING = "finding"  # the kind of labels of which an image may have several
+FINDING = "finding"  # the only kind of which an image may have several labels
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """n images and F labels, each of a kind; of kinds other than `FINDING` an image has at most one label."""
+    """n images and F labels. Each label is of a kind; except for `FINDING`, an image has at most one label per kind."""
 
     data_set: str
-    images: pd.DataFrame  # (n, 3): image_id; group, the study or case, which no subset splits; split
-    labels: pd.DataFrame  # (n, F): 1, 0, or NaN where an image is not asked about the label
-    kinds: pd.Series  # (F,): by label
+    images: pd.DataFrame  # (n, 3): image_id; group (study or case, never divided between subsets); split
+    labels: pd.DataFrame  # (n, F): 1, 0, or NaN if the label does not apply to the image
+    kinds: pd.Series  # (F,): kind of each label
 
     @property
     def has_regions(self) -> bool:
-        """Whether it is known where an image shows its labels."""
+        """Whether the pixels that show each label are known."""
         return regions.known(self.data_set) and set(self.kinds) == {FINDING}
 
     def masks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -40,11 +40,11 @@ class Labelled:
 
 
 def read(name: str, stored_side: int) -> Labelled:
-    """The labelled images of a data set, stored for training at the short side `stored_side`, pixels.
+    """The labelled images of a data set, stored for training with a short side of `stored_side` pixels.
 
-    Of a generated set, what the images show; a finding is asked about in the views in which it occurs. Of a question
-    set, the answers to its open questions, by type of question. Raises InputError for other sets, for a mask that has
-    another size than its image, and as `load` does.
+    Labels of a generated set are the findings that its images show; a finding applies to the views in which it occurs.
+    Labels of a question set are the answers to its open questions; their kind is the type of question. Raises
+    InputError for other sets, for a mask and an image of different sizes, and as `load` does.
     """
     if manifests.load(name).role == "questions":
         return _asked(name, stored_side)
@@ -56,7 +56,7 @@ def read(name: str, stored_side: int) -> Labelled:
 def _drawn(name: str, stored_side: int) -> Labelled:
     studies = load.load_studies(name, stored_side=stored_side)
     pictures = [(study, picture) for study in studies for picture in study.images]
-    masks = regions.masks(name, [picture.image_id for _, picture in pictures], ["lungs"])
+    masks = regions.masks(name, [picture.image_id for _, picture in pictures], ["lungs"])  # (1, H, W) each
     for (_, picture), mask in zip(pictures, masks, strict=True):
         with Image.open(picture.path) as image:
             if image.size != mask.shape[:0:-1]:
@@ -73,13 +73,16 @@ def _drawn(name: str, stored_side: int) -> Labelled:
 
 
 def _asked(name: str, stored_side: int) -> Labelled:
-    from amif_lib.data import store  # needs Hugging Face's datasets, which the light environment has not
+    from amif_lib.data import store  # needs Hugging Face's datasets, which the light environment lacks
 
     questions = [q for q in store.usable(name, stored_side, load.load_questions(name)) if not q.closed_yes_no]
     rows = [(q.image_id, q.extra.get("case_id", q.image_id), q.split, q.question_type, q.answer) for q in questions]
     asked = pd.DataFrame(rows, columns=["image_id", "group", "split", "kind", "answer"])
+    if asked.duplicated(["image_id", "kind"]).any():
+        raise InputError(f"data set {name!r}: has images with several questions of one type; name another set")
     images = asked.drop_duplicates("image_id")[["image_id", "group", "split"]].reset_index(drop=True)
     answers = asked.pivot(index="image_id", columns="kind", values="answer").loc[images["image_id"]].reset_index()
+    # kind of each answer that occurs in training
     taught = asked[asked["split"] == "train"].groupby("answer")["kind"].first().sort_values(kind="stable")
     columns = {a: (answers[k] == a).astype(float).where(answers[k].notna()) for a, k in taught.items()}
     return Labelled(name, images, pd.DataFrame(columns), taught)

@@ -1,4 +1,4 @@
-"""Data sets by name: studies for pre-training, questions for fine-tuning, and how many there are."""
+"""Load data sets by name: studies for pre-training, questions for fine-tuning, and their counts."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ log = logging.getLogger(__name__)
 def load_studies(name: str, *, stored_side: int = 0) -> list[Study]:
     """The pre-training studies of a data set; a phantom set is generated first where it is absent.
 
-    That is the official train split of MIMIC-CXR and ROCO; of MedICaT, which has no splits, and of MedPix-2.0, which
-    serves for pre-training only, everything.
+    These are the official train splits of MIMIC-CXR and ROCO, all of MedICaT, which has no splits, and all of
+    MedPix-2.0, which is used for pre-training only.
 
     Args:
         name: manifest name of a pre-training set.
-        stored_side: prepare the images at this short side, pixels, and leave out studies with one that cannot be
-            decoded (`store.usable`); 0: records only.
+        stored_side: prepare the images with this short side, pixels, and leave out studies with an image that cannot
+            be decoded (`store.usable`); 0: records only.
 
     Raises:
         InputError: unknown set, folder absent, malformed record, missing file; names the file and the fix.
     """
     studies: list[Study] = _read(name, "pretraining")
     if stored_side:
-        from amif_lib.data import store  # needs Hugging Face's datasets, which the light environment has not
+        from amif_lib.data import store  # needs Hugging Face's datasets, which the light environment lacks
 
         studies = store.usable(name, stored_side, studies)
     return studies
 
 
 def pretraining_studies(data: Any, stored_side: int) -> list[Study]:
-    """The studies that a run pre-trains on: all sets of `RunSpec.data`, one after the other, decontaminated.
+    """The studies that a run pre-trains on: all sets of `data`, a `DataSpec`, one after the other, decontaminated.
 
-    Images are stored at the short side `stored_side`, pixels; studies with one that cannot be decoded are left out.
+    Images are stored with a short side of `stored_side` pixels; studies with one that cannot be decoded are left out.
+    Raises InputError as `load_studies` and `decontaminate.apply` do.
     """
     from amif_lib.data import decontaminate
 
@@ -59,10 +60,10 @@ def pretraining_studies(data: Any, stored_side: int) -> list[Study]:
 
 
 def without_repeated_articles(sets: Mapping[str, Sequence[Study]]) -> dict[str, list[Study]]:
-    """The sets without the studies of an article that an earlier set has; the log counts them.
+    """The sets without studies whose article is in an earlier set; the log says how many were dropped.
 
     ROCO and MedICaT are both drawn from PubMed Central's open articles. Only group ids made by `records.article_id`
-    are compared; a PMCID and a DOI of one article do not meet, so readers give the PMCID where they know it.
+    are compared; a PMCID never equals a DOI of the same article, so readers give the PMCID if they know it.
     """
     seen: set[str] = set()
     out = {}
@@ -85,7 +86,7 @@ def load_questions(
             answers), `clean2772` or `image_disjoint`; PathVQA: `official` or `deduplicated`; VQA-Med-2019: `all` or
             `without_abnormality`; SLAKE: `official`.
         language: SLAKE: `en`, `zh`, or `en+zh` to count and compare, not to learn from; the other sets are English.
-        images: whether every question's image must be there; without, the annotations alone can be read and counted.
+        images: whether every question's image must be there; False reads the annotations alone.
 
     Raises:
         InputError: unknown set, training file or language, folder absent, malformed record, question without an image;
@@ -103,17 +104,17 @@ def load_questions(
 
 
 def clusters(name: str, image_ids: Iterable[str]) -> list[str]:
-    """What is resampled: the case of each image where a set has cases (its reader's `case_of`), else the image."""
+    """For each image the unit that a bootstrap resamples: its case if the set has cases (`case_of`), else itself."""
     return list(map(getattr(_reader(name, "questions"), "case_of", str), image_ids))
 
 
 def variant_settings(reader: str, variant: str) -> dict[str, Any]:
-    """What `load_questions` takes for a variant of a set: SLAKE's are languages, the others' training files."""
+    """Arguments of `load_questions` for a variant of a set: a language for SLAKE, a training file for the others."""
     return {"language" if reader == "slake" else "training_file": variant}
 
 
 def load(name: str, *, images: bool = True) -> list[Study] | list[Question]:
-    """The records of any set by its reader's defaults; `images=False` reads questions without any image."""
+    """The records of any set with its reader's defaults; with `images=False` questions are read without images."""
     asked = manifests.load(name).role == "questions"
     return load_questions(name, images=images) if asked else load_studies(name)
 
@@ -149,6 +150,6 @@ def _reader(name: str, role: str) -> Any:
 
 
 def _read(name: str, role: str, **choices: str) -> list[Any]:
-    """A set's records as its reader gives them from the form that is on disk; a generated set is generated first."""
+    """A set's records, by its reader, from the form that is on disk; a generated set is generated first if absent."""
     reader, root = _reader(name, role), manifests.location(name)
     return reader.read(root, manifests.form_on_disk(manifests.load(name)).layout, **choices)

@@ -1,7 +1,7 @@
 """Data manifests: what a data set consists of, where it lies, and what of it may be shown.
 
 A manifest (`data_manifests/<name>.yaml`) holds what determines the data (files, checksums, counts, generator settings)
-and what decides its use (licence, redistribution); prose belongs into the data card beside it.
+and what decides its use (licence, redistribution); prose belongs in the data card beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.core.files import digest, read_yaml
 
 DATA_FIELDS = {"name", "version", "reader", "layout", "files", "trees", "splits", "generator"}
-KINDS = ("images", "texts")  # of what `redistribution` allows
+KINDS = ("images", "texts")  # what `redistribution` allows or not
 NOTICE = "NOT_FOR_REDISTRIBUTION.txt"
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]  # "": not recorded
 
@@ -97,7 +97,7 @@ class Access(Entry):
 class Licence(Entry):
     text: str
     evidence: str = ""
-    url: str = ""  # page that states the terms, or where they are to be looked up
+    url: str = ""  # page that states the terms
 
 
 class Generator(Entry):
@@ -135,11 +135,11 @@ class Manifest(Form):
     variants: tuple[Variant, ...] = ()
     generator: Generator | None = None
     # for people, the audit (notebook 21) and the tests
-    evidence: dict[Literal["verified", "documented"], tuple[str, ...]] = {}  # computed from the files, or read of them
+    evidence: dict[Literal["verified", "documented"], tuple[str, ...]] = {}  # seen in the files, or in documentation
     homepage: str = ""
     mirrors: tuple[dict[str, Any], ...] = ()
-    quirks: tuple[str, ...] = ()  # what the reader evens out, one line each
-    leakage: dict[str, Any] = {}  # how its images are told in other sets, and what is known to be shared
+    quirks: tuple[str, ...] = ()  # irregularities that the reader corrects, one line each
+    leakage: dict[str, Any] = {}  # how its images are recognised in other sets, and which are known to be shared
     verified: dict[str, str] = {}  # who compared the manifest with the files, when and how
 
 
@@ -150,8 +150,8 @@ def names() -> list[str]:
 
 @lru_cache
 def load(name: str) -> Manifest:
-    """The manifest of a data set. Raises InputError where it is absent, has an unknown key or a wrong value; names
-    the file and the field."""
+    """The manifest of a data set. Raises InputError, which names file and field, if it is absent, has an unknown key
+    or a wrong value."""
     path = paths.MANIFESTS / f"{name}.yaml"
     if name not in names():
         raise InputError(f"data set {name!r} has no manifest {paths.shown(path)}; known: {', '.join(names())}")
@@ -162,7 +162,7 @@ def load(name: str) -> Manifest:
         field = ".".join(str(part) for part in first["loc"]) or "(whole)"
         raise InputError(f"{paths.shown(path)}: {field}: {first['msg']}; correct the manifest") from None
     if manifest.name != name:
-        raise InputError(f"{paths.shown(path)}: name: {manifest.name!r} must equal the file's name")
+        raise InputError(f"{paths.shown(path)}: name: {manifest.name!r} must be {name!r}, as the file is named")
     return manifest
 
 
@@ -179,12 +179,12 @@ def folder_of(manifest: Manifest) -> Path:
 
 
 def location(name: str) -> Path:
-    """The set's folder; a generated set that is absent or of other settings is generated first. Raises InputError where
-    the folder is absent; says what to set or where to get the data."""
+    """The set's folder; a generated set that is absent or has other settings is generated first. Raises InputError,
+    which says what to set or where to get the data, if the folder is absent."""
     manifest = load(name)
     folder = folder_of(manifest)
     if made := manifest.generator:
-        phantom = import_module("amif_lib.phantom.generate")  # by name: the phantom lies above the data
+        phantom = import_module("amif_lib.phantom.generate")  # by name, since data may not import the phantom
         phantom.generate(folder, made.kind, made.seed, made.size, made.counts)
     elif not folder.is_dir():
         raise InputError(f"data set {name}: no folder {folder}; {how_to_get(manifest)}")
@@ -200,7 +200,7 @@ def how_to_get(manifest: Manifest) -> str:
 
 
 def form_on_disk(manifest: Manifest) -> Manifest:
-    """The manifest of the form that lies in the set's folder: the main one, or an alternative whose first file does."""
+    """The manifest of the form on disk: the main one, or an alternative if its first file lies in the set's folder."""
     folder = folder_of(manifest)
     if manifest.files and not (folder / manifest.files[0].path).is_file():
         for other in manifest.alternatives:
@@ -210,14 +210,14 @@ def form_on_disk(manifest: Manifest) -> Manifest:
 
 
 def data_digest(name: str) -> str:
-    """Digest of what the manifest says about the data itself (`DATA_FIELDS`), in the form on this machine, since other
-    files give other results; under FROM=reference in the main form, which the reference was made with."""
+    """Digest of the manifest's `DATA_FIELDS`, in the form on this machine, since other files give other results; under
+    FROM=reference in the main form, with which the reference was made."""
     form = load(name) if paths.from_reference() else form_on_disk(load(name))
     return digest(form.model_dump(mode="json", include=DATA_FIELDS, exclude_defaults=True))
 
 
 def derived_folder(name: str) -> Path:
-    """Where what is derived from the set goes (`paths.prepared_root`)."""
+    """The folder for files derived from the set (`paths.prepared_root`)."""
     return paths.prepared_root(_root(load(name)))
 
 
@@ -225,37 +225,37 @@ def derived_folder(name: str) -> Path:
 
 
 def is_credentialed(name: str) -> bool:
-    """Whether a data use agreement binds who holds the set: what names a record, or shows one, is written beside the
-    data (`derived_folder`) and nowhere under `results/`; only counts are shown."""
+    """Whether a set is under a data use agreement. Files that name or show its records are then written beside the
+    data (`derived_folder`), never below `results/`; only counts are shown."""
     return load(name).access.level == "credentialed"
 
 
 def may_show(name: str, kind: Literal["images", "texts"]) -> bool:
-    """Whether `images` or `texts` of a set may appear in what others see."""
+    """Whether `images` or `texts` of a set may appear in what others see, such as a figure or a report."""
     return load(name).redistribution.get(kind, False)
 
 
 def withheld(data_sets: Iterable[str], kind: Literal["images", "texts"]) -> list[str]:
-    """Those of the sets whose images or texts may not be shown."""
+    """The names among `data_sets` whose images or texts may not be shown."""
     return sorted({name for name in data_sets if not may_show(name, kind)})
 
 
 def why_not(name: str, kind: str) -> str:
-    """One line for the reader, where something is left out."""
+    """The line that stands in place of images or texts that may not be shown."""
     manifest = load(name)
     return f"{manifest.title}: {kind} not shown, since its terms do not allow it (licence: {manifest.licence.text})."
 
 
 def folder_for(wanted: Path, *, images: Iterable[str] = (), texts: Iterable[str] = ()) -> Path:
-    """Where a file goes that shows images or texts of these sets: `wanted`, a folder under `results/`, or its
-    counterpart under `results/private/`, which nothing embeds, copies or publishes, if not all of it may be shown."""
+    """The folder for a file that shows images or texts of these sets: `wanted`, below `results/`, or, if a set does
+    not allow it, its counterpart below `results/private/`, which no page embeds and no command copies."""
     if not withheld(images, "images") and not withheld(texts, "texts"):
         return Path(wanted)
     return paths.results() / "private" / Path(wanted).resolve().relative_to(paths.results())
 
 
 def notice(data_sets: Collection[str]) -> str:
-    """What must be known before weights trained on these sets are passed on; empty where every set allows it."""
+    """A warning to read before weights trained on these sets are passed on; empty if every set allows that."""
     bound = map(load, sorted({*withheld(data_sets, "images"), *withheld(data_sets, "texts")}))
     lines = "".join(f"- {manifest.title}: {manifest.licence.text}\n" for manifest in bound)
     return lines and (
@@ -265,7 +265,7 @@ def notice(data_sets: Collection[str]) -> str:
 
 
 def mark(run_folder: Path, data_sets: Collection[str]) -> None:
-    """Put the notice, where there is one, into a run's folder and beside its weights."""
+    """Write the notice, if there is one, into a run's folder and beside its weights."""
     if text := notice(data_sets):
         for place in (run_folder, run_folder / "model"):
             (place / NOTICE).write_text(text, encoding="utf-8")

@@ -25,7 +25,7 @@ class Study:
 
     `group_id` names what must not be split or paired as a negative: the case, patient study or article. For an article
     it is `article_id(...)`, so that one article has one id in every set that draws on it. `extra` holds what no
-    training reads, such as an article's `licence`. `data_set` is the manifest name of the set that a run has it from.
+    training reads, such as an article's `licence`. `data_set` is the manifest name of the set from which it was read.
     """
 
     study_id: str
@@ -75,7 +75,7 @@ def normalise_answer(text: object) -> str:
 def close_punctuation(text: str) -> str:
     """The text without white space around punctuation and Chinese characters: `3. 4 cm, x - ray` -> `3.4 cm,x-ray`.
 
-    A WordPiece decoder puts blanks there whatever the text had: generated and accepted answers are compared after this.
+    A WordPiece decoder always puts blanks there, so generated and accepted answers are compared without them.
     """
     return re.sub(r"\s*([^\w\s]|[_\u3400-\u9fff])\s*", r"\1", text)
 

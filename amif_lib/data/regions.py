@@ -19,7 +19,7 @@ from amif_lib.core import paths
 from amif_lib.data import manifests
 from amif_lib.data.records import Question, Study
 
-SHORTEST = 5  # letters of a word of an answer: shorter ones are mostly no findings
+SHORTEST = 5  # letters: shorter words of answers rarely name a finding
 
 
 class Asked(NamedTuple):
@@ -97,7 +97,7 @@ def named_in_reports(name: str, studies: Sequence[Study]) -> list[Asked]:
 
 
 def answer_words(questions: Sequence[Question]) -> list[Asked]:
-    """The longest word of each test question that is also a word of a training answer, where no regions are known."""
+    """For sets without regions: the longest word of each test question that is also a word of a training answer."""
     answers = {w for q in questions if q.split == "train" for w in re.findall(r"[a-z]+", q.answer.lower())}
     out = []
     for q in (question for question in questions if question.split == "test"):

@@ -1,7 +1,7 @@
 """A data set's images at training size, encoded once into a memory-mapped Arrow file beside the data.
 
 `$DATA_ROOT/.amif/store/<set>/<short side>-<digest>.arrow` is a Hugging Face `datasets.Dataset`; the digest covers size
-and time of change of every source file, so a file that is there is right.
+and modification time of every source file, so a file that exists is up to date.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from amif_lib.data.records import Question, Study, StudyImage
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of what is stored and how; raised with every change of it
+VERSION = 1  # raised whenever something else is stored, or stored differently
 TEXTS = ("image_id", "view", "text", "reason")  # text: the study's; reason: why the image is left out, else empty
 FEATURES = datasets.Features(dict.fromkeys(TEXTS, datasets.Value("string")) | {"image": datasets.Image()})
 Entry = tuple[StudyImage, str]  # an image and its study's text
@@ -36,24 +36,24 @@ _found: dict[tuple[Path, Path, int], Path] = {}  # what this process has found o
 
 
 def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Records]:
-    """The records whose images could all be stored (now, if need be).
+    """The records whose images are all stored; stores them first if necessary.
 
     Raises:
-        InputError: more than `images.MOST_BAD` of the images are bad, or the image of a test question is; the folder
-            cannot be written. Names the folder or the list of bad images, never an image.
+        InputError: more than `images.MOST_BAD` of the images, or the image of a test question, cannot be decoded; the
+            folder cannot be written. Names the folder or the list of bad images, never an image.
     """
     file = ensure(name, short_side, records)
     reasons = listed(file)
     bad = {image_id for image_id, reason in reasons.items() if reason}
     said = f"data set {name}: {len(bad)} of {len(reasons)} images cannot be decoded"
-    remedy = f"fetch the images that {paths.shown(file.with_suffix('.bad.csv'))} lists again"
+    remedy = f"fetch again the images listed in {paths.shown(file.with_suffix('.bad.csv'))}"
     if len(bad) > images.MOST_BAD * len(reasons):
         raise InputError(f"{said}, more than {images.MOST_BAD:.0%}; {remedy}")
     kept = []
     for record in records:
         if bad.isdisjoint(image.image_id for image in record.images):
             kept.append(record)
-        elif isinstance(record, Question) and record.split != "train":  # what is evaluated on is whole or not at all
+        elif isinstance(record, Question) and record.split != "train":  # no score over a part of an evaluation set
             raise InputError(f"{said}, one of a {record.split} question; {remedy}")
     if bad:
         log.info("%s; %d records left out with them; %s", said, len(records) - len(kept), remedy)
@@ -61,11 +61,11 @@ def usable(name: str, short_side: int, records: Sequence[Records]) -> list[Recor
 
 
 def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Question] | None = None) -> Path:
-    """The Arrow file of a data set's images at `short_side` pixels, made now where it is absent or something changed.
+    """The Arrow file of a data set's images at `short_side` pixels, made now if it is absent or a source file changed.
 
-    `records`, of the reader, have the images to store; None: what this process found last, or, the first time, the
-    reader's records by its default settings. Raises InputError where the set's records cannot be read or the folder
-    cannot be written; names it.
+    `records` are the set's records whose images to store; None: the file that this process used last or, the first
+    time, all records by the reader's default settings. Raises InputError, which names the folder, if the set's records
+    cannot be read or the folder cannot be written.
     """
     root, home = manifests.location(name), manifests.derived_folder(name) / "store" / name
     if records is None:
@@ -75,15 +75,15 @@ def ensure(name: str, short_side: int, records: Sequence[Study] | Sequence[Quest
     entries = _entries(name, records)
     file = home / f"{short_side}-{_digest(entries)}.arrow"
     if not file.is_file():
-        with writing(home, PREPARED), exclusive(home / ".lock", f"the image store of {name}"):
-            if not file.is_file():  # else made by the process that was waited for
+        with writing(home, PREPARED), exclusive(home / ".lock", f"the image store of {name}", remedy=PREPARED):
+            if not file.is_file():  # else the process that held the lock has made it
                 _write(name, file, short_side, entries, root)
     _found[root, home, short_side] = file
     return file
 
 
 def listed(file: Path) -> dict[str, str]:
-    """By image id why an image is left out of the file; empty where it is not."""
+    """For each image id the reason why its image is not in the file; empty if it is."""
     table = datasets.Dataset.from_file(str(file)).data
     return dict(zip(*(table.column(key).to_pylist() for key in ("image_id", "reason")), strict=True))
 
@@ -95,7 +95,7 @@ def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[E
         for image in record.images:
             known, _ = found.setdefault(image.image_id, (image, getattr(record, "text", "")))
             if known.path != image.path:
-                raise InputError(f"data set {name}: two files have the image id {known.path.stem}; make ids unique")
+                raise InputError(f"data set {name}: two files have the image id {image.image_id}; make ids unique")
     return [found[image_id] for image_id in sorted(found)]
 
 
@@ -152,7 +152,7 @@ class Pictures:
         self.row = {image_id: row for row, (image_id, reason) in enumerate(every) if not reason}
         if twice := len(every) - len({image_id for image_id, _ in every}):
             names = ", ".join(file.parent.name for file in self.files)
-            raise InputError(f"data.pretrain: {twice} image ids are in two of {names}; name one of them")
+            raise InputError(f"data.pretrain: {twice} image ids are in two of {names}; remove one of these sets")
 
     def __getitem__(self, image_id: str) -> Image.Image:
         """The stored image, in mode `L` where it is grey, else `RGB`."""
@@ -162,5 +162,5 @@ class Pictures:
         """The stored file content (JPEG). Raises InputError for an image that is not stored."""
         if image_id not in self.row:
             names = ", ".join(paths.shown(file) for file in self.files)
-            raise InputError(f"the image of a record is not among those in {names}; use the set's own records")
+            raise InputError(f"a record's image is not among those in {names}; use the set's own records")
         return self.table.fast_slice(self.row[image_id], 1)["image"][0]["bytes"].as_py()

@@ -1,4 +1,4 @@
-"""Files of embeddings by sample id: what a teacher's vectors are kept in, and what other code may give in its place."""
+"""Files of embeddings by sample id: a teacher's vectors, or vectors from other code that replace them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def write(path: Path, keys: Sequence[Key], vectors: np.ndarray) -> None:
 
 
 def read(path: Path, keys: Sequence[Key]) -> np.ndarray:
-    """Unit-length vectors (n, e), float32, of the keys asked for; others are left.
+    """Unit-length vectors (n, e), float32, of the n `keys`; other rows of the file are ignored.
 
-    Raises InputError, with the id, for a file of another form or a vector that is missing, doubled, zero or not finite.
+    Raises InputError, with the id, for a file of another form or a vector that is missing, twice there, zero or not
+    finite.
     """
     where, form = paths.shown(path), "a Parquet file with columns kind, id and vector (lists of equally many numbers)"
     try:
@@ -43,7 +44,7 @@ def read(path: Path, keys: Sequence[Key]) -> np.ndarray:
         raise InputError(f"{where}: not {form}: {' '.join(str(error).split())[:100]}") from None
     if missing:
         what = f"no vector of {' '.join(map(repr, missing[0]))} ({len(missing)} of {len(keys)} are missing)"
-        raise InputError(f"{where}: {what}; write one for every sample (of the kit's own: delete the file's folder)")
+        raise InputError(f"{where}: {what}; write one for every sample (if the kit wrote it, delete the file's folder)")
     if len(twice := frame[frame.duplicated(["kind", "id"])]):
         raise InputError(f"{where}: {twice['kind'].iloc[0]} {twice['id'].iloc[0]!r} occurs twice; keep one")
     lengths = np.linalg.norm(vectors, axis=1)

@@ -1,4 +1,4 @@
-"""What names a run: a short hash of the settings that its stage reads, except defaults, its parent, data and files."""
+"""Run ids: a short hash of the settings that a run's stage reads (defaults left out), its parent, data and files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from amif_lib.data.manifests import data_digest
 from amif_lib.experiments.run_spec import RunSpec
 
 SETS = ("data.pretrain", "data.decontaminate_against", "data.questions", "data.tokenizer_questions", "teacher.data")
-OFF = (0, "", "none", [])  # defaults with which a setting does nothing
+OFF = (0, "", "none", [])  # values that switch a setting off
 
 
 def settings_read(run: RunSpec, content: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Settings by dotted name that the run's stage reads; label, scale and parent are left out.
+    """The settings that the run's stage reads, by dotted name, without label, scale and parent.
 
-    They are the run's own, or those in `content`: a stored specification, or the run's without its defaults.
+    Values come from `content`, such as a stored specification; by default from the run itself.
     """
     content = run.model_dump(mode="json") if content is None else content
     flat: dict[str, Any] = {}
     for section, value in content.items():
         flat |= {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
     if isinstance(content.get("teacher"), dict):
-        flat["teacher"] = "given"  # one whose settings are all defaults is not the same as none
+        flat["teacher"] = "given"  # else a teacher with default settings would equal no teacher
     left_out = {"label", "scale", "parent", *methods.settings(run.method).not_read(run)}
     return {
         name: value
@@ -33,10 +33,9 @@ def settings_read(run: RunSpec, content: dict[str, Any] | None = None) -> dict[s
 
 
 def difference(stored: dict[str, Any], run: RunSpec) -> str:
-    """The first setting that `run` reads and that a stored specification has otherwise, with both values; else "".
+    """The first setting that `run` reads and whose value in a stored specification differs, with both values; else "".
 
-    A setting that the stored one does not know has been added since: it makes no difference while it is at a default
-    that switches it off.
+    A setting that the stored specification lacks was added later; it makes no difference while it is switched off.
     """
     asked, found = settings_read(run), settings_read(run, stored)
     for name in sorted({*asked, *found}):
@@ -60,8 +59,8 @@ def data_sets(run: RunSpec) -> list[str]:
 def run_id(run: RunSpec) -> str:
     """Twelve hexadecimal digits that name the run's directory; equal runs of different tables share it.
 
-    Settings at their defaults are left out, so that a setting that is added leaves the ids of other runs as they are.
-    Raises InputError where a file that the method's `files_read` lists, if it has one, cannot be read.
+    Settings at their defaults are left out, so that adding a setting does not change the ids of existing runs. Raises
+    InputError if a file that the method's settings list (`files_read`) cannot be read.
     """
     settings = methods.settings(run.method)
     files = settings.files_read(run) if hasattr(settings, "files_read") else {}

@@ -1,4 +1,4 @@
-"""A loss that a notebook defines: its source is part of the run's identity, so that it is never taken for the kit's."""
+"""A loss that a notebook defines. Its source is part of the run's id, so its run never passes for the method's own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Loss = Callable[[Any, Any], dict[str, Any]]  # (the stage's module, batch) -> te
 def with_loss(run: RunSpec, loss: Loss, name: str, stage: str = "stage1") -> RunSpec:
     """`run` with one stage trained on `loss`: this stage and those after it get ids of their own, and `name` as label.
 
-    Raises InputError as `source` does, and where the run has no such stage.
+    Raises InputError as `source` does, and if the run has no such stage.
     """
-    if stage not in [step.stage for step in run.trainings()]:
-        raise InputError(f"run {run.run_id}: has no {stage} whose loss could be replaced")
+    if stage not in (known := [step.stage for step in run.trainings()]):
+        raise InputError(f"run {run.run_id}: has no {stage} whose loss could be replaced, only {', '.join(known)}")
     changes: dict[str, Any] = {"label": name or "own loss"}
     if run.stage == stage:
         changes["own_loss"] = source(loss)
@@ -31,17 +31,17 @@ def with_loss(run: RunSpec, loss: Loss, name: str, stage: str = "stage1") -> Run
 
 
 def check(run: RunSpec, loss: Loss | None) -> None:
-    """Raise InputError unless `loss` is the one in the run's identity; None where that has none."""
+    """Raise InputError unless `loss` is the one that the run's id covers (None: the method's own)."""
     if (source(loss) if loss else "") != run.own_loss:
-        of = "a loss that a notebook defines" if run.own_loss else "the method's own loss"
-        raise InputError(f"run {run.run_id}: is of {of}, not of the one given; make the run with own_loss.with_loss")
+        own = "a loss that a notebook defines" if run.own_loss else "the method's own loss"
+        raise InputError(f"run {run.run_id}: trains on {own}, not on the one given; use own_loss.with_loss")
 
 
 def source(loss: Loss) -> str:
-    """Source of a function, without comments, and of what it reads outside: the notebook's functions and plain values.
+    """Source of a function, without comments, and of the notebook's functions and plain values that it reads.
 
-    Imports are named, not read. Raises InputError for what is no plain function, and where it reads another kind of
-    variable of the notebook, such as a tensor, whose values no source shows.
+    Of imports only the names are included. Raises InputError unless it is a plain function, or if it reads another kind
+    of variable of the notebook, such as a tensor, whose values no source shows.
     """
     texts: dict[str, str] = {}
     _collect(loss, texts)
@@ -71,7 +71,7 @@ def _collect(function: Any, texts: dict[str, str]) -> None:
 
 
 def _looked_up(code: CodeType) -> Iterator[str]:
-    """Names that a function, and those defined inside it, look up outside."""
+    """Global names that a function, or one defined inside it, reads."""
     yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
     for inner in code.co_consts:
         if isinstance(inner, CodeType):

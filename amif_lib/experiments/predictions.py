@@ -1,6 +1,6 @@
 """A fine-tuning's stored answers: `predictions.parquet`, a row per test question, and `candidates.parquet`.
 
-All log-likelihoods of all answers are stored, so that a protocol (`scoring.protocols`) is a later selection.
+The log-likelihoods of all candidates are stored, so that the protocol (`scoring.protocols`) can be chosen later.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def write_predictions(folder: Path | str, frame: pd.DataFrame, candidates: pd.Da
 def read_predictions(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Predictions and candidates of a run folder.
 
-    Raises InputError where a file is missing or damaged, a question or a candidate is doubled, or log-likelihoods are
-    not one finite number per candidate.
+    Raises InputError if a file is missing or damaged, a question or a candidate occurs twice, or a question lacks a
+    finite log-likelihood for a candidate.
     """
     folder = Path(folder).resolve()
     stats = [path.stat() for name in (PREDICTIONS, CANDIDATES) if (path := folder / name).is_file()]
     frame, candidates = _read(folder, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
-    return frame.copy(deep=False), candidates.copy(deep=False)  # a column of one's own does no harm to other readers
+    return frame.copy(deep=False), candidates.copy(deep=False)  # callers may add columns to theirs
 
 
 @lru_cache(maxsize=1000)  # several tables and figures read the same runs
 def _read(folder: Path, _changed: tuple[tuple[int, int], ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What `read_predictions` returns of files as they are at this time."""
+    """`read_predictions` for files in the state `_changed`."""
     frame, candidates = _parquet(folder / PREDICTIONS), _parquet(folder / CANDIDATES)
     _log_likelihoods(frame, candidates, paths.shown(folder / PREDICTIONS))
     return frame.assign(gold=frame["gold"].map(list)), candidates
@@ -95,11 +95,11 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 
 def _log_likelihoods(frame: pd.DataFrame, candidates: pd.DataFrame, where: str) -> np.ndarray:
-    """The log-likelihoods as one (questions, candidates) fp32 array; InputError where they cannot be scored."""
+    """The log-likelihoods as one fp32 array (n questions, K candidates). Raises InputError if they cannot be scored."""
     for name, values in (("candidate", candidates["answer"]), ("question", frame["question_id"])):
         if doubled := values[values.duplicated()].tolist():
-            raise InputError(f"{where}: {name} {doubled[0]!r} is doubled; {AGAIN}")
+            raise InputError(f"{where}: {name} {doubled[0]!r} occurs twice; {AGAIN}")
     for question, scores in zip(frame["question_id"], frame["log_likelihoods"], strict=True):
         if np.shape(scores) != (len(candidates),) or not np.isfinite(scores).all():
-            raise InputError(f"{where}: question {question} has not one finite log-likelihood per candidate; {AGAIN}")
+            raise InputError(f"{where}: question {question} needs one finite log-likelihood per candidate; {AGAIN}")
     return np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)

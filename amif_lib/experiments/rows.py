@@ -14,7 +14,7 @@ from amif_lib.core.settings import Strict
 from amif_lib.experiments.run_spec import RunSpec, parse
 
 SHARED = ("method", "model", "init", "data", "objective", "knowledge")  # what a run's stages have in common
-OF_AMIF = ("objective", "knowledge", "teacher")  # of a scale's sections
+OF_AMIF = ("objective", "knowledge", "teacher")  # sections of a scale's file that only AMiF reads
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -26,14 +26,14 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 class Row(Strict):
-    """One row of a table: what it is called, what it changes, and the runs it stands for."""
+    """One row of a table: its names, the rows it is compared with, and its runs."""
 
     table: str
     row: str
     label: str
     paper_row: str = ""
     references: tuple[str, ...] = ()  # the rows that paired tests compare this one with, the paper's first
-    extra: bool = False  # not a row of the paper's, beside the others for comparison
+    extra: bool = False  # a row for comparison that the paper's table does not have
     runs: tuple[RunSpec, ...] = ()  # the fine-tunings: by question set, then by seed
 
 
@@ -48,9 +48,9 @@ def table_settings(table: str) -> dict[str, Any]:
 
 
 def _settings(path: Path, what: str) -> dict[str, Any]:
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise InputError(f"{what}: unknown; choose one of {known}")
+    known = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "prompts")  # specs/prompts.yaml is no table
+    if path.stem not in known:
+        raise InputError(f"{what}: unknown; choose one of {', '.join(known)}")
     return _read(path, path.stat().st_mtime_ns)
 
 
@@ -66,8 +66,9 @@ def build_run(
 
     `settings` may hold `method`, `start` (a named initialisation of the scale), `pretraining` (`all` stages before
     fine-tuning, those up to the named one, or `none`) and the sections of `RunSpec`; `train` is given per stage, as
-    `stage1`, `stage2` and `finetune`. A scale's question set may hold data settings and a `finetune` of its own, its
-    `methods` what other methods than AMiF have in place of its own `objective`, `teacher` and `knowledge`.
+    `stage1`, `stage2` and `finetune`. In a scale's file, a question set may have its own data settings and `finetune`;
+    `methods` has, for each method but AMiF, the sections that replace AMiF's `objective`, `teacher` and `knowledge`.
+    Raises InputError for an unknown scale, start, question set or setting.
     """
     base, method = scale_settings(scale), settings.get("method", "amif")
     starts, start = base.get("starts", {}), settings.get("start", base.get("defaults", {}).get("start", ""))
@@ -82,17 +83,12 @@ def build_run(
     shared = {"scale": scale} | {name: base[name] for name in SHARED if name in base}
     parent, soft = None, base.get("objective", {}).get("labels", "soft") == "soft"
     for stage in _pretraining(method, settings.get("pretraining", "all")):
-        teacher = base.get("teacher") if soft or stage == "stage2" else None  # stage 2 may still mine with it
+        teacher = base.get("teacher") if soft or stage == "stage2" else None  # stage 2 mines with it anyway
         of_stage = {"stage": stage, "seed": pretrain_seed, "train": base.get(stage, {}), "teacher": teacher}
         parent = shared | of_stage | {"parent": parent}
     data = base["data"] | {"questions": question_set} | of_set | settings.get("data", {})
-    run = shared | {
-        "stage": "finetune",
-        "seed": seed,
-        "train": base.get("finetune", {}),
-        "data": data,
-        "parent": parent,
-    }
+    of_stage = {"stage": "finetune", "seed": seed, "train": base.get("finetune", {}), "data": data}
+    run = shared | of_stage | {"parent": parent}
     if parent is None and "teacher" in base.get("init", {}).values():
         run["teacher"] = base.get("teacher", {})
     return parse(run, f"specs, scale {scale}, {question_set}")
@@ -108,7 +104,7 @@ def _pretraining(method: str, until: str) -> list[str]:
 
 
 def _known_set(scale: str, question_set: str) -> dict[str, Any] | None:
-    """What a scale's file says of a question set. Raises InputError where the scale has no such set."""
+    """A question set's settings in a scale's file. Raises InputError if the scale has no such set."""
     known = scale_settings(scale)["question_sets"]
     if question_set not in known:
         raise InputError(
@@ -136,7 +132,7 @@ def rows(
     if pretrain_seeds is None:
         pretrain_seeds = table_settings(table).get("replicates", {}).get(scale, 1)
     if min(seeds, pretrain_seeds) < 1:
-        raise InputError(f"SEEDS={seeds} PRETRAIN_SEEDS={pretrain_seeds}: at least 1 each")
+        raise InputError(f"SEEDS={seeds} PRETRAIN_SEEDS={pretrain_seeds}: each must be at least 1")
     listed = _listed(table, scale)
     for asked in only:
         if asked not in listed:
@@ -145,14 +141,14 @@ def rows(
     for key, entry in listed.items():
         wanted = key in only if only else scale not in entry.get("on_request", ())
         own = [name for name in names if _has_set(entry, name)]
-        if not (wanted and own):  # the row may be of other question sets than those asked for
+        if not (wanted and own):  # not asked for, or the row has none of the question sets asked for
             continue
         label, settings = f"{table} row {key}: {entry['label']}", entry.get("settings", {})
         runs = tuple(
             build_run(scale, settings, name, first * seeds + n, first).model_copy(update={"label": label})
             for name in own
             for first in range(pretrain_seeds)
-            for n in range(seeds)  # a seed of its own for each fine-tuning, whatever it starts from
+            for n in range(seeds)  # fine-tunings of different pre-trainings have different seeds, too
         )
         about = {name: entry[name] for name in ("label", "paper_row", "extra") if name in entry}
         out.append(Row(table=table, row=key, references=tuple(entry.get("reference", ())), runs=runs, **about))
@@ -160,7 +156,7 @@ def rows(
 
 
 def row_names(table: str, scale: str) -> list[str]:
-    """The rows that a table has at a scale, those included that are run on request only."""
+    """The rows that a table has at a scale, including those that are run on request only."""
     return list(_listed(table, scale))
 
 
@@ -170,7 +166,7 @@ def is_judged(table: str) -> bool:
 
 
 def _listed(table: str, scale: str) -> dict[str, dict[str, Any]]:
-    """A table's rows at a scale by name; one of a method that the scale has no settings for is left out."""
+    """A table's rows at a scale, by name, without those of methods for which the scale has no settings."""
     known = {"amif", *scale_settings(scale).get("methods", {})}
     entries = [
         each for each in table_settings(table)["rows"] if each.get("settings", {}).get("method", "amif") in known
@@ -185,7 +181,7 @@ def _has_set(entry: dict[str, Any], question_set: str) -> bool:
 
 
 def sets_of(table: str, scale: str) -> tuple[str, ...]:
-    """The question sets of a table at a scale: all for Table 1, and for ablations too if the scale names no fewer."""
+    """The question sets of a table at a scale: for Table 1 all, for the others `ablation_sets` if the scale has it."""
     settings = scale_settings(scale)
     every = tuple(settings["question_sets"])
     return every if table == "table1" else tuple(settings.get("ablation_sets", every))

@@ -1,6 +1,6 @@
 """The run specification: everything that determines a result, strictly validated.
 
-What a result does not depend on (processes, device, rows at a time, machine) is not here.
+Choices that do not change a result (processes, device, rows at a time, machine) are not here.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class InitSpec(Strict):
     )
     text: str = Field(
         "emilyalsentzer/Bio_ClinicalBERT",
-        description="a BERT; `open_clip:SOURCE` or `teacher` take a BERT, word rows by piece, and refuse "
-        "open_clip's own causal text transformer",
+        description="a BERT; so must the text tower of `open_clip:SOURCE` or `teacher` be (open_clip's own causal "
+        "transformer is refused), whose word embeddings are matched by token",
     )
     decoder: str = Field(
         "emilyalsentzer/Bio_ClinicalBERT", description="as the text encoder; cross-attention starts random (point 38)"
@@ -53,13 +53,9 @@ class InitSpec(Strict):
 class DataSpec(Strict):
     """What is trained on, and how images and texts are cut and augmented."""
 
-    pretrain: tuple[str, ...] = Field(
-        (), description="manifest names of the pre-training sets, concatenated (point 51)"
-    )
+    pretrain: tuple[str, ...] = Field((), description="manifests of the pre-training sets, concatenated (point 51)")
     questions: str = Field("", description="manifest name of the question set")
-    tokenizer_questions: tuple[str, ...] = Field(
-        (), description="question sets whose training texts the tokenizer sees"
-    )
+    tokenizer_questions: tuple[str, ...] = Field((), description="sets whose training questions the tokenizer sees")
     training_file: str = Field(
         "default",
         description="which questions, the first being the default. VQA-RAD: official1797, published3064 (leaks), "
@@ -79,13 +75,13 @@ class DataSpec(Strict):
     question_length: int = Field(32, gt=4, description="tokens of a question, with [CLS] and [SEP]")
     answer_length: int = Field(32, gt=2, description="tokens of an answer, with [CLS] and [SEP]")
     augment_questions: Augmentation = Field("none", description="fine-tuning images (point 44)")
-    max_studies: int = Field(0, ge=0, description="the first so many studies (0: all); smoke runs and tests")
-    max_questions: int = Field(0, ge=0, description="the first so many questions of each split (0: all)")
+    max_studies: int = Field(0, ge=0, description="only the first N studies (0: all); for smoke runs and tests")
+    max_questions: int = Field(0, ge=0, description="only the first N questions of each split (0: all)")
     blank_images: bool = Field(False, description="every image replaced by a grey one: the question-only baseline")
 
     @property
     def question_settings(self) -> dict[str, Any]:
-        """What `load_questions` takes beside the set's name."""
+        """Arguments of `load_questions` besides the set's name."""
         return {"training_file": self.training_file, "language": self.language}
 
 
@@ -108,12 +104,8 @@ class RunSpec(Strict):
 
     stage: str = Field(description="one of the method's `STAGES`, of which the last is `finetune`")
     scale: Literal["demo", "small", "base", "paper"]
-    method: str = Field(
-        "amif",
-        description="whose stages and settings these are",
-        validate_default=True,
-    )
-    label: str = Field("", description="what a reader calls it; not part of the run's identity")
+    method: str = Field("amif", description="whose stages and settings the run has", validate_default=True)
+    label: str = Field("", description="the run's name on pages; not part of its identity")
     seed: int = 0
     model: ModelSpec = ModelSpec()
     init: InitSpec = InitSpec()
@@ -162,12 +154,12 @@ class RunSpec(Strict):
 
     @property
     def trains_towers(self) -> bool:
-        """Whether those towers are of a teacher that the kit trains, so that its data decides the result."""
+        """Whether encoders start from a teacher that the kit trains, so that its training data affects the result."""
         return self.starts_from_teacher and self.teacher.source == "trained"
 
     @property
     def fits_tokenizer(self) -> bool:
-        """Whether the run's own vocabulary is made of training texts."""
+        """Whether the run fits its vocabulary on training texts."""
         return self.parent is None and (self.init.tokenizer == "trained" or self.init.vocabulary == "seen")
 
     @property
@@ -196,14 +188,14 @@ class RunSpec(Strict):
 
 
 def parse(content: dict[str, Any], where: str) -> RunSpec:
-    """Validate a run specification. Raises InputError in one line, which names `where` it came from and the field."""
+    """Validate a run specification. Raises InputError in one line, which names the field and `where` it came from."""
     try:
-        return RunSpec.model_validate_json(json.dumps(content))
+        return RunSpec.model_validate_json(json.dumps(content, default=str))  # YAML reads 2025-01-31 as a date
     except ValidationError as error:
         first = error.errors()[0]
         place, inner = first["loc"], first.get("ctx", {}).get("error")
-        if isinstance(inner, ValidationError):  # of a section that the method checks
+        if isinstance(inner, ValidationError):  # raised in a section that the method defines
             first = inner.errors()[0]
             place += first["loc"]
-        said = "unknown key; amif_lib/specs/SETTINGS.md has all" if first["type"] == "extra_forbidden" else first["msg"]
+        said = "unknown key; see amif_lib/specs/SETTINGS.md" if first["type"] == "extra_forbidden" else first["msg"]
         raise InputError(f"{where}: {'.'.join(map(str, place)) or '(whole)'}: {said}") from None

@@ -1,4 +1,4 @@
-"""Stored runs: opening one, telling whether it is finished and is the run asked for, and what made it."""
+"""Stored runs: open one, check that it is finished and is the run asked for, and note what made it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from amif_lib.experiments.predictions import CANDIDATES, PREDICTIONS, read_predi
 from amif_lib.experiments.run_spec import RunSpec, parse
 
 VERSIONED = ("torch", "transformers", "accelerate", "open_clip_torch", "tokenizers", "numpy", "pandas", "pillow")
-CODE = ("amif_lib", "data_manifests")  # what of the clone decides results
+CODE = ("amif_lib", "data_manifests")  # folders of the clone that determine results
 BLANK_TEST = "blank_test"  # predictions of the same model with blank images at test time only
 SHUFFLED_TEST = "shuffled_test"  # and with another test image in place of each
 BY_PATH = ("init.image", "init.text", "init.decoder", "init.tokenizer", "teacher.source")  # may name files
@@ -65,12 +65,12 @@ class Run:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """What `provenance` noted when the run ended."""
+        """The content of `provenance.json`, written by `provenance` when the run ended."""
         return self._json("provenance.json")
 
     @property
     def commit(self) -> str:
-        """The commit that made the run, `+changes` behind it where the code differed; 'unknown' outside a clone."""
+        """The commit that made the run, with `+changes` if its code was edited; 'unknown' outside a clone."""
         return (self.provenance.get("commit") or "unknown") + "+changes" * bool(self.provenance.get("changes"))
 
     @cached_property
@@ -120,9 +120,9 @@ def load_run(run: str | Path | RunSpec) -> Run:
 
 
 def is_finished(spec: RunSpec) -> bool:
-    """Whether this very run is stored with all that its readers need: metrics, provenance and a fine-tuning's answers.
+    """Whether the run is stored with all that its readers need: metrics, provenance and a fine-tuning's answers.
 
-    Raises InputError where the folder of its name holds a run of other settings, or one that was made of other files.
+    Raises InputError if its folder holds a run with other settings, or if a file that it was trained from has changed.
     """
     answers = (PREDICTIONS, CANDIDATES) if spec.stage == "finetune" else ()
     names = ("spec.json", "metrics.json", "provenance.json", *answers)
@@ -131,13 +131,13 @@ def is_finished(spec: RunSpec) -> bool:
     refuse_another(spec)
     made, now = load_run(spec).provenance.get("inputs", {}), inputs(spec)
     if other := [name for name in now if made.get(name, now[name]) != now[name]]:
-        said = f"was made of another {other[0]} than there is now"
+        said = f"was trained from another {other[0]} than the present one"
         raise InputError(f"{paths.shown(spec.directory)}: {said}; delete this folder to train it again")
     return True
 
 
 def inputs(spec: RunSpec) -> dict[str, str]:
-    """SHA-256 of what a run starts from, where it is here: its parent's weights, and files that its settings name."""
+    """SHA-256 of the files that a run starts from, if they are on disk: its parent's weights, and those in settings."""
     read, found = settings_read(spec), {}
     if spec.parent and (stored := spec.parent.directory / "provenance.json").is_file():
         found["parent"] = files.read_yaml(stored).get("files", {}).get("model/model.safetensors")
@@ -152,14 +152,14 @@ def inputs(spec: RunSpec) -> dict[str, str]:
 
 
 def refuse_another(spec: RunSpec) -> None:
-    """Raise InputError where the run's folder holds a specification that differs in what the run reads."""
+    """Raise InputError if the run's folder holds a specification that differs in a setting that the run reads."""
     folder = spec.directory
     if (folder / "spec.json").is_file() and (found := difference(Run(folder).stored_spec(), spec)):
         raise InputError(f"{paths.shown(folder)}: holds a run that differs from this one in {found}; move it elsewhere")
 
 
 def missing(specs: Iterable[RunSpec]) -> list[RunSpec]:
-    """Those of `specs` that have no finished run, each once."""
+    """The runs of `specs` that are not finished, each once."""
     return [spec for spec in {run_id(spec): spec for spec in specs}.values() if not is_finished(spec)]
 
 
@@ -167,9 +167,9 @@ def missing(specs: Iterable[RunSpec]) -> list[RunSpec]:
 
 
 def provenance(spec: RunSpec | None = None, processes: int = 1, seconds: float = 0.0) -> dict[str, Any]:
-    """What `provenance.json` says of a run: code, versions, hardware, wall time in seconds, seeds and its files.
+    """The content of `provenance.json`: code, versions, hardware, wall time in seconds, seeds and files of a run.
 
-    No user name, host name or path is in it, so that it can be published. GPUs are listed where torch is loaded.
+    It holds no user name, host name or path, so that it can be published. GPUs are listed if torch is loaded.
     """
     torch = sys.modules.get("torch")  # the training has loaded it; a reader need not
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
@@ -201,7 +201,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of the clone; empty outside one, and where there is no git."""
+    """Output of a git command in the clone; empty outside a clone or without git."""
     try:
         done = subprocess.run(["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -210,6 +210,6 @@ def _git(*arguments: str) -> str:
 
 
 def published(table: str) -> pd.DataFrame:
-    """The paper's numbers of a table: `row, label, dataset, split, value` (percent) and what describes the row."""
+    """The paper's numbers of a table: `row, label, dataset, split, value` (percent) and columns about the row."""
     frame = pd.read_csv(paths.published() / f"{table}.csv", dtype=str, keep_default_na=False)
     return frame.assign(value=frame["value"].astype(float))

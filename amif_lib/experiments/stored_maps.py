@@ -22,11 +22,11 @@ class Maps:
     """Patch maps of n questions or reports of a data set, each about one label and the word that names it."""
 
     data_set: str
-    ids: np.ndarray  # (n,) of the question or study, as the four that follow
-    image_ids: np.ndarray
-    labels: np.ndarray  # what the region shows
-    words: np.ndarray  # as the text names it
-    texts: np.ndarray  # the question, or the sentence of the report
+    ids: np.ndarray  # (n,): of the question or study
+    image_ids: np.ndarray  # (n,)
+    labels: np.ndarray  # (n,): what the region shows
+    words: np.ndarray  # (n,): how the text names it
+    texts: np.ndarray  # (n,): the question, or the sentence of the report
     coverage: np.ndarray  # (n, s, s): share of each cell that the region covers; all 0 where no region is known
     values: dict[str, np.ndarray]  # name of the map -> (n, s, s)
     examples: np.ndarray  # (k,): rows that have a picture
@@ -38,9 +38,9 @@ class Maps:
 
 
 def ensure(run: Any) -> Path | None:
-    """Store a finished run's maps unless they are there; returns the file, None where the run has no maps.
+    """Store a finished run's maps unless they are there; returns their file, or None if the method has no maps.
 
-    `run` is a run, its specification or id. Raises InputError where the run is not finished.
+    `run` is a run, its specification or id. Raises InputError if the run is not finished.
     """
     run = run if isinstance(run, stored.Run) else stored.load_run(run)
     if not stored.is_finished(run.spec):

@@ -1,4 +1,4 @@
-"""From records to batches. Everything random is keyed by (seed, stage, step, sample), never by process or worker."""
+"""From records to batches. All random draws are keyed by (seed, stage, step, sample), never by process or worker."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from amif_lib.networks import pixels
 from amif_lib.networks.tokenizers import token_ids
 from amif_lib.objectives.distributed import rank, world_size
 
-FIXED_VIEWS = 2  # augmentations of an image (in pre-training: for each of its two places), where maps are computed once
+FIXED_VIEWS = 2  # augmentations per image (in pre-training: per slot) for a frozen encoder, which sees each only once
 TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
-Key = tuple[int, int, float, int]  # of a sample: step, index, weight (0: a filler), samples in the global batch
-Plan = list[tuple[int, int, list[Key]]]  # epoch, step, this process's samples
+Key = tuple[int, int, float, int]  # of a sample: step, index, weight (0: a filler), size of the global batch
+Plan = list[tuple[int, int, list[Key]]]  # for each step: epoch, step, this process's samples
 
 
 def stream(spec: RunSpec) -> tuple[int, int]:
-    """What keys a run's random streams: its seed and its stage's number; no stage replays another's draws."""
+    """The key of a run's random streams: its seed and its stage's number, so that no stage repeats another's draws."""
     number = methods.settings(spec.method).STAGES.index(spec.stage)
-    return spec.seed, 2 if spec.stage == "finetune" else number + (number >= 2)  # 2: fine-tuning, in every method
+    return spec.seed, 2 if spec.stage == "finetune" else number + (number >= 2)  # 2 is fine-tuning's in every method
 
 
 def seed_of(spec: RunSpec, *more: int) -> int:
-    """A number for a global random state of that stream."""
+    """A seed for torch's global generator, from the run's `stream` and the numbers `more`."""
     return int(np.random.SeedSequence((*stream(spec), *more)).generate_state(1)[0])
 
 
 def view_draws(spec: RunSpec, image_id: str, slot: int, *key: int) -> torch.Generator:
-    """The random stream of a view: its own, or for a frozen encoder that of one of the image's `FIXED_VIEWS`."""
+    """The random stream that augments a view; for a frozen encoder that of one of the image's `FIXED_VIEWS`."""
     own = pixels.keyed(*stream(spec), *key)
     if spec.model.image_form != "lite0":
         return own
@@ -50,7 +50,7 @@ def view_draws(spec: RunSpec, image_id: str, slot: int, *key: int) -> torch.Gene
 
 
 class ImageCache:
-    """A run's stored images by id; decoded ones are kept in memory up to a bound."""
+    """A run's stored images by id; decoded ones are kept in memory, up to `bound_bytes`."""
 
     def __init__(self, spec: RunSpec, names: Sequence[str], bound_bytes: int = 1 << 30):
         self.stored, self.decoded, self.room = store.pictures(names, spec.model.stored_side), {}, bound_bytes
@@ -71,7 +71,8 @@ class ImageCache:
 def global_batches(
     total: int, size: int, key: Sequence[int], folds: Sequence[int] | None = None, drop_last: bool = True
 ) -> list[list[int]]:
-    """Indices of every global batch of an epoch, shuffled by `key`. With `folds` a batch holds samples of one fold."""
+    """Indices of every global batch of an epoch, shuffled by `key`. With `folds` a batch holds samples of one fold.
+    Raises InputError if there are too few samples for one batch."""
     rng = np.random.default_rng(tuple(key))
     fold_of = np.zeros(total, dtype=int) if folds is None else np.asarray(folds)
     batches = []
@@ -85,7 +86,7 @@ def global_batches(
 
 
 def steps_of(data: PretrainingData | QuestionData, spec: RunSpec) -> Plan:
-    """Every step of a run."""
+    """Every step of a run, with the samples of this process."""
     steps: Plan = []
     for epoch in range(spec.train.epochs):
         key, drop_last = (*stream(spec), epoch), spec.stage != "finetune"
@@ -96,7 +97,7 @@ def steps_of(data: PretrainingData | QuestionData, spec: RunSpec) -> Plan:
 
 
 def share(batch: Sequence[int]) -> list[tuple[int, float]]:
-    """This process's samples of a global batch with a weight each: 0 for what only fills up an uneven split."""
+    """This process's samples of a global batch with their weights: 1, or 0 for fillers that make all shares equal."""
     each = -(-len(batch) // world_size())
     own = list(batch[rank() * each : (rank() + 1) * each])
     return [(index, 1.0) for index in own] + [(batch[0], 0.0)] * (each - len(own))
@@ -108,7 +109,7 @@ def share(batch: Sequence[int]) -> list[tuple[int, float]]:
 class PretrainingData(Dataset):
     """Studies as training samples: two views, tokens, and what the method's `extras`, if any, add (section 3.1).
 
-    `extras.of(study, images of its views)` gives tensors; samples of a batch share their study's `extras.folds`.
+    `extras.of(study, images of its views)` gives tensors by name; `extras.folds` gives each study's fold by its id.
     """
 
     def __init__(self, studies: Sequence[Study], spec: RunSpec, tokenizer: Any, extras: Any = None, images: Any = None):
@@ -138,7 +139,7 @@ class PretrainingData(Dataset):
         several = len(study.images) > 1
         pair = torch.randperm(len(study.images), generator=generator)[:2].sort().values.tolist() if several else [0, 0]
         view = int(torch.randint(2, (1,), generator=generator))  # which of the two is V_i
-        slots = (0, 1) if self.both_views else (view,)  # the same view, whether the other is made or not
+        slots = (0, 1) if self.both_views else (view,)  # the draws above are the same in both cases
         pictures = [study.images[pair[slot]] for slot in slots]
         strength = "light" if several else "strong"  # point 44
         views = []
@@ -162,11 +163,11 @@ class PretrainingData(Dataset):
 
     def collate(self, samples: list[dict[str, Any]]) -> PretrainingBatch:
         """Samples of one step -> a batch."""
-        ids, mask = pad([sample["tokens"] for sample in samples], self.pad)
-        copy_ids, _ = pad([sample["copy"] for sample in samples], self.pad)
+        ids, mask = pad([sample["tokens"] for sample in samples], self.pad)  # (B, t), (B, t)
+        copy_ids, _ = pad([sample["copy"] for sample in samples], self.pad)  # (B, t)
         views = torch.stack([sample["views"] for sample in samples])  # (B, V, 3, H, W)
         names = ("view", "view_label", "group", "text_key")
-        numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in names}
+        numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in names}  # (B,); labels (B, V)
         numbers["extras"] = {name: torch.stack([s["extras"][name] for s in samples]) for name in samples[0]["extras"]}
         return PretrainingBatch(views, ids=ids, mask=mask, copy_ids=copy_ids, step=samples[0]["step"], **numbers)
 
@@ -200,9 +201,9 @@ class QuestionData(Dataset):
 
     def collate(self, samples: list[dict[str, Any]]) -> QuestionBatch:
         """Samples of one step -> a batch."""
-        ids, mask = pad([sample["tokens"] for sample in samples], self.pad)
-        answers, answer_mask = pad([sample["answer"] for sample in samples], self.pad)
-        weight = torch.tensor([sample["weight"] for sample in samples])
+        ids, mask = pad([sample["tokens"] for sample in samples], self.pad)  # (B, t), (B, t)
+        answers, answer_mask = pad([sample["answer"] for sample in samples], self.pad)  # (B, a), (B, a)
+        weight = torch.tensor([sample["weight"] for sample in samples])  # (B,)
         if self.blank:
             pictures = pixels.blank(self.spec.model.image_size)[None]  # (1, 3, H, W)
         else:
@@ -218,7 +219,7 @@ def loader(dataset: Any, keys: Sequence[Sequence[Key]], workers: int) -> DataLoa
         collate_fn=dataset.collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # its seed for workers, which draw by sample, is not taken from dropout's draws
+        generator=torch.Generator(),  # the loader draws a seed for its workers; dropout's stream must not move by that
     )
 
 
@@ -227,4 +228,4 @@ def pad(rows: Sequence[Any], value: int) -> tuple[Tensor, Tensor]:
     rows = [torch.as_tensor(row) for row in rows]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)  # (B, longest)
     lengths = torch.tensor([len(row) for row in rows])
-    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
+    return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]  # (B, longest) both

@@ -1,4 +1,4 @@
-"""The state that a cut-off training goes on from: one file, replaced only by a whole new one."""
+"""The state from which an interrupted training resumes: one file, replaced only by a complete new one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE = "state.pt"  # in the run's folder
 
 
 def save(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: int, seconds: float) -> None:
-    """Write what is needed to go on at `step`. On a full disk, warn and keep the previous state."""
+    """Store what is needed to resume at `step`. If the disk is full, warn and keep the previous state."""
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     randoms = gather_objects((torch.get_rng_state(), gpu))
     if rank() != 0:
@@ -29,11 +29,11 @@ def save(folder: Path, module: nn.Module, optimizer: Any, schedule: Any, step: i
         with files.atomic_write(folder / STATE) as aside:
             torch.save(content, aside)
     except (InputError, RuntimeError) as error:  # the latter is how torch says that a disk is full
-        log.warning("the training's state could not be stored (%s); it goes on without", error)
+        log.warning("the training continues, but its state could not be stored (%s)", error)
 
 
 def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> tuple[int, float]:
-    """Load what `save` kept: the next step and the seconds spent; (0, 0) where there is nothing."""
+    """Load the state that `save` stored; returns the next step and the seconds spent so far, (0, 0) without a state."""
     path = folder / STATE
     if not path.is_file():
         return 0, 0.0
@@ -42,7 +42,7 @@ def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> t
         part.load_state_dict(state[name])
     stored = len(state["random"])
     if stored != world_size():
-        log.warning("a run of %d processes goes on with %d: dropout draws differ from before", stored, world_size())
+        log.warning("started with %d processes, resumed with %d: dropout draws will differ", stored, world_size())
     cpu, gpu = state["random"][rank() % stored]
     torch.set_rng_state(cpu)
     if gpu is not None and torch.cuda.is_available():
@@ -52,6 +52,6 @@ def restore(folder: Path, module: nn.Module, optimizer: Any, schedule: Any) -> t
 
 
 def remove(folder: Path) -> None:
-    """Drop the state of a training that is done, and what a killed `save` left of one."""
+    """Remove the state of a finished training, and the temporary file of a `save` that was killed."""
     for path in (folder / STATE, *folder.glob(f".{STATE}.*")):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A batch that does not fit into memory: some rows at a time, without changing what is minimised (gradient caching).
+"""Gradient caching: train on a batch that does not fit into memory, with the same objective.
 
 Encoders, fusion and the answering network run on a few rows at a time and are computed again in the backward pass
 (`networks.rows`), while the losses see the outputs of all rows (Gao et al., 2021, arXiv:2101.06983).
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class GradientCache:
     """How many rows a process computes at a time: all, or $AMIF_MICRO_BATCH; halved when memory runs out.
 
-    A setting of the machine and not of the run: results differ by rounding, and by the draws of dropout.
+    It depends on the machine and is no setting of the run: results differ only by rounding and by dropout's draws.
     """
 
     def __init__(self, module: nn.Module, rows: int):
@@ -33,9 +33,9 @@ class GradientCache:
             self._limit(few)
 
     def step(self, batch: Any, forward_backward: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """`forward_backward(batch)`: losses and their gradients; where memory runs out, again with fewer rows.
+        """`forward_backward(batch)`: losses and their gradients; repeated with fewer rows if memory runs out.
 
-        Raises InputError where one row is too much, and of several processes, of which none can repeat a step alone.
+        Raises InputError if a single row does not fit, or in a run of several processes: none can repeat a step alone.
         """
         while True:
             gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -48,9 +48,9 @@ class GradientCache:
                     remedy = "set a smaller model.image_size or data.text_length, or use a larger GPU"
                 if self.rows == 1 or world_size() > 1:
                     raise InputError(f"out of memory with AMIF_MICRO_BATCH={self.rows}; {remedy}") from None
-            # outside the handler, which holds on to what the failed step had in memory
+            # outside the handler, which would keep the failed step's tensors in memory
             self._limit((self.rows + 1) // 2)
-            log.warning("out of memory: %d rows at a time from now on; the objective is the whole batch's", self.rows)
+            log.warning("out of memory: %d rows at a time from now on, with the same objective", self.rows)
             torch.cuda.empty_cache()
             torch.set_rng_state(cpu)
             torch.cuda.set_rng_state_all(gpus)

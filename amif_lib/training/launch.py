@@ -1,6 +1,6 @@
 """Start a training: in the calling process, or as a subprocess where several processes train.
 
-A notebook's kernel is never forked after CUDA has started, and a crash leaves a log and an exit status.
+So a notebook's kernel is never forked after CUDA has started, and a crash leaves a log and an exit status.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from amif_lib.experiments.run_spec import RunSpec
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1")  # on a free port
 TAIL = 30  # lines of a failed training's log that the error repeats
-WAIT_POLICY = "PASSIVE"  # waiting threads sleep: where they spin, small steps beside another job take ten times as long
+WAIT_POLICY = "PASSIVE"  # waiting threads sleep; if they spin, small steps beside another job take ten times as long
 
 
 def train(run: RunSpec, processes: int | None = None, loss: Loss | None = None) -> Path:
     """Train one run, unless it is finished, and return its directory `results/runs/<run_id>/`.
 
     `processes` defaults to $AMIF_PROCESSES, else the number of visible GPUs, else 1; the result does not depend on it.
-    A run that another process is training is waited for. `loss` is for a run of `own_loss.with_loss`, trained in this
-    process. Raises InputError for what the user can mend, RuntimeError for a failed subprocess.
+    If another process is training the run, wait for it. `loss` is for a run of `own_loss.with_loss`, trained in this
+    process. Raises InputError for what the user can correct, RuntimeError for a failed subprocess.
     """
     import torch
 
     paths.refuse_reference("training")
     count = processes if processes is not None else asked("AMIF_PROCESSES") or max(1, torch.cuda.device_count())
     if count < 1:
-        raise InputError(f"processes={count}: at least 1")
+        raise InputError(f"processes={count}: must be at least 1")
     if loss:
         own_loss.check(run, loss)
     if run.own_loss and count > 1:
         print(f"run {run.run_id}: a loss that a notebook defines trains in one process, not in {count}", flush=True)
         count = 1
-    with files.exclusive(run.directory / ".lock", f"run {run.run_id}") as lock:
+    with files.exclusive(run.directory / ".lock", f"run {run.run_id}", remedy=files.RESULTS) as lock:
         if stored.is_finished(run):
             print(f"run {run.run_id} ({run.stage}) is finished: {paths.shown(run.directory)}", flush=True)
         elif count == 1:
@@ -55,9 +55,9 @@ def train(run: RunSpec, processes: int | None = None, loss: Loss | None = None) 
 
 
 def asked(variable: str, least: int = 1) -> int | None:
-    """A whole number from the environment, or None. Raises InputError where it is none, or below `least`."""
+    """A whole number from the environment, None if unset. Raises InputError for anything else, or if below `least`."""
     text = os.environ.get(variable)
-    if text and (not text.isdigit() or int(text) < least):
+    if text and (not text.isdecimal() or int(text) < least):
         raise InputError(f"{variable}={text!r}: give a whole number of at least {least}")
     return int(text) if text else None
 
@@ -67,7 +67,7 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
 
     On several machines, start `torchrun --nnodes N ... -m amif_lib.training.loop --spec RUN` on each of them yourself.
     """
-    import torch  # takes seconds, and `make plan` only asks for `asked`
+    import torch  # takes seconds, and `make plan` only needs `asked`
 
     gpus = torch.cuda.device_count()  # asks the driver's library; does not initialise CUDA
     if 0 < gpus < processes:
@@ -81,14 +81,14 @@ def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], d
 
 
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
-    """Train in a subprocess, whose lines are passed on as they come and kept in `train.log`."""
+    """Train in a subprocess, whose output is passed on line by line and kept in `train.log`."""
     stored.refuse_another(run)
     spec_file, path, tail = run.directory / "spec.json", run.directory / "train.log", deque(maxlen=TAIL)
     files.write_json(spec_file, run.model_dump(mode="json"))
     line, environment = command(run, processes, spec_file)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     pipes |= {"encoding": "utf-8", "errors": "replace"}
-    held = () if lock is None else (lock,)  # an orphan keeps the lock for as long as it lives
+    held = () if lock is None else (lock,)  # if this process is killed, the child keeps the lock until it ends
     child = subprocess.Popen(line, env=environment, cwd=paths.ROOT, start_new_session=True, pass_fds=held, **pipes)
     try:
         with path.open("a", encoding="utf-8") as log:
@@ -97,8 +97,8 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
                 print(text, end="", flush=True, file=log)
                 tail.append(text)
         status = child.wait()
-    except BaseException:  # interrupted in the notebook or the kernel is going down: take the training along
-        for sent in (signal.SIGTERM, signal.SIGKILL):  # politely first
+    except BaseException:  # interrupted in the notebook, or the kernel is shutting down: end the training too
+        for sent in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(child.pid, sent)
                 child.wait(15)

@@ -1,6 +1,6 @@
 """The training loop of every stage and method, under Accelerate, on one process or many.
 
-`python -m amif_lib.training.loop --spec RUN` is what `accelerate launch` or `torchrun` starts once per process.
+With several processes, `torchrun` starts `python -m amif_lib.training.loop --spec RUN` once per process.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ log = logging.getLogger(__name__)
 WEIGHT_DECAY, BETAS, CLIP_NORM = 0.01, (0.9, 0.98), 1.0  # M3AE's
 WARM_UP = 0.1  # share of the steps with a rising learning rate (point 49)
 SAVE_EVERY = 120  # seconds
-LINES = "metrics.jsonl"  # one a step
+LINES = "metrics.jsonl"  # one line per step
 
 
 def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
-    """Train a run to its end in this process, from its last state if it was cut off, unless it is finished.
+    """Train a run in this process, from its last stored state if it was interrupted, unless it is finished.
 
-    `loss` takes the place of the method's own, for a run of `own_loss.with_loss`. Returns its directory. Raises
-    InputError for what the user can mend, before the first step, and where the training diverges.
+    `loss` replaces the method's own, for a run of `own_loss.with_loss`. Returns the run's directory. Raises InputError
+    for what the user can correct, before the first step, and if the training diverges.
     """
     if stored.is_finished(spec):
         return spec.directory
@@ -68,7 +68,7 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
     torch.manual_seed(seed_of(spec, 1, rank()))  # dropout
     first_step, spent = checkpoint.restore(folder, prepared.module, optimizer, schedule)
     history, saved = history_before(folder, first_step), time.time()
-    module, optimizer = accelerator.prepare(prepared.module.train(), optimizer)  # of several processes, in DDP
+    module, optimizer = accelerator.prepare(prepared.module.train(), optimizer)  # wrapped in DDP if several processes
     cache = GradientCache(prepared.module, -(-spec.train.batch_size // world_size()))
     if rank() == 0:
         files.write_json(folder / "spec.json", spec.model_dump(mode="json"))
@@ -77,7 +77,7 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
     bar = progress.bar(steps - first_step, f"{spec.stage} {spec.run_id}", show=rank() == 0)
 
     def forward_backward(batch: Any) -> dict[str, Tensor]:
-        """The named losses of a batch and their weighted sum, whose gradients are made."""
+        """The named losses of a batch and their weighted sum `total`; fills the gradients of `total`."""
         losses = module(batch)
         losses["total"] = sum(weight * losses[name] for name, weight in prepared.module.weights.items())
         accelerator.backward(losses["total"])
@@ -88,7 +88,7 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
         norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        if hasattr(prepared.module, "after_step"):  # weights that follow others without a gradient
+        if hasattr(prepared.module, "after_step"):  # updates weights without gradients, such as moving averages
             losses |= prepared.module.after_step()
         line = {"step": step, "epoch": epoch, "learning_rate": schedule.get_last_lr()[0], "gradient_norm": float(norm)}
         line |= over_processes(losses)
@@ -120,9 +120,9 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
 
 
 def start(spec: RunSpec) -> Accelerator:
-    """Accelerate, on the device and in the precision that the run asks for; on a CPU the same bits on every run."""
+    """Accelerate with the device at hand and the run's precision; on a CPU equal runs give bitwise equal results."""
     gpu = torch.cuda.is_available()
-    # Else some backward passes add in the order in which threads arrive. On a GPU, attention offers no other way.
+    # Else some backward passes sum in the order in which threads finish. On a GPU, attention has no other version.
     torch.use_deterministic_algorithms(not gpu, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as the gate of Table 4 row 5
@@ -131,7 +131,7 @@ def start(spec: RunSpec) -> Accelerator:
 
 
 def replace_loss(module: nn.Module, loss: Loss) -> None:
-    """Train a stage's module on another loss, whose terms are added up. Raises InputError where it has none."""
+    """Replace a stage's losses by the terms of `loss`, which are added up; forward raises InputError for bad terms."""
 
     def forward(self: nn.Module, batch: Any) -> dict[str, Tensor]:
         terms = loss(self, batch)
@@ -146,7 +146,8 @@ def replace_loss(module: nn.Module, loss: Loss) -> None:
 def make_optimizer(
     module: nn.Module, spec: RunSpec, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW; no decay on norms, biases and position tables; a factor on the learning rate of what starts at random."""
+    """AdamW with linear warm-up and decay; no weight decay on norms, biases and position tables; modules that start
+    at random learn `fusion_multiplier` times as fast."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -168,7 +169,7 @@ def make_optimizer(
 
 def batches(prepared: Prepared, plan: Plan) -> Iterator[tuple[int, int, Any]]:
     """Epoch, step and batch of every planned step."""
-    workers = asked("AMIF_WORKERS", least=0)  # that decode and augment ahead; 0: this process does
+    workers = asked("AMIF_WORKERS", least=0)  # processes that decode and augment ahead; 0: this one does it
     if workers is None:
         workers = min(8, (os.cpu_count() or 2) // world_size()) if torch.cuda.is_available() else 0
     feed = loader(prepared.data, [keys for _, _, keys in plan], workers)
@@ -179,18 +180,18 @@ def batches(prepared: Prepared, plan: Plan) -> Iterator[tuple[int, int, Any]]:
 
 
 def over_processes(losses: dict[str, Tensor]) -> dict[str, float]:
-    """The step's numbers by name, in one message: counts add up over processes, the rest are means of equal shares."""
+    """The step's values by name, over all processes: counts (`skipped_...`) are summed, the others averaged."""
     counts = torch.tensor([name.startswith("skipped_") for name in losses])
     device = losses["total"].device
     values = torch.stack([value.detach().float().to(device) for value in losses.values()])  # (names,)
     if world_size() > 1:
-        dist.all_reduce(values)
+        dist.all_reduce(values)  # one message for all values
     values = values.cpu()
     return dict(zip(losses, torch.where(counts, values, values / world_size()).tolist(), strict=True))
 
 
 def history_before(folder: Path, first_step: int) -> list[dict[str, Any]]:
-    """Lines of `metrics.jsonl`; those of steps that are to be trained again are dropped from the file."""
+    """Lines of `metrics.jsonl` before `first_step`; later ones are dropped from the file, to be trained again."""
     lines = map(json.loads, files.whole_lines(folder / LINES))
     kept = [line for line in lines if line["step"] < first_step]
     if rank() == 0:
@@ -202,7 +203,7 @@ def history_before(folder: Path, first_step: int) -> list[dict[str, Any]]:
 
 
 def finish(spec: RunSpec, prepared: Prepared, history: list[dict[str, Any]], steps: int, seconds: float) -> None:
-    """Write weights, predictions and metrics; provenance comes last, since it says that the run is whole."""
+    """Write weights, predictions and metrics; provenance comes last, since it marks the run as finished."""
     folder, started = spec.directory, time.time()
     metrics = {"stage": spec.stage, "steps": steps, "samples": steps * spec.train.batch_size}
     metrics |= {"train_time_s": round(seconds, 1)} | prepared.notes | summary(history, spec.train.epochs)
@@ -222,11 +223,11 @@ def finish(spec: RunSpec, prepared: Prepared, history: list[dict[str, Any]], ste
         spent = seconds + time.time() - started
         files.write_json(folder / "provenance.json", stored.provenance(spec, world_size(), spent))
         checkpoint.remove(folder)
-    gather_objects(None)  # nobody goes on before it is written
+    gather_objects(None)  # no process continues before all is written
 
 
 def summary(history: list[dict[str, Any]], epochs: int) -> dict[str, Any]:
-    """Means over the last epoch, and whether transport still says anything, as the last look at it found."""
+    """Means over the last epoch and, if transport was monitored, the last verdict on whether its plans collapsed."""
     last = history[-max(1, len(history) // epochs) :]
     names = [name for name in last[0] if name not in ("step", "epoch") and all(name in line for line in last)]
     out: dict[str, Any] = {"last_epoch": {name: sum(line[name] for line in last) / len(last) for name in names}}

@@ -21,16 +21,16 @@ from amif_lib.training.batches import QuestionData, loader
 
 
 def candidate_answers(questions: Sequence[Question]) -> list[str]:
-    """The answers of all splits, normalised, sorted: every protocol's candidate list is a part of it."""
+    """The answers of all splits, normalised, sorted: every protocol ranks a subset of them."""
     return sorted({answer for question in questions for answer in question.answers})
 
 
 def other_images(case_of: Mapping[str, str], seed: int = 0) -> dict[str, str]:
-    """For each image (`case_of`: its case) one of another case, each used once. Empty where no exchange can do that."""
+    """For each image another case's image, each used once (`case_of`: case by image id); {} if that is impossible."""
     draw = np.random.default_rng(seed).permutation
     place = {case: number for number, case in enumerate(draw(sorted(set(case_of.values()))).tolist())}
-    order = sorted(sorted(case_of), key=lambda image: place[case_of[image]])  # a case's images stand together,
-    largest = max(Counter(case_of.values()).values(), default=0)  # so a step of the largest case leaves each case
+    order = sorted(sorted(case_of), key=lambda image: place[case_of[image]])  # images of one case are neighbours:
+    largest = max(Counter(case_of.values()).values(), default=0)  # a shift by the largest case's size leaves it
     return dict(zip(order, order[largest:] + order[:largest], strict=True)) if 2 * largest <= len(order) else {}
 
 
@@ -45,9 +45,9 @@ def predict(
 ) -> int:
     """Answer the test questions among `questions`, write predictions and candidates to `folder`, return how many.
 
-    With each question goes its own image, a blank one, or a test image of another case (`other_images`); of a set with
-    one case alone nothing is written then.
-    Each process answers its share, `batch_size` questions at a time, which changes results by no more than rounding.
+    `shown` says which image goes with each question: its own, a blank one, or a test image of another case
+    (`other_images`; if there is none, nothing is written and 0 returned). Each process answers its share, `batch_size`
+    questions at a time, which changes results by no more than rounding.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -56,7 +56,7 @@ def predict(
     tokens = model.tokenize_answers(candidates)
     asked = test
     if shown == "shuffled":
-        other = other_images({q.image_id: q.extra.get("case_id", q.image_id) for q in test})  # else an image is a case
+        other = other_images({q.image_id: q.extra.get("case_id", q.image_id) for q in test})  # no case: the image
         test = [question for question in test if question.image_id in other]
         asked = [replace(question, image_id=other[question.image_id]) for question in test]
         if not test:

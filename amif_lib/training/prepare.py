@@ -1,4 +1,4 @@
-"""What a run needs before its first step: data, tokenizer, network. Errors that a user can mend are raised here."""
+"""What a run needs before its first step: data, tokenizer, network. Bad settings and data are reported here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTEBOOKS = {"stage1": "notebook 03_stage1_global_alignment", "stage2": "noteboo
 
 @dataclass
 class Prepared:
-    """All that the loop needs: what to train, on what, and what to write about it."""
+    """All that the loop needs: the module to train, its data, and notes for `metrics.json`."""
 
     module: nn.Module  # forward(batch) -> named losses; `weights`: how they add up
     tokenizer: Any
@@ -40,7 +40,7 @@ class Prepared:
 
 
 def prepare(spec: RunSpec) -> Prepared:
-    """Read a run's data, make its tokenizer and its network with starting weights."""
+    """Read a run's data, make its tokenizer and its network with starting weights. Raises InputError for bad input."""
     if spec.parent is not None and not is_finished(spec.parent):
         remedy = f"run {NOTEBOOKS.get(spec.parent.stage, 'its training')} first, or `make reproduce SCALE={spec.scale}`"
         raise InputError(f"parent run {spec.parent.run_id} ({spec.parent.stage}) is not finished; {remedy}")
@@ -67,7 +67,7 @@ def prepare(spec: RunSpec) -> Prepared:
 
 
 def drawn(spec: RunSpec) -> Callable[[int], tuple[PretrainingBatch, list[Study]]]:
-    """A function that makes the global batch of a stored pre-training's step (-1: the last) again, with its studies."""
+    """A function of a step (-1: the last) that makes a stored pre-training's global batch again, with its studies."""
 
     def batch(step: int) -> tuple[PretrainingBatch, list[Study]]:
         studies = pretraining_studies(spec.data, spec.model.stored_side)
@@ -89,14 +89,14 @@ def read_questions(spec: RunSpec) -> list[Question]:
 
 
 def get_tokenizer(spec: RunSpec, report_texts: list[str]) -> Any:
-    """The parent's tokenizer, a checkpoint's, or one made of training texts (test questions and answers never seen)."""
+    """The parent's tokenizer, a checkpoint's, or one fitted on training texts (never on test questions or answers)."""
     if spec.parent is not None or is_finished(spec):
         return tokenizers.load((spec.parent or spec).directory / "model")
     tokenizer = None if spec.init.tokenizer == "trained" else tokenizers.load(spec.init.tokenizer)
     if spec.fits_tokenizer:
         texts, folder = list(report_texts), spec.directory / "model"
         for name in spec.data.tokenizer_questions:
-            # the official training file, whichever the run trains on, so that all rows of a table share a vocabulary
+            # always the default training file, whichever the run trains on, so that a table's rows share a vocabulary
             texts += [text for q in load_questions(name) if q.split == "train" for text in (q.question, q.answer)]
         if rank() == 0 and tokenizer is None:
             tokenizers.train(texts, spec.model.vocab_size, folder)
@@ -111,15 +111,14 @@ def get_tokenizer(spec: RunSpec, report_texts: list[str]) -> Any:
 
 
 def about_questions(spec: RunSpec, tokenizer: Any, questions: list[Question]) -> dict[str, Any]:
-    """What `metrics.json` says of the questions: how many, and how many texts are longer than what is read of them."""
+    """Counts for `metrics.json`: questions, candidates, texts cut at the maximal length, candidates of equal tokens."""
     out: dict[str, Any] = {}
     for split, name in (("train", "training"), ("test", "test")):
         own = [question for question in questions if question.split == split]
         out[f"{name}_questions"] = len(own)
         texts = {"questions": [q.question for q in own], "answers": [q.answer for q in own]}
         for kind, length in (("questions", spec.data.question_length), ("answers", spec.data.answer_length)):
-            longer = [ids for ids in tokenizers.token_ids(tokenizer, texts[kind]) if len(ids) > length]
-            out[f"{name}_{kind}_cut"] = len(longer)
+            out[f"{name}_{kind}_cut"] = sum(len(ids) > length for ids in tokenizers.token_ids(tokenizer, texts[kind]))
     candidates = candidate_answers(questions)
     read = tokenizers.token_ids(tokenizer, candidates, spec.data.answer_length)
     alike = len(read) - len(set(map(tuple, read)))  # equal tokens: ranking cannot tell them apart
@@ -127,7 +126,7 @@ def about_questions(spec: RunSpec, tokenizer: Any, questions: list[Question]) ->
 
 
 def main() -> None:
-    """Make what a method makes once before a training, such as a teacher's embeddings."""
+    """Compute what a method computes once before a training, such as a teacher's embeddings."""
     parser = argparse.ArgumentParser(prog="python -m amif_lib.training.prepare", description=main.__doc__)
     parser.add_argument("--spec", required=True, help="run file or <scale>/<table>/<row>/stage1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -1,4 +1,4 @@
-"""What the readers share: files and records read with errors that name file, line and field, and images looked for."""
+"""What the readers share: reading and checking of records, with errors that name file, line and field."""
 
 from __future__ import annotations
 
@@ -14,24 +14,21 @@ from amif_lib.core.errors import InputError
 from amif_lib.data.records import Question, Study, normalise_answer
 
 NUMBERS = ("qid", "img_id", "answer")  # the keys whose values may be whole numbers
-MOST_MISSING = 0.1  # share of the images that ROCO and MedICaT list but that may be absent: articles lose theirs
+MOST_MISSING = 0.1  # share of the images listed by ROCO or MedICaT that may be absent: not all can still be downloaded
 log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
 def one_line(value: object) -> str:
-    """A text as it is shown: tabs, line ends and runs of blanks (all occur in the releases) become one blank."""
+    """A text in one line: tabs, line ends and runs of blanks (all occur in the releases) become one blank."""
     return " ".join(str(value).split())
 
 
 def question(
     question_id: object, image: Path, text: str, answers: Sequence[object], split: str, **more: Any
 ) -> Question:
-    """A question of a release, its text and answers evened out; `more`: further fields.
-
-    The image's id is the file's name where `image_id` names no other. Without `closed_field`, the set has no such
-    field.
-    """
+    """A question with normalised text and answers. `more` gives other fields of `Question`; the defaults are the
+    image file's name without suffix as `image_id`, and `closed_field` equal to `closed_yes_no`."""
     accepted = tuple(map(normalise_answer, answers))
     closed = accepted[0] in ("yes", "no")
     more = {"image_id": image.stem, "closed_field": closed, "closed_yes_no": closed} | more
@@ -39,26 +36,26 @@ def question(
 
 
 def read_text(path: Path) -> str:
-    """A text that people bring: UTF-8 with or without a byte-order mark. Line ends stay, but for `\\r\\n`."""
+    """Text of a UTF-8 file, with or without byte-order mark; `\\r\\n` becomes `\\n`, other line ends stay."""
     return decode(read_bytes(path), paths.shown(path))
 
 
 def read_bytes(path: Path, get: str = "the set's card in data_manifests/ says how to get it") -> bytes:
-    """A file's content. Raises InputError where it cannot be read; `get` says what to do then."""
+    """A file's content. Raises InputError, which ends in `get` (what to do), if it cannot be read."""
     try:
         return path.read_bytes()
-    except OSError as error:  # also where a folder has that name
+    except OSError as error:  # among others if the path is a folder
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise InputError(f"{paths.shown(path)}: {reason}; {get}") from None
 
 
 def decode(raw: bytes, where: str) -> str:
-    """The text of `read_text`. Raises InputError, beginning with `where`, for any other encoding."""
+    """Decode bytes as `read_text` does. Raises InputError, beginning with `where`, for any encoding but UTF-8."""
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
         if "\0" not in text[:200]:
             return text
-        said = f"{where}: not UTF-8 (UTF-16, or no text)"
+        said = f"{where}: not UTF-8 (UTF-16, or not a text)"
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         said = f"{where}, line {line}: not UTF-8 ({error})"
@@ -77,9 +74,9 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def parse_json(written: str, where: str) -> Any:
-    """JSON, in which NaN and Infinity are null. Raises InputError, also for a name that an object has twice."""
+    """Parse JSON; NaN and Infinity become None. Raises InputError, also if an object has a key twice."""
 
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:  # json keeps the last of equal names, and says nothing
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:  # json would silently keep the last of equal keys
         if len(dict(found)) < len(found):
             name = Counter(name for name, _ in found).most_common(1)[0][0]
             raise InputError(f"{where}: {name!r} occurs twice in an object; keep one")
@@ -91,7 +88,7 @@ def parse_json(written: str, where: str) -> Any:
         raise
     except (RecursionError, ValueError) as error:
         line = f", line {error.lineno}" if hasattr(error, "lineno") and ", line " not in where else ""
-        raise InputError(f"{where}{line}: not valid JSON ({error}); mend it or fetch it again") from None
+        raise InputError(f"{where}{line}: not valid JSON ({error}); correct it or fetch it again") from None
 
 
 def read_json(path: Path) -> list[Record]:
@@ -100,7 +97,7 @@ def read_json(path: Path) -> list[Record]:
 
 
 def check_list(content: Any, name: str) -> list[Record]:
-    """`content` if it is a list of objects with something in it, else an InputError that begins with `name`."""
+    """`content` if it is a non-empty list of objects. Raises InputError, beginning with `name`, if not."""
     if not isinstance(content, list) or not content or not all(isinstance(record, dict) for record in content):
         raise InputError(f"{name}: must hold a list of records, each a JSON object; is it the official file?")
     return content
@@ -111,36 +108,36 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, Record]]:
     for where, line in read_lines(path):
         record = parse_json(line, where)
         if not isinstance(record, dict):
-            raise InputError(f"{where}: a record must be a JSON object; mend or remove the line")
+            raise InputError(f"{where}: a record must be a JSON object; correct or remove the line")
         yield where, record
 
 
 def check_keys(record: Record, keys: Iterable[str], where: str) -> None:
-    """Raise InputError, beginning with `where`, for a key that is missing, empty or not text (`NUMBERS`: a number)."""
+    """Raise InputError, beginning with `where`, if a key lacks a non-empty text (a key in `NUMBERS`: or an integer)."""
     for key in keys:
         value = record.get(key)
         is_text = isinstance(value, str) or (key in NUMBERS and type(value) is int)
         if not is_text or not str(value).strip():
-            raise InputError(f"{where}: {key} is missing, empty or not text; mend or remove the record")
+            raise InputError(f"{where}: {key} is missing, empty or not text; correct or remove the record")
 
 
 def check_one_of(value: str, known: Iterable[str], where: str) -> None:
-    """Raise InputError, beginning with `where`, which says what `value` is, for a value that is not known."""
+    """Raise InputError if `value` is not among `known`; `where` names file, record and field."""
     if value not in known:
         raise InputError(f"{where} {value!r} is not one of {', '.join(known)}")
 
 
 def check_once(key: str, seen: dict[str, str], where: str) -> None:
-    """Note in `seen` where a key stands. Raises InputError where it stood somewhere before."""
+    """Note in `seen` that `key` occurs at `where`. Raises InputError if it has occurred before."""
     if key in seen:
         raise InputError(f"{where}: {key} occurs twice (first: {seen[key]}); remove one of them")
     seen[key] = where
 
 
 def with_images(records: list[Question] | list[Study], root: Path, may_lack: float = 0) -> list[Any]:
-    """The records whose images all exist. Up to the share `may_lack` of the images may be absent, which is logged.
+    """The records whose images all exist; the log says how many do.
 
-    Raises InputError, naming the first absent image and how many were found, where more are.
+    Raises InputError, naming the first absent image, if more than the share `may_lack` of the images is absent.
     """
     wanted = {image.path: record for record in records for image in record.images}
     # one listing of each folder: faster than many look-ups on a network disk
@@ -152,5 +149,5 @@ def with_images(records: list[Question] | list[Study], root: Path, may_lack: flo
         of = f"study {record.study_id}" if isinstance(record, Study) else f"question {record.question_id}"
         raise InputError(f"{paths.shown(absent[0])}: image of {of} is missing; {found}: fetch the others")
     if absent:
-        log.info("%s; records of the others are left out", found)
+        log.info("%s; records whose images are missing are left out", found)
     return [record for record in records if there.issuperset(image.path for image in record.images)]

@@ -48,13 +48,13 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         check_once(f"figure {name}", seen, where)
         for key, kind in TYPES.items():
             if not isinstance(record.get(key), kind):
-                raise InputError(f"{where}: {key} of {name} is not of type {kind}; mend or remove the line")
+                raise InputError(f"{where}: {key} of {name} is not of type {kind}; correct or remove the line")
         if not record["radiology"]:
             continue
         if not (text := caption_of(record)):
             without += 1
             continue
-        access = record.get("oa_info") or {}  # it and all that is in it may be null
+        access = record.get("oa_info") or {}  # it may be null, and so may every value in it
         group = article_id(doi=access.get("doi")) or record["pdf_hash"]
         extra = {"licence": licence} if (licence := (access.get("oa") or {}).get("license")) else {}
         image = StudyImage(name, root / layout["images"] / name)

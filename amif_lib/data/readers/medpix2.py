@@ -25,9 +25,9 @@ SPLITS = {"train": "train", "dev": "val", "test": "test"}
 def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     """One study per case and distinct caption; the images of a case that share a caption are its views.
 
-    The text is the caption, followed by the case's findings where there are any and they do not just repeat it (the
-    tokenizer cuts what is too long). All three official splits are returned, `split` telling them apart: the set is
-    used for pre-training only and none of its splits is a test set here.
+    The text is the caption, followed by the case's findings unless they are empty or repeat it (the tokenizer cuts
+    what is too long). All three official splits are returned, with their names in `split`: the set is used for
+    pre-training only and none of its splits is a test set here.
 
     `layout`: `annotations`, a file, and `images`, a folder; in the official layout also `cases` (`Case_topic.json`) and
     `splits` (the folder of the split lists).
@@ -46,7 +46,7 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
 
 
 def records(root: Path, layout: Mapping[str, str]) -> list[Record]:
-    """The image records of either layout under the re-encoded one's keys, checked; InputError names file and record."""
+    """The checked image records of either layout, with the keys of the re-encoded one. InputError names the record."""
     rows, seen = [], {}
     source = root / layout["annotations"]
     for where, record in _official(root, layout) if "cases" in layout else files.read_json_lines(source):
@@ -88,7 +88,7 @@ def _splits(folder: Path) -> dict[str, str]:
     out: dict[str, str] = {}
     for split in SPLITS:
         listed = sorted(folder.glob(f"data_{split}*.jsonl"))
-        for path in listed or [folder / f"data_{split}.jsonl"]:  # with none, the whole is said to be absent
+        for path in listed or [folder / f"data_{split}.jsonl"]:  # without any list, the error names this one
             for where, record in files.read_json_lines(path):
                 files.check_keys(record, ("U_id",), where)
                 if (other := out.setdefault(record["U_id"], split)) != split:

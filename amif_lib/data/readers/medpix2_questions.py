@@ -1,6 +1,6 @@
 """Questions in the form of VQA-Med-2019 (modality, plane, organ system, yes or no of each) on MedPix-2.0's images.
 
-The answers are the set's own metadata, the wordings are ours; nothing is drawn at random, so that all have the same.
+The answers are the set's own metadata, the wordings are ours; nothing is random, so everyone gets the same questions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from amif_lib.data.records import Question, normalise_answer
 
 TRAINING_FILES = ("by_case",)
 SHARES = {"test": 0.2, "val": 0.1}  # of the cases; the others are for training
-# Metadata key, values that are asked about (of at least 20 images, montages and "other" left out), open and closed
-# wordings. `{}` is the value that is asked about.
+# Kind of question: metadata key; values asked about (those of at least 20 images, without montages and "other"); open
+# wordings; yes/no wordings, in which `{}` is the value asked about.
 KINDS = {
     "modality": (
         "modality",
@@ -46,8 +46,7 @@ KINDS = {
 
 
 def read(root: Path, layout: Mapping[str, str], training_file: str = "by_case") -> list[Question]:
-    """The questions of all three splits (`split_of`), within them in an order that looks random; `question_type` is
-    the kind.
+    """The questions of all three splits (`split_of`), in a fixed shuffled order; `question_type` is the kind.
 
     Adjacent slices are near-duplicates: of a case's images with equal modality, plane and organ system only the first
     is asked about. Within a split and kind no answer has more questions than the second most frequent one, and each
@@ -71,18 +70,18 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "by_case") 
 
 
 def case_of(image_id: str) -> str:
-    """The case of an image, which `read` has compared with the metadata: `MPX1007_synpic46719` is of `MPX1007`."""
+    """The case of an image id, `MPX1007` of `MPX1007_synpic46719`; `read` compares it with the metadata."""
     return image_id.partition("_synpic")[0]
 
 
 def split_of(case: str) -> str:
-    """The split of a case: by a digest of its id, so that it depends on nothing else."""
+    """The split of a case, by a digest of its id, so that it does not depend on which other cases there are."""
     place = _order(case)
     return "test" if place < SHARES["test"] else "val" if place < sum(SHARES.values()) else "train"
 
 
 def _order(key: str) -> float:
-    """A number in [0, 1) that looks random and is the same everywhere."""
+    """A number in [0, 1) that looks random and is the same on every machine."""
     return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16) / 16**12
 
 
@@ -90,7 +89,7 @@ def _questions(part: list[Record], split: str, kind: str, root: Path) -> Iterato
     """The open and the yes/no questions of one kind on the images of one split."""
     _, known, open_words, closed_words = KINDS[kind]
     part = [record for record in part if record[kind] in known]
-    most = Counter(record[kind] for record in part).most_common(2)[-1][1]  # of the second most frequent answer
+    most = Counter(record[kind] for record in part).most_common(2)[-1][1]  # count of the second most frequent answer
     seen: Counter[str] = Counter()
     kept = []
     for record in part:

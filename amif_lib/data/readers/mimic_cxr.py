@@ -3,8 +3,8 @@
     <images>/mimic-cxr-2.0.0-metadata.csv.gz, mimic-cxr-2.0.0-split.csv.gz, files/pXX/pSUBJECT/sSTUDY/DICOM.jpg
     <reports>/files/pXX/pSUBJECT/sSTUDY.txt
 
-The phantom writes this layout as well, so what reads the demo data reads the real set. Written from the official
-documentation of release 2.1.0; the credentialed files themselves were not at hand.
+The phantom writes this layout as well, so the same code reads the demo data and the real set. Written from the official
+documentation of release 2.1.0; the credentialed files themselves were not available.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validate", "test")
 LATERAL = ("LATERAL", "LL", "XTABLE LATERAL", "SWIMMERS", "left lateral", "lateral")
 FRONTAL = ("AP", "PA", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD", "LPO", "RPO", "LAO", "RAO")
-NAMED = ("antero-posterior", "postero-anterior")  # frontal, in the column of codes
+NAMED = ("antero-posterior", "postero-anterior")  # frontal, in the column of code meanings
 VIEWS = dict.fromkeys(LATERAL, "lateral") | dict.fromkeys((*FRONTAL, *NAMED), "frontal")
 
 # A header stands at the start of a line and ends in a colon. In capitals it always counts; in mixed case only where its
@@ -49,9 +49,9 @@ def sections(report: str) -> dict[str, str]:
     """The `findings` and `impression` of a report, white space collapsed; a missing or empty one has no key.
 
     Of several sections with the same name the last that has text counts, since addenda and wet reads stand at the top.
-    A joint "FINDINGS AND IMPRESSION" counts as findings, and so does what stands under a header of no known name
-    ("PORTABLE AP CHEST:") in a report without findings; inside findings or impression such a header ("LUNGS:") is part
-    of the text. A report with neither has the single key `text`: the paragraphs that no header introduces.
+    A joint "FINDINGS AND IMPRESSION" counts as findings, and so does the text under an unknown header ("PORTABLE AP
+    CHEST:") in a report without findings; inside findings or impression an unknown header ("LUNGS:") is part of the
+    text. A report with neither has the single key `text`: the paragraphs without a header.
     """
     found: dict[str, str] = {}
     report = BLANK_LINES.sub("\n\n", report.replace("\r\n", "\n"))  # the other expressions are quadratic in line ends
@@ -66,8 +66,8 @@ def _sections(part: str) -> dict[str, str]:
     """The sections of one document: a final report, an addendum or a wet read."""
     headers = [match for match in HEADER.finditer(part) if _is_header(match, part)]
     first, *ends = [match.start() for match in headers] + [len(part)]
-    loose = [part[:first]]  # paragraphs that no header introduces
-    unnamed: list[str] = []  # text under headers of no known name
+    loose = [part[:first]]  # paragraphs without a header
+    unnamed: list[str] = []  # text under unknown headers
     out: dict[str, str] = {}
     current = ""
     for match, end in zip(headers, ends, strict=True):
@@ -107,7 +107,7 @@ def _clean(text: str) -> str:
 
 
 def report_text(report: str) -> str:
-    """The text of a study: findings and impression, what there is of them, or a report without headers; else empty."""
+    """The text of a study: its findings and impression (or the one that exists), else a report without headers."""
     found = sections(report)
     return " ".join(found[name] for name in ("findings", "impression", "text") if name in found)
 

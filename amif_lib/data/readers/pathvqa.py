@@ -19,8 +19,8 @@ from amif_lib.data.readers.files import Record, one_line
 from amif_lib.data.records import Question
 
 TRAINING_FILES = ("official", "deduplicated")
-KINDS = ("what", "where", "when", "whose", "how")  # the paper's kinds of open question, told by the first word
-SIZES = ("PUT", "BINPUT", "LONG_BINPUT", "FRAME")  # pickle opcodes that reserve as much memory as they say
+KINDS = ("what", "where", "when", "whose", "how")  # first words: PathVQA's own kinds of open question
+SIZES = ("PUT", "BINPUT", "LONG_BINPUT", "FRAME")  # pickle opcodes that reserve as much memory as they declare
 log = logging.getLogger(__name__)
 
 
@@ -28,9 +28,9 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "official")
     """The questions of all three splits, in the files' order.
 
     A question is closed when its answer is yes or no: the set has no field for it. `question_type` is `yes/no` or the
-    first word of an open question (`KINDS`, else `other`). Questions' double blanks and answers' blanks and capitals
-    are evened out. Images without a question are not read. The release has no ids: a question's id is its image's name
-    and its number on that image.
+    first word of an open question (`KINDS`, else `other`). Questions and answers are normalised (`files.question`).
+    Images without a question are not read. The release has no ids: a question's id is its image's name and its number
+    on that image.
 
     `deduplicated` drops records from every split whose image, question and answer equal an earlier one's as the file
     has them. (The hub's deduplicated set has 42 test questions fewer than the official 6,761; normalised texts have 44
@@ -57,8 +57,8 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "official")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads a pickle of lists, dicts, texts and numbers, and refuses one that names anything to import: only so can a
-    pickle run code. The official release has its questions in no other form."""
+    """Reads a pickle of lists, dicts, texts and numbers, and refuses one that imports anything, without which a pickle
+    cannot run code. The official release has its questions in no other form."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"names {module}.{name}, which can run code and plain questions never need")
@@ -68,7 +68,7 @@ def read_pickle(path: Path) -> list[Record]:
     """The records `image, question, answer` of an official file, checked; InputError names file and record."""
     name, content = paths.shown(path), files.read_bytes(path)
     try:
-        for code, argument, _ in pickletools.genops(content):  # raises where a text is shorter than it is said to be
+        for code, argument, _ in pickletools.genops(content):  # raises if a text is shorter than declared
             if code.name in SIZES and argument > len(content):
                 raise ValueError(f"{code.name} of {argument} in a file of {len(content)} bytes")
         found = _PlainUnpickler(io.BytesIO(content), encoding="utf-8").load()

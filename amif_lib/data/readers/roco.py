@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
-    """One study per image of the training split with a caption; `group_id` is the PMC article (its own id where
-    licences.txt lacks it).
+    """One study per captioned image of the training split; `group_id` is the PMC article, or the image's own id if
+    licences.txt does not list it.
 
-    Articles lose their archives: listed images that do not exist are left out and counted, up to `files.MOST_MISSING`
-    of them, as are rows without caption. `layout`: `data`, the folder of the splits. The splits are not by article: one
-    article may supply images to several.
+    Rows without caption are left out and counted, and so are listed images that do not exist (archives of articles
+    disappear), up to `files.MOST_MISSING` of them. `layout`: `data`, the folder of the splits. One article may have
+    images in several splits.
     """
     folder = root / layout["data"] / "train" / "radiology"
     source, licences = folder / "captions.txt", _licences(folder / "licences.txt")
@@ -40,7 +40,7 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         name, _, caption = line.partition("\t")
         name, caption = name.strip(), one_line(caption)
         if not ROCO_ID.fullmatch(name):
-            raise InputError(f"{where}: starts with {name[:30]!r} and not with a ROCO id and a tab; mend the line")
+            raise InputError(f"{where}: starts with {name[:30]!r}, not with a ROCO id and a tab; correct the line")
         check_once(name, seen, where)
         if not caption:
             without += 1
@@ -64,6 +64,6 @@ def _licences(path: Path) -> dict[str, tuple[str, str]]:
         name, _, rest = line.partition(",")
         origin, _, code = rest.rpartition(",")  # a file name may hold a comma
         if not (article := ARTICLE.match(origin)):
-            raise InputError(f"{where}: {name} has no PMC article; mend or remove the line")
+            raise InputError(f"{where}: {name} has no PMC article; correct or remove the line")
         out[name] = (article[0], code.strip())
     return out

@@ -22,10 +22,10 @@ def read(
 ) -> list[Question]:
     """The questions of all three splits in one language, or in both, in the files' order.
 
-    Answers that list several things (`Lung, Heart`) are kept whole: the order counts, as in the field's exact match.
-    The one question without an answer (`UNANSWERED`) is left out and logged. `closed_field` is `answer_type`. For
-    English, `closed_yes_no` asks for yes or no; Chinese has no such pair (是/否, 有/没有, 包含/不包含, ...), so there
-    `closed_yes_no` is `answer_type` too. `question_type` is the release's `content_type`.
+    Answers that list several things (`Lung, Heart`) are kept whole: their order counts, as usual with exact match. The
+    one question without an answer (`UNANSWERED`) is left out and logged. `closed_field` is `answer_type`. Of English
+    questions `closed_yes_no` means that the answer is yes or no; Chinese has no single such pair (是/否, 有/没有, ...),
+    so there it is `answer_type` too. `question_type` is the release's `content_type`.
 
     `language` is `en`, `zh`, or `en+zh`, which no run may learn from: the languages split the images differently, so
     that 781 of the 1,061 English test questions are on images of Chinese training questions. `layout`: `train`, `val`,

@@ -23,10 +23,10 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "all") -> l
     """The questions of all three splits, in the files' order.
 
     A question is closed when its (first) answer is yes or no: the set has no field for it. `question_type` is the
-    category, empty for a training or validation question that no file by category has (they may be absent). Several
-    answers are accepted only for test questions (`accepted`). The release has no ids: a question's id is its image's
-    name and its number on that image. `without_abnormality` leaves that category out of every split: 375 of the 500
-    test questions stay; every question's category must be known for it.
+    category; it is empty for a training or validation question that is in none of the files by category, which may be
+    absent. Only test questions have several accepted answers (`accepted`). The release has no ids: a question's id is
+    its image's name and its number on that image. `without_abnormality` leaves that category out of every split (375 of
+    the 500 test questions stay) and needs the category of every question.
 
     `layout`: `train`, `val`, `test` (text files, the last with reference answers), `train_images`, `val_images`,
     `test_images` (folders) and `categories` (the files by category, with `{folder}`, `{category}` and `{split}`).
@@ -67,7 +67,7 @@ def _lines(path: Path, fields: tuple[str, ...]) -> list[tuple[str, dict[str, str
     for where, line in files.read_lines(path):
         found = [part.strip() for part in line.split("|")]
         if len(found) != len(fields):
-            raise InputError(f"{where}: {len(found)} fields, expected {'|'.join(fields)}; mend the line")
+            raise InputError(f"{where}: {len(found)} fields, expected {'|'.join(fields)}; correct the line")
         out.append((where, dict(zip(fields, found, strict=True))))
         files.check_keys(out[-1][1], fields, where)
     return out
@@ -80,9 +80,9 @@ def _records(root: Path, layout: Mapping[str, str], split: str) -> list[tuple[st
         records, seen = _lines(path, TEST_FIELDS), {}
         for where, record in records:
             files.check_one_of(record["category"], CATEGORIES.values(), f"{where}: category")
-            files.check_once(f"a question about image {record['image']}", seen, where)  # the test set asks one
+            files.check_once(f"a question about image {record['image']}", seen, where)  # one per test image
             if not accepted(record["answer"]):
-                raise InputError(f"{where}: answer is empty; mend or remove the line")
+                raise InputError(f"{where}: answer is empty; correct or remove the line")
         return records
     categories: dict[tuple[str, ...], str] = {}
     for stem, category in CATEGORIES.items():

@@ -20,7 +20,7 @@ TRAINING_FILES = ("official1797", "published3064", "clean2772", "image_disjoint"
 def read(root: Path, layout: Mapping[str, str], training_file: str = "official1797") -> list[Question]:
     """Training questions of `training_file` (see `training_records`) and all test questions, in the file's order.
 
-    The release's quirks are evened out: integer ids and answers, `'CLOSED '`, tabs, misspelt question types.
+    Irregularities of the release are corrected: integer ids and answers, `'CLOSED '`, tabs, misspelt question types.
     `layout`: `annotations` (JSON file) and `images` (folder).
     """
     path, folder, seen = root / layout["annotations"], root / layout["images"], {}
@@ -37,13 +37,13 @@ def read(root: Path, layout: Mapping[str, str], training_file: str = "official17
 
 
 def training_records(content: list[Record], test: list[Record], chosen: str) -> list[Record]:
-    """The records that a training file has, in the file's order.
+    """The records of a training file, in the annotation file's order.
 
-    `official1797`: those of the official split. `image_disjoint`: of these, those on images that no test record asks
-    about. `published3064`: the official ones, and the templated variant (`question_frame`) of every record that has
-    one, after its record. 284 of the 1,267 variants belong to test records and carry their answers: this file leaks. It
-    is what circulates as the 3,064 training questions and agrees with the paper's count. `clean2772`: the same without
-    what equals a test question, its rephrasing or its variant on the same image.
+    `official1797`: those of the official split. `image_disjoint`: of these, those on images without a test record.
+    `published3064`: the official ones, and after each record its templated variant (`question_frame`) if it has one.
+    284 of the 1,267 variants belong to test records and carry their answers: this file leaks. It is what circulates as
+    the 3,064 training questions and agrees with the paper's count. `clean2772`: the same without questions that equal a
+    test question, its rephrasing or its variant on the same image.
     """
     official = [record for record in content if SPLITS[record["phrase_type"]] == "train"]
     if chosen == "official1797":
