@@ -87,7 +87,7 @@ def test_a_model_that_is_not_there_or_not_a_clip_says_what_to_do(tmp_path):
     with pytest.raises(InputError, match=r"open_clip 'local-dir:.*cannot be loaded .*HF_HOME"):
         teacher_models.load(f"local-dir:{tmp_path}")
     write_bert(tmp_path)
-    with pytest.raises(InputError, match=r"is a 'bert', no 'clip'"):
+    with pytest.raises(InputError, match=r"has model_type 'bert', not 'clip'"):
         teacher_models.load(f"hf-clip:{tmp_path}")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Batch:
-    """Tensors, and dictionaries of them, that move together."""
+    """Tensors, and dictionaries of tensors, that move to a device together."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Any:
         """The same batch with every tensor changed."""
@@ -34,10 +34,10 @@ class Batch:
 
 @dataclass
 class PretrainingBatch(Batch):
-    """This process's B samples of the global batch. V is 2, or 1 where no loss reads the view that was not drawn."""
+    """This process's B samples of the global batch, with V = 2 views; V = 1 if the losses read only the drawn view."""
 
-    views: Tensor  # (B, V, 3, H, W): images of the study, or augmented copies of its only one
-    view: Tensor  # (B,): which of them is V_i
+    views: Tensor  # (B, V, 3, H, W): images of the study, or augmented copies of its only image
+    view: Tensor  # (B,): which view was drawn as V_i
     ids: Tensor  # (B, t): report tokens
     mask: Tensor  # (B, t)
     copy_ids: Tensor  # (B, t): the same report with tokens masked out, the text side's positive
@@ -45,12 +45,12 @@ class PretrainingBatch(Batch):
     group: Tensor  # (B,): case or study; equal numbers are never negatives of each other
     text_key: Tensor  # (B,): equal numbers mean identical text
     step: int
-    extras: dict[str, Tensor] = field(default_factory=dict)  # what only the method reads, (B, ...)
+    extras: dict[str, Tensor] = field(default_factory=dict)  # (B, ...) each: what only one method reads
 
 
 @dataclass
 class QuestionBatch(Batch):
-    """B questions with their answers; `weight` is 0 on rows that only fill up an uneven split over processes."""
+    """B questions with their answers; `weight` is 0 in rows that pad an uneven split over processes."""
 
     images: Tensor  # (B, 3, H, W), or (1, 3, H, W) where all are blank
     ids: Tensor  # (B, t)

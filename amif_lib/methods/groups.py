@@ -1,10 +1,10 @@
-"""Groups of settings that the stages of every method read or do not read, as dotted names; see `settings.not_read`."""
+"""Groups of settings, as dotted names, that only some stages of every method read; used by `settings.not_read`."""
 
 from __future__ import annotations
 
 
 def names(section: str, listed: str) -> set[str]:
-    """`objective.a` and `objective.b` from `objective` and `a b`."""
+    """Dotted names of a section's settings: `objective` and `a b` give `objective.a` and `objective.b`."""
     return {f"{section}.{name}" for name in listed.split()}
 
 

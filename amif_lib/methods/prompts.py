@@ -1,4 +1,4 @@
-"""Zero-shot classification by prompts, the same for every method with a space that images and texts share."""
+"""Zero-shot classification by prompts, for every method that embeds images and texts in one space."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from amif_lib.networks import tokenizers
 
-Prompts = Sequence[tuple[list[str], list[str]]]  # for each label the texts that affirm it, and those that deny it
+Prompts = Sequence[tuple[list[str], list[str]]]  # for each label, texts that affirm it and texts that deny it
 
 
 def scorer(
     run: Any, prompts: Prompts, image: Callable[[Tensor], Tensor], text: Callable[[Tensor, Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """A function from an image's tokens (n, p+1, d) to its scores (n, K) for K labels.
+    """A function that maps the tokens of images (n, p+1, d) to their scores (n, K) for K labels.
 
-    `image` maps those tokens to unit vectors (n, e), `text` ids and mask (k, t) to unit vectors (k, e). A score is the
-    cosine to the mean of the affirming texts, minus that to the mean of the denying ones if there are any.
+    `image` maps tokens to unit vectors (n, e), `text` maps ids and mask (k, t) to unit vectors (k, e). A score is the
+    cosine to the mean of the affirming texts, minus the cosine to the mean of the denying texts if there are any.
     """
     tokenizer = tokenizers.load(run.directory / "model")
 
@@ -29,4 +29,4 @@ def scorer(
         return F.normalize(embedded.mean(0), dim=-1)  # (e,)
 
     directions = torch.stack([mean(yes) - mean(no) if no else mean(yes) for yes, no in prompts])  # (K, e)
-    return lambda tokens: image(tokens) @ directions.T
+    return lambda tokens: image(tokens) @ directions.T  # (n, e) @ (e, K) -> (n, K)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from amif_lib.networks.fusion import Attention, FeedForward
 
-KeysValues = tuple[Tensor, Tensor]  # of an attended side, each (B, heads, S, d / heads)
+KeysValues = tuple[Tensor, Tensor]  # of the memory for one layer, each (B, heads, S, d / heads)
 
 
 class DecoderOutput(NamedTuple):
-    """What a Hugging Face decoder returns, as far as it is read here."""
+    """The part of a Hugging Face decoder's output that is used here."""
 
     logits: Tensor  # (B, L, vocabulary); logits[:, t] predicts token t + 1
 
@@ -30,7 +30,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(width, dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: KeysValues | None, memory_mask: Tensor | None) -> Tensor:
-        """x (B, L, d), keys and values of the memory -> (B, L, d); masks as for `AnswerDecoder.run`."""
+        """x (B, L, d) and keys and values of the memory -> (B, L, d); masks as for `AnswerDecoder.run`."""
         causal = mask is None or mask.dim() == 2
         x = self.self_attention(x, mask=mask, causal=causal)  # (B, L, d)
         if self.cross_attention is not None:
@@ -41,7 +41,8 @@ class DecoderLayer(nn.Module):
 class AnswerDecoder(nn.Module):
     """BERT over answer tokens; its last `cross_layers` layers attend to the image-question tokens F'_i (point 37).
 
-    The output layer shares its weights with the word embeddings (point 38). 122,524,228 parameters at paper size.
+    The output layer shares its weights with the word embeddings (point 38). 122,524,228 parameters at paper size. The
+    arguments of `forward` have the names of Hugging Face's decoders, so that `rank_answers` can call either.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class AnswerDecoder(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers)
         )
-        self.blind_layers = layers - cross_layers  # what these compute depends on the answer alone
+        self.blind_layers = layers - cross_layers  # the first layers, whose output depends on the answer alone
         self.head_transform = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
@@ -68,21 +69,21 @@ class AnswerDecoder(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
     ) -> DecoderOutput:
-        """input_ids and mask (B, L), memory (B or 1, S, d) and mask (B or 1, S) -> logits (B, L, vocabulary)."""
+        """Ids and mask (B, L), memory (B or 1, S, d) and mask (B or 1, S) -> logits (B, L, vocabulary)."""
         mask, memory_mask = (m if m is None else m.bool() for m in (attention_mask, encoder_attention_mask))
-        x = self.run(self.embed(input_ids), mask, self.remember(encoder_hidden_states), memory_mask)
+        x = self.run(self.embed(input_ids), mask, self.remember(encoder_hidden_states), memory_mask)  # (B, L, d)
         return DecoderOutput(self.project(x))
 
     def remember(self, memory: Tensor) -> list[KeysValues | None]:
-        """Keys and values of the memory (B, S, d) for every layer that cross-attends, the same for every answer."""
+        """Keys and values of the memory (B, S, d) by layer, the same for all answers; None without cross-attention."""
         crosses = (layer.cross_attention for layer in self.layers)
         return [None if attention is None else attention.keys_values(memory) for attention in crosses]
 
     def embed(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """input_ids (B, L), positions 0, 1, … where none are given -> (B, L, d)."""
+        """input_ids (B, L) and their positions (L,), by default 0, 1, … -> (B, L, d)."""
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
+        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)  # (B, L, d)
         x = self.embedding_norm(x + self.token_type_embeddings.weight[0])
         return F.dropout(x, self.dropout, self.training)  # (B, L, d)
 
@@ -95,9 +96,10 @@ class AnswerDecoder(nn.Module):
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """Layers `start` to `stop` on x (B, L, d), with what `remember` made of the memory.
+        """Apply layers `start` to `stop` to x (B, L, d); `memory` is the result of `remember`.
 
-        A mask (B, L) marks real tokens; one of (B or 1, 1, L, L) says which sees which, in place of causality.
+        A mask (B, L) marks real tokens, and attention is causal. A mask (B or 1, 1, L, L) replaces causality: it is
+        True where the row's token may attend to the column's.
         """
         for i in range(len(self.layers))[start:stop]:
             x = self.layers[i](x, mask, memory[i], memory_mask)  # (B, L, d)
@@ -106,20 +108,21 @@ class AnswerDecoder(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """The output layer: states (..., d) -> logits (..., vocabulary)."""
         x = self.head_norm(F.gelu(self.head_transform(x)))
-        return F.linear(x, self.word_embeddings.weight, self.head_bias)
+        return F.linear(x, self.word_embeddings.weight, self.head_bias)  # (..., vocabulary)
 
     def loss(self, answers: Tensor, answer_mask: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
-        """Conditional language-modelling loss per answer (B,): the sum over its tokens of -log p, [SEP] included once.
+        """Conditional language-modelling loss per answer (B,): the sum of -log p over its tokens and [SEP].
 
-        answers (B, L) begin with [CLS] and end with [SEP]; padding is masked out.
+        answers and mask (B, L): each answer begins with [CLS] and ends with [SEP]; padding does not count. memory (B or
+        1, S, d) and mask (B or 1, S).
         """
         logits = self(answers[:, :-1], answer_mask[:, :-1], memory, memory_mask).logits  # (B, L-1, vocabulary)
         nll = F.cross_entropy(logits.float().transpose(1, 2), answers[:, 1:], reduction="none")  # (B, L-1)
-        return (nll * answer_mask[:, 1:]).sum(1)
+        return (nll * answer_mask[:, 1:]).sum(1)  # (B, L-1) -> (B,)
 
     @torch.no_grad()
     def generate(self, memory: Tensor, memory_mask: Tensor | None, start: int, end: int, max_length: int) -> Tensor:
-        """Greedy free generation: (B, <= max_length) token ids, [CLS] first, `end` repeated after the end."""
+        """Greedy generation: token ids (B, at most max_length), `start` first; after its `end` an answer repeats it."""
         ids = torch.full((len(memory), 1), start, device=memory.device)  # (B, 1)
         remembered = self.remember(memory)
         while ids.shape[1] < max_length and not bool((ids[:, -1] == end).all()):

@@ -13,18 +13,18 @@ from amif_lib.networks.sizes import ModelSpec
 
 # Form of the ViT (`model.image_form`): activation, whether a norm comes before the blocks, epsilon of the norms.
 FORMS = {"clip": ("quick_gelu", True, 1e-5), "vit": ("gelu", False, 1e-6)}
-FORMS["lite0"] = FORMS["clip"]  # which reads the map of a frozen EfficientNet-lite0, one token a place
+FORMS["lite0"] = FORMS["clip"]  # the same ViT on the map of a frozen EfficientNet-lite0, one token per position
 
 
 class ImageEncoder(nn.Module):
-    """CLIP-style ViT (Radford et al., 2021). The final layer norm applies to every token, as CLIP's to [CLS]."""
+    """CLIP-style ViT (Radford et al., 2021). Its final layer norm applies to all tokens; in CLIP, to [CLS] alone."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
         activation, norm_first, epsilon = FORMS[spec.image_form]
         self.trunk = Lite0() if spec.image_form == "lite0" else None
         side, patch, channels = spec.image_size, spec.patch_size, 3
-        if self.trunk is not None:  # patches of one place, so that embedding them is a Linear
+        if self.trunk is not None:  # each position of the map is a patch
             side, patch, channels = spec.image_size // STRIDE, 1, CHANNELS
         whole = CLIPVisionModel(
             CLIPVisionConfig(
@@ -45,12 +45,12 @@ class ImageEncoder(nn.Module):
 
     @in_rows
     def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """images (B, 3, H, W), normalised -> tokens (B, 1 + patches, d), or (B, 1 + m, d) of patches `kept` (B, m)."""
+        """Normalised images (B, 3, H, W) -> tokens (B, 1 + p, d), or (B, 1 + m, d) of the patches `kept` (B, m)."""
         if self.trunk is not None:
             images = self.trunk(images)  # (B, 3, H, W) -> (B, 1280, H/32, W/32)
         if kept is None:
-            return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)
-        x = self.vit.embeddings(images)  # (B, 1 + patches, d)
+            return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)  # (B, 1 + p, d)
+        x = self.vit.embeddings(images)  # (B, 1 + p, d)
         x = torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[..., None], dim=1)], dim=1)  # (B, 1 + m, d)
         x = self.vit.encoder(inputs_embeds=self.vit.pre_layrnorm(x)).last_hidden_state
         return self.vit.post_layernorm(x)
@@ -71,13 +71,13 @@ def initialise(module: nn.Module, width: int) -> None:
 
 
 def length_groups(mask: Tensor, most: int = 4, worth: float = 0.85) -> list[tuple[Tensor, int]]:
-    """Rows of a batch of texts in up to `most` groups of like length: (row indices (b,), longest text) of each.
+    """Divide texts, mask (B, T), into up to `most` groups of similar length: row indices (b,) and longest text of each.
 
-    One group, unless several would compute fewer than the share `worth` of the whole batch's tokens.
+    There is one group if several would leave more than the share `worth` of the B * T tokens to compute.
     """
     rows, width = mask.shape
-    place = torch.arange(1, width + 1, device=mask.device)
-    lengths, order = (mask * place).amax(1).clamp_min(1).sort(stable=True)  # (B,): up to the last real token
+    position = torch.arange(1, width + 1, device=mask.device)  # (T,)
+    lengths, order = (mask * position).amax(1).clamp_min(1).sort(stable=True)  # (B,): up to the last real token
     size = -(-rows // most)
     longest = lengths[size - 1 :: size].tolist() + ([int(lengths[-1])] if rows % size else [])
     groups = list(zip(order.split(size), longest, strict=True))
@@ -108,7 +108,7 @@ class TextEncoder(nn.Module):
 
     @in_rows
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids and mask (B, T) -> tokens (B, T, d). Texts of like length run together, so that padding costs little."""
+        """ids and mask (B, T) -> tokens (B, T, d). Texts of similar length are encoded together, to save padding."""
         groups, parts = length_groups(mask), []
         for rows, length in groups:
             few, real = ids[rows, :length], mask[rows, :length].long()  # (B, T) -> (b, length)
@@ -117,5 +117,5 @@ class TextEncoder(nn.Module):
         return torch.cat(parts)[torch.cat([rows for rows, _ in groups]).argsort()]  # (B, T, d)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Word and position embeddings only, (B, M) -> (B, M, d): how the answer vocabulary enters (section 3.4.1)."""
+        """Word and position embeddings only, (B, M) -> (B, M, d): for prior knowledge (section 3.4.1, point 34)."""
         return self.bert.embeddings(input_ids=ids)

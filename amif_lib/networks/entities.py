@@ -17,13 +17,13 @@ from amif_lib.data.knowledge_graph import KnowledgeGraph, Linker
 from amif_lib.networks.pixels import keyed
 
 MARGIN, NEGATIVES, STEPS, RATE = 5.0, 25, 400, 0.05  # of `transe`; margin and negatives are ARL's
-TRANSE = 2**31 + 2  # a stream of its own
+TRANSE = 2**31 + 2  # no sample has this number, so this random stream differs from those that draw samples
 
 
 def read_graph(source: str, texts: Sequence[str], dim: int, seed: int) -> tuple[KnowledgeGraph, Tensor, dict[str, Any]]:
-    """The graph that `knowledge.source` names, TransE's vectors (E, k) of its entities, and what `metrics.json` says.
+    """The graph that `knowledge.source` names, TransE's vectors (E, k) of its entities, and `metrics.json`'s entries.
 
-    Raises InputError where the knowledge cannot be used (`knowledge_graph.read`).
+    Raises InputError if the knowledge cannot be used (`knowledge_graph.read`).
     """
     graph = knowledge_graph.read(source, texts)
     triples, entities, relations = torch.from_numpy(graph.triples), len(graph.entities), len(graph.relations)
@@ -41,18 +41,18 @@ def transe(
     triples (n, 3). Each step compares each triple with negatives: the same triple with a random head or a random tail.
     Its L1 distance should be smaller than theirs by a margin. A negative that is itself a known triple is ignored.
     """
-    bound = 6 / dim**0.5
+    bound = 6 / dim**0.5  # TransE's uniform initialisation
     table, moves = (torch.empty(n, dim).uniform_(-bound, bound, generator=generator) for n in (entities, relations))
     table, moves = (F.normalize(x, dim=1).requires_grad_() for x in (table, moves))
     optimizer = torch.optim.Adam([table, moves], lr=RATE)
     known = _key(*triples.unbind(1), entities)  # (n,)
-    h, r, t = (triples.repeat_interleave(NEGATIVES, dim=0)).unbind(1)  # (n',) each
+    h, r, t = triples.repeat_interleave(NEGATIVES, dim=0).unbind(1)  # (n',) each, with n' = n * NEGATIVES
     for _ in range(STEPS):
         other = torch.randint(entities, (len(h),), generator=generator)  # (n',)
         head = torch.rand(len(h), generator=generator) < 0.5  # (n',): which end is replaced
-        h_, t_ = torch.where(head, other, h), torch.where(head, t, other)
+        h_, t_ = torch.where(head, other, h), torch.where(head, t, other)  # (n',) each
         worse = distance(table[h_], moves[r], table[t_])  # (n',)
-        real = torch.isin(_key(h_, r, t_, entities), known)  # (n',): not a negative
+        real = torch.isin(_key(h_, r, t_, entities), known)  # (n',): a known triple, so no negative
         loss = F.relu(MARGIN + distance(table[h], moves[r], table[t]) - worse)[~real].mean()
         optimizer.zero_grad()
         loss.backward()
@@ -68,10 +68,10 @@ def distance(head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
 
 
 def filtered_mrr(triples: Tensor, table: Tensor, relations: Tensor) -> float:
-    """Mean reciprocal rank of the right tail and the right head of each triple, by distance (1 is perfect).
+    """Mean reciprocal rank (1: perfect) of the right tail and the right head of each triple, ranked by distance.
 
-    triples (n, 3), table (E, k), relations (R, k). Other entities that also make a known triple are left out of the
-    ranking ("filtered"). Half of the entities at the same distance count as nearer.
+    triples (n, 3), table (E, k), relations (R, k). Other entities that make a known triple too are left out of the
+    ranking ("filtered"; Bordes et al., 2013). Half of the entities at the same distance count as nearer.
     """
     every, reciprocal = torch.arange(len(table)), []
     known = _key(*triples.unbind(1), len(table))  # (n,)
@@ -87,7 +87,7 @@ def filtered_mrr(triples: Tensor, table: Tensor, relations: Tensor) -> float:
 
 
 def _key(head: Tensor, relation: Tensor, tail: Tensor, entities: int) -> Tensor:
-    """A number for each triple."""
+    """A number that only this triple has: (n,) each -> (n,)."""
     return (relation * entities + head) * entities + tail
 
 
@@ -109,14 +109,14 @@ class GraphAttention(nn.Module):
         score = F.leaky_relu((x * self.source).sum(-1)[source] + (x * self.target).sum(-1)[target], 0.2)  # (m, h)
         highest = torch.full_like(x[..., 0].detach(), -torch.inf)  # (E, h)
         highest.scatter_reduce_(0, target[:, None].expand_as(score), score.detach(), "amax")
-        weight = (score - highest[target]).exp()
+        weight = (score - highest[target]).exp()  # (m, h): softmax over the edges that end at the same entity
         total = torch.zeros_like(x[..., 0]).index_add(0, target, weight)  # (E, h)
         mixed = torch.zeros_like(x).index_add(0, target, (weight / total[target])[..., None] * x[source])  # (E, h, c)
-        return mixed.flatten(1) + self.bias
+        return mixed.flatten(1) + self.bias  # (E, h, c) -> (E, h * c)
 
 
 class EntityEncoder(nn.Module):
-    """TransE's table, trained further, and two layers of graph attention over the triples in both directions."""
+    """Two layers of graph attention on TransE's table, trained too; a triple (n, 3) is an edge in both directions."""
 
     def __init__(self, entities: int, triples: Tensor, dim: int, heads: int = 8, dropout: float = 0.0):
         super().__init__()
@@ -129,10 +129,10 @@ class EntityEncoder(nn.Module):
         self.dropout = dropout
 
     def forward(self) -> Tensor:
-        """Vectors of all entities: (E, k)."""
+        """Vectors of all entities (E, k), from the table and the graph."""
         x = F.dropout(self.norm(self.table.weight), self.dropout, self.training)  # (E, k)
         x = F.dropout(F.elu(self.first(x, self.edges)), self.dropout, self.training)  # (E, 2k)
-        return self.second(x, self.edges)
+        return self.second(x, self.edges)  # (E, k)
 
 
 def linked(
@@ -141,16 +141,16 @@ def linked(
     """The entities that each text names, each listed once, and the tokens of all their mentions.
 
     ids and mask (B, t) of WordPiece tokens -> entity numbers (B, e), padded with -1, and spans (B, e, t). The texts are
-    rebuilt from their tokens, so a part that was cut off names no entity. Only the first `most` entities are used.
+    rebuilt from their tokens: what was cut off names no entity. Only the first `most` entities of a text are used.
     """
-    found: list[dict[int, list[int]]] = []  # by text: the tokens of each entity
+    found: list[dict[int, list[int]]] = []  # for each text: positions of each entity's tokens
     special = set(tokenizer.all_special_ids)
     for row, real in zip(ids.tolist(), mask.tolist(), strict=True):
         text, spans, tokens = "", [], {}
         for token, piece in zip(row, tokenizer.convert_ids_to_tokens(row), strict=True):
             text += "" if piece.startswith("##") else " "
             spans.append((len(text), len(text) + len(piece.removeprefix("##"))))
-            text += "|" * len(piece) if token in special else piece.removeprefix("##")
+            text += "|" * len(piece) if token in special else piece.removeprefix("##")  # `|` is part of no name
         for start, end, entity in linker.link(text):
             inside = [i for i, (a, b) in enumerate(spans) if start < b and a < end and real[i]]
             tokens.setdefault(number_of[entity], []).extend(inside)

@@ -28,7 +28,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)  # BERT's, and after the residual as there (point 36)
+        self.norm = nn.LayerNorm(width, eps=1e-12)  # epsilon and place (after the residual) as in BERT (point 36)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, S, d) -> (B, h, S, d/h)
@@ -46,14 +46,15 @@ class Attention(nn.Module):
         kept: tuple[Tensor, Tensor] | None = None,
         shown: list[Tensor] | None = None,
     ) -> Tensor:
-        """x (B, S, d), context (B or 1, T, d), mask (B or 1, T), or of each query (B or 1, 1, S, T) -> (B, S, d).
+        """x (B, S, d), context (B or 1, T, d), mask (B or 1, T), or one per query (B or 1, 1, S, T) -> (B, S, d).
 
-        `kept` are `keys_values` from before, in place of `context`; to `shown` the weights (B, h, S, T) are appended.
+        `kept`: keys and values from `keys_values`, in place of `context`. The attention weights (B, h, S, T) are
+        appended to `shown`.
         """
-        q = self._split(self.query(x))
-        k, v = self.keys_values(x if context is None else context) if kept is None else kept
+        q = self._split(self.query(x))  # (B, h, S, d/h)
+        k, v = self.keys_values(x if context is None else context) if kept is None else kept  # (B or 1, h, T, d/h)
         allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B, 1, 1 or S, T)
-        k, v = (t.expand(len(q), -1, -1, -1) for t in (k, v))  # a context of batch 1 serves all
+        k, v = (each.expand(len(q), -1, -1, -1) for each in (k, v))  # (B, h, T, d/h): all samples share one context
         if causal:
             lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()  # (S, S)
             allowed = lower if allowed is None else allowed & lower
@@ -63,10 +64,10 @@ class Attention(nn.Module):
         else:
             scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, h, S, T)
             scores = scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
-            shown.append(scores.float().softmax(-1))
+            shown.append(scores.float().softmax(-1))  # (B, h, S, T)
             mixed = F.dropout(shown[-1].to(v.dtype), dropout, self.training) @ v  # (B, h, S, d/h)
         mixed = mixed.transpose(1, 2).flatten(2)  # (B, h, S, d/h) -> (B, S, d)
-        return self.norm(x + F.dropout(self.output(mixed), dropout, self.training))
+        return self.norm(x + F.dropout(self.output(mixed), dropout, self.training))  # (B, S, d)
 
 
 class FeedForward(nn.Module):
@@ -85,7 +86,7 @@ class FeedForward(nn.Module):
 
 
 class CoAttentionLayer(nn.Module):
-    """Self-attention over one's own tokens, cross-attention to the partner's, feed-forward."""
+    """Self-attention among the tokens of one side, cross-attention to those of the other (partner), feed-forward."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -125,7 +126,7 @@ class CoAttention(nn.Module):
         pair_type: PairType = "image_text",
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
-        """a (B, S, d), b (B, T, d) -> both co-attended; if asked, each layer's weights (B, h, S, T), (B, h, T, S)."""
+        """a (B, S, d), b (B, T, d) -> both, co-attended; if wanted, weights [(B, h, S, T), (B, h, T, S)] by layer."""
         kind = self.pair_embedding.weight[PAIR_TYPES.index(pair_type)]  # (d,)
         a, b = a + kind, b + kind
         a_stream = self.text_stream if pair_type == "text_text" else self.image_stream
@@ -138,7 +139,7 @@ class CoAttention(nn.Module):
 
 
 class GatedCrossAttention(nn.Module):
-    """Selective knowledge fusion (section 3.4.1): knowledge is encoded, attended to, and let through by a gate."""
+    """Selective knowledge fusion (section 3.4.1): encode prior knowledge, attend to it, and admit it through a gate."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -153,7 +154,7 @@ class GatedCrossAttention(nn.Module):
         return self.knowledge_feed_forward(self.knowledge_attention(knowledge))
 
     def forward(self, joint: Tensor, knowledge: Tensor, use_gate: bool = True) -> tuple[Tensor, Tensor]:
-        """joint F_i (B, S, d) and encoded knowledge F_p (1, M, d) -> F'_i (B, S, d) and the gate G (B, S, d)."""
+        """joint F_i (B, S, d) and encoded knowledge F_p (1, M, d) -> F'_i (B, S, d) and G (B, S, d), 1 without gate."""
         fused = self.cross_attention(joint, knowledge)  # F_{p,i}, Eq. 14: (B, S, d)
         gate = torch.sigmoid(self.gate(fused)) if use_gate else torch.ones_like(fused)  # Eq. 15 (point 35): (B, S, d)
-        return self.feed_forward(gate * fused + (1 - gate) * joint), gate  # Eq. 16
+        return self.feed_forward(gate * fused + (1 - gate) * joint), gate  # Eq. 16: (B, S, d) each

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from amif_lib.networks import pixels
 
 CHANNELS, STRIDE = 1280, 32
-MOST = 8192  # maps kept: 1 GB at 224 px
+MOST = 8192  # maps kept in memory: 1 GB at 224 px
 
 
 class Lite0(nn.Module):
-    """The last map of timm's `tf_efficientnet_lite0`, computed once a picture and kept, in half precision.
+    """The last feature map of timm's `tf_efficientnet_lite0`; each picture's is computed once and kept in fp16.
 
-    So a training pays for a picture only the first time, which needs the same pixels again (`batches.FIXED_VIEWS`).
+    A training saves time by this only if it shows the same pixels again (`batches.FIXED_VIEWS`).
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Lite0(nn.Module):
         network = timm.create_model("tf_efficientnet_lite0", num_classes=0, global_pool="")
         self.network = network.requires_grad_(False)
         self.maps: dict[bytes, Tensor] = {}  # by digest of the pixels, (1280, H/32, W/32) each
-        self.network.register_load_state_dict_post_hook(lambda *_: self.maps.clear())
+        self.network.register_load_state_dict_post_hook(lambda *_: self.maps.clear())  # they are of other weights
 
     def train(self, mode: bool = True) -> Lite0:
         """Always in evaluation mode: the statistics of the batch norms are part of the frozen weights."""
@@ -35,7 +35,7 @@ class Lite0(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, H, W), normalised as CLIP's -> (B, 1280, H/32, W/32)."""
-        return torch.stack([self.one(image).float() for image in images])
+        return torch.stack([self.one(image).float() for image in images])  # (B, 1280, H/32, W/32)
 
     def one(self, image: Tensor) -> Tensor:
         """The map of one picture, (3, H, W) -> (1280, H/32, W/32); alone, so that no result depends on its batch."""

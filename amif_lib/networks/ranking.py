@@ -1,8 +1,8 @@
 """Exact answer ranking: the log-likelihood of every candidate answer under an autoregressive decoder.
 
-Many candidates begin alike: of `left lung` and `left kidney`, `[CLS] left` is computed once. Each distinct prefix is a
-node of a tree (a trie); all nodes are one sequence, in which a node sees its own beginnings only. The log-probability
-of a next token is an edge, and a candidate's log-likelihood the sum of the edges on its path.
+Candidates share prefixes: for `left lung` and `left kidney`, `[CLS] left` is computed once. Each distinct prefix is a
+node of a tree (a trie). All nodes form one sequence, in which a node attends to itself and its ancestors only. An edge
+is the log-probability of a next token, and a candidate's log-likelihood the sum of the edges on its path.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from amif_lib.core.errors import InputError
 from amif_lib.networks.decoder import AnswerDecoder
 
 Tokens = tuple[int, ...]  # of a candidate: [CLS] ... [SEP]
-MOST_NODES = 256  # of a trie in one packed sequence; a larger trie is cut along its subtrees
+MOST_NODES = 256  # in one packed sequence; more candidates are divided among several tries
 
 
 def at_once(device: torch.device) -> tuple[int, int]:
-    """Tokens in one pass and logits in memory: enough to fill a GPU; on a CPU few enough to stay in its cache."""
+    """How many tokens a pass has and how many logits are in memory: many for a GPU, few for a CPU's cache."""
     return (4096, 2**25) if device.type == "cuda" else (1024, 2**20)
 
 
@@ -43,9 +43,9 @@ def rank_answers(
     ----------
     decoder
         An `AnswerDecoder` in evaluation mode. Any other causal decoder that is called like a Hugging Face one with
-        cross-attention scores candidate after candidate: equal results, slower.
+        cross-attention scores one candidate after the other: slower, with equal results.
     memory, memory_mask : (B, S, d), (B, S)
-        What the decoder cross-attends to, one row per question; True or 1 where it is real.
+        What the decoder cross-attends to, one row per question; the mask is True (or 1) at real positions.
     candidates
         K sequences `[CLS] ... [SEP]` of token ids. [CLS] starts the decoder and is not scored; [SEP] is.
 
@@ -61,7 +61,7 @@ def rank_answers(
     """
     memory_mask, sequences = memory_mask.bool(), [tuple(map(int, candidate)) for candidate in candidates]
     _check(decoder, memory_mask, sequences)
-    memory = memory.masked_fill(~memory_mask[..., None], 0)  # NaN behind the mask times 0 would stay NaN
+    memory = memory.masked_fill(~memory_mask[..., None], 0)  # (B, S, d); else NaN at padding, times weight 0, stays NaN
     ordered = sorted(set(sequences))  # U distinct candidates; neighbours share prefixes
     if isinstance(decoder, AnswerDecoder):
         scores = _rank_trie(decoder, memory, memory_mask, ordered)  # (B, U)
@@ -74,9 +74,9 @@ def rank_answers(
 
 
 def _rank_trie(decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, ordered: list[Tokens]) -> Tensor:
-    """`rank_answers` of sorted candidates -> (B, U). A node, at the position that is its depth, sees its ancestors."""
+    """`rank_answers` of sorted candidates -> (B, U). A node's depth is its position."""
     tries = [pack_trie(part, memory.device) for part in cut(ordered, MOST_NODES)]
-    # Layers below the first cross-attention know nothing of the question: they run once for all questions.
+    # Layers below the first cross-attention do not read the question, so they run once for all questions.
     blind, nothing, begun = decoder.blind_layers, [None] * len(decoder.layers), []
     for trie in tries:
         x = decoder.embed(trie.tokens[None], trie.depths)  # (1, N, d)
@@ -94,18 +94,18 @@ def _rank_trie(decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, orde
 
 
 class Trie(NamedTuple):
-    """Part of a prefix trie as a sequence of N nodes, depth first. An edge leads from a node to a next token."""
+    """Part of a prefix trie as a sequence of N nodes. Each of its E edges leads from a node to a next token."""
 
     tokens: Tensor  # (N,)
-    depths: Tensor  # (N,) tokens before the node's own
+    depths: Tensor  # (N,) number of tokens before the node's own
     sees: Tensor  # (N, N) True where the column is the row or one of its ancestors
     edge_nodes: Tensor  # (E,)
     edge_tokens: Tensor  # (E,)
-    paths: Tensor  # (U, longest) edges of each candidate, filled up with E
+    paths: Tensor  # (U, longest) edges of each candidate, padded with E
 
 
 def cut(ordered: Sequence[Tokens], most: int) -> Iterable[list[Tokens]]:
-    """Sorted candidates in runs whose tries have at most `most` nodes (one candidate at least)."""
+    """Divide sorted candidates into runs whose tries have at most `most` nodes; a run has at least one candidate."""
     run: list[Tokens] = []
     nodes: set[Tokens] = set()
     for sequence in ordered:
@@ -119,7 +119,7 @@ def cut(ordered: Sequence[Tokens], most: int) -> Iterable[list[Tokens]]:
 
 
 def pack_trie(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -> Trie:
-    """The trie of these candidates; its nodes are their distinct prefixes, the whole candidates left out."""
+    """The trie of these candidates. Its nodes are their distinct prefixes, without the whole candidates."""
     prefixes = dict.fromkeys(sequence[:length] for sequence in sequences for length in range(1, len(sequence)))
     node = {prefix: number for number, prefix in enumerate(prefixes)}
     steps = [[(node[each[:length]], each[length]) for length in range(1, len(each))] for each in sequences]
@@ -140,16 +140,16 @@ def pack_trie(sequences: Sequence[Tokens], device: torch.device | str = "cpu") -
 
 
 def _sum_edges(decoder: AnswerDecoder, states: Tensor, trie: Trie) -> Tensor:
-    """States (b, N, d) -> log-likelihood of each candidate (b, U); the output layer sees a few nodes at a time."""
+    """States (b, N, d) -> log-likelihood of each candidate (b, u), from the logits of a few nodes at a time."""
     batch, nodes = states.shape[:2]
-    edges = states.new_zeros(batch, len(trie.edge_nodes) + 1, dtype=torch.float32)  # the last one fills up short paths
+    edges = states.new_zeros(batch, len(trie.edge_nodes) + 1, dtype=torch.float32)  # the last one, 0, pads paths
     step = max(1, at_once(states.device)[1] // (batch * decoder.head_bias.shape[0]))
     for start in range(0, nodes, step):
         logits = decoder.project(states[:, start : start + step]).float()  # (b, n, vocabulary)
         own = (trie.edge_nodes // step == start // step).nonzero().squeeze(1)  # edges that begin at one of these nodes
         node = trie.edge_nodes[own] - start
         edges[:, own] = logits[:, node, trie.edge_tokens[own]] - logits.logsumexp(-1)[:, node]
-    return edges[:, trie.paths].sum(-1)  # (b, U, longest) -> (b, U)
+    return edges[:, trie.paths].sum(-1)  # (b, u, longest) -> (b, u)
 
 
 def _rank_one(decoder: Callable[..., Any], memory: Tensor, memory_mask: Tensor, tokens: Tokens) -> Tensor:
@@ -160,14 +160,14 @@ def _rank_one(decoder: Callable[..., Any], memory: Tensor, memory_mask: Tensor, 
 
 
 def _check(decoder: Any, memory_mask: Tensor, candidates: list[Tokens]) -> None:
-    """Raise InputError for what `rank_answers` refuses."""
+    """Raise InputError for arguments that `rank_answers` cannot use."""
     if getattr(decoder, "training", False):
         raise InputError("the decoder is in training mode, dropout would change the scores: call decoder.eval() first")
     if len(empty := (~memory_mask.any(1)).nonzero()):
         raise InputError(f"memory_mask[{int(empty[0])}] masks the whole memory; leave at least one position")
     if not candidates:
         raise InputError("candidates: the list is empty; give at least one answer")
-    ours = isinstance(decoder, AnswerDecoder)  # of another decoder, sizes are unknown
+    ours = isinstance(decoder, AnswerDecoder)  # the sizes of another decoder are unknown
     vocabulary = len(decoder.head_bias) if ours else 2**31
     longest = decoder.position_embeddings.num_embeddings + 1 if ours else 2**31
     for number, tokens in enumerate(candidates):

@@ -1,4 +1,4 @@
-"""Tensors of public checkpoints under the names of the modules that they are loaded into."""
+"""Renames the tensors of public checkpoints to the names in the modules that they are loaded into."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # fmt: off
-# What a checkpoint's names hold, and what it becomes, one after the other.
+# Pairs of old and new text in the names of tensors, replaced in this order.
 FIRST_BERTS = ((".gamma", ".weight"), (".beta", ".bias"))
 DECODER = (  # from BERT's names to those of `AnswerDecoder`
     ("embeddings.word_embeddings", "word_embeddings"), ("embeddings.position_embeddings", "position_embeddings"),
@@ -36,7 +36,7 @@ def renamed(state: dict[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[
 
 
 def clip_from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a timm ViT as those of transformers' CLIP, whose patch embedding has no bias."""
+    """The tensors of a timm ViT as those of transformers' CLIP vision model."""
     out = {}
     for name, value in renamed(state, TIMM).items():
         if ".attn.qkv." in name:
@@ -46,6 +46,6 @@ def clip_from_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
             out[name] = value
     out["embeddings.class_embedding"] = out["embeddings.class_embedding"].flatten()  # (1, 1, d) -> (d,)
     positions = out["embeddings.position_embedding.weight"][0]  # (1, 1 + n*n, d) -> (1 + n*n, d)
-    bias = out.pop("embeddings.patch_embedding.bias", 0)  # (d,): added to every patch, so its positions take it
+    bias = out.pop("embeddings.patch_embedding.bias", 0)  # (d,): CLIP has none, so it is added to patches' positions
     out["embeddings.position_embedding.weight"] = torch.cat([positions[:1], positions[1:] + bias])
     return out

@@ -1,4 +1,4 @@
-"""A batch that does not fit into memory, some rows at a time with activation checkpointing; the result is the same."""
+"""Run a batch that exceeds memory a few rows at a time, with activation checkpointing; results stay the same."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates the `forward` of a module that treats every row of a batch on its own.
+    """Decorate the `forward` of a module that processes each row of a batch independently of the others.
 
     At most the module's `rows_at_once` rows (`limit_rows`) run at a time, under activation checkpointing if gradients
-    are wanted. Tensors have the batch as their first dimension, or one row that serves all (a blank image); outputs
-    are tensors, or tuples and lists of them.
+    are needed. The first dimension of tensors is the batch, or 1 if all rows share it (a blank image); outputs are
+    tensors, or tuples and lists of them.
     """
 
     @functools.wraps(forward)
@@ -41,14 +41,14 @@ def in_rows(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Outputs of the parts, each nested alike, joined along the batch."""
+    """Join the outputs of the parts, tensors or equally nested tuples and lists of them, along the batch."""
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)  # (b, ...) -> (B, ...)
     return type(parts[0])(_joined(list(each)) for each in zip(*parts, strict=True))
 
 
 def limit_rows(module: nn.Module, rows: int) -> None:
-    """Let every part of `module` whose forward is `in_rows` run at most `rows` rows at a time; 0 lifts the limit."""
+    """Limit each submodule whose forward is decorated with `in_rows` to `rows` rows at a time; 0: no limit."""
     for part in module.modules():
         if getattr(part.forward, "in_rows", False):
             part.rows_at_once = rows

@@ -20,8 +20,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def train(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
     """Fit a lower-case WordPiece vocabulary on `texts`, write it to `folder`, return the tokenizer.
 
-    Every character, alone and as a continuation, then the most frequent words until `vocab_size`; a rare word is spelt
-    out. The training of the `tokenizers` library would give another vocabulary each time.
+    It holds every character, alone and as a continuation, then the most frequent words up to `vocab_size`; a rare word
+    is spelt out. The trainer of the `tokenizers` library is not deterministic.
     """
     split, fold = pre_tokenizers.BertPreTokenizer(), normalizers.BertNormalizer(lowercase=True)
     counts: Counter[str] = Counter()
@@ -35,7 +35,7 @@ def train(texts: Iterable[str], vocab_size: int, folder: Path) -> PreTrainedToke
 
 
 def prune(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], folder: Path) -> PreTrainedTokenizerBase:
-    """A checkpoint's WordPiece vocabulary cut to single characters and the pieces of `texts`, in its own order."""
+    """A checkpoint's WordPiece vocabulary reduced to single characters and the pieces in `texts`, in its own order."""
     vocabulary = tokenizer.get_vocab()
     used = {piece for text in set(texts) for piece in tokenizer.tokenize(text)} | set(tokenizer.all_special_tokens)
     ordered = sorted(vocabulary, key=vocabulary.get)
@@ -52,8 +52,8 @@ def _written(pieces: Sequence[str], folder: Path, lower_case: bool = True) -> Pr
 
 
 def load(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint: a folder or a hub id."""
-    from amif_lib.networks.pretrained import find, short  # which itself fits word rows to tokenizers
+    """The tokenizer of a checkpoint, a folder or a hub id. Raises InputError if it has none."""
+    from amif_lib.networks.pretrained import find, short  # here, since that module imports this one
 
     folder = find(str(source))
     try:
@@ -74,9 +74,9 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: 
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Tensor) -> str:
-    """Token ids (t,) as text without special tokens; `x - ray`, `3 . 4 cm`, `patient ' s` lose WordPiece's spaces."""
+    """Token ids (t,) as text without special tokens, and without the spaces that WordPiece adds: `x - ray`, `3 . 4`."""
     text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    if re.search("[㐀-鿿]", text):  # Chinese: every character is a token, and no space stands between words
+    if re.search("[㐀-鿿]", text):  # Chinese: each character is a token, and words have no spaces between them
         return text.replace(" ", "")
     text = re.sub(r"(?<=\w) ?([-/'’]) ?(?=\w)", r"\1", text)
     text = re.sub(r"(?<=\d) ?([.,:]) ?(?=\d)", r"\1", text)

@@ -1,6 +1,7 @@
 r"""Global alignment: soft labels and the KL loss (paper section 3.2.1, Eq. 1-8), and InfoNCE as MLIP has it.
 
-Rows are queries (say, images), all N of the global batch or a block of them; columns its N candidates (say, reports).
+Rows are queries (for example images): the B samples of one process. Columns are candidates (for example reports): the
+N samples of the global batch.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Mean mass of a teacher's labels on the positive: above, they are one-hot labels in disguise; below NEARLY_FLAT / N the
-# teacher hardly tells the positive from any other column.
+# Limits on the mean label mass of the positive: above NEARLY_ONE_HOT, soft labels add almost nothing to one-hot labels;
+# below NEARLY_FLAT / N, the teacher hardly distinguishes the positive from the other columns.
 NEARLY_ONE_HOT, NEARLY_FLAT = 0.9, 2.0
 
 
@@ -28,8 +29,8 @@ def soft_labels(similarity: Tensor, temperature: float, positive_weight: float, 
         H_{ij} = Q_{ij} + \lambda \cdot \mathbf{1}_{\{j = j^+(i)\}}, \qquad
         Q_{ij} = \frac{\exp(s_{ij} / \tau)}{\sum_{k=1}^{N} \exp(s_{ik} / \tau)}
 
-    A row sums to :math:`1 + \lambda`, as Eq. 5 is printed: the loss then has :math:`1 + \lambda` times the gradient of
-    the normalised row's, and a minimum of :math:`(1 + \lambda) \log (1 + \lambda)` instead of 0.
+    A row sums to :math:`1 + \lambda`, as Eq. 5 is printed. Compared with rows divided by this sum, the loss has
+    :math:`1 + \lambda` times the gradient, and its minimum is :math:`(1 + \lambda) \log (1 + \lambda)` instead of 0.
 
     Parameters
     ----------
@@ -38,7 +39,7 @@ def soft_labels(similarity: Tensor, temperature: float, positive_weight: float, 
     temperature : float
         Teacher's temperature :math:`\tau > 0`.
     positive_weight : float
-        :math:`\lambda \ge 0`, added at each row's positive; with 0 the result is :math:`Q`.
+        :math:`\lambda \ge 0`, added at each row's positive; if it is 0, the result is :math:`Q`.
     positive_index : LongTensor, shape (B,)
         Column :math:`j^+(i)` of each row's positive.
 
@@ -48,7 +49,7 @@ def soft_labels(similarity: Tensor, temperature: float, positive_weight: float, 
         :math:`H`, fp32, without gradient.
     """
     q = torch.softmax(similarity.float() / temperature, dim=-1)  # (B, N)
-    return q + positive_weight * F.one_hot(positive_index, q.shape[1])
+    return q + positive_weight * F.one_hot(positive_index, q.shape[1])  # (B, N)
 
 
 def soft_label_kl(logits: Tensor, targets: Tensor) -> Tensor:
@@ -78,24 +79,12 @@ def soft_label_kl(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def info_nce(similarity: Tensor, temperature: float, positive_index: Tensor) -> Tensor:
-    r"""InfoNCE (van den Oord et al., 2018) in one direction (MLIP, Eq. 4); :math:`\log N` on constant similarities.
+    r"""InfoNCE (van den Oord et al., 2018) in one direction (MLIP, Eq. 4); :math:`\log N` if all similarities agree.
 
     .. math::
         -\frac{1}{B} \sum_i \log \frac{\exp(s_{i j^+(i)} / \tau)}{\sum_{k=1}^{N} \exp(s_{ik} / \tau)}
 
-    Parameters
-    ----------
-    similarity : Tensor, shape (B, N)
-        Cosine similarities :math:`s_{ij}` of B queries and N candidates.
-    temperature : float
-        :math:`\tau > 0`.
-    positive_index : LongTensor, shape (B,)
-        Column :math:`j^+(i)` of each row's positive.
-
-    Returns
-    -------
-    Tensor
-        A scalar, fp32 whatever the input's type.
+    Parameters as for `soft_labels`, of the student itself. Returns a scalar, fp32 whatever the input's type.
     """
     return F.cross_entropy(similarity.float() / temperature, positive_index)
 
@@ -113,7 +102,7 @@ def token_info_nce(similarity: Tensor, temperature: float, weights: Tensor, mask
     Parameters
     ----------
     similarity : Tensor, shape (B, n, n)
-        Cosine similarities :math:`s_i^{jk}` of token j and of what belongs to token k.
+        Cosine similarities :math:`s_i^{jk}` of token j and the vector that is paired with token k (MLIP: z of Eq. 10).
     temperature : float
         :math:`\tau > 0`.
     weights : Tensor, shape (B, n)
@@ -127,30 +116,28 @@ def token_info_nce(similarity: Tensor, temperature: float, weights: Tensor, mask
         A scalar, fp32 whatever the input's type.
     """
     logits = similarity.float() / temperature  # (B, n, n)
-    if mask is not None:  # a padded token keeps itself: without any candidate its loss would be NaN
+    if mask is not None:  # a padded token remains its own candidate: without any, its loss would be NaN
         padding = ~(mask[:, None] & mask[:, :, None]) & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         logits = logits.masked_fill(padding, -torch.inf)
     own = logits.diagonal(dim1=1, dim2=2)  # (B, n)
     losses = logits.logsumexp(2) + logits.logsumexp(1) - 2 * own  # (B, n)
-    return (weights * losses).sum(1).mean() / 2
+    return (weights * losses).sum(1).mean() / 2  # (B, n) -> (B,) -> scalar
 
 
 @torch.no_grad()
 def teacher_statistics(targets: Tensor, positive_index: Tensor) -> dict[str, float | str]:
-    r"""How peaked a teacher's labels Q (B, N) are, with the positives in the columns positive_index (B,).
+    r"""How peaked a teacher's labels are: targets Q (B, N), with the positives in the columns positive_index (B,).
 
-    ``mean_q_ii``, mean mass on the positive; ``effective_neighbours``, mean over rows of
-    :math:`\exp(-\sum_j Q_{ij} \log Q_{ij})`, between 1 (one-hot) and N (flat); ``warn``, a sentence where labels are
-    close to one-hot or the teacher hardly knows the pairs, else empty.
+    ``mean_q_ii``: mean mass on the positive. ``effective_neighbours``: mean over rows of
+    :math:`\exp(-\sum_j Q_{ij} \log Q_{ij})`, between 1 (one-hot) and N (flat). ``warn``: a sentence if the labels are
+    close to one-hot, or if the teacher hardly distinguishes the pairs; else empty.
     """
     q = targets.double()
     on_positive = q.gather(1, positive_index.unsqueeze(1)).mean().item()  # (B, N) -> (B, 1) -> scalar
     neighbours = (-torch.xlogy(q, q).sum(dim=-1)).exp().mean().item()  # (B, N) -> (B,) -> scalar
     warn = ""
     if on_positive > NEARLY_ONE_HOT:
-        warn = (
-            "soft labels close to one-hot: use a teacher that was not trained on these pairs, or a higher temperature"
-        )
+        warn = "soft labels close to one-hot: use a teacher not trained on these pairs, or a higher temperature"
     elif on_positive < NEARLY_FLAT / targets.shape[1]:
         warn = "the teacher hardly tells a pair from any other column: use a better one, or a lower temperature"
     return {"mean_q_ii": on_positive, "effective_neighbours": neighbours, "warn": warn}

@@ -1,7 +1,7 @@
-"""One global batch over P processes: each takes means over its B/P rows against the columns of all.
+"""One global batch of B samples over P processes: each computes means over its own B/P rows and the columns of all.
 
-`gather` sums the gradients that reach a row from every process, and DistributedDataParallel averages over processes:
-together what one process with B rows computes.
+`gather` sums the gradients that reach a row from all processes, and DistributedDataParallel averages gradients over
+processes. Together this gives the gradients that one process with B rows would compute.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
-        dist.all_reduce(gradient)  # what every process's loss says about every row
+        dist.all_reduce(gradient)  # the losses of all processes depend on this process's rows
         return gradient[own_rows(len(gradient))]  # (B, ...) -> (B/P, ...)
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of all processes in rank order, with gradients: (B/P, ...) -> (B, ...). All must bring the same shape."""
+    """Rows of all processes in rank order, with gradients: (B/P, ...) -> (B, ...). All need x of one shape."""
     if world_size() == 1:
         return x
-    if x.dtype == torch.bool:  # not every backend sends booleans
+    if x.dtype == torch.bool:  # some backends cannot send booleans
         return gather(x.to(torch.uint8)).bool()
     return _Gather.apply(x)
 
 
 def pad_to_common_length(x: Tensor) -> Tensor:
-    """(B, t, ...) padded with zeros to the longest t of all processes, so that `gather` can stack it."""
+    """x (B, t, ...), padded with zeros to the longest t of all processes, as `gather` needs equal shapes."""
     if world_size() == 1:
         return x
     longest = torch.tensor(x.shape[1], device=x.device)
@@ -54,7 +54,7 @@ def pad_to_common_length(x: Tensor) -> Tensor:
 
 
 def own_rows(total: int) -> slice:
-    """Which rows of a gathered tensor are this process's."""
+    """Which of the `total` rows of a gathered tensor are this process's."""
     share = total // world_size()
     return slice(rank() * share, (rank() + 1) * share)
 
@@ -69,5 +69,5 @@ def gather_objects(item: object) -> list:
 
 
 def agreed(choice: bool) -> bool:
-    """The first process's choice, on every process: clocks differ, and all or none must enter a collective."""
+    """The first process's choice, on every process: where clocks differ, some would wait for the others forever."""
     return bool(gather_objects(choice)[0])

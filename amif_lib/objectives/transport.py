@@ -25,10 +25,10 @@ from torch.nn import functional as F
 
 from amif_lib.core.errors import InputError
 
-# Largest cost over beta for which the plan itself is iterated: kernel times scaling reaches the exponential of twice
-# this, which must stay a normal fp32 number (above e^-87). Beyond it, logarithms are.
+# Largest cost / beta for which IPOT iterates on the plan itself: kernel times scaling can fall to exp(-2 * this), which
+# must stay a normal fp32 number (above exp(-87)). For larger ones, IPOT iterates on logarithms.
 LARGEST_EXPONENT = 25.0
-SMALLEST_ENTRY = 1e-20  # at 0, a degenerate problem could lose all entries by which its marginals can be met
+SMALLEST_ENTRY = 1e-20  # an entry at 0 would stay 0, and a degenerate problem could no longer meet its marginals
 
 
 def cosine_cost(x: Tensor, y: Tensor) -> Tensor:
@@ -42,16 +42,16 @@ def cosine_cost(x: Tensor, y: Tensor) -> Tensor:
 
 
 def masses(cost: Tensor, row_mask: Tensor | None, col_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Uniform marginals (B, p) and (B, t), fp32: 1/n on a side's n real tokens, 0 on padding, all 0 where one is empty.
+    """Uniform marginals (B, p) and (B, t), fp32: 1/n on the n real tokens of a side, 0 on padding.
 
-    Parameters as for `ipot`; of the cost only shape and device are read.
+    Both are 0 everywhere if a side has no token. Parameters as for `ipot`; of the cost only shape and device are used.
     """
     samples, p, t = cost.shape
     rows = cost.new_ones(samples, p, dtype=torch.float32) if row_mask is None else row_mask.bool().float()  # (B, p)
     cols = cost.new_ones(samples, t, dtype=torch.float32) if col_mask is None else col_mask.bool().float()  # (B, t)
-    n, m = rows.sum(1, keepdim=True), cols.sum(1, keepdim=True)  # (B, 1)
+    n, m = rows.sum(1, keepdim=True), cols.sum(1, keepdim=True)  # (B, 1) each
     both = (n > 0) & (m > 0)  # (B, 1)
-    return rows / n.clamp_min(1.0) * both, cols / m.clamp_min(1.0) * both
+    return rows / n.clamp_min(1.0) * both, cols / m.clamp_min(1.0) * both  # (B, p), (B, t)
 
 
 def ipot(
@@ -67,14 +67,14 @@ def ipot(
         \mathbf{T}^{(n+1)} = \mathop{\arg\min}_{\mathbf{T} \in \Pi(\mathbf{a}, \mathbf{b})}
         \langle \mathbf{T}, \mathbf{C} \rangle + \beta\, \mathrm{KL}(\mathbf{T} \| \mathbf{T}^{(n)})
 
-    n iterations come close to the entropic plan of regularisation :math:`\beta / n`. As in UNITER [2]_, which the paper
-    follows, rows (image) are scaled first and columns (text) last: **the column marginal is exact** to rounding, the
-    row marginal is met only in the limit.
+    After n iterations the plan is close to the entropic plan of regularisation :math:`\beta / n`. As in UNITER [2]_,
+    which the paper follows, rows (image) are scaled first and columns (text) last: **the column marginal is exact** up
+    to rounding, the row marginal only in the limit.
 
     Parameters
     ----------
     cost : Tensor, shape (B, p, t)
-        :math:`\mathbf{C}`; any floating type; what it holds at padding is not read.
+        :math:`\mathbf{C}`; any floating type; values at padding are ignored.
     row_mask, col_mask : Tensor, shape (B, p) and (B, t), optional
         True (or non-zero) at a real token; None where all are real.
     beta : float
@@ -91,20 +91,20 @@ def ipot(
         rows, cols = masses(cost, row_mask, col_mask)
         real = (rows > 0).unsqueeze(2) & (cols > 0).unsqueeze(1)  # (B, p, 1), (B, 1, t) -> (B, p, t)
         cost = cost.float().masked_fill(~real, torch.inf)
-        # The first row scaling undoes any constant added to a row, so that its minimum may be 0; this bounds exp().
+        # Row scaling cancels a constant that is added to a row; shifting each minimum to 0 keeps exp() within range.
         lowest = cost.amin(dim=2, keepdim=True)  # (B, p, t) -> (B, p, 1)
-        exponent = torch.where(real, cost - torch.where(lowest < torch.inf, lowest, 0.0), 0.0) / beta
+        exponent = torch.where(real, cost - torch.where(lowest < torch.inf, lowest, 0.0), 0.0) / beta  # (B, p, t)
         rows, cols = rows.unsqueeze(2), cols.unsqueeze(1)  # (B, p, 1), (B, 1, t)
         wide = exponent.numel() and float(exponent.max()) > LARGEST_EXPONENT
         return (_scale_logarithms if wide else _scale)(exponent, real, rows, cols, iterations)
 
 
 def _scale(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor, iterations: int) -> Tensor:
-    """IPOT's iterations on the plan itself. Sums instead of matrix products: the same on hardware that rounds those."""
-    no_row, no_col = (rows == 0).float(), (cols == 0).float()  # keeps a padded sum of 0 from being divided by
+    """IPOT's iterations on the plan itself, with sums: hardware may round the inputs of matrix products (TF32)."""
+    no_row, no_col = (rows == 0).float(), (cols == 0).float()  # 1 at padding, where a sum is 0: avoids 0 / 0
     kernel = torch.exp(-exponent)  # (B, p, t)
     plan, floor = real.float(), real * SMALLEST_ENTRY
-    scaling = cols  # (B, 1, t): what the column scaling of the step before has come to
+    scaling = cols  # (B, 1, t): sigma of IPOT, from which each iteration's column scaling starts
     for _ in range(iterations):
         plan.mul_(kernel).mul_(scaling)
         plan.mul_(rows / (plan.sum(dim=2, keepdim=True) + no_row))  # (B, p, t) -> (B, p, 1)
@@ -116,12 +116,12 @@ def _scale(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor, iteration
 
 def _scale_logarithms(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor, iterations: int) -> Tensor:
     """The same iterations on logarithms: several times slower, for costs whose exponential leaves fp32's range."""
-    log_rows, log_cols = torch.where(rows > 0, rows, 1.0).log(), torch.where(cols > 0, cols, 1.0).log()
-    plan = torch.where(real, 0.0, -1e30)  # finite, since -inf - (-inf) is NaN; exp() of it is 0
+    log_rows, log_cols = (torch.where(x > 0, x, 1.0).log() for x in (rows, cols))  # (B, p, 1), (B, 1, t)
+    plan = torch.where(real, 0.0, -1e30)  # (B, p, t); finite, since -inf - (-inf) is NaN; exp() of it is 0
     scaling = log_cols  # (B, 1, t)
     for _ in range(iterations):
         plan = plan - exponent + scaling
-        plan = plan + torch.where(rows > 0, log_rows - plan.logsumexp(dim=2, keepdim=True), 0.0)
+        plan = plan + torch.where(rows > 0, log_rows - plan.logsumexp(dim=2, keepdim=True), 0.0)  # + (B, p, 1)
         change = torch.where(cols > 0, log_cols - plan.logsumexp(dim=1, keepdim=True), 0.0)  # (B, p, t) -> (B, 1, t)
         scaling, plan = scaling + change, plan + change
     return plan.exp()
@@ -129,12 +129,12 @@ def _scale_logarithms(exponent: Tensor, real: Tensor, rows: Tensor, cols: Tensor
 
 @torch.no_grad()
 def exact(cost: Tensor, row_mask: Tensor | None = None, col_mask: Tensor | None = None) -> Tensor:
-    """Optimal plans by POT's network simplex [3]_, sample after sample on the CPU, in float64.
+    """Optimal plans by POT's network simplex [3]_, one sample after the other on the CPU, in float64.
 
-    Parameters and result as for `ipot`: (B, p, t), fp32, on the cost's device, without gradient. Raises InputError for
-    a cost that is not finite, RuntimeError where the solver did not reach the optimum.
+    Parameters and result as for `ipot`: (B, p, t), fp32, on the cost's device, without gradient. Raises InputError if a
+    cost is not finite, RuntimeError if the solver does not reach the optimum.
     """
-    import ot  # POT is needed for this function alone
+    import ot  # POT, which no other function needs
 
     rows, cols = masses(cost, row_mask, col_mask)
     rows, cols, costs = rows.cpu().double(), cols.cpu().double(), cost.cpu().double()
@@ -146,7 +146,7 @@ def exact(cost: Tensor, row_mask: Tensor | None = None, col_mask: Tensor | None 
         block = costs[i][r][:, c]  # (p', t')
         if not bool(block.isfinite().all()):
             raise InputError(f"the cost of sample {i} is not finite; look for NaN in its tokens")
-        a, b = (a[r] / a.sum()).numpy(), (b[c] / b.sum()).numpy()  # (p',), (t',): sums equal in float64
+        a, b = (a[r] / a.sum()).numpy(), (b[c] / b.sum()).numpy()  # (p',), (t',): POT wants equal sums in float64
         plan, log = ot.emd(a, b, block.numpy(), numItermax=10_000_000, log=True)
         if log["warning"]:
             raise RuntimeError(f"network simplex did not finish on sample {i}: {log['warning']}")
@@ -167,15 +167,15 @@ def transport_cost(plan: Tensor, cost: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn_assignments(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    r"""Soft assignments of samples to prototypes, all used alike (SwAV [4]_; the codes u of MLIP's Eq. 17).
+    r"""Soft assignments of samples to prototypes, each used equally often (SwAV [4]_; the codes u of MLIP's Eq. 17).
 
-    Sinkhorn's iterations towards the plan of cost :math:`-s` and regularisation :math:`\epsilon` between N samples and
-    C prototypes with uniform masses, times N. Prototypes are scaled first, samples last.
+    N times the plan between N samples and C prototypes with uniform masses, cost :math:`-s` and regularisation
+    :math:`\epsilon`, by a few of Sinkhorn's iterations. Prototypes are scaled first, samples last.
 
     Parameters
     ----------
     scores : Tensor, shape (N, C)
-        :math:`s`, cosine similarities of the samples of the whole global batch and the prototypes.
+        :math:`s`, cosine similarities of all samples of the global batch with the prototypes.
     epsilon : float
         :math:`\epsilon > 0`.
     iterations : int

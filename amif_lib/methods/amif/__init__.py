@@ -21,7 +21,10 @@ def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
 
 
 def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, Any], extras: Any = None) -> Any:
-    """The module of the run's stage with its starting weights; a summary for `metrics.json` is added to `notes`."""
+    """The module of the run's stage with its starting weights; a summary for `metrics.json` is added to `notes`.
+
+    Raises InputError if the run lacks a loss, a parent or a teacher that its stage needs, or if weights do not fit.
+    """
     from amif_lib.methods.amif.network import AMiF
     from amif_lib.methods.amif.stage1 import Stage1
     from amif_lib.methods.amif.stage2 import Stage2
@@ -31,7 +34,7 @@ def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, 
     objective, special = spec.objective, (tokenizer.cls_token_id, tokenizer.sep_token_id)
     mines = spec.stage == "stage2" and objective.weight_hard_negatives > 0
     if spec.stage == "stage2" and not mines and objective.weight_local == 0:
-        remedy = "give one of them a positive weight, or the row `pretraining: stage1`"
+        remedy = "make one of them positive, or give the row `pretraining: stage1`"
         raise InputError(f"objective: weight_local and weight_hard_negatives are both 0, stage 2 has no loss; {remedy}")
     if spec.stage == "stage2" and spec.parent is None:
         raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
@@ -68,7 +71,7 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
     if spec.parent is not None:
         state = pretrained.read_state(spec.parent.directory / "model")
         report = pretrained.load_into(amif, state, f"run {spec.parent.run_id}")
-        if spec.parent.stage == "stage1":  # which does not train these two, and stores them as they started
+        if spec.parent.stage == "stage1":  # which stores these two untrained: they count as random, not as loaded
             for name, parameter in amif.named_parameters():
                 if name.startswith(("co_attention.", "pair_head.")):
                     del parameter.loaded

@@ -1,4 +1,4 @@
-"""The patch maps that are stored of a run, for figures: of which words, over which images, beside which regions."""
+"""The patch maps that are stored with a run, for figures: which words they are of, and the regions to compare."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from amif_lib.methods.amif.patch_maps import patch_maps, word_positions
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.tokenizers import content_mask
 
-HELD_OUT = "phantom_teacher"  # generated separately: the soft labels' teacher is trained on it, no student ever is
+HELD_OUT = "phantom_teacher"  # a set apart: the teacher of the soft labels is trained on it, but no student
 SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
-MOST, EXAMPLES = 150, 4  # words per run, those with a picture
+MOST, EXAMPLES = 150, 4  # words per run, and how many of them with a picture
 PICTURE = 96  # side of an example's picture, pixels
 
 
 def word_maps(run: Any) -> dict[str, Any] | None:
-    """Fields of `stored_maps.Maps`; None for stage 1, blank images, and where no text may be shown or read.
+    """Fields of `stored_maps.Maps`; None for stage 1, for blank images, and if no text may be shown or is there.
 
-    Generated data: the first `MOST` words that name a finding which the image shows. Real data, which has no regions:
-    `EXAMPLES` test questions.
+    Generated data: the first `MOST` words that name a finding which the image shows. Real data, where no regions are
+    known: words of `EXAMPLES` test questions.
     """
     spec = run.spec
     if spec.stage == "stage1" or spec.data.blank_images:
         return None
     tokenizer, (name, asked) = tokenizers.load(run.directory / "model"), words_asked(spec)
     length = spec.data.text_length if name == HELD_OUT else spec.data.question_length
-    found = []  # row, its tokens, and the word's places among them
+    found = []  # row, token ids, and the positions of the word's tokens
     for row in asked:
         ids = tokenizer(row.read, truncation=True, max_length=length)["input_ids"]
         with contextlib.suppress(InputError):  # the word is cut off
@@ -70,10 +70,10 @@ def word_maps(run: Any) -> dict[str, Any] | None:
 
 
 def words_asked(spec: Any) -> tuple[str, list[regions.Asked]]:
-    """A data set that the run was not trained on, and its words: test questions, for stage 2 reports held out.
+    """A data set whose texts the run was not trained on, and words of them.
 
-    A stage 2 on real data has no reports held out: its words are of test questions of the first of `SHOWN` that is here
-    and kept apart from pre-training.
+    Fine-tuning: test questions. Stage 2 on generated data: reports of `HELD_OUT`. Stage 2 on real data has no such
+    reports: test questions of the first set in `SHOWN` that is here and that pre-training was decontaminated against.
     """
     data, own = spec.data, spec.stage == "finetune"
     if not own and all(map(regions.known, data.pretrain)):
@@ -96,11 +96,11 @@ def words_asked(spec: Any) -> tuple[str, list[regions.Asked]]:
 def _maps(
     run: Any, tokenizer: Any, images: Tensor, ids: Tensor, mask: Tensor, places: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
-    """`patch_maps` by a run's stored network: images (B, 3, H, W), ids and mask (B, t) -> (B, n, n) each."""
+    """`patch_maps` of a run's stored network: images (B, 3, H, W), ids and mask (B, t) -> (B, n, n) by name."""
     if run.spec.stage == "finetune":
         return AMiFForVQA.from_pretrained(run.directory / "model").word_maps(images, ids, mask, places)
     amif = AMiF.from_pretrained(run.directory / "model")
     image, text = amif.image_encoder(images), amif.text_encoder(ids, mask)  # (B, p+1, d), (B, t, d)
-    image, text, attentions = amif.co_attention(image, text, None, mask, "image_text", True)
+    image, text, attentions = amif.co_attention(image, text, None, mask, "image_text", return_weights=True)
     real = content_mask(ids, mask, (tokenizer.cls_token_id, tokenizer.sep_token_id))  # (B, t)
     return patch_maps(image, text, real, places, attentions)

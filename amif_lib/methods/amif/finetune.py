@@ -21,13 +21,13 @@ class FineTuning(nn.Module):
         self.weights = {"answer": 1.0}
 
     def forward(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """Mean over the questions of the global batch; the factor undoes the mean that processes take of gradients."""
+        """Mean loss over the global batch's questions; `world_size()` cancels the mean of gradients over processes."""
         loss = self.model(batch.images, batch.ids, batch.mask, batch.answers, batch.answer_mask)  # (B,)
         return {"answer": (loss * batch.weight).sum() * world_size() / batch.total}
 
 
 def fine_tuning(model: Answerer, spec: Any, tokenizer: Any, notes: dict[str, Any]) -> FineTuning:
-    """The loss around a network, whose answer decoder gets the weights that `init.decoder` names."""
+    """A network with its loss; its answer decoder gets the starting weights that `init.decoder` names."""
     if spec.init.decoder != "random":
         notes["weights"].append(pretrained.load_decoder(model.decoder, spec.init.decoder, tokenizer))
     notes["parameters"] = sum(parameter.numel() for parameter in model.parameters())

@@ -14,7 +14,7 @@ from amif_lib.data.records import Question
 
 
 def texts(source: str, training: Sequence[Question]) -> list[str]:
-    """What `knowledge.source` gives: each training answer, each word of the training questions, or nothing."""
+    """The texts that `knowledge.source` names: all training answers, all words of the training questions, or none."""
     if source == "answers":
         return [question.answer for question in training]
     if source == "questions":
@@ -23,9 +23,9 @@ def texts(source: str, training: Sequence[Question]) -> list[str]:
 
 
 def select(texts: Sequence[str], tokenizer: Any, max_tokens: int, words: bool = False) -> tuple[Tensor, int]:
-    """The most frequent texts, once each (ties by name), until `max_tokens` are full; [SEP] after each but `words`.
+    """The most frequent texts, once each (ties in alphabetical order), up to `max_tokens` tokens (point 32).
 
-    Returns token ids (M,), and how many different texts did not fit (point 32).
+    Each is followed by [SEP], unless they are `words`. Returns token ids (M,) and how many texts did not fit.
     """
     counts = Counter(texts)
     ordered = sorted(counts, key=lambda text: (-counts[text], text))

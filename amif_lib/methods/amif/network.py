@@ -27,7 +27,7 @@ from amif_lib.networks.tokenizers import content_mask
 
 
 class Backbone(nn.Module):
-    """What pre-training hands on to fine-tuning: two encoders and modality co-attention (Fig. 2 a and b)."""
+    """The part that fine-tuning takes over from pre-training: two encoders and co-attention (Fig. 2 a and b)."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -39,7 +39,7 @@ class Backbone(nn.Module):
 
 
 class AMiF(Backbone):
-    """What pre-training trains: the backbone, the projections of stage 1 and the pair head of stage 2."""
+    """The pre-training network: the backbone, the projections of stage 1 and the pair head of stage 2."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
@@ -58,14 +58,14 @@ class AMiF(Backbone):
     @classmethod
     def from_pretrained(cls, folder: Path) -> AMiF:
         """Load from a folder written by `save`; every tensor must match. Returned in evaluation mode."""
-        with torch.random.fork_rng():  # the random weights that are replaced take nothing from the caller's stream
+        with torch.random.fork_rng():  # random weights, replaced below, must not advance the caller's random stream
             amif = cls(ModelSpec(**pretrained.config(folder)["model"]))
         pretrained.load_into(amif, pretrained.read_state(folder), str(folder))
         return amif.eval()
 
 
 class Projection(nn.Module):
-    """proj() of Eq. 1: to the space that both modalities share, with unit length, so that a dot product is a cosine."""
+    """proj() of Eq. 1: maps to the space that both modalities share, with unit length: a dot product is a cosine."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
@@ -77,7 +77,7 @@ class Projection(nn.Module):
 
 
 class PairHead(nn.Module):
-    """LH of Eq. 12: is a pair of co-attended representations a hard negative (class 1) or a positive (class 0)?"""
+    """LH of Eq. 12: classifies a pair of co-attended representations as hard negative (1) or positive (0)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -91,7 +91,7 @@ class PairHead(nn.Module):
 class AMiFForVQA(Answerer):
     """AMiF with the gated knowledge fusion decoder: answers questions about an image.
 
-    `knowledge_ids` (M,), the tokens of the prior knowledge, are stored like weights. `source: none`: no gated module.
+    `knowledge_ids` (M,) of the prior knowledge are stored with the weights. `source: none` leaves out the gated module.
     """
 
     def __init__(
@@ -123,24 +123,24 @@ class AMiFForVQA(Answerer):
     def encode_with_maps(
         self, images: Tensor, ids: Tensor, mask: Tensor, return_weights: bool = False
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """As `encode`, with named intermediates: fused image and text tokens, attention weights, gate."""
-        image = self.amif.image_encoder(images).expand(len(ids), -1, -1)  # V_i: (B, p+1, d); a blank one serves all
+        """As `encode`, and by name: fused `image` and `text` tokens, `attentions` (see `CoAttention`) and `gate`."""
+        image = self.amif.image_encoder(images).expand(len(ids), -1, -1)  # V_i: (B, p+1, d); one blank image serves all
         text = self.amif.text_encoder(ids, mask)  # R_i: (B, t, d)
         image, text, attentions = self.amif.co_attention(image, text, None, mask, "image_text", return_weights)
         joint = torch.cat([image, text], dim=1)  # F_i (point 31): (B, p+1+t, d)
         joint_mask = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)  # (B, p+1+t)
         gate = None
         if self.gated_cross_attention is not None:
-            prior = self.amif.text_encoder.embed(self.knowledge_ids[None])  # words at positions (point 34): (1, M, d)
+            prior = self.amif.text_encoder.embed(self.knowledge_ids[None])  # (point 34): (1, M, d)
             prior = self.gated_cross_attention.encode_knowledge(prior)  # F_p, once per batch: (1, M, d)
             joint, gate = self.gated_cross_attention(joint, prior, use_gate=self.knowledge.gate)  # F'_i: (B, p+1+t, d)
         return joint, joint_mask, {"image": image, "text": text, "attentions": attentions, "gate": gate}
 
     @torch.inference_mode()
     def explain(self, image: Image.Image | str | Path, question: str, word: str) -> dict[str, Tensor]:
-        """Patch maps (n, n) for one word of the question: `attention`, `transport_plan` and `gate` (`patch_maps`).
+        """Patch maps (n, n) of one word of the question: `attention`, `transport_plan` and `gate` (see `patch_maps`).
 
-        Raises InputError where the word is absent.
+        Raises InputError if the question does not contain the word.
         """
         pictures, ids, mask = self.inputs(image, question)
         found = self.word_maps(pictures, ids, mask, [word_positions(self.tokenizer, ids[0].tolist(), word)])
@@ -149,7 +149,7 @@ class AMiFForVQA(Answerer):
     def word_maps(
         self, images: Tensor, ids: Tensor, mask: Tensor, places: Sequence[Sequence[int]]
     ) -> dict[str, Tensor]:
-        """Patch maps (B, n, n) of a word of each question, at `places` of its tokens: images (B, 3, H, W), (B, t)."""
+        """Patch maps (B, n, n) of one word per question, with tokens at `places`; images (B, 3, H, W), ids (B, t)."""
         inside = self.encode_with_maps(images, ids, mask, return_weights=True)[2]
         real = content_mask(ids, mask, (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id))  # (B, t)
         gate = inside["gate"] if self.knowledge.gate else None
@@ -165,7 +165,7 @@ class AMiFForVQA(Answerer):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> AMiFForVQA:
-        """Load from a folder written by `save_pretrained`, or from a hub id. Returned in evaluation mode."""
+        """Load from a folder that `save_pretrained` wrote or a hub id, else InputError. Returned in evaluation mode."""
         folder = pretrained.find(str(source))
         content = pretrained.config(folder)
         remedy = "give the model/ folder of a fine-tuning by this version of the kit"

@@ -1,4 +1,4 @@
-"""Where a network looks for a word of its text: maps over the image's patches. Training reads none.
+"""Maps over an image's patches: where a network looks for a word of the text. Not used in training.
 
 Shapes: B samples, p patches (+1 [CLS]) on a grid of n x n, t text tokens, h heads, d width.
 """
@@ -23,13 +23,13 @@ def patch_maps(
     attentions: list[list[Tensor]],
     gate: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Maps (B, n, n) of a word of each text, by name, from what co-attention gives with `return_weights`.
+    """Maps (B, n, n) of one word per text, by name, from the result of co-attention with `return_weights`.
 
-    `attention` of the word in the last layer, mean over heads, sum 1; the mass that `transport_plan` moves between
-    patch and word; `gate` of the patch, mean over channels. A map is absent without layers, or without a gate.
+    `attention`: from the word to the patches in the last layer, mean over heads, sum 1; absent without layers.
+    `transport_plan`: mass moved between patch and word (Eq. 9). `gate`: of the patch, mean over channels (Eq. 15).
 
-    image (B, p+1, d) and text (B, t, d); real (B, t): words, without [CLS], [SEP] and padding; places: of the word's
-    pieces in each text; attentions: of each layer (B, h, p+1, t) and (B, h, t, p+1); gate (B, p+1+t, d).
+    image (B, p+1, d) and text (B, t, d); real (B, t): words, without [CLS], [SEP] and padding; places: positions of the
+    word's tokens in each text; attentions: for each layer (B, h, p+1, t) and (B, h, t, p+1); gate (B, p+1+t, d).
     """
     word = torch.zeros(real.shape, device=real.device)  # (B, t): 1 on the word's pieces
     for row, own in zip(word, places, strict=True):
@@ -44,13 +44,13 @@ def patch_maps(
     if gate is not None:
         out["gate"] = gate[:, 1 : image.shape[1]].mean(-1)  # (B, p+1+t, d) -> (B, p)
     side = round(plan.shape[1] ** 0.5)
-    return {name: values.float().unflatten(1, (side, side)) for name, values in out.items()}
+    return {name: values.float().unflatten(1, (side, side)) for name, values in out.items()}  # (B, p) -> (B, n, n)
 
 
 def word_positions(tokenizer: Any, tokens: list[int], word: str) -> list[int]:
-    """Places of a word's pieces among a text's tokens: its first occurrence as whole words, or InputError."""
+    """Positions of a word's tokens in a text: its first occurrence as a whole word. InputError if there is none."""
     pieces = tokenizer(word, add_special_tokens=False)["input_ids"]
-    known = bool(pieces) and tokenizer.unk_token_id not in pieces  # an unknown piece is like any other unknown one
+    known = bool(pieces) and tokenizer.unk_token_id not in pieces  # [UNK] would match any other unknown word
     for start in range(len(tokens) if known else 0):
         end = start + len(pieces)
         goes_on = end < len(tokens) and tokenizer.convert_ids_to_tokens(tokens[end]).startswith("##")

@@ -18,7 +18,7 @@ from amif_lib.networks import sizes
 
 
 class ObjectiveSpec(Strict):
-    """Losses of stage 1 and stage 2: which, on what, weighted how."""
+    """The losses of stages 1 and 2: which there are, their labels, temperatures and weights."""
 
     # Stage 1, global alignment (section 3.2)
     global_intra: Literal["none", "text", "both"] = Field(
@@ -40,7 +40,7 @@ class ObjectiveSpec(Strict):
     )
 
     def reads_both_views(self, stage: str) -> bool:
-        """Whether a stage reads both views of a study; else only the drawn one is made."""
+        """Whether a stage reads both views of a study; if not, only the drawn view is made."""
         return self.global_intra == "both" if stage == "stage1" else self.weight_hard_negatives > 0
 
 
@@ -90,8 +90,8 @@ SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "teacher": Teac
 STAGES = ("stage1", "stage2", "finetune")
 
 
-# Settings that only some stages read. A setting that is in none of these groups is read by every stage, and so enters
-# the identity of all runs; that holds for one that is added, until it is listed here.
+# Settings that only some stages read. A setting in none of these groups counts as read by every stage, and so enters
+# the identity of every run. This includes a setting that you add, until you list it here.
 ALIGNING = groups.names("objective", "global_intra labels temperature teacher_temperature positive_weight")
 ALIGNING |= {"data.text_length"}
 PAIRING = groups.names("objective", "weight_local weight_hard_negatives pair_positives")
@@ -116,14 +116,14 @@ def not_read(run: Any) -> set[str]:
 
 
 def teacher_id(run: Any) -> str:
-    """Hash of a run's teacher and of the data that it embeds; "" where the run uses none."""
+    """Hash of a run's teacher and of the data that it embeds; "" if the run uses no teacher."""
     if not run.teacher or (run.stage == "finetune" and not run.trains_towers):
         return ""
     return digest([vectors_id(run), run.teacher.noise]) if run.teacher.noise else vectors_id(run)
 
 
 def vectors_id(run: Any) -> str:
-    """The same without noise, which is added to stored vectors."""
+    """The same without the noise, which is added when the stored vectors are read."""
     sets = {*run.data.pretrain, *run.data.decontaminate_against, *run.teacher.data}
     content = {
         "teacher": run.teacher.model_dump(mode="json", exclude={"noise"}),
@@ -135,11 +135,11 @@ def vectors_id(run: Any) -> str:
 
 
 def cache(run: Any) -> Path:
-    """Folder of a teacher's weights and vectors before noise: under DATA_ROOT, since they name records."""
+    """Folder of a teacher's weights and of its vectors before noise, under DATA_ROOT: the vectors name records."""
     return derived_folder(run.data.pretrain[0]) / "teachers" / vectors_id(run)
 
 
 def stored_side(run: Any) -> int:
-    """Short side of the stored images that a run's teacher reads, pixels: the student's, if that is enough for it."""
+    """Short side of the stored images that a run's teacher reads, pixels: the larger of the student's and its own."""
     own = run.teacher.image_size if run.teacher.source == "trained" else 224  # the input of BiomedCLIP and PubMedCLIP
     return max(run.model.stored_side, sizes.stored_side(own))

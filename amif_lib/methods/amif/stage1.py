@@ -29,7 +29,7 @@ class Stage1(nn.Module):
         amif.pair_head.requires_grad_(False)  # nor this
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        """Losses of Eq. 6 and 7, and `retrieval_…`: how often the positive is the most similar of the batch."""
+        """The losses of Eq. 6 and 7 (scalars), and `retrieval_…`: how often the positive has the highest similarity."""
         views = self.amif.encode_views(batch.views)[:, :, 0]  # (B, V, p+1, d) -> [CLS] (B, V, d)
         text = self.amif.text_encoder(batch.ids, batch.mask)[:, 0]  # (B, t, d) -> [CLS] (B, d)
         return global_losses(self.amif, self.objective, batch, views, text)
@@ -43,7 +43,7 @@ class Side(NamedTuple):
 
 
 def global_loss_names(objective: ObjectiveSpec) -> tuple[str, ...]:
-    """Which terms of Eq. 8 there are (Table 2's columns G-inter and G-intra)."""
+    """The names of the terms of Eq. 8 (Table 2's columns G-inter and G-intra)."""
     intra = {"none": (), "text": ("intra_text",), "both": ("intra_image", "intra_text")}
     return ("inter", *intra[objective.global_intra])
 
@@ -51,7 +51,7 @@ def global_loss_names(objective: ObjectiveSpec) -> tuple[str, ...]:
 def global_losses(
     amif: AMiF, objective: ObjectiveSpec, batch: PretrainingBatch, views: Tensor, text: Tensor
 ) -> dict[str, Tensor]:
-    """Eq. 1-7 from the [CLS] tokens of views (B, V, d) and text (B, d): named losses, shares of right retrievals."""
+    """Eq. 1-7 from the [CLS] tokens of views (B, V, d) and text (B, d): losses and shares of right retrievals."""
     names = global_loss_names(objective)
     v, r = amif.image_projection(views), amif.text_projection(text)  # proj() of Eq. 1: (B, V, e), (B, e)
     soft = objective.labels == "soft"
@@ -75,18 +75,18 @@ def global_losses(
 
 
 def distributions(rows: Side, columns: Side, objective: ObjectiveSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """The student's logits, whose softmax is P (B, N), the labels H (B, N), and each row's own column (B,)."""
+    """The student's logits (B, N), whose softmax is P, the labels H (B, N), and the column of each positive (B,)."""
     o = objective
     logits = similarity(rows.student, gather(columns.student)) / o.temperature  # s_ij / tau of Eq. 2: (B, N)
     samples = logits.shape[1]
     positive = torch.arange(samples, device=logits.device)[own_rows(samples)]  # j+(i), the row's own column: (B,)
     if o.labels == "one_hot":
-        return logits, F.one_hot(positive, samples), positive  # InfoNCE
+        return logits, F.one_hot(positive, samples), positive  # with these labels the KL loss is InfoNCE
     similar = similarity(rows.teacher, gather(columns.teacher))  # (B, N)
     labels = soft_labels(similar, o.teacher_temperature, o.positive_weight, positive)  # Eq. 5: lambda enters here
     return logits, labels, positive
 
 
 def pick(pairs: Tensor, which: Tensor) -> Tensor:
-    """One of several per row: (B, V, ...) and (B,) -> (B, ...)."""
+    """From each row the element `which`: (B, V, ...) and (B,) -> (B, ...)."""
     return pairs[torch.arange(len(pairs), device=pairs.device), which]

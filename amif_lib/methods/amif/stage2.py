@@ -20,8 +20,8 @@ from amif_lib.objectives import collapse, contrastive, hard_negatives, transport
 from amif_lib.objectives.distributed import gather, own_rows, pad_to_common_length
 from amif_lib.objectives.hard_negatives import Negatives
 
-LOOK_EVERY = 10  # steps between two looks at what transport says
-MINING = 2**31  # a number that no sample has: mining's stream is apart from those that samples are drawn with
+LOOK_EVERY = 10  # steps between two measurements of collapse, which are for the log only
+MINING = 2**31  # no sample has this number, so mining's random stream differs from those that draw samples
 
 
 class Stage2(nn.Module):
@@ -36,7 +36,7 @@ class Stage2(nn.Module):
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        """Named losses (Eq. 9 and Eq. 13), and statistics to be logged."""
+        """The losses of Eq. 9 and 13 (scalars), and statistics for the log."""
         amif, mask, out = self.amif, batch.mask, {}
         text = amif.text_encoder(batch.ids, mask)  # R_i: (B, t, d)
         views = amif.encode_views(batch.views)  # (B, V, p+1, d)
@@ -68,22 +68,23 @@ class Stage2(nn.Module):
                     positive = fused if kind == "image_text" else amif.co_attention(a, b, a_mask, b_mask, kind)[:2]
                     losses.append(self.classify(positive, 0, valid))
                 out[f"skipped_{kind}"] = (~valid).sum()
-            loss, right = torch.stack(losses).unbind(1)
-            out["hard_negatives"] = loss.sum()  # Eq. 13: over pairs, each a mean over samples (point 22)
+            loss, right = torch.stack(losses).unbind(1)  # (kinds of pairs,) each
+            out["hard_negatives"] = loss.sum()  # Eq. 13: sum over kinds of pairs of means over samples (point 22)
             out["pair_accuracy"] = right.mean().detach()
         return out
 
     def cost_and_plan(self, patches: Tensor, words: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Patches (B, p, d) and words (B, t, d), of which `real` (B, t) take part -> cost and plan, (B, p, t) each."""
-        cost = transport.cosine_cost(patches, words)  # Eq. 10 (point 23)
+        cost = transport.cosine_cost(patches, words)  # Eq. 10 (point 23): (B, p, t)
         return cost, transport.ipot(cost, None, real)
 
     @torch.no_grad()
     def mine(self, batch: PretrainingBatch, views: Tensor | None, text: Tensor | None) -> dict[PairType, Negatives]:
-        """Eq. 11: a column of the global batch for each own row and kind of pair, drawn from H off the diagonal.
+        """Eq. 11: for each kind of pair, draw a negative from the global batch for each of this process's rows.
 
-        There H is the teacher's Q, or without a teacher the student's P (point 19) of views (B, V, p+1, d) and text
-        (B, t, d). Every process draws all N rows from the same numbers, however rows are split over processes.
+        The probabilities are H off the diagonal, which is the teacher's Q or, without a teacher, the student's P of
+        views (B, V, p+1, d) and text (B, t, d) (point 19). Every process draws for all N rows with the same random
+        numbers, so that the result does not depend on the number of processes.
         """
         o, amif = self.objective, self.amif
         if "teacher_text" in batch.extras:
@@ -93,12 +94,12 @@ class Stage2(nn.Module):
         v, r = gather(v), gather(r)  # (N, V, e), (N, e)
         sides = {"image_text": (pick(v, gather(batch.view)), r), "image_image": v.unbind(1), "text_text": (r, r)}
         same = hard_negatives.duplicates(gather(batch.group), gather(batch.text_key))  # (N, N), point 20
-        label = gather(batch.view_label)[:, 1]  # (N,): of the second view, which a mined image takes the place of
-        other_view = label[:, None] != label  # (N, N): the kind of view alone would give such a pair away
+        label = gather(batch.view_label)[:, 1]  # (N,): of the second view, which a mined image replaces
+        other_view = label[:, None] != label  # (N, N): the kind of view alone would reveal such a pair (point 21)
         diagonal, rows = torch.arange(len(r), device=r.device), own_rows(len(r))
         mined = {}
         for number, kind in enumerate(PAIR_TYPES):
-            # H without lambda, which adds to the diagonal alone, and that is never drawn
+            # H without lambda: it only adds to the diagonal, which is never drawn.
             q = contrastive.soft_labels(contrastive.similarity(*sides[kind]), tau, 0.0, diagonal)  # (N, N)
             exclude = same | other_view if kind == "image_image" else same
             stream = keyed(self.seed, batch.step, number, MINING)
@@ -109,7 +110,7 @@ class Stage2(nn.Module):
     def classify(self, pair: tuple[Tensor, Tensor], label: int, valid: Tensor) -> Tensor:
         """Eq. 12 and a term of Eq. 13: cross-entropy of the label (1: hard negative) and share of right answers, (2,).
 
-        Rows without a negative count 0.
+        `pair` has both sides (B, S, d) and (B, T, d). Rows that are not `valid` (B,) have loss 0.
         """
         logits = self.amif.pair_head(*pair).float()  # (B, 2)
         losses = F.cross_entropy(logits, torch.full_like(valid, label, dtype=torch.long), reduction="none")  # (B,)
@@ -118,5 +119,5 @@ class Stage2(nn.Module):
 
 
 def take(tokens: Tensor | None, index: Tensor) -> Tensor | None:
-    """Rows `index` (B,) of the global batch, with gradients to their own process: (B, t, ...) -> (B, t', ...)."""
+    """Rows `index` (B,) of the global batch; gradients go to the process of a row: (B, t, ...) -> (B, t', ...)."""
     return None if tokens is None else gather(pad_to_common_length(tokens))[index.clamp_min(0)]  # -1: there is none

@@ -38,19 +38,20 @@ class Embeddings:
 
     rows: dict[Key, int]
     vectors: Tensor  # (n, e), unit length
-    folds: dict[str, int]  # of each study: vectors of different folds lie in different spaces
-    metrics: dict[str, Any] = field(default_factory=dict)  # what they say of the labels, see `describe`
+    folds: dict[str, int]  # by study; vectors of different folds are of different models, so not comparable
+    metrics: dict[str, Any] = field(default_factory=dict)  # summary of the soft labels, see `describe`
 
     def of(self, study: Study, shown: Sequence[StudyImage]) -> dict[str, Tensor]:
-        """What a batch needs of a study whose images `shown` are its V views: vectors (V, e), and its text's (e,)."""
+        """Vectors of a study for a batch: those of the images `shown` as its V views (V, e), and its text's (e,)."""
         views = [self.rows["image", image.image_id] for image in shown]
         return {"teacher_views": self.vectors[views], "teacher_text": self.vectors[self.rows["text", study.study_id]]}
 
 
 def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
-    """The embeddings of a run's studies by its teacher, made now where they are absent.
+    """The embeddings of a run's studies by its teacher, computed now if they are not stored yet.
 
-    `results/runs/<teacher_id>/` gets two files without record ids: `metrics.json` and `spec.json`.
+    Writes `metrics.json` and `spec.json`, which hold no record ids, to `results/runs/<teacher_id>/`. Raises InputError
+    if the teacher or its file of embeddings cannot be used.
     """
     teacher = spec.teacher
     if from_file := teacher.source.startswith(FILE):
@@ -72,7 +73,7 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
 
 
 def towers(spec: Any) -> tuple[str, str]:
-    """What `init.image: teacher` and `init.text: teacher` stand for, as `networks.pretrained` reads it."""
+    """The sources of `init.image: teacher` and `init.text: teacher`, in the form that `networks.pretrained` reads."""
     source = spec.teacher.source
     if source != "trained":
         source = source.removeprefix(HF_CLIP) if source.startswith(HF_CLIP) else f"open_clip:{source}"
@@ -84,7 +85,7 @@ def towers(spec: Any) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _locked(spec: Any) -> Iterator[Path]:
-    """The folder of the teacher's weights and vectors, in which one process at a time makes what is absent."""
+    """The folder of the teacher's weights and vectors, to which one process at a time may write."""
     folder = cache(spec)
     lock = folder.with_name(f".{folder.name}.lock")
     with files.writing(folder, files.PREPARED), files.exclusive(lock, f"teacher {folder.name}"):
@@ -92,7 +93,7 @@ def _locked(spec: Any) -> Iterator[Path]:
 
 
 def _embedded(spec: Any, studies: Sequence[Study]) -> Path:
-    """The file of the teacher's vectors, before noise, of all images and texts; made now where it is absent."""
+    """The file of the teacher's vectors of all images and texts, before noise; written now if it is not there."""
     path = cache(spec) / "embeddings.parquet"
     if path.is_file():
         return path
@@ -116,7 +117,7 @@ def _embedded(spec: Any, studies: Sequence[Study]) -> Path:
 def _models(
     spec: Any, folder: Path, studies: Sequence[Study], folds: dict[str, int]
 ) -> dict[int, teacher_models.Teacher]:
-    """The frozen model of each fold: a named one, one trained on `teacher.data`, or one trained on all other folds."""
+    """The frozen model by fold: the named one, one trained on `teacher.data`, or each trained on all other folds."""
     teacher, side = spec.teacher, stored_side(spec)
     if teacher.source != "trained":
         return {0: teacher_models.load(teacher.source)}
@@ -133,7 +134,7 @@ def _models(
                 names, training = spec.data.pretrain, [s for s in studies if folds[s.study_id] != fold]
             else:
                 names, training = teacher.data, [s for n in teacher.data for s in load_studies(n, stored_side=side)]
-            shutil.rmtree(aside, ignore_errors=True)  # of a training that was cut off
+            shutil.rmtree(aside, ignore_errors=True)  # left by a training that was interrupted
             teacher_models.train(training, teacher, aside, store.pictures(names, side))
             aside.replace(own)
         models[fold] = teacher_models.load_trained(teacher, own)
@@ -141,16 +142,16 @@ def _models(
 
 
 def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:
-    """Fold of each study: cases in a fixed shuffled order, dealt out in turn. No case is in two folds."""
+    """Fold by study: cases, in a fixed shuffled order, are assigned to the folds in turn. No case is in two folds."""
     cases = sorted({study.group_id for study in studies}, key=lambda case: hashlib.sha256(case.encode()).hexdigest())
     of_case = {case: number % max(folds, 1) for number, case in enumerate(cases)}
     return {study.study_id: of_case[study.group_id] for study in studies}
 
 
 def with_noise(keys: Sequence[Key], clean: np.ndarray, noise: float) -> np.ndarray:
-    """Unit vectors (n, e) with Gaussian noise of standard deviation noise / sqrt(e) per number, unit length again.
+    """Unit vectors (n, e) plus Gaussian noise of standard deviation noise / sqrt(e) per number, normalised again.
 
-    The noise depends on the key alone.
+    The noise of a vector depends on its key only.
     """
     out = np.empty_like(clean)
     for row, key in enumerate(keys):
@@ -161,7 +162,7 @@ def with_noise(keys: Sequence[Key], clean: np.ndarray, noise: float) -> np.ndarr
 
 
 def describe(embeddings: Embeddings, studies: Sequence[Study], spec: Any) -> dict[str, Any]:
-    """How sharp and how good the labels are, on batches like stage 1's: mean Q_ii, effective neighbours, retrieval."""
+    """How peaked and how good soft labels are: means over batches of stage 1's size. InputError if there is none."""
     size, rows = spec.train.batch_size, []
     positive = torch.arange(size)
     for fold in sorted(set(embeddings.folds.values())):
@@ -182,7 +183,7 @@ def describe(embeddings: Embeddings, studies: Sequence[Study], spec: Any) -> dic
 
 
 def _publish(spec: Any, metrics: dict[str, Any]) -> None:
-    """Write metrics and settings into the run folder; refuse those that are there and of another file of vectors."""
+    """Write metrics and settings to the run folder. InputError if those there are of another version of the file."""
     folder, source = paths.run_dir(teacher_id(spec)), spec.teacher.source
     if (folder / "metrics.json").is_file():
         made = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

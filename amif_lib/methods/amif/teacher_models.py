@@ -24,7 +24,7 @@ from amif_lib.networks.sizes import ModelSpec
 
 HF_CLIP = "hf-clip:"
 BATCH = 64
-LENGTH, DIM, VOCABULARY = 64, 64, 4000  # of the model that the kit trains: tokens of a text, e, pieces
+LENGTH, DIM, VOCABULARY = 64, 64, 4000  # of the model that the kit trains: tokens of a text, e, vocabulary
 
 
 class Teacher(NamedTuple):
@@ -36,17 +36,17 @@ class Teacher(NamedTuple):
 
 @torch.inference_mode()
 def embed(encode: Callable[[Any], Tensor], samples: Iterable[Any], total: int) -> np.ndarray:
-    """Unit-length vectors (n, e) of `total` samples by one side of a teacher, which sees `BATCH` of them at a time."""
+    """Unit-length vectors (n, e) of `total` samples, by one of a teacher's functions, `BATCH` samples at a time."""
     samples, parts, bar = iter(samples), [], progress.bar(total, "teacher embeddings")
     while few := list(islice(samples, BATCH)):
         parts.append(encode(few).float().cpu())  # (b, e)
         bar.step(len(few))
     bar.close()
-    return F.normalize(torch.cat(parts), dim=-1).numpy()
+    return F.normalize(torch.cat(parts), dim=-1).numpy()  # (n, e)
 
 
 def load(source: str) -> Teacher:
-    """The model that `teacher.source` names: `hf-clip:REPO_OR_FOLDER`, or a form that open_clip knows."""
+    """The model that `teacher.source` names: `hf-clip:ID_OR_FOLDER`, or as in `load_open_clip`; else InputError."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not source.startswith(HF_CLIP):
         model, preprocess, tokenize = pretrained.load_open_clip(source)
@@ -55,18 +55,18 @@ def load(source: str) -> Teacher:
             lambda pictures: model.encode_image(torch.stack([preprocess(p) for p in pictures]).to(device)),
             lambda texts: model.encode_text(tokenize(texts).to(device)),
         )
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel  # which brings torchvision, seconds of import
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel  # here: imports torchvision, which takes seconds
 
     folder = pretrained.find(source.removeprefix(HF_CLIP))
     if (kind := pretrained.config(folder).get("model_type")) != "clip":
-        raise InputError(f"teacher {source}: its config.json is a {kind!r}, no 'clip'; name a CLIPModel")
+        raise InputError(f"teacher {source}: config.json has model_type {kind!r}, not 'clip'; name a CLIPModel")
     clip, processor = CLIPModel(CLIPConfig.from_pretrained(folder)).eval(), CLIPImageProcessor.from_pretrained(folder)
     pretrained.load_into(clip, pretrained.read_state(folder), source)
     tokenizer, length = tokenizers.load(folder), clip.config.text_config.max_position_embeddings
     clip.to(device)
     return Teacher(
         lambda pictures: clip.get_image_features(**processor(pictures, return_tensors="pt").to(device)).pooler_output,
-        # Attention is causal: padding after the last token changes nothing.
+        # No attention mask: attention is causal, so padding after the last token changes nothing.
         lambda texts: clip.get_text_features(_padded(tokenizer, texts, length).to(device)).pooler_output,
     )
 
@@ -76,7 +76,7 @@ def _padded(tokenizer: Any, texts: list[str], length: int) -> Tensor:
 
 
 class SmallCLIP(nn.Module):
-    """The teacher that the kit trains: encoders of the student's kinds, and a projection of each [CLS]."""
+    """The teacher that the kit trains: encoders of the student's architecture, and a projection of each [CLS]."""
 
     def __init__(self, spec: TeacherSpec, vocabulary: int, padding: int):
         super().__init__()
@@ -96,23 +96,22 @@ class SmallCLIP(nn.Module):
         return self.text_projection(self.text_encoder(ids, ids != self.padding)[:, 0])  # (B, t) -> (B, e)
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """InfoNCE with one-hot labels, mean of both directions."""
+        """InfoNCE, mean of both directions (CLIP): images (B, 3, H, W), ids (B, t) -> scalar."""
         image, text = F.normalize(self.encode_image(images), dim=-1), F.normalize(self.encode_text(ids), dim=-1)
         logits = self.log_scale.exp() * image @ text.T  # (B, B)
-        own = torch.arange(len(ids))
+        own = torch.arange(len(ids))  # (B,): columns of the positives
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def train(studies: Sequence[Study], spec: TeacherSpec, folder: Path, pictures: Any) -> None:
     """Train a small CLIP on the CPU; `pictures` are the studies' images by id.
 
-    Weights and tokenizer go to `folder`, and each tower, from which a run can start, to its `image/` and `text/`.
+    Writes weights and tokenizer to `folder`, and each encoder, from which a run can start, to its `image/` and `text/`.
+    Raises InputError if there are fewer studies than one batch.
     """
     steps = spec.epochs * (len(studies) // BATCH)
     if steps == 0:
-        raise InputError(
-            f"teacher: a batch of {BATCH} exceeds the {len(studies)} studies to train on; name a larger set"
-        )
+        raise InputError(f"teacher: {len(studies)} studies to train on, a batch has {BATCH}; name a larger set")
     torch.manual_seed(0)
     texts = [study.text for study in studies]
     tokenizer = tokenizers.train(texts, VOCABULARY, folder)
@@ -146,7 +145,7 @@ def train(studies: Sequence[Study], spec: TeacherSpec, folder: Path, pictures: A
 
 
 def load_trained(spec: TeacherSpec, folder: Path) -> Teacher:
-    """The model that `train` has saved."""
+    """The model that `train` wrote to `folder`."""
     tokenizer = tokenizers.load(folder)
     model = SmallCLIP(spec, len(tokenizer), tokenizer.pad_token_id).eval()
     model.load_state_dict(load_file(folder / "model.safetensors"))

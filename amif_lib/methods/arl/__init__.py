@@ -1,4 +1,4 @@
-"""ARL: align, reason and learn with medical knowledge. These functions are called by training and stored runs."""
+"""ARL: align, reason and learn with medical knowledge. Training and stored runs call these functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amif_lib.core.errors import InputError
 
 
 def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
-    """The knowledge that a run's reports name; a summary for `metrics.json` is added to `notes`."""
+    """The knowledge graph and the entities that a run's reports name; adds a summary for `metrics.json` to `notes`."""
     from amif_lib.methods.arl.knowledge import gather_knowledge
 
     found = gather_knowledge(spec, studies)
@@ -38,10 +38,10 @@ def _fine_tuning(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dic
     from amif_lib.networks import pretrained, tokenizers
 
     if spec.parent is None:
-        raise InputError("a fine-tuning of ARL has no parent, which has the knowledge: give a pre-training run")
+        raise InputError("a fine-tuning of ARL has no parent: name a pre-training, which stores the knowledge graph")
     folder, data = spec.parent.directory / "model", spec.data
     classes = None
-    if spec.objective.answer_head == "classifier":  # as in the public code: the answers of all splits
+    if spec.objective.answer_head == "classifier":  # the answers of all splits, as in the public code
         answers = sorted({answer for question in questions for answer in question.answers})
         classes = tokenizers.token_ids(tokenizer, answers, data.answer_length)
         notes["classes"] = len({tuple(each) for each in classes})
@@ -75,11 +75,11 @@ def model(folder: Path) -> Any:
 
 
 def zero_shot(run: Any, prompts: Any) -> Any:
-    """As AMiF's, in ARL's own way: the logits of the entities that the affirming prompts name, their mean for a label.
+    """Scores of images for labels: a function from tokens (n, p+1, d) to (n, K), or None without a trained alignment.
 
-    ARL has no space that images and texts share; it aligns both to entities. A denying prompt names the same entities
-    and is not read. A label whose prompts name no entity gets 0 for every image. None where the alignment, which alone
-    trains those logits, was left out.
+    ARL has no space that images and texts share; it aligns both to entities. A label's score is the mean logit of the
+    entities that its affirming prompts name, or 0 if they name none. Denying prompts name the same entities, so they
+    are not read.
     """
     if not run.spec.objective.weight_align:
         return None
@@ -102,7 +102,7 @@ def zero_shot(run: Any, prompts: Any) -> Any:
         named.append(multi_hot(numbers, len(entities)).sum(0))  # (E,)
     weights = torch.stack(named)  # (K, E)
     directions = weights / weights.sum(1, keepdim=True).clamp_min(1) @ entities  # (K, k)
-    return lambda tokens: head(tokens[:, 0]) @ directions.T
+    return lambda tokens: head(tokens[:, 0]) @ directions.T  # (n, k) @ (k, K) -> (n, K)
 
 
 def maps(run: Any) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What pre-training knows about each study: the entities that its report names, and its label."""
+"""What ARL's pre-training reads besides image and text: which entities each report names, and its findings."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class Knowledge:
     graph: KnowledgeGraph
     table: Tensor  # (E, k)
     entities: dict[str, Tensor]  # by study: which entities its report names, (E,) of 0 and 1
-    labels: dict[str, int]  # by study: a number for the set of findings that its report affirms
+    labels: dict[str, int]  # by study: a number that stands for the set of findings that its report affirms
     folds: dict[str, int]  # by study: 0 for all, since a batch may mix any studies
     metrics: dict[str, Any]
 
     def of(self, study: Study, shown: Sequence[StudyImage]) -> dict[str, Tensor]:
-        """What a batch needs of a study."""
+        """What a batch needs of a study: `entities` (E,) and `label`, a scalar."""
         label = torch.tensor(self.labels[study.study_id])
         return {"entities": self.entities[study.study_id], "label": label}
 
 
 def gather_knowledge(spec: Any, studies: Sequence[Study]) -> Knowledge:
-    """Read the graph that `knowledge.source` names, and link every report.
+    """Read the graph that `knowledge.source` names, and find the entities in every report.
 
-    Raises InputError where the knowledge cannot be used (`knowledge_graph.read`).
+    Raises InputError if the knowledge cannot be used (`knowledge_graph.read`).
     """
     texts = [study.text for study in studies]
     graph, table, metrics = entities.read_graph(spec.knowledge.source, texts, spec.knowledge.dim, spec.seed)
     numbers = {entity: number for number, entity in enumerate(graph.entities)}
-    named, found, labels = {}, {}, {}
+    named, found = {}, {}
     for study in studies:
         mentions = graph.linker.link(study.text)
         if spec.objective.negated_entities == "dropped":

@@ -1,4 +1,4 @@
-"""ARL's network: two encoders, the entities of a knowledge graph, fusion that reasons with them, and answers.
+"""ARL's network: two encoders, the entities of a knowledge graph, fusion of all three, and answers.
 
 Shapes: B samples, p image patches (+1 [CLS]), t text tokens, d width; E entities of k dimensions, e of them in a text.
 """
@@ -52,9 +52,9 @@ class KnowledgeLayer(CoAttentionLayer):
         z = self.entity_cross_attention(z, self.image_to_entity(image))  # (B, e, k)
         text = self.self_attention(text, mask=mask)  # (B, t, d)
         text = self.cross_attention(text, image)  # (B, t, d)
-        named = spans.transpose(1, 2).to(z.dtype) @ self.entity_to_text(z)  # (B, t, e) x (B, e, d) -> (B, t, d)
+        named = spans.transpose(1, 2).to(z.dtype) @ self.entity_to_text(z)  # (B, t, e) @ (B, e, d) -> (B, t, d)
         mixed = F.dropout(self.injection(text + named), self.dropout, self.training)  # (B, t, d)
-        return self.feed_forward(self.injection_norm(text + mixed)), self.entity_feed_forward(z)
+        return self.feed_forward(self.injection_norm(text + mixed)), self.entity_feed_forward(z)  # (B, t, d), (B, e, k)
 
 
 class KnowledgeFusion(nn.Module):
@@ -62,13 +62,11 @@ class KnowledgeFusion(nn.Module):
 
     def __init__(self, spec: ModelSpec, knowledge: KnowledgeSpec):
         super().__init__()
-        sizes = (spec.width, spec.fusion_heads, spec.dropout)
+        sizes, layers = (spec.width, spec.fusion_heads, spec.dropout), range(spec.fusion_layers)
         self.inject = knowledge.inject
-        text_layer = (
-            (lambda: KnowledgeLayer(*sizes, knowledge.dim)) if self.inject else lambda: CoAttentionLayer(*sizes)
-        )
-        self.image_stream = nn.ModuleList(CoAttentionLayer(*sizes) for _ in range(spec.fusion_layers))
-        self.text_stream = nn.ModuleList(text_layer() for _ in range(spec.fusion_layers))
+        self.image_stream = nn.ModuleList(CoAttentionLayer(*sizes) for _ in layers)
+        text_layer, dim = (KnowledgeLayer, [knowledge.dim]) if self.inject else (CoAttentionLayer, [])
+        self.text_stream = nn.ModuleList(text_layer(*sizes, *dim) for _ in layers)
         self.image_linear, self.text_linear = (nn.Linear(spec.width, spec.width) for _ in range(2))
         self.type_embedding = nn.Embedding(2, spec.width)  # of text and image
         initialise(self, spec.width)
@@ -86,16 +84,17 @@ class KnowledgeFusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Fuse image (B, p+1, d) and text (B, t, d) by the first `layers` (default: all); shapes stay the same.
 
-        z (B, e, k): vectors of the text's entities; numbers (B, e): -1 is padding; spans (B, e, t): their tokens.
+        mask (B, t); z (B, e, k): vectors of the text's entities; numbers (B, e): which they are, -1 is padding; spans
+        (B, e, t): the tokens that name them.
         """
         types = self.type_embedding.weight
         image, text = self.image_linear(image) + types[1], self.text_linear(text) + types[0]
         known = numbers >= 0  # (B, e)
         spans = spans & known[..., None]  # (B, e, t)
-        known = torch.cat([torch.ones_like(known[:, :1]), known[:, 1:]], dim=1)  # a softmax over no entity would be NaN
+        known[:, 0] = True  # an entity that no token reads, if a text names none: a softmax over none would be NaN
         streams = list(zip(self.image_stream, self.text_stream, strict=True))[:layers]
         for image_layer, text_layer in streams:
-            before = image
+            before = image  # both streams read the layer before
             image = image_layer(image, text, None, mask, None)  # (B, p+1, d)
             if self.inject:
                 text, z = text_layer.with_entities(text, before, mask, z, known, spans)  # (B, t, d), (B, e, k)
@@ -131,13 +130,13 @@ class Backbone(nn.Module):
         named: tuple[Tensor, Tensor],
         layers: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Apply `KnowledgeFusion`, given the vectors of all entities (E, k) and the result of `link`."""
+        """Apply `KnowledgeFusion`, given the vectors of all `entities` (E, k) and the result of `link`, `named`."""
         numbers, spans = named
         z = F.pad(entities, (0, 0, 0, 1))[numbers]  # (E + 1, k), whose last row, index -1, is zero -> (B, e, k)
         return self.fusion(image, text, mask, z, numbers, spans, layers)
 
     def pool(self, image: Tensor, text: Tensor) -> Tensor:
-        """One vector of both fused sides: (B, p+1, d), (B, t, d) -> (B, 2d)."""
+        """One vector for each pair of fused sides: (B, p+1, d), (B, t, d) -> (B, 2d)."""
         return torch.cat([self.text_pooler(text[:, 0]).tanh(), self.image_pooler(image[:, 0]).tanh()], dim=-1)
 
     def config(self) -> dict[str, Any]:
@@ -148,7 +147,7 @@ class Backbone(nn.Module):
 
 
 def stored_graph(folder: Path) -> KnowledgeGraph:
-    """The knowledge graph that a stored network was trained with."""
+    """The knowledge graph that a stored network was trained with. Raises InputError if `folder` has none."""
     content = pretrained.config(folder).get("graph")
     if not isinstance(content, dict):
         raise InputError(f"{folder / 'config.json'}: no knowledge graph; give the model/ folder of a run of ARL")
@@ -187,7 +186,10 @@ class ARLForVQA(Answerer):
 
     @in_rows
     def forward(self, images: Tensor, ids: Tensor, mask: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
-        """Loss of each answer (B,): language-modelling loss (decoder) or binary cross-entropy over the classes."""
+        """Loss of each answer (B,): language-modelling loss (decoder) or binary cross-entropy over the classes.
+
+        Arguments as for `Answerer.forward`. Raises InputError if the classifier has no class for an answer.
+        """
         if not isinstance(self.decoder, Classifier):
             return super().forward(images, ids, mask, answers, answer_mask)
         right = self.decoder.number([row[real].tolist() for row, real in zip(answers, answer_mask, strict=True)])
@@ -207,7 +209,7 @@ class ARLForVQA(Answerer):
         return F.logsigmoid(self.logits(memory))[:, self.decoder.number(answers)]  # (B, A) -> (B, K)
 
     def write(self, memory: Tensor, memory_mask: Tensor) -> list[str]:
-        """The answers (B,), written by the decoder or the most likely classes; memory is the result of `encode`."""
+        """B answers, generated by the decoder or the most likely classes; memory is the result of `encode`."""
         if not isinstance(self.decoder, Classifier):
             return super().write(memory, memory_mask)
         best = self.logits(memory).argmax(1)  # (B,)
@@ -222,7 +224,7 @@ class ARLForVQA(Answerer):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ARLForVQA:
-        """Load from a folder written by `save_pretrained`. Returned in evaluation mode."""
+        """Load from a folder written by `save_pretrained`, else InputError. Returned in evaluation mode."""
         content, tokenizer = pretrained.config(folder), tokenizers.load(folder)
         if content.get("architecture") != "ARLForVQA":
             found = content.get("architecture")
@@ -254,4 +256,5 @@ class Classifier(nn.Module):
         try:
             return torch.tensor([self.number_of[tuple(answer)] for answer in answers])
         except KeyError:
-            raise InputError(f"an answer is none of the {len(self.classes)} classes; answer_head: decoder") from None
+            remedy = "set objective.answer_head: decoder"
+            raise InputError(f"an answer is none of the classifier's {len(self.classes)} classes; {remedy}") from None

@@ -23,7 +23,7 @@ from amif_lib.objectives import hard_negatives, masked_modelling
 from amif_lib.objectives.contrastive import similarity
 from amif_lib.objectives.distributed import gather, own_rows, world_size
 
-TEXT_SHARE, IMAGE_SHARE = 0.15, 0.75  # of word pieces and entities, and of patches, that masked modelling hides
+TEXT_SHARE, IMAGE_SHARE = 0.15, 0.75  # shares that are masked: of word pieces and entities, and of patches
 DECODER_BLOCKS = 4  # of masked image modelling
 DRAWS = 2**31 + 1  # no sample has this number, so these random streams differ from those that draw samples
 
@@ -38,9 +38,7 @@ class Pretraining(nn.Module):
         weights = {"mlm": o.weight_mlm, "mim": o.weight_mim, "itm": o.weight_itm, "align": o.weight_align}
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
         if not self.weights:
-            raise InputError(
-                "objective: all four weights are 0, so pre-training has no loss; make one of them positive"
-            )
+            raise InputError("objective: all four weights are 0, so pre-training has no loss; make one positive")
         self.image_align, self.text_align = (AlignmentHead(spec.width, dim) for _ in range(2))
         self.word_head = WordHead(spec.width, spec.vocab_size)
         self.patch_decoder = PatchDecoder(spec.width, spec.fusion_heads, spec.image_size, spec.patch_size, spec.dropout)
@@ -50,9 +48,9 @@ class Pretraining(nn.Module):
         self.special_ids, self.mask_id = (tokenizer.cls_token_id, tokenizer.sep_token_id), tokenizer.mask_token_id
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        """The losses by name, and accuracies for the log."""
+        """The losses by name (scalars), and accuracies for the log."""
         arl, mask, out = self.arl, batch.mask, {}
-        rows = torch.arange(len(batch.view), device=batch.view.device)
+        rows = torch.arange(len(batch.view), device=batch.view.device)  # (B,)
         images = batch.views[rows, batch.view]  # (B, V, 3, H, W) -> (B, 3, H, W)
         named = arl.link(batch.ids, mask)  # numbers (B, e), spans (B, e, t)
         entities = arl.entity_encoder()  # once per step: (E, k)
@@ -60,8 +58,8 @@ class Pretraining(nn.Module):
         text = arl.text_encoder(batch.ids, mask) if self.weights.keys() & {"mim", "itm", "align"} else None  # (B, t, d)
         if "align" in self.weights:
             shown, said = batch.extras["entities"], multi_hot(named[0], len(entities))  # (B, E) each
-            out["align"] = alignment_loss(self.image_align(image[:, 0]), entities, shown)
-            out["align"] = out["align"] + alignment_loss(self.text_align(text[:, 0]), entities, said)
+            of_image = alignment_loss(self.image_align(image[:, 0]), entities, shown)
+            out["align"] = of_image + alignment_loss(self.text_align(text[:, 0]), entities, said)
         if "mlm" in self.weights:
             out |= self.masked_language(batch, image, entities, named)
         if "mim" in self.weights:
@@ -73,10 +71,11 @@ class Pretraining(nn.Module):
     def masked_language(
         self, batch: PretrainingBatch, image: Tensor, entities: Tensor, named: tuple[Tensor, Tensor]
     ) -> dict[str, Tensor]:
-        """Predict masked words from image (B, p+1, d), other words and the entities that no masked word names."""
+        """Predict masked tokens from the image (B, p+1, d), the other tokens and the entities that are not masked."""
         ids, masked = self.hide(batch, named[1])  # (B, t) each
         with torch.no_grad():
-            count = gather(masked.sum()[None]).sum().clamp_min(1) / world_size()  # a mean over the global batch
+            # Masked tokens per process: the mean of gradients over processes is then that over the global batch.
+            count = gather(masked.sum()[None]).sum().clamp_min(1) / world_size()
         text = self.arl.text_encoder(ids, batch.mask)  # (B, t, d)
         _, fused = self.arl.fuse(image, text, batch.mask, entities, without(named, masked))  # (B, t, d)
         words = self.arl.text_encoder.bert.embeddings.word_embeddings.weight
@@ -89,14 +88,15 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def hide(self, batch: PretrainingBatch, spans: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask each word piece and each entity, at all its mentions, with a probability of 15%.
+        """Mask each word piece, and each entity at all its mentions, with a probability of 15%; spans (B, e, t).
 
         Returns ids (B, t) and which of them are masked (B, t).
         """
-        length, position = batch.ids.shape[1], torch.arange(batch.ids.shape[1], device=spans.device)
+        length, position = batch.ids.shape[1], torch.arange(batch.ids.shape[1], device=spans.device)  # (t,)
         first = spans.int().argmax(-1, keepdim=True)  # (B, e, 1): position of an entity's first token
         unit = torch.where(spans.any(1), (spans * first).sum(1), position)  # (B, t); spans do not overlap
         content = content_mask(batch.ids, batch.mask, self.special_ids)  # (B, t)
+        # Drawn for the longest text, so that a sample's numbers do not depend on the length of its batch.
         draws, words = self.draws(batch, 0, self.text_length, 2), self.draws(batch, 1, self.text_length)
         random_ids = (words[:, :length] * len(self.arl.tokenizer)).long()  # (B, t)
         return masked_modelling.mask_units(
@@ -106,7 +106,7 @@ class Pretraining(nn.Module):
     def masked_image(
         self, batch: PretrainingBatch, images: Tensor, text: Tensor, entities: Tensor, named: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """Predict the patches that were removed before the encoder, from the first half of the fusion's layers."""
+        """Predict the patches that are removed before the encoder, from the output of half of the fusion's layers."""
         side = self.arl.spec.image_size // self.arl.spec.patch_size
         kept, removed = masked_modelling.split_patches(self.draws(batch, 2, side**2), IMAGE_SHARE)  # (B, p-k), (B, k)
         visible = self.arl.image_encoder(images, kept)  # (B, 1 + p-k, d)
@@ -122,14 +122,14 @@ class Pretraining(nn.Module):
         partner, other = self.negatives(batch)  # (B,) each
         fused = self.arl.fuse(gather(image)[partner], text, batch.mask, entities, named)  # (B, p+1, d), (B, t, d)
         logits = self.match_head(self.arl.pool(*fused)).float()  # (B, 2)
-        right = (logits.argmax(1) == other).float().mean()
+        right = (logits.argmax(1) == other).float().mean()  # share of right answers
         return {"itm": F.cross_entropy(logits, other.long()), "itm_accuracy": right, "itm_others": other.float().mean()}
 
     @torch.no_grad()
     def negatives(self, batch: PretrainingBatch) -> tuple[Tensor, Tensor]:
-        """For each text: which image of the global batch it is paired with (B,), and whether it is another's (B,).
+        """For each text: the row in the global batch of its image (B,), and whether that is another sample's (B,).
 
-        Another image comes from another study with another text and label; without such an image a text keeps its own.
+        Another sample has another study, text and label; where there is none, a text keeps its own image.
         """
         label = gather(batch.extras["label"])  # (N,)
         exclude = hard_negatives.duplicates(gather(batch.group), gather(batch.text_key)) | (label[:, None] == label)
@@ -147,23 +147,23 @@ class Pretraining(nn.Module):
 
 
 def without(named: tuple[Tensor, Tensor], masked: Tensor) -> tuple[Tensor, Tensor]:
-    """Remove the entities that a masked token names: numbers (B, e) and spans (B, e, t); masked (B, t)."""
+    """`named` without the entities that a masked token names: numbers (B, e), spans (B, e, t); masked (B, t)."""
     numbers, spans = named
     return torch.where((spans & masked[:, None]).any(-1), -1, numbers), spans
 
 
 def multi_hot(numbers: Tensor, entities: int) -> Tensor:
-    """Entity numbers (B, e), padded with -1 -> which of all E entities they are, (B, E) of 0 and 1."""
+    """Entity numbers (B, e), padded with -1 -> 1 for each of all E entities that is among them, else 0: (B, E)."""
     return torch.zeros(len(numbers), entities + 1, device=numbers.device).scatter(1, numbers + 1, 1.0)[:, 1:]
 
 
 def alignment_loss(features: Tensor, entities: Tensor, target: Tensor) -> Tensor:
-    """Multi-label cross-entropy: which entities (E, k) the features (B, k) name; target (B, E) of 0 and 1."""
-    return F.binary_cross_entropy_with_logits(similarity(features, entities), target)  # (B, E)
+    """Binary cross-entropy, mean over all pairs of features (B, k) and entities (E, k); target (B, E) of 0 and 1."""
+    return F.binary_cross_entropy_with_logits(similarity(features, entities), target)  # (B, E) -> scalar
 
 
 class AlignmentHead(nn.Module):
-    """Maps an encoder's [CLS] token to the space of entities; the last ReLU is as in the public code."""
+    """Maps an encoder's [CLS] token to the space of entities; ends with a ReLU, as in the public code."""
 
     def __init__(self, width: int, dim: int):
         super().__init__()
@@ -175,7 +175,7 @@ class AlignmentHead(nn.Module):
 
 
 class WordHead(nn.Module):
-    """BERT's head of masked language modelling; the output layer is the table of word embeddings."""
+    """BERT's head for masked language modelling; the output layer shares its weights with the word embeddings."""
 
     def __init__(self, width: int, vocabulary: int):
         super().__init__()
@@ -188,7 +188,7 @@ class WordHead(nn.Module):
 
 
 class PatchDecoder(nn.Module):
-    """A masked autoencoder's decoder, half as wide as the network: predicts all patches from those kept."""
+    """The decoder of a masked autoencoder (MAE), half as wide as the network: predicts all patches from those kept."""
 
     def __init__(self, width: int, heads: int, image_size: int, patch_size: int, dropout: float):
         super().__init__()
@@ -209,12 +209,12 @@ class PatchDecoder(nn.Module):
         patches = everywhere.scatter(1, kept[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])  # (B, p, d/2)
         x = torch.cat([x[:, :1], patches + self.positions.to(x.dtype)], dim=1)  # (B, 1 + p, d/2)
         for attention, feed_forward in self.blocks:
-            x = feed_forward(attention(x))
-        return self.pixels(x[:, 1:])
+            x = feed_forward(attention(x))  # (B, 1 + p, d/2)
+        return self.pixels(x[:, 1:])  # (B, p, 3 size^2)
 
 
 def sine_positions(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column: (side^2, width), a quarter of the width for each."""
+    """Sines and cosines of the row and of the column, a quarter of the width each: (side^2, width)."""
     quarter = -(-width // 4)
     rate = 10_000 ** (-torch.arange(quarter) / quarter)  # (width/4,)
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")

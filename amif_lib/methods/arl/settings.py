@@ -1,4 +1,4 @@
-"""ARL's own settings (`objective` and `knowledge` of a run), and what each stage does and does not read."""
+"""ARL's own settings (`objective` and `knowledge` of a run), and which of them each stage reads."""
 
 from __future__ import annotations
 
@@ -60,5 +60,5 @@ def not_read(run: Any) -> set[str]:
 
 
 def files_read(run: Any) -> dict[str, str]:
-    """SHA-256 of the knowledge files that a run reads, by name; a fine-tuning has the graph of its parent."""
+    """SHA-256 of the knowledge files that a run reads, by name; a fine-tuning reads its parent's graph."""
     return knowledge_graph.content(run.knowledge.source) if run.stage == "pretrain" else {}

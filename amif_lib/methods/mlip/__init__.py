@@ -1,4 +1,4 @@
-"""MLIP: contrast at three levels, with divergence encoders. These functions are called by training and stored runs."""
+"""MLIP: contrastive learning at three levels, divergence encoders. Training and stored runs call these functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
-    """The knowledge that a run's reports name; a summary for `metrics.json` is added to `notes`."""
+    """The knowledge graph of a run and vectors of its entities; adds a summary for `metrics.json` to `notes`."""
     from amif_lib.methods.mlip.pretraining import Knowledge
     from amif_lib.networks.entities import read_graph
 

@@ -22,7 +22,7 @@ from amif_lib.networks.rows import in_rows
 from amif_lib.networks.sizes import ModelSpec
 
 HEADS = 4  # of the self-attention after the projections
-CORE = 128  # largest side of Tucker's core, whose size is its third power
+CORE = 128  # largest side of Tucker's core, which has side^3 numbers
 
 
 class Towers(nn.Module):
@@ -51,7 +51,7 @@ class MLIP(Towers):
 
 
 class Projection(nn.Module):
-    """h, self-attention and layer norm of Eq. 3 and 9: all tokens of an encoder to the shared space, together."""
+    """h, self-attention and layer norm of Eq. 3 and 9: map all tokens of an encoder to the shared space."""
 
     def __init__(self, width: int, dim: int, dropout: float):
         super().__init__()
@@ -60,17 +60,17 @@ class Projection(nn.Module):
 
     @in_rows
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """tokens (B, 1 + n, w), [CLS] first, and mask (B, 1 + n) -> (B, 1 + n, d), how [CLS] attends to others (B, n).
+        """tokens (B, 1 + n, w), [CLS] first, and mask (B, 1 + n) -> tokens (B, 1 + n, d), attention of [CLS] (B, n).
 
-        The attention is the mean over heads, without gradient.
+        The attention is that of [CLS] to the other tokens, mean over heads, without gradient.
         """
         shown: list[Tensor] = []  # (B, h, 1 + n, 1 + n)
         x = self.attention(self.linear(tokens), mask=mask, shown=shown)  # (B, 1 + n, w) -> (B, 1 + n, d)
-        return x, shown[0][:, :, 0, 1:].mean(1).detach()
+        return x, shown[0][:, :, 0, 1:].mean(1).detach()  # (B, h, 1 + n, 1 + n) -> (B, n)
 
 
 class KnowledgeAttention(nn.Module):
-    """Cross-modal attention of tokens to entities (Eq. 10). Without a residual: z holds nothing but knowledge."""
+    """Cross-modal attention of tokens to entities (Eq. 10). It has no residual, so that z holds knowledge only."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -79,11 +79,11 @@ class KnowledgeAttention(nn.Module):
     def forward(self, tokens: Tensor, entities: Tensor, known: Tensor) -> Tensor:
         """tokens (B, n, d), entities (B, e, d), which of them are `known` (B, e) -> z (B, n, d)."""
         keys, values = self.key(entities), self.value(entities)  # (B, e, d) each
-        return F.scaled_dot_product_attention(self.query(tokens), keys, values, attn_mask=known[:, None])
+        return F.scaled_dot_product_attention(self.query(tokens), keys, values, attn_mask=known[:, None])  # (B, n, d)
 
 
 class TuckerFusion(nn.Module):
-    """Q = ((T_c x1 v) x2 t) x3 W_o (Eq. 14). Beyond `CORE` dimensions, v and t are reduced first."""
+    """Q = ((T_c x1 v) x2 t) x3 W_o (Eq. 14). If v and t have more than `CORE` dimensions, they are reduced first."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -97,7 +97,7 @@ class TuckerFusion(nn.Module):
 
 
 def attend(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(x y^T / sqrt d) y: of x (B, n, d) to y (B, m, d), whose real tokens `mask` (B, m) marks -> (B, n, d)."""
+    """softmax(x y^T / sqrt d) y: x (B, n, d) attends to y (B, m, d), where `mask` (B, m) is True -> (B, n, d)."""
     return F.scaled_dot_product_attention(x, y, y, attn_mask=None if mask is None else mask[:, None])
 
 
@@ -131,7 +131,7 @@ class MLIPForVQA(Answerer):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> MLIPForVQA:
-        """Load from a folder written by `save_pretrained`. Returned in evaluation mode."""
+        """Load from a folder written by `save_pretrained`, else InputError. Returned in evaluation mode."""
         content, tokenizer = pretrained.config(folder), tokenizers.load(folder)
         if (found := content.get("architecture")) != "MLIPForVQA":
             raise InputError(f"{folder / 'config.json'}: architecture is {found!r}; give a fine-tuning of MLIP")

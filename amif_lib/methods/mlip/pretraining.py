@@ -1,7 +1,8 @@
 """MLIP's pre-training: contrast of whole images and reports, of their tokens with knowledge, and of categories.
 
 Shapes: B = N / P samples of this process, p patches (+1 [CLS]), t text tokens, n = t - 1 of them after [CLS]; w width,
-d of the shared space; E entities of k dimensions, e of them in a text (one more stands for none); C prototypes.
+d dimensions of the shared space; E entities of k dimensions, e of them for a text, of which the first stands for "no
+entity"; C prototypes.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ from amif_lib.objectives.transport import sinkhorn_assignments
 
 TAU_GLOBAL, TAU_LOCAL, TAU_KNOWLEDGE, TAU_CATEGORY = 0.07, 0.1, 0.1, 0.2  # tau 1 to 4
 MARGIN, SWAP_MARGIN, ALPHA, SWAPPED = 0.2, 0.2, 0.5, 0.5  # G of Eq. 18; G', alpha and gamma of Eq. 19
-QUANTILES = (0.1, 0.9)  # to which the weights of tokens are clipped
+QUANTILES = (0.1, 0.9)  # the weights of tokens are clipped to these quantiles
 MOMENTUM = 0.995  # of `divergence: momentum`
 DRAWS = 2**31 + 3  # no sample has this number, so these random streams differ from those that draw samples
 
 
 @dataclass
 class Knowledge:
-    """The knowledge graph of a run and TransE's vectors of its E entities. Batches need nothing of it."""
+    """The knowledge graph of a run and TransE's vectors of its E entities. Batches hold none of it."""
 
     graph: KnowledgeGraph
     table: Tensor  # (E, k)
     folds: dict[str, int]  # by study: 0 for all, since a batch may mix any studies
 
     def of(self, study: Study, shown: Sequence[StudyImage]) -> dict[str, Tensor]:
-        """What a batch needs of a study."""
+        """What a batch needs of a study: nothing, since entities are found in the batch's tokens."""
         return {}
 
 
@@ -62,9 +63,7 @@ class Pretraining(nn.Module):
         weights |= {"itm": o.weight_itm, "swap": o.weight_swap}
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}  # Eq. 20
         if not self.weights:
-            raise InputError(
-                "objective: all five weights are 0, so pre-training has no loss; make one of them positive"
-            )
+            raise InputError("objective: all five weights are 0, so pre-training has no loss; make one positive")
         self.number_of = {entity: number for number, entity in enumerate(self.graph.entities)}
         entities, k = knowledge.table.shape
         triples = torch.from_numpy(self.graph.triples)
@@ -76,7 +75,7 @@ class Pretraining(nn.Module):
         self.prototypes = nn.Parameter(F.normalize(torch.randn(C, dim), dim=1))  # J
         for part in (self.entity_projection, self.image_knowledge, self.text_knowledge):
             initialise(part, width)
-        with torch.no_grad():  # as long as an entity's vector is on average: a longer one would fill z
+        with torch.no_grad():  # as long as an entity's vector is on average: a longer one would dominate z
             length = self.entity_projection(self.entity_encoder()).norm(dim=1).mean()
         self.no_entity = nn.Parameter(length * unit(torch.randn(dim)))
         self.tucker = TuckerFusion(dim).requires_grad_(False)  # no loss reaches it: Sinkhorn's u has no gradient
@@ -85,14 +84,14 @@ class Pretraining(nn.Module):
         if o.reads_both_views("pretrain"):
             for side in ("image", "text"):
                 self.divergence[side] = copy.deepcopy(self.encoder(side)).requires_grad_(False)
-            self.divergence["image"].trunk = mlip.image_encoder.trunk  # frozen: one serves both
+            self.divergence["image"].trunk = mlip.image_encoder.trunk  # frozen, so both share one
 
     def encoder(self, side: str) -> nn.Module:
-        """f_v or f_t."""
+        """The encoder of a side, f_v (`image`) or f_t (`text`)."""
         return self.mlip.image_encoder if side == "image" else self.mlip.text_encoder
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        """The losses by name, and for the log how often a pair is the most similar of the batch."""
+        """The losses by name (scalars), and `retrieval_…` for the log: how often the positive is the most similar."""
         mlip, out = self.mlip, {}
         rows = torch.arange(len(batch.view), device=batch.view.device)
         image = mlip.image_encoder(batch.views[rows, batch.view])  # (B, V, 3, H, W) -> (B, p+1, w)
@@ -115,14 +114,14 @@ class Pretraining(nn.Module):
             out["category"] = self.category_contrast(p, s, words, e, known)
         if "itm" in self.weights:
             other, valid = self.others(batch, 0)  # (B,) each
-            hinge = F.relu(MARGIN - (v * t).sum(1) + (gather(v)[other] * t).sum(1))  # Eq. 18: (B,)
+            hinge = F.relu(MARGIN - (v * t).sum(1) + (gather(v)[other] * t).sum(1))  # Eq. 18: (B, d) -> (B,)
             out["itm"] = (hinge * valid).mean()
         if "swap" in self.weights:
             out["swap"] = self.text_swapping(batch, v, t, p, s, words)
         return out
 
     def words(self, batch: PretrainingBatch) -> Tensor:
-        """The tokens after [CLS] that take part: words (B, n), or [SEP] where a text has none."""
+        """Which tokens after [CLS] are words: (B, n). In a text without words, [SEP] counts as one."""
         special = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id)
         words = content_mask(batch.ids, batch.mask, special)[:, 1:]  # (B, t) -> (B, n)
         return words | (batch.mask[:, 1:] & ~words.any(1, keepdim=True))
@@ -132,7 +131,7 @@ class Pretraining(nn.Module):
     def global_contrast(
         self, batch: PretrainingBatch, image: Tensor, text: Tensor, v: Tensor, t: Tensor
     ) -> dict[str, Tensor]:
-        """Eq. 8 from the encoders' tokens image (B, p+1, w), text (B, t, w) and from v* and t* (B, d)."""
+        """Eq. 8, from the encoders' tokens of image (B, p+1, w) and text (B, t, w), and from v* and t* (B, d)."""
         out: dict[str, Tensor] = {}
 
         def contrast(name: str, rows: Tensor, columns: Tensor) -> Tensor:
@@ -157,21 +156,21 @@ class Pretraining(nn.Module):
         return out
 
     def cosine(self, tokens: Tensor, others: Tensor) -> Tensor:
-        """s of Eq. 7: mean cosine of both encoders' [CLS] over the global batch, in [0, 1]; (B, n, w) each."""
+        """s of Eq. 7: mean cosine of two encoders' [CLS] over the global batch, cut to [0, 1]; tokens (B, n, w)."""
         return gather(F.cosine_similarity(tokens[:, 0].float(), others[:, 0].float())).mean().clamp(0, 1)
 
     @torch.no_grad()
     def after_step(self) -> dict[str, Tensor]:
-        """Move the divergence encoders (Eq. 7), which no gradient reaches; called after each step of the optimiser.
+        """Update the divergence encoders (Eq. 7), which no gradient reaches; called after each step of the optimiser.
 
-        Returns for the log s and the norm of the difference between both encoders' weights, relative to the weights'.
+        Returns for the log s and `gap`: the norm of the difference of both encoders' weights over that of the weights.
         """
         out: dict[str, Tensor] = {}
         for side, s in self.cosines.items():
-            encoder, other = self.encoder(side), self.divergence[side]
+            encoder, other = self.encoder(side), self.divergence[side]  # theta_f, theta_o
             share = {"similarity": float(s), "inverse": 1 - float(s), "momentum": 1 - MOMENTUM}[self.update]
             for own, new in zip(other.state_dict().values(), encoder.state_dict().values(), strict=True):
-                own.lerp_(new, share) if own.is_floating_point() else own.copy_(new)  # theta_o; buffers too
+                own.lerp_(new, share) if own.is_floating_point() else own.copy_(new)  # buffers too
             pairs = zip(encoder.parameters(), other.parameters(), strict=True)
             pairs = [pair for pair in pairs if pair[0].requires_grad]  # without a frozen trunk, which both share
             apart, size = sum((a - b).square().sum() for a, b in pairs), sum(a.square().sum() for a, _ in pairs)
@@ -181,14 +180,14 @@ class Pretraining(nn.Module):
     # --- knowledge and categories ------------------------------------------------------------------------------------
 
     def entities(self, batch: PretrainingBatch) -> tuple[Tensor, Tensor]:
-        """The entities that each report names, in the shared space (B, 1 + e, d), and which are not padding (B, 1 + e).
+        """The entities that each report names, in the shared space (B, e, d), and which are not padding (B, e).
 
-        The first is a learned vector that stands for none of them.
+        The first is a learned vector that stands for "no entity", since a report may name none.
         """
-        numbers, _ = linked(self.graph.linker, self.number_of, self.tokenizer, batch.ids, batch.mask)  # (B, e)
-        e = self.entity_projection(self.entity_encoder())[numbers]  # (E, k) -> (E, d) -> (B, e, d); -1 is padding
+        numbers, _ = linked(self.graph.linker, self.number_of, self.tokenizer, batch.ids, batch.mask)  # (B, e - 1)
+        e = self.entity_projection(self.entity_encoder())[numbers]  # (E, k) -> (E, d) -> (B, e - 1, d)
         none = self.no_entity.to(e.dtype).expand(len(e), 1, -1)  # (B, 1, d)
-        return torch.cat([none, e], dim=1), F.pad(numbers >= 0, (1, 0), value=True)
+        return torch.cat([none, e], dim=1), F.pad(numbers >= 0, (1, 0), value=True)  # -1 is padding
 
     def category_contrast(self, p: Tensor, s: Tensor, words: Tensor, e: Tensor, known: Tensor) -> Tensor:
         """Eq. 13-17 from patches (B, p, d), tokens (B, n, d), of which `words` take part, and entities (B, e, d)."""
@@ -209,7 +208,7 @@ class Pretraining(nn.Module):
     def text_swapping(
         self, batch: PretrainingBatch, v: Tensor, t: Tensor, p: Tensor, s: Tensor, words: Tensor
     ) -> Tensor:
-        """Eq. 19: a pair's relevance exceeds that with another's text by a margin, in samples whose text is swapped."""
+        """Eq. 19: hinge loss, in samples whose text is swapped, of the right text's relevance over the other text's."""
         other, swapped = self.others(batch, 1, SWAPPED)  # (B,) each
         t_, s_, words_ = (gather(x)[other] for x in (t, pad_to_common_length(s), pad_to_common_length(words)))
         hinge = F.relu(SWAP_MARGIN - relevance(v, t, p, s, words) + relevance(v, t_, p, s_, words_))  # (B,)
@@ -217,9 +216,9 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def others(self, batch: PretrainingBatch, number: int, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Another sample of the global batch for each own row (B,), and in which rows it is used (B,), a share of all.
+        """For each own row another sample of the global batch (B,), and whether the row uses it (B,): a random share.
 
-        It has another study and another text; a row without such a sample does not use one.
+        The other sample has another study and another text; a row for which there is none does not use it.
         """
         exclude = hard_negatives.duplicates(gather(batch.group), gather(batch.text_key))  # (N, N)
         own, stream = torch.arange(len(exclude), device=exclude.device), keyed(self.seed, batch.step, number, DRAWS)
@@ -230,12 +229,12 @@ class Pretraining(nn.Module):
 
 
 def unit(x: Tensor) -> Tensor:
-    """x (..., d) with unit length, fp32."""
+    """x (..., d) divided by its length, fp32."""
     return F.normalize(x.float(), dim=-1)
 
 
 def category_loss(v: Tensor, t: Tensor, prototypes: Tensor, u: Tensor) -> Tensor:
-    """Eq. 16 and 17, with the minus sign that the paper lost: v, t (B, d), unit prototypes (C, d), targets u (B, C)."""
+    """Eq. 16 and 17, with a minus sign that the paper lacks: v, t (B, d), unit prototypes (C, d), targets u (B, C)."""
     of_image, of_text = (similarity(unit(x), prototypes) / TAU_CATEGORY for x in (v, t))  # (B, C) each
     return (F.cross_entropy(of_image, u) + F.cross_entropy(of_text, u)) / 2
 
@@ -248,8 +247,8 @@ def relevance(v: Tensor, t: Tensor, p: Tensor, s: Tensor, words: Tensor) -> Tens
 
 
 def clipped(attention: Tensor, mask: Tensor | None = None) -> Tensor:
-    """w of Eq. 11: attention (B, n) clipped to its quantiles over the real tokens of a sample; 0 at padding, sum 1."""
+    """w of Eq. 11 (B, n): attention clipped to its quantiles over a sample's real tokens; 0 at padding, sum 1."""
     w = attention.float() if mask is None else attention.float().masked_fill(~mask, torch.nan)  # (B, n)
     low, high = w.nanquantile(torch.tensor(QUANTILES, device=w.device), dim=1, keepdim=True)  # (B, 1) each
     w = w.clamp(low, high).nan_to_num(0.0)  # (B, n)
-    return w / w.sum(1, keepdim=True)
+    return w / w.sum(1, keepdim=True)  # (B, n)

@@ -1,4 +1,4 @@
-"""MLIP's own settings (`objective` and `knowledge` of a run), and what each stage does and does not read."""
+"""MLIP's own settings (`objective` and `knowledge` of a run), and which of them each stage reads."""
 
 from __future__ import annotations
 
