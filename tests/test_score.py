@@ -240,7 +240,7 @@ REFUSED = [  # file, content, and the words of the error
     # what is no whole file
     ("x.json", json.dumps(FULL)[:-1] + ', "16": "yes"}', r"x\.json: '16' occurs twice in an object; keep one"),
     ("x.csv", CSV.replace("answer", "question_id"), r"the header names 'question_id' twice"),
-    ("x.csv", CSV + "17,left, right\n", r"line 8: not 2 cells as in the header; quote answers with ','"),
+    ("x.csv", CSV + "17,left, right\n", r"line 8: not 2 cells as in the header; quote cells with ','"),
     ("x.csv", CSV + '17,"left', r"line 8: not valid CSV \(unexpected end of data\), perhaps cut off"),
     ("x.jsonl", '{"qid": 11, "pred": "no"}\n{"qid": 12, "pr', r"x\.jsonl, line 2: not valid JSON"),
     ("x.parquet", "PAR1", r"x\.parquet: cannot be read"),

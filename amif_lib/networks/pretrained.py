@@ -79,7 +79,7 @@ def load_open_clip(source: str) -> tuple[Any, Any, Any]:
     import open_clip
 
     name, tag = source.split("/", 1) if "/" in source and ":" not in source else (source, None)
-    # OpenAI's weights were trained with QuickGELU, which open_clip does not choose by itself.
+    # Some weights, such as OpenAI's, were trained with QuickGELU.
     quick = bool(tag) and (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)
     try:
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, force_quick_gelu=quick)

@@ -1,4 +1,4 @@
-"""The method in one figure: what is computed from what, which loss acts where, and which stage trains which part."""
+"""The architecture figure: the parts of AMiF, the losses that act on them, and which stage trains which part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STAGES = {
     "finetune": ("#029e73", "fine-tuning on questions"),
 }
 EVERY, GREY, PALE = tuple(STAGES), "#767676", "#ededed"
-# Part: centre, size, what it says, and the stages that train it. The names are those of the network's modules.
+# By name of the network's module: centre and size of its box, text, and the stages that train it.
 PARTS = {
     "image_encoder": ((4.0, 6.4), (2.0, 1.2), "image encoder\nVision Transformer", EVERY),
     "text_encoder": ((4.0, 2.2), (2.0, 1.2), "text encoder\nBERT", EVERY),
@@ -38,7 +38,7 @@ PARTS = {
     ),
     "decoder": ((14.9, 4.6), (1.7, 1.5), "answer decoder", ("finetune",)),
 }
-# What acts on the parts without weights of its own: centre, size, text, the stage whose loss it is ("": none).
+# Boxes without weights: centre, size, text, and the stage of which it is a loss ("": it is no loss).
 LOSSES = {
     "global": ((6.5, 4.3), (2.5, 1.3), "global alignment\nsoft labels $H$ against $P$\nEq. 1–8", "stage1"),
     "local": ((11.6, 7.6), (2.9, 1.0), "optimal transport from\npatches to words, Eq. 9–10", "stage2"),
@@ -59,7 +59,7 @@ ARROWS = (  # from x, y, to x, y, and how much the line bends
 
 
 def draw(picture: Image.Image, question: str, answer: str) -> Figure:
-    """The figure, with the grey picture, the question and the answer of an example on its way through the parts."""
+    """The figure with an example: a greyscale picture as input, a question, and the answer as output."""
     figure, axis = plt.subplots(figsize=(12, 6.35), layout="none")
     figure.subplots_adjust(0, 0, 1, 1)
     for x, y, to_x, to_y, bend in ARROWS:

@@ -21,8 +21,8 @@ DISAGREE = "cells and average disagree"
 def averages() -> pd.DataFrame:
     """The Avg column of Tables 2 to 5 recomputed exactly; `verdict` is `ok`, `cut, not rounded` or `DISAGREE`.
 
-    A mean halfway between two printable values may be rounded either way. `readings`: where cells and average disagree,
-    what the average or else a single cell would be; the numbers do not tell which is misprinted.
+    A mean halfway between two printable values may be rounded either way. `readings`, if cells and average disagree:
+    the average that the cells give, and the value of each cell that would give the printed average.
     """
     rows = []
     for (table, row, label), group in cells().query("table != 'table1'").groupby(["table", "row", "label"], sort=False):
@@ -34,15 +34,14 @@ def averages() -> pd.DataFrame:
             off = int(round(len(SETS) * (mean - printed), -1))  # in hundredths, to the tenth of a point
             single = [f"{dataset_name(n)} {(by_set[n] - off) / 100:.2f} for {by_set[n] / 100:.2f}" for n in SETS]
             readings = f"the average is {float(mean) / 100:.2f}, or a cell is misprinted: {' or '.join(single)}"
-        rows.append(
-            (table, row, label, float(mean) / 100, printed / 100, float(printed - mean) / 100, verdict, readings)
-        )
+        numbers = (float(mean) / 100, printed / 100, float(printed - mean) / 100)
+        rows.append((table, row, label, *numbers, verdict, readings))
     columns = ["table", "row", "label", "exact_mean", "printed", "difference", "verdict", "readings"]
     return pd.DataFrame(rows, columns=columns)
 
 
 class Split(NamedTuple):
-    """Right answers and questions, open and closed, that print as the paper's three figures."""
+    """Numbers of right answers and of questions, open and closed, which give the paper's three percentages."""
 
     open_correct: int
     open_n: int
@@ -63,7 +62,7 @@ def counts_printing(n: int, value: int) -> list[int]:
 
 
 def solutions(open_value: int, closed_value: int, overall_value: int, total: int) -> list[Split]:
-    """Every split of `total` questions with every count of right answers that prints as the three given hundredths."""
+    """Every split of `total` questions, with right answers, that gives the three values (hundredths of a percent)."""
     return [
         Split(right, n, overall - right, total - n)
         for overall in counts_printing(total, overall_value)
@@ -76,8 +75,8 @@ def solutions(open_value: int, closed_value: int, overall_value: int, total: int
 def numerators() -> pd.DataFrame:
     """The counts behind AMiF's row of Table 1, per set and possible number of test questions.
 
-    A line per solution, or one with empty counts where none exists; `definition` names the definition of closed whose
-    counts the solution has. A set with an overall figure only has a line per number of right answers that fits.
+    A line per solution, or one with empty counts if there is none. `definition`: the definition of closed with the same
+    counts. A set with an overall value only has a line per number of right answers that fits.
     """
     rows = []
     for (name, total), group in test_counts().groupby(["data_set", "total"], sort=False):
@@ -102,8 +101,8 @@ def numerators() -> pd.DataFrame:
 def open_share() -> pd.DataFrame:
     """The share of open questions that each row of Table 1 implies: (closed - overall) / (closed - open).
 
-    `low` and `high` allow for rounding: half a hundredth, or half a tenth where all three values end in 0. `nearest` is
-    the definition whose real share is nearest, empty where both are equal; `fits`: that share lies between the two.
+    `low` and `high` allow for rounding by half a hundredth, or half a tenth if all three values end in 0. `nearest`:
+    the definition of closed whose real share is nearest, empty if both share it; `fits`: it is from `low` to `high`.
     """
     real = test_counts().query("variant == 'all'").set_index(["data_set", "definition"])
     real, rows = (real["open"] / real["total"]).astype(float), []
@@ -124,7 +123,7 @@ def open_share() -> pd.DataFrame:
 
 
 def comparable(name: str, split: str, rival: str) -> bool:
-    """Whether AMiF's and a rival's open or closed figures are about the same questions, as far as Table 1 tells."""
+    """Whether AMiF's and a rival's open or closed accuracies count the same questions, judged by `open_share`."""
     if split == "overall":
         return True
     nearest = open_share().set_index(["data_set", "row"])["nearest"]

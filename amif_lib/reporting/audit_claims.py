@@ -21,13 +21,12 @@ UNCHECKED = {"figure": "the figure's values are printed nowhere", "map": "pictur
 
 
 def claims(discordance: float = DISCORDANCE) -> pd.DataFrame:
-    """Each claim of the prose with the paper's figure, the recomputed one and a verdict, columns `RESULT`.
+    """Each claim of the paper's text with the number it states, the recomputed one and a verdict: columns `RESULT`.
 
-    `recomputed`: the difference or lead in points, the spread for `close`, the number of questions for `size`.
+    `recomputed`: the difference or lead in points; for the kind `close` the spread, for `size` the number of questions.
     `verdict`: `ok`, `wrong`, `is the Open lead`, `cells and average disagree` (right by the printed average, not by the
-    cells), `not comparable`, `cannot be checked`, for a size `differs`, for rows said to be close `within noise` where
-    their spread is below what so many questions can show at this share of discordant ones, which does not show them
-    equal.
+    cells), `not comparable`, `cannot be checked`; `differs` for a size; `within noise` for rows said to be close, if
+    their spread is too small to be shown on so many questions with this share of discordant ones.
     """
     rows = []
     for record in pd.read_csv(paths.published() / "claims.csv", dtype=str, keep_default_na=False).to_dict("records"):
@@ -43,7 +42,7 @@ def claims(discordance: float = DISCORDANCE) -> pd.DataFrame:
 
 
 def _close(record: dict[str, str], discordance: float) -> dict[str, object]:
-    """Verdict on a claim that the rows `first` are close, whatever those of `second` have."""
+    """Verdict on a claim that the rows `first` are close; the claim leaves out the rows `second`."""
     where = record["dataset"], record["split"]
     values = [points(cell, *where) for cell in record["first"].split()]
     spread, notes = max(values) - min(values), []
@@ -93,7 +92,7 @@ def _rival(cell: str, dataset: str, split: str) -> str:
 
 
 def _size(record: dict[str, str]) -> dict[str, object]:
-    """The number of question-answer pairs against the release, and the choice of its questions that is nearest."""
+    """Compares the stated number of question-answer pairs with the released files, and with parts of them."""
     name, said = record["dataset"], int(record["paper"])
     manifest, known = manifests.load(name), sources.questions(name)
     whole = next(split for split in manifest.splits if split.name == "all").questions

@@ -17,7 +17,7 @@ NOTEBOOK = paths.NOTEBOOKS / "21_paper_audit.ipynb"
 
 
 def run_cells() -> None:
-    """Run the notebook's code cells in this process, for an install without Jupyter: what they display is dropped."""
+    """Run the notebook's code cells in this process, without Jupyter and without their display."""
     plt.switch_backend("agg")
     names = {"display": lambda *shown: None}
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
@@ -47,7 +47,7 @@ def write(
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table as texts: up to four digits, sets by their usual names."""
+    """A table as texts: up to four digits, data sets by their usual names."""
 
     def text(value: object) -> str:
         if isinstance(value, float) and value == value:

@@ -20,18 +20,18 @@ from amif_lib.scoring.statistics import mcnemar_p
 
 ALPHA = 0.05  # for chance over questions; the spread over seeds comes on top
 DISCORDANCE = 0.10  # share of discordant questions that verdicts assume unless told otherwise
-NOT_AT_BEST = "p >= .05 even if none is lost"  # a verdict of the exact two-sided test
+NOT_AT_BEST = "p >= .05 even if none is lost"  # a verdict by the exact two-sided test
 
 
 def most_losses(discordant: ArrayLike) -> np.ndarray:
-    """The most losses among so many discordant questions that still give p < `ALPHA`; -1 where even none does not."""
-    return binom.ppf(ALPHA / 2, discordant, 0.5) - 1  # ppf: the smallest number with a tail of at least ALPHA / 2
+    """The most losses with which p < `ALPHA`, by number of discordant questions; -1 if not even 0 losses suffice."""
+    return binom.ppf(ALPHA / 2, discordant, 0.5) - 1  # ppf: the smallest number whose lower tail is >= ALPHA / 2
 
 
 def smallest_difference(n: int, discordance: float = 0.0) -> float:
-    """The smallest difference in points, on n questions, with p < `ALPHA` when that share of them is discordant.
+    """The smallest difference in points on n questions that has p < `ALPHA`, if this share of them is discordant.
 
-    `discordance` 0 asks for the least at all: no question lost. NaN where so few discordant questions cannot do.
+    With `discordance` 0, the smallest in the best case: no question is lost. NaN if too few questions are discordant.
     """
     least = 1 + int(np.argmax(most_losses(np.arange(1, 200)) >= 0))  # discordant questions
     discordant = round(n * discordance) if discordance else min(n, least)
@@ -40,7 +40,7 @@ def smallest_difference(n: int, discordance: float = 0.0) -> float:
 
 
 def most_discordant(difference: int) -> int:
-    """The most discordant questions with which a lead of so many questions has p < `ALPHA`; 0 where none will do."""
+    """The most discordant questions with which a lead of so many questions has p < `ALPHA`; 0 if it never has."""
     losses = 0
     while difference > 0 and mcnemar_p(difference + losses, losses) < ALPHA:
         losses += 1
@@ -48,27 +48,27 @@ def most_discordant(difference: int) -> int:
 
 
 def standard_error(discordance: float) -> float:
-    """Of the unweighted mean of the four sets' paired differences, when they differ by chance alone; a fraction."""
+    """Standard error (a fraction) of the mean of the four sets' paired differences, if these are chance alone."""
     return float(np.sqrt(sum(discordance / n for n in map(sources.test_size, SETS))) / len(SETS))
 
 
 def needed(dataset: str, discordance: float) -> float:
-    """The smallest significant difference in points on a set; of two Avg columns by the normal approximation."""
+    """The smallest significant difference in points on a set; for `avg`, by the normal approximation."""
     if dataset == "avg":
         return 100 * float(norm.isf(ALPHA / 2)) * standard_error(discordance)
     return smallest_difference(sources.test_size(dataset), discordance)
 
 
 def in_questions(first: str, second: str, name: str, split: str, n: int) -> int:
-    """The difference of two cells, to the nearest, in questions of `n`."""
+    """The difference of two cells in questions out of `n`, each rounded to whole questions."""
     right = [round(sources.hundredths(cell, name, split) * n / 10_000) for cell in (first, second)]
     return right[0] - right[1]
 
 
 def asked(first: str, second: str, name: str, split: str) -> int:
-    """How many test questions two figures are of; overall a size at which both are k of n, else the default files'.
+    """The number of test questions behind two cells: overall, a known size of the set at which both are k of n.
 
-    VQA-2019 is in use with 500 questions and with 375, without those of abnormality.
+    VQA-2019 is used with 500 questions or with 375, without those on abnormality. Otherwise it is the default files'.
     """
     if split != "overall":
         return sources.test_size(name, split)
@@ -80,9 +80,9 @@ def asked(first: str, second: str, name: str, split: str) -> int:
 def leads() -> pd.DataFrame:
     """AMiF against the best other method, per set and split: rank, lead in points and questions, and what it can show.
 
-    `n`: the number of questions of which both figures are a share. With no question lost, `smallest_p` is the exact
-    two-sided McNemar p and `mid_p` its mid-p. `most_discordant`: the largest share of discordant questions, in percent,
-    at which the lead is significant by the exact test. Leads over a row that counts other questions have none of them.
+    `n`: the number of questions behind both cells. `smallest_p`: the exact two-sided McNemar p if no question is lost,
+    and `mid_p` its mid-p. `most_discordant`: the largest share of discordant questions, in percent, at which the lead
+    is significant by the exact test. These are empty if the rival's row counts other questions.
     """
     rows = []
     for (name, split), group in sources.cells().query("table == 'table1'").groupby(["dataset", "split"], sort=False):

@@ -1,6 +1,6 @@
-"""What the paper audit reads: the printed numbers, and the annotation files or what the manifests record of them.
+"""What the paper audit reads: the printed numbers, and counts of questions.
 
-Questions are counted in the annotation files where `DATA_ROOT` has them, without images; every line says its source.
+Questions are counted in the annotation files, if `DATA_ROOT` has them, else in the manifests; lines state which.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def hundredths(cell: str, dataset: str, split: str = "overall") -> int | None:
 
 
 def points(cell: str, dataset: str, split: str = "overall") -> float:
-    """A cell in percent; of the Avg column the exact mean of the row's cells. InputError where the paper has none."""
+    """A cell in percent; for `avg`, the exact mean of the row's cells. InputError if the paper prints no such cell."""
     names = SETS if dataset == "avg" else (dataset,)
     values = [hundredths(cell, name, split) for name in names]
     if None in values:
-        raise InputError(f"{paths.shown(paths.published())}: no cell {cell} of {dataset}, {split}")
+        raise InputError(f"{paths.shown(paths.published())}: no cell {cell} of {dataset}, {split}; name a printed one")
     return sum(values) / 100 / len(names)
 
 
@@ -56,7 +56,7 @@ def points(cell: str, dataset: str, split: str = "overall") -> float:
 
 @cache
 def questions(name: str, variant: str = "default") -> tuple[Question, ...] | str:
-    """A set's questions, read without images from `$DATA_ROOT/<folder>/` or `<folder>_annotations/`, or why not.
+    """A set's questions from `$DATA_ROOT/<folder>/` or `<folder>_annotations/`, or a text that says why there are none.
 
     `variant` is one that the manifest lists.
     """

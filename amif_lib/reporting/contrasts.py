@@ -1,6 +1,6 @@
-"""The comparisons that a table (`specs/contrasts.yaml`) names, tested over replicates and clusters, Holm over all.
+"""Contrasts: the comparisons that are named beforehand in `specs/`, tested over replicates and clusters.
 
-Nothing else that the kit prints is a finding (DESIGN.md, "What may be said of a result").
+p is corrected by Holm over all lines of a table. Nothing else that the kit prints is a finding.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ METHOD = (
 
 
 def contrasts(table: Table) -> pd.DataFrame:
-    """The contrasts of a collected table that names some, a line per outcome (open and closed average), `COLUMNS`.
+    """The contrasts that a collected table names, one line per outcome (open and closed average): columns `COLUMNS`.
 
-    Differences, intervals and `detectable` are in points. A contrast without one of its rows (ROWS=) is left out.
+    Differences, intervals and `detectable` are in points. A contrast of which a row was not run (ROWS=) is left out;
+    InputError if its two rows have different numbers of replicates.
     """
     out = []
     for named in experiments.table_settings(table.name)["contrasts"].get(table.scale, []):
@@ -39,7 +40,8 @@ def contrasts(table: Table) -> pd.DataFrame:
             for line, other in zip(*both, strict=True):
                 own, theirs = (per_replicate(each, table.lines, split) for each in (line, other))  # (R, n) each
                 if own.shape != theirs.shape:
-                    raise InputError(f"contrast {named['name']}: {len(own)} replicates against {len(theirs)}")
+                    said = f"its rows have {len(own)} and {len(theirs)} replicates; train equally many"
+                    raise InputError(f"contrast {named['name']}: {said}")
                 if own.shape[1]:
                     parts.append((own - theirs, line.right(PAPER, split)[1]))
             if parts:
@@ -77,7 +79,7 @@ def _finding(line: object) -> str:
 
 
 def sentence(found: pd.DataFrame) -> str:
-    """What the contrasts say, in one or two plain sentences."""
+    """The result of the contrasts in one or two sentences."""
     if not len(found):
         return "No contrast is among the rows that were run."
     replicates = int(found["replicates"].min())
@@ -96,7 +98,7 @@ def sentence(found: pd.DataFrame) -> str:
 
 
 def readable(found: pd.DataFrame) -> pd.DataFrame:
-    """The contrasts as a person reads them."""
+    """The contrasts as a table of texts, for reading."""
 
     def text(name: str, form: str) -> pd.Series:
         return found[name].astype(object).map(form.format).where(found[name].notna(), "")

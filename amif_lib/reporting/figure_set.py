@@ -27,10 +27,10 @@ TRAINING_FILES = {
 
 
 def draw_all(scale: str) -> list[Path]:
-    """Draw what the stored runs allow into `results/<scale>/figures/`, each as PDF, SVG, PNG, CSV and caption.
+    """Draw the figures whose runs are stored to `results/<scale>/figures/`, each as PDF, SVG, PNG, CSV and caption.
 
-    A figure whose runs are absent is left out, one line says which and why, and an earlier copy of it is removed, so
-    that none out of date remains. Returns the files.
+    For a figure that is left out, a line says why, and an older copy is removed, as it may be out of date. Returns the
+    paths of the files.
     """
     figures.use_style()
     drawings: dict[str, Callable[[], Drawn]] = {
@@ -59,7 +59,7 @@ def draw_all(scale: str) -> list[Path]:
 def lambda_curve(cells: pd.DataFrame) -> Drawn:
     """Fig. 6: overall accuracy against lambda, a panel per question set, from the cells of the table `lambda_sweep`.
 
-    The paper's values are not in its text, so none are drawn. The axis is linear near 0 and logarithmic beyond.
+    The paper does not print its values, so none are drawn. Raises InputError for fewer than two values of lambda.
     """
     part = cells[(cells["split"] == "overall") & (cells["protocol"] == "paper")]
     part = part.assign(**{"lambda": pd.to_numeric(part["row"], errors="coerce")}).dropna(subset="lambda")  # no baseline

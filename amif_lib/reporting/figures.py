@@ -1,4 +1,4 @@
-"""What figures share: one style, one way of saving, estimates with their intervals, and training curves. No torch."""
+"""What all figures share: style and saving, a plot of estimates with intervals, and training curves. No torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def use_style() -> None:
 def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, caption: str = "") -> list[Path]:
     """Write `path` + `.pdf`, `.svg`, `.png`, the plotted numbers as `.csv` and the caption as `.txt` where given.
 
-    Returns the paths. Equal figures give equal files, so no date is written.
+    Returns the paths. No date is written, so that equal figures give equal files.
     """
     written = []
     undated = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
@@ -57,7 +57,7 @@ def save(figure: Figure, path: Path | str, data: pd.DataFrame | None = None, cap
 
 
 def embedded(png: Path, page: Path) -> dict[str, Any]:
-    """A saved figure for a page in the folder `page`: 110 CSS pixels to the inch that it was drawn for, and links."""
+    """A saved figure for a page in the folder `page`: data, size (110 CSS pixels per inch), caption and links."""
     with Image.open(png) as image:
         width, height = (round(110 * side / DPI) for side in image.size)
     links = {"plotted numbers": png.with_suffix(".csv"), "vector graphics": png.with_suffix(".svg")}
@@ -69,7 +69,7 @@ def embedded(png: Path, page: Path) -> dict[str, Any]:
 
 
 def small_png(png: bytes, colours: int = 256, size: float = 1.0) -> bytes:
-    """A PNG with a palette and so a third of the bytes: reports embed it, and a clone holds many."""
+    """A PNG reduced to a palette of colours, about a third of the bytes, and scaled by `size`."""
     picture, out = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
     picture = picture.resize([round(side * size) for side in picture.size])
     small = picture.quantize(colours, dither=Image.Dither.NONE)
@@ -78,7 +78,7 @@ def small_png(png: bytes, colours: int = 256, size: float = 1.0) -> bytes:
 
 
 def scale_note(scale: str) -> str:
-    """The last sentence of a caption: what the scale is worth."""
+    """The last sentence of a caption: what results of this scale can be compared with."""
     return f"SCALE={scale}: {SCALE_NOTES[scale]}."
 
 
@@ -88,8 +88,8 @@ def estimates(
     """Estimates with intervals: a grid of panels, in each a line per row of a table and a marker per kind.
 
     `data` has the columns `line` and `column` (place and title of the panel), `row` (label on the left), `kind`,
-    `value`, `ci_low` and `ci_high` (NaN: no interval); `looks` gives each kind's marker, colour and name in the legend.
-    Kinds are `spread` of a line apart. Panels share the x axis.
+    `value`, `ci_low` and `ci_high` (NaN: no interval). `looks`: marker, colour and legend of each kind. `spread`:
+    distance between kinds, in lines. Panels share the x axis.
     """
     looks = {kind: look for kind, look in looks.items() if kind in set(data["kind"])}
     columns = data["column"].unique()
@@ -123,12 +123,12 @@ def estimates(
 
 
 def training_curves(runs: Sequence[Run]) -> tuple[Figure, pd.DataFrame]:
-    """Loss against step, one panel per stage and a colour per label, and the plotted numbers.
+    """Loss against step, with a panel per stage and a colour per label, and the plotted numbers.
 
-    The loss is the running mean of the total over 1/40 of the steps.
+    The loss is the running mean of the total over 1/40 of the steps. Raises InputError without runs.
     """
     if not runs:
-        raise InputError("training curves: no run given")
+        raise InputError("training curves: no finished run; train one first")
     parts = []
     for run in runs:
         label = run.spec.label.split(": ", 1)[-1] or run.run_id  # without `table4 row 6:`

@@ -1,4 +1,4 @@
-"""A collected table as a person reads it, in Markdown, HTML and LaTeX from the same frames of texts, and its files."""
+"""Collected tables for reading: frames of texts as Markdown, HTML and LaTeX, and their files."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ TESTS = (
 
 
 def short_name(name: str) -> str:
+    """A table's name for readers: `Table 1` for `table1`."""
     return f"Table {name.removeprefix('table')}" if name.startswith("table") else name.replace("_", " ").capitalize()
 
 
 def heading(table: Table) -> str:
+    """A table's name, title and scale."""
     return f"{short_name(table.name)}: {experiments.table_settings(table.name)['title']} (SCALE={table.scale})"
 
 
 def parts(table: Table) -> list[Part]:
-    """What every page shows of a table; the first part, which is the result, has no heading."""
+    """The parts of a table that every page shows; the first one, the result, has no heading."""
     if experiments.is_judged(table.name):
         found = contrasts.readable(contrasts.contrasts(table))
         configurations = ("Accuracies of the configurations, in percent", accuracies(table), [READING])
@@ -53,7 +55,7 @@ def parts(table: Table) -> list[Part]:
 
 
 def full_model(table: Table) -> str:
-    """What the full model answers, and without an image or with another case's; empty where it is no row."""
+    """The full model's accuracy, also with a blank image and with another case's; empty if no row is the full model."""
     dataset = tables.average_name(table.lines) if len(table.datasets) > 1 else table.datasets[0]
     cells = table.cells.query("protocol == 'paper' and split == 'overall' and dataset == @dataset")
     texts = {cell.row: _accuracy(cell) for cell in cells.itertuples()}
@@ -78,7 +80,7 @@ def question_sets(table: Table) -> str:
 
 
 def trainings(table: Table) -> str:
-    """How many trainings stand behind the rows, and what their intervals hold."""
+    """How many trainings the rows are means over, and which variation their intervals cover."""
     counts = {len(line.runs) for line in table.lines if line.entry}
     said = "The intervals hold the choice of test images or cases and not the spread between trainings"
     if counts == {1}:
@@ -119,7 +121,7 @@ def row_labels(table: Table) -> dict[str, str]:
 def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> pd.DataFrame:
     """Accuracies of our rows and the baselines under the protocol `paper` as texts, the average first.
 
-    Columns: `row`, `trainings` (how many stand behind it), then a column per question set and split.
+    Columns: `row`, `trainings` (their number), then a column per question set and split.
     """
     cells = table.cells[(table.cells["protocol"] == "paper") & table.cells["split"].isin(splits)]
     cells = cells.assign(text=[_accuracy(cell) for cell in cells.itertuples()])
@@ -132,7 +134,7 @@ def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> pd.DataFrame:
 
 
 def published(table: Table) -> pd.DataFrame:
-    """The paper's own numbers of this table, on the real data sets: a table apart."""
+    """The paper's own numbers of this table, on the real data sets."""
     cells = table.published.assign(text=table.published["value"].map("{:.2f}".format))
     wide = _by_set(cells, "text", list(cells["row"].unique()))
     labels = cells.drop_duplicates("row").set_index("row")["label"]
@@ -157,7 +159,7 @@ def _accuracy(cell: object) -> str:
 
 
 def differences(table: Table) -> pd.DataFrame:
-    """Differences on all questions to references and baselines, with what could have been seen at all."""
+    """Differences of overall accuracy to references and baselines, beside the smallest detectable ones, as texts."""
     part, labels = table.tests[table.tests["split"] == "overall"], row_labels(table)
     return pd.DataFrame(
         {
@@ -188,7 +190,7 @@ def html(frame: pd.DataFrame, kind: str = "numbers") -> str:
 
 
 def page(template: str, content: Mapping[str, object]) -> str:
-    """One of the room's HTML templates, filled; there `frame | table` is `html`."""
+    """Fill one of the HTML templates in this folder; in them the filter `table` is `html`."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, loader=loader)
     environment.filters["table"] = lambda frame, kind="numbers": Markup(html(frame, kind))
@@ -207,8 +209,8 @@ def latex(table: Table) -> str:
 def write(table: Table) -> list[Path]:
     """Write `results/<scale>/tables/<name>.csv`, `_tests.csv`, `_seeds.csv`, `.md` and `.tex`; returns their paths.
 
-    A table that names contrasts has these in its `.csv` and `.md`, and `_seeds.csv`. A file that holds the same text
-    keeps its time, by which workflows go.
+    A table that names contrasts has them in its `.csv` and `.md`, and `_seeds.csv`. A file is not written again if its
+    text is the same, so that workflows, which go by time stamps, see no change.
     """
     texts = {"_seeds.csv": _csv(table.seeds), ".md": markdown(table)}
     if experiments.is_judged(table.name):

@@ -69,7 +69,7 @@ def gated_attention(scale: str) -> Drawn:
 
 
 def _columns(scale: str, stage: str, kind: str, wanted: dict[str, tuple[str, str]]) -> list[Column]:
-    """A column per title, table and row; at a scale without that table the last one alone, of Table 1's full model."""
+    """A column per title, table and row; at a scale without that table, only the last, of Table 1's full model."""
     if next(iter(wanted.values()))[0] not in tables_of(scale):
         full = next(row.row for row in planned_rows("table1", scale) if not row.extra)
         wanted = {list(wanted)[-1]: ("table1", full)}
@@ -85,7 +85,7 @@ def _columns(scale: str, stage: str, kind: str, wanted: dict[str, tuple[str, str
 
 
 def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
-    """One row per example: the image with its region, where one is known, then each column's map over it."""
+    """One row per example: the image with its region (if known), then the map of each column over the image."""
     first = columns[0].maps
     located, ids = first.coverage.any(), first.ids[first.examples].tolist()
     if any(column.maps.ids[column.maps.examples].tolist() != ids for column in columns):
@@ -122,7 +122,7 @@ def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
 
 
 def scores(scale: str) -> Drawn:
-    """What `map_scores.table` found: a panel per stage and kind of map, a line per row."""
+    """The scores of `map_scores.table`: a panel per stage and kind of map, a line per row."""
     found = map_scores.table(scale)
     points = 100 * found[["lead", "low", "high"]].set_axis(["value", "ci_low", "ci_high"], axis=1)
     drawn = points.assign(line=found["stage"].map(STAGES), column=found["map"].map(NAMES), kind="model")

@@ -1,6 +1,6 @@
-"""How well stored patch maps point at the regions they are asked about: numbers where the paper has only pictures.
+"""How well stored patch maps find the regions that their words name; the paper shows only pictures.
 
-One measure for attention, transport plan and gate: the share of a map inside the region that is asked about.
+One measure for attention, transport plan and gate: the share of a map that is inside the region of the named finding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored_maps import MAPS, Maps
 from amif_lib.reporting.table_rows import planned_rows
 
-TABLES = ("table2", "table4")  # whose rows are scored: stage 2 and the fine-tuning are ablated there
+TABLES = ("table2", "table4")  # the ablations of stage 2 and of fine-tuning, whose rows are scored
 COLUMNS = ["table", "row", "label", "stage", "map", "inside", "area", "elsewhere", "lead", "low", "high"]
 COLUMNS += ["n", "n_images", "n_runs", "n_scores", "run_ids", "scale"]
 
@@ -28,24 +28,24 @@ def normalised(values: np.ndarray) -> np.ndarray:
     """Maps (n, s, s) with sum 1; InputError where one is negative, not finite or nothing but 0."""
     total = values.sum((1, 2), keepdims=True)
     if not (np.isfinite(values).all() and (values >= 0).all() and (total > 0).all()):
-        raise InputError("maps must be finite, >= 0 and somewhere above 0")
+        raise InputError("maps must be finite, >= 0 and somewhere above 0; delete them and make them again")
     return values / total
 
 
 def mass_inside(values: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    """Share of each map (n, s, s) inside each region (m, s, s), a cell counting as far as it is covered: (n, m)."""
+    """Share of each map (n, s, s) inside each region, given as coverage of each cell (m, s, s): (n, m)."""
     return normalised(values).reshape(len(values), -1) @ coverage.reshape(len(coverage), -1).T
 
 
 def score(values: np.ndarray, coverage: np.ndarray, images: Sequence[str]) -> dict[str, float]:
-    """How much of n maps lies inside the region of their own image, and of other images: (n, s, s) both, means.
+    """Mean share of n maps inside the region of their own image and of other images: values and coverage (n, s, s).
 
-    `inside` the own region; `area`, the region's share of the image, which a flat map has inside; `elsewhere`, the
-    share of the same map inside the regions of all other images, which a map that always looks at the same place has as
-    well; `lead`, inside minus elsewhere, and its standard `error` over images, with their maps and regions (by the
-    infinitesimal jackknife; Efron, Journal of the Royal Statistical Society B 54, 1992).
+    `inside`: in the own region. `area`: the region's share of the image, which a constant map has inside. `elsewhere`:
+    the share of the same map inside the regions of all other images, which is as large if a map always looks at the
+    same place. `lead`: inside minus elsewhere. `error`: the lead's standard error over images, each with its maps and
+    regions (infinitesimal jackknife; Efron, Journal of the Royal Statistical Society B 54, 1992).
     """
-    share = mass_inside(values, coverage)  # (n, n): of map i inside region j
+    share = mass_inside(values, coverage)  # (n, n): share of map i inside region j
     names, place = np.unique(images, return_inverse=True)
     own, other = np.diagonal(share), place[:, None] != place  # (n,), (n, n)
     inside, elsewhere = own.mean(), share[other].mean()
@@ -61,7 +61,7 @@ def score(values: np.ndarray, coverage: np.ndarray, images: Sequence[str]) -> di
 
 
 def with_maps(finetunings: Iterable[RunSpec], stage: str) -> list[str]:
-    """The ids of the runs of a stage behind these fine-tunings that hold maps, each once."""
+    """The ids of a stage's runs that have maps, among the trainings that these fine-tunings end; each once."""
     ids = dict.fromkeys(run.run_id for each in finetunings for run in each.trainings() if run.stage == stage)
     return [run_id for run_id in ids if (paths.run_dir(run_id) / MAPS).is_file()]
 
@@ -69,8 +69,8 @@ def with_maps(finetunings: Iterable[RunSpec], stage: str) -> list[str]:
 def table(scale: str) -> pd.DataFrame:
     """One line per row, stage and kind of map of the rows of `TABLES` that have maps with regions, columns `COLUMNS`.
 
-    Rows that share their runs are listed once. `low` and `high` are intervals of the lead that hold together: 95% for
-    all of the `n_scores` lines (Bonferroni). Raises InputError where no run holds maps with regions.
+    Rows with the same runs are listed once. `low` and `high`: simultaneous 95% intervals of the lead for all `n_scores`
+    lines (Bonferroni). Raises InputError if no run has maps with regions.
     """
     lines, known = [], set()
     for name in TABLES:

@@ -1,8 +1,8 @@
-"""A scale's results in a small form to be committed: `python -m amif_lib reference --scale small`.
+"""Makes a small copy of a scale's results, to be committed: `python -m amif_lib reference --scale small`.
 
-`python -m amif_lib reference 02a 21` executes those notebooks and replaces their committed copies alone.
-With FROM=reference, `make figures` and `make report` then need only `results/reference/<scale>/` of a fresh clone, no
-torch and no data; what a manifest does not allow to be passed on is not copied.
+`python -m amif_lib reference 02a 21` executes those notebooks and replaces only their committed copies.
+With FROM=reference, `make figures` and `make report` need only `results/reference/<scale>/` of a fresh clone, no
+torch and no data. What a manifest does not allow to be passed on is not copied.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from amif_lib.reporting import figures, report, table_rows, tables
 from amif_lib.reporting.table_rows import Selection, planned_tables
 
 CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the teacher together
-NOTEBOOK = 250_000  # bytes; a larger one is left out
-# Colours and size of the pictures in an executed notebook: the first with which it is small enough.
+NOTEBOOK = 250_000  # bytes; a larger notebook is left out
+# Colours and size of the pictures in an executed notebook; the first that makes it small enough is used.
 LOOKS = ((256, 1.0), (128, 1.0), (64, 1.0), (32, 1.0), (32, 0.5))
-PICTURE = "picture:"  # tag of a cell whose picture README shows, before its name
+PICTURE = "picture:"  # with a file name, the tag of a cell whose picture README shows
 COPIED = [f"{folder}/*{ending}" for folder in ("tables", "figures") for ending in (".csv", ".md", ".tex", ".txt")]
 COPIED += ["tables/*.npz", "figures/*.png", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]
-MARGIN = 10.0  # nats below the best candidate: what lies further below holds next to no probability
+MARGIN = 10.0  # nats below the best candidate; candidates further below have almost no probability
 
 
 def store(scale: str) -> Path:
     """Replace `results/reference/<scale>/` by the scale's tables, figures, executed notebooks and runs.
 
-    Of the full model's first training there are also its notebooks, its losses and, up to `CHECKPOINT` bytes together,
-    the weights of its stages and of its teacher, which notebooks 02a to 02c read. Raises InputError where a run of the
+    For the full model's first training these include its notebooks, its losses and, up to `CHECKPOINT` bytes together,
+    the weights of its stages and of its teacher, which notebooks 02a to 02c read. Raises InputError if a run of the
     plan's tables is missing.
     """
     paths.refuse_reference("reference")
@@ -99,12 +99,12 @@ def _copy_weights(run: RunSpec, folder: Path) -> None:
 
 
 def _withheld(run: Run) -> bool:
-    """Whether images or texts that may not be passed on went into a run."""
+    """Whether a run was trained on images or texts that may not be passed on."""
     return bool(manifests.notice({name for step in run.spec.trainings() for name in data_sets(step)}))
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file, unless it is a notebook that is too large; the clone's own path in a text is left out."""
+    """Copy a file unless it is a notebook that is too large; the clone's absolute path is removed from texts."""
     content = source.read_bytes()
     if source.suffix in (".json", ".ipynb"):
         content = content.replace(f"{paths.ROOT.as_posix()}/".encode(), b"")
@@ -126,7 +126,7 @@ def _rounded(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep_pictures(cells: list[dict[str, Any]]) -> None:
-    """Write the pictures of the cells that have a tag for it to `results/reference/pictures/`."""
+    """Write the pictures of cells tagged `picture:NAME` to `results/reference/pictures/`."""
     for cell in cells:
         for name in (tag.removeprefix(PICTURE) for tag in cell["metadata"]["tags"] if tag.startswith(PICTURE)):
             png = next(each["data"]["image/png"] for each in cell["outputs"] if "image/png" in each.get("data", ()))
@@ -144,7 +144,7 @@ def keep_notebook(executed: Path, scale: str) -> None:
 
 
 def _small_notebook(notebook: dict[str, Any]) -> bytes:
-    """An executed notebook without what no reader sees, its pictures with as many colours as leave it small enough."""
+    """An executed notebook without hidden data, and with so few colours in its pictures that it is small enough."""
     notebook["metadata"].pop("widgets", None)
     shown = [output["data"] for cell in notebook["cells"] for output in cell.get("outputs", ()) if "data" in output]
     for cell in notebook["cells"]:
@@ -163,10 +163,10 @@ def _small_notebook(notebook: dict[str, Any]) -> bytes:
 
 
 def smaller(frame: pd.DataFrame, candidates: pd.DataFrame, margin: float) -> pd.DataFrame:
-    """Predictions whose log-likelihoods compress well, and by which every protocol chooses the same answers.
+    """Predictions whose log-likelihoods compress well, and from which every protocol chooses the same answers.
 
-    Of each set of candidates that a protocol ranks, those within `margin` nats of the best are kept; all others get one
-    number below them.
+    Among the candidates that each protocol ranks, those within `margin` nats of the best keep their log-likelihood; all
+    others get the same lower one.
     """
     exact = np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)
     train, val, test = (candidates[f"in_{split}"].to_numpy(dtype=bool) for split in ("train", "val", "test"))

@@ -1,4 +1,4 @@
-"""One self-contained page per scale: what came out, in one sentence and in tables, and under which conditions."""
+"""One self-contained page per scale: the result in a sentence, tables, figures, and how they were made."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write(scale: str) -> Path:
 
 
 def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
-    """Every finished run behind the tables, pre-training first, each once."""
+    """Every finished run that the tables use, with its pre-trainings first; each once."""
     specs = {spec.run_id: spec for table in collected for run in table.runs for spec in run.trainings()}
     runs = [stored.load_run(spec) for spec in specs.values() if stored.is_finished(spec)]
     return sorted(runs, key=lambda run: list(STAGES).index(run.spec.stage))
@@ -77,16 +77,16 @@ def result(collected: Sequence[tables.Table]) -> list[str]:
 
 
 def section(table: tables.Table) -> dict[str, Any]:
-    """What the page shows of a table."""
+    """The content of a table's section on the page."""
     names = sorted((paths.scale_dir(table.scale) / "tables").glob(f"{table.name}[._]*"))
     about = {"name": table.name, "title": layout.heading(table), "short": layout.short_name(table.name)}
     return about | {"parts": layout.parts(table), "files": [f"tables/{path.name}" for path in names]}
 
 
 def pictures(folder: Path) -> list[dict[str, Any]]:
-    """Every figure of the scale but those that notebooks draw of a table, which is on the page itself.
+    """Every figure of the scale, except a notebook's figure of a table, since the page has the table itself.
 
-    Under FROM=reference, what only notebooks draw is the committed copy.
+    Under FROM=reference, a figure that only a notebook draws is the committed copy.
     """
     places = (paths.scale_source(folder.parent.name) / "figures", folder)
     found = {path.stem: path for place in places for path in sorted(place.glob("*.png"))}
@@ -99,9 +99,9 @@ def pictures(folder: Path) -> list[dict[str, Any]]:
 
 
 def settings_that_differ(scale: str) -> pd.DataFrame:
-    """The full model's settings that differ from SCALE=paper: `setting, stage, SCALE=paper`, then one per start.
+    """The full model's settings that differ from SCALE=paper: `setting, stage, SCALE=paper`, then a column per start.
 
-    Of each start the run of the first question set is compared.
+    For each start (weights that training begins with), the run of the first question set is compared.
     """
     first = next(iter(experiments.scale_settings("paper")["question_sets"]))
     compared = {"SCALE=paper": experiments.build_run("paper", {}, first)}

@@ -1,4 +1,4 @@
-"""What table notebooks share: which runs are read, `read_from(source, …)`, and what is shown, `show(table)`."""
+"""What table notebooks share: `read_from(source, …)` chooses the runs, `show(table)` displays a table."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from amif_lib.reporting import figures, layout, table_figures
 from amif_lib.reporting.table_rows import planned_tables, required_runs
 from amif_lib.reporting.tables import Table
 
-ASKED = os.environ.get("FROM", "")  # of whoever started this process; `read_from` changes it
+ASKED = os.environ.get("FROM", "")  # as this process was started; `read_from` changes the variable
 
 
 def read_from(source: str, scale: str, *tables: str) -> str:
-    """Read the user's runs ("runs") or the committed ones ("reference") from here on, and say which in one sentence.
+    """From here on read the user's runs ("runs") or the committed ones ("reference"); returns a sentence on which.
 
-    With "" the user's, where every run behind `tables` (default: those of the last plan) is finished and there was no
-    FROM=reference; else the committed ones, if there are any of this scale. Raises InputError for another word.
+    With "", the user's if every run of `tables` (default: those of the last plan) is finished and FROM=reference was
+    not set, or if this scale has no committed ones; else the committed ones. Raises InputError for another `source`.
     """
     if source not in ("", "runs", "reference"):
         raise InputError(f'source = {source!r}: unknown; use "runs", "reference", or "" for what is there')

@@ -1,4 +1,4 @@
-"""A few runs on the same test questions beside each other, for a reader who has changed something."""
+"""Compares a few runs on the same test questions, for a reader who has changed a loss or a setting."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from amif_lib.scoring import protocols, statistics
 
 
 def side_by_side(runs: Sequence[Run]) -> pd.DataFrame:
-    """Accuracy of each run and its difference from the first, percent, open and closed, with 95% intervals.
+    """Open and closed accuracy (percent) of each run and its difference from the first, with 95% intervals.
 
-    One training each: the intervals hold for these trained models and not for their losses, so each row says "teaching
-    run". Raises InputError where runs are of other test questions.
+    With one training each, intervals hold for these trained models, not for their losses, so each row says "teaching
+    run". Raises InputError if runs have different test questions.
     """
     scored = [protocols.score(run.predictions, run.candidates, protocols.PROTOCOLS["paper"]) for run in runs]
     rows, first = [], scored[0]
     for run, own in zip(runs, scored, strict=True):
         if own["question_id"].tolist() != first["question_id"].tolist():
-            raise InputError(f"run {run.run_id}: has other test questions than run {runs[0].run_id}")
+            raise InputError(f"run {run.run_id}: has other test questions than run {runs[0].run_id}; leave it out")
         rows.append({"row": run.spec.label, "run": run.run_id})
         for split in ("open", "closed"):
             chosen = protocols.select(own, split, "yes_no")

@@ -21,8 +21,8 @@ COLUMNS = ["dataset", "row", "label", "kind", "accuracy", "ci_low", "ci_high", "
 def draw(table: Table) -> Drawn:
     """Accuracy (percent, protocol `paper`) with 95% intervals, a panel per question set and one for the average.
 
-    The data have the columns `COLUMNS`, with `kind` ours, baseline or paper. The paper's numbers are there for real
-    data only: one axis with synthetic data would suggest a comparison. All panels have the same axis.
+    The data have the columns `COLUMNS`; `kind` is ours, baseline or paper. The paper's numbers are shown for real data
+    only, since beside synthetic data they would suggest a comparison. All panels have the same axis.
     """
     ours = table.cells.query("protocol == 'paper' and split == 'overall'")
     ours = ours.assign(kind=["baseline" if is_baseline(row) else "ours" for row in ours["row"]], accuracy=ours["ours"])

@@ -1,4 +1,4 @@
-"""The rows of a table on each question set, with the scored answers of their runs and of the baselines beside them."""
+"""The lines of a table: each row, and each baseline, on each question set, with its scored answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from amif_lib.scoring import baselines, protocols
 from amif_lib.scoring.protocols import Protocol
 
 PAPER = protocols.PROTOCOLS["paper"]
-SAME = ["image_id", *protocols.DEFINITIONS.values()]  # what all lines of a question set agree in
+SAME = ["image_id", *protocols.DEFINITIONS.values()]  # columns that are equal in all lines of a question set
 Answers = tuple[pd.DataFrame, pd.DataFrame | None]  # predictions of one run, and the candidates that it ranked
 
 
@@ -32,11 +32,12 @@ class Line:
     scored: dict[str, pd.DataFrame]  # by protocol, see `scored`
     runs: tuple[RunSpec, ...] = ()  # by seed; none of a baseline without a model
     entry: Row | None = None  # the table's row; none of a baseline
-    headline: str = ""  # the row of the full model that these runs are, or that this baseline belongs to
-    changed: float = float("nan")  # share of answers that another image changes, of the baselines in OTHER_IMAGES
+    headline: str = ""  # row of the full model, if these runs are one or this baseline belongs to one
+    changed: float = float("nan")  # for the baselines in OTHER_IMAGES: share of answers that the other image changes
 
     @property
     def run_ids(self) -> tuple[str, ...]:
+        """The runs' ids, in the same order."""
         return tuple(run.run_id for run in self.runs)
 
     @property
@@ -45,9 +46,9 @@ class Line:
         return any(run.saw_test_answers for run in self.runs)
 
     def right(self, protocol: Protocol, split: str = "overall", definition: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """Right answers (S, n) of S runs and clusters (n,) of a split, by a definition of closed (the protocol's).
+        """Which answers are right (S, n), for S runs and the n questions of a split, and the questions' clusters (n,).
 
-        The questions have the same order in every line of a question set.
+        `definition` of closed: by default the protocol's. All lines of a question set have the questions in one order.
         """
         frame = self.scored[protocol.name]
         frame = frame[protocols.select(frame, split, definition or protocol.closed)]
@@ -59,8 +60,8 @@ def lines_of(
 ) -> list[Line]:
     """The table's rows on one question set, then the baselines.
 
-    `heads` are the rows of the full model, `blank` the first one's runs on blank images, `known` the answers of the
-    baselines without a model. Raises InputError where a run answered other questions than these.
+    `heads`: the rows of the full model; `blank`: the first one's runs that are trained on blank images; `known`: the
+    answers of the baselines without a model. Raises InputError if a run answered other questions than these.
     """
     head_of = {run.run_id: row.row for row in heads for run in row.runs}
     asked, out, full = known[BASELINES[0]], [], {}
@@ -70,7 +71,7 @@ def lines_of(
             out.append(Line(row.row, row.label, dataset, scored(_answers(row.row, own, asked), own), own, row, head))
             full.setdefault(head, own)
     for name in BASELINES:
-        if name != "nearest_question" or known[name]["image_in_training"].any():  # else the most frequent answer again
+        if name != "nearest_question" or known[name]["image_in_training"].any():  # else equal to most_frequent
             out.append(Line(name, baselines.BASELINES[name][0], dataset, scored([(known[name], None)])))
     for head in heads:
         start = f", {head.label.removeprefix('AMiF, ')}" if len(heads) > 1 else ""
@@ -93,19 +94,17 @@ def _on(dataset: str, runs: Sequence[RunSpec]) -> tuple[RunSpec, ...]:
 
 
 def _answers(row: str, runs: Sequence[RunSpec], known: pd.DataFrame, folder: str = "") -> list[Answers]:
-    """What the runs stored, in a folder of theirs; InputError where they were asked other questions than `known`."""
+    """The runs' predictions, stored in `folder` of each. InputError if they answered other questions than `known`."""
     out = [read_predictions(run.directory / folder) for run in runs]
     for run, (frame, _) in zip(runs, out, strict=True):
         if not _questions(frame).equals(_questions(known)):
-            said = (
-                f"row {row} (run {run.run_id}): its questions on {run.data.questions} are not those of the present data"
-            )
+            said = f"row {row} (run {run.run_id}): its questions on {run.data.questions} are not the present ones"
             raise InputError(f"{said} (ids, images, answers, definitions of closed); fine-tune it again")
     return out
 
 
 def changed(runs: Sequence[RunSpec], answers: Sequence[Answers]) -> float:
-    """The share of questions, over all runs, that get another answer here than with the right image."""
+    """The share of questions, over all runs, whose answer in `answers` differs from that with the right image."""
     pairs = [(read_predictions(run.directory), other) for run, other in zip(runs, answers, strict=True)]
     chosen = [[protocols.score(*each, PAPER).set_index("question_id")["prediction"] for each in pair] for pair in pairs]
     return float(np.mean([(own.reindex(other.index) != other).mean() for own, other in chosen]))
@@ -117,9 +116,9 @@ def _questions(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def scored(answers: Sequence[Answers], runs: Sequence[RunSpec] = ()) -> dict[str, pd.DataFrame]:
-    """Which questions are right, by id: the columns `SAME` and one per run, under each protocol.
+    """By protocol, which questions are right: indexed by question id, the columns `SAME` and one per run.
 
-    Runs that saw test answers have no score under strict; baselines without candidates have the same under each.
+    Runs that saw test answers have no score under strict; baselines without candidates have equal scores under each.
     """
     out = {}
     for name in PROTOCOLS if not any(run.saw_test_answers for run in runs) else PROTOCOLS[:1]:
@@ -133,13 +132,13 @@ def scored(answers: Sequence[Answers], runs: Sequence[RunSpec] = ()) -> dict[str
 
 
 def average_name(lines: Sequence[Line]) -> str:
-    """What the column `dataset` calls the average: `avg` over the paper's four sets, else marked as partial."""
+    """The name of the average in the column `dataset`: `avg` over the paper's four sets, else with their number."""
     sets = {real_name(line.dataset) for line in lines}
     return "avg" if sets == set(PAPER_SETS) else f"avg ({len(sets)} of {len(PAPER_SETS)} sets)"
 
 
 def on_all_sets(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """By row the lines of those rows that have every one of several question sets."""
+    """The lines by row, for rows that have a line on every question set; empty if there is one set only."""
     rows = {row: [line for line in lines if line.row == row] for row in dict.fromkeys(line.row for line in lines)}
     count = len({line.dataset for line in lines})
     return {row: own for row, own in rows.items() if len(own) == count > 1}

@@ -1,4 +1,4 @@
-"""Which runs a table asks for, and what data sets and scales are called."""
+"""The runs that a table needs, and the names of data sets and scales for readers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMES = {"vqa_rad": "VQA-RAD", "slake": "SLAKE", "pathvqa": "PathVQA", "vqa_med_
          "medpix2_questions": "MedPix-2.0 questions"}  # fmt: skip
 CONTRASTS = "contrasts"  # the table of the configurations that contrasts compare
 BESIDE = ("methods",)  # tables beside the paper's, with contrasts of their own
-BASELINES = ("most_frequent", "nearest_question")  # those that a table shows; the others are in its notes
+BASELINES = ("most_frequent", "nearest_question")  # shown as lines of a table; the others are in its notes
 QUESTION_ONLY = "question_only"  # the full model trained and tested on blank images
-OTHER_IMAGES = {  # its predictions on other images at test time only: folder of the run, label
+OTHER_IMAGES = {  # the full model's predictions on other images at test time only: folder in the run, label
     "blank_at_test": ("blank_test", "blank images"),
     "shuffled_at_test": ("shuffled_test", "another case's image"),
 }
@@ -38,11 +38,12 @@ def real_name(dataset: str) -> str:
 
 
 def is_synthetic(dataset: str) -> bool:
+    """Whether a question set is drawn by the kit."""
     return dataset.startswith("phantom_")
 
 
 def dataset_name(dataset: str) -> str:
-    """What a reader calls a question set; a demo set says that it is not real."""
+    """A question set's name for readers; synthetic sets are called `phantom`."""
     return f"{'phantom ' if is_synthetic(dataset) else ''}{NAMES.get(real_name(dataset), dataset)}"
 
 
@@ -53,7 +54,7 @@ def is_baseline(row: str) -> bool:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which part of a table: question sets and rows (none given: all), fine-tuning and pre-training seeds."""
+    """Part of a table: question sets and rows (empty: all), numbers of fine-tuning and pre-training seeds."""
 
     question_sets: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
@@ -69,10 +70,11 @@ class Selection:
         return cls(tuple(asked.get("question_sets", ())), own, asked.get("seeds", 1), asked.get("pretrain_seeds"))
 
     def rows(self, name: str, scale: str) -> list[experiments.Row]:
+        """The selected rows of a table."""
         return experiments.rows(name, scale, self.question_sets, self.seeds, self.pretrain_seeds, self.only)
 
     def headlines(self, name: str, scale: str) -> list[experiments.Row]:
-        """The full model, one row per named start: what baselines are made for."""
+        """The full model, one row per named start; the baselines belong to these."""
         only = self.only if name == "table1" else ()
         return [row for row in replace(self, only=only).rows("table1", scale) if not row.extra]
 
@@ -83,7 +85,7 @@ class Selection:
         return tuple(map(experiments.blank_image_run, once[0].runs if once else ()))
 
     def replicates(self, scale: str) -> dict[str, list[RunSpec]]:
-        """Further replicates that the contrasts trained, by the run id of the first, on the same question set."""
+        """The finished further replicates of the contrasts' rows, by the run id of the first on the question set."""
         found: dict[str, list[RunSpec]] = {}
         for row in replace(self, only=()).rows(CONTRASTS, scale):
             for name in dict.fromkeys(run.data.questions for run in row.runs):
@@ -93,7 +95,7 @@ class Selection:
 
 
 def asked_for(scale: str) -> dict[str, dict[str, Any]]:
-    """What was last asked for of each table that the scale's plans named, whether the last plan names it or not."""
+    """The last selection (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`) of each table that a plan of the scale named."""
     plan = files.read_yaml(paths.plan(scale)) if paths.plan(scale).is_file() else {"jobs": []}
     named = (job["name"] for job in plan["jobs"] if job["rule"] == "table")
     return dict.fromkeys(named, plan.get("selection", {})) | plan.get("tables", {})  # older plans: one for all tables
@@ -112,10 +114,10 @@ def required_runs(name: str, scale: str, selection: Selection | None = None) -> 
 
 
 def planned_tables(scale: str) -> list[str]:
-    """The tables that the scale's last plan makes, or, without a plan, those that the scale names.
+    """The tables of the scale's last plan or, without a plan, those that the scale names; contrasts come first.
 
-    Contrasts come first. They and the tables `BESIDE` are there if all their runs are finished, whatever was planned
-    last; and after a plan of these alone so are the scale's tables.
+    Contrasts and the tables `BESIDE` are added if all their runs are finished, whether planned or not. If only these
+    were planned, so are the scale's tables.
     """
     path, tables = paths.plan(scale), experiments.tables_of(scale)
     optional, planned = [CONTRASTS, *BESIDE], list(tables)

@@ -42,6 +42,7 @@ class Table:
 
     @property
     def datasets(self) -> list[str]:
+        """The question sets, each once."""
         return list(dict.fromkeys(line.dataset for line in self.lines))
 
     @property
@@ -53,9 +54,9 @@ class Table:
     def cells(self) -> pd.DataFrame:
         """One line per cell, columns `COLUMNS`; several question sets are averaged without weights, as the paper's Avg.
 
-        The 95% interval is from resampling clusters, `ours_sd` over runs. `delta` to the published number is filled
-        like for like only: real data, protocol `paper`, scale base or paper. A protocol such as `paper/answer_type` is
-        the same scoring split by the other definition of closed.
+        The 95% interval is from resampling clusters, `ours_sd` over runs. `delta`, the difference to the published
+        number, is filled only if both are comparable: real data, protocol `paper`, scale base or paper. A protocol such
+        as `paper/answer_type` is the same scoring with the other definition of closed.
         """
         known = self.published.set_index(["row", "dataset", "split"])["value"].to_dict()
         like_for_like = self.scale in ("base", "paper") and not any(map(is_synthetic, self.datasets))
@@ -81,8 +82,8 @@ class Table:
     def tests(self) -> pd.DataFrame:
         """Rows against their references and baselines under the protocol `paper`, by split: columns `TEST_COLUMNS`.
 
-        `difference` is in points, its 95% interval from resampling clusters; `detectable` the smallest difference
-        between such models that these questions show in 80% of draws.
+        `difference` is in points, its 95% interval from resampling clusters; `detectable` is the smallest difference
+        between such models that a test on as many questions finds in 80% of repetitions.
         """
         pairs, whole = comparisons(self.lines), on_all_sets(self.lines)
         compared = [([line], [other], line.dataset) for line, other in pairs]
@@ -95,7 +96,7 @@ class Table:
 
     @cached_property
     def seeds(self) -> pd.DataFrame:
-        """Each run's own accuracy in percent, columns `SEED_COLUMNS`: what mean and spread of a cell are made of."""
+        """The accuracy of each run in percent, columns `SEED_COLUMNS`; a cell shows their mean and deviation."""
         out = []
         for line in (line for line in self.lines if line.runs):
             for name, split in product(line.scored, SPLITS):
@@ -111,9 +112,9 @@ class Table:
 def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
     """Score a table's stored runs and the baselines beside them (default selection: that of its last plan).
 
-    A row that is a configuration of the contrasts has all its finished replicates, but in another table with contrasts,
-    whose rows have equally many. Raises InputError where a run is missing (naming rows and command), a prediction file
-    is damaged, or a run answered other questions than the present data has.
+    A row that the contrasts also train gets all its finished replicates, unless the table has contrasts of its own,
+    whose rows need equally many. Raises InputError if a run is missing (the message names row and command), a
+    prediction file is damaged, or a run answered other questions than the set has now.
     """
     selection = selection or Selection.planned(name, scale)
     rows, heads = selection.rows(name, scale), selection.headlines(name, scale)
@@ -131,7 +132,7 @@ def collect(name: str, scale: str, selection: Selection | None = None) -> Table:
 
 
 def known_answers(scale: str, dataset: str, runs: Sequence[RunSpec]) -> dict[str, pd.DataFrame]:
-    """The baselines without a model, which learn from the questions that the first of the runs on a set learns from."""
+    """Answers of the baselines without a model, taught by the training questions of the first of the runs on a set."""
     settings = next(run.data.question_settings for run in runs if run.data.questions == dataset)
     return baselines.stored(scale, dataset, **settings)
 
@@ -152,7 +153,7 @@ def _with_replicates(runs: Sequence[RunSpec], repeated: dict[str, list[RunSpec]]
 
 
 def _wanted(lines: list[Line]) -> Iterator[tuple[list[Line], str, str, Protocol, str]]:
-    """The lines of each cell, its data set, split, protocol and definition of closed."""
+    """For each cell: its lines, data set, split, protocol and definition of closed."""
     for line in lines:
         for protocol, definition, split in product(line.scored, protocols.DEFINITIONS, SPLITS):
             protocol = protocols.PROTOCOLS[protocol]
@@ -164,7 +165,7 @@ def _wanted(lines: list[Line]) -> Iterator[tuple[list[Line], str, str, Protocol,
             yield own, average_name(lines), split, protocol, protocol.closed
 
 
-# --- differences on the trained models at hand; what may be said of the method is said by contrasts ---
+# --- differences between these trained models; statements about the method are made by contrasts only ---
 
 
 def comparisons(lines: list[Line]) -> list[tuple[Line, Line]]:
@@ -179,12 +180,12 @@ def comparisons(lines: list[Line]) -> list[tuple[Line, Line]]:
 
 
 def _difference(first: list[Line], second: list[Line], dataset: str, split: str) -> dict[str, object]:
-    """One comparison; `first` and `second` hold a line per question set, the runs of each are paired in order."""
+    """One comparison of two rows; `first` and `second` have a line per question set, and runs are paired in order."""
     parts, runs = [], 0
     for line, other in zip(first, second, strict=True):
         (own, clusters), (theirs, _) = line.right(PAPER, split), other.right(PAPER, split)
         if len(clusters):
-            runs = min(len(own), len(theirs)) if len(theirs) > 1 else len(own)  # one baseline is paired with all
+            runs = min(len(own), len(theirs)) if len(theirs) > 1 else len(own)  # all are compared with one
             parts.append((own[:runs] - theirs[:runs], clusters))
     if not parts:
         return {}

@@ -18,8 +18,8 @@ from amif_lib.data.manifests import data_digest
 from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import question_frame
 
-RULES = 2  # raise when a baseline's rule or a training file's order changes: older stored answers are then not read
-# How a yes/no question starts; used on the question's own words, never on its answer.
+RULES = 2  # increase it if a baseline's rule or a training file's order changes: files stored before are then not read
+# How a yes/no question starts; applied to the question, never to its answer.
 _YES_NO = re.compile(r"\s*(is|are|was|were|does|do|did|has|have|had|can|could|will|would|should)\b", re.IGNORECASE)
 
 
@@ -35,7 +35,7 @@ def _commonest(questions: Sequence[Question]) -> str:
 
 
 def _answered(questions: Sequence[Question], answer: Callable[[Question], str]) -> pd.DataFrame:
-    """Columns of stored predictions; `image_in_training`: whether a training question is on the same image."""
+    """The test questions with `answer`'s answers; `image_in_training`: a training question is on the same image."""
     chosen = [answer(q) for q in questions if q.split == "test"]
     frame = question_frame(questions).assign(generated=chosen, prediction=chosen)
     return frame.assign(image_in_training=frame["image_id"].isin({q.image_id for q in _training(questions)}))
@@ -48,7 +48,7 @@ def most_frequent_answer(questions: Sequence[Question]) -> pd.DataFrame:
 
 
 def most_frequent_answer_by_form(questions: Sequence[Question]) -> pd.DataFrame:
-    """As `most_frequent_answer`, separately for questions that start like a yes/no question (is, does, are ...)."""
+    """As `most_frequent_answer`, separately for questions that start like yes/no questions (is, does, are, ...)."""
 
     def form(question: Question) -> bool:
         return bool(_YES_NO.match(question.question))

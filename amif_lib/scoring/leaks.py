@@ -66,9 +66,10 @@ def report(name: str) -> pd.DataFrame:
 
 
 def lines(questions: Sequence[Question], data_set: str = "", training_file: str = "") -> pd.DataFrame:
-    """Training against test questions, with the columns `COLUMNS`: one line, unless they are in several languages.
+    """Compare test questions with training questions: columns `COLUMNS`, one line for questions in one language.
 
-    Then each language's test questions are compared with the training questions of each language and with all.
+    With several languages, each language's test questions are compared with the training questions of each language
+    and of all together. Raises InputError if there are no training or no test questions.
     """
     languages, rows = list(dict.fromkeys(q.language for q in questions)), []
     for language, learnt in product(languages, dict.fromkeys([*languages, "+".join(languages)])):
@@ -85,7 +86,7 @@ def lines(questions: Sequence[Question], data_set: str = "", training_file: str 
 
 
 def measure(training: Sequence[Question], test: Sequence[Question]) -> dict[str, float]:
-    """The counts (`MEANINGS`) and percentages of test questions against training questions."""
+    """Counts (`MEANINGS`) and accuracies in percent (`SCORES`) of test questions, given training questions."""
     images, test_images = ({q.image_id for q in part} for part in (training, test))
     vocabulary = {answer for q in training for answer in q.answers}
     found: dict[str, float] = {
@@ -115,9 +116,9 @@ def plain(text: str) -> str:
 
 
 def in_training(training: Sequence[Question], test: Sequence[Question], wordings: Sequence[str] = ()) -> list[bool]:
-    """Of each test question, whether training has its words and one of its answers on the same image.
+    """For each test question: whether a training question on the same image has its words and one of its answers.
 
-    `wordings` (of `WORDINGS`) names the other words of the question that count as well.
+    `wordings`: which of the test question's other wordings (`WORDINGS`) count as well.
     """
     known = {(q.image_id, plain(q.question), answer) for q in training for answer in q.answers}
     texts = [[q.question, *(q.extra.get(key, "") for key in wordings)] for q in test]

@@ -1,4 +1,4 @@
-"""Anyone's file of predictions as answers by question id."""
+"""Reads a user's file of predictions: answers by question id."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from amif_lib.core.errors import InputError
 from amif_lib.data.records import Question, normalise_answer
 from amif_lib.scoring import leaks, question_files, user_files
 
-# What a column may be called, most telling name first, as lmms-eval, VLMEvalKit, MedEvalKit, LLaVA-Med, PMC-VQA, Every
-# Eval Ever and the sets' own annotations have it.
+# Known names of each column, the most specific first: those of lmms-eval, VLMEvalKit, MedEvalKit, LLaVA-Med, PMC-VQA,
+# Every Eval Ever and the data sets' own annotations.
 COLUMNS = {
     "question id": ("question_id", "qid", "id", "questionid", "sample_id", "doc_id", "index"),
     "prediction": (
@@ -33,14 +33,14 @@ COLUMNS = {
     "image": (*question_files.COLUMNS["image"], "doc.image"),
 }
 KNOWN = {name for columns in (COLUMNS, question_files.COLUMNS) for names in columns.values() for name in names}
-WORDS = ("image", "question", "accepted answer")  # what tells questions apart where ids do not
+WORDS = ("image", "question", "accepted answer")  # by which questions are matched if ids are not the data set's
 
 
 @dataclass(frozen=True)
 class PredictionFile:
-    """`answers`, normalised, by question id, and what a reader must know of how they were read.
+    """`answers`, normalised, by question id, and how they were read.
 
-    `fields` says which column was read as what; `ambiguous` are the test questions that several records may answer.
+    `fields`: which column was read as what; `ambiguous`: the test questions that several records may answer.
     """
 
     answers: pd.Series
@@ -52,10 +52,10 @@ class PredictionFile:
 def read(path: Path | str, questions: Sequence[Question], prediction: str = "", identity: str = "") -> PredictionFile:
     """The predictions in a file (`user_files.read`) on the test questions of `questions`.
 
-    The columns `prediction` and `identity` hold predictions and question ids, where they are given; else they are told
-    by name. Records are told apart by their ids or, where these are not the set's, by image, question and accepted
-    answer. An answer is a text or a number and may be empty or null. Raises InputError, naming file and line or record:
-    unknown or several columns, no id, no or several answers, a question twice, a test question without a prediction.
+    `prediction` and `identity` name the columns of predictions and question ids; if empty, known names are looked for.
+    Records are matched to questions by id or, if the ids are not the data set's, by image, question and accepted
+    answer. An answer is a text or a number and may be empty or null. Raises InputError, naming file and line or record,
+    for unknown or several columns, no id, no or several answers, a question twice, or a question without a prediction.
     """
     records, shown = user_files.read(path), paths.shown(Path(path))
     names = _columns(records, shown, prediction.strip().lower(), identity.strip().lower())
@@ -72,7 +72,7 @@ def read(path: Path | str, questions: Sequence[Question], prediction: str = "", 
     if (nameless := table[table["id"] == ""]).size:
         place = nameless["place"].iloc[0]
         raise InputError(f"{place}: {names['question id']} is missing or no id; give the question's id")
-    if "accepted answer" in names and "accepted answer" in table:  # not where it was matched by
+    if "accepted answer" in names and "accepted answer" in table:  # unless records were matched by it
         note = " ".join(filter(None, (note, _about_accepted(table, test, names["accepted answer"]))))
     table = table.set_index("id")
     if (twice := table[table.index.duplicated()]).size:
@@ -87,10 +87,10 @@ def read(path: Path | str, questions: Sequence[Question], prediction: str = "", 
 
 
 def _columns(records: pd.DataFrame, shown: str, prediction: str, identity: str) -> dict[str, str]:
-    """Which column holds what; InputError where several may be the predictions.
+    """Which column holds what; InputError if several may hold the predictions.
 
-    `answer` holds predictions only where no other column can: it is the accepted answer beside any of the names known
-    of predictions, and beside an unknown name, which may be a model's, it can be either.
+    `answer` holds predictions only if no other column can. Beside a known name of predictions it is the accepted
+    answer; beside an unknown name, which may be a model's, it can be either.
     """
     for name, option in ((prediction, "--prediction"), (identity, "--id")):
         if name and name not in records:
@@ -109,20 +109,20 @@ def _columns(records: pd.DataFrame, shown: str, prediction: str, identity: str) 
 
 
 def _single(cell: Any) -> Any:
-    """What is in a list of one, as lmms-eval writes answers."""
+    """A cell without the lists of one element in which lmms-eval writes answers."""
     while isinstance(cell, list) and len(cell) == 1:
         cell = cell[0]
     return cell
 
 
 def _text(cell: Any) -> str:
-    """A cell to compare: of an image its path, of several answers the first; empty where there is none."""
+    """A cell as text to compare: an image's path, the first of several answers, or an empty text."""
     cell = cell.get("path") if isinstance(cell, dict) else cell[0] if isinstance(cell, list) and cell else cell
     return normalise_answer(user_files.whole(cell)) if user_files.is_text(cell) else ""
 
 
 def _id_and_answer(record: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, str]:
-    """Id (empty: none) and answer of a record. ValueError says what is wrong with it."""
+    """Id (empty if there is none) and answer of a record. Raises ValueError for an answer that is no text."""
     question, answer = record.get(names.get("question id", "")), _single(record[names["prediction"]])
     if answer is not None and not user_files.is_text(answer):
         raise ValueError(f"{names['prediction']} is missing or not one text; give one (an empty one counts as wrong)")
@@ -134,7 +134,7 @@ def _id_and_answer(record: Mapping[str, Any], names: Mapping[str, str]) -> tuple
 
 
 def _ids_fit(table: pd.DataFrame, test: Sequence[Question]) -> bool:
-    """Whether the ids are the set's: they stand beside the questions' own words or, with other words, are all there."""
+    """Whether the ids are the set's: most are beside their question's words or, if no words fit, all are there."""
     known = {q.question_id: leaks.plain(q.question) for q in test}
     words = dict(zip(table["id"], table["question"].map(leaks.plain), strict=True))
     questions = set(known.values())
@@ -146,10 +146,10 @@ def _ids_fit(table: pd.DataFrame, test: Sequence[Question]) -> bool:
 def _match(
     table: pd.DataFrame, test: Sequence[Question], fields: list[str], shown: str
 ) -> tuple[pd.DataFrame, list[str], str]:
-    """The table with the ids of the questions that its records answer, the ambiguous questions, and what was done.
+    """The table with ids of the questions that its records answer, the ambiguous questions, and what was done.
 
-    A file with the set's order is read in that order. Else questions with equal `fields` need not be told apart where
-    their predictions are equal, and are ambiguous otherwise. InputError where a question has no record.
+    A file in the set's order is read in that order. Otherwise, questions with equal `fields` are ambiguous, unless
+    their predictions are equal too. Raises InputError if a question has no record.
     """
     (theirs, ours), _ = user_files.image_names(table["image"], [str(q.image_path) for q in test])
     cells = {"image": (theirs, ours)}
@@ -176,7 +176,7 @@ def _match(
 
 
 def _about_accepted(table: pd.DataFrame, test: Sequence[Question], column: str) -> str:
-    """How often the file's accepted answers are the set's: a column that was mistaken shows."""
+    """How often the file's accepted answers are the data set's: seldom, if the column was mistaken for them."""
     gold = {q.question_id: q.answers for q in test}
     rows = table[table["id"].isin(gold)]
     same = sum(answer in gold[name] for name, answer in zip(rows["id"], rows["accepted answer"], strict=True))

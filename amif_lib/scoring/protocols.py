@@ -60,11 +60,12 @@ PROTOCOLS = {
 
 
 def choose(frame: pd.DataFrame, candidates: pd.DataFrame, protocol: Protocol) -> np.ndarray:
-    """The likeliest candidate of each question -> (n,) texts. Ties go to the candidate that is listed first."""
+    """The likeliest candidate of each question: texts (n,), of equal ones the first. InputError if there is none."""
     splits = protocol.candidates.split("+")
     allowed = candidates[[f"in_{split}" for split in splits]].to_numpy(dtype=bool).any(1)  # (K,)
     if not allowed.any():
-        raise InputError(f"protocol {protocol.title} ranks {protocol.candidates} answers, but the run stored none")
+        said = f"protocol {protocol.title} ranks {protocol.candidates} answers, but the run stored none"
+        raise InputError(f"{said}; fine-tune it again")
     log_likelihoods = np.stack(frame["log_likelihoods"]).astype(np.float32)  # (n, K)
     best = np.where(allowed, log_likelihoods, -np.inf).argmax(1)  # (n,)
     return candidates["answer"].to_numpy(dtype=object)[best]
@@ -80,7 +81,7 @@ def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protoc
     """
     generated = protocol.candidates == "generate"
     if not generated and candidates is None:
-        raise InputError(f"protocol {protocol.title} ranks candidates, but these predictions have no log-likelihoods")
+        raise InputError(f"protocol {protocol.title} ranks, these predictions have no log-likelihoods; use generate")
     chosen = frame["generated"].to_numpy(dtype=object) if generated else choose(frame, candidates, protocol)
     out = frame[["question_id", "image_id", "question_type", *DEFINITIONS.values()]].reset_index(drop=True)
     out = out.assign(prediction=chosen)
@@ -93,7 +94,7 @@ def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protoc
 
 
 def select(scored: pd.DataFrame, split: str, definition: str) -> pd.Series:
-    """Boolean mask of the questions of a split (`open`, `closed`, `overall`) under a definition of closed."""
+    """Which questions (n,) are in a split (`open`, `closed`, `overall`), by a definition of closed (`DEFINITIONS`)."""
     closed = scored[DEFINITIONS[definition]].astype(bool)
     return {"open": ~closed, "closed": closed, "overall": pd.Series(True, index=scored.index)}[split]
 

@@ -1,4 +1,4 @@
-"""Anyone's question-answer file as questions, with the field names of VQA-RAD and MEVF, SLAKE, PathVQA and VQA v2."""
+"""Reads a user's question-answer file, with the field names of VQA-RAD and MEVF, SLAKE, PathVQA and VQA v2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data.records import Question, normalise_answer
 from amif_lib.scoring import leaks, user_files
 
-# What a field may be called, most telling name first.
+# Known names of each field, the most specific first.
 COLUMNS = {
     "question": ("question", "questions", "sent", "query", "question_text"),
     "answer": ("answer", "answers", "label", "gt_answer"),
@@ -32,7 +32,7 @@ COLUMNS = {
     "closed": ("answer_type",),
     "language": ("q_lang", "language", "lang"),
 }
-SPLITS = {  # what files call them; freeform, para and frame are VQA-RAD's `phrase_type`
+SPLITS = {  # their names in files; freeform, para and frame are VQA-RAD's `phrase_type`
     "train": ("train", "training", "trainset", "freeform", "para", "frame"),
     "val": ("val", "valid", "validate", "validation", "valset", "dev"),
     "test": ("test", "testing", "testset", "test_freeform", "test_para", "test_frame"),
@@ -44,10 +44,9 @@ NULLS = ("", "null", "none", "nan")  # how a missing wording is written
 def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
     """The questions of a file (`user_files.read`), and a line that says which field was read as what.
 
-    `split` (train, val or test), where given, holds for all of them. Else it is what the file's name says where the
-    records' own field puts all of them into one split, and otherwise that field: VQA-RAD's test questions circulate
-    with the `phrase_type` of training. Raises InputError, naming file, record and field: missing, empty or not
-    understood.
+    `split` (train, val or test), if given, is that of all questions. Otherwise the records' field decides or, if
+    that names one split at most, the file's name: VQA-RAD's test questions circulate with the `phrase_type` of
+    training. Raises InputError, naming file, record and field, if one is missing or not understood.
     """
     table, shown = user_files.read(path), paths.shown(Path(path))
     names, notes = user_files.name_columns(table, COLUMNS), []
@@ -76,9 +75,9 @@ def read(path: Path | str, split: str = "") -> tuple[list[Question], str]:
 def compare(
     files: Sequence[str], train: Sequence[str] = (), test: Sequence[str] = (), say: Callable[[str], object] = str
 ) -> pd.DataFrame:
-    """`leaks.lines` of all the files together; `say` is told of each file what was recognised in it.
+    """`leaks.lines` of all files together; `say` is called with a line on how each file was read.
 
-    The files under `train` (`test`) take the place of the training (test) questions in `files`.
+    The files in `train` (`test`) replace the training (test) questions in `files`.
     """
     given = {split for split, names in (("train", train), ("test", test)) if names}
     questions: list[Question] = []
@@ -96,12 +95,12 @@ def compare(
 
 
 def split_of(text: object) -> str:
-    """`train`, `val` or `test` of what files call them (`SPLITS`), else an empty text."""
+    """`train`, `val` or `test` for a split's name in a file (`SPLITS`), or an empty text for another word."""
     return next((split for split, known in SPLITS.items() if str(text).strip().lower() in known), "")
 
 
 def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -> Question:
-    """A record's question. ValueError says what is wrong with it."""
+    """A record's question. Raises ValueError if a field is missing or not understood."""
     cells = {field: record[name] for field, name in names.items()}
     answers, image = _answers(cells.pop("answer")), _image(cells.pop("image"))
     if not (user_files.is_text(cells["question"]) and str(cells["question"]).strip()):
@@ -132,7 +131,7 @@ def _question(record: Mapping[str, Any], names: Mapping[str, str], split: str) -
 
 
 def _answers(cell: Any) -> tuple[str, ...]:
-    """Accepted answers of a text or number, or a list of them or of `{"answer": ...}`; empty: it is none of these."""
+    """The accepted answers in a text, a number, or a list of these or of `{"answer": ...}`; empty for anything else."""
     given = cell if isinstance(cell, list) else [cell]
     given = [one.get("answer") if isinstance(one, dict) else one for one in given]
     is_text = all(map(user_files.is_text, given))
@@ -140,7 +139,7 @@ def _answers(cell: Any) -> tuple[str, ...]:
 
 
 def _image(cell: Any) -> str:
-    """An image's name; of the hub's `{bytes, path}` the path or, without one, a digest of the bytes."""
+    """An image's name; for the hub's `{bytes, path}`, the path or, if there is none, a digest of the bytes."""
     if isinstance(cell, dict):
         cell = cell.get("path") or (hashlib.sha256(cell["bytes"]).hexdigest() if cell.get("bytes") else None)
     return user_files.whole(cell) if user_files.is_text(cell) else ""

@@ -1,4 +1,4 @@
-"""Anyone's predictions on the test questions of a question set, scored as the kit scores its own.
+"""Scores a user's predictions on the test questions of a question set as the kit scores its own.
 
 Answers alone are scored `as given`; the protocols that choose among candidates need a run folder of the kit.
 """
@@ -44,7 +44,7 @@ EXPLAINED = (
 
 @dataclass(frozen=True)
 class Score:
-    """What a reader must know (`notes`), and one line per protocol, part and system: predictions, baselines, ceiling.
+    """`notes` on what was scored, and a table with one line per protocol, part and system (predictions, baselines).
 
     `table` has the columns `dataset, training_file, language, protocol, split (overall|open|closed), definition
     (yes_no|answer_type, empty for overall), system, label, n, correct, accuracy, ci_low, ci_high`, in percent. Lines of
@@ -73,10 +73,10 @@ def score_file(
         dataset: manifest name of the question set; a run says it itself.
         training_file: what baselines and ceiling learn from (`load.load_questions`).
         language: of SLAKE's questions.
-        prediction, identity: the file's columns of predictions and question ids, where their names do not tell.
+        prediction, identity: the file's columns of predictions and question ids, if their names are unknown.
 
     Raises:
-        InputError: unreadable predictions, a test question without one; names the place.
+        InputError: predictions that cannot be read, or a test question without one; the message names the place.
     """
     path, shown = Path(path), paths.shown(Path(path))
     asked = {"dataset": dataset, "training_file": training_file, "language": language}
@@ -100,7 +100,7 @@ def score_file(
         answers = zip(own["prediction"], frame["gold"], own["correct"], strict=True)
         own["lenient"] = [not right and any(contains(text, one) for one in gold) for text, gold, right in answers]
     if scored[used[0]]["correct"].all():
-        said = "every answer is the accepted one: was that read, or did the system see it?"
+        said = "every answer is right: was the accepted answer read as the prediction, or did the system see it?"
         notes.insert(0, f"{WARNING}: {said} (--prediction COLUMN)")
     if (empty := frame["question_id"][frame["generated"] == ""]).size:
         notes.append(f"Empty answers, counted as wrong: {len(empty)} (first: question {empty.iloc[0]}).")
@@ -138,7 +138,7 @@ def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question
 
 
 def _comparison(ours: pd.Series, theirs: pd.Series, clusters: Sequence[str]) -> dict[str, float]:
-    gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, clusters)], draws=10_000)  # no Wilson: no share
+    gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, clusters)], draws=10_000)  # no share: no Wilson
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
     points = {name: 100 * value for name, value in (points | {"detectable": statistics.detectable(gap)}).items()}
     wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
@@ -146,9 +146,9 @@ def _comparison(ours: pd.Series, theirs: pd.Series, clusters: Sequence[str]) -> 
 
 
 def contains(text: str, gold: str) -> bool:
-    """Whether an answer has the accepted one's words in it; of yes and no, whether it begins with it or has it alone.
+    """Whether an answer contains the words of the accepted one; yes and no must come first, or without the other.
 
-    Case, punctuation and articles do not count, nor what models put around an answer: `\\boxed{The x-ray.}</s>`.
+    Case, punctuation and articles are ignored, and what models put around an answer: `\\boxed{The x-ray.}</s>`.
     """
     words, wanted = (
         [word for word in re.findall(r"\w+", unicodedata.normalize("NFKC", one).lower()) if word not in _ARTICLES]
@@ -165,7 +165,7 @@ DIFFERENCES = ["difference", "difference_low", "difference_high", "detectable", 
 
 
 def page(score: Score) -> str:
-    """A score to read, as Markdown: the notes, then two tables per protocol with the columns of `Score.table`."""
+    """A score as Markdown: the notes, then two tables per protocol with columns of `Score.table`."""
     out = [*score.notes, EXPLAINED]
     for title, rows in score.table.groupby("protocol", sort=False):
         rows = rows.assign(part=rows["split"] + rows["definition"].map(lambda name: name and f", {name}"))
@@ -180,7 +180,7 @@ def page(score: Score) -> str:
 
 
 def _of_spec(run: Run, asked: dict[str, str]) -> dict[str, str]:
-    """The questions that a run was trained on; InputError where others are asked for."""
+    """The question set that a run was trained on. Raises InputError if another one is asked for."""
     own = {"dataset": run.spec.data.questions, **run.spec.data.question_settings}
     for name, value in asked.items():
         if value not in ("", own[name]):
@@ -189,12 +189,12 @@ def _of_spec(run: Run, asked: dict[str, str]) -> dict[str, str]:
 
 
 def _questions(dataset: str, training_file: str, language: str) -> tuple[dict[str, str], list[Question]]:
-    """The questions, and how they were chosen with defaults by name. InputError where it is no question set."""
+    """The questions, and how they were chosen (with defaults filled in). InputError if `dataset` is no question set."""
     known = [name for name in manifests.names() if manifests.load(name).role == "questions"]
     if dataset not in known:
         raise InputError(f"--dataset: {dataset or 'none given'} is no question set; name one of {', '.join(known)}")
     manifest = manifests.load(dataset)
-    if training_file in ("", "default"):  # variants are training files, the default first, but for SLAKE languages
+    if training_file in ("", "default"):  # variants are training files, the default first; only SLAKE's are languages
         training_files = [variant.name for variant in manifest.variants if manifest.reader != "slake"]
         training_file = training_files[0] if training_files else "default"
     asked = {"dataset": dataset, "training_file": training_file, "language": language or "en"}
@@ -202,7 +202,7 @@ def _questions(dataset: str, training_file: str, language: str) -> tuple[dict[st
 
 
 def _of_run(folder: Path, questions: Sequence[Question]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A run's predictions in the order of the questions, and its candidates; InputError where they do not fit."""
+    """A run's predictions in the order of the questions, and its candidates; InputError if questions differ."""
     frame, candidates = read_predictions(folder)
     gold = {q.question_id: set(q.answers) for q in questions if q.split == "test"}
     if dict(zip(frame["question_id"], map(set, frame["gold"]), strict=True)) != gold:

@@ -81,6 +81,7 @@ def contrast(parts: Sequence[Part]) -> Contrast:
     Args:
         parts: per question set the paired differences (R, n) of R replicates on n questions, and their clusters (n,).
             The sets have the same replicates and each its own clusters; the value is the unweighted mean over sets.
+            InputError if replicates differ, or if all questions of a set are in one cluster.
 
     A result should hold for other replicates and for other clusters, so both are random effects: a two-way table of
     replicates by clusters with one cell each (the sum of its differences). Its mean squares give the variance of the
@@ -104,7 +105,7 @@ def contrast(parts: Sequence[Part]) -> Contrast:
     for values, (_, clusters) in zip(arrays, parts, strict=True):
         sums, counts = _by_cluster(values, clusters)  # (R, I), (I,)
         if (number := len(counts)) == 1:
-            raise InputError("contrast: the questions of a set are all of one image or case")
+            raise InputError("contrast: all questions of a set are of one image or case; give a set with several")
         cells = number * (sums - values.mean() * counts) / counts.sum() / sets  # (R, I), weighted by questions
         by_cluster, by_replicate = cells.mean(0), cells.mean(1)  # (I,), (R,)
         rest = cells - by_cluster - by_replicate[:, None] + cells.mean()  # (R, I)
@@ -115,7 +116,7 @@ def contrast(parts: Sequence[Part]) -> Contrast:
     if of_clusters <= residual:
         of_clusters, residual, squares = 0.0, 0.0, 0.0
     variance = of_replicates + of_clusters - residual
-    if variance <= 0:  # the two never differ, or always by the same
+    if variance <= 0:  # the two configurations never differ, or always by the same amount
         return Contrast(value)
     from scipy.stats import t
 
@@ -128,8 +129,8 @@ def contrast(parts: Sequence[Part]) -> Contrast:
 def detectable(difference: Estimate) -> float:
     """The smallest true difference that a two-sided test at 5% finds with a power of 80%: (z_0.975 + z_0.8) SE.
 
-    SE is the bootstrap's, its interval's half width over z_0.975 (Bloom, Evaluation Review 19(5), 1995). NaN where
-    the two systems never differ, which says nothing of a difference.
+    SE is half the width of the bootstrap's interval over z_0.975 (Bloom, Evaluation Review 19(5), 1995). NaN if the two
+    systems never differ, since the error is then unknown.
     """
     z = NormalDist().inv_cdf
     return (z(0.975) + z(0.8)) * (difference.high - difference.low) / 2 / z(0.975) or NAN
@@ -153,9 +154,9 @@ def bootstrap(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> Est
 
 
 def bootstrap_mean(parts: Sequence[Part], draws: int = DRAWS) -> Estimate:
-    """Unweighted mean over data sets (the paper's Avg), the clusters of each resampled on their own."""
+    """Unweighted mean over data sets (the paper's Avg), with an interval from resampling each set's clusters."""
     if not parts:
-        raise InputError("no data set to average")
+        raise InputError("there is no data set to average; give one or more")
     samples, means = [], []
     for number, (values, clusters) in enumerate(parts):
         whole = np.atleast_2d(np.asarray(values, dtype=float)).mean(0)  # (n,)
@@ -172,7 +173,7 @@ def _by_cluster(values: ArrayLike, clusters: ArrayLike) -> tuple[np.ndarray, np.
     values = np.atleast_2d(np.asarray(values, dtype=float))  # (S, n)
     names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     if values.shape[1] != len(index) or not len(index):
-        raise InputError(f"{values.shape[1]} answers, {len(index)} clusters; give one each, at least one")
+        raise InputError(f"{values.shape[1]} answers, {len(index)} clusters; give one cluster per answer")
     sums = np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in values])  # (S, I)
     return sums, np.bincount(index, minlength=len(names)).astype(float)
 

@@ -1,7 +1,7 @@
-"""What can be read out of a frozen encoder: linear probe, zero-shot classification and segmentation as AUROC and Dice.
+"""Scores of a frozen encoder: linear probe and zero-shot classification (AUROC, accuracy), and segmentation (Dice).
 
-Shapes: n images of which m are tested, F labels, d features, s * s patches, D bootstrap draws. Labels that are NaN are
-left out, in training as in testing.
+Shapes: n images, of which m are tested, F labels, d features, s * s patches, D bootstrap draws. Labels that are NaN are
+left out, in training and in testing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import regions
 from amif_lib.data.labelled import FINDING, Labelled
 
-SHARES = (0.01, 0.1, 1.0)  # of the studies for training whose labels are used
+SHARES = (0.01, 0.1, 1.0)  # of the training studies: those whose labels are used
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression, chosen on validation for each label
 ABOVE = np.geomspace(1e-4, 0.5, 20)  # shares of validation's pixels above a threshold, one chosen for each label
 DRAWS = 1000
@@ -29,11 +29,12 @@ KEYS = ["task", "share", "metric", "kind", "label"]
 def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed: int) -> tuple[pd.DataFrame, dict]:
     """All scores of an encoder, from its tokens (n, 1 + s * s, d), [CLS] first, and zero-shot scores (n, F).
 
-    A line for each label, and with `label` empty for their mean by kind: task, share of the labels, metric, kind,
-    value with a 95% interval over test studies, and `draws`: the value, then that of each bootstrap draw; `learned`,
-    the number of labels that training images have and others lack (the rest has an AUROC of .5 and empty masks). `seed`
-    decides which studies a share has. The second part has for each label the number of the first test image that shows
-    it, its mask and the predicted one; it is empty where no regions are known.
+    There is a line for each label, and for each kind the mean over its labels (`label` is empty): task, share of the
+    labels, metric, kind, value with a 95% interval over test studies, and `draws`: the value, then that of each
+    bootstrap draw. `learned` counts the labels of which the training images show both classes; the others have an AUROC
+    of .5 and empty masks. `seed` decides which studies a share has. The second result has for each label the row of the
+    first test image that shows it (if none does, of the first), its mask and the predicted one; it is empty if no
+    regions are known.
     """
     split, groups, labels = data.images["split"].to_numpy(), data.images["group"].to_numpy(), data.labels.to_numpy()
     train, val, test = (np.flatnonzero(split == name) for name in ("train", "val", "test"))
@@ -42,21 +43,21 @@ def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed
     def add(values: np.ndarray, learned: np.ndarray, kinds: pd.Series = data.kinds, **about: object) -> None:
         """Lines of a metric's values (1 + D, F), of which the first is the value itself and the others are draws."""
         for kind in kinds.unique():
-            own = values[:, kinds == kind]
-            columns = {"": np.nanmean(own, axis=1)} | dict(zip(kinds.index[kinds == kind], own.T, strict=True))
-            for label, column in columns.items():
+            of_kind = values[:, kinds == kind]  # (1 + D, labels)
+            columns = {"": np.nanmean(of_kind, axis=1)} | dict(zip(kinds.index[kinds == kind], of_kind.T, strict=True))
+            for label, column in columns.items():  # (1 + D,)
                 low, high = np.nanpercentile(column[1:], [2.5, 97.5])
                 line = {"kind": kind, "label": label, "value": column[0], "ci_low": low, "ci_high": high}
-                own = (data.kinds == kind) & ((data.kinds.index == label) | (label == ""))  # (F,)
-                out.append(about | line | {"learned": learned[own].sum(), "draws": column})
+                counted = (data.kinds == kind) & ((data.kinds.index == label) | (label == ""))  # (F,)
+                out.append(about | line | {"learned": learned[counted].sum(), "draws": column})
 
     def rank(scores: np.ndarray, learned: np.ndarray, **about: object) -> None:
-        """AUROC of scores (m, F), and accuracy of the highest one where an image has one label of a kind."""
+        """AUROC of scores (m, F), and for kinds of which an image has one label, accuracy of the highest score."""
         known = ~np.isnan(truth)  # (m, F)
         found = [auroc(s[k], y[k], weights[:, k]) for s, y, k in zip(scores.T, truth.T, known.T, strict=True)]
         add(np.stack(found, axis=1), learned, metric="AUROC", **about)
-        for kind in set(data.kinds) - {FINDING}:
-            own = (data.kinds == kind).to_numpy()
+        for kind in data.kinds[data.kinds != FINDING].unique():
+            own = (data.kinds == kind).to_numpy()  # (F,)
             shown = np.nan_to_num(truth[:, own])  # (m, labels); zeros where no training image has the answer
             right = (scores[:, own].argmax(1) == shown.argmax(1)) & shown.any(1)  # (m,)
             asked = weights * known[:, own].all(1)  # (1 + D, m)
@@ -84,7 +85,7 @@ def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed
 
 
 def subset(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which rows (n,) are in a random share of the groups, at least one group; a smaller share is part of a larger."""
+    """Which rows (n,) are in a random share of the groups (at least one). A larger share contains a smaller one."""
     names = np.random.default_rng(seed).permutation(np.unique(groups))
     return np.isin(groups, names[: max(1, round(share * len(names)))])
 
@@ -92,8 +93,8 @@ def subset(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
 def probe(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Logistic regression with an L2 penalty for each of F labels, on standardised features; C by the validation loss.
 
-    x (n, d), y (n, F) of 0 to 1 or NaN, the same for validation. Returns a function: (m, d) -> probabilities (m, F),
-    which are constant for a label of which y has one class only: the best such regression has no weights.
+    x (n, d), y (n, F) between 0 and 1 or NaN; likewise for validation. Returns a function: (m, d) -> probabilities
+    (m, F). For a label of which y has one class only they are constant: without weights, its loss is lowest.
     """
     mean, deviation = x.mean(0), x.std(0) + 1e-6  # (d,)
 
@@ -117,12 +118,12 @@ def probe(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) ->
         tried.append((losses(held_out @ w.astype(np.float32), *of_val), w))
     best = np.argmin([loss for loss, _ in tried], axis=0)  # (F,)
     w = np.stack([tried[k][1][:, label] for label, k in enumerate(best)], axis=1).astype(np.float32)  # (d + 1, F)
-    w[:-1, ~both_classes(y)] = 0  # not where the optimiser stopped on its way there
+    w[:-1, ~both_classes(y)] = 0  # the optimum, which the optimiser only comes near
     return lambda some: expit(with_bias(some) @ w)
 
 
 def both_classes(y: np.ndarray) -> np.ndarray:
-    """Of which labels some of y (n, F) is above 0 and some below 1: (F,)."""
+    """For which labels some y (n, F) are above 0 and some below 1: (F,)."""
     return (y > 0).any(0) & (y < 1).any(0)
 
 
@@ -157,7 +158,7 @@ def segment(patches: np.ndarray, data: Labelled, taught: np.ndarray, val: np.nda
     masks = np.stack(list(data.masks(val)))  # (n, F, H, W)
     covered = cells(taught)  # (patches, F)
     predict = probe(np.concatenate(patches[taught]), covered, np.concatenate(patches[val]), cells(val))
-    likely, best = maps(val), np.full(labels.shape[1], np.inf)  # (n, F, H, W), (F,): at infinity nothing is predicted
+    likely, best = maps(val), np.full(labels.shape[1], np.inf)  # (n, F, H, W), (F,): inf predicts nothing
     for label in np.flatnonzero(both_classes(covered) & masks.any((0, 2, 3))):
         known = ~np.isnan(labels[val, label])
         values, shown = likely[known, label], masks[known, label]  # (n, H, W) each
@@ -175,7 +176,7 @@ def enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """2 |A and B| / (|A| + |B|) of masks (..., H, W) -> (...). Where neither has a pixel 1, where only one has any 0.
+    """2 |A and B| / (|A| + |B|) of masks (..., H, W) -> (...): 1 if both are empty, 0 if only one is.
 
     Raises InputError for masks of different sizes.
     """
@@ -201,7 +202,7 @@ def auroc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndar
 
 
 def resampled(groups: np.ndarray) -> np.ndarray:
-    """How often each of m rows counts, (1 + D, m): once, then as often as its group is drawn in each bootstrap draw."""
+    """How often each of m rows counts (1 + D, m): first once, then as often as each bootstrap draw has its group."""
     names, index = np.unique(groups, return_inverse=True)
     drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
     return np.vstack([np.ones_like(index), drawn[:, index]]).astype(float)
@@ -210,7 +211,7 @@ def resampled(groups: np.ndarray) -> np.ndarray:
 def table(found: dict[str, list[pd.DataFrame]], against: str) -> pd.DataFrame:
     """Lines of `score` of each row's replicates, with the change from the row `against` in the same replicate.
 
-    The 95% interval of a change is from the same resampled test studies in both rows.
+    For the 95% interval of a change, the same test studies are resampled in both rows.
     """
     out = []
     for row, replicates in found.items():
@@ -220,9 +221,8 @@ def table(found: dict[str, list[pd.DataFrame]], against: str) -> pd.DataFrame:
                 draws, key = line.pop("draws"), tuple(line[name] for name in KEYS)
                 changes = draws - base[key] if row != against and key in base.index else np.full(1, np.nan)
                 low, high = np.percentile(changes[1:], [2.5, 97.5]) if len(changes) > 1 else (np.nan, np.nan)
-                out.append(
-                    {"row": row, "seed": seed} | line | {"change": changes[0], "change_low": low, "change_high": high}
-                )
+                change = {"change": changes[0], "change_low": low, "change_high": high}
+                out.append({"row": row, "seed": seed} | line | change)
     return pd.DataFrame(out)
 
 

@@ -1,7 +1,6 @@
-"""A file that a user brings, as a table, whatever tool wrote it.
+"""Reads a user's file as a table, whatever tool wrote it.
 
-The names that a column may have are listed in `COLUMNS` of prediction_files and question_files; the notes say which
-column was read as what.
+Known names of columns are listed in `COLUMNS` of prediction_files and question_files.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from amif_lib.data.readers.files import decode, parse_json, read_bytes
 def read(path: Path | str) -> pd.DataFrame:
     """One row per record, column names in lower case, cells as they stand in the file.
 
-    CSV (commas, semicolons or tabs), JSON, JSON lines, parquet and xlsx are told by their content. JSON may hold a list
-    of records, an object with one such list, pandas' column-wise form, or an object from question id to answer or
-    record. The index is a record's place: `x.csv, line 8` or `x.json, record 2`. A field that a record lacks is NaN,
-    one that is null (or NaN) in the file is None.
-    Raises InputError, naming file and line: unreadable, cut off, no records, ragged or doubled columns, a pickle.
+    CSV (commas, semicolons or tabs), JSON, JSON lines, parquet and xlsx are recognised by their content. JSON may hold
+    a list of records, an object with one such list, pandas' column-wise form, or an object from question id to answer
+    or record. The index is a record's place: `x.csv, line 8` or `x.json, record 2`. A field that a record lacks is NaN,
+    one that is null (or NaN) in the file is None. Raises InputError, naming file and line, for a file that cannot be
+    read or is cut off, has no records, unequal rows or a column twice, or is a pickle.
     """
     path, shown = Path(path), paths.shown(Path(path))
     raw = read_bytes(path, "name a file that is there")
@@ -43,7 +42,7 @@ def read(path: Path | str) -> pd.DataFrame:
         raise InputError(f"{shown}: no records; give a file with one record per question")
     for place, record in records.items():
         if not isinstance(record, dict):
-            raise InputError(f"{place}: not an object with named fields; bring it into that form")
+            raise InputError(f"{place}: not an object with named fields; write each record as one")
     table = pd.DataFrame([_flat(record) for record in records.values()], index=list(records), dtype=object)
     return table.drop(columns=[name for name in table if not name or name.startswith("unnamed: ")])  # pandas' index
 
@@ -60,14 +59,14 @@ def each(table: pd.DataFrame, function: Callable[[dict[str, Any]], Any]) -> list
 
 
 def name_columns(table: pd.DataFrame, known: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Which column holds what: of each field's known names the first that is there."""
+    """The column of each field: the first of its known names that the table has."""
     return {field: name for field, names in known.items() if (name := next((n for n in names if n in table), ""))}
 
 
 def lacking(
     field: str, table: pd.DataFrame, known: Mapping[str, Sequence[str]], shown: str, fix: str = ""
 ) -> InputError:
-    """The error that no column holds a field; `fix` is what can be done beside renaming one."""
+    """The error for a field that no column holds; `fix` is what helps besides renaming one."""
     said = f"no column for the {field} (known names: {', '.join(known[field])}); its columns are "
     return InputError(f"{shown}: {said}{', '.join(sorted(table))}; rename one{fix}")
 
@@ -83,16 +82,16 @@ def whole(value: object) -> str:
 
 
 def image_parts(name: str) -> tuple[str, ...]:
-    """The parts of an image's path, without what does not name it: `C:\\a\\b.JPG` and `./a/b.jpg` -> (a, b)."""
+    """The parts of an image's path, without drive and extension: `C:\\a\\b.JPG` and `./a/b.jpg` -> (a, b)."""
     plain = re.sub(r"^[A-Za-z]:", "", name.strip().replace("\\", "/"))
     plain = re.sub(r"\.(jpe?g|png|gif|bmp|tiff?|webp|dcm)$", "", plain, flags=re.IGNORECASE)
     return tuple(part for part in plain.split("/") if part not in ("", ".")) or (plain,)
 
 
 def image_names(*groups: Iterable[str]) -> tuple[list[list[str]], str]:
-    """The names of images, comparable between groups, and what was done to them ("" if nothing).
+    """Names of images that can be compared between groups, and a note on how they were made ("" if unchanged).
 
-    A name is its path's last parts, without extension: as few as keep the different images of each group apart.
+    A name is the last parts of a path, without extension: as few as distinguish the images of each group.
     """
     parts = [list(map(image_parts, group)) for group in groups]
     most = max((len(name) for group in parts for name in group), default=1)
@@ -110,7 +109,7 @@ def _numbered(records: Iterable[Any], shown: str) -> dict[str, Any]:
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Names in lower case; what lmms-eval nests in `doc`, Every Eval Ever in `input` and `output`, as `doc.answer`."""
+    """A record with names in lower case; what is nested in `doc`, `input` or `output` becomes `doc.answer` etc."""
     plain = {str(name).strip().lower(): cell for name, cell in record.items()}
     for name in ("doc", "input", "output"):
         if isinstance(plain.get(name), dict):
@@ -127,11 +126,11 @@ def _binary(raw: bytes, shown: str) -> list[dict[str, Any]]:
 
         return pyarrow.parquet.read_table(io.BytesIO(raw)).to_pylist()
     except Exception as error:  # what the two libraries raise for a broken file has no common class
-        raise InputError(f"{shown}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{shown}: cannot be read ({str(error).splitlines()[0]}); save it again") from None
 
 
 def _json(text: str, shown: str) -> dict[str, Any]:
-    """The records of JSON or JSON lines by place; the content tells which, not the name."""
+    """The records of JSON or JSON lines by place; the content decides which of the two it is."""
     lines = {f"{shown}, line {n}": line for n, line in enumerate(text.split("\n"), start=1) if line.strip()}
     first = next(iter(lines.values()), "").strip()
     if (len(lines) > 1 or shown.lower().endswith(".jsonl")) and first.startswith("{") and first.endswith("}"):
@@ -157,7 +156,7 @@ def _records(content: Any, shown: str) -> list[Any]:
 
 
 def _rows(text: str, shown: str) -> dict[str, dict[str, str]]:
-    """The cells of a CSV file by name, by the place of their line; a cell may hold line ends."""
+    """The cells of a CSV file by name, by the place of their line; a cell may contain line breaks."""
     first, _, rest = text.partition("\n")
     separator = re.fullmatch(r'"?sep=(.)"?\s*', first)  # a line that Excel writes
     delimiter = separator[1] if separator else max(",;\t|", key=first.count)
@@ -172,5 +171,5 @@ def _rows(text: str, shown: str) -> dict[str, dict[str, str]]:
         raise InputError(f"{shown}: the header names {doubled[0]!r} twice; rename one column")
     for place, cells in lines[1:]:
         if len(cells) != len(header):
-            raise InputError(f"{place}: not {len(header)} cells as in the header; quote answers with {delimiter!r}")
+            raise InputError(f"{place}: not {len(header)} cells as in the header; quote cells with {delimiter!r}")
     return {place: dict(zip(header, cells, strict=True)) for place, cells in lines[1:]}

@@ -20,7 +20,7 @@ from amif_lib.methods.amif.patch_maps import patch_maps, word_positions
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.tokenizers import content_mask
 
-HELD_OUT = "phantom_teacher"  # a set apart: the teacher of the soft labels is trained on it, but no student
+HELD_OUT = "phantom_teacher"  # generated data on which the teacher of the soft labels is trained, but no student
 SHOWN = ("vqa_rad", "vqa_med_2019")  # for stage 2 on real data: question sets whose images may be shown
 MOST, EXAMPLES = 150, 4  # words per run, and how many of them with a picture
 PICTURE = 96  # side of an example's picture, pixels

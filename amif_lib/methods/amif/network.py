@@ -131,7 +131,7 @@ class AMiFForVQA(Answerer):
         joint_mask = torch.cat([mask.new_ones(image.shape[:2]), mask], dim=1)  # (B, p+1+t)
         gate = None
         if self.gated_cross_attention is not None:
-            prior = self.amif.text_encoder.embed(self.knowledge_ids[None])  # (point 34): (1, M, d)
+            prior = self.amif.text_encoder.embed(self.knowledge_ids[None])  # embeddings only (point 34): (1, M, d)
             prior = self.gated_cross_attention.encode_knowledge(prior)  # F_p, once per batch: (1, M, d)
             joint, gate = self.gated_cross_attention(joint, prior, use_gate=self.knowledge.gate)  # F'_i: (B, p+1+t, d)
         return joint, joint_mask, {"image": image, "text": text, "attentions": attentions, "gate": gate}

@@ -26,7 +26,7 @@ def patch_maps(
     """Maps (B, n, n) of one word per text, by name, from the result of co-attention with `return_weights`.
 
     `attention`: from the word to the patches in the last layer, mean over heads, sum 1; absent without layers.
-    `transport_plan`: mass moved between patch and word (Eq. 9). `gate`: of the patch, mean over channels (Eq. 15).
+    `transport_plan`: mass moved between patch and word (Eq. 9). `gate`: of the patch, mean over channels; or absent.
 
     image (B, p+1, d) and text (B, t, d); real (B, t): words, without [CLS], [SEP] and padding; places: positions of the
     word's tokens in each text; attentions: for each layer (B, h, p+1, t) and (B, h, t, p+1); gate (B, p+1+t, d).

@@ -94,7 +94,7 @@ class KnowledgeFusion(nn.Module):
         known[:, 0] = True  # an entity that no token reads, if a text names none: a softmax over none would be NaN
         streams = list(zip(self.image_stream, self.text_stream, strict=True))[:layers]
         for image_layer, text_layer in streams:
-            before = image  # both streams read the layer before
+            before = image  # the text layer, too, reads the other side's tokens before this layer
             image = image_layer(image, text, None, mask, None)  # (B, p+1, d)
             if self.inject:
                 text, z = text_layer.with_entities(text, before, mask, z, known, spans)  # (B, t, d), (B, e, k)
