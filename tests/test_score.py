@@ -270,7 +270,7 @@ def test_columns_can_be_chosen(made: Path, capsys) -> None:
 def test_answers_that_are_all_gold_are_warned_of_first_and_last(made: Path) -> None:
     for name, records in {"gold": rows(qid="@qid", answer="@gold"), "copied": rows(qid="@qid", pred="@gold")}.items():
         page = score.page(scored(write(made / f"{name}.json", records))).splitlines()
-        assert page[0] == page[-1] and page[0].startswith("**WARNING**: every answer is the accepted one")
+        assert page[0] == page[-1] and page[0].startswith("**WARNING**: every answer is right")
 
 
 def test_questions_that_cannot_be_told_apart_are_left_out_and_said(made: Path) -> None:

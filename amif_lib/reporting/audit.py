@@ -102,7 +102,7 @@ def open_share() -> pd.DataFrame:
     """The share of open questions that each row of Table 1 implies: (closed - overall) / (closed - open).
 
     `low` and `high` allow for rounding by half a hundredth, or half a tenth if all three values end in 0. `nearest`:
-    the definition of closed whose real share is nearest, empty if both share it; `fits`: it is from `low` to `high`.
+    the definition of closed whose real share is nearest, empty if both are equal; `fits`: it is from `low` to `high`.
     """
     real = test_counts().query("variant == 'all'").set_index(["data_set", "definition"])
     real, rows = (real["open"] / real["total"]).astype(float), []

@@ -61,7 +61,7 @@ def score(values: np.ndarray, coverage: np.ndarray, images: Sequence[str]) -> di
 
 
 def with_maps(finetunings: Iterable[RunSpec], stage: str) -> list[str]:
-    """The ids of a stage's runs that have maps, among the trainings that these fine-tunings end; each once."""
+    """The ids of a stage's runs that have maps, among the trainings behind these fine-tunings; each once."""
     ids = dict.fromkeys(run.run_id for each in finetunings for run in each.trainings() if run.stage == stage)
     return [run_id for run_id in ids if (paths.run_dir(run_id) / MAPS).is_file()]
 

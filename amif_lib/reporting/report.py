@@ -55,7 +55,7 @@ def write(scale: str) -> Path:
 
 
 def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
-    """Every finished run that the tables use, with its pre-trainings first; each once."""
+    """Every finished run that the tables use, ordered by stage; each once."""
     specs = {spec.run_id: spec for table in collected for run in table.runs for spec in run.trainings()}
     runs = [stored.load_run(spec) for spec in specs.values() if stored.is_finished(spec)]
     return sorted(runs, key=lambda run: list(STAGES).index(run.spec.stage))

@@ -116,8 +116,8 @@ def required_runs(name: str, scale: str, selection: Selection | None = None) -> 
 def planned_tables(scale: str) -> list[str]:
     """The tables of the scale's last plan or, without a plan, those that the scale names; contrasts come first.
 
-    Contrasts and the tables `BESIDE` are added if all their runs are finished, whether planned or not. If only these
-    were planned, so are the scale's tables.
+    Contrasts and the tables `BESIDE` are added if all their runs are finished, whether planned or not. If the last plan
+    had only these, the scale's tables are added, too, if finished.
     """
     path, tables = paths.plan(scale), experiments.tables_of(scale)
     optional, planned = [CONTRASTS, *BESIDE], list(tables)

@@ -81,7 +81,7 @@ def score(frame: pd.DataFrame, candidates: pd.DataFrame | None, protocol: Protoc
     """
     generated = protocol.candidates == "generate"
     if not generated and candidates is None:
-        raise InputError(f"protocol {protocol.title} ranks, these predictions have no log-likelihoods; use generate")
+        raise InputError(f"protocol {protocol.title} ranks candidates, predictions lack log-likelihoods; use generate")
     chosen = frame["generated"].to_numpy(dtype=object) if generated else choose(frame, candidates, protocol)
     out = frame[["question_id", "image_id", "question_type", *DEFINITIONS.values()]].reset_index(drop=True)
     out = out.assign(prediction=chosen)

@@ -138,7 +138,7 @@ def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question
 
 
 def _comparison(ours: pd.Series, theirs: pd.Series, clusters: Sequence[str]) -> dict[str, float]:
-    gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, clusters)], draws=10_000)  # no share: no Wilson
+    gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, clusters)], draws=10_000)  # a difference, no share
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
     points = {name: 100 * value for name, value in (points | {"detectable": statistics.detectable(gap)}).items()}
     wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
