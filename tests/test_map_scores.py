@@ -19,6 +19,8 @@ def test_only_relative_height_counts_and_maps_without_a_share_are_refused():
     for bad in (-maps, maps * np.nan, 0 * maps):
         with pytest.raises(InputError, match="maps must be finite, >= 0"):
             map_scores.mass_inside(bad, region)
+    with pytest.raises(InputError, match="maps are all of one image"):
+        map_scores.score(np.vstack([maps] * 2), np.vstack([region] * 2), ["a", "a"])
 
 
 def test_score_by_brute_force_and_the_region_of_the_same_image_is_not_elsewhere():

@@ -47,6 +47,8 @@ def score(values: np.ndarray, coverage: np.ndarray, images: Sequence[str]) -> di
     """
     share = mass_inside(values, coverage)  # (n, n): share of map i inside region j
     names, place = np.unique(images, return_inverse=True)
+    if len(names) < 2:
+        raise InputError("maps are all of one image, so that no other region can be compared; store maps of several")
     own, other = np.diagonal(share), place[:, None] != place  # (n,), (n, n)
     inside, elsewhere = own.mean(), share[other].mean()
     pairs = np.where(other, share - elsewhere, 0) / other.sum()  # (n, n)
