@@ -132,12 +132,7 @@ def write_run(spec: RunSpec, chosen: list[str] | None = None, blank: list[str] |
     return folder
 
 
-def write_table(
-    name: str,
-    scale: str,
-    wrong: dict[str, tuple[int, ...]],
-    selection: Selection | None = None,
-) -> None:
+def write_table(name: str, scale: str, wrong: dict[str, tuple[int, ...]], selection: Selection | None = None) -> None:
     """Every run that a table needs: `wrong` holds, per row, the positions answered wrongly by each of its runs.
 
     A row that `wrong` leaves out is wrong where the row before it is.

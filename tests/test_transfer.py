@@ -71,8 +71,8 @@ def test_one_label_of_a_kind_is_scored_by_accuracy_too_and_zero_shot_scores_are_
 
 def test_lines_have_the_order_of_the_labels_in_every_process():
     kinds = [name for name in ("modality", "plane", "organ", "side", "view") for _ in range(2)]
-    y = np.tile(np.eye(2)[RNG.integers(0, 2, 80)], 5)
-    found, _ = scores.score(RNG.normal(size=(80, 1, 2)), None, labels_of(y, kinds, np.arange(80)), seed=0)
+    data = labels_of(np.tile(np.eye(2)[RNG.integers(0, 2, 80)], 5), kinds, np.arange(80))
+    found, _ = scores.score(RNG.normal(size=(80, 1, 2)), None, data, seed=0)
     assert found.query("metric == 'accuracy' and share == 1")["kind"].tolist() == kinds[::2]
 
 

@@ -25,11 +25,8 @@ def run(**changes) -> RunSpec:
     stages = {name: train | changes.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
     teacher = {"source": "trained", "data": ["phantom_teacher"], "epochs": 1}
     teacher |= {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1}
-    data = {
-        "pretrain": ["phantom_mimic_cxr"],
-        "questions": "phantom_vqa_rad",
-        "tokenizer_questions": ["phantom_vqa_rad"],
-    }
+    data = {"pretrain": ["phantom_mimic_cxr"], "questions": "phantom_vqa_rad"}
+    data |= {"tokenizer_questions": ["phantom_vqa_rad"]}
     data |= {"text_length": 32, "question_length": 24, "answer_length": 12, "max_studies": 24, "max_questions": 24}
     init = {"image": "random", "text": "random", "decoder": "random", "tokenizer": "trained"}
     shared = experiments.merge({"scale": "demo", "model": MODEL, "data": data, "init": init}, changes)
