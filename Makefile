@@ -39,7 +39,7 @@ sweep: ready ## accuracy against lambda (Figure 6), with the runs it needs
 contrasts: ready ## the contrasts named beforehand, with as many replicates as specs/contrasts.yaml says
 	@$(RUN) reproduce --tables contrasts
 
-methods: ready ## AMiF beside ARL, MLIP and plain contrast under one budget, one replicate (PRETRAIN_SEEDS=5: what the reference has)
+methods: ready ## AMiF beside ARL, MLIP and plain contrast under one budget, one replicate (PRETRAIN_SEEDS=5: enough for a verdict)
 	@$(RUN) reproduce --tables methods --pretrain-seeds $(or $(PRETRAIN_SEEDS),1)
 
 figures: $(if $(LIGHT),ready-light,ready) ## every figure that the stored runs allow; no training

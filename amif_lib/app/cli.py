@@ -78,11 +78,15 @@ OPTIONS = {
     "notebooks": {"nargs": "*", "help": "only renew the executed copies of these notebooks, such as 02a"},
     "--runs": FLAG | {"help": "also remove all finished runs, tables and reports of your own"},
 }
-MANY = "--scale --machine --tables --datasets --rows --seeds --pretrain-seeds"
+MANY = "--scale --tables --datasets --rows --seeds --pretrain-seeds"
 SCORE = "file --prediction --id --dataset --training-file --language --out"
 COMMANDS = {  # name: the function, called with its options as keywords; the options; the help text
     "doctor": ("app.doctor:main", "--all", "say what this machine can run and what is missing"),
-    "reproduce": ("app.reproduce:reproduce", MANY, "run what is missing of a scale, from its data check to its report"),
+    "reproduce": (
+        "app.reproduce:reproduce",
+        f"{MANY} --machine",
+        "run what is missing of a scale, from its data check to its report",
+    ),
     "plan": ("app.reproduce:show_plan", MANY, "list the jobs of reproduce and what they cost, without running any"),
     "run": ("app.cli:run", "spec", "train one run, or a table's row on all question sets"),
     "table": ("app.cli:table", "name --scale --from", "make one table from stored runs, without training"),

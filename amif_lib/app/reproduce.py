@@ -62,12 +62,13 @@ def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
     return 0
 
 
-def show_plan(machine: str = "laptop", datasets: tuple[str, ...] = (), **request: Any) -> None:
+def show_plan(datasets: tuple[str, ...] = (), **request: Any) -> None:
     """Print every job, whether it would run, and what the plan costs, without running anything."""
     paths.refuse_reference("plan")
     plan = make_plan(Request(question_sets=datasets, **request))
     scale = plan.request.scale
-    wanted = _pending(_command(plan.write("preview.json"), machine, shares(machine, scale)))
+    nothing = dict.fromkeys(("threads", "cores", "gpus", "gpus_per_job", "mem_mb", "memory"), 0)  # none runs here
+    wanted = _pending(_command(plan.write("preview.json"), "laptop", nothing))
     todo = [job for job in plan.jobs if wanted & set(job.outputs) or not job.is_done()]
     for job in plan.jobs:
         print(f"{'to do' if job in todo else 'done':<6} {job}")
@@ -86,8 +87,6 @@ def shares(machine: str, scale: str) -> dict[str, Any]:
     """
     if machine not in MACHINES:
         raise InputError(f"MACHINE={machine}: unknown; choose one of {', '.join(MACHINES)}")
-    if importlib.util.find_spec("snakemake") is None:
-        raise InputError("Snakemake is not installed; run make env")
     processes, memory = asked("AMIF_PROCESSES") or 1, MEMORY[scale]
     if machine == "slurm":  # SLURM itself knows the cluster's limits
         if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
@@ -109,6 +108,8 @@ def shares(machine: str, scale: str) -> dict[str, Any]:
 
 
 def _command(plan: Path, machine: str, use: dict[str, Any]) -> list[str]:
+    if importlib.util.find_spec("snakemake") is None:
+        raise InputError("Snakemake is not installed; run make env")
     app = paths.PACKAGE / "app"
     places = ["--snakefile", app / "Snakefile", "--directory", paths.results()]
     places += ["--workflow-profile", app / "profiles" / machine]

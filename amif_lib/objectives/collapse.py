@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from amif_lib.objectives import transport
 
 TOKEN_COSINE_LIMIT = 0.95  # mean cosine between the tokens of one side, above which they count as collapsed
-PLAN_DISTANCE_LIMIT = 0.05  # total variation from the independent plan, below which a plan carries no information
+PLAN_DISTANCE_LIMIT = 0.05  # total variation from the independent plan, below which a plan says next to nothing
 
 
 @torch.no_grad()
@@ -47,10 +47,10 @@ def verdict(stats: dict[str, float]) -> str:
         return "the plan cannot be judged: no sample has two tokens or more on both sides, or tokens are NaN"
     cosines = f"mean cosine between tokens {row:.3f} on the row side, {col:.3f} on the column side"
     if max(row, col) > TOKEN_COSINE_LIMIT:
-        return f"the plan carries no information: tokens have collapsed ({cosines}, limit {TOKEN_COSINE_LIMIT})"
+        return f"the plan carries hardly any information: tokens have collapsed ({cosines}, limit {TOKEN_COSINE_LIMIT})"
     found = f"total variation {distance:.3f} from the independent plan; {cosines}"
     if distance < PLAN_DISTANCE_LIMIT:
-        return f"the plan carries no information: costs vary too little for this beta and iterations ({found})"
+        return f"the plan carries hardly any information: costs vary too little for this beta and iterations ({found})"
     return f"the plan depends on the tokens: {found}"
 
 
