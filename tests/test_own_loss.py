@@ -58,9 +58,9 @@ def test_the_identity_follows_what_the_loss_computes_and_nothing_else():
     assert of(inner, scale=1) != of(inner, scale=2)
     keyword = LOSS.replace("batch):", "batch, *, k=given):").replace("scale *", "k *")
     assert of(keyword, given=1) != of(keyword, given=2)
-    assert (
-        run.run_id == tiny.run().run_id and own_loss.with_loss(run, defined(LOSS, scale=1), "").run_id == named.run_id
-    )
+    indented = "if True:" + LOSS.replace("\n", "\n    ")
+    assert named.run_id == of(indented, scale=1) == own_loss.with_loss(run, defined(LOSS, scale=1), "").run_id
+    assert run.run_id == tiny.run().run_id
 
 
 def test_what_no_text_tells_apart_is_refused():

@@ -6,6 +6,7 @@ import ast
 import dis
 import inspect
 from collections.abc import Callable, Iterator
+from textwrap import dedent
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -52,7 +53,7 @@ def _collect(function: Any, texts: dict[str, str]) -> None:
     if not isinstance(function, FunctionType) or function.__name__ == "<lambda>" or function.__closure__:
         raise InputError("own loss: give a function that a cell defines with `def`")
     name, around = function.__name__, function.__globals__
-    texts[name] = ast.unparse(ast.parse(inspect.getsource(function)))
+    texts[name] = ast.unparse(ast.parse(dedent(inspect.getsource(function))))
     outside = {each: around[each] for each in sorted(set(_looked_up(function.__code__))) if each in around}
     defaults = dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {})
     outside |= {f"{name}.{n}": value for n, value in defaults.items()}
