@@ -16,7 +16,7 @@ LIBRARY = ROOT / "amif_lib"
 MOST = {
     "reading road": 4250,
     "library": 15330,
-    "tests": 11060,
+    "tests": 11080,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }

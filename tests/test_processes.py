@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from amif_lib.app import run_notebook
 from amif_lib.experiments.predictions import read_predictions
 from amif_lib.experiments.stored import load_run
 from amif_lib.training import loop
@@ -123,3 +124,13 @@ def test_losses_and_answers_of_whole_trainings_agree(runs):
     first, second = (run.predictions for run in runs[-1])
     assert first.question_id.tolist() == second.question_id.tolist() and first.question_id.is_unique
     np.testing.assert_allclose(np.stack(first.log_likelihoods), np.stack(second.log_likelihoods), atol=0.05)
+
+
+def test_a_stage_2_without_hard_negatives_is_shown_too(runs, folder, monkeypatch):
+    """Rows 4, 5 and 7 of Table 2: no pair is mined, so there is none to show."""
+    monkeypatch.setenv("AMIF_RESULTS", str(folder / "one"))
+    spec = tiny.run(objective={"weight_hard_negatives": 0.0}).trainings()[1]
+    (folder / "alone.json").write_text(spec.model_dump_json(), encoding="utf-8")
+    given = {"spec": str(folder / "alone.json")}
+    run_notebook.run(ROOT / "notebooks" / f"{NOTEBOOKS[1]}.ipynb", folder / "alone.ipynb", given)
+    assert "local" in load_run(spec).history and "hard_negatives" not in load_run(spec).history
