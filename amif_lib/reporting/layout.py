@@ -127,8 +127,8 @@ def accuracies(table: Table, splits: Sequence[str] = SPLITS) -> pd.DataFrame:
     cells = cells.assign(text=[_accuracy(cell) for cell in cells.itertuples()])
     labels = row_labels(table)
     wide = _by_set(cells, "text", [row for row in labels if row in set(cells["row"])])
-    trained = {line.row: str(len(line.runs) or "") for line in table.lines}
-    wide.insert(0, "trainings", [trained[row] for row in wide.index])
+    counts = {row: sorted({len(line.runs) for line in table.lines if line.row == row} - {0}) for row in wide.index}
+    wide.insert(0, "trainings", [" to ".join(dict.fromkeys(map(str, own[:1] + own[-1:]))) for own in counts.values()])
     wide.insert(0, "row", [labels[row] for row in wide.index])
     return wide.reset_index(drop=True)
 
