@@ -134,7 +134,7 @@ def scored(answers: Sequence[Answers], runs: Sequence[RunSpec] = ()) -> dict[str
 def average_name(lines: Sequence[Line]) -> str:
     """The name of the average in the column `dataset`: `avg` over the paper's four sets, else with their number."""
     sets = {real_name(line.dataset) for line in lines}
-    return "avg" if sets == set(PAPER_SETS) else f"avg ({len(sets)} of {len(PAPER_SETS)} sets)"
+    return "avg" if sets == set(PAPER_SETS) else f"avg ({len(sets)} sets)"
 
 
 def on_all_sets(lines: Sequence[Line]) -> dict[str, list[Line]]:
