@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -249,9 +250,13 @@ def test_contrasts_are_tested_over_replicates_and_images(monkeypatch, tmp_path):
     assert list(pd.read_csv(written["contrasts.csv"])) == contrasts.COLUMNS
     # Table 4's rows that are configurations of the contrasts have their replicates, the others one training
     write_table("table4", "demo", WRONG, Selection(SETS[:2], only=("1", "2", "4")))
-    cells = tables.collect("table4", "demo", Selection(SETS[:2])).cells
+    table = tables.collect("table4", "demo", Selection(SETS[:2]))
+    cells = table.cells
     counts = cells[cells["protocol"] == "paper"].groupby("row")["n_seeds"].max()
     assert counts[["3", "5", "6"]].tolist() == [5, 5, 5] and counts[["1", "2", "4"]].tolist() == [1, 1, 1]
+    first = next(line for line in table.lines if line.row == "3")  # of one question set it has one training
+    table.lines[table.lines.index(first)] = replace(first, runs=first.runs[:1])
+    assert layout.accuracies(table)["trainings"].tolist()[:6] == ["1", "1", "1 to 5", "1", "5", "5"]
 
 
 def test_of_a_set_with_cases_these_are_resampled_and_of_others_the_images(monkeypatch, tmp_path):

@@ -115,8 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amif_lib.app.run_notebook", description="Execute a notebook.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="where the executed copy goes")
-    several = {"nargs": 2, "action": "append", "default": []}
-    parser.add_argument("-p", dest="given", metavar=("KEY", "VALUE"), help="a declared parameter", **several)
+    value = {"dest": "given", "nargs": 2, "metavar": ("KEY", "VALUE"), "help": "a declared parameter"}
+    parser.add_argument("-p", action="append", default=[], **value)
     options = parser.parse_args(arguments)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel and its files are cleaned up
     try:
