@@ -71,7 +71,7 @@ def test_without_a_parent_a_fine_tuning_reads_the_studies_for_its_tokenizer_only
     assert "phantom_mimic_cxr" in identity.data_sets(alone)
     whole = alone.model_copy(update={"init": alone.init.model_copy(update={"tokenizer": "folder"})})
     assert identity.data_sets(whole) == identity.data_sets(tiny.run()) == ["phantom_vqa_rad"]
-    assert identity.data_sets(tiny.run().parent.parent) == ["phantom_mimic_cxr", "phantom_teacher", "phantom_vqa_rad"]
+    assert identity.data_sets(tiny.run().parent.parent) == ["phantom_mimic_cxr", "phantom_roco", "phantom_vqa_rad"]
 
 
 def test_every_declared_setting_exists():

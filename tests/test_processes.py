@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,31 +15,11 @@ from safetensors.torch import load_file
 from amif_lib.app import run_notebook
 from amif_lib.experiments.predictions import read_predictions
 from amif_lib.experiments.stored import load_run
-from amif_lib.training import loop
-from amif_lib.training.launch import TORCHRUN
+from amif_lib.training import launch, loop
 from tests import tiny
 from tests import two_process_worker as worker
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-VARIANTS = {
-    "two processes": (2, 0),
-    "four": (4, 0),
-    "one, three rows at a time": (1, 3),
-    "two, one row at a time": (2, 1),
-}
-
-
-def gradients(processes: int, out: Path, rows: int = 0) -> dict[str, torch.Tensor]:
-    launcher = [*TORCHRUN, "--nproc_per_node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "tests.two_process_worker", str(out), str(processes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "AMIF_MICRO_BATCH": str(rows or "")}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(out)
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +29,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    ways = {"one process": (1, 0), **VARIANTS}
-    return {
-        name: gradients(processes, folder / f"{name}.safetensors", rows) for name, (processes, rows) in ways.items()
-    }
+    command = [sys.executable, "-m", "tests.two_process_worker", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {way: load_file(folder / f"{way}.safetensors") for way in worker.WAYS}
 
 
-@pytest.mark.parametrize("way", VARIANTS)
+@pytest.mark.parametrize("way", list(worker.WAYS)[1:])
 @pytest.mark.parametrize("case", [*worker.OBJECTIVES, *worker.FINETUNINGS])
 def test_losses_gradients_and_negatives_are_those_of_one_process_with_the_whole_batch(case, way, found):
     one, two = (
@@ -89,31 +68,32 @@ def test_every_question_is_answered_once_and_as_by_one_process(way, found, folde
     np.testing.assert_allclose(first, second, atol=1e-4)
 
 
-# --- whole trainings: notebooks 03 to 05 with two processes, and the same runs in this process -----------------------
-
-
-NOTEBOOKS = ("03_stage1_global_alignment", "04_stage2_local_alignment_and_mining", "05_finetune_vqa")
+# --- whole trainings by two processes, one of them from a notebook, and the same runs in this process -----------------
 
 
 @pytest.fixture(scope="module")
 def runs(folder):
-    """(run in this process, run by a notebook's two processes) of every stage."""
+    """(run in this process, run by two processes) of every stage."""
     patch, found = pytest.MonkeyPatch(), []
-    for spec, notebook in zip(tiny.run(finetune={"epochs": 1}).trainings(), NOTEBOOKS, strict=True):
+    for spec in tiny.run(finetune={"epochs": 1}).trainings():
         patch.setenv("AMIF_RESULTS", str(folder / "one"))
         loop.fit(spec)
         own = load_run(spec)
-        file = folder / f"{spec.stage}.json"
-        file.write_text(spec.model_dump_json(), encoding="utf-8")
         patch.setenv("AMIF_RESULTS", str(folder / "two"))
-        arguments = [f"notebooks/{notebook}.ipynb", "--out", str(folder / notebook), "-p", "spec", str(file)]
-        command = [sys.executable, "-m", "amif_lib.app.run_notebook", *arguments]
-        environment = os.environ | {"AMIF_PROCESSES": "2", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        if spec.stage == "stage2":
+            patch.setenv("AMIF_PROCESSES", "2")
+            run_notebook_04(spec, folder / "two.ipynb")
+        else:
+            launch.train(spec, processes=2)
         found.append((own, load_run(spec)))
     patch.undo()
     return found
+
+
+def run_notebook_04(spec, out):
+    file = out.with_suffix(".json")
+    file.write_text(spec.model_dump_json(), encoding="utf-8")
+    run_notebook.run(ROOT / "notebooks" / "04_stage2_local_alignment_and_mining.ipynb", out, {"spec": str(file)})
 
 
 def test_losses_and_answers_of_whole_trainings_agree(runs):
@@ -130,7 +110,5 @@ def test_a_stage_2_without_hard_negatives_is_shown_too(runs, folder, monkeypatch
     """Rows 4, 5 and 7 of Table 2: no pair is mined, so there is none to show."""
     monkeypatch.setenv("AMIF_RESULTS", str(folder / "one"))
     spec = tiny.run(objective={"weight_hard_negatives": 0.0}).trainings()[1]
-    (folder / "alone.json").write_text(spec.model_dump_json(), encoding="utf-8")
-    given = {"spec": str(folder / "alone.json")}
-    run_notebook.run(ROOT / "notebooks" / f"{NOTEBOOKS[1]}.ipynb", folder / "alone.ipynb", given)
+    run_notebook_04(spec, folder / "alone.ipynb")
     assert "local" in load_run(spec).history and "hard_negatives" not in load_run(spec).history

@@ -161,7 +161,7 @@ def small(tmp_path_factory: pytest.TempPathFactory):
     """Small phantom sets, and a results folder of one's own."""
     folder, patch = tmp_path_factory.mktemp("transfer"), pytest.MonkeyPatch()
     shutil.copytree(paths.MANIFESTS, folder / "manifests")
-    for name, studies in (("phantom_transfer", 240), ("phantom_mimic_cxr", 48), ("phantom_teacher", 64)):
+    for name, studies in (("phantom_transfer", 240), ("phantom_mimic_cxr", 48)):
         path = folder / "manifests" / f"{name}.yaml"
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         content["generator"]["counts"] = {"studies": studies}

@@ -23,7 +23,7 @@ def run(**changes) -> RunSpec:
     """A fine-tuning with both pre-training stages, on few samples; `stage1=`, `stage2=`, `finetune=` change `train`."""
     train = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
     stages = {name: train | changes.pop(name, {}) for name in ("stage1", "stage2", "finetune")}
-    teacher = {"source": "trained", "data": ["phantom_teacher"], "epochs": 1}
+    teacher = {"source": "trained", "data": ["phantom_roco"], "epochs": 1}  # 160 studies
     teacher |= {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1}
     data = {"pretrain": ["phantom_mimic_cxr"], "questions": "phantom_vqa_rad"}
     data |= {"tokenizer_questions": ["phantom_vqa_rad"]}

@@ -1,12 +1,14 @@
-"""Not a test: started once per process, for the gradients of a global batch in every training."""
+"""Not a test: gradients of a global batch in every training, and answers, by each of several numbers of processes."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +25,13 @@ from amif_lib.training.batches import share
 from amif_lib.training.gradient_cache import GradientCache
 from tests import tiny, tiny_arl, tiny_mlip
 
+WAYS = {  # processes, and the rows that each computes at a time (0: all)
+    "one process": (1, 0),
+    "two processes": (2, 0),
+    "four": (4, 0),
+    "one, three rows at a time": (1, 3),
+    "two, one row at a time": (2, 1),
+}
 SAMPLES = 8
 QUESTIONS = 11
 FINETUNINGS = ("finetune", "finetune without gate")
@@ -118,10 +127,13 @@ def evaluation(folder: Path) -> None:
     predict.predict(model, asked, run, folder, batch_size=2)
 
 
-def main(out: Path, processes: int) -> None:
+def process(number: int, processes: int, rows: int, out: Path) -> None:
+    """One of the processes of one way."""
     torch.set_num_threads(1)
+    os.environ["AMIF_MICRO_BATCH"] = str(rows or "")
     if processes > 1:
-        dist.init_process_group("gloo")
+        store = out.with_suffix(".store").as_uri()
+        dist.init_process_group("gloo", init_method=store, rank=number, world_size=processes)
     tensors = {name: value for case in (*FINETUNINGS, *OBJECTIVES) for name, value in gradients(case).items()}
     # each process would choose otherwise; all must take the first one's choice
     tensors["agreed"] = torch.tensor(gather_objects(agreed(rank() == 0)))
@@ -132,5 +144,12 @@ def main(out: Path, processes: int) -> None:
         dist.destroy_process_group()
 
 
+def main(folder: Path) -> None:
+    how = "fork" if sys.platform == "linux" else "spawn"  # forked processes need not import torch again
+    for way, (processes, rows) in WAYS.items():
+        given = (processes, rows, folder / f"{way}.safetensors")
+        torch.multiprocessing.start_processes(process, given, processes, start_method=how)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))
