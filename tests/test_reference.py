@@ -68,12 +68,15 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_what_the_manifest_allows_is_copied(clone, monkeypatch, allowed):
     monkeypatch.setattr(manifests, "may_show", lambda name, kind: allowed)
     monkeypatch.setattr(manifests, "notice", lambda names: "" if allowed else "not to be passed on")
-    run = experiments.rows("table1", "demo")[0].runs[0]
+    heads = experiments.rows("table1", "demo")[0].runs
+    run = heads[0]
     (run.directory / "model").mkdir()
     (run.directory / "model" / "model.safetensors").write_bytes(b"weights")
     target = reference.store("demo")
     assert (target / "tables" / "table4.csv").is_file() and bool(list(target.rglob("predictions.parquet"))) is allowed
     assert [path.parent.parent.name for path in target.rglob("*.safetensors")] == [run.run_id] * allowed
+    without_the_image = {path.parent.name for path in target.glob("runs/*/blank_test")}  # shown of the full model alone
+    assert without_the_image == ({head.run_id for head in heads} if allowed else set())
 
 
 def executed(path: Path, *outputs: dict) -> Path:

@@ -47,7 +47,9 @@ def store(scale: str) -> Path:
     """
     paths.refuse_reference("reference")
     source, target, names = paths.scale_dir(scale), paths.reference(scale), planned_tables(scale)
-    runs = report.all_runs([tables.collect(name, scale) for name in names])
+    collected = [tables.collect(name, scale) for name in names]
+    runs, lines = report.all_runs(collected), [line for table in collected for line in table.lines]
+    without = {run.run_id for line in lines if not line.entry for run in line.runs}  # shown without the right image
     rows = Selection.planned(names[0], scale).headlines("table1", scale)
     heads = [run for row in rows for run in row.runs if run.seed == 0 and stored.is_finished(run)]
     shown = {run.run_id for head in heads for run in head.trainings()}
@@ -56,7 +58,7 @@ def store(scale: str) -> Path:
     for file in (file for pattern in COPIED for file in sorted(source.glob(pattern))):
         _copy(file, part / file.parent.name / file.name)
     for run in runs:
-        _copy_run(run, part / "runs" / run.run_id, run.run_id in shown)
+        _copy_run(run, part / "runs" / run.run_id, run.run_id in shown, run.run_id in without)
         for notebook in run.directory.glob("*.ipynb") if run.run_id in shown else ():
             if not (part / "notebooks" / notebook.name).is_file():  # of a fine-tuning, that of the first question set
                 _copy(notebook, part / "notebooks" / notebook.name)
@@ -70,12 +72,12 @@ def store(scale: str) -> Path:
     return target
 
 
-def _copy_run(run: Run, folder: Path, shown: bool) -> None:
+def _copy_run(run: Run, folder: Path, shown: bool, without: bool) -> None:
     for name in ("spec.json", "metrics.json", "provenance.json", *(["metrics.jsonl"] if shown else [])):
         if (run.directory / name).is_file():
             _copy(run.directory / name, folder / name)
     if run.spec.stage == "finetune" and manifests.may_show(run.spec.data.questions, "texts"):
-        for part in (Path(), Path(stored.BLANK_TEST), Path(stored.SHUFFLED_TEST)):
+        for part in map(Path, ("", stored.BLANK_TEST, stored.SHUFFLED_TEST) if without else ("",)):
             if (run.directory / part / PREDICTIONS).is_file():
                 frame, candidates = read_predictions(run.directory / part)
                 frame = smaller(frame, candidates, MARGIN if shown and part == Path() else 0)
