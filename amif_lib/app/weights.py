@@ -1,0 +1,39 @@
+"""`make data`: fetch the pre-trained weights and tokenizers that a scale's runs load, so that they train offline."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from amif_lib.app import doctor
+from amif_lib.core.errors import InputError
+
+
+def fetch(scale: str, dry_run: bool) -> int:
+    """Fetch into the cache HF_HOME what is not there yet, and print a line for each; exit status 1 if one failed."""
+    failed, sources = 0, doctor.weights(scale)
+    if sources and not dry_run and importlib.util.find_spec("torch") is None:
+        raise InputError(f"weights of SCALE={scale} are fetched with torch, which is not installed; run `make env`")
+    for source in sources:
+        said = f"weights {source}"
+        try:
+            if source.startswith("file:"):
+                said += ": read from DATA_ROOT, not fetched (see amif_lib/data/vectors.py)"
+            elif not dry_run:
+                _fetch(source)
+                said += ": here"
+            print(said, flush=True)
+        except InputError as error:
+            failed = 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    return failed
+
+
+def _fetch(source: str) -> None:
+    from amif_lib.networks import pretrained
+
+    if source.startswith(pretrained.OPEN_CLIP):  # which of its files are elsewhere is known when it is loaded
+        pretrained.load_open_clip(source.removeprefix(pretrained.OPEN_CLIP))
+    elif not Path(source).expanduser().is_file():  # else a .pth file
+        pretrained.find(source)
