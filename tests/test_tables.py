@@ -197,7 +197,7 @@ def test_lambda_sweep_is_compared_with_its_middle_and_has_no_paper_column(monkey
     whole = tables.collect("lambda_sweep", "demo")
     assert whole.cells["paper"].isna().all() and "What the paper prints" not in layout.markdown(whole)
     found = whole.tests[~whole.tests["against"].map(table_rows.is_baseline)]
-    assert set(found["against"]) == {"0.01"} and "0.01" not in set(found["row"]) and found["row"].nunique() == 7
+    assert set(found["against"]) == {"0.01"} and "0.01" not in set(found["row"]) and found["row"].nunique() == 3
 
 
 def test_written_files_are_the_same_each_time_and_an_edited_one_is_made_anew(demo):
