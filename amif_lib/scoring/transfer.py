@@ -171,8 +171,10 @@ def segment(patches: np.ndarray, data: Labelled, taught: np.ndarray, val: np.nda
 
 def enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     """Maps over patches (..., s, s) at an image's size, bilinear: (..., H, W)."""
-    size = [1.0] * (maps.ndim - 2) + [height / maps.shape[-2], width / maps.shape[-1]]
-    return zoom(maps, size, order=1, mode="nearest", grid_mode=True)
+    sizes = zip(maps.shape[-2:], (height, width), strict=True)
+    # What one patch row (column) gives to each pixel row: two small products take far less time than `zoom` of all.
+    down, across = (zoom(np.eye(s), [n / s, 1], order=1, mode="nearest", grid_mode=True) for s, n in sizes)
+    return down.astype(maps.dtype) @ maps @ across.T.astype(maps.dtype)  # (H, s) (..., s, s) (s, W) -> (..., H, W)
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
