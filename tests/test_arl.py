@@ -169,18 +169,19 @@ def test_an_entity_reaches_the_tokens_that_name_it_first(module):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_thirty_steps_overfit_each_objective(task):
+def test_each_objective_overfits_a_batch(task):
     module = tiny_arl.pretraining(**{f"weight_{name}": float(name == task) for name in TASKS})
     assert set(module.weights) == {task}
-    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3)
+    steps, rate = (100, 5e-3) if task == "mim" else (30, 2e-3)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=rate)
     losses = []
-    for _ in range(30):
+    for _ in range(steps):
         loss = module(tiny_arl.batch())[task]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[-1] < {"mlm": 0.6, "mim": 0.97, "itm": 0.3, "align": 0.6}[task] * losses[0], losses
+    assert losses[-1] < {"mlm": 0.6, "mim": 0.75, "itm": 0.3, "align": 0.6}[task] * losses[0], losses
 
 
 @pytest.mark.parametrize("task", TASKS)

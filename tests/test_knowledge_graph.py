@@ -199,13 +199,22 @@ def loop_attention(layer, x, edges):
     return result.flatten(1) + layer.bias
 
 
-def test_graph_attention_is_that_of_a_loop_and_of_torch_geometric():
+@pytest.fixture
+def attention():
     torch.manual_seed(0)
     layer, x = entities.GraphAttention(6, 3, 2), 3 * torch.randn(5, 6)
     layer.bias.data.normal_()
-    edges = entities.EntityEncoder(5, torch.tensor([[0, 0, 1], [2, 1, 1], [3, 0, 0]]), 8).edges
+    return layer, x, entities.EntityEncoder(5, torch.tensor([[0, 0, 1], [2, 1, 1], [3, 0, 0]]), 8).edges
+
+
+def test_graph_attention_is_that_of_a_loop(attention):
+    layer, x, edges = attention
     assert edges.shape[1] == 5 + 2 * 3
     torch.testing.assert_close(layer(x, edges), loop_attention(layer, x, edges), atol=1e-6, rtol=1e-5)
+
+
+def test_graph_attention_is_that_of_torch_geometric(attention):
+    layer, x, edges = attention
     geometric = pytest.importorskip("torch_geometric.nn")
     theirs = geometric.GATConv(6, 3, heads=2)
     ours = {"att_src": layer.source[None], "att_dst": layer.target[None]}

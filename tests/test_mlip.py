@@ -239,11 +239,12 @@ def overfit(module, name: str, rate: float, steps: int = 30) -> list[float]:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_thirty_steps_overfit_each_objective(name):
+def test_each_objective_overfits_a_batch(name):
     module = only(name)
     assert set(module.weights) == {name}
-    losses = overfit(module, name, 5e-4 if name == "category" else 2e-3)  # its targets move with the prototypes
-    assert losses[-1] < {"global": 0.1, "local": 0.75, "category": 0.6, "itm": 0.1, "swap": 0.1}[name] * losses[0]
+    rate = 5e-4 if name == "category" else 2e-3  # its targets move with the prototypes; .65 is what all alike gives
+    losses = overfit(module, name, rate, 100 if name == "local" else 30)
+    assert losses[-1] < {"global": 0.1, "local": 0.6, "category": 0.6, "itm": 0.1, "swap": 0.1}[name] * losses[0]
 
 
 def test_every_parameter_is_reached_and_a_switched_off_term_reads_one_view():

@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
+from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
 from amif_lib.reporting import contrasts, show, table_figures, table_rows, tables
 from amif_lib.reporting.table_rows import Selection
@@ -103,6 +105,19 @@ def test_what_arl_and_mlip_print_is_that_of_the_papers_and_doubtful_numbers_are_
         ("Table 3", "COVIDx"): [34.8, 75.3, 86.3, 92.5],
     }.items():
         assert one.loc[[key], "value"].tolist() == values
+    probed = mlip.query("source == 'Table 3' and metric == 'AUROC' and labels != 'zero-shot'").set_index("row")["value"]
+    gains = probed["mlip_vit_b_16"].to_numpy() - probed["mgca_vit_b_16"].to_numpy()
+    assert gains.round(1).min() == 0.0 and gains.round(1).max() == 0.3  # notebook 18 says so
+
+
+def test_numbers_in_the_prose_of_methods_are_those_of_settings_and_manifests():
+    for scale in ("demo", "small", "base", "paper"):
+        settings = experiments.scale_settings(scale)
+        both = settings["stage1"]["epochs"] + settings["stage2"]["epochs"]
+        assert {method["pretrain"]["epochs"] for method in settings["methods"].values()} == {both}
+    sets = [*experiments.scale_settings("demo")["data"]["pretrain"], "phantom_transfer"]
+    *studies, labelled = [sum(split["studies"] for split in manifests.load(name).splits) for name in sets]
+    assert round(sum(studies), -2) == 2500 and labelled == 2000
 
 
 def test_whose_runs_are_read(runs, monkeypatch, tmp_path):

@@ -253,6 +253,15 @@ def test_the_start_without_pre_training_is_always_among_the_rows():
     assert next(iter(transfer.pretrainings("demo"))) == "no pre-training"
 
 
+def test_ablations_are_mlip_with_one_weight_of_zero_each():
+    found = transfer.pretrainings("demo", ("mlip",), ablations=True)
+    (whole,), ablated = found["MLIP"], {loss: found[f"MLIP without {loss}"] for loss in transfer.LOSSES}
+    assert len({whole.run_id, *(runs[0].run_id for runs in ablated.values())}) == 1 + len(transfer.LOSSES)
+    for loss, (run,) in ablated.items():
+        assert run.objective == whole.objective.model_copy(update={f"weight_{loss}": 0.0}) and run.stage == "pretrain"
+        assert run.model_copy(update={"objective": whole.objective}).run_id == whole.run_id
+
+
 def test_arl_without_its_alignment_has_no_zero_shot_scores(runs, data, monkeypatch):
     run = stored.load_run(runs["arl"])
     objective = run.spec.objective.model_copy(update={"weight_align": 0.0})
@@ -281,6 +290,10 @@ def test_segmentation_finds_planted_regions(runs, data):
     found, examples = scores.score(tokens, None, data, seed=0)
     dice = found.query("task == 'segmentation' and label == '' and share == 1").set_index("metric")["value"]
     assert dice["Dice"] > 0.85 and dice["Dice, positives"] > 0.6
+    nothing = found[found["metric"] == "Dice, nothing predicted"].set_index("label")["value"]
+    assert nothing[""] == pytest.approx((1 - data.labels[data.images["split"] == "test"]).mean().mean())
+    none = found.query("metric == 'Dice' and share == 0.01 and learned == 0 and label != ''").set_index("label")
+    assert len(none) and none["value"].equals(nothing[none.index])  # what is not learned is predicted nowhere
     overlap = scores.dice(examples["predicted"], examples["mask"])
     assert len(overlap) == len(data.kinds) and examples["mask"].any((1, 2)).all() and overlap.mean() > 0.5
 
@@ -315,6 +328,7 @@ def test_notebook_on_tiny_runs_and_again_from_what_it_stored(runs, data, monkeyp
     assert list(dict.fromkeys(table["row"])) == ["no_pretraining", "full", "arl", "mlip"]
     assert set(table["task"]) == {"linear probe", "segmentation", "zero-shot"} and len(names["written"]) > 4
     said = capsys.readouterr().out
+    assert f"predicting nothing at all has {names['nothing']:.2f}" in said and 0.5 < names["nothing"] < 1
     assert "Teaching run" in said and "full, finding: " in said and "better by at least 0.10" in said
     reference = paths.scale_dir("demo").parent / "kept"
     shutil.copytree(paths.scale_dir("demo"), reference / "demo")

@@ -31,7 +31,7 @@ from amif_lib.reporting.table_rows import Selection, planned_tables
 CHECKPOINT = 8_000_000  # bytes of the full model's weights, all stages and the teacher together
 NOTEBOOK = 250_000  # bytes; a larger notebook is left out
 # Colours and size of the pictures in an executed notebook; the first that makes it small enough is used.
-LOOKS = ((256, 1.0), (128, 1.0), (64, 1.0), (32, 1.0), (32, 0.5))
+LOOKS = ((256, 1.0), (128, 1.0), (64, 1.0), (64, 0.5), (32, 0.5))  # 32 colours only where no 64 fit
 PICTURE = "picture:"  # with a file name, the tag of a cell whose picture README shows
 COPIED = [f"{folder}/*{ending}" for folder in ("tables", "figures") for ending in (".csv", ".md", ".tex", ".txt")]
 COPIED += ["tables/*.npz", "figures/*.png", "baselines/*.parquet", "benchmarks/*.csv", "notebooks/*.ipynb"]

@@ -31,8 +31,9 @@ def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed
 
     There is a line for each label, and for each kind the mean over its labels (`label` is empty): task, share of the
     labels, metric, kind, value with a 95% interval over test studies, and `draws`: the value, then that of each
-    bootstrap draw. `learned` counts the labels of which the training images show both classes; the others have an AUROC
-    of .5 and empty masks. `seed` decides which studies a share has. The second result has for each label the row of the
+    bootstrap draw. Dice is over the images that show the label (`positives`), over all, and over all if nothing is
+    predicted. `learned` counts the labels of which the training images show both classes; the others have an AUROC of
+    .5 and empty masks. `seed` decides which studies a share has. The second result has for each label the row of the
     first test image that shows it (if none does, of the first), its mask and the predicted one; it is empty if no
     regions are known.
     """
@@ -63,24 +64,31 @@ def score(tokens: np.ndarray, zero_shot: np.ndarray | None, data: Labelled, seed
             asked = weights * known[:, own].all(1)  # (1 + D, m)
             add(((asked @ right) / asked.sum(1))[:, None], learned, pd.Series({"": kind}), metric="accuracy", **about)
 
+    def average(values: np.ndarray, learned: np.ndarray, metric: str, share: float) -> None:
+        """Means over images of values (m, F), without those that are NaN."""
+        counted = weights @ ~np.isnan(values)  # (1 + D, F)
+        counted[counted == 0] = np.nan
+        values = weights @ np.nan_to_num(values) / counted  # (1 + D, F)
+        add(values, learned, task="segmentation", share=share, metric=metric)
+
     if zero_shot is not None:
         rank(zero_shot[test], np.full(len(data.kinds), np.nan), task="zero-shot", share=0.0)
+    shown = np.stack(list(data.masks(test))) if data.has_regions else None  # (m, F, H, W)
     for share in SHARES:
         taught = train[subset(groups[train], share, seed)]
         predict = probe(tokens[taught, 0], labels[taught], tokens[val, 0], labels[val])
         learned = both_classes(labels[taught])  # (F,)
         rank(predict(tokens[test, 0]), learned, task="linear probe", share=share)
-        if data.has_regions:
+        if shown is not None:
             predicted = segment(tokens[:, 1:], data, taught, val, test)  # (m, F, H, W)
-            shown = np.stack(list(data.masks(test)))  # (m, F, H, W)
             overlap = np.where(np.isnan(truth), np.nan, dice(predicted, shown))  # (m, F)
-            for metric, values in {"Dice": overlap, "Dice, positives": np.where(truth == 1, overlap, np.nan)}.items():
-                counted = weights @ ~np.isnan(values)  # (1 + D, F)
-                counted[counted == 0] = np.nan
-                values = weights @ np.nan_to_num(values) / counted  # (1 + D, F)
-                add(values, learned, task="segmentation", share=share, metric=metric)
+            average(np.where(truth == 1, overlap, np.nan), learned, "Dice, positives", share)
+            average(overlap, learned, "Dice", share)
             first, every = (truth == 1).argmax(0), np.arange(len(data.kinds))  # (F,)
             examples = {"row": test[first], "mask": shown[first, every], "predicted": predicted[first, every]}
+    if shown is not None:
+        empty = np.where(np.isnan(truth), np.nan, dice(np.zeros_like(shown), shown))  # (m, F)
+        average(empty, np.full(len(data.kinds), np.nan), "Dice, nothing predicted", 0.0)
     return pd.DataFrame(out), examples
 
 
