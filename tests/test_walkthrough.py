@@ -40,7 +40,8 @@ def checked(part: str, number: int, lines: str | None) -> str:
     names |= {each.__name__: each for each in (soft, labels, kl, shares, ce, mix)}
     exercise = ast.parse(cells(part, tag="exercise")[number - 1]).body[0]
     asked, arguments = exercise.name, ast.unparse(exercise.args)
-    names[asked] = solutions(part)[asked] if lines is None else eval(f"lambda {arguments}: {lines}", names)
+    names["solution"] = solutions(part)[asked]
+    names[asked] = names["solution"] if lines is None else eval(f"lambda {arguments}: {lines}", names)
     exec(cells(part, tag="check")[number - 1], names)
     return names[f"check_{number}"](names[asked])
 
@@ -69,36 +70,73 @@ def mix(gate, a, b):
     return gate * a + (1 - gate) * b
 
 
-WRONG = [  # the part, the exercise, what a student may answer
-    ("02a", 1, "kl(labels(teacher), soft(student))"),
-    ("02a", 1, "kl(labels(teacher), soft(student)) + kl(labels(teacher.T), soft(student.T))"),
-    ("02a", 1, "(kl(labels(teacher), soft(student)) + kl(labels(teacher).T, soft(student.T))) / 2"),
-    ("02a", 1, "(kl(soft(student), labels(teacher)) + kl(soft(student.T), labels(teacher.T))) / 2"),
-    ("02a", 2, "q + weight"),
-    ("02a", 2, "q / (1 + weight)"),
-    ("02a", 3, "weight"),
-    ("02a", 3, "math.log(1 + weight)"),
-    ("02b", 1, "torch.full(real.shape, 1 / real.shape[1])"),
-    ("02b", 1, "real / real.sum()"),
-    ("02b", 2, "shares(h ** (1 / temperature))"),
-    ("02b", 2, "shares(h ** (1 / temperature)).masked_fill(excluded, 0)"),
-    ("02b", 2, "shares(h.masked_fill(excluded, 0) ** temperature)"),
-    ("02b", 3, "ce(right, 1) + ce(negative, 0)"),
-    ("02b", 3, "(ce(right, 0) + ce(negative, 1)) / 2"),
-    ("02c", 1, "mix(projection(fused).sigmoid(), fused, joint)"),
-    ("02c", 1, "mix(projection(fused).mean(-1, keepdim=True).sigmoid(), joint, fused)"),
-    ("02c", 2, "sorted(answers, key=lambda a: (-answers.count(a), a))[:limit]"),
-    ("02c", 2, "[a for a, _ in Counter(answers).most_common(limit)]"),
-    ("02c", 3, "logits.log_softmax(-1)[range(4), tokens].sum()"),
-    ("02c", 3, "logits[range(3), tokens[1:]].sum()"),
+WRONG = [  # the part, the exercise, what a student may answer, and a part of the hint
+    ("02a", 1, "kl(labels(teacher), soft(student))", "only images to reports"),
+    ("02a", 1, "kl(labels(teacher.T), soft(student.T))", "only reports to images"),
+    ("02a", 1, "kl(labels(teacher), soft(student)) + kl(labels(teacher.T), soft(student.T))", "mean of both"),
+    ("02a", 1, "(kl(labels(teacher), soft(student)) + kl(labels(teacher).T, soft(student.T))) / 2", "transpose"),
+    ("02a", 1, "(kl(soft(student), labels(teacher)) + kl(soft(student.T), labels(teacher.T))) / 2", "not KL(P || H)"),
+    ("02a", 1, "solution(student, teacher, tau, weight) / 5", "sum over j"),
+    (
+        "02a",
+        1,
+        "(F.cross_entropy(student / tau, labels(teacher)) + F.cross_entropy(student.T / tau, labels(teacher.T))) / 2",
+        "log H",
+    ),
+    (
+        "02a",
+        1,
+        "(kl(shares(labels(teacher)), soft(student)) + kl(shares(labels(teacher.T)), soft(student.T))) / 2",
+        "1 + ",
+    ),
+    ("02a", 1, "solution(student, teacher, 0.5, weight)", "arguments"),
+    ("02a", 1, "solution(student, teacher, tau, 0.1)", "arguments"),
+    ("02a", 2, "q + weight", "exceed one"),
+    ("02a", 2, "q / (1 + weight)", "huge lambda"),
+    ("02a", 3, "weight", "P = H"),
+    ("02a", 3, "math.log(1 + weight)", "P = H"),
+    ("02b", 1, "torch.full(real.shape, 1 / real.shape[1])", "padding"),
+    ("02b", 1, "real / real.sum()", "sum to one"),
+    ("02b", 2, "shares(h ** (1 / temperature))", "excluded"),
+    ("02b", 2, "shares(h ** (1 / temperature)).masked_fill(excluded, 0)", "after the exclusion"),
+    ("02b", 2, "shares(h.masked_fill(excluded, 0) ** temperature)", "1/T"),
+    ("02b", 3, "ce(right, 1) + ce(negative, 0)", "swapped"),
+    ("02b", 3, "(ce(right, 0) + ce(negative, 1)) / 2", "sums over pairs"),
+    ("02b", 3, "float(ce(negative, 1))", "right pairs are missing"),
+    ("02c", 1, "mix(projection(fused).sigmoid(), fused, joint)", "one value per token"),
+    ("02c", 1, "mix(projection(fused).mean(-1, keepdim=True).sigmoid(), joint, fused)", "swapped"),
+    ("02c", 1, "mix(projection(fused.mean(-1, keepdim=True)).sigmoid(), fused, joint)", "project first"),
+    (
+        "02c",
+        1,
+        "mix(projection(fused.mean(-1, True).expand_as(fused)).mean(-1, True).sigmoid(), fused, joint)",
+        "first",
+    ),
+    ("02c", 1, "mix(projection(fused).mean(1, keepdim=True).sigmoid(), fused, joint)", "one value per token"),
+    ("02c", 2, "sorted(answers, key=lambda a: (-answers.count(a), a))[:limit]", "once"),
+    ("02c", 2, "[a for a, _ in Counter(answers).most_common(limit)]", "alphabet"),
+    ("02c", 3, "logits.log_softmax(-1)[range(4), tokens].sum()", "shift"),
+    ("02c", 3, "logits[range(3), tokens[1:]].sum()", "log_softmax"),
+]
+RIGHT = [  # other right answers
+    ("02a", 1, "float(solution(student, teacher, tau, weight))"),
+    ("02a", 2, "1 - (1 - q) / (1 + weight)"),
+    ("02b", 1, "solution(real).double()"),
+    ("02b", 3, "float(solution(right, negative))"),
+    ("02c", 3, "float(solution(logits, tokens))"),
 ]
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_common_wrong_answer_is_told_so(wrong: tuple[str, int, str]) -> None:
+def test_a_common_wrong_answer_gets_its_own_hint(wrong: tuple[str, int, str, str]) -> None:
     with pytest.raises(AssertionError) as told:
-        checked(*wrong)
-    assert str(told.value).strip(), "a hint"
+        checked(*wrong[:3])
+    assert wrong[3] in str(told.value)
+
+
+@pytest.mark.parametrize("right", RIGHT)
+def test_a_right_answer_of_another_form_is_right(right: tuple[str, int, str]) -> None:
+    assert checked(*right) == f"exercise {right[1]}: right"
 
 
 @pytest.mark.parametrize(("part", "number"), [(part, n) for part in PARTS for n in (1, 2, 3)])
