@@ -15,8 +15,8 @@ LIBRARY = ROOT / "amif_lib"
 # something, and up only for a repair, with the reason in its message.
 MOST = {
     "reading road": 4250,
-    "library": 15390,
-    "tests": 11186,
+    "library": 15402,
+    "tests": 11216,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }

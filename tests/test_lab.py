@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from amif_lib.app import lab, run_notebook
@@ -69,6 +70,18 @@ def test_the_map_names_every_notebook_and_the_minutes_of_executed_ones() -> None
     assert len(rows) == len(list(paths.NOTEBOOKS.glob("*.ipynb"))) - 1 <= 25, "all but the template"
     row = next(row for row in rows if "03_stage1_global_alignment.ipynb" in row)
     assert "Stage 1" in row and float(row.split("|")[3]) > 0
+
+
+def test_the_committed_copy_of_start_here_shows_the_minutes_of_the_others() -> None:
+    copy = (paths.reference("demo") / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8")
+    for row in lab.notebook_map().splitlines():
+        assert row in copy or "[00_start_here]" in row, "older than the others: python -m amif_lib reference 00"
+
+
+def test_start_here_says_of_the_plans_what_their_scores_say() -> None:
+    scores = pd.read_csv(paths.reference("demo") / "figures" / "map_scores.csv").query("map == 'transport_plan'")
+    low = scores.set_index(["stage", "label"]).low
+    assert low["stage2", "full model"].min() > 0 >= low["finetune"].max(), "of no fine-tuned row"
 
 
 def test_what_the_readme_shows_and_links_is_there() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import images, manifests
+from amif_lib.data import images, manifests, regions
 from amif_lib.data.readers import mimic_cxr, vqa_rad
 from amif_lib.data.records import Study
 from amif_lib.experiments.rows import load_spec
@@ -111,6 +111,17 @@ def name_of(drawn: Drawn, study: Study) -> str:
     return f"{part}: {', '.join(sorted(found)) or 'normal'}"
 
 
+def naming(drawn: Drawn) -> list[tuple[Any, str, str, str]]:
+    """The records whose text names a finding that its image shows: record, image id, finding, and its name there."""
+    return [
+        (record, image.image_id, label, word)
+        for record in drawn.records
+        for image in record.images
+        for label in drawn.findings[image.image_id]
+        if (word := regions.naming_word(record.text if isinstance(record, Study) else record.question, label))
+    ]
+
+
 def batch_of(drawn: Drawn, stage: Run, teach: teacher_models.Teacher) -> PretrainingBatch:
     """The drawn studies as one batch, as training makes it: augmented views, tokens, the teacher's vectors."""
     ids, studies = list(drawn.pictures), drawn.records
@@ -134,12 +145,13 @@ def grey(view: torch.Tensor) -> np.ndarray:
 
 
 def matrix(axis: Axes, values: torch.Tensor, rows: Sequence[np.ndarray], columns: Sequence[str], **look: Any) -> Any:
-    """A heat map with the picture of each row on the left and the name of each column below."""
+    """A heat map with the number and picture of each row on the left and the name of each column below."""
     drawn = axis.imshow(values, **({"cmap": "magma", "vmin": 0} | look))
     for place, picture in enumerate(rows):
         corner = axis.inset_axes((-1.7, place - 0.48, 0.96, 0.96), transform=axis.transData)
         corner.imshow(picture, cmap="gray", vmin=0, vmax=1)
         corner.set(xticks=[], yticks=[])
+        corner.set_ylabel(place, rotation=0, ha="right", va="center", fontsize="x-small")
         corner.spines[:].set_visible(False)
     axis.set(yticks=[], xlim=(-0.5, values.shape[1] - 0.5))
     axis.set_xticks(range(values.shape[1]), columns, rotation=90, fontsize="x-small")
