@@ -12,7 +12,7 @@ from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.networks.sizes import ModelSpec
 
 SIDE_BY_SIDE = {"demo": 2, "small": 2, "base": 1, "paper": 1}  # trainings at a time (`reproduce.shares`)
-START = 15.0  # seconds that a job spends before its first step
+START = 30.0  # seconds of a job beside its training: start, figures, and at demo scale steps by hand (measured there)
 IMAGE_BYTES = 0.45  # of a stored image, per squared pixel of its short side (measured on VQA-RAD and MedPix-2.0)
 
 
@@ -37,14 +37,13 @@ def studies(name: str) -> int:
 
 
 def measured(folder: Path, scale: str) -> dict[str, float]:
-    """Mean seconds per sample, by stage, of the finished runs of a scale in a folder; {} if there are none."""
+    """Mean seconds per sample, evaluation included, by stage, of a scale's finished runs in a folder; {} for none."""
     seconds, count = Counter(), Counter()
     for path in folder.glob("*/spec.json"):
-        run, metrics = files.read_yaml(path), path.with_name("metrics.json")
-        if run.get("scale") == scale and metrics.is_file():  # a teacher's folder names no scale
-            took = files.read_yaml(metrics)
-            seconds[run["stage"]] += took["train_time_s"]
-            count[run["stage"]] += took["samples"]
+        run, provenance = files.read_yaml(path), path.with_name("provenance.json")
+        if run.get("scale") == scale and provenance.is_file():  # a teacher's folder has neither, so none is counted
+            seconds[run["stage"]] += files.read_yaml(provenance)["wall_time_s"]
+            count[run["stage"]] += files.read_yaml(path.with_name("metrics.json"))["samples"]
     return {stage: seconds[stage] / count[stage] for stage in count}
 
 
