@@ -303,6 +303,13 @@ def test_awkward_reports(kind: str) -> None:
     assert mimic_cxr.sections(report) == mimic_cxr.sections(report.replace("\n", "\r\n")) == expected
 
 
+def test_a_long_list_of_organs_is_cleaned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned, clean = [], mimic_cxr.one_line
+    monkeypatch.setattr(mimic_cxr, "one_line", lambda text: cleaned.append(text) or clean(text))
+    assert mimic_cxr.sections("FINDINGS: a\n" + "AB: c\n" * 500) == {"findings": "a" + " AB: c" * 500}
+    assert sum(map(len, cleaned)) < 10_000  # characters; the report has 3,012
+
+
 def write_mimic(root: Path, lines: list[tuple[str, ...]], reports: dict[str, bytes]) -> Path:
     """`lines`: dicom, subject, study, ViewPosition, view code, split."""
     images, texts = root / MIMIC_LAYOUT["images"], root / MIMIC_LAYOUT["reports"]

@@ -3,8 +3,7 @@
     <images>/mimic-cxr-2.0.0-metadata.csv.gz, mimic-cxr-2.0.0-split.csv.gz, files/pXX/pSUBJECT/sSTUDY/DICOM.jpg
     <reports>/files/pXX/pSUBJECT/sSTUDY.txt
 
-The phantom writes this layout as well, so the same code reads the demo data and the real set. Written from the official
-documentation of release 2.1.0; the credentialed files themselves were not available.
+Written from the documentation of release 2.1.0 without the credentialed files; the phantom writes this layout as well.
 """
 
 from __future__ import annotations
@@ -68,21 +67,22 @@ def _sections(part: str) -> dict[str, str]:
     first, *ends = [match.start() for match in headers] + [len(part)]
     loose = [part[:first]]  # paragraphs without a header
     unnamed: list[str] = []  # text under unknown headers
-    out: dict[str, str] = {}
+    found: dict[str, list[str]] = {}  # pieces of findings and impression, joined and cleaned once, at the end
     current = ""
     for match, end in zip(headers, ends, strict=True):
         name, text = _name(match), part[match.end() : end]
         if name in SECTIONS:
             current = SECTIONS[name]
             if _clean(text):
-                out[current] = _clean(text)
+                found[current] = [text]
         elif OTHER.search(name):
             current = ""
             loose += text.strip().split("\n\n")[1:]
         elif current:
-            out[current] = _clean(f"{out.get(current, '')} {match[0]}{text}")
+            found.setdefault(current, []).append(match[0] + text)
         else:
             unnamed.append(text)
+    out = {section: _clean(" ".join(pieces)) for section, pieces in found.items()}
     if "findings" not in out and (text := _clean(" ".join(unnamed))):
         out["findings"] = text
     if not out and (text := _clean(" ".join(loose))):
