@@ -12,12 +12,13 @@ from markupsafe import Markup
 
 from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored
 from amif_lib.reporting import contrasts, tables
 from amif_lib.reporting.table_rows import PAPER_SETS, SCALE_NOTES, dataset_name, real_name
 from amif_lib.reporting.tables import SPLITS, Table
 from amif_lib.scoring import protocols
 
-Part = tuple[str, pd.DataFrame, list[str]]  # heading, frame of texts, paragraphs below it
+TableSection = tuple[str, pd.DataFrame, list[str]]  # heading, frame of texts, paragraphs below it
 WITHOUT_ITS_IMAGE = {"question_only": "trained on blank images", "shuffled_at_test": "shown another case's image"}
 READING = "mean ± standard deviation over trainings [95% interval over images/cases], protocol paper, closed = yes/no."
 TESTS = (
@@ -36,7 +37,7 @@ def heading(table: Table) -> str:
     return f"{short_name(table.name)}: {experiments.table_settings(table.name)['title']} (SCALE={table.scale})"
 
 
-def parts(table: Table) -> list[Part]:
+def parts(table: Table) -> list[TableSection]:
     """The parts of a table that every page shows; the first one, the result, has no heading."""
     if experiments.is_judged(table.name):
         found = contrasts.readable(contrasts.contrasts(table))
@@ -101,6 +102,11 @@ def notes(table: Table) -> list[str]:
             out.append(f"{dataset_name(dataset)}: {said}")
     if any(line.leaks for line in table.lines):
         out.append("† trained on a file that holds test answers; never shown under strict.")
+    for line in (line for line in table.lines if line.entry):
+        metrics = stored.load_run(line.runs[0]).metrics
+        if left_out := metrics.get("knowledge_texts_left_out"):
+            said = f"has no room for {left_out} of {metrics['knowledge_texts']} training answers or words, the rarest"
+            out.append(f"{dataset_name(line.dataset)}: the knowledge of row {line.row} {said}.")
     return out
 
 
