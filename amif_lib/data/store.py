@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 VERSION = 1  # raised whenever something else is stored, or stored differently
 TEXTS = ("image_id", "view", "text", "reason")  # text: the study's; reason: why the image is left out, else empty
 FEATURES = datasets.Features(dict.fromkeys(TEXTS, datasets.Value("string")) | {"image": datasets.Image()})
-Entry = tuple[StudyImage, str]  # an image and its study's text
+CaptionedImage = tuple[StudyImage, str]  # an image and its study's text
 Records = TypeVar("Records", Study, Question)
 _found: dict[tuple[Path, Path, int], Path] = {}  # what this process has found or made, by folders and short side
 
@@ -88,9 +88,9 @@ def listed(file: Path) -> dict[str, str]:
     return dict(zip(*(table.column(key).to_pylist() for key in ("image_id", "reason")), strict=True))
 
 
-def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[Entry]:
+def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[CaptionedImage]:
     """Every image of the records once, in the order of the ids, with its study's text."""
-    found: dict[str, Entry] = {}
+    found: dict[str, CaptionedImage] = {}
     for record in records:
         for image in record.images:
             known, _ = found.setdefault(image.image_id, (image, getattr(record, "text", "")))
@@ -99,7 +99,7 @@ def _entries(name: str, records: Sequence[Study] | Sequence[Question]) -> list[E
     return [found[image_id] for image_id in sorted(found)]
 
 
-def _digest(entries: Sequence[Entry]) -> str:
+def _digest(entries: Sequence[CaptionedImage]) -> str:
     digest = hashlib.sha256(f"{VERSION} {images.QUALITY}".encode())
     for image, text in entries:
         stat = image.path.stat() if image.path.exists() else None
@@ -108,7 +108,7 @@ def _digest(entries: Sequence[Entry]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _write(name: str, file: Path, short_side: int, entries: Sequence[Entry], root: Path) -> None:
+def _write(name: str, file: Path, short_side: int, entries: Sequence[CaptionedImage], root: Path) -> None:
     """Encode the images into the file, and list the bad ones beside it."""
     bad = []
     rows = images.in_parallel(partial(_row, short_side), entries, f"{name}: preparing images at {short_side} px")
@@ -128,7 +128,7 @@ def _write(name: str, file: Path, short_side: int, entries: Sequence[Entry], roo
     log.info("%s: %d images stored at %d px in %s, %d left out", name, stored, short_side, home, len(bad))
 
 
-def _row(short_side: int, entry: Entry) -> dict[str, Any]:
+def _row(short_side: int, entry: CaptionedImage) -> dict[str, Any]:
     image, text = entry
     row = {"image_id": image.image_id, "view": image.view, "text": text, "reason": "", "image": None}
     try:

@@ -25,8 +25,8 @@ from amif_lib.objectives.distributed import rank, world_size
 
 FIXED_VIEWS = 2  # augmentations per image (in pre-training: per slot) for a frozen encoder, which sees each only once
 TOKEN_DROP = 0.15  # share of report tokens masked out in a text copy (point 17)
-Key = tuple[int, int, float, int]  # of a sample: step, index, weight (0: a filler), size of the global batch
-Plan = list[tuple[int, int, list[Key]]]  # for each step: epoch, step, this process's samples
+SampleKey = tuple[int, int, float, int]  # of a sample: step, index, weight (0: a filler), size of the global batch
+Steps = list[tuple[int, int, list[SampleKey]]]  # for each step: epoch, step, this process's samples
 
 
 def stream(spec: RunSpec) -> tuple[int, int]:
@@ -85,9 +85,9 @@ def global_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def steps_of(data: PretrainingData | QuestionData, spec: RunSpec) -> Plan:
+def steps_of(data: PretrainingData | QuestionData, spec: RunSpec) -> Steps:
     """Every step of a run, with the samples of this process."""
-    steps: Plan = []
+    steps: Steps = []
     for epoch in range(spec.train.epochs):
         key, drop_last = (*stream(spec), epoch), spec.stage != "finetune"
         for batch in global_batches(len(data), spec.train.batch_size, key, data.folds, drop_last):
@@ -131,7 +131,7 @@ class PretrainingData(Dataset):
     def __len__(self) -> int:
         return len(self.studies)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         step, index, _, _ = key
         study, spec = self.studies[index], self.spec
         generator = pixels.keyed(*stream(spec), step, index)
@@ -190,7 +190,7 @@ class QuestionData(Dataset):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         step, index, weight, total = key
         sample = {"tokens": self.tokens[index], "answer": self.answers[index], "weight": weight, "total": total}
         if not self.blank:
@@ -211,7 +211,7 @@ class QuestionData(Dataset):
         return QuestionBatch(pictures, ids, mask, answers, answer_mask, weight, samples[0]["total"])
 
 
-def loader(dataset: Any, keys: Sequence[Sequence[Key]], workers: int) -> DataLoader:
+def loader(dataset: Any, keys: Sequence[Sequence[SampleKey]], workers: int) -> DataLoader:
     """A batch per list of keys; `workers` processes decode and augment ahead (0: in this process)."""
     return DataLoader(
         dataset,

@@ -34,7 +34,7 @@ from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.objectives import collapse
 from amif_lib.objectives.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.training import checkpoint, predict
-from amif_lib.training.batches import Plan, loader, seed_of, steps_of
+from amif_lib.training.batches import Steps, loader, seed_of, steps_of
 from amif_lib.training.gradient_cache import GradientCache
 from amif_lib.training.launch import asked
 from amif_lib.training.prepare import Prepared, prepare
@@ -167,7 +167,7 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def batches(prepared: Prepared, plan: Plan) -> Iterator[tuple[int, int, Any]]:
+def batches(prepared: Prepared, plan: Steps) -> Iterator[tuple[int, int, Any]]:
     """Epoch, step and batch of every planned step."""
     workers = asked("AMIF_WORKERS", least=0)  # processes that decode and augment ahead; 0: this one does it
     if workers is None:
