@@ -9,7 +9,8 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import knowledge_graph
 from amif_lib.data.knowledge_graph import DictionaryLinker
 from amif_lib.data.load import load_studies
-from amif_lib.networks import entities, tokenizers
+from amif_lib.methods import entities
+from amif_lib.networks import tokenizers
 
 REPORTS = [
     "Large consolidation in the left lower zone. No pleural effusion or pneumothorax. The heart is normal in size.",

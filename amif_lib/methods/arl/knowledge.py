@@ -12,7 +12,7 @@ from torch import Tensor
 from amif_lib.data import knowledge_graph
 from amif_lib.data.knowledge_graph import KnowledgeGraph
 from amif_lib.data.records import Study, StudyImage
-from amif_lib.networks import entities
+from amif_lib.methods import entities
 
 
 @dataclass

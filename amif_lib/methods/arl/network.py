@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from amif_lib.core.errors import InputError
 from amif_lib.data.knowledge_graph import KnowledgeGraph
 from amif_lib.methods.arl.settings import KnowledgeSpec
+from amif_lib.methods.entities import EntityEncoder, linked
 from amif_lib.networks import pretrained, tokenizers
 from amif_lib.networks.answering import Answerer
 from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initialise
-from amif_lib.networks.entities import EntityEncoder, linked
 from amif_lib.networks.fusion import Attention, CoAttentionLayer, FeedForward
 from amif_lib.networks.rows import in_rows
 from amif_lib.networks.sizes import ModelSpec

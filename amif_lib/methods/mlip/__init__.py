@@ -9,8 +9,8 @@ from typing import Any
 
 def extras(spec: Any, studies: Sequence[Any], notes: dict[str, Any]) -> Any:
     """The knowledge graph of a run and vectors of its entities; adds a summary for `metrics.json` to `notes`."""
+    from amif_lib.methods.entities import read_graph
     from amif_lib.methods.mlip.pretraining import Knowledge
-    from amif_lib.networks.entities import read_graph
 
     texts = [study.text for study in studies]
     graph, table, notes["knowledge"] = read_graph(spec.knowledge.source, texts, spec.knowledge.dim, spec.seed)

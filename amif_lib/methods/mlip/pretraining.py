@@ -20,10 +20,10 @@ from amif_lib.core.errors import InputError
 from amif_lib.data.knowledge_graph import KnowledgeGraph
 from amif_lib.data.records import Study, StudyImage
 from amif_lib.methods.batch import PretrainingBatch
+from amif_lib.methods.entities import EntityEncoder, linked
 from amif_lib.methods.mlip.network import MLIP, KnowledgeAttention, TuckerFusion, attend
 from amif_lib.methods.mlip.settings import ObjectiveSpec
 from amif_lib.networks.encoders import initialise
-from amif_lib.networks.entities import EntityEncoder, linked
 from amif_lib.networks.pixels import keyed
 from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import hard_negatives
