@@ -1,7 +1,6 @@
 """`make smoke-paper`: an optimiser step of each training at the paper's full size, and ranked answers, on any machine.
 
-Checkpoints of the paper's architectures are written in hub formats with random weights, so that the real loading code
-runs without a network. With more steps and the paper's batch it is a benchmark for a GPU.
+Checkpoints with random weights are written in hub formats, so that the real loading code runs without a network.
 """
 
 from __future__ import annotations
@@ -67,7 +66,10 @@ def specification(folder: Path, batch: int = 2, steps: int = 1) -> RunSpec:
 
 
 def main(batch: int = 2, steps: int = 1) -> None:
-    """Run the three trainings in a temporary results folder and print seconds, losses and the best-ranked answers."""
+    """Run the three trainings in a temporary results folder and print seconds, losses and the best-ranked answers.
+
+    With more steps and the paper's batch it is a benchmark for a GPU.
+    """
     paths.refuse_reference("smoke-paper")
     import torch
 

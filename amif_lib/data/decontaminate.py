@@ -1,9 +1,7 @@
 """Removes from a pre-training set the cases (studies, articles) that share a picture with a protected (test) set.
 
 Two images count as the same picture if their file names have the same MedPix id (`synpic...`), or if their difference
-hashes and their perceptual hashes (64 bits each, grey) both differ in at most 4 bits. Both tests are needed: hashes
-miss re-cropped copies, ids miss copies under another id. The difference hash alone confuses chest radiographs of
-different patients.
+hashes and their perceptual hashes (64 bits each, grey) both differ in at most 4 bits.
 """
 
 from __future__ import annotations
@@ -30,6 +28,8 @@ from amif_lib.data.records import Study
 log = logging.getLogger(__name__)
 
 Absent = Literal["error", "skip"]
+# Ids and hashes are both needed: hashes miss re-cropped copies, ids miss copies under another id. The difference hash
+# alone confuses chest radiographs of different patients.
 MAX_BITS = 4
 # By reader: the splits whose images are kept out. Of every other set all images are; VQA-RAD is one of these, since its
 # training and test questions share images.

@@ -1,6 +1,6 @@
 """Images with labels, to test a frozen encoder by linear probes, zero-shot classification and segmentation.
 
-Cases and studies are split by `medpix2_questions.split_of`. Pre-training must not see those of the test split.
+Cases and studies are split by `medpix2_questions.split_of`, and pre-training must not see those of the test split.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Exact answer ranking: the log-likelihood of every candidate answer under an autoregressive decoder.
 
-Candidates share prefixes: for `left lung` and `left kidney`, `[CLS] left` is computed once. Each distinct prefix is a
-node of a tree (a trie). All nodes form one sequence, in which a node attends to itself and its ancestors only. An edge
-is the log-probability of a next token, and a candidate's log-likelihood the sum of the edges on its path.
+Candidates share prefixes: for `left lung` and `left kidney`, `[CLS] left` is computed once (see `Trie`).
 """
 
 from __future__ import annotations
@@ -94,7 +92,11 @@ def _rank_trie(decoder: AnswerDecoder, memory: Tensor, memory_mask: Tensor, orde
 
 
 class Trie(NamedTuple):
-    """Part of a prefix trie as a sequence of N nodes. Each of its E edges leads from a node to a next token."""
+    """Part of a prefix trie: its N nodes, distinct prefixes, as one sequence, and E edges from a node to a next token.
+
+    A node attends to itself and its ancestors only. An edge's value is the log-probability of its token, and a
+    candidate's log-likelihood the sum of the edges on its path.
+    """
 
     tokens: Tensor  # (N,)
     depths: Tensor  # (N,) number of tokens before the node's own

@@ -1,7 +1,7 @@
 r"""Collapse monitor: whether the tokens still differ from each other, and whether the transport plan depends on them.
 
-Eq. 9 uses positive pairs only, so it is lowest (zero) when all tokens are equal. And where costs vary little compared
-with :math:`\beta / n`, IPOT returns almost the independent plan :math:`\mathbf{a} \mathbf{b}^\top`.
+Eq. 9 is lowest (zero) when all tokens are equal, and where costs vary little compared with :math:`\beta / n`, IPOT
+returns almost the independent plan :math:`\mathbf{a} \mathbf{b}^\top`.
 """
 
 from __future__ import annotations

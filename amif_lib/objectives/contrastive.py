@@ -1,7 +1,7 @@
 r"""Global alignment: soft labels and the KL loss (paper section 3.2.1, Eq. 1-8), and InfoNCE as MLIP has it.
 
-Rows are queries (for example images): the B samples of one process. Columns are candidates (for example reports): the
-N samples of the global batch.
+Rows are queries (such as images), the B samples of one process; columns are candidates (such as reports), the N samples
+of the global batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One global batch of B samples over P processes: each computes means over its own B/P rows and the columns of all.
 
 `gather` sums the gradients that reach a row from all processes, and DistributedDataParallel averages gradients over
-processes. Together this gives the gradients that one process with B rows would compute.
+processes, which together gives the gradients that one process with B rows would compute.
 """
 
 from __future__ import annotations

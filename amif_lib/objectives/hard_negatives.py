@@ -6,9 +6,6 @@ proportion to the row's soft labels, among all columns but the positive and excl
 .. math::
     p(m \mid i) = \frac{H_{im}}{\sum_{k \in A_i} H_{ik}}, \qquad
     m \in A_i = \{ k : k \ne j^+(i),\ k \text{ not excluded} \}.
-
-A one-hot :math:`H` has no mass off the positive, so the rule would be 0/0. Pass the teacher's :math:`Q` instead or,
-without a teacher, the student's :math:`P`, as ALBEF (Li et al., 2021) does.
 """
 
 from __future__ import annotations
@@ -36,7 +33,8 @@ def sample(
     Parameters
     ----------
     targets : Tensor, shape (B, N)
-        :math:`H` of Eq. 5, or :math:`Q`, or :math:`P`: not negative; rows need not sum to 1.
+        :math:`H` of Eq. 5; not negative, rows need not sum to 1. A one-hot :math:`H` has no mass off the positive: pass
+        the teacher's :math:`Q` or, without one, the student's :math:`P`, as ALBEF (Li et al., 2021) does.
     positive_index : LongTensor, shape (B,)
         Column of each row's positive; never drawn.
     exclude : BoolTensor, shape (B, N), optional

@@ -1,6 +1,6 @@
 """Masked language modelling (BERT, Devlin et al., 2019) and masked image modelling (MAE, He et al., 2022).
 
-Only masked tokens and removed patches enter the losses. Shapes: B samples, t tokens, p patches, of which k are removed.
+Shapes: B samples, t tokens, p patches, of which k are removed; only masked tokens and removed patches enter the losses.
 """
 
 from __future__ import annotations

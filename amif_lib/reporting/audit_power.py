@@ -1,8 +1,7 @@
 """The paper audit: which differences the exact McNemar test can show on a test set of n questions.
 
 The paper gives no answers per question, so a verdict is for the best case (no question lost) or for a stated share of
-*discordant* questions, those that only one of the two systems answers correctly. Mid-p, a less careful test, halves p
-in the best case.
+*discordant* questions, those that only one of the two systems answers correctly.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Contrasts: the comparisons that are named beforehand in `specs/`, tested over replicates and clusters.
 
-p is corrected by Holm over all lines of a table. Nothing else that the kit prints is a finding.
+p is corrected by Holm over all lines of a table, and nothing else that the kit prints is a finding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Makes a small copy of a scale's results, to be committed: `python -m amif_lib reference --scale small`.
 
 `python -m amif_lib reference 02a 21` executes those notebooks and replaces only their committed copies.
-With FROM=reference, `make figures` and `make report` need only `results/reference/<scale>/` of a fresh clone, no
-torch and no data. What a manifest does not allow to be passed on is not copied.
 """
 
 from __future__ import annotations
@@ -42,8 +40,8 @@ def store(scale: str) -> Path:
     """Replace `results/reference/<scale>/` by the scale's tables, figures, executed notebooks and runs.
 
     For the full model's first training these include its notebooks, its losses and, up to `CHECKPOINT` bytes together,
-    the weights of its stages and of its teacher, which notebooks 02a to 02c read. Raises InputError if a run of the
-    plan's tables is missing.
+    the weights of its stages and of its teacher, which notebooks 02a to 02c read. What a manifest does not
+    allow to be passed on is not copied. Raises InputError if a run of the plan's tables is missing.
     """
     paths.refuse_reference("reference")
     source, target, names = paths.scale_dir(scale), paths.reference(scale), planned_tables(scale)

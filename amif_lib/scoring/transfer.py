@@ -1,6 +1,6 @@
 """Scores of a frozen encoder: linear probe and zero-shot classification (AUROC, accuracy), and segmentation (Dice).
 
-Shapes: n images, of which m are tested, F labels, d features, s * s patches, D bootstrap draws. Labels that are NaN are
+Shapes: n images, of which m are tested, F labels, d features, s * s patches, D bootstrap draws; labels that are NaN are
 left out, in training and in testing.
 """
 

@@ -1,9 +1,7 @@
 """Reader for MedICaT: figures of open-access articles with their captions, in the layout of the release archive.
 
-    <annotations>                      JSON Lines: pdf_hash, fig_uri, s2_caption, s2orc_caption, radiology, oa_info, ...
-    <images>/<pdf_hash>_<fig_uri>
-
-Whole figures with whole captions: most figures are compound, but only 2,069 have boxes of their parts.
+<annotations>                      JSON Lines: pdf_hash, fig_uri, s2_caption, s2orc_caption, radiology, oa_info, ...
+<images>/<pdf_hash>_<fig_uri>
 """
 
 from __future__ import annotations
@@ -37,6 +35,7 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
     """One study per figure that the release flags as radiology; `group_id` is the paper (its DOI where oa_info has one,
     else `pdf_hash`), `extra["licence"]` its licence where it is known.
 
+    Figures and captions are whole: most figures are compound, but only 2,069 have boxes of their parts.
     Figures without any caption and listed images that do not exist, up to `files.MOST_MISSING` of them, are left out
     and counted. `layout`: `annotations`, a JSON Lines file, and `images`, a folder.
     """

@@ -1,4 +1,4 @@
-"""Maps over an image's patches: where a network looks for a word of the text. Not used in training.
+"""Maps over an image's patches: where a network looks for a word of the text (not used in training).
 
 Shapes: B samples, p patches (+1 [CLS]) on a grid of n x n, t text tokens, h heads, d width.
 """
