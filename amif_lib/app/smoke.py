@@ -65,11 +65,8 @@ def specification(folder: Path, batch: int = 2, steps: int = 1) -> RunSpec:
     return parse(shared | {"stage": "finetune", "parent": stage2}, "smoke-paper")
 
 
-def main(batch: int = 2, steps: int = 1) -> None:
-    """Run the three trainings in a temporary results folder and print seconds, losses and the best-ranked answers.
-
-    With more steps and the paper's batch it is a benchmark for a GPU.
-    """
+def main(batch: int = 2, steps: int = 1) -> None:  # with the paper's batch and more steps: a benchmark for a GPU
+    """Run the three trainings in a temporary results folder and print seconds, losses and the best-ranked answers."""
     paths.refuse_reference("smoke-paper")
     import torch
 
