@@ -116,7 +116,7 @@ def test_numbers_in_the_prose_of_methods_are_those_of_settings_and_manifests():
         both = settings["stage1"]["epochs"] + settings["stage2"]["epochs"]
         assert {method["pretrain"]["epochs"] for method in settings["methods"].values()} == {both}
     sets = [*experiments.scale_settings("demo")["data"]["pretrain"], "phantom_transfer"]
-    *studies, labelled = [sum(split["studies"] for split in manifests.load(name).splits) for name in sets]
+    *studies, labelled = [sum(split.studies for split in manifests.load(name).splits) for name in sets]
     assert round(sum(studies), -2) == 2500 and labelled == 2000
 
 
