@@ -217,8 +217,9 @@ def test_committed_results_rebuild_the_report_in_the_light_install(tmp_path, sca
     assert done.returncode == 0, done.stderr
     made = tmp_path / "from_reference" / scale
     assert (made / "report.html").stat().st_size < 8_000_000
-    for path in (paths.reference(scale) / "tables").glob("table*"):
-        assert (made / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
+    for path in (paths.reference(scale) / "tables").iterdir():
+        if path.stem != "transfer":  # of notebook 18
+            assert (made / "tables" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_reference_results_are_small_never_taken_for_a_run_and_name_no_folder_of_a_machine():

@@ -11,18 +11,19 @@ import pandas as pd
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.reporting.table_lines import PAPER, Line
+from amif_lib.reporting.table_rows import dataset_name
 from amif_lib.reporting.tables import Table
 from amif_lib.scoring import statistics
 
 VERDICT = 5  # the fewest replicates for a verdict; `statistics.contrast` gives an interval from 3 on
 COLUMNS = ["contrast", "outcome", "row", "against", "difference", "ci_low", "ci_high", "p", "p_holm", "detectable"]
-COLUMNS += ["standard_error", "df", "replicates", "n_questions", "finding", "scale"]
+COLUMNS += ["standard_error", "df", "replicates", "dataset", "n_questions", "finding", "scale"]
 METHOD = (
     "A replicate is a fresh pre-training with its fine-tuning. Difference in points, paired by replicate and question; "
     "replicates and images (cases where a set has them) are crossed random effects (quasi-F, Clark 1973, with "
-    "Satterthwaite's degrees of freedom), and p is corrected by Holm over all lines of this table. Detectable: the "
-    "smallest true difference that such a design finds in 80% of repetitions. Intervals and detectable differences are "
-    "those of one line alone. Averages are over the question sets, without weights."
+    "Satterthwaite's degrees of freedom), and p is corrected by Holm over all lines of this table. Intervals are those "
+    "of one line alone. Detectable is for a finding: the smallest true difference called one in 80% of repetitions, at "
+    "the level that Holm's correction asks of a single line. Averages are over the question sets, without weights."
 )
 
 
@@ -32,7 +33,7 @@ def contrasts(table: Table) -> pd.DataFrame:
     Differences, intervals and `detectable` are in points. A contrast of which a row was not run (ROWS=) is left out;
     InputError if its two rows have different numbers of replicates.
     """
-    out = []
+    out, tested = [], []
     for named in experiments.table_settings(table.name)["contrasts"].get(table.scale, []):
         both = [[line for line in table.lines if line.row == named[key]] for key in ("row", "against")]
         for split in ("open", "closed") if all(both) else ():
@@ -45,16 +46,18 @@ def contrasts(table: Table) -> pd.DataFrame:
                 if own.shape[1]:
                     parts.append((own - theirs, line.right(PAPER, split)[1]))
             if parts:
-                found = statistics.contrast(parts)
-                points = {"difference": found.value, "ci_low": found.low, "ci_high": found.high}
-                points |= {"detectable": found.detectable, "standard_error": found.error}
+                tested.append(one := statistics.contrast(parts))
+                points = {"difference": one.value, "standard_error": one.error, "ci_low": one.low, "ci_high": one.high}
                 line = {"contrast": named["name"], "outcome": split, "row": named["row"], "against": named["against"]}
-                line |= {name: 100 * value for name, value in points.items()} | {"p": found.p, "df": found.df}
+                line |= {name: 100 * value for name, value in points.items()} | {"p": one.p, "df": one.df}
                 line |= {"replicates": len(parts[0][0]), "n_questions": sum(len(clusters) for _, clusters in parts)}
-                out.append(line | {"scale": table.scale})
+                out.append(line | {"dataset": " ".join(own.dataset for own in both[0]), "scale": table.scale})
     frame = pd.DataFrame(out, columns=COLUMNS)
     if len(frame):
-        frame["p_holm"] = statistics.holm(frame["p"].where(frame["replicates"] >= VERDICT))
+        p = frame["p"].where(frame["replicates"] >= VERDICT)
+        frame["p_holm"] = statistics.holm(p)
+        reached = [one.detectable(p.count()) if known else np.nan for one, known in zip(tested, p.notna(), strict=True)]
+        frame["detectable"] = 100 * np.array(reached)
         frame["finding"] = [_finding(line) for line in frame.itertuples()]
     return frame
 
@@ -89,8 +92,9 @@ def sentence(found: pd.DataFrame) -> str:
         return f"{replicates} replicates of each configuration: too few for a verdict (at least {VERDICT})."
     shown = found[found["p_holm"] < 0.05]
     listed = "; ".join(f"{x.contrast}, {x.outcome} questions, {x.difference:+.1f} points" for x in shown.itertuples())
+    sets, number = found["dataset"].iloc[0].split(), found.groupby("outcome")["n_questions"].max().sum()
     said = f"{len(shown)} of {len(found)} comparisons over {replicates} replicates show a difference"
-    said += f": {listed}." if listed else "."
+    said += f" on {number:,} test questions ({', '.join(map(dataset_name, sets))}){': ' * bool(listed)}{listed}."
     rest = found[found["finding"].str.startswith("not shown")]
     reach = rest[["ci_low", "ci_high"]].abs().max(axis=None)
     where = "In each" if len(rest) == len(found) else f"In {len(rest)} others"

@@ -22,8 +22,8 @@ TableSection = tuple[str, pd.DataFrame, list[str]]  # heading, frame of texts, p
 WITHOUT_ITS_IMAGE = {"question_only": "trained on blank images", "shuffled_at_test": "shown another case's image"}
 READING = "mean ± standard deviation over trainings [95% interval over images/cases], protocol paper, closed = yes/no."
 TESTS = (
-    "Between these trained models: an interval from resampling images (cases where a set has them), and the smallest "
-    "difference that so many could have shown. Another training may differ; the contrasts say what holds of the method."
+    "Intervals from resampling images (cases where a set has them), and the smallest true difference whose interval "
+    "leaves out 0 in 80% of repetitions. Another training may differ; the contrasts say what holds of the method."
 )
 
 

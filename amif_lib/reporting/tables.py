@@ -82,8 +82,8 @@ class Table:
     def tests(self) -> pd.DataFrame:
         """Rows against their references and baselines under the protocol `paper`, by split: columns `TEST_COLUMNS`.
 
-        `difference` is in points, its 95% interval from resampling clusters; `detectable` is the smallest difference
-        between such models that a test on as many questions finds in 80% of repetitions.
+        `difference` is in points, its 95% interval from resampling clusters; `detectable` is the smallest true
+        difference whose interval leaves out 0 in 80% of repetitions, of each line alone.
         """
         pairs, whole = comparisons(self.lines), on_all_sets(self.lines)
         compared = [([line], [other], line.dataset) for line, other in pairs]
@@ -180,17 +180,20 @@ def comparisons(lines: list[Line]) -> list[tuple[Line, Line]]:
 
 
 def _difference(first: list[Line], second: list[Line], dataset: str, split: str) -> dict[str, object]:
-    """One comparison of two rows; `first` and `second` have a line per question set, and runs are paired in order."""
-    parts, runs = [], 0
+    """One comparison of two rows, with a line per question set each; runs of the same seed are paired."""
+    parts = []
     for line, other in zip(first, second, strict=True):
-        (own, clusters), (theirs, _) = line.right(PAPER, split), other.right(PAPER, split)
+        (own, clusters), (theirs, _) = line.right(PAPER, split), other.right(PAPER, split)  # (S, n), (n,), (T, n)
+        if len(theirs) > 1:  # else all are compared with one
+            seeds = [[run.seed for run in each.runs] for each in (line, other)]
+            _, mine, its = np.intersect1d(*seeds, return_indices=True)  # those of the plan are in both
+            own, theirs = own[mine], theirs[its]  # (P, n), P common seeds
         if len(clusters):
-            runs = min(len(own), len(theirs)) if len(theirs) > 1 else len(own)  # all are compared with one
-            parts.append((own[:runs] - theirs[:runs], clusters))
+            parts.append((own - theirs, clusters))
     if not parts:
         return {}
     gap = statistics.bootstrap_mean(parts)
     found = {"row": first[0].row, "label": first[0].label, "dataset": dataset, "split": split}
     found |= {"against": second[0].row, "against_label": second[0].label, "difference": 100 * gap.value}
     found |= {"ci_low": 100 * gap.low, "ci_high": 100 * gap.high, "detectable": 100 * statistics.detectable(gap)}
-    return found | {"n_seeds": runs, "n_questions": sum(len(clusters) for _, clusters in parts)}
+    return found | {"n_seeds": min(len(own) for own, _ in parts), "n_questions": sum(len(at) for _, at in parts)}

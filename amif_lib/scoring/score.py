@@ -37,8 +37,8 @@ NOTES = {protocol.title: protocol.note for protocol in (*PROTOCOLS.values(), AS_
 EXPLAINED = (
     "Accuracies are percentages, differences points; 95% intervals are from resampling images (cases where a set has "
     "them), whose questions are not independent. p values (exact McNemar) take questions as independent and are not "
-    "adjusted for their number. detectable: the smallest difference that so many questions could have shown. lenient: "
-    "wrong answers that contain an accepted one."
+    "adjusted for their number, nor is detectable: the smallest true difference whose interval leaves out 0 in 80% of "
+    "repetitions. lenient: wrong answers that contain an accepted one."
 )
 
 
