@@ -15,7 +15,7 @@ from amif_lib.experiments import stored as results
 from amif_lib.experiments.predictions import write_predictions
 from amif_lib.reporting import contrasts, layout, table_rows, tables
 from amif_lib.reporting.table_rows import Selection
-from amif_lib.scoring import statistics
+from amif_lib.scoring import inference
 from tests import fabricated
 from tests.fabricated import write_run, write_table, wrong_at
 
@@ -99,9 +99,9 @@ def test_differences_by_hand(demo):
     one = own[(own["row"] == "3") & (own["against"] == "1") & (own["split"] == "overall")].iloc[0]
     assert one["difference"] == pytest.approx(100 * 2 / 12)
     right = [np.array([n not in WRONG[row] for n in range(12)], dtype=float) for row in ("3", "1")]
-    expected = statistics.bootstrap(right[0] - right[1], IMAGES)
+    expected = inference.bootstrap(right[0] - right[1], IMAGES)
     assert (one["ci_low"], one["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
-    assert one["detectable"] == pytest.approx(100 * statistics.detectable(expected))
+    assert one["detectable"] == pytest.approx(100 * inference.detectable(expected))
     alone = tables.collect("table4", "demo", Selection(only=("1",)))
     assert alone.tests.empty and layout.write(alone)[3].is_file()
 
@@ -245,11 +245,11 @@ def test_contrasts_are_tested_over_replicates_and_images(monkeypatch, tmp_path):
     closed = np.array([answer in ("yes", "no") for answer in fabricated.GOLD])
     full = np.array([[n not in (5, r) for n in range(12)] for r in range(5)], dtype=float)
     plain = np.array([n not in CHANGES["no_pretraining"] for n in range(12)], dtype=float)
-    expected = statistics.contrast([((full - plain)[:, closed], np.array(IMAGES)[closed])] * 2)
+    expected = inference.contrast([((full - plain)[:, closed], np.array(IMAGES)[closed])] * 2)
     assert one["difference"] == pytest.approx(100 * expected.value) and one["p"] == pytest.approx(expected.p)
     known = found["p"].count()  # configurations that never differ are not tested
     assert one["detectable"] == pytest.approx(100 * expected.detectable(known)) and one["n_questions"] == 14
-    assert list(found["p_holm"]) == pytest.approx(list(statistics.holm(found["p"])), nan_ok=True)
+    assert list(found["p_holm"]) == pytest.approx(list(inference.holm(found["p"])), nan_ok=True)
     said = layout.markdown(whole)
     assert "of 12 comparisons over 5 replicates" in said and "differences beyond ±" in said
     assert "on 24 test questions (phantom VQA-RAD, phantom SLAKE)" in said
@@ -271,7 +271,7 @@ def test_contrasts_are_tested_over_replicates_and_images(monkeypatch, tmp_path):
     left = tables.collect("table4", "demo", Selection(SETS[:2])).tests
     left = left[(left["row"] == "6") & (left["against"] == "5") & (left["split"] == "overall")]
     assert left["n_seeds"].tolist() == [4, 5, 4]  # the last line is the average
-    alone = statistics.bootstrap([n == 8 for n in range(12)], IMAGES)  # where row 5 alone is wrong
+    alone = inference.bootstrap([n == 8 for n in range(12)], IMAGES)  # where row 5 alone is wrong
     assert (left["ci_low"].iloc[0], left["ci_high"].iloc[0]) == pytest.approx((100 * alone.low, 100 * alone.high))
 
 
@@ -287,13 +287,13 @@ def test_of_a_set_with_cases_these_are_resampled_and_of_others_the_images(monkey
     change = right - [n not in range(8) for n in range(12)]  # shown another case's image, 0 to 7 are wrong
     for name, clusters in (("medpix2_questions", [cases[image] for image in IMAGES]), ("vqa_rad", IMAGES)):
         got = cell(whole.cells[whole.cells["dataset"] == name], "lite0", "overall")
-        expected = statistics.bootstrap(right, clusters)
+        expected = inference.bootstrap(right, clusters)
         assert (got["ci_low"], got["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
         tests = whole.tests[(whole.tests["dataset"] == name) & (whole.tests["split"] == "overall")]
         got = tests[(tests["row"] == "lite0") & (tests["against"] == "shuffled_at_test:lite0")].iloc[0]
-        expected = statistics.bootstrap(change, clusters)
+        expected = inference.bootstrap(change, clusters)
         assert (got["ci_low"], got["ci_high"]) == pytest.approx((100 * expected.low, 100 * expected.high))
-        assert got["detectable"] == pytest.approx(100 * statistics.detectable(expected))
+        assert got["detectable"] == pytest.approx(100 * inference.detectable(expected))
     selection = Selection(pretrain_seeds=3)
     write_table("contrasts", "small", {"full": (5,), "blank": tuple(range(9))}, selection)
     for row in selection.rows("contrasts", "small"):
@@ -303,7 +303,7 @@ def test_of_a_set_with_cases_these_are_resampled_and_of_others_the_images(monkey
     closed = np.array([answer in ("yes", "no") for answer in fabricated.GOLD])
     gaps = [[(n not in (5, r)) - (n not in range(9)) for n in range(12)] for r in range(3)]
     by_case = np.array([cases[image] for image in IMAGES])[closed]
-    expected = statistics.contrast([(np.array(gaps)[:, closed], by_case)])
+    expected = inference.contrast([(np.array(gaps)[:, closed], by_case)])
     assert found["p"] == pytest.approx(expected.p) and np.isnan(found["detectable"])  # three give no finding
 
 

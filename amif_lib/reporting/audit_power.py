@@ -15,7 +15,7 @@ from amif_lib.core import paths
 from amif_lib.reporting import audit
 from amif_lib.reporting import audit_sources as sources
 from amif_lib.reporting.audit_sources import OURS, SETS
-from amif_lib.scoring.statistics import mcnemar_p
+from amif_lib.scoring.inference import mcnemar_p
 
 ALPHA = 0.05  # for chance over questions; the spread over seeds comes on top
 DISCORDANCE = 0.10  # share of discordant questions that verdicts assume unless told otherwise

@@ -13,9 +13,9 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.reporting.table_lines import PAPER, Line
 from amif_lib.reporting.table_rows import dataset_name
 from amif_lib.reporting.tables import Table
-from amif_lib.scoring import statistics
+from amif_lib.scoring import inference
 
-VERDICT = 5  # the fewest replicates for a verdict; `statistics.contrast` gives an interval from 3 on
+VERDICT = 5  # the fewest replicates for a verdict; `inference.contrast` gives an interval from 3 on
 COLUMNS = ["contrast", "outcome", "row", "against", "difference", "ci_low", "ci_high", "p", "p_holm", "detectable"]
 COLUMNS += ["standard_error", "df", "replicates", "dataset", "n_questions", "finding", "scale"]
 METHOD = (
@@ -46,7 +46,7 @@ def contrasts(table: Table) -> pd.DataFrame:
                 if own.shape[1]:
                     parts.append((own - theirs, line.right(PAPER, split)[1]))
             if parts:
-                tested.append(one := statistics.contrast(parts))
+                tested.append(one := inference.contrast(parts))
                 points = {"difference": one.value, "standard_error": one.error, "ci_low": one.low, "ci_high": one.high}
                 line = {"contrast": named["name"], "outcome": split, "row": named["row"], "against": named["against"]}
                 line |= {name: 100 * value for name, value in points.items()} | {"p": one.p, "df": one.df}
@@ -55,7 +55,7 @@ def contrasts(table: Table) -> pd.DataFrame:
     frame = pd.DataFrame(out, columns=COLUMNS)
     if len(frame):
         p = frame["p"].where(frame["replicates"] >= VERDICT)
-        frame["p_holm"] = statistics.holm(p)
+        frame["p_holm"] = inference.holm(p)
         reached = [one.detectable(p.count()) if known else np.nan for one, known in zip(tested, p.notna(), strict=True)]
         frame["detectable"] = 100 * np.array(reached)
         frame["finding"] = [_finding(line) for line in frame.itertuples()]

@@ -9,7 +9,7 @@ import pandas as pd
 from amif_lib.core.errors import InputError
 from amif_lib.data import load
 from amif_lib.experiments.stored import Run
-from amif_lib.scoring import protocols, statistics
+from amif_lib.scoring import inference, protocols
 
 
 def side_by_side(runs: Sequence[Run]) -> pd.DataFrame:
@@ -35,6 +35,6 @@ def side_by_side(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _text(values: pd.Series, clusters: list[str], sign: str = "") -> str:
-    found = statistics.bootstrap(values, clusters)
+    found = inference.bootstrap(values, clusters)
     value, low, high = (f"{100 * number:{sign}.1f}" for number in (found.value, found.low, found.high))
     return f"{value} [{low}, {high}]"

@@ -19,7 +19,7 @@ from amif_lib.experiments.rows import is_judged
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.reporting.table_lines import PAPER, Line, average_name, lines_of, on_all_sets
 from amif_lib.reporting.table_rows import CONTRASTS, Selection, is_synthetic, real_name
-from amif_lib.scoring import baselines, protocols, statistics
+from amif_lib.scoring import baselines, inference, protocols
 from amif_lib.scoring.protocols import Protocol
 
 SPLITS = ("open", "closed", "overall")
@@ -64,7 +64,7 @@ class Table:
         for own, dataset, split, protocol, definition in _wanted(self.lines):
             parts = [part for line in own if len((part := line.right(protocol, split, definition))[1])]  # (S, n), (n,)
             if parts:
-                found = statistics.bootstrap(*parts[0]) if len(parts) == 1 else statistics.bootstrap_mean(parts)
+                found = inference.bootstrap(*parts[0]) if len(parts) == 1 else inference.bootstrap_mean(parts)
                 runs = min(len(right) for right, _ in parts)
                 each = np.mean([right[:runs].mean(1) for right, _ in parts], axis=0)  # (S,)
                 title = protocol.title if definition == protocol.closed else f"{protocol.title}/{definition}"
@@ -192,8 +192,8 @@ def _difference(first: list[Line], second: list[Line], dataset: str, split: str)
             parts.append((own - theirs, clusters))
     if not parts:
         return {}
-    gap = statistics.bootstrap_mean(parts)
+    gap = inference.bootstrap_mean(parts)
     found = {"row": first[0].row, "label": first[0].label, "dataset": dataset, "split": split}
     found |= {"against": second[0].row, "against_label": second[0].label, "difference": 100 * gap.value}
-    found |= {"ci_low": 100 * gap.low, "ci_high": 100 * gap.high, "detectable": 100 * statistics.detectable(gap)}
+    found |= {"ci_low": 100 * gap.low, "ci_high": 100 * gap.high, "detectable": 100 * inference.detectable(gap)}
     return found | {"n_seeds": min(len(own) for own, _ in parts), "n_questions": sum(len(at) for _, at in parts)}

@@ -17,7 +17,7 @@ import pandas as pd
 from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests
 from amif_lib.data.records import Question, close_punctuation, normalise_answer
-from amif_lib.scoring import baselines, protocols, statistics
+from amif_lib.scoring import baselines, inference, protocols
 
 log = logging.getLogger(__name__)
 WORDINGS = ("rephrase", "frame")  # keys of `Question.extra` that hold the question in other words
@@ -142,7 +142,7 @@ def worth(files: Mapping[str, Sequence[Question]], leaking: str) -> pd.DataFrame
         scored = protocols.score(answer(questions), None, protocols.PROTOCOLS["generate"])
         scored = scored.set_index("question_id").loc[[q.question_id for q in test]]
         for part, chosen in (("leaked", leaked), ("other", ~leaked)):
-            share = statistics.bootstrap(scored["correct"][chosen], scored["image_id"][chosen])
+            share = inference.bootstrap(scored["correct"][chosen], scored["image_id"][chosen])
             rows.append((label, file, part, chosen.sum(), 100 * share.value, 100 * share.low, 100 * share.high))
     return pd.DataFrame(rows, columns=["system", "training_file", "part", "n", "accuracy", "ci_low", "ci_high"])
 

@@ -20,7 +20,7 @@ from amif_lib.data import load, manifests
 from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import question_frame, read_predictions
 from amif_lib.experiments.stored import Run
-from amif_lib.scoring import baselines, prediction_files, protocols, statistics
+from amif_lib.scoring import baselines, inference, prediction_files, protocols
 from amif_lib.scoring.protocols import PROTOCOLS, Protocol
 
 WARNING = "**WARNING**"
@@ -50,7 +50,7 @@ class Score:
     (yes_no|answer_type, empty for overall), system, label, n, correct, accuracy, ci_low, ci_high`, in percent. Lines of
     the predictions have `lenient`, the number of wrong answers that `contains` accepts; those of baselines the
     predictions' paired difference to them, in points: `difference, difference_low, difference_high, detectable`
-    (`statistics.detectable`), `wins` and `losses` (questions that only the predictions, only the baseline has right)
+    (`inference.detectable`), `wins` and `losses` (questions that only the predictions, only the baseline has right)
     and `mcnemar_p`.
     """
 
@@ -125,7 +125,7 @@ def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question
         clusters = load.clusters(dataset, own["image_id"][part])
         for system, frame in {"predictions": own, **beside}.items() if part.any() else ():
             right, label = frame["correct"][part], baselines.BASELINES[system][0] if system in beside else system
-            share = statistics.bootstrap(right, clusters)
+            share = inference.bootstrap(right, clusters)
             row = {"protocol": protocol.title, "split": split, "definition": definition, "system": system}
             row |= {"label": label, "n": len(right), "correct": int(right.sum()), "accuracy": 100 * share.value}
             row |= {"ci_low": 100 * share.low, "ci_high": 100 * share.high}
@@ -138,11 +138,11 @@ def _table(scored: Mapping[Protocol, pd.DataFrame], questions: Sequence[Question
 
 
 def _comparison(ours: pd.Series, theirs: pd.Series, clusters: Sequence[str]) -> dict[str, float]:
-    gap = statistics.bootstrap_mean([(ours.astype(float) - theirs, clusters)], draws=10_000)  # a difference, no share
+    gap = inference.bootstrap_mean([(ours.astype(float) - theirs, clusters)], draws=10_000)  # a difference, no share
     points = {"difference": gap.value, "difference_low": gap.low, "difference_high": gap.high}
-    points = {name: 100 * value for name, value in (points | {"detectable": statistics.detectable(gap)}).items()}
+    points = {name: 100 * value for name, value in (points | {"detectable": inference.detectable(gap)}).items()}
     wins, losses = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return points | {"wins": wins, "losses": losses, "mcnemar_p": float(statistics.mcnemar_p(wins, losses))}
+    return points | {"wins": wins, "losses": losses, "mcnemar_p": float(inference.mcnemar_p(wins, losses))}
 
 
 def contains(text: str, gold: str) -> bool:

@@ -14,13 +14,13 @@ from statsmodels.stats.multitest import multipletests
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import load
-from amif_lib.scoring import statistics
+from amif_lib.scoring import inference
 
 
 @pytest.mark.parametrize(("correct", "n", "low", "high"), [(363, 451, 76.58, 83.88), (4417, 6761, 64.19, 66.46)])
 def test_wilson_of_the_headline_row(correct, n, low, high):
     """The paper's headline accuracies on their question counts, and the formula itself."""
-    got = statistics.wilson(correct, n)
+    got = inference.wilson(correct, n)
     assert got == pytest.approx((low / 100, high / 100), abs=6e-5)
     z, share = 1.959963984540054, correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -31,27 +31,27 @@ def test_wilson_of_the_headline_row(correct, n, low, high):
 @pytest.mark.parametrize(("both", "wins", "losses"), [(10, 5, 0), (2, 9, 4), (0, 3, 3), (4, 0, 0)])
 def test_mcnemar_is_the_exact_test(both, wins, losses):
     expected = exact_mcnemar([[both, wins], [losses, 0]], exact=True).pvalue
-    assert statistics.mcnemar_p(wins, losses) == pytest.approx(expected)
-    assert statistics.mcnemar_p(5, 0) == 0.0625  # the paper leads LaPA by 5 of 451 questions
+    assert inference.mcnemar_p(wins, losses) == pytest.approx(expected)
+    assert inference.mcnemar_p(5, 0) == 0.0625  # the paper leads LaPA by 5 of 451 questions
 
 
 def test_holm_leaves_out_what_has_no_p():
     p = [0.01, 0.04, 0.03, 0.2, 0.5]
-    assert statistics.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
-    assert statistics.holm([0.01, np.nan, 0.04, 0.03]) == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
-    assert len(statistics.holm([])) == 0
+    assert inference.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert inference.holm([0.01, np.nan, 0.04, 0.03]) == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
+    assert len(inference.holm([])) == 0
 
 
 def test_impossible_input_is_refused():
     for correct, n in ((1, 0), (3, 2), (-1, 4)):
         with pytest.raises(InputError, match="0 <= correct <= n"):
-            statistics.wilson(correct, n)
+            inference.wilson(correct, n)
     with pytest.raises(InputError, match="2 answers, 1 clusters"):
-        statistics.bootstrap([1, 0], ["a"])
+        inference.bootstrap([1, 0], ["a"])
     with pytest.raises(InputError, match="no data set"):
-        statistics.bootstrap_mean([])
+        inference.bootstrap_mean([])
     with pytest.raises(InputError, match="same replicates"):
-        statistics.contrast([(np.zeros((3, 2)), ["a", "b"]), (np.zeros((4, 2)), ["a", "b"])])
+        inference.contrast([(np.zeros((3, 2)), ["a", "b"]), (np.zeros((4, 2)), ["a", "b"])])
 
 
 # --- bootstrap over images or cases ---
@@ -64,7 +64,7 @@ def all_draws(sums, counts):
 
 
 def test_bootstrap_matches_full_enumeration():
-    got = statistics.bootstrap([1, 0, 0, 1, 1, 0, 1], ["a", "b", "a", "c", "c", "c", "d"], draws=40_000)
+    got = inference.bootstrap([1, 0, 0, 1, 1, 0, 1], ["a", "b", "a", "c", "c", "c", "d"], draws=40_000)
     exact = all_draws([1, 0, 2, 1], [2, 1, 3, 1])
     assert got.value == pytest.approx(4 / 7)
     assert (got.low, got.high) == pytest.approx(tuple(np.percentile(exact, [2.5, 97.5])), abs=0.02)
@@ -76,7 +76,7 @@ def test_images_of_a_case_that_agree_count_once():
     images = [f"MPX{case}_synpic{case}{i}" for case in range(6) for i in (0, 1) for _ in range(counts[case])]
     right = [n < sums[case] for case in range(6) for _ in (0, 1) for n in range(counts[case])]
     by_case, by_image, other = (
-        statistics.bootstrap(right, load.clusters(name, images) if name else images, draws=40_000)
+        inference.bootstrap(right, load.clusters(name, images) if name else images, draws=40_000)
         for name in ("medpix2_questions", "", "vqa_rad")
     )
     exact = np.percentile(all_draws(2 * np.array(sums), 2 * np.array(counts)), [2.5, 97.5])
@@ -88,7 +88,7 @@ def test_images_of_a_case_that_agree_count_once():
 def test_mean_over_data_sets_matches_full_enumeration():
     """Paired differences on two sets of three and two images: every joint draw is enumerated, 27 x 4 of them."""
     sets = [([0, 0, 0, 1, 0], ["a", "a", "b", "c", "c"]), ([0, -1, 1], ["d", "e", "e"])]
-    got = statistics.bootstrap_mean(sets, draws=40_000)
+    got = inference.bootstrap_mean(sets, draws=40_000)
     assert got.value == pytest.approx((1 / 5 + 0 / 3) / 2)
     first, second = all_draws([0, 0, 1], [2, 1, 2]), all_draws([0, 0], [1, 2])
     exact = np.array([(a + b) / 2 for a in first for b in second])
@@ -96,9 +96,9 @@ def test_mean_over_data_sets_matches_full_enumeration():
 
 
 def test_all_right_or_all_wrong_still_has_an_interval():
-    got = statistics.bootstrap(np.zeros(30), np.repeat(np.arange(10), 3))
-    assert (got.value, got.low) == (0, 0) and got.high == pytest.approx(statistics.wilson(0, 10)[1])
-    assert statistics.bootstrap(np.ones(4), [1, 1, 2, 3]).low == pytest.approx(statistics.wilson(3, 3)[0])
+    got = inference.bootstrap(np.zeros(30), np.repeat(np.arange(10), 3))
+    assert (got.value, got.low) == (0, 0) and got.high == pytest.approx(inference.wilson(0, 10)[1])
+    assert inference.bootstrap(np.ones(4), [1, 1, 2, 3]).low == pytest.approx(inference.wilson(3, 3)[0])
 
 
 # --- contrasts: replicates and clusters at once ---
@@ -112,20 +112,20 @@ def test_contrast_by_hand():
     ms_rest = ((table - rows[:, None] - columns + mean) ** 2).sum() / 24
     assert ms_columns > ms_rest
     variance = (ms_rows + ms_columns - ms_rest) / 36
-    got = statistics.contrast([(table, np.arange(9))])
+    got = inference.contrast([(table, np.arange(9))])
     assert got.value == pytest.approx(mean) and got.error == pytest.approx(variance**0.5)
     df = (36 * variance) ** 2 / (ms_rows**2 / 3 + ms_columns**2 / 8 + ms_rest**2 / 24)
     assert got.df == pytest.approx(df) and (got.low + got.high) / 2 == pytest.approx(mean)
 
 
 def test_contrast_without_variance_or_replicates_says_nothing():
-    same = statistics.contrast([(np.zeros((5, 6)), np.arange(6))])
-    few = statistics.contrast([(np.eye(2, 6), np.arange(6))])
+    same = inference.contrast([(np.zeros((5, 6)), np.arange(6))])
+    few = inference.contrast([(np.eye(2, 6), np.arange(6))])
     assert same.value == 0 and few.value == pytest.approx(1 / 6)
     assert all(math.isnan(number) for got in (same, few) for number in (got.error, got.low, got.p))
 
 
-def simulated(rng, replicates: int, sets: int, lead: float = 0.0) -> list[statistics.Part]:
+def simulated(rng, replicates: int, sets: int, lead: float = 0.0) -> list[inference.Part]:
     """Paired differences of two logistic systems; their accuracies vary by replicate, image and both.
 
     Over four sets the difference of one replicate deviates by about two points, as measured on the demo; on one set by
@@ -153,12 +153,12 @@ def test_size_and_power_of_the_contrast():
     """
     rng, sizes, lines = np.random.default_rng(100), {}, 12
     for replicates, sets, repeats in ((5, 1, 2000), (8, 1, 2000), (5, 4, 600), (8, 4, 600)):
-        null = [statistics.contrast(simulated(rng, replicates, sets)) for _ in range(3000)]
+        null = [inference.contrast(simulated(rng, replicates, sets)) for _ in range(3000)]
         size, error = np.mean([got.p < 0.05 for got in null]), np.mean([got.error**2 for got in null]) ** 0.5
         df = np.median([got.df for got in null])
-        detectable = statistics.Contrast(0.0, error, df).detectable(lines)
+        detectable = inference.Contrast(0.0, error, df).detectable(lines)
         lead = detectable / 0.176  # a unit of log odds is worth so much of accuracy here
-        found = [statistics.contrast(simulated(rng, replicates, sets, lead)) for _ in range(repeats)]
+        found = [inference.contrast(simulated(rng, replicates, sets, lead)) for _ in range(repeats)]
         own, others = np.array([got.p for got in found]), rng.choice([got.p for got in null], (repeats, lines - 1))
         below = (np.sort(np.c_[own, others]) < 0.05 / np.arange(lines, 0, -1)).cumprod(1).sum(1)  # Holm's findings
         power, effect = np.mean((others < own[:, None]).sum(1) < below), np.mean([got.value for got in found])
