@@ -16,7 +16,7 @@ LIBRARY = ROOT / "amif_lib"
 MOST = {
     "reading road": 4083,
     "library": 15412,
-    "tests": 11243,
+    "tests": 11252,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }

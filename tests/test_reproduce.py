@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from amif_lib.app import doctor, job, jobs, reproduce
+from amif_lib.app import cost, doctor, job, jobs, reproduce
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.identity import data_sets
@@ -257,6 +257,15 @@ def test_trainings_share_the_machine(monkeypatch) -> None:
     monkeypatch.setenv("AMIF_PROCESSES", "8")
     with pytest.raises(InputError, match="4 GPUs visible"):
         reproduce.shares("workstation", "paper")
+
+
+def test_hours_are_not_those_of_a_run_that_trained_beside_other_work(tmp_path) -> None:
+    for name, seconds in (("a", 90.0), ("b", 3600.0), ("c", 110.0)):
+        run = {"spec": {"scale": "demo", "stage": "finetune"}, "metrics": {"samples": 100}}
+        for file, content in (run | {"provenance": {"wall_time_s": seconds}}).items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{file}.json").write_text(json.dumps(content))
+    assert cost.measured(tmp_path, "demo") == {"finetune": 1.1} and cost.measured(tmp_path, "small") == {}
 
 
 def test_waiting_threads_of_a_job_sleep(tmp_path, monkeypatch) -> None:

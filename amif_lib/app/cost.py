@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 from amif_lib.core import files, paths
 from amif_lib.data import manifests
@@ -37,14 +38,14 @@ def studies(name: str) -> int:
 
 
 def measured(folder: Path, scale: str) -> dict[str, float]:
-    """Mean seconds per sample, evaluation included, by stage, of a scale's finished runs in a folder; {} for none."""
-    seconds, count = Counter(), Counter()
+    """Median seconds per sample, evaluation included, by stage, of a scale's finished runs in a folder; {} for none."""
+    found = defaultdict(list)  # a mean would follow the few runs that trained beside other work
     for path in folder.glob("*/spec.json"):
         run, provenance = files.read_yaml(path), path.with_name("provenance.json")
         if run.get("scale") == scale and provenance.is_file():  # a teacher's folder has neither, so none is counted
-            seconds[run["stage"]] += files.read_yaml(provenance)["wall_time_s"]
-            count[run["stage"]] += files.read_yaml(path.with_name("metrics.json"))["samples"]
-    return {stage: seconds[stage] / count[stage] for stage in count}
+            count = files.read_yaml(path.with_name("metrics.json"))["samples"]
+            found[run["stage"]].append(files.read_yaml(provenance)["wall_time_s"] / count)
+    return {stage: median(values) for stage, values in found.items()}
 
 
 def parameters(m: ModelSpec) -> int:

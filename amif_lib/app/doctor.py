@@ -22,7 +22,6 @@ from amif_lib.experiments.run_spec import RunSpec
 # Rough needs of one training at a time, in GB: main memory, free disk, memory of one GPU (0: none needed).
 NEEDS = {"demo": (2, 1, 0), "small": (4, 2, 0), "base": (32, 60, 22), "paper": (64, 200, 38)}
 PACKAGES = ("torch", "transformers", "accelerate", "open_clip_torch", "jupyterlab", "papermill", "snakemake")
-
 STARTS = ("init.image", "init.text", "init.decoder", "init.tokenizer")
 
 
