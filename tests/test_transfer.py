@@ -262,6 +262,18 @@ def test_ablations_are_mlip_with_one_weight_of_zero_each():
         assert run.model_copy(update={"objective": whole.objective}).run_id == whole.run_id
 
 
+def test_ablations_have_as_many_replicates_as_are_finished_and_take_none_from_the_other_rows(monkeypatch):
+    monkeypatch.setattr(stored, "is_finished", lambda run: run.seed < 3 or not _lacks_a_loss(run))
+    found = transfer.pretrainings("demo", ("mlip",), ablations=True)
+    numbers = {label: len(runs) for label, runs in found.items()}
+    assert numbers.pop("MLIP") == numbers.pop("no pre-training") == 5
+    assert set(numbers.values()) == {3} and len(numbers) == len(transfer.LOSSES)
+
+
+def _lacks_a_loss(run):
+    return run.method == "mlip" and 0 in [getattr(run.objective, f"weight_{loss}") for loss in transfer.LOSSES]
+
+
 def test_arl_without_its_alignment_has_no_zero_shot_scores(runs, data, monkeypatch):
     run = stored.load_run(runs["arl"])
     objective = run.spec.objective.model_copy(update={"weight_align": 0.0})

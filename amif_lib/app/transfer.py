@@ -20,6 +20,7 @@ from amif_lib.training.batches import seed_of
 
 BATCH = 64
 LOSSES = ("global", "local", "category", "itm", "swap")  # of MLIP, one left out in each ablation
+ABLATED = "MLIP without "  # begins the labels of these rows
 
 
 def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False) -> dict[str, list[RunSpec]]:
@@ -27,20 +28,28 @@ def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False
 
     Of rows without pre-training only the first is kept; it is always there, since changes are measured against it. All
     rows have as many replicates as every pre-training has finished, at least one. `ablations` adds MLIP without each of
-    its losses. Raises InputError as `rows.rows` does.
+    its losses, with as many as all of these have finished. Raises InputError as `rows.rows` does.
     """
     out: dict[str, list[RunSpec]] = {}
     for row in rows.rows("methods", scale, only=only and ("no_pretraining", *only)):
         own = [run.trainings()[0] for run in row.runs if run.data.questions == row.runs[0].data.questions]
         if own[0].stage != "finetune" or all(runs[0].stage != "finetune" for runs in out.values()):
             out[row.label] = own
+    out = _finished(out)
+    seeds, name = range(len(next(iter(out.values())))), rows.sets_of("methods", scale)[0]
+    ablated = {}
     for loss in LOSSES if ablations else ():
         settings = {"method": "mlip", "objective": {f"weight_{loss}": 0.0}}
-        seeds, name = range(len(next(iter(out.values())))), rows.sets_of("methods", scale)[0]
-        out[f"MLIP without {loss}"] = [rows.build_run(scale, settings, name, n, n).trainings()[0] for n in seeds]
-    trained = [runs for runs in out.values() if runs[0].stage != "finetune"]
-    finished = [sum(map(stored.is_finished, runs)) for runs in trained]
-    return {label: runs[: max(1, min(finished, default=1))] for label, runs in out.items()}
+        runs = [rows.build_run(scale, settings, name, n, n).trainings()[0] for n in seeds]
+        ablated[f"{ABLATED}{loss}"] = runs
+    return out | _finished(ablated)
+
+
+def _finished(runs: dict[str, list[RunSpec]]) -> dict[str, list[RunSpec]]:
+    """As many replicates of each row as all pre-trainings among the rows have finished, at least one."""
+    trained = [own for own in runs.values() if own[0].stage != "finetune"]
+    finished = [sum(map(stored.is_finished, own)) for own in trained]
+    return {label: own[: max(1, min(finished, default=1))] for label, own in runs.items()}
 
 
 def read_data(scale: str, stored_side: int) -> Labelled:
