@@ -79,8 +79,12 @@ class Selection:
         return [row for row in replace(self, only=only).rows("table1", scale) if not row.extra]
 
     def blank_runs(self, name: str, scale: str) -> tuple[RunSpec, ...]:
-        """The question-only baseline: the full model (of the first start) trained on blank images, one seed."""
-        sets = self.question_sets or experiments.sets_of(name, scale)
+        """The question-only baseline: the full model (of the first start) trained on blank images, one seed.
+
+        It is trained on the selected question sets, by default on `question_only_sets` if the scale has it.
+        """
+        some = experiments.scale_settings(scale).get("question_only_sets", ())
+        sets = self.question_sets or tuple(some) or experiments.sets_of(name, scale)
         once = replace(self, question_sets=sets, seeds=1, pretrain_seeds=1).headlines(name, scale)
         return tuple(map(experiments.blank_image_run, once[0].runs if once else ()))
 
