@@ -12,12 +12,11 @@ from amif_lib.data.load import pretraining_studies
 from amif_lib.experiments import identity, settings_page, stored
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments.predictions import read_predictions
-from amif_lib.methods.arl import pretraining
+from amif_lib.methods.arl import masked_modelling, pretraining
 from amif_lib.methods.arl.knowledge import gather_knowledge
 from amif_lib.methods.arl.network import stored_graph
 from amif_lib.methods.arl.settings import not_read
 from amif_lib.networks import pretrained, tokenizers
-from amif_lib.objectives import masked_modelling
 from amif_lib.training import batches, loop
 from amif_lib.training.prepare import prepare
 from tests import tiny, tiny_arl, tiny_mlip
@@ -108,10 +107,10 @@ def test_the_loss_of_masked_images_reads_removed_patches_only():
 def test_the_encoder_never_sees_a_removed_patch_and_with_all_kept_is_the_encoder(module):
     encoder, images = module.arl.image_encoder, torch.randn(2, 3, 32, 32)
     everything, kept = torch.arange(16).expand(2, -1), torch.tensor([[1, 5, 9], [0, 2, 15]])
-    torch.testing.assert_close(encoder(images, everything), encoder(images), atol=1e-5, rtol=1e-4)
-    before = encoder(images, kept)
+    torch.testing.assert_close(encoder.visible(images, everything), encoder(images), atol=1e-5, rtol=1e-4)
+    before = encoder.visible(images, kept)
     images[0, :, 0:8, 0:8] = 7.0  # patch 0, kept in the second image only
-    assert torch.equal(encoder(images, kept)[0], before[0])
+    assert torch.equal(encoder.visible(images, kept)[0], before[0])
     decoder = module.patch_decoder
     moved = decoder(before, torch.tensor([[1, 5, 9], [0, 2, 14]]))
     assert torch.equal(moved[0], decoder(before, kept)[0]) and not torch.allclose(moved[1], decoder(before, kept)[1])

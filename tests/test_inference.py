@@ -125,7 +125,7 @@ def test_contrast_without_variance_or_replicates_says_nothing():
     assert all(math.isnan(number) for got in (same, few) for number in (got.error, got.low, got.p))
 
 
-def simulated(rng, replicates: int, sets: int, lead: float = 0.0) -> list[inference.Part]:
+def simulated(rng, replicates: int, sets: int, lead: float = 0.0) -> list[inference.ClusteredValues]:
     """Paired differences of two logistic systems; their accuracies vary by replicate, image and both.
 
     Over four sets the difference of one replicate deviates by about two points, as measured on the demo; on one set by

@@ -67,26 +67,24 @@ def test_bad_requests(run, monkeypatch, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
-def test_processes_share_the_threads_and_take_a_gpu_each(run, monkeypatch, tmp_path, gpus) -> None:
+def test_processes_share_the_threads_and_take_a_gpu_each(monkeypatch, tmp_path, gpus) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    line, environment = launch.command(run, 2, tmp_path / "spec.json")
+    line, environment = launch.command(2, tmp_path / "spec.json")
     text = " ".join(line)
     assert "torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2" in text
     assert text.endswith(f"-m amif_lib.training.loop --spec {tmp_path}/spec.json")
     assert environment["OMP_NUM_THREADS"] == "3" and environment["OMP_WAIT_POLICY"] == "PASSIVE"
     if gpus:
         with pytest.raises(InputError, match="8 processes asked for, 2 GPUs visible"):
-            launch.command(run, 8, tmp_path / "spec.json")
+            launch.command(8, tmp_path / "spec.json")
 
 
 def script(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Let this stand for the training that the subprocess would run."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    monkeypatch.setattr(
-        launch, "command", lambda run, count, spec: ([sys.executable, "-c", text, str(spec)], environment)
-    )
+    monkeypatch.setattr(launch, "command", lambda count, spec: ([sys.executable, "-c", text, str(spec)], environment))
 
 
 def test_a_subprocess_reads_the_written_specification_and_its_lines_are_passed_on(run, monkeypatch, capsys) -> None:

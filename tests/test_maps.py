@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from amif_lib.app.labels_and_negatives import label_matrices, mined_negatives
+from amif_lib.app import word_maps
+from amif_lib.app.labels_and_negatives import drawn_batch, label_matrices, mined_negatives
 from amif_lib.core.errors import InputError
 from amif_lib.data import images, manifests
 from amif_lib.data.load import load_questions, load_studies, pretraining_studies
 from amif_lib.experiments import stored, stored_maps
 from amif_lib.experiments.rows import blank_image_run
-from amif_lib.methods.amif import figure_maps, knowledge, teacher
+from amif_lib.methods.amif import knowledge, teacher
 from amif_lib.methods.amif.network import AMiF, AMiFForVQA
 from amif_lib.methods.amif.patch_maps import word_positions
 from amif_lib.methods.amif.settings import KnowledgeSpec
@@ -24,7 +25,6 @@ from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives import contrastive, transport
 from amif_lib.training import loop
-from amif_lib.training.prepare import drawn
 from tests import tiny
 
 QUESTION = "is there a nodule in the left lung hung"
@@ -125,7 +125,7 @@ def trainings(tmp_path_factory):
     runs = tiny.run(**CHANGES).trainings()
     for spec in runs:
         loop.fit(spec)
-        stored_maps.ensure(spec)
+        word_maps.ensure(spec)
     yield runs
     patch.undo()
 
@@ -160,7 +160,7 @@ def test_questions_are_the_first_that_name_what_the_image_shows(trainings):
             shown = np.asarray(Image.open(folder / "masks" / f"{question.image_id}.png")) == numbers[label]
             if label in question.question.lower() and shown.any():
                 expected.append((question.question_id, question.image_id, label, shown))
-    expected = expected[: figure_maps.MOST]
+    expected = expected[: word_maps.MOST]
     assert [row[:3] for row in expected] == list(zip(kept.ids, kept.image_ids, kept.labels, strict=True))
     for row in (0, len(kept) // 2):  # 96 pixels on a grid of 4 x 4
         share = expected[row][3].reshape(4, 24, 4, 24).mean((1, 3))
@@ -173,7 +173,7 @@ def test_a_report_map_recomputed_alone_of_a_study_that_no_stage_is_trained_on(tr
     """The first row from the saved weights: image, report, co-attention, plan, the word's columns."""
     run = trainings[1]
     kept = file_of(run, stored_maps.MAPS)
-    held_out = {study.study_id: study for study in load_studies(figure_maps.HELD_OUT)}
+    held_out = {study.study_id: study for study in load_studies(word_maps.HELD_OUT)}
     trained_on = {study.study_id for study in pretraining_studies(run.data, run.model.stored_side)}
     assert set(kept.ids) <= set(held_out) and not set(kept.ids) & trained_on
     assert set(kept.values) == {"transport_plan", "attention"}
@@ -198,7 +198,7 @@ def vectors_of(run, names):
 
 def test_label_matrices_are_distributions_of_the_first_batch(trainings):
     run = stored.load_run(trainings[0])
-    batch, studies = drawn(trainings[0])(0)
+    batch, studies = drawn_batch(trainings[0], 0)
     kept, n = label_matrices(run, batch, studies), run.spec.train.batch_size
     texts = vectors_of(run.spec, [study.study_id for study in studies])
     q = (texts @ texts.T / run.spec.objective.teacher_temperature).softmax(1).numpy()
@@ -212,7 +212,7 @@ def test_label_matrices_are_distributions_of_the_first_batch(trainings):
 def test_mined_negatives_are_those_that_training_drew(trainings):
     """The last step's draw; probabilities by hand from the teacher's texts."""
     run = trainings[1]
-    table = mined_negatives(stored.load_run(run), *drawn(run)(-1))
+    table = mined_negatives(stored.load_run(run), *drawn_batch(run, -1))
     assert set(table["pair"]) == {"image_text", "image_image", "text_text"}
     part = table[table["pair"] == "text_text"].reset_index(drop=True)
     names = list(part["id"])
@@ -233,22 +233,22 @@ def test_done_once_and_not_of_a_run_without_maps(trainings):
     path = trainings[2].directory / stored_maps.MAPS
     kept = path.read_bytes()
     path.unlink()
-    stored_maps.ensure(trainings[2])
+    word_maps.ensure(trainings[2])
     assert path.read_bytes() == kept and len(kept) < 300_000  # equal input, equal file
-    assert stored_maps.ensure(trainings[0]) is None  # stage 1
+    assert word_maps.ensure(trainings[0]) is None  # stage 1
     run = stored.load_run(trainings[2])
     run.spec = blank_image_run(trainings[2])
-    assert figure_maps.word_maps(run) is None
+    assert word_maps.word_maps(run) is None
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_examples_without_regions_are_the_first_about_another_answer_word_and_image(
     trainings, monkeypatch, capsys, stage
 ):
-    monkeypatch.setattr(figure_maps.regions, "known", lambda name: False)  # as real sets
-    monkeypatch.setattr(figure_maps, "SHOWN", ("vqa_med_2019", "phantom_vqa_rad"))
+    monkeypatch.setattr(word_maps.regions, "known", lambda name: False)  # as real sets
+    monkeypatch.setattr(word_maps, "SHOWN", ("vqa_med_2019", "phantom_vqa_rad"))
     run = stored.load_run(trainings[stage])
-    kept = stored_maps.Maps(**figure_maps.word_maps(run))
+    kept = stored_maps.Maps(**word_maps.word_maps(run))
     questions = load_questions("phantom_vqa_rad")
     answers = " ".join(q.answer.lower() for q in questions if q.split == "train").replace(",", " ").split()
     texts = {q.question_id: q.question for q in questions if q.split == "test"}
@@ -256,14 +256,9 @@ def test_examples_without_regions_are_the_first_about_another_answer_word_and_im
         own = [w.strip("?.,") for w in texts[key].split()]
         own = [w for w in own if len(w) >= 5 and w.isalpha() and w.lower() in answers]
         assert word == max(own, key=len)
-    n = figure_maps.EXAMPLES
-    assert len(kept) == len(set(kept.labels)) == len(set(kept.image_ids)) == n and kept.examples.tolist() == [
-        0,
-        1,
-        2,
-        3,
-    ]
+    assert len(kept) == len(set(kept.labels)) == len(set(kept.image_ids)) == word_maps.EXAMPLES
+    assert kept.examples.tolist() == [0, 1, 2, 3]
     assert not kept.coverage.any() and not kept.outlines.any() and kept.pictures.std() > 0
     assert set(kept.values) == {"transport_plan", "attention", *(["gate"] if stage == 2 else [])}
-    monkeypatch.setattr(figure_maps.manifests, "may_show", lambda name, kind: kind == "texts")
-    assert figure_maps.word_maps(run) is None and "no text that may be shown" in capsys.readouterr().out
+    monkeypatch.setattr(word_maps.manifests, "may_show", lambda name, kind: kind == "texts")
+    assert word_maps.word_maps(run) is None and "no text that may be shown" in capsys.readouterr().out

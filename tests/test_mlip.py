@@ -14,11 +14,11 @@ from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import settings_page, stored
 from amif_lib.methods.mlip import pretraining
 from amif_lib.methods.mlip.network import MLIP
+from amif_lib.methods.mlip.objectives import info_nce, sinkhorn_assignments, token_info_nce
 from amif_lib.methods.mlip.settings import not_read
 from amif_lib.networks import pretrained
 from amif_lib.networks.sizes import ModelSpec
-from amif_lib.objectives.contrastive import info_nce, soft_label_kl, token_info_nce
-from amif_lib.objectives.transport import sinkhorn_assignments
+from amif_lib.objectives.contrastive import soft_label_kl
 from amif_lib.training import loop
 from amif_lib.training.prepare import prepare
 from tests import tiny, tiny_mlip

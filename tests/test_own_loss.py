@@ -100,7 +100,7 @@ def test_a_run_trains_on_its_own_loss_only(monkeypatch, capsys):
 
 def test_terms_must_be_single_numbers():
     module = tiny.pretraining("stage1")
-    loop.replace_loss(module, lambda stage, batch: {"a": torch.zeros(2)})
+    own_loss.replace(module, lambda stage, batch: {"a": torch.zeros(2)})
     with pytest.raises(InputError, match="a tensor that holds one number"):
         module(tiny.batch())
 

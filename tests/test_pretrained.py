@@ -136,9 +136,8 @@ def test_a_decoder_equals_the_hugging_face_decoder_with_its_weights(tmp_path):
     ids, memory = torch.randint(5, len(own), (2, 6)), torch.randn(2, 7, 32)
     mask, memory_mask = torch.ones(2, 6).long(), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     mask[1, 4:] = 0
-    expected = theirs(
-        input_ids=ids, attention_mask=mask, encoder_hidden_states=memory, encoder_attention_mask=memory_mask
-    ).logits
+    named = {"encoder_hidden_states": memory, "encoder_attention_mask": memory_mask}
+    expected = theirs(input_ids=ids, attention_mask=mask, **named).logits
     found = ours(ids, mask, memory, memory_mask).logits
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-4)
 

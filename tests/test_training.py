@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -124,9 +126,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkey
     with pytest.raises(KeyboardInterrupt):
         loop.fit(whole)
     assert not stored.is_finished(whole) and (whole.directory / checkpoint.STATE).is_file()
-    (whole.directory / f".{checkpoint.STATE}.123").write_bytes(
-        b"half of it"
-    )  # of a killed process: it goes with the rest
+    (whole.directory / f".{checkpoint.STATE}.123").write_bytes(b"half of it")  # left by a killed process
     with (whole.directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "los')  # torn by the cut-off
     monkeypatch.setattr(checkpoint, "save", save)
@@ -160,6 +160,21 @@ def test_a_state_that_cannot_be_stored_leaves_the_one_before_and_the_training_ru
     module, optimizer, schedule = parts()
     assert checkpoint.restore(tmp_path, module, optimizer, schedule) == (5, 2.0)
     assert module.weight.tolist() == [[1.0, 1.0]] and [path.name for path in tmp_path.iterdir()] == [checkpoint.STATE]
+
+
+def test_a_full_disk_ends_no_training_and_the_log_is_complete_in_the_end(finished, monkeypatch, caplog):
+    spec, plain = tiny.run(seed=5).trainings()[0], Path.open
+
+    def full(path, mode="r", **named):
+        if path.name == loop.LINES and mode == "a":
+            path.write_text('{"step": 0, "los')  # all that fits
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(path, mode, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    loop.fit(spec)
+    assert caplog.text.count("No space left on device") == 1
+    assert stored.load_run(spec).history.step.tolist() == stored.load_run(finished.trainings()[0]).history.step.tolist()
 
 
 # --- batches and streams ----------------------------------------------------------------------------------------------
@@ -312,16 +327,10 @@ def test_cut_texts_and_candidates_that_read_alike_are_counted(finished):
         question("test", "is this a lung", long + " left"),
         question("test", "is this a lung", long + " right"),
     ]
-    assert about_questions(finished, tokenizer, questions) == {
-        "training_questions": 2,
-        "test_questions": 3,
-        "training_questions_cut": 1,
-        "test_questions_cut": 1,
-        "training_answers_cut": 1,
-        "test_answers_cut": 2,
-        "candidates": 5,
-        "candidates_read_alike": 3,  # cut, three are the same lungs; with their hyphen apart, two are one
-    }
+    cut = {"training_questions_cut": 1, "test_questions_cut": 1, "training_answers_cut": 1, "test_answers_cut": 2}
+    alike = {"candidates_read_alike": 3}  # cut, three are the same lungs; with their hyphen apart, two are one
+    counts = {"training_questions": 2, "test_questions": 3, "candidates": 5}
+    assert about_questions(finished, tokenizer, questions) == counts | cut | alike
     assert stored.load_run(finished).metrics["training_answers_cut"] == 0
 
 

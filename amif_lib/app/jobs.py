@@ -182,7 +182,7 @@ def _add_training(plan: Plan, run: RunSpec, label: str) -> None:
     spec = paths.shown(plan.folder / "specs" / f"{run.run_id}.json")
     needs = [_whole(run.parent)] if run.parent else []
     if not run.parent and (teacher := teacher_id(run)):
-        command = ("-m", "amif_lib.training.prepare", "--spec", spec)
+        command = ("-m", "amif_lib.training.loop", "--extras", "--spec", spec)
         needs.append(plan.add(Job("teacher", teacher, (f"runs/{teacher}/metrics.json",), command, label=label)))
     code, command = "", ("-m", "amif_lib", "run", spec)  # methods for comparison have no notebook for each stage
     if run.method == "amif":

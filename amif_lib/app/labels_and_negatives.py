@@ -1,4 +1,4 @@
-"""For notebooks 03 and 04: soft labels beside the student's probabilities, and the hard negatives of a step."""
+"""For notebooks 03 and 04: a step's batch, soft labels beside the student's probabilities, and hard negatives."""
 
 from __future__ import annotations
 
@@ -9,14 +9,28 @@ import numpy as np
 import pandas as pd
 import torch
 
+from amif_lib import methods
 from amif_lib.data import manifests, regions
+from amif_lib.data.load import pretraining_studies
 from amif_lib.data.records import Study
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.stage1 import Side, distributions, pick
 from amif_lib.methods.amif.stage2 import Stage2
 from amif_lib.methods.batch import PretrainingBatch
+from amif_lib.networks import tokenizers
+from amif_lib.training import batches
 
 HEAT_MAP = 32  # samples of the soft labels' heat maps
+
+
+def drawn_batch(spec: RunSpec, step: int) -> tuple[PretrainingBatch, list[Study]]:
+    """The global batch of a step (-1: the last) of a stored pre-training, made again, with its studies."""
+    studies = pretraining_studies(spec.data, spec.model.stored_side)
+    extras = methods.load(spec.method).extras(spec, studies, {})
+    data = batches.PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
+    _, _, keys = batches.steps_of(data, spec)[step]
+    return data.collate([data[key] for key in keys]), [studies[key[1]] for key in keys]
 
 
 @torch.inference_mode()

@@ -67,7 +67,7 @@ def known_answers(network: AMiFForVQA) -> list[str]:
     return [tokenizers.decode(network.tokenizer, part) for part in network.knowledge_ids.tensor_split(ends)[:-1]]
 
 
-class Drawn(NamedTuple):
+class DrawnSet(NamedTuple):
     """Studies or questions newly drawn by the phantom, with the findings that their images show."""
 
     records: list[Any]  # Study or Question
@@ -75,21 +75,21 @@ class Drawn(NamedTuple):
     findings: dict[str, dict[str, np.ndarray]]  # by image id: each finding, and where it is: (H, W) of booleans
 
 
-def draw_studies(seed: int, number: int) -> Drawn:
+def draw_studies(seed: int, number: int) -> DrawnSet:
     """Studies of one or two views with reports, sorted by findings; no model was trained on them."""
     drawn = _draw("mimic_cxr", seed, {"studies": number}, mimic_cxr.read)
     drawn.records.sort(key=lambda study: name_of(drawn, study))
     return drawn
 
 
-def draw_questions(seed: int, number: int) -> Drawn:
+def draw_questions(seed: int, number: int) -> DrawnSet:
     """Questions about `number` images, in the order of the images; no model was trained on them."""
     counts = {"train_images": 1, "test_images": number, "train_questions": 1, "test_questions": 4 * number}
     drawn = _draw("vqa_rad", seed, counts, vqa_rad.read)
     return drawn._replace(records=[question for question in drawn.records if question.split == "test"])
 
 
-def _draw(kind: str, seed: int, counts: dict[str, int], read: Any) -> Drawn:
+def _draw(kind: str, seed: int, counts: dict[str, int], read: Any) -> DrawnSet:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / kind
         generate(folder, kind, seed, SIZE, counts)
@@ -101,17 +101,17 @@ def _draw(kind: str, seed: int, counts: dict[str, int], read: Any) -> Drawn:
         for i in files:
             mask, areas = np.asarray(Image.open(folder / "masks" / f"{i}.png")), about["images"][i]["areas"]
             findings[i] = {each: mask == about["labels"][each] for each in about["findings"] if each in areas}
-    return Drawn(records, pictures, findings)
+    return DrawnSet(records, pictures, findings)
 
 
-def name_of(drawn: Drawn, study: Study) -> str:
+def name_of(drawn: DrawnSet, study: Study) -> str:
     """Body part and findings of a study, in a few words."""
     part = "head" if study.images[0].view == "axial" else "chest"
     found = {finding for image in study.images for finding in drawn.findings[image.image_id]}
     return f"{part}: {', '.join(sorted(found)) or 'normal'}"
 
 
-def naming(drawn: Drawn) -> list[tuple[Any, str, str, str]]:
+def naming(drawn: DrawnSet) -> list[tuple[Any, str, str, str]]:
     """The records whose text names a finding that its image shows: record, image id, finding, and its name there."""
     return [
         (record, image.image_id, label, word)
@@ -122,7 +122,7 @@ def naming(drawn: Drawn) -> list[tuple[Any, str, str, str]]:
     ]
 
 
-def batch_of(drawn: Drawn, stage: Run, teach: teacher_models.Teacher) -> PretrainingBatch:
+def batch_of(drawn: DrawnSet, stage: Run, teach: teacher_models.Teacher) -> PretrainingBatch:
     """The drawn studies as one batch, as training makes it: augmented views, tokens, the teacher's vectors."""
     ids, studies = list(drawn.pictures), drawn.records
     with torch.no_grad():

@@ -7,7 +7,7 @@ import dis
 import inspect
 from collections.abc import Callable, Iterator
 from textwrap import dedent
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from amif_lib.core.errors import InputError
@@ -36,6 +36,19 @@ def check(run: RunSpec, loss: Loss | None) -> None:
     if (source(loss) if loss else "") != run.own_loss:
         own = "a loss that a notebook defines" if run.own_loss else "the method's own loss"
         raise InputError(f"run {run.run_id}: trains on {own}, not on the one given; use own_loss.with_loss")
+
+
+def replace(module: Any, loss: Loss) -> None:
+    """Replace a stage's losses by the terms of `loss`, which are added up; forward raises InputError for bad terms."""
+
+    def forward(self: Any, batch: Any) -> dict[str, Any]:
+        terms = loss(self, batch)
+        if not terms or any(not hasattr(term, "backward") or term.ndim for term in terms.values()):
+            raise InputError("own loss: give a dictionary of terms, each a tensor that holds one number")
+        self.weights = dict.fromkeys(terms, 1.0)
+        return dict(terms)
+
+    module.forward = MethodType(forward, module)
 
 
 def source(loss: Loss) -> str:

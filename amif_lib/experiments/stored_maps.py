@@ -5,14 +5,11 @@ from __future__ import annotations
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from amif_lib import methods
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.experiments import stored
 
 MAPS = "maps.npz"
 
@@ -35,21 +32,6 @@ class Maps:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def ensure(run: Any) -> Path | None:
-    """Store a finished run's maps unless they are there; returns their file, or None if the method has no maps.
-
-    `run` is a run, its specification or id. Raises InputError if the run is not finished.
-    """
-    run = run if isinstance(run, stored.Run) else stored.load_run(run)
-    if not stored.is_finished(run.spec):
-        raise InputError(f"{paths.shown(run.directory)}: the run is not finished; train it first")
-    path = run.directory / MAPS
-    if not path.is_file():
-        content = methods.load(run.spec.method).maps(run)
-        return content and write(path, Maps(**content))
-    return path
 
 
 def write(path: Path, maps: Maps) -> Path:

@@ -16,7 +16,7 @@ def settings(method: str) -> ModuleType:
 
 
 def load(method: str) -> ModuleType:
-    """The method itself: `build`, `extras`, `save`, `model`, `zero_shot` and `maps`."""
+    """The method itself: `build`, `extras`, `save`, `model`, `zero_shot` and, if it has them, `maps`."""
     return importlib.import_module(_path(method))
 
 

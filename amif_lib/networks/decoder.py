@@ -29,10 +29,9 @@ class DecoderLayer(nn.Module):
         self.cross_attention = Attention(width, heads, dropout) if cross else None
         self.feed_forward = FeedForward(width, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, memory: KeysValues | None, memory_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, memory: KeysValues | None, memory_mask: Tensor | None) -> Tensor:
         """x (B, L, d) and keys and values of the memory -> (B, L, d); masks as for `AnswerDecoder.run`."""
-        causal = mask is None or mask.dim() == 2
-        x = self.self_attention(x, mask=mask, causal=causal)  # (B, L, d)
+        x = self.self_attention(x, mask=mask)  # (B, L, d)
         if self.cross_attention is not None:
             x = self.cross_attention(x, mask=memory_mask, kept=memory)  # (B, L, d)
         return self.feed_forward(x)
@@ -69,9 +68,12 @@ class AnswerDecoder(nn.Module):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
     ) -> DecoderOutput:
-        """Ids and mask (B, L), memory (B or 1, S, d) and mask (B or 1, S) -> logits (B, L, vocabulary)."""
-        mask, memory_mask = (m if m is None else m.bool() for m in (attention_mask, encoder_attention_mask))
-        x = self.run(self.embed(input_ids), mask, self.remember(encoder_hidden_states), memory_mask)  # (B, L, d)
+        """Ids (B, L), memory (B or 1, S, d) and its mask (B or 1, S) -> logits (B, L, vocabulary).
+
+        `attention_mask` is not read: attention is causal, so no token sees the padding that follows an answer.
+        """
+        mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
+        x = self.run(self.embed(input_ids), None, self.remember(encoder_hidden_states), mask)  # (B, L, d)
         return DecoderOutput(self.project(x))
 
     def remember(self, memory: Tensor) -> list[KeysValues | None]:
@@ -98,9 +100,10 @@ class AnswerDecoder(nn.Module):
     ) -> Tensor:
         """Apply layers `start` to `stop` to x (B, L, d); `memory` is the result of `remember`.
 
-        A mask (B, L) marks real tokens, and attention is causal. A mask (B or 1, 1, L, L) replaces causality: it is
-        True where the row's token may attend to the column's.
+        The mask (1, 1, L, L) is True where the row's token may attend to the column's; None: causal attention.
         """
+        if mask is None:
+            mask = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         for i in range(len(self.layers))[start:stop]:
             x = self.layers[i](x, mask, memory[i], memory_mask)  # (B, L, d)
         return x
@@ -116,7 +119,7 @@ class AnswerDecoder(nn.Module):
         answers and mask (B, L): each answer begins with [CLS] and ends with [SEP]; padding does not count. memory (B or
         1, S, d) and mask (B or 1, S).
         """
-        logits = self(answers[:, :-1], answer_mask[:, :-1], memory, memory_mask).logits  # (B, L-1, vocabulary)
+        logits = self(answers[:, :-1], None, memory, memory_mask).logits  # (B, L-1, vocabulary)
         nll = F.cross_entropy(logits.float().transpose(1, 2), answers[:, 1:], reduction="none")  # (B, L-1)
         return (nll * answer_mask[:, 1:]).sum(1)  # (B, L-1) -> (B,)
 

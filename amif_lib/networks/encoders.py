@@ -44,16 +44,11 @@ class ImageEncoder(nn.Module):
             self.vit.pre_layrnorm = nn.Identity()
 
     @in_rows
-    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Normalised images (B, 3, H, W) -> tokens (B, 1 + p, d), or (B, 1 + m, d) of the patches `kept` (B, m)."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> tokens (B, 1 + p, d)."""
         if self.trunk is not None:
             images = self.trunk(images)  # (B, 3, H, W) -> (B, 1280, H/32, W/32)
-        if kept is None:
-            return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)  # (B, 1 + p, d)
-        x = self.vit.embeddings(images)  # (B, 1 + p, d)
-        x = torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[..., None], dim=1)], dim=1)  # (B, 1 + m, d)
-        x = self.vit.encoder(inputs_embeds=self.vit.pre_layrnorm(x)).last_hidden_state
-        return self.vit.post_layernorm(x)
+        return self.vit.post_layernorm(self.vit(pixel_values=images).last_hidden_state)  # (B, 1 + p, d)
 
 
 def initial_deviation(width: int) -> float:

@@ -42,11 +42,10 @@ class Attention(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         mask: Tensor | None = None,
-        causal: bool = False,
         kept: tuple[Tensor, Tensor] | None = None,
         shown: list[Tensor] | None = None,
     ) -> Tensor:
-        """x (B, S, d), context (B or 1, T, d), mask (B or 1, T), or one per query (B or 1, 1, S, T) -> (B, S, d).
+        """x (B, S, d), context (B or 1, T, d), mask (B or 1, T), or one per query (1, 1, S, T) -> (B, S, d).
 
         `kept`: keys and values from `keys_values`, in place of `context`. The attention weights (B, h, S, T) are
         appended to `shown`.
@@ -55,9 +54,6 @@ class Attention(nn.Module):
         k, v = self.keys_values(x if context is None else context) if kept is None else kept  # (B or 1, h, T, d/h)
         allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B, 1, 1 or S, T)
         k, v = (each.expand(len(q), -1, -1, -1) for each in (k, v))  # (B, h, T, d/h): all samples share one context
-        if causal:
-            lower = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()  # (S, S)
-            allowed = lower if allowed is None else allowed & lower
         dropout = self.dropout if self.training else 0.0
         if shown is None:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)  # (B, h, S, d/h)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from amif_lib.core import files
 from amif_lib.core.errors import InputError, public
 from amif_lib.networks import pixels, renaming, tokenizers
 
@@ -46,37 +46,28 @@ def find(source: str) -> Path:
 
 
 def config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a checkpoint folder. Raises InputError if it cannot be read."""
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what = f"{folder / 'config.json'}: {error}"
-        raise InputError(f"{what}; give a checkpoint folder in Hugging Face format") from None
+    """`config.json` of a checkpoint folder in Hugging Face format. Raises InputError if it cannot be read."""
+    return files.read_yaml(folder / "config.json")
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files or, without any, of `pytorch_model.bin`; InputError if unreadable."""
-    files = sorted(folder.glob("*.safetensors"))
+    found = sorted(folder.glob("*.safetensors"))
     try:
-        if not files:
+        if not found:
             return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+        return {name: tensor for file in found for name, tensor in load_file(file).items()}
     except FileNotFoundError:
         raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin; give a folder that has one") from None
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(f"{folder}: weights cannot be read ({short(error)}); fetch them again") from None
 
 
-def save(module: nn.Module, content: dict[str, Any], folder: Path, **heads: nn.Module) -> None:
-    """Write `config.json` (`content`) and the weights of `module` and of `heads`, whose names become prefixes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / "model.safetensors.part"  # renamed when complete: the folder never holds half a file of weights
-    state = module.state_dict()
-    for name, head in heads.items():
-        state |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
-    save_file({name: value.contiguous() for name, value in state.items()}, aside)
-    aside.replace(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def save(state: dict[str, Tensor], content: dict[str, Any], folder: Path) -> None:
+    """Write weights and `config.json` (`content`) to a checkpoint folder; InputError if it cannot be written."""
+    with files.atomic_write(folder / "model.safetensors") as aside:
+        save_file({name: value.contiguous() for name, value in state.items()}, aside)
+    files.write_json(folder / "config.json", content)
 
 
 def load_open_clip(source: str) -> tuple[Any, Any, Any]:

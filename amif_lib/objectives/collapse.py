@@ -36,7 +36,7 @@ def collapse(
     return {
         "row_token_cosine": _token_cosine(x_tokens, a > 0),
         "col_token_cosine": _token_cosine(y_tokens, b > 0),
-        "plan_distance": _mean((plan.float() - independent).abs().sum(dim=(1, 2)) / 2, free),
+        "plan_distance": ((plan.float() - independent).abs().sum(dim=(1, 2)) / 2)[free].double().mean().item(),
     }
 
 
@@ -60,9 +60,4 @@ def _token_cosine(tokens: Tensor, real: Tensor) -> float:
     count = real.sum(dim=1)  # (B,)
     # The squared norm of the sum of unit vectors is the sum of all cosines, of each token with itself too.
     pairs = unit.sum(dim=1).square().sum(dim=1) - unit.square().sum(dim=(1, 2))  # (B, n, d) -> (B,)
-    return _mean(pairs / (count * (count - 1)).clamp_min(1), count > 1)
-
-
-def _mean(values: Tensor, chosen: Tensor) -> float:
-    """Mean over the chosen samples; NaN where there is none."""
-    return values[chosen].double().mean().item() if bool(chosen.any()) else math.nan
+    return (pairs / (count * (count - 1)).clamp_min(1))[count > 1].mean().item()  # the mean of nothing is NaN

@@ -1,4 +1,4 @@
-r"""Global alignment: soft labels and the KL loss (paper section 3.2.1, Eq. 1-8), and InfoNCE as MLIP has it.
+r"""Global alignment: soft labels and the KL loss (paper section 3.2.1, Eq. 1-8).
 
 Rows are queries (such as images), the B samples of one process; columns are candidates (such as reports), the N samples
 of the global batch.
@@ -76,52 +76,6 @@ def soft_label_kl(logits: Tensor, targets: Tensor) -> Tensor:
     logits, targets = logits.float(), targets.float()
     log_p = torch.log_softmax(logits, dim=-1)  # (B, N)
     return (torch.xlogy(targets, targets) - targets * log_p).sum(dim=-1).mean()  # (B, N) -> (B,) -> scalar
-
-
-def info_nce(similarity: Tensor, temperature: float, positive_index: Tensor) -> Tensor:
-    r"""InfoNCE (van den Oord et al., 2018) in one direction (MLIP, Eq. 4); :math:`\log N` if all similarities agree.
-
-    .. math::
-        -\frac{1}{B} \sum_i \log \frac{\exp(s_{i j^+(i)} / \tau)}{\sum_{k=1}^{N} \exp(s_{ik} / \tau)}
-
-    Parameters as for `soft_labels`, of the student itself. Returns a scalar, fp32 whatever the input's type.
-    """
-    return F.cross_entropy(similarity.float() / temperature, positive_index)
-
-
-def token_info_nce(similarity: Tensor, temperature: float, weights: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""InfoNCE between the tokens of one sample, in both directions, weighted (MLIP, Eq. 11).
-
-    .. math::
-        -\frac{1}{2B} \sum_{i=1}^{B} \sum_{j=1}^{n} w_i^j \left(
-        \log \frac{\exp(s_i^{jj} / \tau)}{\sum_k \exp(s_i^{jk} / \tau)} +
-        \log \frac{\exp(s_i^{jj} / \tau)}{\sum_k \exp(s_i^{kj} / \tau)} \right)
-
-    The paper also divides by n; its weights, like those here, already sum to 1.
-
-    Parameters
-    ----------
-    similarity : Tensor, shape (B, n, n)
-        Cosine similarities :math:`s_i^{jk}` of token j and the vector that is paired with token k (MLIP: z of Eq. 10).
-    temperature : float
-        :math:`\tau > 0`.
-    weights : Tensor, shape (B, n)
-        :math:`w_i^j \ge 0`, 0 at padding.
-    mask : BoolTensor, shape (B, n), optional
-        True at a real token; None where all are real.
-
-    Returns
-    -------
-    Tensor
-        A scalar, fp32 whatever the input's type.
-    """
-    logits = similarity.float() / temperature  # (B, n, n)
-    if mask is not None:  # a padded token remains its own candidate: without any, its loss would be NaN
-        padding = ~(mask[:, None] & mask[:, :, None]) & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-        logits = logits.masked_fill(padding, -torch.inf)
-    own = logits.diagonal(dim1=1, dim2=2)  # (B, n)
-    losses = logits.logsumexp(2) + logits.logsumexp(1) - 2 * own  # (B, n)
-    return (weights * losses).sum(1).mean() / 2  # (B, n) -> (B,) -> scalar
 
 
 @torch.no_grad()

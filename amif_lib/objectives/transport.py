@@ -14,7 +14,6 @@ References
        distance. UAI (IPOT).
 .. [2] Chen, Y.-C. et al. (2020). UNITER: universal image-text representation learning. ECCV (beta 0.5, 50 iterations).
 .. [3] Flamary, R. et al. (2021). POT: Python Optimal Transport. JMLR 22(78).
-.. [4] Caron, M. et al. (2020). Unsupervised learning of visual features by contrasting cluster assignments. NeurIPS.
 """
 
 from __future__ import annotations
@@ -163,31 +162,3 @@ def transport_cost(plan: Tensor, cost: Tensor) -> Tensor:
     Plan and cost (B, p, t), the cost finite at padding too -> (B,), fp32; Eq. 9 is its mean.
     """
     return (plan.float() * cost.float()).sum(dim=(1, 2))  # (B, p, t) -> (B,)
-
-
-@torch.no_grad()
-def sinkhorn_assignments(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    r"""Soft assignments of samples to prototypes, each used equally often (SwAV [4]_; the codes u of MLIP's Eq. 17).
-
-    N times the plan between N samples and C prototypes with uniform masses, cost :math:`-s` and regularisation
-    :math:`\epsilon`, by a few of Sinkhorn's iterations. Prototypes are scaled first, samples last.
-
-    Parameters
-    ----------
-    scores : Tensor, shape (N, C)
-        :math:`s`, cosine similarities of all samples of the global batch with the prototypes.
-    epsilon : float
-        :math:`\epsilon > 0`.
-    iterations : int
-        > 0; SwAV has 3.
-
-    Returns
-    -------
-    Tensor, shape (N, C)
-        fp32, without gradient; **each row sums to 1**, each column to N / C in the limit.
-    """
-    log_plan = scores.float() / epsilon  # (N, C); exp(1 / 0.05) would overflow in fp16
-    for _ in range(iterations):
-        log_plan = log_plan - log_plan.logsumexp(dim=0, keepdim=True)  # (N, C) - (1, C)
-        log_plan = log_plan - log_plan.logsumexp(dim=1, keepdim=True)  # (N, C) - (N, 1)
-    return log_plan.exp()

@@ -68,7 +68,7 @@ class Candidate(NamedTuple):
         return self.answer in ("Yes", "No") or self.key == "POS/choice"
 
 
-Part = list[tuple[str, Case]]  # image ids and what is seen on them
+SplitCases = list[tuple[str, Case]]  # image ids and what is seen on them
 Once = Callable[[Candidate], Hashable] | None
 
 
@@ -130,7 +130,7 @@ def candidates(image: str, case: Case) -> list[Candidate]:
 
 
 def draw(
-    cases: Part, number: int, rng: np.random.Generator, shares: Mapping[str, float] = SHARES, once: Once = None
+    cases: SplitCases, number: int, rng: np.random.Generator, shares: Mapping[str, float] = SHARES, once: Once = None
 ) -> list[Candidate]:
     """At most `number` questions on `(image name, case)` pairs, shuffled, in the given shares, balanced by answer.
 

@@ -22,7 +22,7 @@ from amif_lib.core.progress import Bar
 from amif_lib.phantom import questions, texts
 from amif_lib.phantom.cases import Case, draw_case, stream
 from amif_lib.phantom.drawing import FINDINGS, LABELS, draw
-from amif_lib.phantom.questions import Candidate, Part
+from amif_lib.phantom.questions import Candidate, SplitCases
 from amif_lib.phantom.texts import MODALITY, REGION, choose
 
 SPLITS = ("train", "val", "test")
@@ -55,7 +55,7 @@ class Writer:
             self.cases.append(case)
             self.bar.step()
 
-    def draw_split(self, number: int, name: str, file: str) -> Part:
+    def draw_split(self, number: int, name: str, file: str) -> SplitCases:
         """Draw one image of each of `number` new cases, named by number; `{}` in `file` is the name."""
         first = len(self.cases)
         part = [(name.format(index), self.case(index)) for index in range(first, first + number)]

@@ -13,7 +13,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import load
 from amif_lib.experiments import stored
 from amif_lib.reporting import figures, map_figures, tables
-from amif_lib.reporting.figures import BLUE, GREY, ORANGE, Drawn, scale_note
+from amif_lib.reporting.figures import BLUE, GREY, ORANGE, DrawnFigure, scale_note
 from amif_lib.reporting.table_rows import dataset_name, planned_rows
 from amif_lib.scoring import leaks
 
@@ -33,7 +33,7 @@ def draw_all(scale: str) -> list[Path]:
     paths of the files.
     """
     figures.use_style()
-    drawings: dict[str, Callable[[], Drawn]] = {
+    drawings: dict[str, Callable[[], DrawnFigure]] = {
         "fig4_local_alignment": lambda: map_figures.local_alignment(scale),
         "fig5_gated_attention": lambda: map_figures.gated_attention(scale),
         "fig6_lambda": lambda: lambda_curve(tables.collect("lambda_sweep", scale).cells),
@@ -56,7 +56,7 @@ def draw_all(scale: str) -> list[Path]:
     return written
 
 
-def lambda_curve(cells: pd.DataFrame) -> Drawn:
+def lambda_curve(cells: pd.DataFrame) -> DrawnFigure:
     """Fig. 6: overall accuracy against lambda, a panel per question set, from the cells of the table `lambda_sweep`.
 
     The paper does not print its values, so none are drawn. Raises InputError for fewer than two values of lambda.
@@ -86,7 +86,7 @@ def lambda_curve(cells: pd.DataFrame) -> Drawn:
     return figure, part[columns], caption
 
 
-def leak_worth() -> Drawn:
+def leak_worth() -> DrawnFigure:
     """What the leak in VQA-RAD's training file is worth: accuracy on the leaked and on the other questions."""
     questions = {file: load.load_questions("vqa_rad", file, images=False) for file in TRAINING_FILES}
     data = leaks.worth(questions, LEAKING)
@@ -102,7 +102,7 @@ def leak_worth() -> Drawn:
     return figures.estimates(shown, TRAINING_FILES, spread=0.25), data, caption
 
 
-def training_curves(scale: str) -> Drawn:
+def training_curves(scale: str) -> DrawnFigure:
     """The full model's losses: both pre-training stages and the fine-tuning on each question set."""
     full = [run for row in planned_rows("table1", scale) if not row.extra for run in row.runs]
     ids = dict.fromkeys(run.run_id for each in full for run in each.trainings())

@@ -21,7 +21,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments.stored import Run
 from amif_lib.reporting.table_rows import SCALE_NOTES, STAGES, dataset_name
 
-Drawn = tuple[Figure, pd.DataFrame, str]  # a figure, the numbers in it, its caption
+DrawnFigure = tuple[Figure, pd.DataFrame, str]  # a figure, the numbers in it, its caption
 
 DPI = 200
 INTERVALS = "with 95% intervals from resampling images or cases; the spread between trainings is not in them."

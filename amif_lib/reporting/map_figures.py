@@ -17,7 +17,7 @@ from amif_lib.experiments import stored_maps
 from amif_lib.experiments.rows import tables_of
 from amif_lib.experiments.stored_maps import Maps
 from amif_lib.reporting import map_scores
-from amif_lib.reporting.figures import BLUE, GREY, Drawn, estimates, scale_note
+from amif_lib.reporting.figures import BLUE, GREY, DrawnFigure, estimates, scale_note
 from amif_lib.reporting.table_rows import STAGES, dataset_name, planned_rows
 
 RULE = "Examples by a rule and not by looking: in file order, the first {n} {what}. "
@@ -43,7 +43,7 @@ class Column(NamedTuple):
     maps: Maps
 
 
-def local_alignment(scale: str) -> Drawn:
+def local_alignment(scale: str) -> DrawnFigure:
     """Fig. 4: transport plan of a word, without and with hard-negative mining (Table 2, rows 4 and 8)."""
     wanted = {"without mining": ("table2", "4"), "with mining": ("table2", "8")}
     columns = _columns(scale, "stage2", "transport_plan", wanted)
@@ -56,7 +56,7 @@ def local_alignment(scale: str) -> Drawn:
     return _gallery(columns, caption, scale)
 
 
-def gated_attention(scale: str) -> Drawn:
+def gated_attention(scale: str) -> DrawnFigure:
     """Fig. 5: attention of a word to the patches, without and with the gate (Table 4, rows 5 and 6)."""
     wanted = {"without gate": ("table4", "5"), "with gate": ("table4", "6")}
     columns = _columns(scale, "finetune", "attention", wanted)
@@ -84,7 +84,7 @@ def _columns(scale: str, stage: str, kind: str, wanted: dict[str, tuple[str, str
     return columns
 
 
-def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
+def _gallery(columns: Sequence[Column], caption: str, scale: str) -> DrawnFigure:
     """One row per example: the image with its region (if known), then the map of each column over the image."""
     first = columns[0].maps
     located, ids = first.coverage.any(), first.ids[first.examples].tolist()
@@ -121,7 +121,7 @@ def _gallery(columns: Sequence[Column], caption: str, scale: str) -> Drawn:
     return figure, pd.DataFrame(plotted, columns=names), caption + rule + FLAT + scale_note(scale)
 
 
-def scores(scale: str) -> Drawn:
+def scores(scale: str) -> DrawnFigure:
     """The scores of `map_scores.table`: a panel per stage and kind of map, a line per row."""
     found = map_scores.table(scale)
     points = 100 * found[["lead", "low", "high"]].set_axis(["value", "ci_low", "ci_high"], axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from amif_lib.reporting import figures
-from amif_lib.reporting.figures import BLUE, GREY, ORANGE, Drawn
+from amif_lib.reporting.figures import BLUE, GREY, ORANGE, DrawnFigure
 from amif_lib.reporting.layout import row_labels, short_name
 from amif_lib.reporting.table_rows import dataset_name, is_baseline, is_synthetic
 from amif_lib.reporting.tables import Table
@@ -18,7 +18,7 @@ LOOKS = {  # marker, colour, name
 COLUMNS = ["dataset", "row", "label", "kind", "accuracy", "ci_low", "ci_high", "n_questions"]
 
 
-def draw(table: Table) -> Drawn:
+def draw(table: Table) -> DrawnFigure:
     """Accuracy (percent, protocol `paper`) with 95% intervals, a panel per question set and one for the average.
 
     The data have the columns `COLUMNS`; `kind` is ours, baseline or paper. The paper's numbers are shown for real data

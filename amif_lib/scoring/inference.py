@@ -17,7 +17,8 @@ from amif_lib.core.errors import InputError
 
 DRAWS = 2000
 NAN = float("nan")
-Part = tuple[ArrayLike, ArrayLike]  # values (n,) or, of several runs, (R, n), and the cluster of each question (n,)
+# values (n,) or, of several runs, (R, n), and the cluster of each question (n,)
+ClusteredValues = tuple[ArrayLike, ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return p
 
 
-def contrast(parts: Sequence[Part]) -> Contrast:
+def contrast(parts: Sequence[ClusteredValues]) -> Contrast:
     """Difference of two configurations, tested over replicates and clusters at once.
 
     Args:
@@ -155,7 +156,7 @@ def bootstrap(values: ArrayLike, clusters: ArrayLike, draws: int = DRAWS) -> Est
     return found
 
 
-def bootstrap_mean(parts: Sequence[Part], draws: int = DRAWS) -> Estimate:
+def bootstrap_mean(parts: Sequence[ClusteredValues], draws: int = DRAWS) -> Estimate:
     """Unweighted mean over data sets (the paper's Avg), with an interval from resampling each set's clusters."""
     if not parts:
         raise InputError("there is no data set to average; give one or more")

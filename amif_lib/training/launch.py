@@ -62,8 +62,8 @@ def asked(variable: str, least: int = 1) -> int | None:
     return int(text) if text else None
 
 
-def command(run: RunSpec, processes: int, spec_file: Path) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment that train `run` on several processes of this machine, each on its own GPU if any.
+def command(processes: int, spec_file: Path) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment that train a run on several processes of this machine, each on its own GPU if any.
 
     On several machines, start `torchrun --nnodes N ... -m amif_lib.training.loop --spec RUN` on each of them yourself.
     """
@@ -85,7 +85,7 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
     stored.refuse_another(run)
     spec_file, path, tail = run.directory / "spec.json", run.directory / "train.log", deque(maxlen=TAIL)
     files.write_json(spec_file, run.model_dump(mode="json"))
-    line, environment = command(run, processes, spec_file)
+    line, environment = command(processes, spec_file)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     pipes |= {"encoding": "utf-8", "errors": "replace"}
     held = () if lock is None else (lock,)  # if this process is killed, the child keeps the lock until it ends

@@ -11,9 +11,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from amif_lib import methods
 from amif_lib.core import files, progress
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
+from amif_lib.data.load import pretraining_studies
 from amif_lib.experiments import own_loss, stored
 from amif_lib.experiments.identity import data_sets
 from amif_lib.experiments.own_loss import Loss
@@ -34,7 +33,7 @@ from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.objectives import collapse
 from amif_lib.objectives.distributed import agreed, gather_objects, rank, world_size
 from amif_lib.training import checkpoint, predict
-from amif_lib.training.batches import Steps, loader, seed_of, steps_of
+from amif_lib.training.batches import loader, seed_of, steps_of
 from amif_lib.training.gradient_cache import GradientCache
 from amif_lib.training.launch import asked
 from amif_lib.training.prepare import Prepared, prepare
@@ -61,13 +60,13 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(spec)
     if loss:
-        replace_loss(prepared.module, loss)
+        own_loss.replace(prepared.module, loss)
     plan = steps_of(prepared.data, spec)
     steps = len(plan)
     optimizer, schedule = make_optimizer(prepared.module, spec, steps)
     torch.manual_seed(seed_of(spec, 1, rank()))  # dropout
     first_step, spent = checkpoint.restore(folder, prepared.module, optimizer, schedule)
-    history, saved = history_before(folder, first_step), time.time()
+    history, saved, unlogged = history_before(folder, first_step), time.time(), False
     module, optimizer = accelerator.prepare(prepared.module.train(), optimizer)  # wrapped in DDP if several processes
     cache = GradientCache(prepared.module, -(-spec.train.batch_size // world_size()))
     if rank() == 0:
@@ -83,7 +82,9 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
         accelerator.backward(losses["total"])
         return losses
 
-    for epoch, step, batch in batches(prepared, plan[first_step:]):
+    remaining = plan[first_step:]
+    feed = loader(prepared.data, [keys for _, _, keys in remaining], workers())
+    for (epoch, step, _), batch in zip(remaining, feed, strict=True):
         losses = cache.step(batch.to(accelerator.device), forward_backward)
         norm = accelerator.clip_grad_norm_(module.parameters(), CLIP_NORM)
         optimizer.step()
@@ -98,9 +99,13 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
             what = f"the loss is {line['total']} at step {step}"
             raise InputError(f"run {spec.run_id}: {what}; lower train.learning_rate")
         history.append(line)
-        if rank() == 0:
-            with (folder / LINES).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if rank() == 0 and not unlogged:
+            try:
+                with (folder / LINES).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:  # such as a full disk
+                unlogged = True  # nothing follows a line that may be torn; `finish` writes all of them
+                log.warning("the training continues, but writes no more lines of %s (%s)", LINES, error)
         bar.step(1, loss=line["total"])
 
         if step + 1 < steps and agreed(time.time() - saved > SAVE_EVERY):
@@ -130,19 +135,6 @@ def start(spec: RunSpec) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not gpu, kwargs_handlers=[unused])
 
 
-def replace_loss(module: nn.Module, loss: Loss) -> None:
-    """Replace a stage's losses by the terms of `loss`, which are added up; forward raises InputError for bad terms."""
-
-    def forward(self: nn.Module, batch: Any) -> dict[str, Tensor]:
-        terms = loss(self, batch)
-        if not terms or any(not isinstance(term, Tensor) or term.ndim for term in terms.values()):
-            raise InputError("own loss: give a dictionary of terms, each a tensor that holds one number")
-        self.weights = dict.fromkeys(terms, 1.0)
-        return dict(terms)
-
-    module.forward = MethodType(forward, module)
-
-
 def make_optimizer(
     module: nn.Module, spec: RunSpec, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -167,13 +159,10 @@ def make_optimizer(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def batches(prepared: Prepared, plan: Steps) -> Iterator[tuple[int, int, Any]]:
-    """Epoch, step and batch of every planned step."""
-    workers = asked("AMIF_WORKERS", least=0)  # processes that decode and augment ahead; 0: this one does it
-    if workers is None:
-        workers = min(8, (os.cpu_count() or 2) // world_size()) if torch.cuda.is_available() else 0
-    feed = loader(prepared.data, [keys for _, _, keys in plan], workers)
-    yield from ((epoch, step, batch) for (epoch, step, _), batch in zip(plan, feed, strict=True))
+def workers() -> int:
+    """How many processes decode and augment ahead; 0: this one does it."""
+    few = min(8, (os.cpu_count() or 2) // world_size()) if torch.cuda.is_available() else 0
+    return few if (given := asked("AMIF_WORKERS", least=0)) is None else given
 
 
 # --- in the loop -------------------------------------------------------------------------------------------------
@@ -209,6 +198,7 @@ def finish(spec: RunSpec, prepared: Prepared, history: list[dict[str, Any]], ste
     metrics |= {"train_time_s": round(seconds, 1)} | prepared.notes | summary(history, spec.train.epochs)
     if rank() == 0:
         methods.load(spec.method).save(prepared.module, prepared.tokenizer, folder / "model")
+        files.write_text(folder / LINES, "".join(json.dumps(line) + "\n" for line in history))
     if spec.stage == "finetune":
         model, questions = prepared.module.model, prepared.questions
         predict.predict(model, questions, spec, folder)
@@ -242,9 +232,15 @@ def main() -> None:
     """Train the runs that `--spec` names, in this process."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--spec", required=True, help="run file, or <scale>/<table>/<row>/<stage>")
+    only = "compute only what a method computes once before a training, such as a teacher's embeddings"
+    parser.add_argument("--extras", action="store_true", help=only)
+    asked_for = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for spec in load_spec(parser.parse_args().spec):
-        fit(spec)
+    for spec in load_spec(asked_for.spec):
+        if asked_for.extras:
+            methods.load(spec.method).extras(spec, pretraining_studies(spec.data, spec.model.stored_side), {})
+        else:
+            fit(spec)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +12,12 @@ from amif_lib import methods
 from amif_lib.core.errors import InputError
 from amif_lib.data import decontaminate, store
 from amif_lib.data.load import load_questions, pretraining_studies
-from amif_lib.data.records import Question, Study
-from amif_lib.experiments.rows import load_spec
+from amif_lib.data.records import Question
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored import is_finished
-from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks import tokenizers
 from amif_lib.objectives.distributed import gather_objects, rank, world_size
-from amif_lib.training.batches import PretrainingData, QuestionData, seed_of, steps_of
+from amif_lib.training.batches import PretrainingData, QuestionData, seed_of
 from amif_lib.training.predict import candidate_answers
 
 NOTEBOOKS = {"stage1": "notebook 03_stage1_global_alignment", "stage2": "notebook 04_stage2_local_alignment_and_mining"}
@@ -64,19 +59,6 @@ def prepare(spec: RunSpec) -> Prepared:
             notes["not_kept_out"] = skipped
         data = PretrainingData(studies, spec, tokenizer, extras)
     return Prepared(module, tokenizer, data, notes, questions)
-
-
-def drawn(spec: RunSpec) -> Callable[[int], tuple[PretrainingBatch, list[Study]]]:
-    """A function of a step (-1: the last) that makes a stored pre-training's global batch again, with its studies."""
-
-    def batch(step: int) -> tuple[PretrainingBatch, list[Study]]:
-        studies = pretraining_studies(spec.data, spec.model.stored_side)
-        extras = methods.load(spec.method).extras(spec, studies, {})
-        data = PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
-        _, _, keys = steps_of(data, spec)[step]
-        return data.collate([data[key] for key in keys]), [studies[key[1]] for key in keys]
-
-    return batch
 
 
 def read_questions(spec: RunSpec) -> list[Question]:
@@ -123,16 +105,3 @@ def about_questions(spec: RunSpec, tokenizer: Any, questions: list[Question]) ->
     read = tokenizers.token_ids(tokenizer, candidates, spec.data.answer_length)
     alike = len(read) - len(set(map(tuple, read)))  # equal tokens: ranking cannot tell them apart
     return out | {"candidates": len(candidates), "candidates_read_alike": alike}
-
-
-def main() -> None:
-    """Compute what a method computes once before a training, such as a teacher's embeddings."""
-    parser = argparse.ArgumentParser(prog="python -m amif_lib.training.prepare", description=main.__doc__)
-    parser.add_argument("--spec", required=True, help="run file or <scale>/<table>/<row>/stage1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for spec in load_spec(parser.parse_args().spec):
-        methods.load(spec.method).extras(spec, pretraining_studies(spec.data, spec.model.stored_side), {})
-
-
-if __name__ == "__main__":
-    main()

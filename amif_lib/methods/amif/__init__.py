@@ -113,8 +113,9 @@ def zero_shot(run: Any, labels: Any) -> Any:
     )
 
 
-def maps(run: Any) -> dict[str, Any] | None:
-    """A run's patch maps of words whose regions are known, for figures: `figure_maps.word_maps`."""
-    from amif_lib.methods.amif.figure_maps import word_maps
+def maps(run: Any, *inputs: Any) -> dict[str, Any]:
+    """Patch maps (B, n, n) of one word per text, by a run's stored network; inputs as for `AMiF.word_maps`."""
+    from amif_lib.methods.amif.network import AMiF, AMiFForVQA
 
-    return word_maps(run)
+    network = AMiFForVQA if run.spec.stage == "finetune" else AMiF
+    return network.from_pretrained(run.directory / "model").word_maps(*inputs)

@@ -51,9 +51,17 @@ class AMiF(Backbone):
         """All views in one pass of the encoder: (B, V, 3, H, W) -> tokens (B, V, p+1, d)."""
         return self.image_encoder(views.flatten(0, 1)).unflatten(0, views.shape[:2])
 
+    def word_maps(
+        self, images: Tensor, ids: Tensor, mask: Tensor, real: Tensor, places: Sequence[Sequence[int]]
+    ) -> dict[str, Tensor]:
+        """Maps (B, n, n) of one word per text, see `patch_maps`; images (B, 3, H, W); ids, mask and real (B, t)."""
+        image, text = self.image_encoder(images), self.text_encoder(ids, mask)  # (B, p+1, d), (B, t, d)
+        image, text, attentions = self.co_attention(image, text, None, mask, "image_text", return_weights=True)
+        return patch_maps(image, text, real, places, attentions)
+
     def save(self, folder: Path) -> None:
         """Write weights and `config.json`."""
-        pretrained.save(self, {"architecture": "AMiF", "model": self.spec.model_dump()}, folder)
+        pretrained.save(self.state_dict(), {"architecture": "AMiF", "model": self.spec.model_dump()}, folder)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> AMiF:
@@ -143,15 +151,15 @@ class AMiFForVQA(Answerer):
         Raises InputError if the question does not contain the word.
         """
         pictures, ids, mask = self.inputs(image, question)
-        found = self.word_maps(pictures, ids, mask, [word_positions(self.tokenizer, ids[0].tolist(), word)])
+        real = content_mask(ids, mask, (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id))  # (1, t)
+        found = self.word_maps(pictures, ids, mask, real, [word_positions(self.tokenizer, ids[0].tolist(), word)])
         return {name: values[0] for name, values in found.items()}
 
     def word_maps(
-        self, images: Tensor, ids: Tensor, mask: Tensor, places: Sequence[Sequence[int]]
+        self, images: Tensor, ids: Tensor, mask: Tensor, real: Tensor, places: Sequence[Sequence[int]]
     ) -> dict[str, Tensor]:
-        """Patch maps (B, n, n) of one word per question, with tokens at `places`; images (B, 3, H, W), ids (B, t)."""
+        """As `AMiF.word_maps`, and the gate's."""
         inside = self.encode_with_maps(images, ids, mask, return_weights=True)[2]
-        real = content_mask(ids, mask, (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id))  # (B, t)
         gate = inside["gate"] if self.knowledge.gate else None
         return patch_maps(inside["image"], inside["text"], real, places, inside["attentions"], gate)
 
@@ -159,7 +167,7 @@ class AMiFForVQA(Answerer):
         """Write weights (safetensors), `config.json` and the tokenizer to `folder`."""
         lengths = {"question_length": self.question_length, "answer_length": self.answer_length}
         content = {"model": self.spec.model_dump(), "knowledge": self.knowledge.model_dump(), **lengths}
-        pretrained.save(self, {"architecture": "AMiFForVQA"} | content, Path(folder))
+        pretrained.save(self.state_dict(), {"architecture": "AMiFForVQA"} | content, Path(folder))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 

@@ -62,8 +62,8 @@ def save(module: Any, tokenizer: Any, folder: Path) -> None:
     if hasattr(module, "model"):
         module.model.save_pretrained(folder)
     else:
-        content = {"architecture": "ARL"} | module.arl.config()
-        pretrained.save(module.arl, content, folder, image_align=module.image_align)
+        state = module.arl.state_dict() | module.image_align.state_dict(prefix="image_align.")
+        pretrained.save(state, {"architecture": "ARL"} | module.arl.config(), folder)
         tokenizer.save_pretrained(folder)
 
 
@@ -103,8 +103,3 @@ def zero_shot(run: Any, prompts: Any) -> Any:
     weights = torch.stack(named)  # (K, E)
     directions = weights / weights.sum(1, keepdim=True).clamp_min(1) @ entities  # (K, k)
     return lambda tokens: head(tokens[:, 0]) @ directions.T  # (n, k) @ (k, K) -> (n, K)
-
-
-def maps(run: Any) -> dict[str, Any] | None:
-    """None: only AMiF has patch maps."""
-    return None

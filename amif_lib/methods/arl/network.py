@@ -103,13 +103,25 @@ class KnowledgeFusion(nn.Module):
         return image, text
 
 
+class MaskableEncoder(ImageEncoder):
+    """An image encoder that can be shown some patches only."""
+
+    @in_rows
+    def visible(self, images: Tensor, kept: Tensor) -> Tensor:
+        """Images (B, 3, H, W) and the positions of the patches that are kept (B, m) -> tokens (B, 1 + m, d)."""
+        x = self.vit.embeddings(images if self.trunk is None else self.trunk(images))  # (B, 1 + p, d)
+        x = torch.cat([x[:, :1], x[:, 1:].take_along_dim(kept[..., None], dim=1)], dim=1)  # (B, 1 + m, d)
+        x = self.vit.encoder(inputs_embeds=self.vit.pre_layrnorm(x)).last_hidden_state  # (B, 1 + m, d)
+        return self.vit.post_layernorm(x)
+
+
 class Backbone(nn.Module):
     """The part that fine-tuning takes over from pre-training: encoders, entities, fusion and both poolers."""
 
     def __init__(self, spec: ModelSpec, knowledge: KnowledgeSpec, graph: KnowledgeGraph, tokenizer: Any):
         super().__init__()
         self.spec, self.knowledge, self.graph, self.tokenizer = spec, knowledge, graph, tokenizer
-        self.image_encoder = ImageEncoder(spec)
+        self.image_encoder = MaskableEncoder(spec)
         self.text_encoder = TextEncoder(spec)
         triples = torch.from_numpy(np.asarray(graph.triples))
         self.entity_encoder = EntityEncoder(len(graph.entities), triples, knowledge.dim, dropout=spec.dropout)
@@ -219,7 +231,7 @@ class ARLForVQA(Answerer):
         """Write weights, `config.json` and the tokenizer to `folder`."""
         content = {"architecture": "ARLForVQA", "question_length": self.question_length}
         content |= {"answer_length": self.answer_length, "classes": getattr(self.decoder, "classes", None)}
-        pretrained.save(self, content | self.arl.config(), folder)
+        pretrained.save(self.state_dict(), content | self.arl.config(), folder)
         self.tokenizer.save_pretrained(folder)
 
     @classmethod

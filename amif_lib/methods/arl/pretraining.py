@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amif_lib.core.errors import InputError
+from amif_lib.methods.arl import masked_modelling
 from amif_lib.methods.arl.network import Backbone
 from amif_lib.methods.arl.settings import ObjectiveSpec
 from amif_lib.methods.batch import PretrainingBatch
@@ -19,7 +20,7 @@ from amif_lib.networks.fusion import Attention, FeedForward
 from amif_lib.networks.pixels import keyed
 from amif_lib.networks.rows import in_rows
 from amif_lib.networks.tokenizers import content_mask
-from amif_lib.objectives import hard_negatives, masked_modelling
+from amif_lib.objectives import hard_negatives
 from amif_lib.objectives.contrastive import similarity
 from amif_lib.objectives.distributed import gather, own_rows, world_size
 
@@ -109,7 +110,7 @@ class Pretraining(nn.Module):
         """Predict the patches that are removed before the encoder, from the output of half of the fusion's layers."""
         side = self.arl.spec.image_size // self.arl.spec.patch_size
         kept, removed = masked_modelling.split_patches(self.draws(batch, 2, side**2), IMAGE_SHARE)  # (B, p-k), (B, k)
-        visible = self.arl.image_encoder(images, kept)  # (B, 1 + p-k, d)
+        visible = self.arl.image_encoder.visible(images, kept)  # (B, 1 + p-k, d)
         half = (len(self.arl.fusion.image_stream) + 1) // 2
         fused, _ = self.arl.fuse(visible, text, batch.mask, entities, named, layers=half)  # (B, 1 + p-k, d)
         target = masked_modelling.patches(images, self.arl.spec.patch_size)  # (B, p, 3 size^2)

@@ -79,8 +79,3 @@ def zero_shot(run: Any, labels: Any) -> Any:
         lambda tokens: unit(mlip.image_projection(tokens)[0][:, 0]),
         lambda ids, mask: unit(mlip.text_projection(mlip.text_encoder(ids, mask), mask)[0][:, 0]),
     )
-
-
-def maps(run: Any) -> dict[str, Any] | None:
-    """None: only AMiF has patch maps."""
-    return None

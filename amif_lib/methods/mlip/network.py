@@ -47,7 +47,7 @@ class MLIP(Towers):
 
     def save(self, folder: Path) -> None:
         """Write weights and `config.json`."""
-        pretrained.save(self, {"architecture": "MLIP", "model": self.spec.model_dump()}, folder)
+        pretrained.save(self.state_dict(), {"architecture": "MLIP", "model": self.spec.model_dump()}, folder)
 
 
 class Projection(nn.Module):
@@ -126,7 +126,7 @@ class MLIPForVQA(Answerer):
         """Write weights, `config.json` and the tokenizer to `folder`."""
         lengths = {"question_length": self.question_length, "answer_length": self.answer_length}
         content = {"architecture": "MLIPForVQA", "model": self.spec.model_dump()} | lengths
-        pretrained.save(self, content, folder)
+        pretrained.save(self.state_dict(), content, folder)
         self.tokenizer.save_pretrained(folder)
 
     @classmethod

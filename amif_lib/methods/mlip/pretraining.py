@@ -22,14 +22,14 @@ from amif_lib.data.records import Study, StudyImage
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.methods.entities import EntityEncoder, linked
 from amif_lib.methods.mlip.network import MLIP, KnowledgeAttention, TuckerFusion, attend
+from amif_lib.methods.mlip.objectives import info_nce, sinkhorn_assignments, token_info_nce
 from amif_lib.methods.mlip.settings import ObjectiveSpec
 from amif_lib.networks.encoders import initialise
 from amif_lib.networks.pixels import keyed
 from amif_lib.networks.tokenizers import content_mask
 from amif_lib.objectives import hard_negatives
-from amif_lib.objectives.contrastive import info_nce, similarity, token_info_nce
+from amif_lib.objectives.contrastive import similarity
 from amif_lib.objectives.distributed import gather, own_rows, pad_to_common_length
-from amif_lib.objectives.transport import sinkhorn_assignments
 
 TAU_GLOBAL, TAU_LOCAL, TAU_KNOWLEDGE, TAU_CATEGORY = 0.07, 0.1, 0.1, 0.2  # tau 1 to 4
 MARGIN, SWAP_MARGIN, ALPHA, SWAPPED = 0.2, 0.2, 0.5, 0.5  # G of Eq. 18; G', alpha and gamma of Eq. 19

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
 
+from amif_lib import methods
+from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import manifests, regions, store
 from amif_lib.data.load import load_questions, load_studies
-from amif_lib.methods.amif.network import AMiF, AMiFForVQA
-from amif_lib.methods.amif.patch_maps import patch_maps, word_positions
+from amif_lib.experiments import stored, stored_maps
+from amif_lib.methods.amif.patch_maps import word_positions
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.tokenizers import content_mask
 
@@ -26,14 +27,30 @@ MOST, EXAMPLES = 150, 4  # words per run, and how many of them with a picture
 PICTURE = 96  # side of an example's picture, pixels
 
 
+def ensure(run: Any) -> Path | None:
+    """Store a finished run's maps unless they are there; returns their file, or None if it has no maps.
+
+    `run` is a run, its specification or id. Raises InputError if the run is not finished.
+    """
+    run = run if isinstance(run, stored.Run) else stored.load_run(run)
+    if not stored.is_finished(run.spec):
+        raise InputError(f"{paths.shown(run.directory)}: the run is not finished; train it first")
+    path = run.directory / stored_maps.MAPS
+    if not path.is_file():
+        content = word_maps(run)
+        return content and stored_maps.write(path, stored_maps.Maps(**content))
+    return path
+
+
+@torch.inference_mode()
 def word_maps(run: Any) -> dict[str, Any] | None:
-    """Fields of `stored_maps.Maps`; None for stage 1, for blank images, and if no text may be shown or is there.
+    """Fields of `stored_maps.Maps`; None for a method or stage without maps, for blank images, and without a text.
 
     Generated data: the first `MOST` words that name a finding which the image shows. Real data, where no regions are
     known: words of `EXAMPLES` test questions.
     """
     spec = run.spec
-    if spec.stage == "stage1" or spec.data.blank_images:
+    if spec.stage == "stage1" or spec.data.blank_images or not hasattr(methods.load(spec.method), "maps"):
         return None
     tokenizer, (name, asked) = tokenizers.load(run.directory / "model"), words_asked(spec)
     length = spec.data.text_length if name == HELD_OUT else spec.data.question_length
@@ -55,7 +72,9 @@ def word_maps(run: Any) -> dict[str, Any] | None:
     pictures, side = store.pictures([name], spec.model.stored_side), spec.model.image_size // spec.model.patch_size
     images = torch.stack([pixels.to_tensor(pictures[row.image_id], spec.model.image_size) for row in rows])
     padded = tokenizer.pad({"input_ids": list(tokens)}, return_tensors="pt")
-    values = _maps(run, tokenizer, images, padded["input_ids"], padded["attention_mask"].bool(), places)
+    ids, mask = padded["input_ids"], padded["attention_mask"].bool()  # (n, t) each
+    real = content_mask(ids, mask, (tokenizer.cls_token_id, tokenizer.sep_token_id))  # (n, t)
+    values = methods.load(spec.method).maps(run, images, ids, mask, real, places)
     masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side)) for row in rows]
     grey = [pictures[rows[i].image_id].convert("L").resize((PICTURE, PICTURE), Image.BICUBIC) for i in examples]
     return {
@@ -90,17 +109,3 @@ def words_asked(spec: Any) -> tuple[str, list[regions.Asked]]:
             tested = [q for q in questions if q.split == "test" and q.language == "en"]
             return name, regions.named_in_questions(name, tested)
     return "", []
-
-
-@torch.inference_mode()
-def _maps(
-    run: Any, tokenizer: Any, images: Tensor, ids: Tensor, mask: Tensor, places: Sequence[Sequence[int]]
-) -> dict[str, Tensor]:
-    """`patch_maps` of a run's stored network: images (B, 3, H, W), ids and mask (B, t) -> (B, n, n) by name."""
-    if run.spec.stage == "finetune":
-        return AMiFForVQA.from_pretrained(run.directory / "model").word_maps(images, ids, mask, places)
-    amif = AMiF.from_pretrained(run.directory / "model")
-    image, text = amif.image_encoder(images), amif.text_encoder(ids, mask)  # (B, p+1, d), (B, t, d)
-    image, text, attentions = amif.co_attention(image, text, None, mask, "image_text", return_weights=True)
-    real = content_mask(ids, mask, (tokenizer.cls_token_id, tokenizer.sep_token_id))  # (B, t)
-    return patch_maps(image, text, real, places, attentions)
