@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import imagehash
@@ -39,7 +38,7 @@ def test_real_overlap_of_medpix_with_vqa_rad(
     logged = pd.read_csv(tmp_path / "results" / "private" / "decontamination" / "medpix2.csv", dtype={"group_id": str})
     assert len(logged) == len(pairs) == 25 and logged["image"].tolist() == pairs["image"].tolist()
     assert decontaminate.counts("medpix2", ("vqa_rad",)) == {
-        "data_set": "medpix2", "kept_out": "vqa_rad", "not_on_disk": "", "shared_ids": 19, "alike_by_hash": 23,
+        "data_set": "medpix2", "kept_out": "vqa_rad", "shared_ids": 19, "alike_by_hash": 23,
         "shared_pictures": 25, "groups_dropped": 20, "images_dropped": 92, "groups_left": 651,
         "images_left": 1958}  # fmt: skip
 
@@ -73,7 +72,7 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Study], 
     ]
     protected = [save("synpic900.png", picture(1)), save("synpic901.jpg", picture(3)), save("plain.jpg", picture(6))]
     monkeypatch.setattr(decontaminate, "protected_images", lambda name: protected)
-    monkeypatch.setattr(decontaminate, "missing", lambda against: [])
+    monkeypatch.setattr(decontaminate, "presence", lambda name: ("found", ""))
     return studies, protected
 
 
@@ -125,22 +124,16 @@ def test_pairs_alike_are_those_of_brute_force() -> None:
     assert set(found) == expected and len(found) == len(expected) > 20
 
 
-def test_a_protected_set_that_is_absent_is_an_error_unless_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_protected_set_that_is_absent_or_incomplete_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    assert decontaminate.missing(("vqa_rad", "phantom_vqa_rad")) == ["vqa_rad"]
+    with pytest.raises(InputError, match=r"protected set vqa_rad is not on disk.*name fewer sets"):
+        decontaminate.apply("medpix2", [], ("phantom_vqa_rad", "vqa_rad"))
     (tmp_path / "vqa_rad").mkdir()
     (tmp_path / "vqa_rad" / "VQA_RAD Dataset Public.json").touch()  # annotations without images
-    assert decontaminate.missing(("vqa_rad", "phantom_vqa_rad")) == ["vqa_rad"]
-    with pytest.raises(
-        InputError,
-        match=r"protected set vqa_rad is not on disk.*VQA_RAD Image Folder is missing.*decontaminate_absent: skip",
-    ):
+    with pytest.raises(InputError, match=r"vqa_rad is not on disk.*VQA_RAD Image Folder is missing.*name fewer sets"):
         decontaminate.apply("medpix2", [], ("vqa_rad",))
-    with caplog.at_level(logging.WARNING, logger="amif_lib"):
-        kept, pairs = decontaminate.apply("medpix2", [], ("vqa_rad",), "skip")
-    assert kept == [] and pairs.empty and "not on disk, so their pictures are not kept out: vqa_rad" in caplog.text
 
 
 @pytest.mark.parametrize(("reader", "splits"), decontaminate.PROTECTED_SPLITS.items())

@@ -180,6 +180,17 @@ def test_a_stored_run_of_other_settings_is_refused_by_the_name_of_the_setting():
             stored.is_finished(run)
 
 
+def test_a_run_of_another_version_with_a_setting_that_is_none_any_more_is_refused_in_one_line():
+    run = tiny.run()
+    finish(run, parent={"objective": {"pair_positives": "per_type"}})
+    with pytest.raises(InputError, match=r"parent.objective.pair_positives \(stored: per_type.*delete it to train it"):
+        stored.is_finished(run)
+    with pytest.raises(
+        InputError, match=r"spec\.json: parent\.objective\.pair_positives: unknown key; .*another version"
+    ):
+        _ = stored.load_run(run).spec
+
+
 # --- reading and writing of specifications ----------------------------------------------------------------------------
 
 
@@ -203,7 +214,7 @@ def test_a_stored_specification_reads_back_equal_whatever_its_numbers(tmp_path):
         ({"seed": date(2025, 1, 31)}, "seed: Input should be a valid integer"),  # YAML reads 2025-01-31 so
         ({"stage": "stage3"}, "amif has no stage 'stage3'; choose one of stage1, stage2, finetune"),
         ({"init": {"image": "teacher"}}, "init: 'teacher' needs a `teacher` section"),
-        ({"init": {"image": "teacher"}, "teacher": {"noise": 1.0}}, "init: 'teacher' needs one pair of towers"),
+        ({"init": {"image": "teacher"}, "teacher": {"cross_fit": 2}}, "init: 'teacher' needs one pair of towers"),
         ({"method": "clip"}, "method 'clip': unknown; choose one of amif"),
     ],
 )

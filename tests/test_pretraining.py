@@ -124,7 +124,6 @@ def test_padding_changes_no_loss(stage):
         ("stage2", {}, ENCODERS | {"co_attention", "pair_head"}),
         ("stage2", {"weight_hard_negatives": 0.0}, ENCODERS | {"co_attention"}),
         ("stage2", {"weight_local": 0.0}, ENCODERS | {"co_attention", "pair_head"}),
-        ("stage2", {"pair_positives": "none"}, ENCODERS | {"co_attention", "pair_head"}),
     ],
 )
 def test_gradients_reach_what_they_should_and_nothing_else(stage, objective, expected):

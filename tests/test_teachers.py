@@ -1,4 +1,4 @@
-"""Teachers: models, files of embeddings, noise, the one that the kit trains, and its encoders in a student."""
+"""Teachers: models, files of embeddings, the one that the kit trains, and its encoders in a student."""
 
 from __future__ import annotations
 
@@ -132,8 +132,6 @@ def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_fi
     of = found.of(studies[0], studies[0].images)
     np.testing.assert_allclose(of["teacher_views"], unit[: len(studies[0].images)], rtol=1e-5)
     np.testing.assert_allclose(of["teacher_text"], unit[-len(studies)], rtol=1e-5)
-    noisy = teachers.embeddings(stage1(source="file:teachers/x.parquet", data=(), noise=0.5), studies)
-    assert not torch.allclose(noisy.vectors, found.vectors, atol=0.01)
     first = stored.inputs(run)
     files_of_vectors.write(path, keys, given)
     assert first["teacher.source"] != stored.inputs(run)["teacher.source"]  # a run of the first is not taken any more
@@ -144,52 +142,24 @@ def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_fi
         teachers.embeddings(run, studies)
 
 
-# --- noise -----------------------------------------------------------------------------------------------------------
-
-
-def test_noise_has_the_stated_size_and_depends_on_the_key_alone():
-    clean = vectors(400, 64)
-    clean /= np.linalg.norm(clean, axis=1, keepdims=True)
-    keys = [("image", f"s{i}") for i in range(400)]
-    for noise in (0.5, 1.0, 2.0):
-        noisy = teachers.with_noise(keys, clean, noise)
-        np.testing.assert_allclose(np.linalg.norm(noisy, axis=1), 1, rtol=1e-5)
-        assert abs(float((noisy * clean).sum(1).mean()) - 1 / (1 + noise**2) ** 0.5) < 0.02, noise
-    np.testing.assert_array_equal(teachers.with_noise([keys[7], keys[3]], clean[[7, 3]], 2.0), noisy[[7, 3]])
-    other = teachers.with_noise([("text", name) for _, name in keys], clean, 2.0)
-    assert not np.isclose(other, noisy).any(1).all()
-
-
 # --- the one that the kit trains -------------------------------------------------------------------------------------
-
-
-def test_a_teacher_with_noise_shares_training_and_vectors_with_the_one_without(monkeypatch):
-    trained, plain = [], teacher_models.train
-    monkeypatch.setattr(teacher_models, "train", lambda *a: trained.append(1) or plain(*a))
-    runs = {noise: stage1(noise=noise) for noise in (0.5, 0.0)}
-    found = {noise: embeddings(run) for noise, run in runs.items()}
-    assert trained == [1] and len({teacher_id(run) for run in runs.values()}) == 2
-    assert len({run.run_id for run in runs.values()}) == 2
-    own = teachers.with_noise(list(found[0.0].rows), found[0.0].vectors.numpy(), 0.5)
-    np.testing.assert_allclose(found[0.5].vectors, own, atol=1e-6)
-    for noise, run in runs.items():
-        public = paths.run_dir(teacher_id(run))
-        assert json.loads((public / "spec.json").read_text())["noise"] == noise
-        metrics = json.loads((public / "metrics.json").read_text())
-        assert metrics == found[noise].metrics and 0 < metrics["mean_q_ii"] < 1 <= metrics["effective_neighbours"]
 
 
 def test_what_a_teacher_has_made_is_taken_and_not_made_again(monkeypatch, tmp_path):
     run = stage1(epochs=2)
     whole = embeddings(run)
     assert {path.name for path in teachers.cache(run).iterdir()} == {"embeddings.parquet", "fold0"}
+    assert 0 < whole.metrics["mean_q_ii"] < 1 <= whole.metrics["effective_neighbours"]
     (teachers.cache(run) / "embeddings.parquet").unlink()
     monkeypatch.setattr(teacher_models, "train", None)  # is not called again
     torch.testing.assert_close(embeddings(run).vectors, whole.vectors, atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(teacher_models, "embed", None)
     monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "another"))
     torch.testing.assert_close(embeddings(run).vectors, whole.vectors, atol=1e-5, rtol=1e-4)
-    assert {path.name for path in paths.run_dir(teacher_id(run)).iterdir()} == {"metrics.json", "spec.json"}
+    public = paths.run_dir(teacher_id(run))
+    assert {path.name for path in public.iterdir()} == {"metrics.json", "spec.json"}
+    assert json.loads((public / "spec.json").read_text())["epochs"] == 2
+    assert json.loads((public / "metrics.json").read_text()) == whole.metrics
     assert "for the reference" in cost.rates("demo")[1]  # a plan takes the folder of a teacher for no training
 
 
@@ -259,7 +229,7 @@ def test_the_teacher_is_part_of_the_identity_of_such_a_run_and_of_no_other_fine_
     assert teachers.towers(experiments.parse(towers_run(source="hf-clip:a/b", data=[]), "tests")) == ("a/b", "a/b")
 
 
-@pytest.mark.parametrize("teacher", [None, {"cross_fit": 2}, {"noise": 1.0}, {"source": "file:x.parquet"}])
+@pytest.mark.parametrize("teacher", [None, {"cross_fit": 2}, {"source": "file:x.parquet"}])
 def test_a_teacher_without_one_pair_of_towers_is_refused(teacher):
     content = towers_run(**teacher) if teacher else towers_run() | {"teacher": None}
     with pytest.raises(InputError, match=r"init: 'teacher' needs"):

@@ -34,7 +34,9 @@ def reproduce(machine: str = "laptop", datasets: tuple[str, ...] = (), **request
     scale, use = plan.request.scale, shares(machine, plan.request.scale)
     names = sorted({name for run in plan.runs.values() for name in data_sets(run)})
     if absent := [name for name in names if check.presence(name)[0] != "found"]:
-        remedy = f"set DATA_ROOT, or fetch the open ones with make data SCALE={scale}"
+        file = paths.shown(paths.SPECS / "scales" / f"{scale}.yaml")
+        fewer = f"name fewer, by DATASETS or under `data` in {file}, which gives the runs other ids"
+        remedy = f"set DATA_ROOT, fetch the open ones with make data SCALE={scale}, or {fewer}"
         raise InputError(f"data sets not found: {', '.join(absent)}; {remedy}")
     place = f"SCALE={scale} in {paths.shown(paths.results())}"
     with files.exclusive(plan.folder / ".lock", place, remedy=files.RESULTS) as lock:

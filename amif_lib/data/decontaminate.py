@@ -11,9 +11,8 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,6 @@ from amif_lib.data.records import Study
 
 log = logging.getLogger(__name__)
 
-Absent = Literal["error", "skip"]
 # Ids and hashes are both needed: hashes miss re-cropped copies, ids miss copies under another id. The difference hash
 # alone confuses chest radiographs of different patients.
 MAX_BITS = 4
@@ -39,51 +37,41 @@ PROTECTED_SPLITS = dict.fromkeys(("slake", "pathvqa"), ("test",)) | dict.fromkey
 COLUMNS = ["data_set", "protected_set", "group_id", "image", "protected_image", "same_id", "dhash_bits", "phash_bits"]
 
 
-def apply(
-    name: str, studies: Sequence[Study], against: Sequence[str], absent: Absent = "error"
-) -> tuple[list[Study], pd.DataFrame]:
+def apply(name: str, studies: Sequence[Study], against: Sequence[str]) -> tuple[list[Study], pd.DataFrame]:
     """The studies outside all groups that share a picture with a protected set, and the pairs of pictures (`find`).
 
     A group is dropped whole, since its other images and its text show the same patient. The pairs name images: they are
     written to `results/private/decontamination/<set>.csv`, or to `.amif/` beside a set that
     `manifests.is_credentialed`; only counts may be shown.
 
-    Raises InputError for a protected set that is not on disk, since a run could then pre-train on its pictures without
-    anyone noticing; with `absent="skip"` the set is logged and left out.
+    Raises InputError for a protected set that is absent or incomplete on disk, since a run could then pre-train on its
+    pictures without anyone noticing.
     """
-    if (gone := missing(against)) and absent == "error":
-        raise InputError(
-            f"data.decontaminate_against: protected set {gone[0]} is not on disk: {presence(gone[0])[1]}; or set "
-            "data.decontaminate_absent: skip to pre-train without keeping its pictures out"
-        )
-    if gone:
-        log.warning("not on disk, so their pictures are not kept out: %s", ", ".join(gone))
-    against = [protected for protected in against if protected not in gone]
+    for protected in against:
+        status, where = presence(protected)
+        if status != "found":
+            raise InputError(
+                f"data.decontaminate_against: protected set {protected} is not on disk: {where}; or name fewer sets "
+                "there, which changes the run's id: pictures of the others are then not kept out of pre-training"
+            )
     pairs = find(name, studies, against)
     restricted = next(filter(manifests.is_credentialed, (name, *against)), "")
     folder = (manifests.derived_folder(restricted) if restricted else paths.results() / "private") / "decontamination"
     write_text(folder / f"{name}.csv", pairs.to_csv(index=False), PREPARED if restricted else RESULTS)
     dropped = set(pairs["group_id"])
     said = "%s: %d groups dropped, for %d pictures shared with %s"
-    log.info(said, name, len(dropped), len(pairs), ", ".join(against) or "no set (none is on disk)")
+    log.info(said, name, len(dropped), len(pairs), ", ".join(against))
     return [study for study in studies if _group(study) not in dropped], pairs
 
 
-def missing(against: Iterable[str]) -> list[str]:
-    """The protected sets that are absent or incomplete on disk (a generated set never is: it is made when needed)."""
-    return [name for name in against if presence(name)[0] != "found"]
-
-
-def counts(name: str, against: Sequence[str], absent: Absent = "error", stored_side: int = 0) -> dict[str, str | int]:
-    """What may be shown of a set's decontamination: which sets are kept out, which are not on disk, and counts."""
-    gone = missing(against)
+def counts(name: str, against: Sequence[str], stored_side: int = 0) -> dict[str, str | int]:
+    """What may be shown of a set's decontamination: which sets are kept out, and counts."""
     studies = load.load_studies(name, stored_side=stored_side)
-    left, pairs = apply(name, studies, against, absent)
+    left, pairs = apply(name, studies, against)
     n_images, n_left = (sum(len(study.images) for study in part) for part in (studies, left))
     return {
         "data_set": name,
-        "kept_out": ", ".join(protected for protected in against if protected not in gone),
-        "not_on_disk": ", ".join(gone),
+        "kept_out": ", ".join(against),
         "shared_ids": pairs.loc[pairs["same_id"], "protected_image"].nunique(),
         "alike_by_hash": int((pairs[["dhash_bits", "phash_bits"]] <= MAX_BITS).all(axis=1).sum()),
         "shared_pictures": len(pairs),

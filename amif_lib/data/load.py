@@ -51,7 +51,7 @@ def pretraining_studies(data: Any, stored_side: int) -> list[Study]:
     for name in data.pretrain:
         studies = load_studies(name, stored_side=stored_side)
         if data.decontaminate_against:
-            studies, _ = decontaminate.apply(name, studies, data.decontaminate_against, data.decontaminate_absent)
+            studies, _ = decontaminate.apply(name, studies, data.decontaminate_against)
         sets[name] = [replace(study, data_set=name) for study in studies]
     if data.repeated_articles == "drop":
         sets = without_repeated_articles(sets)

@@ -65,9 +65,6 @@ class DataSpec(Strict):
     decontaminate_against: tuple[str, ...] = Field(
         (), description="sets whose images must not be pre-trained on; the whole case, study or article is dropped"
     )
-    decontaminate_absent: Literal["error", "skip"] = Field(
-        "error", description="a protected set that is not on disk: an error, or left out and named in metrics.json"
-    )
     repeated_articles: Literal["keep", "drop"] = Field(
         "keep", description="studies of an article that an earlier set has: ROCO and MedICaT overlap"
     )
@@ -143,8 +140,8 @@ class RunSpec(Strict):
         teacher = self.teacher
         if self.starts_from_teacher and teacher is None:
             raise ValueError("init: 'teacher' needs a `teacher` section in the run; give one, or open_clip:SOURCE")
-        if self.starts_from_teacher and (teacher.cross_fit or teacher.noise or teacher.source.startswith("file:")):
-            raise ValueError("init: 'teacher' needs one pair of towers: no cross_fit, no noise, no file of embeddings")
+        if self.starts_from_teacher and (teacher.cross_fit or teacher.source.startswith("file:")):
+            raise ValueError("init: 'teacher' needs one pair of towers: no cross_fit, no file of embeddings")
         return self
 
     @property
@@ -187,8 +184,11 @@ class RunSpec(Strict):
         return [*(self.parent.trainings() if self.parent else []), self]
 
 
-def parse(content: dict[str, Any], where: str) -> RunSpec:
-    """Validate a run specification. Raises InputError in one line, which names the field and `where` it came from."""
+def parse(content: dict[str, Any], where: str, unknown: str = "see amif_lib/specs/SETTINGS.md") -> RunSpec:
+    """Validate a run specification. Raises InputError in one line, which names the field and `where` it came from.
+
+    `unknown` is what that line advises for a key that is no setting.
+    """
     try:
         return RunSpec.model_validate_json(json.dumps(content, default=str))  # YAML reads 2025-01-31 as a date
     except ValidationError as error:
@@ -197,5 +197,5 @@ def parse(content: dict[str, Any], where: str) -> RunSpec:
         if isinstance(inner, ValidationError):  # raised in a section that the method defines
             first = inner.errors()[0]
             place += first["loc"]
-        said = "unknown key; see amif_lib/specs/SETTINGS.md" if first["type"] == "extra_forbidden" else first["msg"]
+        said = f"unknown key; {unknown}" if first["type"] == "extra_forbidden" else first["msg"]
         raise InputError(f"{where}: {'.'.join(map(str, place)) or '(whole)'}: {said}") from None

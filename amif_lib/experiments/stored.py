@@ -49,7 +49,8 @@ class Run:
 
     @cached_property
     def spec(self) -> RunSpec:
-        return parse(self.stored_spec(), paths.shown(self.directory / "spec.json"))
+        unknown = "the run was made by another version of the kit; delete its folder to train it again"
+        return parse(self.stored_spec(), paths.shown(self.directory / "spec.json"), unknown)
 
     def stored_spec(self) -> dict[str, Any]:
         """`spec.json` with the runs before it; in reference results a parent is named by its run id."""
@@ -155,7 +156,8 @@ def refuse_another(spec: RunSpec) -> None:
     """Raise InputError if the run's folder holds a specification that differs in a setting that the run reads."""
     folder = spec.directory
     if (folder / "spec.json").is_file() and (found := difference(Run(folder).stored_spec(), spec)):
-        raise InputError(f"{paths.shown(folder)}: holds a run that differs from this one in {found}; move it elsewhere")
+        remedy = "move it elsewhere, or, if another version of the kit made it, delete it to train it again"
+        raise InputError(f"{paths.shown(folder)}: holds a run that differs from this one in {found}; {remedy}")
 
 
 def missing(specs: Iterable[RunSpec]) -> list[RunSpec]:

@@ -9,7 +9,7 @@ def names(section: str, listed: str) -> set[str]:
 
 
 STARTING = names("init", "image text tokenizer vocabulary") | {"data.tokenizer_questions"}  # runs without a parent
-STUDIES = names("data", "pretrain decontaminate_against decontaminate_absent repeated_articles max_studies")
+STUDIES = names("data", "pretrain decontaminate_against repeated_articles max_studies")
 ANSWERING = names("data", "questions training_file language augment_questions max_questions blank_images")
 ANSWERING |= names("data", "question_length answer_length") | {"init.decoder"}
 ANSWERING |= names("model", "decoder_layers decoder_cross_layers")  # fine-tuning

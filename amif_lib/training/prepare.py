@@ -10,7 +10,7 @@ from torch import nn
 
 from amif_lib import methods
 from amif_lib.core.errors import InputError
-from amif_lib.data import decontaminate, store
+from amif_lib.data import store
 from amif_lib.data.load import load_questions, pretraining_studies
 from amif_lib.data.records import Question
 from amif_lib.experiments.run_spec import RunSpec
@@ -55,8 +55,6 @@ def prepare(spec: RunSpec) -> Prepared:
         data = QuestionData(training, spec, tokenizer, augment=spec.data.augment_questions)
     else:
         notes |= {"studies": len(studies), "images": sum(len(study.images) for study in studies)}
-        if skipped := decontaminate.missing(spec.data.decontaminate_against):  # decontaminate_absent: skip
-            notes["not_kept_out"] = skipped
         data = PretrainingData(studies, spec, tokenizer, extras)
     return Prepared(module, tokenizer, data, notes, questions)
 

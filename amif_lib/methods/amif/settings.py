@@ -35,11 +35,6 @@ class ObjectiveSpec(Strict):
     # Stage 2, local alignment and hard negatives (section 3.3)
     weight_local: float = Field(1.0, ge=0, description="weight of L_local (Table 3); UNITER weighs transport .1")
     weight_hard_negatives: float = Field(1.0, ge=0, description="weight of L_HN (Table 3)")
-    pair_positives: Literal["per_type", "none"] = Field(
-        "per_type",
-        description="per_type: a positive for each negative of Eq. 13, without which the answer is always 'negative'; "
-        "none: as printed (point 16)",
-    )
 
     def reads_both_views(self, stage: str) -> bool:
         """Whether a stage reads both views of a study; if not, only the drawn view is made."""
@@ -54,12 +49,6 @@ class TeacherSpec(Strict):
         description="an open_clip name with tag (ViT-B-16/openai), `hf-hub:` and a hub id, or `local-dir:` and a "
         "folder; `hf-clip:` and a hub id or folder of a Hugging Face CLIPModel (PubMedCLIP); `file:` and a Parquet "
         "file of embeddings under DATA_ROOT (MedCLIP, PMC-CLIP); 'trained': a small one that the kit trains",
-    )
-    noise: float = Field(
-        0.0,
-        ge=0,
-        description="degrades the embeddings: Gaussian noise of this standard deviation times dimension^-1/2 per "
-        "number, then unit length again (cosine to the clean vector about (1 + noise^2)^-1/2)",
     )
     data: tuple[str, ...] = Field((), description="trained teacher: manifest names that it is trained on")
     cross_fit: int = Field(
@@ -101,7 +90,7 @@ STAGES = ("stage1", "stage2", "finetune")
 # the identity of every run. This includes a setting that you add, until you list it here.
 ALIGNING = groups.names("objective", "global_intra labels temperature teacher_temperature positive_weight")
 ALIGNING |= {"data.text_length"}
-PAIRING = groups.names("objective", "weight_local weight_hard_negatives pair_positives")
+PAIRING = groups.names("objective", "weight_local weight_hard_negatives")
 FINE_TUNING = groups.ANSWERING | {"knowledge.source"}
 KNOWLEDGE = groups.names("knowledge", "gate max_tokens")
 TEACHER = {"teacher"} | {f"teacher.{name}" for name in TeacherSpec.model_fields}
@@ -126,15 +115,11 @@ def teacher_id(run: Any) -> str:
     """Hash of a run's teacher and of the data that it embeds; "" if the run uses no teacher."""
     if not run.teacher or (run.stage == "finetune" and not run.trains_towers):
         return ""
-    return digest([vectors_id(run), run.teacher.noise]) if run.teacher.noise else vectors_id(run)
-
-
-def vectors_id(run: Any) -> str:
-    """The same without the noise, which is added when the stored vectors are read."""
     sets = {*run.data.pretrain, *run.data.decontaminate_against, *run.teacher.data}
+    data = {name: value for name, value in run.data if f"data.{name}" in groups.STUDIES}
     content = {
-        "teacher": run.teacher.model_dump(mode="json", exclude={"noise"}),
-        "data": {name: value for name, value in run.data if f"data.{name}" in groups.STUDIES},
+        "teacher": run.teacher.model_dump(mode="json"),
+        "data": data | {"decontaminate_absent": "error"},  # a former setting, kept so that teachers keep their ids
         "manifests": {name: data_digest(name) for name in sorted(sets)},
         "stored_side": stored_side(run),
     }
@@ -142,8 +127,8 @@ def vectors_id(run: Any) -> str:
 
 
 def cache(run: Any) -> Path:
-    """Folder of a teacher's weights and of its vectors before noise, under DATA_ROOT: the vectors name records."""
-    return derived_folder(run.data.pretrain[0]) / "teachers" / vectors_id(run)
+    """Folder of a teacher's weights and vectors, under DATA_ROOT: the vectors name records."""
+    return derived_folder(run.data.pretrain[0]) / "teachers" / teacher_id(run)
 
 
 def stored_side(run: Any) -> int:

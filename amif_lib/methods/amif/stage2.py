@@ -64,9 +64,8 @@ class Stage2(nn.Module):
                 m, valid, _ = mined[kind]
                 negative = amif.co_attention(a, take(b, m), a_mask, take(b_mask, m), kind)[:2]
                 losses.append(self.classify(negative, 1, valid))  # Eq. 12
-                if self.objective.pair_positives == "per_type":  # point 16
-                    positive = fused if kind == "image_text" else amif.co_attention(a, b, a_mask, b_mask, kind)[:2]
-                    losses.append(self.classify(positive, 0, valid))
+                positive = fused if kind == "image_text" else amif.co_attention(a, b, a_mask, b_mask, kind)[:2]
+                losses.append(self.classify(positive, 0, valid))  # point 16
                 out[f"skipped_{kind}"] = (~valid).sum()
             loss, right = torch.stack(losses).unbind(1)  # (kinds of pairs,) each
             out["hard_negatives"] = loss.sum()  # Eq. 13: sum over kinds of pairs of means over samples (point 22)

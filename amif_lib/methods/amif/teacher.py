@@ -60,8 +60,6 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     keys = [("image", image.image_id) for study in studies for image in study.images]
     keys = list(dict.fromkeys([*keys, *(("text", study.study_id) for study in studies)]))
     found = vectors.read(path, keys)  # (n, e)
-    if teacher.noise:
-        found = with_noise(keys, found, teacher.noise)
     rows = {key: row for row, key in enumerate(keys)}
     out = Embeddings(rows, torch.from_numpy(found), assign_folds(studies, teacher.cross_fit))
     out.metrics = describe(out, studies, spec) | {"studies": len(studies), "stored_side": stored_side(spec)}
@@ -90,7 +88,7 @@ def _locked(spec: Any) -> Iterator[Path]:
 
 
 def _embedded(spec: Any, studies: Sequence[Study]) -> Path:
-    """The file of the teacher's vectors of all images and texts, before noise; written now if it is not there."""
+    """The file of the teacher's vectors of all images and texts; written now if it is not there."""
     path = cache(spec) / "embeddings.parquet"
     if path.is_file():
         return path
@@ -143,19 +141,6 @@ def assign_folds(studies: Sequence[Study], folds: int) -> dict[str, int]:
     cases = sorted({study.group_id for study in studies}, key=lambda case: hashlib.sha256(case.encode()).hexdigest())
     of_case = {case: number % max(folds, 1) for number, case in enumerate(cases)}
     return {study.study_id: of_case[study.group_id] for study in studies}
-
-
-def with_noise(keys: Sequence[Key], clean: np.ndarray, noise: float) -> np.ndarray:
-    """Unit vectors (n, e) plus Gaussian noise of standard deviation noise / sqrt(e) per number, normalised again.
-
-    The noise of a vector depends on its key only.
-    """
-    out = np.empty_like(clean)
-    for row, key in enumerate(keys):
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(" ".join(key).encode()).digest()[:16], "big"))
-        noisy = clean[row] + rng.standard_normal(clean.shape[1]) * noise / clean.shape[1] ** 0.5
-        out[row] = noisy / np.linalg.norm(noisy)
-    return out
 
 
 def describe(embeddings: Embeddings, studies: Sequence[Study], spec: Any) -> dict[str, Any]:
