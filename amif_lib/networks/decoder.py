@@ -9,32 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amif_lib.networks.fusion import Attention, FeedForward
-
-KeysValues = tuple[Tensor, Tensor]  # of the memory for one layer, each (B, heads, S, d / heads)
+from amif_lib.networks.fusion import KeysValues, TransformerLayer
 
 
 class DecoderOutput(NamedTuple):
     """The part of a Hugging Face decoder's output that is used here."""
 
     logits: Tensor  # (B, L, vocabulary); logits[:, t] predicts token t + 1
-
-
-class DecoderLayer(nn.Module):
-    """A BERT layer, with or without cross-attention."""
-
-    def __init__(self, width: int, heads: int, dropout: float, cross: bool):
-        super().__init__()
-        self.self_attention = Attention(width, heads, dropout)
-        self.cross_attention = Attention(width, heads, dropout) if cross else None
-        self.feed_forward = FeedForward(width, dropout)
-
-    def forward(self, x: Tensor, mask: Tensor, memory: KeysValues | None, memory_mask: Tensor | None) -> Tensor:
-        """x (B, L, d) and keys and values of the memory -> (B, L, d); masks as for `AnswerDecoder.run`."""
-        x = self.self_attention(x, mask=mask)  # (B, L, d)
-        if self.cross_attention is not None:
-            x = self.cross_attention(x, mask=memory_mask, kept=memory)  # (B, L, d)
-        return self.feed_forward(x)
 
 
 class AnswerDecoder(nn.Module):
@@ -53,7 +34,7 @@ class AnswerDecoder(nn.Module):
         self.token_type_embeddings = nn.Embedding(2, width)
         self.embedding_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers)
+            TransformerLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers)
         )
         self.blind_layers = layers - cross_layers  # the first layers, whose output depends on the answer alone
         self.head_transform = nn.Linear(width, width)
@@ -105,7 +86,7 @@ class AnswerDecoder(nn.Module):
         if mask is None:
             mask = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         for i in range(len(self.layers))[start:stop]:
-            x = self.layers[i](x, mask, memory[i], memory_mask)  # (B, L, d)
+            x = self.layers[i](x, memory[i], mask, memory_mask)  # (B, L, d)
         return x
 
     def project(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from amif_lib.networks.rows import in_rows
 
 PairType = Literal["image_text", "image_image", "text_text"]
 PAIR_TYPES: tuple[PairType, ...] = ("image_text", "image_image", "text_text")
+KeysValues = tuple[Tensor, Tensor]  # of one layer, (B, h, T, d/h) each
 
 
 class Attention(nn.Module):
@@ -33,25 +34,24 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, S, d) -> (B, h, S, d/h)
 
-    def keys_values(self, attended: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, attended: Tensor) -> KeysValues:
         """attended (B, T, d) -> keys and values, each (B, h, T, d/h)."""
         return self._split(self.key(attended)), self._split(self.value(attended))
 
     def forward(
         self,
         x: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | KeysValues | None = None,
         mask: Tensor | None = None,
-        kept: tuple[Tensor, Tensor] | None = None,
         shown: list[Tensor] | None = None,
     ) -> Tensor:
         """x (B, S, d), context (B or 1, T, d), mask (B or 1, T), or one per query (1, 1, S, T) -> (B, S, d).
 
-        `kept`: keys and values from `keys_values`, in place of `context`. The attention weights (B, h, S, T) are
-        appended to `shown`.
+        `context` may also be its `keys_values`. The attention weights (B, h, S, T) are appended to `shown`.
         """
         q = self._split(self.query(x))  # (B, h, S, d/h)
-        k, v = self.keys_values(x if context is None else context) if kept is None else kept  # (B or 1, h, T, d/h)
+        context = x if context is None else context
+        k, v = context if isinstance(context, tuple) else self.keys_values(context)  # (B or 1, h, T, d/h)
         allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B, 1, 1 or S, T)
         k, v = (each.expand(len(q), -1, -1, -1) for each in (k, v))  # (B, h, T, d/h): all samples share one context
         dropout = self.dropout if self.training else 0.0
@@ -81,21 +81,27 @@ class FeedForward(nn.Module):
         return self.norm(x + F.dropout(self.output(hidden), self.dropout, self.training))  # (B, S, d)
 
 
-class CoAttentionLayer(nn.Module):
-    """Self-attention among the tokens of one side, cross-attention to those of the other (partner), feed-forward."""
+class TransformerLayer(nn.Module):
+    """Self-attention among the tokens of one side, cross-attention (if any) to those of the other, feed-forward."""
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, width: int, heads: int, dropout: float, cross: bool = True):
         super().__init__()
         self.self_attention = Attention(width, heads, dropout)
-        self.cross_attention = Attention(width, heads, dropout)
+        self.cross_attention = Attention(width, heads, dropout) if cross else None
         self.feed_forward = FeedForward(width, dropout)
 
     def forward(
-        self, x: Tensor, partner: Tensor, mask: Tensor | None, partner_mask: Tensor | None, shown: list[Tensor] | None
+        self,
+        x: Tensor,
+        other: Tensor | KeysValues | None,
+        mask: Tensor | None,
+        other_mask: Tensor | None,
+        shown: list[Tensor] | None = None,
     ) -> Tensor:
-        """x (B, S, d), partner (B, T, d) -> (B, S, d); cross-attention's weights are appended to `shown`."""
+        """x (B, S, d), other side (B, T, d) or its keys and values -> (B, S, d); `shown`: of the cross-attention."""
         x = self.self_attention(x, mask=mask)  # (B, S, d)
-        x = self.cross_attention(x, partner, partner_mask, shown=shown)  # (B, S, d)
+        if self.cross_attention is not None:
+            x = self.cross_attention(x, other, other_mask, shown)  # (B, S, d)
         return self.feed_forward(x)
 
 
@@ -108,8 +114,8 @@ class CoAttention(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, dropout: float):
         super().__init__()
-        self.image_stream = nn.ModuleList(CoAttentionLayer(width, heads, dropout) for _ in range(layers))
-        self.text_stream = nn.ModuleList(CoAttentionLayer(width, heads, dropout) for _ in range(layers))
+        self.image_stream = nn.ModuleList(TransformerLayer(width, heads, dropout) for _ in range(layers))
+        self.text_stream = nn.ModuleList(TransformerLayer(width, heads, dropout) for _ in range(layers))
         self.pair_embedding = nn.Embedding(len(PAIR_TYPES), width)
 
     @in_rows

@@ -58,7 +58,10 @@ def augment(image: Image.Image, size: int, strength: str, generator: torch.Gener
     if degrees:
         mean = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
         image = image.rotate(degrees * (2 * turn - 1), Image.Resampling.BILINEAR, fillcolor=mean)
-    box = crop_box(image.size, least + (1 - least) * share, 2 * ratio - 1, x, y)
+    kept, shape = least + (1 - least) * share, (4 / 3) ** (2 * ratio - 1)  # of the area; width to height, 3:4 to 4:3
+    w, h = min(1.0, math.sqrt(kept * shape)), min(1.0, math.sqrt(kept / shape))  # of the crop, as shares of the sides
+    left, upper, (width, height) = x * (1 - w), y * (1 - h), image.size
+    box = (left * width, upper * height, (left + w) * width, (upper + h) * height)
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     if blurs < blurred:  # SimCLR: sigma 0.1 to 2 at 224 px
         image = image.filter(ImageFilter.GaussianBlur((0.1 + 1.9 * sigma) * size / 224))
@@ -66,11 +69,3 @@ def augment(image: Image.Image, size: int, strength: str, generator: torch.Gener
     b, c = (1 + amount * (2 * draw - 1) for draw in (brightness, contrast))
     mean = b * values.mean()
     return normalise(values.mul_(b * c).add_(mean * (1 - c)).clamp_(0, 255))  # mean + (b p - mean) c
-
-
-def crop_box(size: tuple[int, int], share: float, ratio: float, x: float, y: float) -> tuple[float, ...]:
-    """A crop (left, upper, right, lower), pixels: `share` of the area, `ratio` -1 (3:4) to 1 (4:3), x and y in 0..1."""
-    shape = (4 / 3) ** ratio
-    w, h = min(1.0, math.sqrt(share * shape)), min(1.0, math.sqrt(share / shape))  # as shares of the sides
-    left, upper = x * (1 - w), y * (1 - h)
-    return left * size[0], upper * size[1], (left + w) * size[0], (upper + h) * size[1]

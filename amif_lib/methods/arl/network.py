@@ -22,14 +22,14 @@ from amif_lib.networks import pretrained, tokenizers
 from amif_lib.networks.answering import Answerer
 from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder, initialise
-from amif_lib.networks.fusion import Attention, CoAttentionLayer, FeedForward
+from amif_lib.networks.fusion import Attention, FeedForward, TransformerLayer
 from amif_lib.networks.rows import in_rows
 from amif_lib.networks.sizes import ModelSpec
 
 ENTITY_HEADS = 4
 
 
-class KnowledgeLayer(CoAttentionLayer):
+class KnowledgeLayer(TransformerLayer):
     """A text layer of the fusion. The text's entities attend to each other and to the image, then join their tokens."""
 
     def __init__(self, width: int, heads: int, dropout: float, dim: int):
@@ -64,8 +64,8 @@ class KnowledgeFusion(nn.Module):
         super().__init__()
         sizes, layers = (spec.width, spec.fusion_heads, spec.dropout), range(spec.fusion_layers)
         self.inject = knowledge.inject
-        self.image_stream = nn.ModuleList(CoAttentionLayer(*sizes) for _ in layers)
-        text_layer, dim = (KnowledgeLayer, [knowledge.dim]) if self.inject else (CoAttentionLayer, [])
+        self.image_stream = nn.ModuleList(TransformerLayer(*sizes) for _ in layers)
+        text_layer, dim = (KnowledgeLayer, [knowledge.dim]) if self.inject else (TransformerLayer, [])
         self.text_stream = nn.ModuleList(text_layer(*sizes, *dim) for _ in layers)
         self.image_linear, self.text_linear = (nn.Linear(spec.width, spec.width) for _ in range(2))
         self.type_embedding = nn.Embedding(2, spec.width)  # of text and image
@@ -95,11 +95,11 @@ class KnowledgeFusion(nn.Module):
         streams = list(zip(self.image_stream, self.text_stream, strict=True))[:layers]
         for image_layer, text_layer in streams:
             before = image  # the text layer, too, reads the other side's tokens before this layer
-            image = image_layer(image, text, None, mask, None)  # (B, p+1, d)
+            image = image_layer(image, text, None, mask)  # (B, p+1, d)
             if self.inject:
                 text, z = text_layer.with_entities(text, before, mask, z, known, spans)  # (B, t, d), (B, e, k)
             else:
-                text = text_layer(text, before, mask, None, None)  # (B, t, d)
+                text = text_layer(text, before, mask, None)  # (B, t, d)
         return image, text
 
 
