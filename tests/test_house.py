@@ -14,8 +14,8 @@ LIBRARY = ROOT / "amif_lib"
 # Ceilings, in lines; the aim of each stands behind it. They go down with every commit that deletes
 # something, and up only for a repair, with the reason in its message.
 MOST = {
-    "reading road": 4050,
-    "library": 15384,
+    "reading road": 3751,
+    "library": 15206,
     "tests": 11240,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
