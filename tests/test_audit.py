@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import itertools
 import json
 import math
@@ -15,7 +17,7 @@ import pytest
 from scipy.stats import binomtest
 
 from amif_lib.app import cli
-from amif_lib.reporting import audit, audit_claims, audit_power, audit_sources
+from amif_lib.reporting import audit, audit_claims, audit_page, audit_power, audit_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 CENT = Decimal("0.01")
@@ -26,6 +28,19 @@ def no_data(monkeypatch, tmp_path):
     """Without annotation files, unless a test says otherwise: then every machine sees the same."""
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "no data"))
     forget()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> tuple[dict, str, Path]:
+    """The variables of notebook 21 after `make audit` without annotation files, what it says, and its folder."""
+    names, run, folder = {}, audit_page.run_cells, tmp_path_factory.mktemp("audit")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setenv("DATA_ROOT", str(folder / "no data"))
+        patch.setenv("AMIF_RESULTS", str(folder))
+        patch.setattr(audit_page, "run_cells", lambda: names.update(run()))
+        forget()
+        assert cli.main(["audit"]) == 0
+    return names, " ".join(said.getvalue().split()), folder / "audit"  # lines are wrapped
 
 
 def forget() -> None:
@@ -53,8 +68,8 @@ def test_every_number_of_the_paper_is_there() -> None:
         assert {(r.row, r.dataset, r.split): r.hundredths for r in cells.itertuples()} == texts
 
 
-def test_averages_by_fractions() -> None:
-    found = audit.averages()
+def test_averages_by_fractions(page) -> None:
+    found = page[0]["averages"]
     for line in found.itertuples():
         texts = printed(line.table)
         mean = sum(Fraction(texts[line.row, name, "overall"]) for name in audit_sources.SETS) / 4
@@ -133,9 +148,9 @@ def test_exhaustive_search_against_four_nested_loops(values, total) -> None:
     }
 
 
-def test_numerators_of_the_headline_row() -> None:
+def test_numerators_of_the_headline_row(page) -> None:
     assert audit.solutions(5000, 7500, 6250, 8) == [(2, 4, 3, 4)]
-    found = audit.numerators()
+    found = page[0]["numerators"]
     columns = ["open_correct", "open_n", "closed_correct", "closed_n", "overall_correct", "total"]
     unique = found[found["verdict"] == "unique"].set_index("data_set")
     assert unique.loc["vqa_rad", columns].tolist() == [144, 200, 219, 251, 363, 451]
@@ -239,17 +254,15 @@ def test_claims_and_verdicts() -> None:
 # --- the products ---
 
 
-def test_light_install_runs_the_notebooks_cells_and_makes_every_product(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setenv("AMIF_RESULTS", str(tmp_path / "results"))
-    assert cli.main(["audit"]) == 0
-    said, folder = " ".join(capsys.readouterr().out.split()), tmp_path / "results" / "audit"  # lines are wrapped
+def test_light_install_runs_the_notebooks_cells_and_makes_every_product(page) -> None:
+    _, said, folder = page
     assert "VQA-RAD, 5 of 451 questions over LaPA: p = 0.0625 (mid-p 0.031)" in said and "144 of 200" in said
-    assert "the average is 77.66, or a cell" in said and "VQA-RAD: from the manifest" in said
-    page = (folder / "audit.html").read_text(encoding="utf-8")
-    assert "<script" not in page and not re.search(r"""(?:src|href)=["'](?:https?:|/)""", page)
-    assert page.count("data:image/png;base64,") == 4 and page.count("{{") == page.count("{%") == 0
-    assert all((folder / link).is_file() for link in re.findall(r'href="([^"#]+)"', page))
-    assert "<td>is the Open lead</td>" in page and "not by the paper's authors" in page
+    assert "the average is 77.66, or a cell" in said
+    html = (folder / "audit.html").read_text(encoding="utf-8")
+    assert "<script" not in html and not re.search(r"""(?:src|href)=["'](?:https?:|/)""", html)
+    assert html.count("data:image/png;base64,") == 4 and html.count("{{") == html.count("{%") == 0
+    assert all((folder / link).is_file() for link in re.findall(r'href="([^"#]+)"', html))
+    assert all(text in html for text in (">is the Open lead<", "from the manifest", "not by the paper's authors"))
     rescored = list(csv.DictReader((folder / "rescored.csv").open(encoding="utf-8")))
     below = [int(r["between_right"]) for r in rescored if r["data_set"] == "vqa_rad" and "MUMC" in r["below"]]
     assert len(rescored) == 22 + 62 and below == [17, 18, 19, 20, 21]

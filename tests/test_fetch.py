@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from amif_lib.app import cli, doctor
+from amif_lib.app import cli, doctor, weights
 from amif_lib.core import paths
 from amif_lib.data import check, fetch, manifests
 from amif_lib.experiments.run_spec import RunSpec
@@ -214,8 +214,8 @@ def test_weights_are_fetched_with_the_data_and_then_load_without_the_hub(tiny: T
     add_repository(web, "org/clip", [named, config])
     names = ["file:no.parquet", str(clip), "open_clip:hf-hub:org/none", "org/bert", "open_clip:hf-hub:org/clip"]
     fetch_all = (
-        "import sys; from amif_lib.app import cli, doctor\n"
-        "doctor.data_sets, doctor.weights = lambda scale: [], lambda scale: sys.argv[2:]\n"
+        "import sys; from amif_lib.app import cli, doctor, weights\n"
+        "doctor.data_sets, weights.of_scale = lambda scale: [], lambda scale: sys.argv[2:]\n"
         "status = cli.main(['data', '--scale', 'base', *sys.argv[1].split()])\n"
         "assert sys.argv[1] != '--dry-run' or 'torch' not in sys.modules; sys.exit(status)"
     )
@@ -245,4 +245,4 @@ def test_the_weights_of_a_scale_are_those_that_its_runs_read(monkeypatch: pytest
     alone = RunSpec(stage="finetune", scale="base", init=init, teacher={"source": "hf-clip:org/clip"})
     monkeypatch.setattr(doctor, "runs_of", lambda scale: [first, last, alone])
     names = ["/a/folder", "open_clip:ViT-B-16/openai", "open_clip:ViT-B-32/openai", "org/bert", "org/clip", "org/vit"]
-    assert doctor.weights("base") == names
+    assert weights.of_scale("base") == names

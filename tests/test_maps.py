@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from amif_lib.app import word_maps
-from amif_lib.app.labels_and_negatives import drawn_batch, label_matrices, mined_negatives
+from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import images, manifests
 from amif_lib.data.load import load_questions, load_studies, pretraining_studies
@@ -23,7 +23,7 @@ from amif_lib.methods.amif.patch_maps import word_positions
 from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.sizes import ModelSpec
-from amif_lib.objectives import contrastive, transport
+from amif_lib.objectives import transport
 from amif_lib.training import loop
 from tests import tiny
 
@@ -191,42 +191,26 @@ def test_a_report_map_recomputed_alone_of_a_study_that_no_stage_is_trained_on(tr
     np.testing.assert_allclose(kept.values["transport_plan"][0].ravel(), wanted.numpy(), rtol=1e-3, atol=1e-7)
 
 
-def vectors_of(run, names):
-    found = teacher.embeddings(run, pretraining_studies(run.data, run.model.stored_side))
-    return torch.stack([found.vectors[found.rows["text", name]] for name in names])
-
-
-def test_label_matrices_are_distributions_of_the_first_batch(trainings):
-    run = stored.load_run(trainings[0])
-    batch, studies = drawn_batch(trainings[0], 0)
-    kept, n = label_matrices(run, batch, studies), run.spec.train.batch_size
-    texts = vectors_of(run.spec, [study.study_id for study in studies])
-    q = (texts @ texts.T / run.spec.objective.teacher_temperature).softmax(1).numpy()
-    np.testing.assert_allclose(kept["t2t_teacher"], q, atol=1e-3)
-    np.testing.assert_allclose(kept["t2t_labels"], q + run.spec.objective.positive_weight * np.eye(n), atol=1e-3)
-    for name in ("i2t_student", "t2t_student", "i2t_teacher"):
-        assert kept[name].shape == (n, n)
-        np.testing.assert_allclose(kept[name].astype(float).sum(1), 1, atol=5e-3)
-
-
-def test_mined_negatives_are_those_that_training_drew(trainings):
+def test_mined_negatives_of_notebook_04_are_those_that_training_drew(trainings):
     """The last step's draw; probabilities by hand from the teacher's texts."""
     run = trainings[1]
-    table = mined_negatives(stored.load_run(run), *drawn_batch(run, -1))
-    assert set(table["pair"]) == {"image_text", "image_image", "text_text"}
-    part = table[table["pair"] == "text_text"].reset_index(drop=True)
-    names = list(part["id"])
-    texts = {s.study_id: s.text.lower() for s in pretraining_studies(run.data, run.model.stored_side)}
-    vectors = vectors_of(run, names)
-    tau, positive = run.objective.teacher_temperature, torch.arange(len(part))
-    q = contrastive.soft_labels(vectors @ vectors.T, tau, 0.0, positive).numpy()
-    assert len(names) == run.train.batch_size
-    for i, line in part.iterrows():
-        allowed = [j for j in range(len(names)) if j != i and texts[names[j]] != texts[names[i]]]
-        j = names.index(line["negative_id"])
-        assert j in allowed and line["probability"] == pytest.approx(q[i, j] / q[i, allowed].sum(), rel=1e-3)
-        assert line["uniform"] == pytest.approx(1 / len(allowed), rel=1e-3)
-        assert line["same_findings"] == (line["findings"] == line["negative_findings"])
+    found: dict = {"run": run, "done": [stored.load_run(run)]}
+    for cell in json.loads(next(paths.NOTEBOOKS.glob("04_*")).read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"]).partition("figures.use_style()")[0]
+        if any(mark in source for mark in ("import textwrap", "stage.mine(", "regions.known", "mined = pd.DataFrame(")):
+            exec(source, found)
+    assert set(found["mined"]["pair"]) == {"image_text", "image_image", "text_text"}
+    part, studies = found["mined"].query("pair == 'text_text'"), found["studies"]
+    known = teacher.embeddings(run, pretraining_studies(run.data, run.model.stored_side))
+    vectors = torch.stack([known.vectors[known.rows["text", study.study_id]] for study in studies])
+    q = (vectors @ vectors.T / run.objective.teacher_temperature).softmax(1).numpy()
+    assert len(studies) == run.train.batch_size and part["sample"].tolist() == list(range(len(studies)))
+    for line in part.itertuples():
+        i, j = line.sample, line.negative
+        allowed = [k for k, s in enumerate(studies) if k != i and s.text.lower() != studies[i].text.lower()]
+        assert j in allowed and line.probability == pytest.approx(q[i, j] / q[i, allowed].sum(), rel=1e-3)
+        assert line.uniform == pytest.approx(1 / len(allowed), rel=1e-3)
+        assert line.drawn == (found["shown"][i] == found["shown"][j])
 
 
 def test_done_once_and_not_of_a_run_without_maps(trainings):

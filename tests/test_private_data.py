@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from amif_lib.app import cli
-from amif_lib.core import paths
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import check, decontaminate, images, manifests
 from amif_lib.reporting import layout, reference, report, tables
@@ -148,9 +148,7 @@ def marked_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         root = tmp_path / str(allowed)
         monkeypatch.setattr(paths, "ROOT", root)
         fabricated.install(monkeypatch, root / "results")
-        (root / "results" / "demo").mkdir(parents=True)
-        plan = {"selection": {}, "jobs": [{"rule": "table", "name": "table4"}]}
-        (root / "results" / "demo" / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+        files.write_json(paths.plan("demo"), {"tables": {}, "jobs": [{"rule": "table", "name": "table4"}]})
         fabricated.write_table("table4", "demo", dict.fromkeys(("1", "3", "5", "6"), ()))
         return root / "results"
 

@@ -45,7 +45,7 @@ def clone(tmp_path, monkeypatch):
     write_table("table4", "demo", {"1": (5, 6), "3": (5,), "4": (4, 5), "5": (6,), "6": (7,)})
     paths.plan("demo").parent.mkdir(parents=True)
     jobs = [{"rule": "table", "name": name} for name in ("table1", "table4")]
-    paths.plan("demo").write_text(json.dumps({"selection": {"seeds": 1, "rows": []}, "jobs": jobs}), encoding="utf-8")
+    paths.plan("demo").write_text(json.dumps({"tables": {}, "jobs": jobs}), encoding="utf-8")
     for name in ("table1", "table4"):
         layout.write(tables.collect(name, "demo"))
     return tmp_path

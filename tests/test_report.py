@@ -49,7 +49,7 @@ def plan(*names: str) -> None:
     path = paths.plan("demo")
     path.parent.mkdir(parents=True, exist_ok=True)
     jobs = [{"rule": "data", "name": "demo"}, *({"rule": "table", "name": name} for name in names)]
-    path.write_text(json.dumps({"selection": {}, "jobs": jobs}), encoding="utf-8")
+    path.write_text(json.dumps({"tables": {}, "jobs": jobs}), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

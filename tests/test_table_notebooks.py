@@ -15,7 +15,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.data import manifests
 from amif_lib.experiments import rows as experiments
 from amif_lib.experiments import stored
-from amif_lib.reporting import contrasts, show, table_figures, table_rows, tables
+from amif_lib.reporting import contrasts, show, table_rows, tables
 from amif_lib.reporting.table_rows import Selection
 from tests import fabricated
 from tests.fabricated import write_table
@@ -68,7 +68,7 @@ def test_notebook_of_methods(monkeypatch, tmp_path, capsys):
     fabricated.install(monkeypatch, tmp_path)
     wrong = {"no_pretraining": (0, 1, 3), "clip": (1, 3), "arl": (3,), "full": (5,)}
     write_table("methods", "demo", wrong, Selection(pretrain_seeds=1))
-    plan = {"selection": {"pretrain_seeds": 1}, "jobs": [{"rule": "table", "name": "methods"}]}
+    plan = {"tables": {"methods": {"pretrain_seeds": 1}}, "jobs": [{"rule": "table", "name": "methods"}]}
     paths.plan("demo").parent.mkdir(parents=True)
     paths.plan("demo").write_text(json.dumps(plan), encoding="utf-8")
     assert table_rows.planned_tables("demo")[-1] == "methods"
@@ -138,7 +138,7 @@ def test_whose_runs_are_read(runs, monkeypatch, tmp_path):
 
 def test_figure_has_a_panel_per_set_and_the_data_that_it_shows(runs):
     whole = tables.collect("table2", "demo")
-    figure, data, caption = table_figures.draw(whole)
+    figure, data, caption = show.draw(whole)
     titles = [axis.get_title(loc="left").splitlines()[0] for axis in figure.axes]
     assert titles == ["avg", "phantom VQA-RAD", "phantom SLAKE"]
     assert set(data["kind"]) == {"ours", "baseline"}  # no printed number on one axis with synthetic data
@@ -153,7 +153,7 @@ def test_figure_on_real_data_has_the_papers_number_beside_ours(monkeypatch, tmp_
     fabricated.install(monkeypatch, tmp_path)
     write_table("table1", "paper", {"hub": (2,), "published3064": ()}, Selection(("vqa_rad",)))
     whole = tables.collect("table1", "paper", Selection(("vqa_rad",)))
-    figure, data, _ = table_figures.draw(whole)
+    figure, data, _ = show.draw(whole)
     paper = data[data["kind"] == "paper"].set_index("row")["accuracy"]
     assert set(paper) == {80.49} and "hub" in paper.index
     assert [axis.get_title(loc="left").splitlines()[0] for axis in figure.axes] == ["VQA-RAD"]

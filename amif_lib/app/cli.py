@@ -58,7 +58,6 @@ OPTIONS = {
     "--from": {"metavar": "reference", "help": "reference: use the committed runs (same as FROM=reference)"},
     "spec": {"help": "a run file (.yaml, .json) or <scale>/<table>/<row>[/<stage>]"},
     "name": {"help": "for example table1 or lambda_sweep"},
-    "--notebook": FLAG | {"help": "also execute notebook 20 (attention and transport maps)"},
     "--dry-run": FLAG | {"help": "only say what would be fetched"},
     "files": FILE | {"nargs": "*", "help": "CSV, JSON, JSON lines, parquet; or a data set with a manifest"},
     "--train": FILE | {"nargs": "+", "default": [], "help": "files of training questions only"},
@@ -90,7 +89,7 @@ COMMANDS = {  # name: the function, called with its options as keywords; the opt
     "plan": ("app.reproduce:show_plan", MANY, "list the jobs of reproduce and what they cost, without running any"),
     "run": ("app.cli:run", "spec", "train one run, or a table's row on all question sets"),
     "table": ("app.cli:table", "name --scale --from", "make one table from stored runs, without training"),
-    "figures": ("app.cli:figures", "--scale --from --notebook", "draw every figure that the runs allow"),
+    "figures": ("app.cli:figures", "--scale --from", "draw every figure that the runs allow"),
     "report": ("app.cli:report", "--scale --from", "make the report page from stored runs, without training"),
     "smoke-paper": ("app.smoke:main", "--batch --steps", "one step of each training at the paper's full size"),
     "data": ("app.cli:fetch_data", "--scale --datasets --dry-run", "fetch what is open of a scale, sets and weights"),
@@ -134,6 +133,7 @@ def table(name: str, scale: str) -> None:
 
     for path in layout.write(tables.collect(name, scale)):
         print(path.read_text(encoding="utf-8") if path.suffix == ".md" else paths.shown(path))
+    _say_what_is_shown()
 
 
 def _execute(notebook: str, scale: str, *given: str) -> int:
@@ -144,7 +144,7 @@ def _execute(notebook: str, scale: str, *given: str) -> int:
     return run_notebook.main([str(source), "--out", str(out), "-p", "scale", scale, *given])
 
 
-def figures(scale: str, notebook: bool) -> int:
+def figures(scale: str) -> None:
     import matplotlib
 
     from amif_lib.reporting import figure_set
@@ -153,8 +153,7 @@ def figures(scale: str, notebook: bool) -> int:
     for path in figure_set.draw_all(scale):
         if path.suffix in (".png", ".csv"):
             print(paths.shown(path))
-    source = os.environ.get("FROM") or "runs"
-    return _execute("20_attention_and_transport_maps", scale, "-p", "source", source) if notebook else 0
+    _say_what_is_shown()
 
 
 def report(scale: str) -> int:
@@ -165,7 +164,14 @@ def report(scale: str) -> int:
     elif status := _execute("90_reproduction_report", scale, "-p", "source", "runs"):
         return status
     print(f"Report: {paths.shown(paths.scale_dir(scale) / 'report.html')}")
+    _say_what_is_shown()
     return 0
+
+
+def _say_what_is_shown() -> None:
+    """Say that a selection in the environment (`make report ROWS=6`) does not change what a page shows."""
+    if given := [name for name in ("DATASETS", "ROWS", "SEEDS", "PRETRAIN_SEEDS") if os.environ.get(name)]:
+        print(f"{', '.join(given)}: not read here; each table shows what was last run (make reproduce, make table2 …)")
 
 
 def fetch_data(scale: str, datasets: tuple[str, ...], dry_run: bool) -> int:

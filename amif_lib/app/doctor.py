@@ -22,7 +22,6 @@ from amif_lib.experiments.run_spec import RunSpec
 # Rough needs of one training at a time, in GB: main memory, free disk, memory of one GPU (0: none needed).
 NEEDS = {"demo": (2, 1, 0), "small": (4, 2, 0), "base": (32, 60, 22), "paper": (64, 200, 38)}
 PACKAGES = ("torch", "transformers", "accelerate", "open_clip_torch", "jupyterlab", "papermill", "snakemake")
-STARTS = ("init.image", "init.text", "init.decoder", "init.tokenizer")
 
 
 def cores() -> int:
@@ -103,20 +102,12 @@ def report() -> list[str]:
     return out
 
 
-def weights(scale: str) -> list[str]:
-    """The pre-trained weights and tokenizers that a scale's runs load, as `networks.pretrained` reads their names."""
-    sources = set()
-    for run in runs_of(scale):
-        read = identity.settings_read(run)
-        sources |= {value for name, value in read.items() if name in STARTS}
-        teacher = read.get("teacher.source", "trained")
-        sources.add(teacher if teacher.startswith(("trained", "file:")) else run.teacher.weights)
-    return sorted(sources - {"random", "trained", "teacher"})
-
-
 def main(all: bool = False) -> None:
     """Print the report; with `all` also versions and weights. Something missing is no failure: the exit status is 0."""
     print("\n".join(report()))
     if all:
+        from amif_lib.app import weights
+
         print("packages: " + ", ".join(f"{name} {version}" for name, version in versions().items()))
-        print("\n".join(f"SCALE={scale} starts from weights: {', '.join(weights(scale)) or 'none'}" for scale in NEEDS))
+        for scale in NEEDS:
+            print(f"SCALE={scale} starts from weights: {', '.join(weights.of_scale(scale)) or 'none'}")

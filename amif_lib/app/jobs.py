@@ -29,7 +29,6 @@ NOTEBOOKS = {
     "lambda_sweep": "16_lambda_sweep",
     "methods": "17_methods",
     "transfer": "18_transfer",
-    "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
 
@@ -119,11 +118,8 @@ def make_plan(request: Request) -> Plan:
     if "methods" in rows and not request.rows and "transfer" in experiments.scale_settings(scale):  # of the same runs
         out, given = f"{scale}/tables/transfer.csv", {"scale": scale, "source": "runs"}
         made.append(_add_notebook(plan, "transfer", out, given, (f"{scale}/tables/methods.csv",)))
-    figures = ["-m", "amif_lib", "figures", "--scale", scale]
-    if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:
-        figures.append("--notebook")  # the notebook about maps shows runs of these tables
-    out, code = (f"{scale}/figures/figures.csv",), f"{code_digest(_path('maps'))}:{_library()}"
-    made.append(plan.add(Job("figures", scale, out, tuple(figures), tuple(made), code=code)))
+    out, command = (f"{scale}/figures/figures.csv",), ("-m", "amif_lib", "figures", "--scale", scale)
+    made.append(plan.add(Job("figures", scale, out, command, tuple(made), code=_library())))
     _add_notebook(plan, "report", f"{scale}/report.html", {"scale": scale, "source": "runs"}, made)
     return plan
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import torch
 
 from amif_lib import methods
@@ -15,7 +14,6 @@ from amif_lib.experiments import rows, stored
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.networks import pixels, pretrained
 from amif_lib.networks.encoders import ImageEncoder
-from amif_lib.scoring import transfer as scores
 from amif_lib.training.batches import seed_of
 
 BATCH = 64
@@ -96,23 +94,3 @@ def features(run: RunSpec, data: Labelled) -> tuple[np.ndarray, np.ndarray | Non
         tokens.append(network(images))  # (b, p+1, d)
         scored += [score(tokens[-1])] if score else []  # (b, F)
     return torch.cat(tokens).numpy(), torch.cat(scored).numpy() if scored else None
-
-
-def transfer(run: RunSpec, data: Labelled) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Scores of a run's frozen encoder and examples of its segmentation, see `scoring.transfer.score`.
-
-    `run` is a finished pre-training, or a fine-tuning without one, whose starting weights are scored; its seed decides
-    which studies are in a subset of the labels.
-    """
-    return scores.score(*features(run, data), data, run.seed)
-
-
-def pictured(examples: dict[str, dict[str, np.ndarray]], data: Labelled, side: int) -> dict[str, np.ndarray]:
-    """The examples of several rows, by row, with their pictures (F, H, W), stored at `side`; {} without examples."""
-    first = next(iter(examples.values()))
-    if not first:
-        return {}
-    pictures, size = store.pictures([data.data_set], side), first["mask"].shape[:0:-1]
-    shown = [pictures[i].convert("L").resize(size) for i in data.images["image_id"].iloc[first["row"]]]
-    about = {"label": np.array(list(data.labels)), "picture": np.stack(shown), "mask": first["mask"]}
-    return about | {row: each["predicted"] for row, each in examples.items()}

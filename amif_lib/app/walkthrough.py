@@ -1,4 +1,4 @@
-"""For notebooks 00 and 02a to 02c: the trained demo model, newly drawn phantom cases, and plots."""
+"""For notebooks 00 to 05: the trained demo model, newly drawn phantom cases, batches, and plots."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from PIL import Image
 
+from amif_lib import methods
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import images, manifests, regions
+from amif_lib.data.load import pretraining_studies
 from amif_lib.data.readers import mimic_cxr, vqa_rad
 from amif_lib.data.records import Study
 from amif_lib.experiments.rows import load_spec
+from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.experiments.stored import Run, is_finished, load_run
 from amif_lib.methods.amif import settings, teacher_models
 from amif_lib.methods.amif.network import AMiFForVQA
@@ -27,7 +30,7 @@ from amif_lib.methods.amif.teacher import Embeddings
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.phantom.generate import generate
-from amif_lib.training.batches import PretrainingData
+from amif_lib.training.batches import PretrainingData, steps_of
 
 ROW = "demo/table1/demo"  # the full model; its first training is on the first question set
 MAKES = "make table1 DATASETS=phantom_vqa_rad"
@@ -134,6 +137,15 @@ def batch_of(drawn: DrawnSet, stage: Run, teach: teacher_models.Teacher) -> Pret
     tokenizer = tokenizers.load(stage.directory / "model")
     data = PretrainingData(studies, stage.spec, tokenizer, known, drawn.pictures)
     return data.collate([data[0, index, 1.0, len(studies)] for index in range(len(studies))])
+
+
+def drawn_batch(spec: RunSpec, step: int) -> tuple[PretrainingBatch, list[Study]]:
+    """The global batch of a step (-1: the last) of a stored pre-training, made again, with its studies."""
+    studies = pretraining_studies(spec.data, spec.model.stored_side)
+    extras = methods.load(spec.method).extras(spec, studies, {})
+    data = PretrainingData(studies, spec, tokenizers.load(spec.directory / "model"), extras)
+    _, _, keys = steps_of(data, spec)[step]
+    return data.collate([data[key] for key in keys]), [studies[key[1]] for key in keys]
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

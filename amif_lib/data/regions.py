@@ -45,6 +45,13 @@ def findings(name: str, image_id: str) -> list[str]:
     return [label for label in about["findings"] if label in areas]
 
 
+def findings_of(study: Study) -> str:
+    """The findings that a study's images show, with semicolons between; empty where no regions are known."""
+    name = study.data_set
+    shown = {label for image in study.images for label in findings(name, image.image_id)} if known(name) else ()
+    return "; ".join(sorted(shown))
+
+
 def mask(name: str, image_id: str, label: str) -> np.ndarray:
     """Where an image shows a label: (H, W) of booleans, at the image's own size."""
     return next(masks(name, [image_id], [label]))[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -16,13 +17,14 @@ from amif_lib.reporting.table_rows import dataset_name
 NOTEBOOK = paths.NOTEBOOKS / "21_paper_audit.ipynb"
 
 
-def run_cells() -> None:
-    """Run the notebook's code cells in this process, without Jupyter and without their display."""
+def run_cells() -> dict[str, Any]:
+    """Run the notebook's code cells in this process, without Jupyter or display; returns its variables."""
     plt.switch_backend("agg")
-    names = {"display": lambda *shown: None}
+    names: dict[str, Any] = {"display": lambda *shown: None}
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), names)
+    return names
 
 
 def write(

@@ -10,20 +10,12 @@ import pandas as pd
 
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
-from amif_lib.data import load
 from amif_lib.experiments import stored
 from amif_lib.reporting import figures, map_figures, tables
-from amif_lib.reporting.figures import BLUE, GREY, ORANGE, DrawnFigure, scale_note
+from amif_lib.reporting.figures import BLUE, GREY, DrawnFigure, scale_note
 from amif_lib.reporting.table_rows import dataset_name, planned_rows
-from amif_lib.scoring import leaks
 
 INDEX = "figures.csv"  # which figures there are, with their captions; written last
-LEAKING = "published3064"  # VQA-RAD's circulating training file
-TRAINING_FILES = {
-    "official1797": ("o", GREY, "official1797"),
-    "clean2772": ("s", BLUE, "clean2772 (as the next, without the leak)"),
-    LEAKING: ("D", ORANGE, "published3064 (leaks)"),
-}
 
 
 def draw_all(scale: str) -> list[Path]:
@@ -84,22 +76,6 @@ def lambda_curve(cells: pd.DataFrame) -> DrawnFigure:
         f"figure. Each panel has an axis of its own. {scale_note(part['scale'].iloc[0])}"
     )
     return figure, part[columns], caption
-
-
-def leak_worth() -> DrawnFigure:
-    """What the leak in VQA-RAD's training file is worth: accuracy on the leaked and on the other questions."""
-    questions = {file: load.load_questions("vqa_rad", file, images=False) for file in TRAINING_FILES}
-    data = leaks.worth(questions, LEAKING)
-    sizes = data.drop_duplicates("part").set_index("part")["n"]
-    shown = data.assign(line="", value=data["accuracy"], kind=data["training_file"])
-    shown["column"] = data["part"].map(lambda part: f"{sizes[part]} {part} questions")
-    shown["row"] = data["system"].str.replace(", ", ",\n")
-    caption = (
-        f"What the leak in VQA-RAD's training file of 3,064 questions is worth: it holds {sizes['leaked']} of the "
-        f"{sizes.sum()} test questions with their answers, in other words on the same image. Accuracy by the training "
-        "file that is answered from, with 95% intervals from resampling images. The baselines read no image."
-    )
-    return figures.estimates(shown, TRAINING_FILES, spread=0.25), data, caption
 
 
 def training_curves(scale: str) -> DrawnFigure:

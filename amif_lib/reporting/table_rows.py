@@ -100,9 +100,7 @@ class Selection:
 
 def asked_for(scale: str) -> dict[str, dict[str, Any]]:
     """The last selection (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`) of each table that a plan of the scale named."""
-    plan = files.read_yaml(paths.plan(scale)) if paths.plan(scale).is_file() else {"jobs": []}
-    named = (job["name"] for job in plan["jobs"] if job["rule"] == "table")
-    return dict.fromkeys(named, plan.get("selection", {})) | plan.get("tables", {})  # older plans: one for all tables
+    return files.read_yaml(paths.plan(scale)).get("tables", {}) if paths.plan(scale).is_file() else {}
 
 
 def planned_rows(name: str, scale: str) -> list[experiments.Row]:

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
-import numpy as np
 import pandas as pd
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests
 from amif_lib.data.records import Question, close_punctuation, normalise_answer
-from amif_lib.scoring import baselines, inference, protocols
+from amif_lib.scoring import baselines, protocols
 
 log = logging.getLogger(__name__)
 WORDINGS = ("rephrase", "frame")  # keys of `Question.extra` that hold the question in other words
@@ -126,25 +125,6 @@ def in_training(training: Sequence[Question], test: Sequence[Question], wordings
         any((q.image_id, plain(text), answer) in known for text in own for answer in q.answers)
         for q, own in zip(test, texts, strict=True)
     ]
-
-
-def worth(files: Mapping[str, Sequence[Question]], leaking: str) -> pd.DataFrame:
-    """Accuracy (%, 95% interval over images) on the test questions that the training file `leaking` holds with their
-    answers, in any wording, and on the others: a line per baseline, training file and part (`leaked`, `other`).
-
-    `files`: the set's questions by training file; the test questions are the same in all.
-    """
-    test = [q for q in files[leaking] if q.split == "test"]
-    leaked = np.array(in_training([q for q in files[leaking] if q.split == "train"], test, WORDINGS))
-    rows = []
-    for name, (file, questions) in product(("most_frequent_by_form", "nearest_question"), files.items()):
-        label, answer = baselines.BASELINES[name]
-        scored = protocols.score(answer(questions), None, protocols.PROTOCOLS["generate"])
-        scored = scored.set_index("question_id").loc[[q.question_id for q in test]]
-        for part, chosen in (("leaked", leaked), ("other", ~leaked)):
-            share = inference.bootstrap(scored["correct"][chosen], scored["image_id"][chosen])
-            rows.append((label, file, part, chosen.sum(), 100 * share.value, 100 * share.low, 100 * share.high))
-    return pd.DataFrame(rows, columns=["system", "training_file", "part", "n", "accuracy", "ci_low", "ci_high"])
 
 
 def transposed(table: pd.DataFrame) -> pd.DataFrame:
