@@ -17,6 +17,7 @@ from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import rows as experiments
 from amif_lib.training import launch
+from tests import tiny
 
 HOLD = (
     "import sys, time\nfrom pathlib import Path\nfrom amif_lib.core.files import exclusive\n"
@@ -99,6 +100,15 @@ def test_a_failing_subprocess_raises_with_the_end_of_its_log(run, monkeypatch) -
     script(monkeypatch, "print('step 1'); raise SystemExit('CUDA out of memory')")
     with pytest.raises(RuntimeError, match=r"(?s)exit status 1.*train\.log.*step 1.*CUDA out of memory"):
         launch.train(run, 2)
+
+
+def test_what_the_user_can_correct_is_one_line_from_several_processes_too(run, capsys) -> None:
+    uneven = tiny.run(stage1={"batch_size": 9}).parent.parent
+    with pytest.raises(InputError) as caught:
+        launch.train(uneven, 2)
+    assert str(caught.value) == "train.batch_size: 9 is not a multiple of 2 processes; change one of them"
+    assert "Traceback" not in capsys.readouterr().out
+    assert str(caught.value) in (uneven.directory / "train.log").read_text()
 
 
 WITH_A_WORKER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -366,6 +367,8 @@ TRAIN, TABLE, FIGURES = "data/train/radiology", "mimic-cxr-jpg/mimic-cxr-2.0.0",
 DAMAGED = [
     (roco, f"{TRAIN}/captions.txt", lambda c: "ROCO_00002\t a\nROCO_00002\t b\n", "line 2: ROCO_00002 occurs twice"),
     (medicat, FIGURES, lambda c: c + '\n{"pdf_', "not valid JSON"),
+    (medicat, FIGURES, lambda c: re.sub('"oa": {.*?}', '"oa": []', c), "line 1: oa_info.oa of ab12_3-Figure1-1.png is"),
+    (medicat, FIGURES, lambda c: re.sub('"oa_info": {.*}', '"oa_info": [1]}', c), "oa_info of ab12_3-Figure1-1.png is"),
     (medpix2, "Descriptions.json", lambda c: c.replace("A  caption.", ""), "MPX1_synpic2: caption is missing, empty"),
     (medpix2, "Descriptions.json", lambda c: c.replace("MPX3_synpic4", "MPX3_x"), "MPX3_x.png: image of study MPX3-1"),
     (medpix2, "splitted_dataset/data_dev.jsonl", lambda c: '{"U_id": "MPX1"}', "case MPX1 is in dev and in train"),

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from pathlib import Path
 
 from amif_lib.core import files, paths
@@ -21,6 +20,7 @@ from amif_lib.experiments.run_spec import RunSpec
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1")  # on a free port
 TAIL = 30  # lines of a failed training's log that the error repeats
+REFUSED = "InputError: "  # begins the line in which a training says what the user can correct
 WAIT_POLICY = "PASSIVE"  # waiting threads sleep; if they spin, small steps beside another job take ten times as long
 
 
@@ -81,9 +81,9 @@ def command(processes: int, spec_file: Path) -> tuple[list[str], dict[str, str]]
 
 
 def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
-    """Train in a subprocess, whose output is passed on line by line and kept in `train.log`."""
+    """Train in a subprocess, whose output is passed on line by line up to an InputError, and kept in `train.log`."""
     stored.refuse_another(run)
-    spec_file, path, tail = run.directory / "spec.json", run.directory / "train.log", deque(maxlen=TAIL)
+    spec_file, path, refusal = run.directory / "spec.json", run.directory / "train.log", ""
     files.write_json(spec_file, run.model_dump(mode="json"))
     line, environment = command(processes, spec_file)
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -93,9 +93,10 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
     try:
         with path.open("a", encoding="utf-8") as log:
             for text in child.stdout:
-                print(text, end="", flush=True)
+                refusal = refusal or (text if text.startswith(REFUSED) else "")
+                if not refusal:
+                    print(text, end="", flush=True)
                 print(text, end="", flush=True, file=log)
-                tail.append(text)
         status = child.wait()
     except BaseException:  # interrupted in the notebook, or the kernel is shutting down: end the training too
         for sent in (signal.SIGTERM, signal.SIGKILL):
@@ -103,6 +104,9 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
                 os.killpg(child.pid, sent)
                 child.wait(15)
         raise
+    if status and refusal:
+        raise InputError(refusal.removeprefix(REFUSED).strip())
     if status:
         what = f"training {run.run_id} failed (exit status {status})"
-        raise RuntimeError(f"{what}; {paths.shown(path)} ends:\n{''.join(tail)}")
+        tail = path.read_text(encoding="utf-8").splitlines()[-TAIL:]
+        raise RuntimeError("\n".join([f"{what}; {paths.shown(path)} ends:", *tail]))

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from amif_lib.objectives.distributed import agreed, gather_objects, rank, world_
 from amif_lib.training import checkpoint, predict
 from amif_lib.training.batches import loader, seed_of, steps_of
 from amif_lib.training.gradient_cache import GradientCache
-from amif_lib.training.launch import asked
+from amif_lib.training.launch import REFUSED, asked
 from amif_lib.training.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
@@ -244,4 +245,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:  # in one call, so that lines of several processes do not mix
+        sys.stderr.write(f"\n{REFUSED}{error}\n")
+        sys.exit(2)

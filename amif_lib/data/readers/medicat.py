@@ -17,7 +17,8 @@ from amif_lib.core.errors import InputError
 from amif_lib.data.readers.files import MOST_MISSING, check_keys, check_once, one_line, read_json_lines, with_images
 from amif_lib.data.records import Study, StudyImage, article_id
 
-TYPES = {"s2_caption": str | None, "s2orc_caption": str | None, "radiology": bool, "oa_info": dict | None}
+TYPES = {"s2_caption": str | None, "s2orc_caption": str | None, "radiology": bool}
+TYPES |= {"oa_info": dict | None, "oa_info.oa": dict | None}
 log = logging.getLogger(__name__)
 
 # "Figure 3. Axial", "Fig. 1: axial", "FIG 2 Axial"; "Figure 1A and B:" and "Figure 1 shows" stay: parts of a sentence
@@ -45,17 +46,18 @@ def read(root: Path, layout: Mapping[str, str]) -> list[Study]:
         check_keys(record, ("pdf_hash", "fig_uri"), where)
         name = f"{record['pdf_hash']}_{record['fig_uri']}"
         check_once(f"figure {name}", seen, where)
+        access = record.get("oa_info") or {}  # it may be null, and so may every value in it
+        given = record | {"oa_info.oa": access.get("oa") if isinstance(access, dict) else None}
         for key, kind in TYPES.items():
-            if not isinstance(record.get(key), kind):
+            if not isinstance(given.get(key), kind):
                 raise InputError(f"{where}: {key} of {name} is not of type {kind}; correct or remove the line")
         if not record["radiology"]:
             continue
         if not (text := caption_of(record)):
             without += 1
             continue
-        access = record.get("oa_info") or {}  # it may be null, and so may every value in it
         group = article_id(doi=access.get("doi")) or record["pdf_hash"]
-        extra = {"licence": licence} if (licence := (access.get("oa") or {}).get("license")) else {}
+        extra = {"licence": licence} if (licence := (given["oa_info.oa"] or {}).get("license")) else {}
         image = StudyImage(name, root / layout["images"] / name)
         studies.append(Study(name, (image,), text, "train", group, extra))
     if without:
