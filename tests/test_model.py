@@ -147,9 +147,10 @@ def test_free_generation_is_the_greedy_choice_step_by_step(vqa):
 # --- the answering model ---------------------------------------------------------------------------------------------
 
 
-def test_saved_model_loads_equal_and_answers(vqa, tmp_path):
-    vqa.save_pretrained(tmp_path / "a model")
-    again = AMiFForVQA.from_pretrained(tmp_path / "a model")
+def test_saved_model_loads_equal_and_answers(vqa, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vqa.save_pretrained("a model")
+    again = AMiFForVQA.from_pretrained("a model")
     for name, value in vqa.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
     picture, question = Image.new("L", (40, 50), 120), "is there a nodule in the left lung"

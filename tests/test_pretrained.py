@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import open_clip
@@ -17,6 +18,7 @@ from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, CLIPConfi
 from amif_lib.core.errors import InputError
 from amif_lib.data.load import load_questions
 from amif_lib.data.records import normalise_answer
+from amif_lib.experiments import stored
 from amif_lib.networks import pixels, pretrained, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder
 from amif_lib.networks.encoders import ImageEncoder, TextEncoder
@@ -178,8 +180,21 @@ def test_checkpoint_folders_that_cannot_be_read_say_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text('{"a": ', encoding="utf-8")
     with pytest.raises(InputError, match=r"config.json: .*line 1"):
         pretrained.config(tmp_path)
-    with pytest.raises(InputError, match="neither a folder nor reachable"):
+    with pytest.raises(InputError, match=r"neither a folder .* nor reachable"):
         pretrained.find("nobody/no-such-model")
+
+
+def test_a_relative_path_in_a_setting_means_the_data_folder_wherever_a_run_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    write_bert(tmp_path / "data" / "weights" / "bert")
+    run = tiny.run(init={"text": "weights/bert"}).parent.parent
+    for folder in (tmp_path, tmp_path / "data" / "weights"):
+        monkeypatch.chdir(folder)
+        assert pretrained.find("weights/bert") == tmp_path / "data" / "weights" / "bert"
+        assert "init.text" in stored.inputs(run)
+        assert "nodule" in tokenizers.load("weights/bert").get_vocab()
+        with pytest.raises(InputError, match=r"neither a folder \(in a setting: relative to DATA_ROOT\)"):
+            pretrained.find(os.path.relpath(tmp_path / "data" / "weights" / "bert"))  # from the present folder
 
 
 def test_minilm_package_loads_whole_when_installed():

