@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 from amif_lib.app import cost
 from amif_lib.core import files, paths
 from amif_lib.core.errors import InputError
+from amif_lib.data import manifests
 from amif_lib.data import vectors as files_of_vectors
 from amif_lib.data.load import load_studies, pretraining_studies
 from amif_lib.experiments import rows as experiments
@@ -148,9 +150,10 @@ def test_a_teacher_from_a_file_gives_the_students_vectors_and_notices_another_fi
 def test_what_a_teacher_has_made_is_taken_and_not_made_again(monkeypatch, tmp_path):
     run = stage1(epochs=2)
     whole = embeddings(run)
-    assert {path.name for path in teachers.cache(run).iterdir()} == {"embeddings.parquet", "fold0"}
+    written, fold = sorted(teachers.cache(run).iterdir())
+    assert written.suffix == ".parquet" and fold.name == "fold0"
     assert 0 < whole.metrics["mean_q_ii"] < 1 <= whole.metrics["effective_neighbours"]
-    (teachers.cache(run) / "embeddings.parquet").unlink()
+    written.unlink()
     monkeypatch.setattr(teacher_models, "train", None)  # is not called again
     torch.testing.assert_close(embeddings(run).vectors, whole.vectors, atol=1e-5, rtol=1e-4)
     monkeypatch.setattr(teacher_models, "embed", None)
@@ -161,6 +164,24 @@ def test_what_a_teacher_has_made_is_taken_and_not_made_again(monkeypatch, tmp_pa
     assert json.loads((public / "spec.json").read_text())["epochs"] == 2
     assert json.loads((public / "metrics.json").read_text()) == whole.metrics
     assert "for the reference" in cost.rates("demo")[1]  # a plan takes the folder of a teacher for no training
+
+
+def test_images_exchanged_under_equal_ids_are_embedded_again(monkeypatch, tmp_path):
+    run = stage1()
+    for name in (*run.data.pretrain, *run.teacher.data):
+        shutil.copytree(manifests.location(name), tmp_path / "phantom" / manifests.load(name).folder)
+    monkeypatch.setenv("AMIF_PHANTOM", str(tmp_path / "phantom"))
+    before, studies = embeddings(run), pretraining_studies(run.data, run.model.stored_side)
+    one, other = (study.images[0] for study in studies[:2])
+    contents = one.path.read_bytes(), other.path.read_bytes()
+    one.path.write_bytes(contents[1])
+    other.path.write_bytes(contents[0])
+    after = embeddings(run)
+    rows = [before.rows["image", image.image_id] for image in (one, other)]
+    torch.testing.assert_close(after.vectors[rows], before.vectors[rows[::-1]], atol=1e-5, rtol=1e-4)
+    kept = [row for row in before.rows.values() if row not in rows]
+    torch.testing.assert_close(after.vectors[kept], before.vectors[kept], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(after.vectors[rows], before.vectors[rows], atol=1e-3)
 
 
 def test_cross_fitting_embeds_no_case_by_a_model_that_was_trained_on_it(monkeypatch):

@@ -88,8 +88,12 @@ def _locked(spec: Any) -> Iterator[Path]:
 
 
 def _embedded(spec: Any, studies: Sequence[Study]) -> Path:
-    """The file of the teacher's vectors of all images and texts; written now if it is not there."""
-    path = cache(spec) / "embeddings.parquet"
+    """The file of the teacher's vectors of all images and texts; written now if it is not there.
+
+    Its name depends on the state of the images and texts (`store.ensure`): after a change all are embedded again.
+    """
+    state = [store.ensure(name, spec.model.stored_side).stem.rpartition("-")[2] for name in spec.data.pretrain]
+    path = cache(spec) / f"embeddings-{files.digest(state)}.parquet"
     if path.is_file():
         return path
     with _locked(spec) as folder:
