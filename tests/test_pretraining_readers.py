@@ -203,9 +203,7 @@ def as_official(source: Path, root: Path) -> None:
         (root / "splitted_dataset" / f"data_{split}.jsonl").write_text("\n".join(members), encoding="utf-8")
 
 
-def test_both_forms_of_the_real_set_give_the_same_studies(
-    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_forms_of_the_real_set_give_the_same_studies(shared_data: Path, tmp_path: Path, monkeypatch) -> None:
     """Found by what lies in the folder; the data check says which, and a run on one has another identity."""
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     expected, digest = datasets.load_studies("medpix2"), manifests.data_digest("medpix2")
@@ -225,9 +223,7 @@ def test_both_forms_of_the_real_set_give_the_same_studies(
     assert manifests.data_digest("medpix2") == digest
 
 
-def test_real_cases_whose_images_share_one_caption_are_one_study(
-    shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_cases_whose_images_share_one_caption_are_one_study(shared_data: Path, monkeypatch) -> None:
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     captions: dict[str, list[str]] = {}
     for line in map(json.loads, (shared_data / "medpix2" / "captions.jsonl").read_text("utf-8").splitlines()):

@@ -38,19 +38,15 @@ def found(folder):
 @pytest.mark.parametrize("way", list(worker.WAYS)[1:])
 @pytest.mark.parametrize("case", [*worker.OBJECTIVES, *worker.FINETUNINGS])
 def test_losses_gradients_and_negatives_are_those_of_one_process_with_the_whole_batch(case, way, found):
-    one, two = (
-        {name: value for name, value in found[each].items() if name.startswith(f"{case}/")}
-        for each in ("one process", way)
-    )
+    one, two = ({n: v for n, v in found[each].items() if n.startswith(f"{case}/")} for each in ("one process", way))
     assert one.keys() == two.keys() and f"{case}/total" in one
     largest = max(float(value.abs().max()) for name, value in one.items() if "negatives/" not in name)
     for name, value in one.items():
         if "negatives/" in name:
             assert value.tolist() == two[name].tolist(), name
         else:
-            torch.testing.assert_close(
-                two[name], value, atol=1e-5 * largest, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
-            )
+            named = {"msg": lambda text, name=name: f"{name}: {text}"}
+            torch.testing.assert_close(two[name], value, atol=1e-5 * largest, rtol=1e-3, **named)
 
 
 def test_processes_agree_on_when_to_save(found):

@@ -94,9 +94,7 @@ def test_it_is_made_again_only_when_something_changed(root: Path, monkeypatch: p
     assert old.content("MPX0001_synpic1") == new.content("MPX0001_synpic1")
 
 
-def test_bad_images_are_left_out_listed_and_counted(
-    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_images_are_left_out_listed_and_counted(root: Path, monkeypatch, caplog) -> None:
     folder = write_set(root, 12)
     (folder / "MPX0004.png").write_bytes((folder / "MPX0004.png").read_bytes()[:200])
     (folder / "MPX0007.png").write_bytes(b"")
