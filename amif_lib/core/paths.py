@@ -30,10 +30,8 @@ def from_reference() -> bool:
 def refuse_reference(what: str) -> None:
     """Raise InputError under `FROM=reference`, which is read-only, for the command `what`, which would write runs."""
     if from_reference():
-        raise InputError(
-            f"FROM=reference: {what} makes runs, but committed results are read-only; use make report or make figures, "
-            "or leave FROM unset"
-        )
+        remedy = "use make report or make figures, or leave FROM unset"
+        raise InputError(f"FROM=reference: {what} makes runs, but committed results are read-only; {remedy}")
 
 
 def reference(scale: str = "") -> Path:

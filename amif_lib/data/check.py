@@ -33,10 +33,9 @@ def require(checked: pd.DataFrame) -> None:
     """Raise InputError for the first bad line of a `check`; a tree that is `partial` can be used."""
     wrong = checked[~checked["status"].isin(("ok", "partial"))]
     for name, item, status, detail in wrong.itertuples(index=False):
-        raise InputError(
-            f"data set {name}: {item} is {status}: {detail}; complete or replace it, or, if you changed it on purpose, "
-            f"record it in data_manifests/{name}.yaml ({len(wrong)} lines of the check are not ok)"
-        )
+        remedy = "complete or replace it, or, if you changed it on purpose, record it in"
+        where = f"data_manifests/{name}.yaml ({len(wrong)} lines of the check are not ok)"
+        raise InputError(f"data set {name}: {item} is {status}: {detail}; {remedy} {where}")
 
 
 def presence(name: str) -> Found:

@@ -50,10 +50,9 @@ def apply(name: str, studies: Sequence[Study], against: Sequence[str]) -> tuple[
     for protected in against:
         status, where = presence(protected)
         if status != "found":
-            raise InputError(
-                f"data.decontaminate_against: protected set {protected} is not on disk: {where}; or name fewer sets "
-                "there, which changes the run's id: pictures of the others are then not kept out of pre-training"
-            )
+            remedy = "name fewer sets there, which changes the run's id: pictures of the others are then not kept out"
+            what = f"protected set {protected} is not on disk: {where}; or {remedy} of pre-training"
+            raise InputError(f"data.decontaminate_against: {what}")
     pairs = find(name, studies, against)
     restricted = next(filter(manifests.is_credentialed, (name, *against)), "")
     folder = (manifests.derived_folder(restricted) if restricted else paths.results() / "private") / "decontamination"

@@ -155,10 +155,8 @@ def read(source: str, texts: Sequence[str]) -> KnowledgeGraph:
     named = Counter(entity for text in texts for entity in {mention.entity for mention in linker.link(text)})
     kept = sorted({triple for triple in triples if min(named[triple[0]], named[triple[2]]) >= LEAST})
     if not kept:
-        raise InputError(
-            f"{where}: no usable triple: head and tail must each be named in at least {LEAST} of the {len(texts)} "
-            "reports; choose another knowledge source"
-        )
+        what = f"head and tail must each be named in at least {LEAST} of the {len(texts)} reports"
+        raise InputError(f"{where}: no usable triple: {what}; choose another knowledge source")
     entities, relations = ({name for triple in kept for name in triple[part]} for part in (slice(0, 3, 2), slice(1, 2)))
     entities, relations = tuple(sorted(entities)), tuple(sorted(relations))
     numbers = [(entities.index(head), relations.index(kind), entities.index(tail)) for head, kind, tail in kept]

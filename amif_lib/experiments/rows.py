@@ -107,9 +107,8 @@ def _known_set(scale: str, question_set: str) -> dict[str, Any] | None:
     """A question set's settings in a scale's file. Raises InputError if the scale has no such set."""
     known = scale_settings(scale)["question_sets"]
     if question_set not in known:
-        raise InputError(
-            f"DATASETS: {question_set!r} is not a question set of scale {scale}; choose from {', '.join(known)}"
-        )
+        what = f"{question_set!r} is not a question set of scale {scale}"
+        raise InputError(f"DATASETS: {what}; choose from {', '.join(known)}")
     return known[question_set]
 
 

@@ -33,10 +33,9 @@ class AnswerDecoder(nn.Module):
         self.position_embeddings = nn.Embedding(positions, width)
         self.token_type_embeddings = nn.Embedding(2, width)
         self.embedding_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
-        self.layers = nn.ModuleList(
-            TransformerLayer(width, heads, dropout, cross=i >= layers - cross_layers) for i in range(layers)
-        )
         self.blind_layers = layers - cross_layers  # the first layers, whose output depends on the answer alone
+        crosses = (layer >= self.blind_layers for layer in range(layers))
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, dropout, cross) for cross in crosses)
         self.head_transform = nn.Linear(width, width)
         self.head_norm = nn.LayerNorm(width, eps=1e-12)  # BERT's
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))

@@ -26,19 +26,18 @@ class ImageEncoder(nn.Module):
         side, patch, channels = spec.image_size, spec.patch_size, 3
         if self.trunk is not None:  # each position of the map is a patch
             side, patch, channels = spec.image_size // STRIDE, 1, CHANNELS
-        whole = CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=spec.width,
-                intermediate_size=4 * spec.width,
-                num_hidden_layers=spec.image_layers,
-                num_attention_heads=spec.image_heads,
-                image_size=side,
-                patch_size=patch,
-                num_channels=channels,
-                hidden_act=activation,
-                layer_norm_eps=epsilon,
-            )
+        sizes = CLIPVisionConfig(
+            hidden_size=spec.width,
+            intermediate_size=4 * spec.width,
+            num_hidden_layers=spec.image_layers,
+            num_attention_heads=spec.image_heads,
+            image_size=side,
+            patch_size=patch,
+            num_channels=channels,
+            hidden_act=activation,
+            layer_norm_eps=epsilon,
         )
+        whole = CLIPVisionModel(sizes)
         self.vit = getattr(whole, "vision_model", whole)  # older transformers wrap it once more
         if not norm_first:
             self.vit.pre_layrnorm = nn.Identity()
@@ -86,20 +85,18 @@ class TextEncoder(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        self.bert = BertModel(
-            BertConfig(
-                vocab_size=spec.vocab_size,
-                hidden_size=spec.width,
-                intermediate_size=4 * spec.width,
-                num_hidden_layers=spec.text_layers,
-                num_attention_heads=spec.text_heads,
-                max_position_embeddings=spec.text_positions,
-                hidden_dropout_prob=spec.dropout,
-                attention_probs_dropout_prob=spec.dropout,
-                initializer_range=initial_deviation(spec.width),
-            ),
-            add_pooling_layer=False,
+        sizes = BertConfig(
+            vocab_size=spec.vocab_size,
+            hidden_size=spec.width,
+            intermediate_size=4 * spec.width,
+            num_hidden_layers=spec.text_layers,
+            num_attention_heads=spec.text_heads,
+            max_position_embeddings=spec.text_positions,
+            hidden_dropout_prob=spec.dropout,
+            attention_probs_dropout_prob=spec.dropout,
+            initializer_range=initial_deviation(spec.width),
         )
+        self.bert = BertModel(sizes, add_pooling_layer=False)
 
     @in_rows
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -26,8 +26,7 @@ ONLINE = "fetch it where there is a network (`make data SCALE=...`), or set HF_H
 
 
 def find(source: str) -> Path:
-    """Folder of a checkpoint in Hugging Face format that a setting names: a path (see `paths.of_setting`), a hub id or
-    a package. Else InputError."""
+    """Folder of a checkpoint in Hugging Face form that a setting names: a path, hub id or package; else InputError."""
     if (folder := paths.of_setting(source)).is_dir():
         return folder
     name, file = PACKAGES.get(source, ("", ""))

@@ -19,7 +19,6 @@ from amif_lib.experiments.own_loss import Loss
 from amif_lib.experiments.run_spec import RunSpec
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1")  # on a free port
-TAIL = 30  # lines of a failed training's log that the error repeats
 REFUSED = "InputError: "  # begins the line in which a training says what the user can correct
 WAIT_POLICY = "PASSIVE"  # waiting threads sleep; if they spin, small steps beside another job take ten times as long
 
@@ -107,6 +106,5 @@ def _subprocess(run: RunSpec, processes: int, lock: int | None) -> None:
     if status and refusal:
         raise InputError(refusal.removeprefix(REFUSED).strip())
     if status:
-        what = f"training {run.run_id} failed (exit status {status})"
-        tail = path.read_text(encoding="utf-8").splitlines()[-TAIL:]
-        raise RuntimeError("\n".join([f"{what}; {paths.shown(path)} ends:", *tail]))
+        tail = "\n".join(path.read_text(encoding="utf-8").splitlines()[-30:])
+        raise RuntimeError(f"training {run.run_id} failed (exit status {status}); {paths.shown(path)} ends:\n{tail}")

@@ -247,6 +247,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:  # in one call, so that lines of several processes do not mix
-        sys.stderr.write(f"\n{REFUSED}{error}\n")
-        sys.exit(2)
+    except InputError as error:
+        sys.exit(f"\n{REFUSED}{error}\n")  # a line of its own, whatever other processes are writing

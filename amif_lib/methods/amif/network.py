@@ -174,8 +174,7 @@ class AMiFForVQA(Answerer):
     @classmethod
     def from_pretrained(cls, source: str | Path) -> AMiFForVQA:
         """Load from a folder that `save_pretrained` wrote or a hub id, else InputError. Returned in evaluation mode."""
-        folder = Path(source).expanduser()
-        folder = folder if folder.is_dir() else pretrained.find(str(source))
+        folder = Path(source) if Path(source).is_dir() else pretrained.find(str(source))
         content = pretrained.config(folder)
         remedy = "give the model/ folder of a fine-tuning by this version of the kit"
         if (found := content.pop("architecture", None)) != "AMiFForVQA":

@@ -53,10 +53,8 @@ def embeddings(spec: Any, studies: Sequence[Study]) -> Embeddings:
     if the teacher or its file of embeddings cannot be used.
     """
     teacher = spec.teacher
-    if from_file := teacher.source.startswith(FILE):
-        path = paths.of_setting(teacher.source.removeprefix(FILE))
-    else:
-        path = _embedded(spec, studies)
+    from_file = teacher.source.startswith(FILE)
+    path = paths.of_setting(teacher.source.removeprefix(FILE)) if from_file else _embedded(spec, studies)
     keys = [("image", image.image_id) for study in studies for image in study.images]
     keys = list(dict.fromkeys([*keys, *(("text", study.study_id) for study in studies)]))
     found = vectors.read(path, keys)  # (n, e)
@@ -88,10 +86,7 @@ def _locked(spec: Any) -> Iterator[Path]:
 
 
 def _embedded(spec: Any, studies: Sequence[Study]) -> Path:
-    """The file of the teacher's vectors of all images and texts; written now if it is not there.
-
-    Its name depends on the state of the images and texts (`store.ensure`): after a change all are embedded again.
-    """
+    """The file of the teacher's vectors of all images and texts as they are now; written if it is not there."""
     state = [store.ensure(name, spec.model.stored_side).stem.rpartition("-")[2] for name in spec.data.pretrain]
     path = cache(spec) / f"embeddings-{files.digest(state)}.parquet"
     if path.is_file():
@@ -121,10 +116,8 @@ def _models(
     if teacher.source != "trained":
         return {0: teacher_models.load(teacher.source)}
     if not teacher.cross_fit and (overlap := set(teacher.data) & set(spec.data.pretrain)):
-        raise InputError(
-            f"teacher.data: {', '.join(sorted(overlap))} is also the student's, which makes labels close to one-hot; "
-            "name another set, or set teacher.cross_fit to 2 or more"
-        )
+        what = f"{', '.join(sorted(overlap))} is also the student's, which makes labels close to one-hot"
+        raise InputError(f"teacher.data: {what}; name another set, or set teacher.cross_fit to 2 or more")
     models = {}
     for fold in range(max(teacher.cross_fit, 1)):
         own, aside = folder / f"fold{fold}", folder / f".fold{fold}"
@@ -174,9 +167,8 @@ def _publish(spec: Any, metrics: dict[str, Any]) -> None:
     if (folder / "metrics.json").is_file():
         made = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if made.get("file_sha256") != metrics.get("file_sha256"):
-            remedy = f"give it another name, or delete {paths.shown(folder)}"
-            what = f"the file changed since teacher {folder.name} was made"
-            raise InputError(f"teacher.source {source}: {what}; {remedy}")
+            what = f"the file changed since teacher {folder.name} was made; rename it, or delete {paths.shown(folder)}"
+            raise InputError(f"teacher.source {source}: {what}")
         return
     files.write_json(folder / "spec.json", spec.teacher.model_dump(mode="json"))
     files.write_json(folder / "metrics.json", metrics)
