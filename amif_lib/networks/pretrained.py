@@ -47,7 +47,9 @@ def find(source: str) -> Path:
 
 def config(folder: Path) -> dict[str, Any]:
     """`config.json` of a checkpoint folder in Hugging Face format. Raises InputError if it cannot be read."""
-    return files.read_yaml(folder / "config.json")
+    if not (path := folder / "config.json").is_file():
+        raise InputError(f"{path}: no such file; give a checkpoint folder in Hugging Face format")
+    return files.read_yaml(path)
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:

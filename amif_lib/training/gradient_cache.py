@@ -28,9 +28,9 @@ class GradientCache:
     """
 
     def __init__(self, module: nn.Module, rows: int):
-        self.module, self.rows = module, rows
-        if (few := asked("AMIF_MICRO_BATCH") or rows) < rows:
-            self._limit(few)
+        self.module, self.rows = module, min(asked("AMIF_MICRO_BATCH") or rows, rows)
+        if self.rows < rows:
+            limit_rows(module, self.rows)
 
     def step(self, batch: Any, forward_backward: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
         """`forward_backward(batch)`: losses and their gradients; repeated with fewer rows if memory runs out.
@@ -49,13 +49,10 @@ class GradientCache:
                 if self.rows == 1 or world_size() > 1:
                     raise InputError(f"out of memory with AMIF_MICRO_BATCH={self.rows}; {remedy}") from None
             # outside the handler, which would keep the failed step's tensors in memory
-            self._limit((self.rows + 1) // 2)
+            self.rows = (self.rows + 1) // 2
+            limit_rows(self.module, self.rows)
             log.warning("out of memory: %d rows at a time from now on, with the same objective", self.rows)
             torch.cuda.empty_cache()
             torch.set_rng_state(cpu)
             torch.cuda.set_rng_state_all(gpus)
             self.module.zero_grad()
-
-    def _limit(self, rows: int) -> None:
-        self.rows = rows
-        limit_rows(self.module, rows)
