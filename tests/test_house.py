@@ -14,9 +14,9 @@ LIBRARY = ROOT / "amif_lib"
 # Ceilings, in lines; the aim of each stands behind it. They go down with every commit that deletes
 # something, and up only for a repair, with the reason in its message.
 MOST = {
-    "reading road": 3751,
-    "library": 14966,
-    "tests": 11239,
+    "reading road": 3750,
+    "library": 14965,
+    "tests": 11238,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }
