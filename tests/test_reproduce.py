@@ -208,6 +208,7 @@ def test_a_plan_has_every_run_of_every_table_once(scale: str) -> None:
         assert set(each.needs) <= set(outputs), each  # what a job needs comes before it
         outputs += each.outputs
     assert len(outputs) == len(set(outputs))
+    assert any(each.rule == "maps" for each in made.jobs) == (scale == "demo")  # notebook 20
     blank = [run for run in made.runs.values() if run.data.blank_images]
     every = tuple(experiments.scale_settings(scale)["question_sets"])
     assert tuple(run.data.questions for run in blank) == {"demo": ("phantom_vqa_rad",)}.get(scale, every)

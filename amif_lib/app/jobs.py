@@ -29,6 +29,7 @@ NOTEBOOKS = {
     "lambda_sweep": "16_lambda_sweep",
     "methods": "17_methods",
     "transfer": "18_transfer",
+    "maps": "20_attention_and_transport_maps",
     "report": "90_reproduction_report",
 }
 
@@ -120,6 +121,9 @@ def make_plan(request: Request) -> Plan:
         made.append(_add_notebook(plan, "transfer", out, given, (f"{scale}/tables/methods.csv",)))
     out, command = (f"{scale}/figures/figures.csv",), ("-m", "amif_lib", "figures", "--scale", scale)
     made.append(plan.add(Job("figures", scale, out, command, tuple(made), code=_library())))
+    if scale == "demo" and {"table2", "table4"} <= set(rows) and not request.rows:  # it shows runs of these tables
+        out, given = f"{scale}/notebooks/{_path('maps').name}", {"scale": scale, "source": "runs"}
+        made.append(_add_notebook(plan, "maps", out, given, made[-1:]))  # its product is the executed copy
     _add_notebook(plan, "report", f"{scale}/report.html", {"scale": scale, "source": "runs"}, made)
     return plan
 
@@ -195,7 +199,7 @@ def _add_notebook(
     plan: Plan, name: str, output: str, given: dict[str, str], needs: Sequence[str] = (), code: str = ""
 ) -> str:
     """Add the job that executes a notebook which trains nothing; returns its output."""
-    rule, job = (name, plan.request.scale) if name in ("report", "transfer") else ("table", name)
+    rule, job = (name, plan.request.scale) if name in ("report", "transfer", "maps") else ("table", name)
     command, code = _execute(_path(name), plan.folder / "notebooks", given), f"{_library()}:{code}"
     return plan.add(Job(rule, job, (output,), command, tuple(needs), code=f"{code_digest(_path(name))}:{code}"))
 
