@@ -16,7 +16,7 @@ LIBRARY = ROOT / "amif_lib"
 MOST = {
     "reading road": 3750,
     "library": 14969,
-    "tests": 11239,
+    "tests": 11252,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
 }

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, CLIPConfig, CLIPModel
 
 from amif_lib.core.errors import InputError
+from amif_lib.data.load import load_questions
+from amif_lib.data.records import normalise_answer
 from amif_lib.experiments import stored
 from amif_lib.networks import pixels, pretrained, tokenizers
 from amif_lib.networks.decoder import AnswerDecoder
@@ -320,6 +322,17 @@ def test_a_vocabulary_that_shares_no_word_is_refused(tmp_path):
 def test_decoding_closes_the_spaces_that_wordpiece_opens(tmp_path, text):
     tokenizer = tokenizers.train([text, text], 200, tmp_path)
     assert tokenizers.decode(tokenizer, tokenizer(text)["input_ids"]) == text
+
+
+def test_answers_of_vqa_rad_come_back_from_their_tokens(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    questions = load_questions("vqa_rad", images=False)
+    training = [text for q in questions if q.split == "train" for text in (q.question, q.answer)]
+    tokenizer = tokenizers.train(training, 4000, tmp_path)
+    answers = [q.answer for q in questions if q.split == "test"]
+    back = [normalise_answer(tokenizers.decode(tokenizer, tokenizer(answer)["input_ids"])) for answer in answers]
+    other = {answer for answer, found in zip(answers, back, strict=True) if answer != found}
+    assert other == {"mri - t2 weighted"} and len(answers) == 451
 
 
 # --- open_clip -------------------------------------------------------------------------------------------------------
