@@ -18,7 +18,6 @@ from amif_lib.training.batches import seed_of
 
 BATCH = 64
 LOSSES = ("global", "local", "category", "itm", "swap")  # of MLIP, one left out in each ablation
-ABLATED = "MLIP without "  # begins the labels of these rows
 
 
 def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False) -> dict[str, list[RunSpec]]:
@@ -38,8 +37,7 @@ def pretrainings(scale: str, only: tuple[str, ...] = (), ablations: bool = False
     ablated = {}
     for loss in LOSSES if ablations else ():
         settings = {"method": "mlip", "objective": {f"weight_{loss}": 0.0}}
-        runs = [rows.build_run(scale, settings, name, n, n).trainings()[0] for n in seeds]
-        ablated[f"{ABLATED}{loss}"] = runs
+        ablated[f"MLIP without {loss}"] = [rows.build_run(scale, settings, name, n, n).trainings()[0] for n in seeds]
     return out | _finished(ablated)
 
 

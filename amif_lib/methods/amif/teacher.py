@@ -86,7 +86,7 @@ def _locked(spec: Any) -> Iterator[Path]:
 
 
 def _embedded(spec: Any, studies: Sequence[Study]) -> Path:
-    """The file of the teacher's vectors of all images and texts as they are now; written if it is not there."""
+    """The file of all vectors, made if absent. Its name follows the digests in the names of the store's files."""
     state = [store.ensure(name, spec.model.stored_side).stem.rpartition("-")[2] for name in spec.data.pretrain]
     path = cache(spec) / f"embeddings-{files.digest(state)}.parquet"
     if path.is_file():
