@@ -14,8 +14,8 @@ LIBRARY = ROOT / "amif_lib"
 # Ceilings, in lines; the aim of each stands behind it. They go down with every commit that deletes
 # something, and up only for a repair, with the reason in its message.
 MOST = {
-    "reading road": 3750,
-    "library": 14967,
+    "reading road": 3760,
+    "library": 14980,
     "tests": 11252,
     "table and page notebooks": 1200,
     "methods for comparison": 1400,
@@ -55,7 +55,8 @@ def test_the_house_is_no_larger_than_it_may_be(capsys: pytest.CaptureFixture[str
     found = counted()
     with capsys.disabled():
         print("\n" + "; ".join(f"{name}: {n} of {MOST[name]} lines" for name, n in found.items()))
-    assert {name: n for name, n in found.items() if n > MOST[name]} == {}
+    too_many = {name: n for name, n in found.items() if n > MOST[name]}
+    assert too_many == {}, "delete something, or raise MOST above and give the reason in the commit's message"
 
 
 def test_no_module_lies_outside_a_room() -> None:

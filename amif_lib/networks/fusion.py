@@ -52,8 +52,8 @@ class Attention(nn.Module):
         q = self._split(self.query(x))  # (B, h, S, d/h)
         context = x if context is None else context
         k, v = context if isinstance(context, tuple) else self.keys_values(context)  # (B or 1, h, T, d/h)
-        allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B, 1, 1 or S, T)
-        k, v = (each.expand(len(q), -1, -1, -1) for each in (k, v))  # (B, h, T, d/h): all samples share one context
+        allowed = mask[:, None, None, :] if mask is not None and mask.dim() == 2 else mask  # (B or 1, 1, 1 or S, T)
+        k, v = (each.expand(len(q), -1, -1, -1) for each in (k, v))  # (B, h, T, d/h): one context serves all
         dropout = self.dropout if self.training else 0.0
         if shown is None:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)  # (B, h, S, d/h)
@@ -152,7 +152,7 @@ class GatedCrossAttention(nn.Module):
         self.feed_forward = FeedForward(width, dropout)
 
     def encode_knowledge(self, knowledge: Tensor) -> Tensor:
-        """Token embeddings of the answer vocabulary (1, M, d) -> F_p (1, M, d); once per batch, not per sample."""
+        """Token embeddings of the prior knowledge (1, M, d) -> F_p (1, M, d); once per batch, not per sample."""
         return self.knowledge_feed_forward(self.knowledge_attention(knowledge))
 
     def forward(self, joint: Tensor, knowledge: Tensor, use_gate: bool = True) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""One global batch of B samples over P processes: each computes means over its own B/P rows and the columns of all.
+"""One global batch of N samples over P processes: each has B = N / P rows, and all columns.
 
 `gather` sums the gradients that reach a row from all processes, and DistributedDataParallel averages gradients over
-processes, which together gives the gradients that one process with B rows would compute.
+processes, which together gives the gradients that one process with N rows would compute.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class _Gather(torch.autograd.Function):
     def forward(ctx, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)  # (B/P, ...) -> (B, ...)
+        return torch.cat(parts)  # (B, ...) -> (N, ...)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)  # the losses of all processes depend on this process's rows
-        return gradient[own_rows(len(gradient))]  # (B, ...) -> (B/P, ...)
+        return gradient[own_rows(len(gradient))]  # (N, ...) -> (B, ...)
 
 
 def gather(x: Tensor) -> Tensor:
-    """Rows of all processes in rank order, with gradients: (B/P, ...) -> (B, ...). All need x of one shape."""
+    """Rows of all processes in rank order, with gradients: (B, ...) -> (N, ...). All need x of one shape."""
     if world_size() == 1:
         return x
     if x.dtype == torch.bool:  # some backends cannot send booleans

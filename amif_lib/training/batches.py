@@ -32,7 +32,7 @@ Steps = list[tuple[int, int, list[SampleKey]]]  # for each step: epoch, step, th
 def stream(spec: RunSpec) -> tuple[int, int]:
     """The key of a run's random streams: its seed and its stage's number, so that no stage repeats another's draws."""
     number = methods.settings(spec.method).STAGES.index(spec.stage)
-    return spec.seed, 2 if spec.stage == "finetune" else number + (number >= 2)  # 2 is fine-tuning's in every method
+    return spec.seed, 2 if spec.stage == "finetune" else number + (number >= 2)  # 2 is always fine-tuning's
 
 
 def seed_of(spec: RunSpec, *more: int) -> int:

@@ -33,9 +33,6 @@ def build(spec: Any, tokenizer: Any, questions: Sequence[Any], notes: dict[str, 
         return _fine_tuning(spec, tokenizer, questions, notes)
     objective, special = spec.objective, (tokenizer.cls_token_id, tokenizer.sep_token_id)
     mines = spec.stage == "stage2" and objective.weight_hard_negatives > 0
-    if spec.stage == "stage2" and not mines and objective.weight_local == 0:
-        remedy = "make one of them positive, or give the row `pretraining: stage1`"
-        raise InputError(f"objective: weight_local and weight_hard_negatives are both 0, stage 2 has no loss; {remedy}")
     if spec.stage == "stage2" and spec.parent is None:
         raise InputError("stage 2 has no parent: give the run a `parent`, the stage-1 run that it continues")
     if objective.labels == "soft" and spec.teacher is None and (spec.stage == "stage1" or mines):
@@ -71,15 +68,15 @@ def _load(amif: Any, spec: Any, tokenizer: Any) -> list[str]:
     if spec.parent is not None:
         state = pretrained.read_state(spec.parent.directory / "model")
         report = pretrained.load_into(amif, state, f"run {spec.parent.run_id}")
-        if spec.parent.stage == "stage1":  # which stores these two untrained: they count as random, not as loaded
+        if spec.parent.stage == "stage1":  # these two were not trained: like all that is random, they learn faster
             for name, parameter in amif.named_parameters():
                 if name.startswith(("co_attention.", "pair_head.")):
                     del parameter.loaded
         return [report]
     image, text = spec.init.image, spec.init.text
     if spec.starts_from_teacher:
-        towers = teacher.towers(spec)
-        image, text = (tower if name == "teacher" else name for name, tower in zip((image, text), towers, strict=True))
+        image_tower, text_tower = teacher.towers(spec)
+        image, text = image_tower if image == "teacher" else image, text_tower if text == "teacher" else text
     return pretrained.load_towers(amif, image, text, tokenizer)
 
 

@@ -21,8 +21,9 @@ class FineTuning(nn.Module):
         self.weights = {"answer": 1.0}
 
     def forward(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """Mean loss over the global batch's questions; `world_size()` cancels the mean of gradients over processes."""
+        """Mean loss over the global batch's questions."""
         loss = self.model(batch.images, batch.ids, batch.mask, batch.answers, batch.answer_mask)  # (B,)
+        # Each process has a part of the sum, but gradients are averaged over processes: hence times their number.
         return {"answer": (loss * batch.weight).sum() * world_size() / batch.total}
 
 

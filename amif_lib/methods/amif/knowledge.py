@@ -1,4 +1,4 @@
-"""Prior knowledge of the gated cross-attention module (section 3.4.1): words of a set's training questions."""
+"""Prior knowledge of the gated cross-attention module (section 3.4.1): answers, or words of questions, of training."""
 
 from __future__ import annotations
 

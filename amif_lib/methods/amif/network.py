@@ -115,7 +115,7 @@ class AMiFForVQA(Answerer):
         self.spec, self.knowledge, self.tokenizer = spec, knowledge, tokenizer
         self.question_length, self.answer_length = question_length, answer_length
         self.register_buffer("knowledge_ids", knowledge_ids)
-        self.amif = Backbone(spec)
+        self.amif = Backbone(spec)  # without the heads of pre-training
         self.gated_cross_attention = None
         if knowledge.source != "none":
             self.gated_cross_attention = GatedCrossAttention(spec.width, spec.fusion_heads, spec.dropout)
@@ -184,6 +184,6 @@ class AMiFForVQA(Answerer):
         except (KeyError, TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
             raise InputError(f"{folder / 'config.json'}: {' '.join(str(error).split())}; {remedy}") from None
         state = pretrained.read_state(folder)
-        model = cls(spec, prior, state["knowledge_ids"], tokenizers.load(folder), **content)  # with its two lengths
+        model = cls(spec, prior, state["knowledge_ids"], tokenizers.load(folder), **content)  # the two lengths
         pretrained.load_into(model, state, str(source))
         return model.eval()

@@ -79,7 +79,7 @@ class KnowledgeSpec(Strict):
         "module (points 32 and 33)",
     )
     gate: bool = Field(True, description="False: F' is made of F_{p,i} alone (Eq. 16 with G = 1)")
-    max_tokens: int = Field(512, gt=0, description="the most frequent until so many tokens; the rest is counted")
+    max_tokens: int = Field(512, gt=0, description="the most frequent texts that fit; metrics.json counts the rest")
 
 
 SECTIONS: dict[str, type[Strict]] = {"objective": ObjectiveSpec, "teacher": TeacherSpec, "knowledge": KnowledgeSpec}

@@ -25,11 +25,14 @@ class Stage1(nn.Module):
         super().__init__()
         self.amif, self.objective = amif, objective
         self.weights = dict.fromkeys(global_loss_names(objective), 1.0)  # Eq. 8
-        amif.co_attention.requires_grad_(False)  # no loss of this stage reaches it (point 11),
-        amif.pair_head.requires_grad_(False)  # nor this
+        for untrained in (amif.co_attention, amif.pair_head):  # no loss of this stage reaches them (point 11)
+            untrained.requires_grad_(False)
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
-        """The losses of Eq. 6 and 7 (scalars), and `retrieval_…`: how often the positive has the highest similarity."""
+        """The losses of Eq. 6 and 7 (scalars), and `retrieval_…`: how often the positive has the highest similarity.
+
+        `retrieval_t2t` compares each text with itself, and so is below 1 only if texts of a batch are equal.
+        """
         views = self.amif.encode_views(batch.views)[:, :, 0]  # (B, V, p+1, d) -> [CLS] (B, V, d)
         text = self.amif.text_encoder(batch.ids, batch.mask)[:, 0]  # (B, t, d) -> [CLS] (B, d)
         return global_losses(self.amif, self.objective, batch, views, text)

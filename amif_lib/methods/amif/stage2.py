@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amif_lib.core.errors import InputError
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.settings import ObjectiveSpec
 from amif_lib.methods.amif.stage1 import pick
@@ -34,6 +35,9 @@ class Stage2(nn.Module):
         o = objective
         weights = {"local": o.weight_local, "hard_negatives": o.weight_hard_negatives}  # Table 3 (point 9)
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
+        if not self.weights:
+            remedy = "make one positive, or give the row `pretraining: stage1`"
+            raise InputError(f"objective: all weights of stage 2 are 0, so it has no loss; {remedy}")
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
         """The losses of Eq. 9 and 13 (scalars), and statistics for the log."""
@@ -67,9 +71,10 @@ class Stage2(nn.Module):
                 positive = fused if kind == "image_text" else amif.co_attention(a, b, a_mask, b_mask, kind)[:2]
                 losses.append(self.classify(positive, 0, valid))  # point 16
                 out[f"skipped_{kind}"] = (~valid).sum()
-            loss, right = torch.stack(losses).unbind(1)  # (kinds of pairs,) each
-            out["hard_negatives"] = loss.sum()  # Eq. 13: sum over kinds of pairs of means over samples (point 22)
-            out["pair_accuracy"] = right.mean().detach()
+            loss, right = torch.stack(losses).unbind(1)  # (6,) each: a negative and a positive per kind of pair
+            out["hard_negatives"] = loss.sum()  # Eq. 13: sum over the six of means over samples (point 22)
+            judged = 2 * sum(each.valid.sum() for each in mined.values())
+            out["pair_accuracy"] = right.detach().sum() / judged.clamp_min(1)
         return out
 
     def cost_and_plan(self, patches: Tensor, words: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,9 +86,9 @@ class Stage2(nn.Module):
     def mine(self, batch: PretrainingBatch, views: Tensor | None, text: Tensor | None) -> dict[PairType, Negatives]:
         """Eq. 11: for each kind of pair, draw a negative from the global batch for each of this process's rows.
 
-        The probabilities are H off the diagonal, which is the teacher's Q or, without a teacher, the student's P of
-        views (B, V, p+1, d) and text (B, t, d) (point 19). Every process draws for all N rows with the same random
-        numbers, so that the result does not depend on the number of processes.
+        The probabilities are the teacher's Q without its diagonal. Without a teacher they are the student's P (point
+        19); only then are views (B, V, p+1, d) and text (B, t, d) read. Every process draws for all N rows with the
+        same random numbers, so that the result does not depend on the number of processes.
         """
         o, amif = self.objective, self.amif
         if "teacher_text" in batch.extras:
@@ -107,16 +112,19 @@ class Stage2(nn.Module):
         return mined
 
     def classify(self, pair: tuple[Tensor, Tensor], label: int, valid: Tensor) -> Tensor:
-        """Eq. 12 and a term of Eq. 13: cross-entropy of the label (1: hard negative) and share of right answers, (2,).
+        """Eq. 12 and a term of Eq. 13: cross-entropy of the label (1: hard negative) and how many are right, (2,).
 
         `pair` has both sides (B, S, d) and (B, T, d). Rows that are not `valid` (B,) have loss 0.
         """
         logits = self.amif.pair_head(*pair).float()  # (B, 2)
         losses = F.cross_entropy(logits, torch.full_like(valid, label, dtype=torch.long), reduction="none")  # (B,)
-        right = ((logits.argmax(1) == label) * valid).sum() / valid.sum().clamp_min(1)
+        right = ((logits.argmax(1) == label) * valid).sum()
         return torch.stack([(losses * valid).mean(), right])
 
 
 def take(tokens: Tensor | None, index: Tensor) -> Tensor | None:
-    """Rows `index` (B,) of the global batch; gradients go to the process of a row: (B, t, ...) -> (B, t', ...)."""
-    return None if tokens is None else gather(pad_to_common_length(tokens))[index.clamp_min(0)]  # -1: there is none
+    """Rows `index` (B,) of the global batch; gradients go to the process of a row: (B, t, ...) -> (B, t', ...).
+
+    An index of -1 (no negative) reads row 0, to be left out as not valid.
+    """
+    return None if tokens is None else gather(pad_to_common_length(tokens))[index.clamp_min(0)]
