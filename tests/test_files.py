@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path, c
     elif reason == "it is a folder":
         out = out.parent
     elif FULL.exists():
-        files.temporary_file(out).symlink_to(FULL)
+        out.with_name(f".{out.name}.{os.getpid()}").symlink_to(FULL)  # where it is written before it is renamed
     else:
         pytest.skip("needs /dev/full")
     assert cli.main(["leaks", str(given), "--out", str(out)]) == 2

@@ -296,7 +296,7 @@ def test_methods_share_the_runs_of_other_tables_and_a_row_needs_settings_of_its_
         assert sum(spent[0]) == sum(spent[1]) and run.parent.data.pretrain == full.parent.data.pretrain
     for scale in ("small", "base", "paper"):
         others = experiments.scale_settings(scale).get("methods", {})
-        assert set(experiments.row_names("methods", scale)) == {*shared, *others}
+        assert set(experiments.entries("methods", scale)) == {*shared, *others}
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ def test_equal_runs_of_two_tables_are_one_job() -> None:
 
 def test_the_plan_of_methods_trains_each_configuration_once_and_is_no_part_of_reproduce() -> None:
     made = jobs.make_plan(jobs.Request("demo", ("methods",), pretrain_seeds=1))
-    rows = experiments.row_names("methods", "demo")
+    rows = experiments.entries("methods", "demo")
     of_others = len(experiments.scale_settings("demo")["methods"])
     kinds = [each.rule for each in made.jobs]
     # the full model and plain contrast have stage 1, the full model stage 2; the question-only baseline is one more

@@ -131,7 +131,7 @@ def make_plan(request: Request) -> Plan:
 def _rows(request: Request) -> dict[str, tuple[str, ...]]:
     """The tables to make, each with its rows asked for (`6` or `table4:6`); () if none were asked for: all rows."""
     tables = request.tables or experiments.tables_of(request.scale)
-    known = {table: experiments.row_names(table, request.scale) for table in tables}
+    known = {table: experiments.entries(table, request.scale) for table in tables}
     if not request.rows:
         return dict.fromkeys(tables, ())
     found = {t: tuple(row for row in rows if {row, f"{t}:{row}"} & set(request.rows)) for t, rows in known.items()}

@@ -75,7 +75,9 @@ def word_maps(run: Any) -> dict[str, Any] | None:
     ids, mask = padded["input_ids"], padded["attention_mask"].bool()  # (n, t) each
     real = content_mask(ids, mask, (tokenizer.cls_token_id, tokenizer.sep_token_id))  # (n, t)
     values = methods.load(spec.method).maps(run, images, ids, mask, real, places)
-    masks = [regions.mask(name, row.image_id, row.label) if located else np.zeros((side, side)) for row in rows]
+    masks = [np.zeros((side, side))] * len(rows)
+    if located:
+        masks = [next(regions.masks(name, [row.image_id], [row.label]))[0] for row in rows]  # (H, W) each
     grey = [pictures[rows[i].image_id].convert("L").resize((PICTURE, PICTURE), Image.BICUBIC) for i in examples]
     return {
         "data_set": name,

@@ -23,11 +23,6 @@ PREPARED = "set AMIF_PREPARED to a writable folder with enough space"
 LOCK = "its folder must be writable"
 
 
-def temporary_file(path: Path) -> Path:
-    """The hidden file, one per process, that `atomic_write` fills before it renames it to `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
 @contextlib.contextmanager
 def writing(target: Path, remedy: str = RESULTS, folder: Path | None = None) -> Iterator[None]:
     """Make `folder` (by default `target` itself) for what the block writes. Raises InputError, which names `target` and
@@ -50,7 +45,7 @@ def atomic_write(path: Path, remedy: str = RESULTS) -> Iterator[Path]:
     """
     if path.is_dir():
         raise InputError(f"{paths.shown(path)}: cannot be written (it is a folder); give the name of a file")
-    temporary = temporary_file(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # hidden, one per process
     with writing(path, remedy, path.parent):
         try:
             yield temporary

@@ -52,11 +52,6 @@ def findings_of(study: Study) -> str:
     return "; ".join(sorted(shown))
 
 
-def mask(name: str, image_id: str, label: str) -> np.ndarray:
-    """Where an image shows a label: (H, W) of booleans, at the image's own size."""
-    return next(masks(name, [image_id], [label]))[0]
-
-
 def masks(name: str, image_ids: Iterable[str], labels: Sequence[str]) -> Iterator[np.ndarray]:
     """Where each image shows each of F labels: (F, H, W) of booleans, at the image's own size."""
     numbers = _read(name, paths.phantom_root(), "masks.json")["labels"]

@@ -132,7 +132,7 @@ def rows(
         pretrain_seeds = table_settings(table).get("replicates", {}).get(scale, 1)
     if min(seeds, pretrain_seeds) < 1:
         raise InputError(f"SEEDS={seeds} PRETRAIN_SEEDS={pretrain_seeds}: each must be at least 1")
-    listed = _listed(table, scale)
+    listed = entries(table, scale)
     for asked in only:
         if asked not in listed:
             raise InputError(f"ROWS: {table} has no row {asked!r}; choose from {', '.join(listed)}")
@@ -154,23 +154,19 @@ def rows(
     return out
 
 
-def row_names(table: str, scale: str) -> list[str]:
-    """The rows that a table has at a scale, including those that are run on request only."""
-    return list(_listed(table, scale))
-
-
 def is_judged(table: str) -> bool:
     """Whether a table names contrasts, the differences that a page may call findings."""
     return "contrasts" in table_settings(table)
 
 
-def _listed(table: str, scale: str) -> dict[str, dict[str, Any]]:
-    """A table's rows at a scale, by name, without those of methods for which the scale has no settings."""
+def entries(table: str, scale: str) -> dict[str, dict[str, Any]]:
+    """The rows that a table has at a scale, by name, with those that are run on request only.
+
+    Rows of methods for which the scale has no settings are left out.
+    """
     known = {"amif", *scale_settings(scale).get("methods", {})}
-    entries = [
-        each for each in table_settings(table)["rows"] if each.get("settings", {}).get("method", "amif") in known
-    ]
-    return {str(entry["row"]): entry for entry in entries if scale in entry.get("scales", (scale,))}
+    of_known = [row for row in table_settings(table)["rows"] if row.get("settings", {}).get("method", "amif") in known]
+    return {str(row["row"]): row for row in of_known if scale in row.get("scales", (scale,))}
 
 
 def _has_set(entry: dict[str, Any], question_set: str) -> bool:

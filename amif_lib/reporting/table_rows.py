@@ -66,7 +66,7 @@ class Selection:
         """What was last asked for of this table (`DATASETS= ROWS= SEEDS= PRETRAIN_SEEDS=`), or all with one seed."""
         asked = asked_for(scale).get(name, {})
         rows = {row.removeprefix(f"{name}:") for row in asked.get("rows", ())}
-        own = tuple(row for row in experiments.row_names(name, scale) if row in rows)
+        own = tuple(row for row in experiments.entries(name, scale) if row in rows)
         return cls(tuple(asked.get("question_sets", ())), own, asked.get("seeds", 1), asked.get("pretrain_seeds"))
 
     def rows(self, name: str, scale: str) -> list[experiments.Row]:
