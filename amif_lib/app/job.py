@@ -69,7 +69,7 @@ def run(job: Job, log: Path, threads: int = 1, gpus: int = 0, total_gpus: int = 
 
     say("started")
     with claimed_gpus(gpus, total_gpus) as devices, log.open("ab") as output:
-        output.write(f"--- {time.ctime()} ---\n".encode())
+        output.write(f"started on {time.ctime()}\n".encode())
         output.flush()
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices
