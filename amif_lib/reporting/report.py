@@ -62,18 +62,18 @@ def all_runs(collected: Sequence[tables.Table]) -> list[Run]:
 
 
 def result(collected: Sequence[tables.Table]) -> list[str]:
-    """The result in plain words: the contrasts of each table, then the full model with and without the right image."""
+    """The result in plain words: contrasts, the full model with and without the right image, then teaching runs."""
     said, others = [], [table for table in collected if not experiments.is_judged(table.name)]
     for table in (table for table in collected if experiments.is_judged(table.name)):
         about = "" if table.name == CONTRASTS else f"{layout.short_name(table.name)}. "
         said.append(about + contrasts.sentence(contrasts.contrasts(table)))
     said.append(layout.full_model([*others, *collected][0]))
-    if not said[:-1]:
+    if all("Teaching run" in text for text in said[:-1]):
         said.append(
             "Teaching run: nothing is said about the method. The command make contrasts trains replicates of the "
             "configurations to be compared."
         )
-    return list(filter(None, said))
+    return sorted(filter(None, said), key=lambda text: "Teaching run" in text)
 
 
 def section(table: tables.Table) -> dict[str, Any]:
