@@ -89,8 +89,6 @@ def test_commands_without_training_need_no_torch(command: str, tmp_path: Path) -
     [
         ("table table9", "table 'table9': unknown"),
         ("table prompts", "table 'prompts': unknown"),
-        ("run demo/table4/99", "no row '99'"),
-        ("run nothing.yaml", "nothing.yaml: no such file"),
         ("data-check --datasets nothing", "nothing"),
         ("data --datasets nothing", "nothing"),
         ("reproduce --scale huge", "SCALE=huge"),

@@ -163,10 +163,6 @@ def test_size_and_power_of_the_contrast():
         below = (np.sort(np.c_[own, others]) < 0.05 / np.arange(lines, 0, -1)).cumprod(1).sum(1)  # Holm's findings
         power, effect = np.mean((others < own[:, None]).sum(1) < below), np.mean([got.value for got in found])
         expected = noncentral.sf(student.ppf(1 - 0.025 / lines, df), df, effect / error)
-        print(
-            f"{replicates} replicates, {sets} sets: size {100 * size:.1f}%, standard error {100 * error:.2f} points, "
-            f"detectable {100 * detectable:.2f}; power {power:.3f} at {100 * effect:.2f}, expected {expected:.3f}"
-        )
         sizes[replicates, sets] = size
         assert error == pytest.approx(np.std([got.value for got in null]), rel=0.1)
         assert effect == pytest.approx(detectable, rel=0.1) and 0.7 < power < 0.9 and abs(power - expected) < 0.09

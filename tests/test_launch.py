@@ -72,10 +72,7 @@ def test_processes_share_the_threads_and_take_a_gpu_each(monkeypatch, tmp_path, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    line, environment = launch.command(2, tmp_path / "spec.json")
-    text = " ".join(line)
-    assert "torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node 2" in text
-    assert text.endswith(f"-m amif_lib.training.loop --spec {tmp_path}/spec.json")
+    _, environment = launch.command(2, tmp_path / "spec.json")
     assert environment["OMP_NUM_THREADS"] == "3" and environment["OMP_WAIT_POLICY"] == "PASSIVE"
     if gpus:
         with pytest.raises(InputError, match="8 processes asked for, 2 GPUs visible"):

@@ -1,4 +1,4 @@
-"""Protocols, stored predictions and baselines: hand-computed scores and the real VQA-RAD file."""
+"""Protocols and stored predictions: hand-computed scores and the real VQA-RAD file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import load, manifests
-from amif_lib.data.records import Question
 from amif_lib.experiments.predictions import COLUMNS, PREDICTIONS, read_predictions, write_predictions
 from amif_lib.scoring import baselines, protocols
 from amif_lib.scoring.protocols import PROTOCOLS
@@ -58,14 +57,6 @@ def test_candidate_lists_by_hand():
     assert correct("strict") == [True, False, False, False]
     assert correct("albef") == correct("blip") == [True, False, False, True]
     assert correct("generate") == [True, True, False, False]
-
-
-def test_accuracy_by_both_definitions():
-    scored = protocols.score(frame(), CANDIDATES, PROTOCOLS["paper"])
-    assert protocols.accuracies(scored).to_dict() == {
-        ("open", "yes_no"): 50, ("closed", "yes_no"): 100, ("overall", "yes_no"): 75,
-        ("open", "answer_type"): 0, ("closed", "answer_type"): 100, ("overall", "answer_type"): 75,
-    }  # fmt: skip
 
 
 def test_blanks_that_a_wordpiece_decoder_puts_around_punctuation_do_not_count():
@@ -130,41 +121,3 @@ def test_edited_predictions_are_refused(tmp_path, edit, message):
     edit(pd.read_parquet(path)).to_parquet(path, index=False)
     with pytest.raises(InputError, match=message):
         read_predictions(tmp_path)
-
-
-# --- baselines ---
-
-
-def question(number: str, image: str, text: str, answer: str, split: str) -> Question:
-    closed = answer in ("yes", "no")
-    return Question(number, image, Path(f"{image}.jpg"), text, (answer,), split, closed, closed)
-
-
-SMALL = [
-    question("1", "a", "Is the heart big?", "no", "train"),
-    question("2", "a", "Where is the mass?", "left", "train"),
-    question("3", "b", "Is there a mass?", "yes", "train"),
-    question("4", "b", "is there a mass", "no", "train"),
-    question("5", "a", "Is the heart large?", "yes", "test"),
-    question("6", "a", "where's the mass", "left", "test"),
-    question("7", "b", "is there a mass", "yes", "test"),
-    question("8", "z", "Which organ?", "lung", "test"),
-    question("9", "z", "Is it a lung?", "no", "test"),
-]
-
-
-def answers(table: pd.DataFrame) -> list[str]:
-    assert table["question_id"].tolist() == ["5", "6", "7", "8", "9"]
-    return table["generated"].tolist()
-
-
-def test_baselines_by_hand():
-    assert answers(baselines.most_frequent_answer(SMALL)) == ["no"] * 5
-    # question 7 ties with 3 and 4 (equal word sets): the first in file order; images without training: the commonest
-    assert answers(baselines.nearest_question(SMALL)) == ["no", "left", "yes", "no", "no"]
-    assert baselines.nearest_question(SMALL)["image_in_training"].tolist() == [True, True, True, False, False]
-    assert answers(baselines.most_frequent_answer_by_form(SMALL)) == ["no", "left", "no", "left", "no"]
-    assert answers(baselines.vocabulary_ceiling(SMALL)) == ["yes", "left", "yes", "", "no"]
-
-    with pytest.raises(InputError, match="'train'"):
-        baselines.nearest_question([q for q in SMALL if q.split == "test"])

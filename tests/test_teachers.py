@@ -243,10 +243,3 @@ def test_the_teacher_is_part_of_the_identity_of_such_a_run_and_of_no_other_fine_
     external = experiments.parse(towers_run(source="hf-hub:a/b", data=[]), "tests")
     assert not teacher_id(external) and teachers.towers(external) == ("open_clip:hf-hub:a/b",) * 2
     assert teachers.towers(experiments.parse(towers_run(source="hf-clip:a/b", data=[]), "tests")) == ("a/b", "a/b")
-
-
-@pytest.mark.parametrize("teacher", [None, {"cross_fit": 2}, {"source": "file:x.parquet"}])
-def test_a_teacher_without_one_pair_of_towers_is_refused(teacher):
-    content = towers_run(**teacher) if teacher else towers_run() | {"teacher": None}
-    with pytest.raises(InputError, match=r"init: 'teacher' needs"):
-        experiments.parse(content, "tests")
