@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from amif_lib.core.errors import InputError
 from amif_lib.data import knowledge_graph
 from amif_lib.data.load import pretraining_studies
-from amif_lib.experiments import identity, settings_page, stored
+from amif_lib.experiments import stored
 from amif_lib.experiments.predictions import read_predictions
 from amif_lib.methods.arl import masked_modelling, pretraining
 from amif_lib.methods.arl.knowledge import gather_knowledge
 from amif_lib.methods.arl.network import stored_graph
-from amif_lib.methods.arl.settings import not_read
 from amif_lib.networks import pretrained, tokenizers
 from amif_lib.training import batches, loop
 from amif_lib.training.prepare import prepare
@@ -171,14 +170,7 @@ def test_each_objective_overfits_a_batch(task):
     module = tiny_arl.pretraining(**{f"weight_{name}": float(name == task) for name in TASKS})
     assert set(module.weights) == {task}
     steps, rate = (100, 5e-3) if task == "mim" else (30, 2e-3)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=rate)
-    losses = []
-    for _ in range(steps):
-        loss = module(tiny_arl.batch())[task]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
+    losses = tiny.overfit(module, tiny_arl.batch(), task, rate, steps)
     assert losses[-1] < {"mlm": 0.6, "mim": 0.75, "itm": 0.3, "align": 0.6}[task] * losses[0], losses
 
 
@@ -212,16 +204,13 @@ def test_without_knowledge_it_is_plain_co_attention():
 
 @pytest.fixture(scope="module")
 def finished(own_results):
-    run = tiny_arl.run()
-    for spec in run.trainings():
-        loop.fit(spec)
-    return run
+    return tiny.trained(tiny_arl.run())
 
 
 def test_a_run_leaves_answers_and_its_model_gives_them_again(finished):
     metrics = stored.load_run(finished.parent).metrics
     assert metrics["knowledge"]["entities"] > 5 and set(metrics["last_epoch"]) >= {*TASKS, "mlm_accuracy", "total"}
-    tiny_arl.same_answers_again(finished)
+    tiny.same_answers_again(finished)
 
 
 def test_weights_and_knowledge_travel_from_pre_training_into_fine_tuning(finished):
@@ -251,30 +240,7 @@ def test_the_classes_of_arl_answer_too(finished):
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
-    whole = next(spec for spec in finished.trainings() if spec.stage == stage)
-    expected = stored.load_run(whole).history
-    tiny_arl.train_interrupted(whole, monkeypatch)
-    again = stored.load_run(whole).history
-    assert again.total.tolist() == pytest.approx(expected.total.tolist(), rel=1e-4)
-
-
-def test_a_setting_changes_the_stage_that_first_reads_it():
-    def ids(**changes):
-        return {step.stage: step.run_id for step in tiny_arl.run(**changes).trainings()}
-
-    before = ids()
-    for change, first in (
-        ({"objective": {"weight_mim": 0.0}}, "pretrain"),
-        ({"knowledge": {"dim": 64}}, "pretrain"),
-        ({"objective": {"answer_head": "classifier"}}, "finetune"),
-        ({"model": {"decoder_layers": 3}}, "finetune"),
-        ({"model": {"projection_dim": 8}}, None),
-    ):
-        changed = [stage for stage, own in ids(**change).items() if own != before[stage]]
-        assert changed == {"pretrain": ["pretrain", "finetune"], "finetune": ["finetune"], None: []}[first], change
-    known = {name for name, _ in settings_page.leaves("arl")}
-    assert all(not_read(step) <= known for step in tiny_arl.run().trainings())
-    assert identity.data_sets(tiny_arl.run()) == ["phantom_vqa_rad"]
+    tiny.same_when_interrupted(finished, stage, monkeypatch)
 
 
 def test_the_content_of_knowledge_files_is_part_of_an_identity(tmp_path, monkeypatch):
@@ -318,12 +284,6 @@ def test_a_pre_training_without_a_loss_is_refused(make):
     names = ("mlm", "mim", "itm", "align") if make is tiny_arl.pretraining else tiny_mlip.LOSSES
     with pytest.raises(InputError, match="weights are 0, so pre-training has no loss"):
         make(**{f"weight_{name}": 0.0 for name in names})
-
-
-def test_a_fine_tuning_without_pre_training_has_no_knowledge():
-    run = tiny_arl.run().model_copy(update={"parent": None})
-    with pytest.raises(InputError, match="a fine-tuning of ARL has no parent"):
-        loop.fit(run)
 
 
 def test_labels_are_affirmed_findings_and_denied_ones_may_be_dropped_from_what_images_name():

@@ -63,6 +63,8 @@ def test_what_the_readme_says_can_be_called() -> None:
     used = set(re.findall(r"\$\(RUN\) ([a-z-]+)", makefile))
     assert named and len(used) > 8 and named | used <= set(cli.COMMANDS)
     places = re.findall(r"`((?:amif_lib|data_manifests|notebooks)/[\w./]+)`", text)
+    linked = re.findall(r"\]\((results/[^)]+)\)", text)
+    assert len(linked) > 8 and all((ROOT / place).is_file() for place in linked)
     assert all((ROOT / place).exists() for place in places)
 
 

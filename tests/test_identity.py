@@ -20,7 +20,7 @@ from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.experiments import identity, settings_page, stored
 from amif_lib.experiments import rows as experiments
-from tests import tiny
+from tests import tiny, tiny_arl, tiny_mlip
 
 
 @pytest.fixture(autouse=True)
@@ -39,25 +39,35 @@ def ids(run) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("change", "first"),
+    ("run", "change", "first"),
     [
-        ({"finetune": {"epochs": 3}}, "finetune"),
-        ({"data": {"training_file": "other"}}, "finetune"),
-        ({"data": {"blank_images": True}}, "finetune"),
-        ({"model": {"decoder_layers": 3}}, "finetune"),
-        ({"objective": {"weight_local": 0.2}}, "stage2"),
-        ({"stage2": {"learning_rate": 0.1}}, "stage2"),
-        ({"objective": {"positive_weight": 0.5}}, "stage1"),
-        ({"data": {"text_length": 33}}, "stage1"),
-        ({"model": {"width": 64}}, "stage1"),
-        ({"data": {"tokenizer_questions": []}}, "stage1"),
+        (tiny.run, {"finetune": {"epochs": 3}}, "finetune"),
+        (tiny.run, {"data": {"training_file": "other"}}, "finetune"),
+        (tiny.run, {"data": {"blank_images": True}}, "finetune"),
+        (tiny.run, {"model": {"decoder_layers": 3}}, "finetune"),
+        (tiny.run, {"objective": {"weight_local": 0.2}}, "stage2"),
+        (tiny.run, {"stage2": {"learning_rate": 0.1}}, "stage2"),
+        (tiny.run, {"objective": {"positive_weight": 0.5}}, "stage1"),
+        (tiny.run, {"data": {"text_length": 33}}, "stage1"),
+        (tiny.run, {"model": {"width": 64}}, "stage1"),
+        (tiny.run, {"data": {"tokenizer_questions": []}}, "stage1"),
+        (tiny_arl.run, {"objective": {"weight_mim": 0.0}}, "pretrain"),
+        (tiny_arl.run, {"knowledge": {"dim": 64}}, "pretrain"),
+        (tiny_arl.run, {"objective": {"answer_head": "classifier"}}, "finetune"),
+        (tiny_arl.run, {"model": {"decoder_layers": 3}}, "finetune"),
+        (tiny_arl.run, {"model": {"projection_dim": 8}}, ""),
+        (tiny_mlip.run, {"objective": {"weight_swap": 0.0}}, "pretrain"),
+        (tiny_mlip.run, {"objective": {"divergence": "momentum"}}, "pretrain"),
+        (tiny_mlip.run, {"model": {"projection_dim": 8}}, "pretrain"),
+        (tiny_mlip.run, {"model": {"fusion_layers": 2}}, "finetune"),
+        (tiny_mlip.run, {"model": {"decoder_layers": 3}}, "finetune"),
     ],
 )
-def test_a_setting_changes_the_stage_that_first_reads_it_and_those_behind_it(change, first):
-    stages = ("stage1", "stage2", "finetune")
-    before, after = ids(tiny.run()), ids(tiny.run(**change))
-    changed = tuple(stage for stage in stages if before[stage] != after[stage])
-    assert changed == stages[stages.index(first) :]
+def test_a_setting_changes_the_stage_that_first_reads_it_and_those_behind_it(run, change, first):
+    before, after = ids(run()), ids(run(**change))
+    stages = list(before)
+    changed = [stage for stage in stages if before[stage] != after[stage]]
+    assert changed == (stages[stages.index(first) :] if first else [])
 
 
 def test_label_and_scale_are_no_part_of_an_identity_and_the_seed_is():
@@ -72,14 +82,17 @@ def test_without_a_parent_a_fine_tuning_reads_the_studies_for_its_tokenizer_only
     whole = alone.model_copy(update={"init": alone.init.model_copy(update={"tokenizer": "folder"})})
     assert identity.data_sets(whole) == identity.data_sets(tiny.run()) == ["phantom_vqa_rad"]
     assert identity.data_sets(tiny.run().parent.parent) == ["phantom_mimic_cxr", "phantom_roco", "phantom_vqa_rad"]
+    assert identity.data_sets(tiny_arl.run()) == ["phantom_vqa_rad"]
+    row = experiments.build_run("demo", {"method": "mlip", "pretraining": "none"}, "phantom_vqa_rad")
+    assert row.parent is None and "data.tokenizer_questions" not in methods.settings("mlip").not_read(row)
 
 
 def test_every_declared_setting_exists():
     """A misspelt name in `not_read` would do nothing."""
-    known = {name for name, _ in settings_page.leaves()} | {"teacher"}
-    run = tiny.run(knowledge={"source": "none"})
-    for step in run.trainings():
-        assert methods.settings(step.method).not_read(step) <= known
+    for run in (tiny.run(knowledge={"source": "none"}), tiny_arl.run(), tiny_mlip.run()):
+        known = {name for name, _ in settings_page.leaves(run.method)} | {"teacher"}
+        for step in run.trainings():
+            assert methods.settings(step.method).not_read(step) <= known
 
 
 def test_other_data_give_another_identity(monkeypatch):

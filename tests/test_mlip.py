@@ -10,16 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from amif_lib.experiments import rows as experiments
-from amif_lib.experiments import settings_page, stored
+from amif_lib.experiments import stored
 from amif_lib.methods.mlip import pretraining
 from amif_lib.methods.mlip.network import MLIP
 from amif_lib.methods.mlip.objectives import info_nce, sinkhorn_assignments, token_info_nce
-from amif_lib.methods.mlip.settings import not_read
 from amif_lib.networks import pretrained
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives.contrastive import soft_label_kl
-from amif_lib.training import loop
 from amif_lib.training.prepare import prepare
 from tests import tiny, tiny_mlip
 from tests.tiny_mlip import LOSSES
@@ -145,7 +142,7 @@ def test_the_hinges_are_zero_where_margins_are_met_and_the_margin_where_all_is_a
     alike.views, alike.view = alike.views[:1].expand(8, -1, -1, -1, -1), torch.zeros(8, dtype=torch.long)
     module = only("itm")
     assert float(module(alike)["itm"].detach()) == pytest.approx(0.2, abs=1e-6)
-    overfit(module, "itm", 2e-3)
+    tiny.overfit(module, tiny_mlip.batch(), "itm", 2e-3)
     assert float(module(batch)["itm"].detach()) == 0
 
 
@@ -190,7 +187,7 @@ def test_as_printed_the_divergence_encoder_becomes_its_encoder():
     gaps = {}
     for update in ("similarity", "momentum", "inverse"):
         module = only("global", divergence=update)
-        overfit(module, "global", 1e-3, 10)
+        tiny.overfit(module, tiny_mlip.batch(), "global", 1e-3, 10)
         gaps[update] = module.after_step()
     assert float(gaps["similarity"]["similarity_text"]) == pytest.approx(1, abs=1e-5)
     assert float(gaps["similarity"]["gap_text"]) < 1e-6 < 1e-3 < float(gaps["momentum"]["gap_text"])
@@ -225,25 +222,12 @@ def test_the_vector_for_no_entity_starts_as_long_as_those_of_entities():
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def overfit(module, name: str, rate: float, steps: int = 30) -> list[float]:
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=rate)
-    losses = []
-    for _ in range(steps):
-        loss = module(tiny_mlip.batch())[name]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        module.after_step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_each_objective_overfits_a_batch(name):
     module = only(name)
     assert set(module.weights) == {name}
     rate = 5e-4 if name == "category" else 2e-3  # its targets move with the prototypes; .65 is what all alike gives
-    losses = overfit(module, name, rate, 100 if name == "local" else 30)
+    losses = tiny.overfit(module, tiny_mlip.batch(), name, rate, 100 if name == "local" else 30)
     assert losses[-1] < {"global": 0.1, "local": 0.6, "category": 0.6, "itm": 0.1, "swap": 0.1}[name] * losses[0]
 
 
@@ -264,17 +248,14 @@ def test_every_parameter_is_reached_and_a_switched_off_term_reads_one_view():
 
 @pytest.fixture(scope="module")
 def finished(own_results):
-    run = tiny_mlip.run()
-    for spec in run.trainings():
-        loop.fit(spec)
-    return run
+    return tiny.trained(tiny_mlip.run())
 
 
 def test_a_run_leaves_answers_and_its_model_gives_them_again(finished):
     metrics = stored.load_run(finished.parent).metrics
     assert metrics["knowledge"]["entities"] > 5 and metrics["prototypes"] == 4
     assert set(metrics["last_epoch"]) >= {*LOSSES, "retrieval_i2t", "similarity_image", "gap_text", "total"}
-    tiny_mlip.tiny_arl.same_answers_again(finished)
+    tiny.same_answers_again(finished)
 
 
 def test_weights_travel_from_pre_training_into_fine_tuning(finished):
@@ -291,29 +272,5 @@ def test_weights_travel_from_pre_training_into_fine_tuning(finished):
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
-    whole = next(spec for spec in finished.trainings() if spec.stage == stage)
-    expected = stored.load_run(whole).history
-    tiny_mlip.tiny_arl.train_interrupted(whole, monkeypatch)
-    again = stored.load_run(whole).history
-    for name in ("total", "similarity_image", "gap_image") if stage == "pretrain" else ("total",):
-        assert again[name].tolist() == pytest.approx(expected[name].tolist(), rel=1e-4)
-
-
-def test_a_setting_changes_the_stage_that_first_reads_it():
-    def ids(**changes):
-        return {step.stage: step.run_id for step in tiny_mlip.run(**changes).trainings()}
-
-    before = ids()
-    both = ["pretrain", "finetune"]
-    for change, expected in (
-        ({"objective": {"weight_swap": 0.0}}, both),
-        ({"objective": {"divergence": "momentum"}}, both),
-        ({"model": {"projection_dim": 8}}, both),
-        ({"model": {"fusion_layers": 2}}, ["finetune"]),
-        ({"model": {"decoder_layers": 3}}, ["finetune"]),
-    ):
-        assert [stage for stage, own in ids(**change).items() if own != before[stage]] == expected, change
-    alone = experiments.build_run("demo", {"method": "mlip", "pretraining": "none"}, "phantom_vqa_rad")
-    assert alone.parent is None and "data.tokenizer_questions" not in not_read(alone)
-    known = {name for name, _ in settings_page.leaves("mlip")}
-    assert all(not_read(step) <= known for step in tiny_mlip.run().trainings())
+    pretraining = ("similarity_image", "gap_image") if stage == "pretrain" else ()
+    tiny.same_when_interrupted(finished, stage, monkeypatch, *pretraining)

@@ -35,15 +35,12 @@ def test_notebooks_are_numbered_and_named() -> None:
 
 def test_notebook_is_valid_and_has_no_outputs(notebook) -> None:
     nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None, cell.source
         assert not set(cell.metadata) - {"tags", "jupyter", "slideshow"}, cell.metadata
     assert not set(notebook.metadata) - {"kernelspec", "language_info"}, "metadata of an editor or of an execution"
-
-
-def test_kernel_is_the_plain_python3(notebook) -> None:
-    assert notebook.metadata.kernelspec.name == "python3"
 
 
 def test_one_parameters_cell_of_plain_assignments_comes_first(notebook) -> None:

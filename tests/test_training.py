@@ -1,9 +1,8 @@
-"""The training loop: overfitting, going on after a cut-off, streams, diverging, refusing bad input before training."""
+"""The training loop: going on after a cut-off, streams, diverging, refusing bad input before training."""
 
 from __future__ import annotations
 
 import errno
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,11 +25,7 @@ pytestmark = pytest.mark.usefixtures("own_results")
 
 @pytest.fixture(scope="module")
 def finished(own_results):
-    """A tiny run with both stages behind it, trained once for this file."""
-    run = tiny.run()
-    for spec in run.trainings():
-        loop.fit(spec)
-    return run
+    return tiny.trained(tiny.run())
 
 
 def test_a_run_leaves_what_its_readers_need(finished):
@@ -41,7 +36,7 @@ def test_a_run_leaves_what_its_readers_need(finished):
         assert run.provenance["files"].keys() >= {"spec.json", "metrics.jsonl", "model/model.safetensors"}
         assert not list(spec.directory.glob("*state*")) and not list(spec.directory.glob(".state*"))
     assert stored.load_run(finished).predictions.question_id.is_unique
-    tiny_arl.same_answers_again(finished)
+    tiny.same_answers_again(finished)
     assert (finished.directory / "blank_test" / "predictions.parquet").is_file()
     model = stored.load_run(finished).model()
     assert sum(p.numel() for p in model.parameters()) == stored.load_run(finished).metrics["parameters"]
@@ -99,33 +94,7 @@ def test_a_set_of_one_case_has_no_other(finished, tmp_path):
 
 @pytest.mark.parametrize("stage", ["stage1", "finetune"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, finished, monkeypatch):
-    whole = next(spec for spec in finished.trainings() if spec.stage == stage)
-    expected, kept = stored.load_run(whole).history, whole.directory.with_name(f"kept-{stage}")
-    whole.directory.rename(kept)
-    save = checkpoint.save
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        if arguments[4] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1)  # after every step
-    monkeypatch.setattr(checkpoint, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        loop.fit(whole)
-    assert not stored.is_finished(whole) and (whole.directory / checkpoint.STATE).is_file()
-    (whole.directory / f".{checkpoint.STATE}.123").write_bytes(b"half of it")  # left by a killed process
-    with (whole.directory / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "los')  # torn by the cut-off
-    monkeypatch.setattr(checkpoint, "save", save)
-    loop.fit(whole)
-    again = stored.load_run(whole).history
-    assert again.step.tolist() == expected.step.tolist()
-    for column in ("total", "gradient_norm", "learning_rate"):
-        assert again[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-4)
-    assert not list(whole.directory.glob("*state.pt*"))
-    shutil.rmtree(whole.directory)
-    kept.rename(whole.directory)
+    tiny.same_when_interrupted(finished, stage, monkeypatch)
 
 
 def parts(value: float = 0.0) -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -341,6 +310,7 @@ def test_missing_parent_unknown_set_and_unsuitable_settings_stop_before_training
     same = stage1.teacher.model_copy(update={"data": ("phantom_mimic_cxr",)})
     refuses(stage1.model_copy(update={"teacher": same}), "also the student's")
     refuses(stage1.model_copy(update={"stage": "stage2"}), "stage 2 has no parent")
+    refuses(tiny_arl.run().model_copy(update={"parent": None}), "a fine-tuning of ARL has no parent")
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(finished):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
+import pytest
 import torch
 
+from amif_lib.data.load import load_questions
 from amif_lib.experiments import rows as experiments
+from amif_lib.experiments import stored
+from amif_lib.experiments.predictions import read_predictions
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.settings import ObjectiveSpec
@@ -12,6 +18,7 @@ from amif_lib.methods.amif.stage1 import Stage1
 from amif_lib.methods.amif.stage2 import Stage2
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks.sizes import ModelSpec
+from amif_lib.training import checkpoint, loop
 
 MODEL = {"width": 32, "image_size": 32, "patch_size": 8, "vocab_size": 400, "text_positions": 64, "projection_dim": 16}
 MODEL |= {"image_layers": 2, "text_layers": 2, "fusion_layers": 1, "decoder_layers": 2, "decoder_cross_layers": 1}
@@ -63,3 +70,70 @@ def batch(n: int = 8, seed: int = 0, teacher: bool = True, length: int = 10, ste
     }
     numbers = {"view_label": torch.zeros(n, 2, dtype=torch.long), "group": torch.arange(n), "text_key": torch.arange(n)}
     return PretrainingBatch(views, view, ids, mask, copy, **numbers, step=step, extras=extras if teacher else {})
+
+
+# --- trainings and what becomes of them ---
+
+
+def overfit(module: torch.nn.Module, batch: PretrainingBatch, name: str, rate: float, steps: int = 30) -> list[float]:
+    """The loss of that name at each step of a training on one batch."""
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=rate)
+    losses = []
+    for _ in range(steps):
+        loss = module(batch)[name]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if hasattr(module, "after_step"):
+            module.after_step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def trained(last: RunSpec) -> RunSpec:
+    """The run, trained with all stages before it."""
+    for spec in last.trainings():
+        loop.fit(spec)
+    return last
+
+
+def same_answers_again(finished: RunSpec) -> None:
+    """The stored model ranks a test question's answers as the run's predictions do, and writes one."""
+    frame, candidates = read_predictions(finished.directory)
+    assert len(frame) == 24 and all(len(row) == len(candidates) for row in frame.log_likelihoods)
+    model, row = stored.load_run(finished).model(), frame.iloc[3]
+    question = next(q for q in load_questions("phantom_vqa_rad") if q.question_id == row.question_id)
+    ranked = model.rank(question.image_path, question.question, candidates.answer.tolist()).set_index("answer")
+    assert ranked.log_likelihood[candidates.answer].tolist() == pytest.approx(row.log_likelihoods.tolist(), abs=1e-4)
+    assert isinstance(model.answer(question.image_path, question.question), str)
+
+
+def same_when_interrupted(finished: RunSpec, stage: str, monkeypatch: pytest.MonkeyPatch, *columns: str) -> None:
+    """A stage trained again, stopped at step 2 and resumed, has the history of the finished one, which is put back."""
+    whole = next(spec for spec in finished.trainings() if spec.stage == stage)
+    expected, kept = stored.load_run(whole).history, whole.directory.with_name(f"kept-{stage}")
+    whole.directory.rename(kept)
+    save = checkpoint.save
+
+    def save_then_stop(*arguments):
+        save(*arguments)
+        if arguments[4] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1)  # after every step
+    monkeypatch.setattr(checkpoint, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit(whole)
+    assert not stored.is_finished(whole) and (whole.directory / checkpoint.STATE).is_file()
+    (whole.directory / f".{checkpoint.STATE}.123").write_bytes(b"half of it")  # left by a killed process
+    with (whole.directory / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "los')  # torn by the cut-off
+    monkeypatch.setattr(checkpoint, "save", save)
+    loop.fit(whole)
+    again = stored.load_run(whole).history
+    assert again.step.tolist() == expected.step.tolist()
+    for name in ("total", "gradient_norm", "learning_rate", *columns):
+        assert again[name].tolist() == pytest.approx(expected[name].tolist(), rel=1e-4)
+    assert not list(whole.directory.glob("*state.pt*"))
+    shutil.rmtree(whole.directory)
+    kept.rename(whole.directory)

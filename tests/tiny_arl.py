@@ -6,14 +6,10 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import pytest
 import torch
 
 from amif_lib.data import knowledge_graph
-from amif_lib.data.load import load_questions
 from amif_lib.experiments import rows as experiments
-from amif_lib.experiments import stored
-from amif_lib.experiments.predictions import read_predictions
 from amif_lib.experiments.run_spec import RunSpec
 from amif_lib.methods.arl.network import Backbone
 from amif_lib.methods.arl.pretraining import Pretraining, multi_hot
@@ -21,7 +17,6 @@ from amif_lib.methods.arl.settings import KnowledgeSpec, ObjectiveSpec
 from amif_lib.methods.batch import PretrainingBatch
 from amif_lib.networks import tokenizers
 from amif_lib.networks.sizes import ModelSpec
-from amif_lib.training import checkpoint, loop
 from tests import tiny
 
 TEXTS = (
@@ -77,32 +72,3 @@ def run(method: str = "arl", **changes) -> RunSpec:
     shared = experiments.merge(shared, changes)
     pretrain = shared | {"stage": "pretrain"}
     return experiments.parse(shared | {"stage": "finetune", "parent": pretrain}, "tests")
-
-
-def train_interrupted(whole: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train a finished run again in its place: stopped at step 2, then to its end. The first one is kept beside it."""
-    whole.directory.rename(whole.directory.with_name(f"kept-{whole.stage}"))
-    save = checkpoint.save
-
-    def save_then_stop(*arguments):
-        save(*arguments)
-        if arguments[4] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1)
-    monkeypatch.setattr(checkpoint, "save", save_then_stop)
-    with pytest.raises(KeyboardInterrupt):
-        loop.fit(whole)
-    monkeypatch.setattr(checkpoint, "save", save)
-    loop.fit(whole)
-
-
-def same_answers_again(finished: RunSpec) -> None:
-    """The stored model ranks a test question's answers as the run's predictions do, and writes one."""
-    frame, candidates = read_predictions(finished.directory)
-    assert len(frame) == 24 and all(len(row) == len(candidates) for row in frame.log_likelihoods)
-    model, row = stored.load_run(finished).model(), frame.iloc[3]
-    question = next(q for q in load_questions("phantom_vqa_rad") if q.question_id == row.question_id)
-    ranked = model.rank(question.image_path, question.question, candidates.answer.tolist()).set_index("answer")
-    assert ranked.log_likelihood[candidates.answer].tolist() == pytest.approx(row.log_likelihoods.tolist(), abs=1e-4)
-    assert isinstance(model.answer(question.image_path, question.question), str)
