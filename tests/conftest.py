@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 # One folder for the whole session, that of the first process: pytest's workers inherit its environment.
@@ -20,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in ("FROM", "SCALE", "MACHINE", "DATASETS", "ROWS", "SEEDS", "PRETRAIN_SEEDS", "AMIF_PROCESSES"):
     os.environ.pop(name, None)  # make passes them on; a test sets what it needs
+matplotlib.use("Agg")  # not by $MPLBACKEND, by which kernels would show no pictures
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -60,3 +65,26 @@ def shared_data() -> Path:
         if (folder / "vqa_rad").is_dir():
             return folder
     pytest.skip("real data sets not found (set DATA_ROOT to the folder that holds vqa_rad/)")
+
+
+@pytest.fixture
+def real_data(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as what DATA_ROOT names."""
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    return shared_data
+
+
+def python(
+    *arguments: str, cwd: Path = ROOT, status: int | None = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """This interpreter in a process of its own on the kit in `cwd`; ends with `status` (None: with any)."""
+    command, settings = [sys.executable, *arguments], os.environ | {"PYTHONPATH": str(cwd)} | environment
+    pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=cwd, env=settings, timeout=600, **pipes)
+    assert status in (None, done.returncode), done.stdout + done.stderr
+    return done
+
+
+def write_picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8)).save(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from amif_lib.core import files, paths
 from amif_lib.data import load as datasets
 from amif_lib.data.records import Question
 from amif_lib.experiments import identity
@@ -84,6 +85,12 @@ def install(monkeypatch, folder: Path, sets: tuple[str, ...] = ("phantom_vqa_rad
     monkeypatch.setattr(datasets, "load_questions", questions)
     for module in (identity, baselines):
         monkeypatch.setattr(module, "data_digest", lambda name: f"manifest-{name}")
+
+
+def plan(*names: str, **asked: dict) -> None:
+    """The plan of these tables at demo, as `make reproduce` leaves it behind, with what each was asked for."""
+    made = [{"rule": "data", "name": "demo"}, *({"rule": "table", "name": name} for name in names)]
+    files.write_json(paths.plan("demo"), {"tables": asked, "jobs": made})
 
 
 def predictions(chosen: list[str]) -> pd.DataFrame:

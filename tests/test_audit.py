@@ -105,15 +105,14 @@ def test_counts_from_the_manifests_say_so() -> None:
     assert others == {"deduplicated": 6719, "without_abnormality": 375}
 
 
-def test_counts_from_the_annotation_files(shared_data, monkeypatch) -> None:
+def test_counts_from_the_annotation_files(real_data) -> None:
     """Counted here from the JSON files by other means; SLAKE's folder holds nothing but them."""
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
     forget()
     found = audit_sources.test_counts().set_index(["data_set", "definition"])
-    whole = json.loads((shared_data / "vqa_rad" / "VQA_RAD Dataset Public.json").read_text(encoding="utf-8"))
+    whole = json.loads((real_data / "vqa_rad" / "VQA_RAD Dataset Public.json").read_text(encoding="utf-8"))
     records = {"vqa_rad": [r for r in whole if r["phrase_type"].startswith("test")]}
-    if (shared_data / "slake_annotations").is_dir():
-        text = (shared_data / "slake_annotations" / "test.json").read_text(encoding="utf-8")
+    if (real_data / "slake_annotations").is_dir():
+        text = (real_data / "slake_annotations" / "test.json").read_text(encoding="utf-8")
         records["slake"] = [r for r in json.loads(text) if r["q_lang"] == "en"]
     for name, test in records.items():
         closed = sum(r["answer_type"].strip() == "CLOSED" for r in test)

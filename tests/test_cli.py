@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pkgutil
 import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +13,14 @@ import pytest
 from amif_lib.app import clean, cli, doctor
 from amif_lib.core import files, paths
 from amif_lib.experiments import rows as experiments
+from tests.conftest import ROOT, python
 
-ROOT = Path(__file__).resolve().parents[1]
 # Makes this interpreter one of a light install: neither modules nor package records of the heavy packages are found.
 WITHOUT = """
 import importlib.metadata as metadata, sys
 from importlib.machinery import PathFinder
 HEAVY = {"torch", "torchvision", "transformers", "accelerate", "open_clip", "open_clip_torch", "papermill", "snakemake",
-         "huggingface_hub"}
+         "huggingface_hub", "tokenizers", "IPython"}
 class Light(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -39,16 +37,14 @@ sys.exit(main())
 """
 
 
-def call(*arguments: str, light: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "-c", WITHOUT] if light else [sys.executable, "-m", "amif_lib"]
-    return subprocess.run(
-        [*start, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
-    )
+def light(*arguments: str, status: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command of the kit in a light install."""
+    return python("-c", WITHOUT, *arguments, status=status, **environment)
 
 
 def test_help_lists_every_command_and_each_exists_without_torch() -> None:
-    done = call("--help", light=True)
-    assert done.returncode == 0 and "Not for clinical use" in done.stdout
+    done = light("--help")
+    assert "Not for clinical use" in done.stdout
     assert set(cli.COMMANDS) == set(re.findall(r"^    ([a-z-]+)(?: |$)", done.stdout, flags=re.M))
     for target, _, _ in cli.COMMANDS.values():
         assert callable(pkgutil.resolve_name(f"amif_lib.{target}"))
@@ -71,11 +67,11 @@ def test_what_the_readme_says_can_be_called() -> None:
 @pytest.mark.parametrize("command", ["settings", "plan", "doctor", "data", "data-check"])
 def test_commands_without_training_need_no_torch(command: str, tmp_path: Path) -> None:
     """A light install may lack data or a notebook engine; what it must not do is fail on an import."""
-    done = call(
+    done = light(
         command,
         *(["--datasets", "vqa_rad"] if command in ("data", "data-check") else []),
         *(["--dry-run"] if command == "data" else []),
-        light=True,
+        status=None,
         DATA_ROOT=str(tmp_path),
         AMIF_RESULTS=str(tmp_path / "results"),
     )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from amif_lib.app import cli, doctor, weights
 from amif_lib.core import paths
 from amif_lib.data import check, fetch, manifests
 from amif_lib.experiments.run_spec import RunSpec
+from tests.conftest import python
 from tests.test_pretrained import VIT, write_bert, write_open_clip
 from tests.tiny_set import ANNOTATIONS, IMAGES, TinySet, sha
 from tests.web import Web, serve
@@ -168,13 +167,10 @@ def test_what_is_not_open_is_explained_and_left_alone(tiny: Tiny, capsys, level:
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def kit(web: Web, home: Path, code: str, *given: str, offline: int = 0) -> subprocess.CompletedProcess[str]:
+def kit(web: Web, home: Path, code: str, *given: str, offline: int = 0, status: int = 0) -> subprocess.CompletedProcess:
     """Code in a process of its own, whose hub is the server: the client reads these settings once, when imported."""
     settings = {"HF_ENDPOINT": web.root, "HF_HUB_OFFLINE": str(offline), "HF_HOME": str(home / "home"), "HF_TOKEN": ""}
-    return subprocess.run(
-        [sys.executable, "-c", code, *given], cwd=Path(__file__).parents[1], capture_output=True, text=True,
-        timeout=300, env={**os.environ, **settings, "PYTHONPATH": "."},
-    )  # fmt: skip
+    return python("-c", code, *given, status=status, **settings)
 
 
 def test_a_file_of_the_hub_at_its_commit(tiny: Tiny) -> None:
@@ -186,8 +182,7 @@ def test_a_file_of_the_hub_at_its_commit(tiny: Tiny) -> None:
         "import sys; from pathlib import Path; from amif_lib.core import paths; from amif_lib.data import fetch\n"
         "paths.MANIFESTS = Path(sys.argv[1]); fetch.fetch('tiny')"
     )
-    done = kit(tiny.web, tiny.home.parent, code, str(paths.MANIFESTS))
-    assert done.returncode == 0, done.stderr
+    kit(tiny.web, tiny.home.parent, code, str(paths.MANIFESTS))
     assert tiny.files() == WHOLE and (tiny.home / ANNOTATIONS).read_bytes() == tiny.annotations
 
 
@@ -220,9 +215,9 @@ def test_weights_are_fetched_with_the_data_and_then_load_without_the_hub(tiny: T
         "assert sys.argv[1] != '--dry-run' or 'torch' not in sys.modules; sys.exit(status)"
     )
     done = kit(web, tmp_path, fetch_all, "--dry-run", *names)
-    assert done.returncode == 0 and web.seen == [] and all(f"weights {name}" in done.stdout for name in names)
-    done = kit(web, tmp_path, fetch_all, "", *names)
-    assert done.returncode == 1 and "weights file:no.parquet: read from DATA_ROOT" in done.stdout, done.stderr
+    assert web.seen == [] and all(f"weights {name}" in done.stdout for name in names)
+    done = kit(web, tmp_path, fetch_all, "", *names, status=1)
+    assert "weights file:no.parquet: read from DATA_ROOT" in done.stdout, done.stderr
     assert re.search("error: open_clip 'hf-hub:org/none' cannot be loaded .*; fetch it where there is", done.stderr)
     assert all(f"weights {name}: here\n" in done.stdout for name in (names[1], *names[3:])), done.stderr
     web.seen.clear()

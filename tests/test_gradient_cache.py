@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +14,7 @@ from amif_lib.networks.rows import limit_rows
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.training.gradient_cache import GradientCache
 from tests import tiny
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import python
 
 
 def gradients(module) -> dict[str, torch.Tensor]:
@@ -131,15 +127,5 @@ print(found[1] - found[0], found[2] - found[0])
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
 def test_sixteen_rows_at_a_time_take_less_than_a_third_of_the_memory():
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    cached, whole = map(int, done.stdout.split()[-2:])
+    cached, whole = map(int, python("-c", MEMORY).stdout.split()[-2:])
     assert whole > 50_000 and cached < 0.35 * whole, (cached, whole)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT, python
+
 LIBRARY = ROOT / "amif_lib"
 # Ceilings, in lines; the aim of each stands behind it. They go down with every commit that deletes
 # something, and up only for a repair, with the reason in its message.
@@ -61,5 +60,4 @@ def test_the_house_is_no_larger_than_it_may_be(capsys: pytest.CaptureFixture[str
 
 def test_rooms_import_downwards_only() -> None:
     lint = "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports())"
-    done = subprocess.run([sys.executable, "-c", lint], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    python("-c", lint)

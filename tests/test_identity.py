@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pkgutil
 import platform
 import re
 import shutil
-import subprocess
-import sys
 from datetime import date
 
 import pytest
@@ -21,6 +18,7 @@ from amif_lib.core.errors import InputError
 from amif_lib.experiments import identity, settings_page, stored
 from amif_lib.experiments import rows as experiments
 from tests import tiny, tiny_arl, tiny_mlip
+from tests.conftest import python
 
 
 @pytest.fixture(autouse=True)
@@ -131,10 +129,7 @@ def test_a_setting_that_a_user_adds_changes_the_rows_that_set_it_in_the_stages_t
         new = text[:place] + added + text[place:]
         listed = new.replace('"weight_local weight', '"spread_weight weight_local weight')
         settings.write_text(listed if declared else new)
-        environment = os.environ | {"PYTHONPATH": str(root), "AMIF_RESULTS": str(tmp_path / "results")}
-        done = subprocess.run([sys.executable, "-c", SAY], cwd=root, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(python("-c", SAY, cwd=root, AMIF_RESULTS=str(tmp_path / "results")).stdout)
 
     for name in (unchanged, changed):
         for step in experiments.load_spec(name)[0].trainings():

@@ -19,12 +19,6 @@ from amif_lib.reporting import audit_sources
 from amif_lib.scoring import leaks, question_files
 
 
-@pytest.fixture
-def real(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    return shared_data
-
-
 def write(path: Path, content: object) -> Path:
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
@@ -38,9 +32,9 @@ def numbers(line: pd.Series, *names: str) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["vqa_rad", "slake"])
-def test_the_leaks_that_manifests_record(name: str, real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    location = manifests.location
-    monkeypatch.setattr(manifests, "location", lambda n: real / "slake_annotations" if n == "slake" else location(n))
+def test_the_leaks_that_manifests_record(name: str, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    location, slake = manifests.location, real_data / "slake_annotations"
+    monkeypatch.setattr(manifests, "location", lambda name: slake if name == "slake" else location(name))
     measured = leaks.report(name).set_index(["training_file", "training", "test"])
     for variant in manifests.load(name).variants:
         assert variant.leaks_expected
@@ -49,17 +43,17 @@ def test_the_leaks_that_manifests_record(name: str, real: Path, monkeypatch: pyt
             assert {key: row[key] for key in expected} == pytest.approx(expected, abs=0.006)
 
 
-def test_official_file_by_itself_gives_the_same_line(real: Path) -> None:
+def test_official_file_by_itself_gives_the_same_line(real_data: Path) -> None:
     """The sniffing loader and the data set's reader agree in every column, on the JSON as it was released."""
-    path = real / "vqa_rad" / "VQA_RAD Dataset Public.json"
+    path = real_data / "vqa_rad" / "VQA_RAD Dataset Public.json"
     ours, read = question_files.compare([str(path)]).iloc[0], leaks.report("vqa_rad").iloc[0]
     for name in leaks.COLUMNS[len(leaks.ABOUT) :]:
         assert ours[name] == read[name], name
 
 
-def test_training_file_given_apart(real: Path, tmp_path: Path) -> None:
+def test_training_file_given_apart(real_data: Path, tmp_path: Path) -> None:
     """The 3064 file as it circulates (no split, MEVF's fields) against the official test questions."""
-    path = real / "vqa_rad" / "VQA_RAD Dataset Public.json"
+    path = real_data / "vqa_rad" / "VQA_RAD Dataset Public.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     training = [r for r in content if not r["phrase_type"].startswith("test")]
     training += [{**r, "question": r["question_frame"]} for r in content if r["question_frame"] != "NULL"]
@@ -200,9 +194,9 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: object, message
 NO = {"answer": "no"}  # the most frequent answer, for images without a training question
 
 
-def test_what_the_leak_is_worth_by_brute_force(real: Path) -> None:
+def test_what_the_leak_is_worth_by_brute_force(real_data: Path) -> None:
     """From VQA-RAD's JSON alone: which test questions leak, and what the nearest training question answers."""
-    content = json.loads((real / "vqa_rad" / "VQA_RAD Dataset Public.json").read_text(encoding="utf-8"))
+    content = json.loads((real_data / "vqa_rad" / "VQA_RAD Dataset Public.json").read_text(encoding="utf-8"))
     for r in content:
         r["answer"] = " ".join(str(r["answer"]).lower().split())
         texts = [r.get(key) for key in ("question", "question_rephrase", "question_frame")]

@@ -6,12 +6,12 @@ import ast
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT, python
+
 MOST_LINES = 450  # of one file of the library; about 350 is the aim
 BINARY = {".png", ".pdf", ".parquet", ".npz", ".safetensors"}
 # Written in parts, so that this file does not find itself.
@@ -37,9 +37,7 @@ def library() -> list[Path]:
 
 def test_ruff_finds_nothing() -> None:
     pytest.importorskip("ruff")
-    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", "."]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    python("-m", "ruff", "check", "--no-cache", "--output-format", "concise", ".")
 
 
 def test_no_file_of_the_library_is_long() -> None:

@@ -172,8 +172,7 @@ def test_changes_are_found(tiny: TinySet, capsys) -> None:
     assert status() == {"folder": "missing"}
 
 
-def test_real_sets_are_as_recorded(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+def test_real_sets_are_as_recorded(real_data: Path) -> None:
     table = check.check(["vqa_rad", "medpix2"])
     assert set(table["status"]) == {"ok"}, table[table["status"] != "ok"]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 from transformers import AutoTokenizer
 
 from amif_lib.app import word_maps
@@ -24,8 +25,8 @@ from amif_lib.methods.amif.settings import KnowledgeSpec
 from amif_lib.networks import pixels, tokenizers
 from amif_lib.networks.sizes import ModelSpec
 from amif_lib.objectives import transport
-from amif_lib.training import loop
 from tests import tiny
+from tests.test_transport import loop_ipot, uniform
 
 QUESTION = "is there a nodule in the left lung hung"
 SIDE = 4  # patches: 32 pixels by 8
@@ -72,20 +73,6 @@ def places(vqa, tokens, word):
     return next(i for i in range(len(tokens)) if tokens[i : i + len(pieces)] == pieces) + np.arange(len(pieces))
 
 
-def plan_by_hand(image, text, content, beta=0.5, iterations=50):
-    """IPOT as its authors write it, in float64: cosine cost, uniform masses, real columns only."""
-    x, y = (t.double().numpy() / np.linalg.norm(t.double().numpy(), axis=1, keepdims=True) for t in (image, text))
-    kernel = np.exp(-(1 - x @ y[content].T) / beta)  # (p, content)
-    a, b = np.full(len(x), 1 / len(x)), np.full(len(content), 1 / len(content))
-    plan, v = np.ones_like(kernel), b.copy()
-    for _ in range(iterations):
-        q = kernel * plan
-        u = a / (q @ v)
-        v = b / (q.T @ u)
-        plan = u[:, None] * q * v[None]
-    return plan
-
-
 @pytest.mark.parametrize(("word", "pieces"), [("nodule", 1), ("hung", 4), ("left lung", 2)])
 def test_maps_of_a_word_by_hand(vqa, picture, inside, word, pieces):
     tokens, made = inside
@@ -94,7 +81,8 @@ def test_maps_of_a_word_by_hand(vqa, picture, inside, word, pieces):
         ("attention", "transport_plan", "gate"), (SIDE, SIDE)
     )
     content = [i for i, token in enumerate(tokens) if token not in (2, 3)]
-    plan = plan_by_hand(made["image"][0, 1:], made["text"][0], content)  # mass is summed over pieces
+    x, y = (functional.normalize(t.double(), dim=1) for t in (made["image"][0, 1:], made["text"][0, content]))
+    plan = loop_ipot((1 - x @ y.T).numpy(), uniform(len(x)), uniform(len(y)), 0.5, 50)  # mass is summed over pieces
     expected = plan[:, [content.index(i) for i in own]].sum(1)
     np.testing.assert_allclose(found["transport_plan"].numpy().ravel(), expected, rtol=1e-3, atol=1e-7)
     assert float(found["transport_plan"].sum()) == pytest.approx(pieces / len(content), rel=1e-4)
@@ -118,16 +106,11 @@ def test_a_word_that_is_absent_or_cut_off_is_refused(vqa, tokenizer, picture, wo
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AMIF_RESULTS", str(tmp_path_factory.mktemp("results")))
-    patch.setenv("AMIF_HEADLESS", "1")
-    runs = tiny.run(**CHANGES).trainings()
+def trainings(own_results):
+    runs = tiny.trained(tiny.run(**CHANGES)).trainings()
     for spec in runs:
-        loop.fit(spec)
         word_maps.ensure(spec)
-    yield runs
-    patch.undo()
+    return runs
 
 
 def file_of(run, name):

@@ -22,10 +22,9 @@ OPEN_WORDS = {"what", "how", "which", "in"}
 
 
 @pytest.fixture
-def rows(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, str]]:
+def rows(real_data: Path) -> dict[str, dict[str, str]]:
     """The metadata file's records by image id."""
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    lines = (shared_data / "medpix2" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (real_data / "medpix2" / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     return {row["image_id"]: row for row in map(json.loads, lines)}
 
 

@@ -12,7 +12,7 @@ import timm
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, CLIPConfig, CLIPModel
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, BertTokenizerFast, CLIPConfig, CLIPModel
 
 from amif_lib.core.errors import InputError
 from amif_lib.data.load import load_questions
@@ -287,7 +287,8 @@ def test_word_rows_follow_the_piece_even_where_vocabularies_are_of_one_size(tmp_
     assert f"of {len(pieces)} pieces" in report and "positions 64 -> 80" in report
 
     ordered = sorted(known, key=known.get)  # the same pieces in another order: as many, and other rows
-    same_size = tokenizers._written([*ordered[:5], *reversed(ordered[5:])], tmp_path / "same size")
+    (tmp_path / "vocab.txt").write_text("\n".join([*ordered[:5], *reversed(ordered[5:])]), encoding="utf-8")
+    same_size = BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
     encoder = TextEncoder(model_spec(vocab_size=len(known)))
     pretrained.load_text_encoder(encoder.bert, str(tmp_path / "bert"), same_size)
     table, again = encoder.bert.embeddings.word_embeddings.weight, same_size.get_vocab()
@@ -324,8 +325,7 @@ def test_decoding_closes_the_spaces_that_wordpiece_opens(tmp_path, text):
     assert tokenizers.decode(tokenizer, tokenizer(text)["input_ids"]) == text
 
 
-def test_answers_of_vqa_rad_come_back_from_their_tokens(shared_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+def test_answers_of_vqa_rad_come_back_from_their_tokens(real_data, tmp_path):
     questions = load_questions("vqa_rad", images=False)
     training = [text for q in questions if q.split == "train" for text in (q.question, q.answer)]
     tokenizer = tokenizers.train(training, 4000, tmp_path)

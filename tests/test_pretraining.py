@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from amif_lib.objectives import transport
 from tests import tiny
+from tests.test_contrastive import loop_kl, loop_labels
 
 ENCODERS = {"image_encoder", "text_encoder"}
 PROJECTIONS = {"image_projection", "text_projection"}
@@ -17,19 +16,9 @@ PROJECTIONS = {"image_projection", "text_projection"}
 
 def kl_loop(rows, columns, t_rows, t_columns, tau=0.07, weight=0.01):
     """Mean over rows of KL(H || P) with H of Eq. 5, written out number by number in float64."""
-    rows, columns, t_rows, t_columns = (x.double().tolist() for x in (rows, columns, t_rows, t_columns))
-    total = 0.0
-    for i in range(len(rows)):
-
-        def softmax(vector, others):
-            values = [math.exp(sum(a * b for a, b in zip(vector, other, strict=True)) / tau) for other in others]
-            return [v / sum(values) for v in values]
-
-        p, q = softmax(rows[i], columns), softmax(t_rows[i], t_columns)
-        for j in range(len(columns)):
-            h = q[j] + weight * (i == j)
-            total += h * (math.log(h) - math.log(p[j]))
-    return total / len(rows)
+    rows, columns, t_rows, t_columns = (x.double() for x in (rows, columns, t_rows, t_columns))
+    labels = loop_labels(t_rows @ t_columns.T, tau, weight, torch.arange(len(rows)))
+    return loop_kl(rows @ columns.T / tau, labels)
 
 
 def projected(module, batch):

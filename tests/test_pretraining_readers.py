@@ -11,22 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from amif_lib.core.errors import InputError
 from amif_lib.data import check, manifests
 from amif_lib.data import load as datasets
 from amif_lib.data.readers import medicat, medpix2, mimic_cxr, roco
+from tests.conftest import write_picture
 
 ROCO_LAYOUT = manifests.load("roco").layout
 MEDICAT_LAYOUT = manifests.load("medicat").layout
 OFFICIAL = manifests.load("medpix2").alternatives[0].layout
 MIMIC_LAYOUT = manifests.load("mimic_cxr").layout
-
-
-def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 8)).save(path)
 
 
 def complaint(read: Callable[[], Any]) -> str:
@@ -52,7 +47,7 @@ LICENCES = (
 def write_roco(root: Path) -> Path:
     folder = root / "data" / "train" / "radiology"
     for line in filter(None, CAPTIONS.split("\n")):
-        picture(folder / "images" / f"{line.split()[0]}.jpg")
+        write_picture(folder / "images" / f"{line.split()[0]}.jpg")
     (folder / "captions.txt").write_bytes(CAPTIONS.encode())
     (folder / "licences.txt").write_bytes(LICENCES.encode())
     return root
@@ -103,7 +98,7 @@ def write_medicat(root: Path, *lines: object) -> Path:
     path.write_bytes(b"\n".join(encoded))
     for line in lines:
         if isinstance(line, dict) and str(line.get("fig_uri")).strip():
-            picture(root / MEDICAT_LAYOUT["images"] / f"{line.get('pdf_hash')}_{line.get('fig_uri')}")
+            write_picture(root / MEDICAT_LAYOUT["images"] / f"{line.get('pdf_hash')}_{line.get('fig_uri')}")
     return root
 
 
@@ -158,7 +153,7 @@ def write_official(root: Path) -> Path:
              {"U_id": "MPX2", "TAC": [], "MRI": [], "Case": {"Title": "T", "Findings": "N/A"}},
              {"U_id": "MPX3", "TAC": [], "MRI": [], "Case": {"Title": "T"}}]  # fmt: skip
     for record in images:
-        picture(root / "images" / f"{record['image']}.png")
+        write_picture(root / "images" / f"{record['image']}.png")
     (root / "Descriptions.json").write_text(json.dumps(images), encoding="utf-8")
     (root / "Case_topic.json").write_text(json.dumps(cases, indent=4), encoding="utf-8")
     (root / "images_overview.csv").write_text("image\nMPX7_synpic777\n", encoding="utf-8")
@@ -201,11 +196,10 @@ def as_official(source: Path, root: Path) -> None:
         (root / "splitted_dataset" / f"data_{split}.jsonl").write_text("\n".join(members), encoding="utf-8")
 
 
-def test_both_forms_of_the_real_set_give_the_same_studies(shared_data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_both_forms_of_the_real_set_give_the_same_studies(real_data: Path, tmp_path: Path, monkeypatch) -> None:
     """Found by what lies in the folder; the data check says which, and a run on one has another identity."""
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
     expected, digest = datasets.load_studies("medpix2"), manifests.data_digest("medpix2")
-    as_official(shared_data / "medpix2", tmp_path / "medpix2")
+    as_official(real_data / "medpix2", tmp_path / "medpix2")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
     found = datasets.load_studies("medpix2")
     assert [(s.study_id, s.group_id, s.split, s.text) for s in found] == [
@@ -217,14 +211,13 @@ def test_both_forms_of_the_real_set_give_the_same_studies(shared_data: Path, tmp
     assert (checked.loc["Descriptions.json", "status"], checked.loc["images", "status"]) == ("changed", "changed")
     assert checked.loc["images_overview.csv", "status"] == "ok"  # absent, optional
     assert set(checked.loc[[item for item in checked.index if ": " in item], "status"]) == {"ok"}
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    monkeypatch.setenv("DATA_ROOT", str(real_data))
     assert manifests.data_digest("medpix2") == digest
 
 
-def test_real_cases_whose_images_share_one_caption_are_one_study(shared_data: Path, monkeypatch) -> None:
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+def test_real_cases_whose_images_share_one_caption_are_one_study(real_data: Path) -> None:
     captions: dict[str, list[str]] = {}
-    for line in map(json.loads, (shared_data / "medpix2" / "captions.jsonl").read_text("utf-8").splitlines()):
+    for line in map(json.loads, (real_data / "medpix2" / "captions.jsonl").read_text("utf-8").splitlines()):
         captions.setdefault(line["case_id"], []).append(line["caption"])
     shared = {case for case, found in captions.items() if len(found) > 1 and len(set(found)) == 1}
     studies = datasets.load_studies("medpix2")
@@ -310,7 +303,7 @@ def write_mimic(root: Path, lines: list[tuple[str, ...]], reports: dict[str, byt
     images, texts = root / MIMIC_LAYOUT["images"], root / MIMIC_LAYOUT["reports"]
     for dicom, subject, study, *_ in lines:
         folder = Path("files") / f"p{subject[:2]}" / f"p{subject}"
-        picture(images / folder / f"s{study}" / f"{dicom}.jpg")
+        write_picture(images / folder / f"s{study}" / f"{dicom}.jpg")
         (texts / folder).mkdir(parents=True, exist_ok=True)
         (texts / folder / f"s{study}.txt").write_bytes(reports[study])
     tables = {

@@ -8,11 +8,8 @@ import base64
 import io
 import json
 import logging
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +19,13 @@ import yaml
 from PIL import Image
 
 from amif_lib.app import cli
-from amif_lib.core import files, paths
+from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import check, decontaminate, images, manifests
 from amif_lib.reporting import layout, reference, report, tables
 from tests import fabricated
+from tests.conftest import ROOT, python
 
-CLONE = Path(__file__).resolve().parents[1]
 WORD = "zqxmarker"  # in every text, answer and id of the marked sets
 COLOUR = (255, 0, 144)  # every image of theirs is a plane of it
 SPEC = {"stage": "stage1", "scale": "demo", "teacher": {"source": "trained", "data": ["marked_studies"]},
@@ -59,7 +56,7 @@ def marked_files(folder: Path) -> set[str]:
 
 
 def write_manifest(folder: Path, name: str, like: str, **changes: object) -> None:
-    content = yaml.safe_load((CLONE / "data_manifests" / f"{like}.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((ROOT / "data_manifests" / f"{like}.yaml").read_text(encoding="utf-8"))
     for key in ("files", "trees", "splits", "variants", "downloads", "evidence"):
         content.pop(key, None)
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(content | {"name": name, "folder": name} | changes), "utf-8")
@@ -100,18 +97,14 @@ def test_notebook_of_the_data_shows_only_what_it_may(tmp_path: Path) -> None:
     pytest.importorskip("papermill")
     clone = tmp_path / "clone"
     for name in ("amif_lib", "notebooks", "data_manifests"):
-        shutil.copytree(CLONE / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     make_sets(tmp_path / "data", clone / "data_manifests")
     (tmp_path / "run.json").write_text(json.dumps(SPEC), encoding="utf-8")
     results = tmp_path / "results"
     notebook = "notebooks/01_data_and_manifests.ipynb"
-    done = subprocess.run(
-        [sys.executable, "-m", "amif_lib.app.run_notebook", notebook, "--out", str(results / "demo" / notebook), "-p",
-         "spec", str(tmp_path / "run.json")],
-        cwd=clone, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "PYTHONPATH": str(clone), "AMIF_RESULTS": str(results), "DATA_ROOT": str(tmp_path / "data")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    given = ("--out", str(results / "demo" / notebook), "-p", "spec", str(tmp_path / "run.json"))
+    folders = {"AMIF_RESULTS": str(results), "DATA_ROOT": str(tmp_path / "data")}
+    done = python("-m", "amif_lib.app.run_notebook", notebook, *given, cwd=clone, **folders)
     counts = pd.read_csv(results / "demo" / "data" / "decontamination.csv").iloc[0]
     assert counts["groups_dropped"] >= 1 and counts["shared_ids"] == 1
     found = marked_files(results)
@@ -148,7 +141,7 @@ def marked_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         root = tmp_path / str(allowed)
         monkeypatch.setattr(paths, "ROOT", root)
         fabricated.install(monkeypatch, root / "results")
-        files.write_json(paths.plan("demo"), {"tables": {}, "jobs": [{"rule": "table", "name": "table4"}]})
+        fabricated.plan("table4")
         fabricated.write_table("table4", "demo", dict.fromkeys(("1", "3", "5", "6"), ()))
         return root / "results"
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,8 +14,7 @@ from amif_lib.experiments.stored import load_run
 from amif_lib.training import launch, loop
 from tests import tiny
 from tests import two_process_worker as worker
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT, python
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    command = [sys.executable, "-m", "tests.two_process_worker", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr[-3000:]
+    python("-m", "tests.two_process_worker", str(folder))
     return {way: load_file(folder / f"{way}.safetensors") for way in worker.WAYS}
 
 

@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from amif_lib.core.errors import InputError
 from amif_lib.core.files import sha256
@@ -19,14 +18,10 @@ from amif_lib.data import load as datasets
 from amif_lib.data import manifests
 from amif_lib.data.readers import files, pathvqa, slake, vqa_med_2019, vqa_rad
 from amif_lib.data.records import Question
+from tests.conftest import write_picture
 
 LAYOUT = {name: manifests.load(name).layout for name in ("slake", "pathvqa", "vqa_med_2019", "vqa_rad")}
 READERS = {"slake": slake, "pathvqa": pathvqa, "vqa_med_2019": vqa_med_2019, "vqa_rad": vqa_rad}
-
-
-def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (8, 8)).save(path)
 
 
 def put(path: Path, content: object) -> None:
@@ -46,10 +41,9 @@ def refused(name: str, root: Path, message: str, **choices: str) -> None:
 
 
 @pytest.fixture
-def raw(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+def raw(real_data: Path) -> list[dict]:
     """The real file's records."""
-    monkeypatch.setenv("DATA_ROOT", str(shared_data))
-    return json.loads((shared_data / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
+    return json.loads((real_data / "vqa_rad" / LAYOUT["vqa_rad"]["annotations"]).read_text(encoding="utf-8"))
 
 
 def train_and_test(name: str) -> tuple[list[Question], list[Question]]:
@@ -107,7 +101,7 @@ def record(**changes: object) -> dict[str, object]:
 
 
 def write_vqa(root: Path, content: object) -> Path:
-    picture(root / LAYOUT["vqa_rad"]["images"] / "a.jpg")
+    write_picture(root / LAYOUT["vqa_rad"]["images"] / "a.jpg")
     put(root / LAYOUT["vqa_rad"]["annotations"], content)
     return root
 
@@ -122,7 +116,7 @@ def slake_record(**changes: object) -> dict[str, object]:
 
 
 def write_slake(root: Path, train: object) -> Path:
-    picture(root / "imgs" / "xmlab1" / "source.jpg")
+    write_picture(root / "imgs" / "xmlab1" / "source.jpg")
     for key, content in (("train", train), ("val", [slake_record(qid=901)]), ("test", [slake_record(qid=902)])):
         put(root / LAYOUT["slake"][key], content)
     return root
@@ -201,7 +195,7 @@ def write_pathvqa(root: Path, train: object = None) -> Path:
         rows = PATHVQA_ROWS if split == "train" else [{"image": f"{split}_0000", "question": "what?", "answer": split}]
         rows = train if split == "train" and train is not None else rows
         for number in range(3):  # the third has no question
-            picture(root / "images" / split / f"{split}_{number:04d}.jpg")
+            write_picture(root / "images" / split / f"{split}_{number:04d}.jpg")
         put(root / "qas" / split / f"{split}_qa.pkl", rows if isinstance(rows, bytes) else pickle.dumps(rows))
     return root
 
@@ -270,7 +264,7 @@ def write_vqa_med(root: Path, train: object = TRAINING, test: object = TEST) -> 
     layout = LAYOUT["vqa_med_2019"]
     for split, images in (("train", "12"), ("val", "3"), ("test", "789")):
         for number in images:
-            picture(root / layout[f"{split}_images"] / f"synpic{number}.jpg")
+            write_picture(root / layout[f"{split}_images"] / f"synpic{number}.jpg")
     put(root / layout["train"], train)
     put(root / layout["val"], "synpic3|what is the plane?|pa\r\n")
     put(root / layout["test"], test)

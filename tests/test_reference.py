@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +26,8 @@ from amif_lib.reporting import figure_set, layout, reference, report, tables
 from amif_lib.reporting.table_rows import Selection
 from amif_lib.scoring.protocols import PROTOCOLS, score
 from amif_lib.training import launch
-from tests.fabricated import install, write_table
+from tests.fabricated import install, plan, write_table
+from tests.test_cli import light
 
 COMMITTED = [path for path in paths.reference().glob("*/plan.json") if path.is_file()]
 
@@ -43,9 +41,7 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     write_table("table1", "demo", {"demo": (7,)})
     write_table("table4", "demo", {"1": (5, 6), "3": (5,), "4": (4, 5), "5": (6,), "6": (7,)})
-    paths.plan("demo").parent.mkdir(parents=True)
-    jobs = [{"rule": "table", "name": name} for name in ("table1", "table4")]
-    paths.plan("demo").write_text(json.dumps({"tables": {}, "jobs": jobs}), encoding="utf-8")
+    plan("table1", "table4")
     for name in ("table1", "table4"):
         layout.write(tables.collect(name, "demo"))
     return tmp_path
@@ -188,21 +184,6 @@ def test_nothing_is_trained_under_from(kept, monkeypatch, capsys):
 
 # --- what is committed ---
 
-LIGHT = """
-import sys
-
-ABSENT = {"torch", "transformers", "accelerate", "tokenizers", "open_clip", "papermill", "IPython", "snakemake"}
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ABSENT:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
-from amif_lib.app.cli import main
-sys.exit(main(["report", "--scale", sys.argv[1], "--from", "reference"]))
-"""
-
 
 @pytest.mark.parametrize("scale", [path.parent.name for path in COMMITTED])
 def test_committed_results_rebuild_the_report_in_the_light_install(tmp_path, scale):
@@ -211,11 +192,7 @@ def test_committed_results_rebuild_the_report_in_the_light_install(tmp_path, sca
     if results.load_run(first).spec.run_id != first.name:
         pytest.skip("the committed runs are of settings that have changed since; make reference")
     changed = {"AMIF_RESULTS": str(tmp_path), "DATA_ROOT": str(tmp_path / "none"), "MPLBACKEND": "Agg"}
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT, scale], cwd=paths.ROOT, env=os.environ | changed, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    light("report", "--scale", scale, "--from", "reference", **changed)
     made = tmp_path / "from_reference" / scale
     assert (made / "report.html").stat().st_size < 8_000_000
     for path in (paths.reference(scale) / "tables").iterdir():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from html import unescape
 
-import matplotlib
 import pandas as pd
 import pytest
 
@@ -20,7 +18,6 @@ from amif_lib.reporting.table_rows import Selection, planned_tables, required_ru
 from tests import fabricated
 from tests.fabricated import write_run, write_table, wrong_at
 
-matplotlib.use("Agg")
 SETS = ("phantom_vqa_rad", "phantom_slake")
 
 
@@ -40,16 +37,8 @@ def demo(tmp_path_factory):
                 write_run(run, wrong_at(*wrong), blank=wrong_at(*range(8)))
                 for stage in run.trainings()[:-1]:
                     write_run(stage)
-        plan("table1", "table4")
+        fabricated.plan("table1", "table4")
         yield
-
-
-def plan(*names: str) -> None:
-    """A plan of these tables, as `make reproduce` leaves it behind."""
-    path = paths.plan("demo")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    jobs = [{"rule": "data", "name": "demo"}, *({"rule": "table", "name": name} for name in names)]
-    path.write_text(json.dumps({"tables": {}, "jobs": jobs}), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +100,7 @@ def test_a_second_report_changes_no_table_unless_it_was_edited_and_escapes_what_
 def test_what_is_planned_and_missing_is_refused(monkeypatch, tmp_path):
     fabricated.install(monkeypatch, tmp_path)
     assert planned_tables("demo") == list(experiments.tables_of("demo"))
-    plan("table5")
+    fabricated.plan("table5")
     assert planned_tables("demo") == ["table5"]
     with pytest.raises(InputError, match="make reproduce SCALE=demo"):
         report.write("demo")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +11,12 @@ import pandas as pd
 import pytest
 
 from amif_lib.app import cli
-from amif_lib.core import paths
 from amif_lib.core.errors import InputError
 from amif_lib.data import load as datasets
 from amif_lib.experiments.predictions import write_predictions
 from amif_lib.scoring import baselines, protocols, score
 from tests import tiny
+from tests.conftest import python
 
 # A set in VQA-RAD's own file format: (qid, phrase_type, image, question, answer, answer_type). No image exists.
 RECORDS = [
@@ -321,9 +319,7 @@ def test_command_needs_no_torch_and_no_image(made: Path) -> None:
     path, out = write(made / "x.json", ANSWERS), made / "tables" / "out.csv"
     code = "import sys; from amif_lib.app.cli import main; status = main(); "
     code += "assert not {'torch', 'PIL'} & set(sys.modules); sys.exit(status)"
-    arguments = [sys.executable, "-c", code, "score", str(path), "--dataset", "vqa_rad", "--out", str(out)]
-    done = subprocess.run(arguments, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = python("-c", code, "score", str(path), "--dataset", "vqa_rad", "--out", str(out))
     line = next(line for line in done.stdout.splitlines() if line.startswith("| overall "))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["overall", "predictions", "6", "3", "50", "0", "100", "1"]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 
-import matplotlib
 import pandas as pd
 import pytest
-
-matplotlib.use("Agg")
 
 from amif_lib.core import paths
 from amif_lib.core.errors import InputError
@@ -68,9 +65,7 @@ def test_notebook_of_methods(monkeypatch, tmp_path, capsys):
     fabricated.install(monkeypatch, tmp_path)
     wrong = {"no_pretraining": (0, 1, 3), "clip": (1, 3), "arl": (3,), "full": (5,)}
     write_table("methods", "demo", wrong, Selection(pretrain_seeds=1))
-    plan = {"tables": {"methods": {"pretrain_seeds": 1}}, "jobs": [{"rule": "table", "name": "methods"}]}
-    paths.plan("demo").parent.mkdir(parents=True)
-    paths.plan("demo").write_text(json.dumps(plan), encoding="utf-8")
+    fabricated.plan("methods", methods={"pretrain_seeds": 1})
     assert table_rows.planned_tables("demo")[-1] == "methods"
     names, words = execute("17_methods", monkeypatch)
     assert "Runs: your own" in capsys.readouterr().out and "77.68 by answer_type" in words

@@ -6,15 +6,12 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from PIL import Image
-
-matplotlib.use("Agg")
 
 from amif_lib import methods
 from amif_lib.app import transfer
