@@ -279,11 +279,11 @@ def test_all_methods_are_fine_tuned_with_the_same_draws_and_no_stage_has_those_o
     assert all(len(set(own)) == len(own) for own in streams)
 
 
-@pytest.mark.parametrize("make", [tiny_arl.pretraining, tiny_mlip.pretraining])
-def test_a_pre_training_without_a_loss_is_refused(make):
-    names = ("mlm", "mim", "itm", "align") if make is tiny_arl.pretraining else tiny_mlip.LOSSES
-    with pytest.raises(InputError, match="weights are 0, so pre-training has no loss"):
-        make(**{f"weight_{name}": 0.0 for name in names})
+@pytest.mark.parametrize(("of", "names"), [(tiny_arl, TASKS), (tiny_mlip, tiny_mlip.LOSSES)])
+def test_a_pre_training_without_a_loss_is_refused(of, names, own_results):
+    run = of.run(objective={f"weight_{name}": 0.0 for name in names}).parent
+    with pytest.raises(InputError, match="all weights of pretrain are 0, so it has no loss"):
+        prepare(run)
 
 
 def test_labels_are_affirmed_findings_and_denied_ones_may_be_dropped_from_what_images_name():

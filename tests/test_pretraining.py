@@ -137,3 +137,13 @@ def test_a_batch_without_allowed_negatives_is_skipped_and_counted():
     found = module(batch)
     assert found["hard_negatives"].item() == 0 and found["skipped_image_text"].item() == 4
     assert torch.isfinite(tiny.total(module, found))
+
+
+def test_pair_accuracy_leaves_out_kinds_of_pairs_without_negatives():
+    module, batch = tiny.pretraining("stage2"), tiny.batch(4)
+    with torch.no_grad():  # every pair is called a hard negative, so half of all pairs is right
+        module.amif.pair_head.linear.weight.zero_()
+        module.amif.pair_head.linear.bias.copy_(torch.tensor([0.0, 1.0]))
+    batch.view_label = torch.arange(8).view(4, 2)  # no other image may replace a second view
+    found = module(batch)
+    assert found["skipped_image_image"].item() == 4 and found["pair_accuracy"].item() == 0.5

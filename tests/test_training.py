@@ -222,7 +222,7 @@ def test_what_stage_1_stores_without_training_it_counts_as_random(finished):
 
 def test_a_stage_2_without_a_loss_is_refused(finished):
     run = tiny.run(objective={"weight_local": 0.0, "weight_hard_negatives": 0.0}).parent
-    with pytest.raises(InputError, match="all weights of stage 2 are 0"):
+    with pytest.raises(InputError, match="all weights of stage2 are 0"):
         prepare(run)
 
 

@@ -1,4 +1,4 @@
-"""One global batch of N samples over P processes: each has B = N / P rows, and all columns.
+"""One global batch of N samples over P processes: each takes means over its B = N / P rows and all columns.
 
 `gather` sums the gradients that reach a row from all processes, and DistributedDataParallel averages gradients over
 processes, which together gives the gradients that one process with N rows would compute.

@@ -128,7 +128,7 @@ def fit(spec: RunSpec, loss: Loss | None = None) -> Path:
 def start(spec: RunSpec) -> Accelerator:
     """Accelerate with the device at hand and the run's precision; on a CPU equal runs give bitwise equal results."""
     gpu = torch.cuda.is_available()
-    # Without it, a CPU sums some gradients in the order in which threads finish. On a GPU, attention allows no other.
+    # Else some gradients are summed in the order in which threads finish. A GPU's attention has no deterministic form.
     torch.use_deterministic_algorithms(not gpu, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # such as the gate of Table 4 row 5

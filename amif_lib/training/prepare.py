@@ -49,6 +49,9 @@ def prepare(spec: RunSpec) -> Prepared:
     extras = method.extras(spec, studies, notes) if spec.stage != "finetune" else None
     torch.manual_seed(seed_of(spec, 0))
     module = method.build(spec, tokenizer, questions, notes, extras)
+    if not module.weights:
+        remedy = "make one positive, or let the row's `pretraining` leave the stage out"
+        raise InputError(f"objective: all weights of {spec.stage} are 0, so it has no loss; {remedy}")
     if spec.stage == "finetune":
         notes |= about_questions(spec, tokenizer, questions)
         training = [question for question in questions if question.split == "train"]

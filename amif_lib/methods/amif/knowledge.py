@@ -1,4 +1,4 @@
-"""Prior knowledge of the gated cross-attention module (section 3.4.1): answers, or words of questions, of training."""
+"""Prior knowledge of the gated module (section 3.4.1): training answers, or words of training questions."""
 
 from __future__ import annotations
 

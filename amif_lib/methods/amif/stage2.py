@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amif_lib.core.errors import InputError
 from amif_lib.methods.amif.network import AMiF
 from amif_lib.methods.amif.settings import ObjectiveSpec
 from amif_lib.methods.amif.stage1 import pick
@@ -35,9 +34,6 @@ class Stage2(nn.Module):
         o = objective
         weights = {"local": o.weight_local, "hard_negatives": o.weight_hard_negatives}  # Table 3 (point 9)
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
-        if not self.weights:
-            remedy = "make one positive, or give the row `pretraining: stage1`"
-            raise InputError(f"objective: all weights of stage 2 are 0, so it has no loss; {remedy}")
 
     def forward(self, batch: PretrainingBatch) -> dict[str, Tensor]:
         """The losses of Eq. 9 and 13 (scalars), and statistics for the log."""

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amif_lib.core.errors import InputError
 from amif_lib.methods.arl import masked_modelling
 from amif_lib.methods.arl.network import Backbone
 from amif_lib.methods.arl.settings import ObjectiveSpec
@@ -38,8 +37,6 @@ class Pretraining(nn.Module):
         spec, dim, o = backbone.spec, backbone.knowledge.dim, objective
         weights = {"mlm": o.weight_mlm, "mim": o.weight_mim, "itm": o.weight_itm, "align": o.weight_align}
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
-        if not self.weights:
-            raise InputError("objective: all four weights are 0, so pre-training has no loss; make one positive")
         self.image_align, self.text_align = (AlignmentHead(spec.width, dim) for _ in range(2))
         self.word_head = WordHead(spec.width, spec.vocab_size)
         self.patch_decoder = PatchDecoder(spec.width, spec.fusion_heads, spec.image_size, spec.patch_size, spec.dropout)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amif_lib.core.errors import InputError
 from amif_lib.data.knowledge_graph import KnowledgeGraph
 from amif_lib.data.records import Study, StudyImage
 from amif_lib.methods.batch import PretrainingBatch
@@ -62,8 +61,6 @@ class Pretraining(nn.Module):
         weights = {"global": o.weight_global, "local": o.weight_local, "category": o.weight_category}
         weights |= {"itm": o.weight_itm, "swap": o.weight_swap}
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}  # Eq. 20
-        if not self.weights:
-            raise InputError("objective: all five weights are 0, so pre-training has no loss; make one positive")
         self.number_of = {entity: number for number, entity in enumerate(self.graph.entities)}
         entities, k = knowledge.table.shape
         triples = torch.from_numpy(self.graph.triples)
