@@ -11,7 +11,7 @@ from tests.conftest import ROOT, python
 
 LIBRARY = ROOT / "amif_lib"
 # Ceilings, in lines; the aim of each stands behind it. They go down with every commit that deletes
-# something, and up only for a repair, with the reason in its message.
+# something, and up only for a repair or for something new, with the reason in its message.
 MOST = {
     "reading road": 3760,
     "library": 14980,
